@@ -1,0 +1,267 @@
+//! Llama: embed → blocks → norm → head, with the whole chain of forward and backward on one screen.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `block.rs` | one layer, forward and backward |
+//! | `names.rs` | Hugging Face's names and shapes, in the order of buffers and files |
+//! | `params.rs` | the flat buffer and its views |
+//! | `init.rs` | every initialisation rule |
+//! | `kv_cache.rs` | keys and values for generation |
+//!
+//! The model does no I/O and knows no optimizer.
+
+pub mod block;
+pub mod init;
+pub mod kv_cache;
+pub mod names;
+pub mod params;
+
+use crate::config::ModelConfig;
+use crate::ops::attention::Heads;
+use crate::ops::cross_entropy::{cross_entropy, cross_entropy_and_backward};
+use crate::ops::embedding::{embedding, embedding_backward};
+use crate::ops::linear::linear;
+use crate::ops::rms_norm::{Normed, add_rms_norm, rms_norm_backward};
+use crate::ops::rope::Rope;
+use block::{Block, Stream};
+use candle_core::{Result, Tensor, bail};
+use kv_cache::KvCache;
+use params::{Layout, Weights};
+
+/// A LLaMA over one flat buffer of weights.
+pub struct Llama {
+    /// Its shape.
+    pub config: ModelConfig,
+    /// Where each named tensor lies.
+    pub layout: Layout,
+    /// All weights, f32.
+    pub flat: Tensor,
+    weights: Weights,
+    blocks: Vec<Block>,
+    rope: Rope,
+}
+
+impl Llama {
+    /// A model over `flat` (see [`Layout`]), which it shares: an update of the buffer is an update of the model.
+    pub fn new(config: &ModelConfig, flat: Tensor) -> Result<Self> {
+        let layout = Layout::new(config);
+        let weights = Weights::views(&flat, config, &layout)?;
+        let heads =
+            Heads { q: config.num_attention_heads, kv: config.num_key_value_heads, dim: config.head_dim };
+        let block = |w: &params::BlockWeights| Block { weights: w.clone(), heads, eps: config.rms_norm_eps };
+        let blocks = weights.blocks.iter().map(block).collect();
+        let rope = Rope::new(config.head_dim, config.rope_theta, config.max_position_embeddings);
+        Ok(Self { config: config.clone(), layout, flat, weights, blocks, rope })
+    }
+
+    /// Losses of every position (b·t), and the gradients of `scale · Σ losses` ADDED to `grads`.
+    ///
+    /// `inputs` (b, t) u32; `targets` (b·t) u32, [`IGNORE`](crate::ops::cross_entropy::IGNORE) where nothing is trained.
+    pub fn loss_and_backward(&self, inputs: &Tensor, targets: &Tensor, scale: f32, grads: &Weights) -> Result<Tensor> {
+        let mut saved = Vec::with_capacity(self.blocks.len());
+        let mut stream = self.embed(inputs)?;
+        for block in &self.blocks {
+            let (above, s) = block.forward(stream, &self.rope)?;
+            saved.push(s);
+            stream = above;
+        }
+        let Normed { h, y, rstd } = self.final_norm(&stream)?;
+        drop(stream);
+        let rows = y.flatten_to(1)?;
+        let (losses, dy) =
+            cross_entropy_and_backward(&rows, &self.weights.lm_head, targets, scale, &grads.lm_head)?;
+        let dy = dy.reshape(y.shape())?;
+        let mut dx = rms_norm_backward(&dy, &h, &rstd, &self.weights.norm, None, &grads.norm)?;
+        drop((h, y, rows, dy));
+        for ((block, s), grads) in self.blocks.iter().zip(saved).zip(&grads.blocks).rev() {
+            dx = block.backward(s, dx, &self.rope, grads)?;
+        }
+        embedding_backward(inputs, &dx, &grads.embed_tokens)?;
+        Ok(losses)
+    }
+
+    /// Losses of every position (b·t), without gradients and without saving activations.
+    pub fn losses(&self, inputs: &Tensor, targets: &Tensor) -> Result<Tensor> {
+        let hidden = self.hidden(inputs)?.flatten_to(1)?;
+        cross_entropy(&hidden, &self.weights.lm_head, targets)
+    }
+
+    /// Logits of every position (b, t, v): for tests and small inputs; training and evaluation never hold them.
+    pub fn logits(&self, inputs: &Tensor) -> Result<Tensor> {
+        linear(&self.hidden(inputs)?, &self.weights.lm_head)
+    }
+
+    /// Feeds `inputs` (b, t) after what the cache holds; logits (b, v) of the last position.
+    pub fn next_logits(&self, inputs: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
+        let t = inputs.dim(1)?;
+        if t == 0 {
+            bail!("nothing to feed");
+        }
+        let mut stream = self.embed(inputs)?;
+        for (block, cache) in self.blocks.iter().zip(&mut cache.layers) {
+            stream = block.forward_cached(stream, &self.rope, cache)?;
+        }
+        let last = |x: &Tensor| x.narrow(1, t - 1, 1)?.contiguous();
+        let stream = Stream { h: last(&stream.h)?, branch: stream.branch.as_ref().map(last).transpose()? };
+        linear(&self.final_norm(&stream)?.y, &self.weights.lm_head)?.squeeze(1)
+    }
+
+    /// Normed output of the last block (b, t, c).
+    fn hidden(&self, inputs: &Tensor) -> Result<Tensor> {
+        let mut stream = self.embed(inputs)?;
+        for block in &self.blocks {
+            stream = block.forward(stream, &self.rope)?.0;
+        }
+        Ok(self.final_norm(&stream)?.y)
+    }
+
+    fn embed(&self, inputs: &Tensor) -> Result<Stream> {
+        Ok(Stream { h: embedding(inputs, &self.weights.embed_tokens)?, branch: None })
+    }
+
+    fn final_norm(&self, stream: &Stream) -> Result<Normed> {
+        add_rms_norm(&stream.h, stream.branch.as_ref(), &self.weights.norm, self.config.rms_norm_eps)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    /// A model small enough for finite differences, with grouped heads.
+    pub(crate) fn tiny(tied: bool) -> ModelConfig {
+        ModelConfig {
+            hidden_size: 24,
+            intermediate_size: 40,
+            num_hidden_layers: 2,
+            num_attention_heads: 4,
+            num_key_value_heads: 2,
+            head_dim: 6,
+            vocab_size: 33,
+            max_position_embeddings: 16,
+            rms_norm_eps: 1e-5,
+            rope_theta: 10_000.0,
+            tie_word_embeddings: tied,
+            initializer_range: 0.02,
+            residual_scaling: false,
+        }
+    }
+
+    /// Weights large enough that every gradient matters.
+    fn model(config: &ModelConfig) -> Llama {
+        let mut config = config.clone();
+        config.initializer_range = 0.3;
+        let layout = Layout::new(&config);
+        Llama::new(&config, init::init(&config, &layout, 3).unwrap()).unwrap()
+    }
+
+    fn batch(b: usize, t: usize, vocab: u32) -> (Tensor, Tensor) {
+        let ids: Vec<u32> = (0..(b * (t + 1)) as u32).map(|i| (i * i * 7 + i * 3 + 1) % vocab).collect();
+        let rows = Tensor::from_vec(ids, (b, t + 1), &Device::Cpu).unwrap();
+        let inputs = rows.narrow(1, 0, t).unwrap().contiguous().unwrap();
+        let targets = rows.narrow(1, 1, t).unwrap().contiguous().unwrap().flatten_all().unwrap();
+        (inputs, targets)
+    }
+
+    fn mean_loss(model: &Llama, inputs: &Tensor, targets: &Tensor) -> f64 {
+        let losses = model.losses(inputs, targets).unwrap().to_vec1::<f32>().unwrap();
+        losses.iter().map(|&x| x as f64).sum::<f64>() / losses.len() as f64
+    }
+
+    #[test]
+    fn gradients_agree_with_finite_differences() {
+        for tied in [false, true] {
+            let model = model(&tiny(tied));
+            let (inputs, targets) = batch(2, 9, 33);
+            let flat_grads = model.layout.zeros(&Device::Cpu).unwrap();
+            let grads = Weights::views(&flat_grads, &model.config, &model.layout).unwrap();
+            model.loss_and_backward(&inputs, &targets, 1.0 / 18.0, &grads).unwrap();
+            let g = flat_grads.to_vec1::<f32>().unwrap();
+            let w = model.flat.to_vec1::<f32>().unwrap();
+            // The direction of the gradient itself inside each tensor: the derivative along it is its norm.
+            for spec in &model.layout.specs {
+                let range = spec.start..spec.start + spec.len;
+                let norm = g[range.clone()].iter().map(|x| (*x as f64).powi(2)).sum::<f64>().sqrt();
+                let step = 2e-2 / (1.0 + norm);
+                let along = |sign: f64| {
+                    let mut moved = w.clone();
+                    for i in range.clone() {
+                        moved[i] += (sign * step * g[i] as f64 / norm) as f32;
+                    }
+                    let flat = Tensor::from_vec(moved, w.len(), &Device::Cpu).unwrap();
+                    mean_loss(&Llama::new(&model.config, flat).unwrap(), &inputs, &targets)
+                };
+                let slope = (along(1.0) - along(-1.0)) / (2.0 * step);
+                assert!((slope / norm - 1.0).abs() < 5e-3, "{}: slope {slope}, norm {norm}", spec.name);
+            }
+        }
+    }
+
+    #[test]
+    fn cached_forward_equals_the_full_one_in_any_chunking() {
+        let model = model(&tiny(false));
+        let (inputs, _) = batch(2, 12, 33);
+        let all = model.logits(&inputs).unwrap();
+        for chunks in [vec![12], vec![1; 12], vec![5, 1, 6]] {
+            let mut cache = KvCache::new(&model.config, 2, 12, &Device::Cpu).unwrap();
+            let mut at = 0;
+            for n in chunks {
+                let logits = model.next_logits(&inputs.narrow(1, at, n).unwrap(), &mut cache).unwrap();
+                at += n;
+                let want = all.narrow(1, at - 1, 1).unwrap().squeeze(1).unwrap();
+                assert!(crate::ops::selftest::difference(&logits, &want).unwrap() < 1e-5);
+            }
+            assert!(model.next_logits(&inputs.narrow(1, 0, 1).unwrap(), &mut cache).is_err());
+        }
+    }
+
+    #[test]
+    fn ignored_targets_train_nothing_and_micro_batches_add_up() {
+        use crate::ops::cross_entropy::IGNORE;
+        let model = model(&tiny(true));
+        let (inputs, targets) = batch(4, 8, 33);
+        let run = |parts: usize, targets: &Tensor| {
+            let flat = model.layout.zeros(&Device::Cpu).unwrap();
+            let grads = Weights::views(&flat, &model.config, &model.layout).unwrap();
+            for i in 0..parts {
+                let n = 4 / parts;
+                let x = inputs.narrow(0, i * n, n).unwrap().contiguous().unwrap();
+                let y = targets.narrow(0, i * n * 8, n * 8).unwrap();
+                model.loss_and_backward(&x, &y, 1.0 / 32.0, &grads).unwrap();
+            }
+            flat
+        };
+        let whole = run(1, &targets);
+        for parts in [2, 4] {
+            assert!(crate::ops::selftest::difference(&run(parts, &targets), &whole).unwrap() < 1e-5);
+        }
+        let none = Tensor::full(IGNORE, 32, &Device::Cpu).unwrap();
+        assert!(run(2, &none).to_vec1::<f32>().unwrap().iter().all(|&g| g == 0.0));
+    }
+
+    #[test]
+    fn the_number_of_threads_does_not_change_a_bit() {
+        let mut config = tiny(false);
+        config.max_position_embeddings = 160;
+        config.vocab_size = 700;
+        config.hidden_size = 96;
+        config.intermediate_size = 200;
+        let model = model(&config);
+        let (inputs, targets) = batch(3, 150, 700);
+        let run = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let flat = model.layout.zeros(&Device::Cpu).unwrap();
+                let grads = Weights::views(&flat, &config, &model.layout).unwrap();
+                let losses = model.loss_and_backward(&inputs, &targets, 1.0, &grads).unwrap();
+                (losses.to_vec1::<f32>().unwrap(), flat.to_vec1::<f32>().unwrap())
+            })
+        };
+        let one = run(1);
+        assert!(one.1.iter().any(|&g| g != 0.0));
+        for threads in [2, 4] {
+            assert!(run(threads) == one, "{threads} threads gave other bits than one");
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! AdamW (Loshchilov & Hutter 2019) over flat buffers in one pass, with the clip factor applied on the way, and the global norm.
+//!
+//! With `g` the clipped gradient and `t` the number of APPLIED updates: `m = β₁ m + (1 - β₁) g`, `v = β₂ v + (1 - β₂) g²`,
+//! `p = p (1 - lr · wd)`, `p = p - lr / (1 - β₁ᵗ) · m / (√v / √(1 - β₂ᵗ) + ε)`: the order of operations of PyTorch's AdamW.
+
+use super::cpu;
+use candle_core::{Result, Tensor, bail};
+use rayon::prelude::*;
+
+/// Constants of one update.
+#[derive(Clone, Copy, Debug)]
+pub struct Hyper {
+    /// Learning rate of this step.
+    pub lr: f64,
+    /// Decay rates of the two moments.
+    pub betas: (f64, f64),
+    /// Added to the denominator.
+    pub eps: f64,
+    /// Decoupled weight decay of the ranges that take it.
+    pub weight_decay: f64,
+    /// Which update this is, from 1.
+    pub t: u64,
+    /// Factor on the gradient: 1, or less when the global norm is clipped.
+    pub clip: f64,
+}
+
+/// The four flat f32 buffers, of equal length.
+pub struct Flat<'a> {
+    /// Master weights, updated.
+    pub param: &'a Tensor,
+    /// Gradients, read.
+    pub grad: &'a Tensor,
+    /// First moment, updated.
+    pub exp_avg: &'a Tensor,
+    /// Second moment, updated.
+    pub exp_avg_sq: &'a Tensor,
+}
+
+/// A range of the flat buffers with one decay rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// First element.
+    pub start: usize,
+    /// Number of elements.
+    pub len: usize,
+    /// Whether weight decay applies.
+    pub decay: bool,
+}
+
+/// Coefficients in f32, computed once in f64.
+#[derive(Clone, Copy)]
+struct Coefficients {
+    clip: f32,
+    beta1: f32,
+    beta2: f32,
+    one_minus_beta1: f32,
+    one_minus_beta2: f32,
+    keep: f32,
+    step_size: f32,
+    inverse_sqrt_correction2: f32,
+    eps: f32,
+}
+
+impl Hyper {
+    fn coefficients(&self, decay: bool) -> Coefficients {
+        let (beta1, beta2) = self.betas;
+        let exponent = self.t.min(i32::MAX as u64) as i32;
+        let (correction1, correction2) = (1.0 - beta1.powi(exponent), 1.0 - beta2.powi(exponent));
+        let weight_decay = if decay { self.weight_decay } else { 0.0 };
+        Coefficients {
+            clip: self.clip as f32,
+            beta1: beta1 as f32,
+            beta2: beta2 as f32,
+            one_minus_beta1: (1.0 - beta1) as f32,
+            one_minus_beta2: (1.0 - beta2) as f32,
+            keep: (1.0 - self.lr * weight_decay) as f32,
+            step_size: (self.lr / correction1) as f32,
+            inverse_sqrt_correction2: (1.0 / correction2.sqrt()) as f32,
+            eps: self.eps as f32,
+        }
+    }
+}
+
+/// The same in candle's primitives for one tensor: (param, exp_avg, exp_avg_sq) after the update.
+pub fn reference(p: &Tensor, g: &Tensor, m: &Tensor, v: &Tensor, h: &Hyper, decay: bool) -> Result<[Tensor; 3]> {
+    let g = (g * h.clip)?;
+    let m = ((m * h.betas.0)? + (&g * (1.0 - h.betas.0))?)?;
+    let v = ((v * h.betas.1)? + (g.sqr()? * (1.0 - h.betas.1))?)?;
+    let (c1, c2) = (1.0 - h.betas.0.powf(h.t as f64), 1.0 - h.betas.1.powf(h.t as f64));
+    let denominator = ((v.sqrt()? / c2.sqrt())? + h.eps)?;
+    let p = if decay { (p * (1.0 - h.lr * h.weight_decay))? } else { p.clone() };
+    let p = (p - ((&m / denominator)? * (h.lr / c1))?)?;
+    Ok([p, m, v])
+}
+
+/// One update of everything in `ranges`.
+pub fn adamw(flat: &Flat, ranges: &[Range], hyper: &Hyper) -> Result<()> {
+    let n = flat.param.elem_count();
+    if [flat.grad, flat.exp_avg, flat.exp_avg_sq].iter().any(|t| t.elem_count() != n)
+        || ranges.iter().any(|r| r.start + r.len > n)
+    {
+        bail!("adamw: buffers or ranges do not fit {n} parameters");
+    }
+    let op = "adamw";
+    cpu::read(op, [flat.grad], |[g]| {
+        cpu::update(op, flat.param, |p| {
+            cpu::update(op, flat.exp_avg, |m| {
+                cpu::update(op, flat.exp_avg_sq, |v| {
+                    for r in ranges {
+                        let at = r.start..r.start + r.len;
+                        let k = hyper.coefficients(r.decay);
+                        update_range(&mut p[at.clone()], &g[at.clone()], &mut m[at.clone()], &mut v[at], k);
+                    }
+                    Ok(())
+                })
+            })
+        })
+    })
+}
+
+fn update_range(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], k: Coefficients) {
+    let pieces = p
+        .par_chunks_mut(cpu::PIECE)
+        .zip(g.par_chunks(cpu::PIECE))
+        .zip(m.par_chunks_mut(cpu::PIECE))
+        .zip(v.par_chunks_mut(cpu::PIECE));
+    pieces.for_each(|(((p, g), m), v)| {
+        cpu::simd(|| {
+            for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
+                let g = g * k.clip;
+                *m = k.beta1 * *m + k.one_minus_beta1 * g;
+                *v = k.beta2 * *v + k.one_minus_beta2 * (g * g);
+                let denominator = v.sqrt() * k.inverse_sqrt_correction2 + k.eps;
+                *p = *p * k.keep - k.step_size * (*m / denominator);
+            }
+        })
+    });
+}
+
+/// Square root of the sum of squares of all elements, gathered in f64 over fixed pieces.
+pub fn global_norm(grad: &Tensor) -> Result<f64> {
+    cpu::read("global_norm", [grad], |[g]| {
+        let partials: Vec<f64> = g.par_chunks(cpu::PIECE).map(|piece| cpu::simd(|| sum_of_squares(piece))).collect();
+        Ok(partials.iter().sum::<f64>().sqrt())
+    })
+}
+
+#[inline(always)]
+fn sum_of_squares(piece: &[f32]) -> f64 {
+    let mut lanes = [0f64; cpu::LANES];
+    let chunks = piece.chunks_exact(cpu::LANES);
+    for (l, x) in chunks.remainder().iter().enumerate() {
+        lanes[l] += *x as f64 * *x as f64;
+    }
+    for x in chunks {
+        for l in 0..cpu::LANES {
+            lanes[l] += x[l] as f64 * x[l] as f64;
+        }
+    }
+    lanes.iter().sum()
+}
+
+/// Sets every element to 0.
+pub fn zero(t: &Tensor) -> Result<()> {
+    cpu::update("zero", t, |x| {
+        x.par_chunks_mut(cpu::PIECE).for_each(|x| x.fill(0.0));
+        Ok(())
+    })
+}

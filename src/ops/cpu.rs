@@ -1,0 +1,287 @@
+//! What every CPU implementation shares: f32 views of candle tensors, fixed work splitting, SIMD dispatch, small vector math.
+//!
+//! Work is split into pieces whose size depends on the shape only, and partial results are combined in the order of the pieces;
+//! rayon may run the pieces anywhere. Reductions inside a piece use [`LANES`] explicit accumulators, so that SSE, AVX2, AVX-512 and
+//! NEON builds of the same loop add the same numbers in the same order.
+
+use std::cell::RefCell;
+
+use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Shape, Storage, Tensor, bail};
+
+/// Independent accumulators of a reduction: one AVX-512 register of f32.
+pub(crate) const LANES: usize = 16;
+
+/// Elements of one piece of an elementwise job: a few L1 caches' worth, small enough to balance, large enough to hide the hand-over.
+pub(crate) const PIECE: usize = 32 * 1024;
+
+/// Rows per piece for row-wise jobs of `columns` elements each; at least one.
+pub(crate) fn rows_per_piece(columns: usize) -> usize {
+    (PIECE / columns.max(1)).max(1)
+}
+
+/// Runs `f` compiled for the widest instruction set this processor has (AVX-512, AVX2 + FMA, NEON or the baseline).
+#[inline(always)]
+pub(crate) fn simd<R>(f: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(f)
+}
+
+/// A zeroed buffer for an op's output.
+pub(crate) fn zeros(len: usize) -> Vec<f32> {
+    vec![0.0; len]
+}
+
+/// A CPU tensor that owns `data`.
+pub(crate) fn tensor(data: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor> {
+    Tensor::from_vec(data, shape.into(), &Device::Cpu)
+}
+
+/// Refuses tensors that no implementation of `op` takes: today everything except f32 on the CPU.
+pub(crate) fn expect_f32(op: &str, t: &Tensor) -> Result<()> {
+    if !t.device().is_cpu() || t.dtype() != DType::F32 {
+        bail!("{op}: expected f32 on the CPU, got {:?} on {:?}", t.dtype(), t.device().location());
+    }
+    Ok(())
+}
+
+fn f32_slice<'a>(op: &str, storage: &'a Storage, layout: &Layout) -> Result<&'a [f32]> {
+    let Storage::Cpu(CpuStorage::F32(data)) = storage else { bail!("{op}: expected f32 on the CPU") };
+    let Some((start, end)) = layout.contiguous_offsets() else { bail!("{op}: expected a contiguous tensor") };
+    Ok(&data[start..end])
+}
+
+/// Gives `f` the elements of `tensors` in row-major order; a strided tensor is copied once, a contiguous one is borrowed.
+pub(crate) fn read<const N: usize, R>(
+    op: &str,
+    tensors: [&Tensor; N],
+    f: impl FnOnce([&[f32]; N]) -> Result<R>,
+) -> Result<R> {
+    let mut owned = Vec::with_capacity(N);
+    for t in tensors {
+        expect_f32(op, t)?;
+        owned.push(t.contiguous()?);
+    }
+    let guards: Vec<_> = owned.iter().map(|t| t.storage_and_layout()).collect();
+    let mut slices: [&[f32]; N] = [&[]; N];
+    for (slice, (storage, layout)) in slices.iter_mut().zip(&guards) {
+        *slice = f32_slice(op, storage, layout)?;
+    }
+    f(slices)
+}
+
+/// The elements of a u32 tensor (token ids), copied: they are few.
+pub(crate) fn ids(op: &str, t: &Tensor) -> Result<Vec<u32>> {
+    if t.dtype() != DType::U32 {
+        bail!("{op}: token ids must be u32, got {:?}", t.dtype());
+    }
+    t.flatten_all()?.to_vec1::<u32>()
+}
+
+struct Update<F> {
+    op: &'static str,
+    // candle hands the storage to `&self`; the cell lets the closure change what it captured.
+    f: RefCell<F>,
+}
+
+impl<F: FnMut(&mut [f32]) -> Result<()>> InplaceOp1 for Update<F> {
+    fn name(&self) -> &'static str {
+        self.op
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let CpuStorage::F32(data) = storage else { bail!("{}: expected f32", self.op) };
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            bail!("{}: the tensor updated in place must be contiguous", self.op)
+        };
+        (self.f.borrow_mut())(&mut data[start..end])
+    }
+}
+
+/// Gives `f` the elements of the contiguous tensor `t` to change in place; other views of its storage see the change.
+pub(crate) fn update(op: &'static str, t: &Tensor, f: impl FnMut(&mut [f32]) -> Result<()>) -> Result<()> {
+    expect_f32(op, t)?;
+    t.inplace_op1(&Update { op, f: RefCell::new(f) })
+}
+
+/// A pointer that several tasks may write through at places they do not share.
+#[derive(Clone, Copy)]
+pub(crate) struct SharedMut(*mut f32, usize);
+
+// SAFETY: it is only a place to write; `range` demands of its callers that no two live ranges overlap.
+unsafe impl Send for SharedMut {}
+// SAFETY: as above.
+unsafe impl Sync for SharedMut {}
+
+impl SharedMut {
+    pub(crate) fn new(data: &mut [f32]) -> Self {
+        Self(data.as_mut_ptr(), data.len())
+    }
+
+    /// The elements `start..start + len`.
+    ///
+    /// # Safety
+    /// The buffer is alive, and no other reference to these elements exists while the result is used.
+    #[allow(clippy::mut_from_ref)]
+    pub(crate) unsafe fn range(&self, start: usize, len: usize) -> &mut [f32] {
+        assert!(start + len <= self.1);
+        // SAFETY: in bounds by the assertion, alive and unshared by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
+    }
+
+    /// The address of element `start`, for strided writes whose last element is `start + span - 1`.
+    pub(crate) fn at(&self, start: usize, span: usize) -> *mut f32 {
+        assert!(start + span <= self.1);
+        // SAFETY: in bounds by the assertion.
+        unsafe { self.0.add(start) }
+    }
+}
+
+/// Adds up lanes in one fixed tree.
+#[inline(always)]
+fn fold(mut lanes: [f32; LANES]) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// `Σ f(aᵢ, bᵢ)` with lane accumulators; call inside [`simd`].
+#[inline(always)]
+pub(crate) fn sum2(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let (a_rest, b_rest) = (a_chunks.remainder(), b_chunks.remainder());
+    for (x, y) in a_chunks.zip(b_chunks) {
+        for l in 0..LANES {
+            lanes[l] += f(x[l], y[l]);
+        }
+    }
+    for (l, (x, y)) in a_rest.iter().zip(b_rest).enumerate() {
+        lanes[l] += f(*x, *y);
+    }
+    fold(lanes)
+}
+
+/// `Σ aᵢ bᵢ`; call inside [`simd`].
+#[inline(always)]
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    sum2(a, b, |x, y| x * y)
+}
+
+/// The largest element, -inf for none; NaN loses. Call inside [`simd`].
+#[inline(always)]
+pub(crate) fn max(a: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let chunks = a.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for x in chunks {
+        for l in 0..LANES {
+            lanes[l] = if x[l] > lanes[l] { x[l] } else { lanes[l] };
+        }
+    }
+    let mut m = f32::NEG_INFINITY;
+    for &x in lanes.iter().chain(rest) {
+        m = if x > m { x } else { m };
+    }
+    m
+}
+
+/// Replaces each `aᵢ` by `exp(aᵢ - shift)` and returns the sum. Call inside [`simd`].
+#[inline(always)]
+pub(crate) fn exp_and_sum(a: &mut [f32], shift: f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let mut chunks = a.chunks_exact_mut(LANES);
+    for x in &mut chunks {
+        for l in 0..LANES {
+            x[l] = exp(x[l] - shift);
+            lanes[l] += x[l];
+        }
+    }
+    for (l, x) in chunks.into_remainder().iter_mut().enumerate() {
+        *x = exp(*x - shift);
+        lanes[l] += *x;
+    }
+    fold(lanes)
+}
+
+/// `eˣ` to about 2 ulp without a branch or a call, so that loops over it vectorise: `x = n ln 2 + r`, a degree-6 polynomial in
+/// `r ∈ [-ln 2 / 2, ln 2 / 2]`, and `2ⁿ` built from bits (Cephes' coefficients). Below -87.3 it returns about 1e-38; NaN stays NaN.
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    let clamped = if x < -87.3 { -87.3 } else { x };
+    let clamped = if clamped > 88.3 { 88.3 } else { clamped };
+    // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer in the default rounding mode.
+    const ROUND: f32 = 12_582_912.0;
+    let n = (clamped * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    let r = clamped - n * 0.693_359_4 + n * 2.121_944_4e-4;
+    let p = 1.987_569_1e-4;
+    let p = p * r + 1.398_199_9e-3;
+    let p = p * r + 8.333_452e-3;
+    let p = p * r + 4.166_579_6e-2;
+    let p = p * r + 1.666_666_5e-1;
+    let p = p * r + 5.000_000_1e-1;
+    let y = p * r * r + r + 1.0;
+    // SAFETY: n is within [-126, 128] or NaN; `as` would saturate, which costs a compare per element, and for NaN any integer will do
+    // because y is NaN already.
+    let n = if n == n { n } else { 0.0 };
+    let n = unsafe { n.to_int_unchecked::<i32>() };
+    y * f32::from_bits(((n + 127) << 23) as u32)
+}
+
+/// `1 / (1 + e⁻ˣ)`.
+#[inline(always)]
+pub(crate) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_matches_the_library_within_a_few_ulp() {
+        let mut x = -87.0f32;
+        while x < 88.0 {
+            let (got, want) = (simd(|| exp(x)), (x as f64).exp());
+            assert!(((got as f64 - want) / want).abs() < 4e-7, "exp({x}) = {got}, not {want}");
+            x += 0.0137;
+        }
+        assert!(exp(f32::NAN).is_nan());
+        assert!(exp(f32::NEG_INFINITY) < 2e-38);
+    }
+
+    #[test]
+    fn reductions_agree_with_plain_sums_at_every_length() {
+        for n in 0..70 {
+            let a: Vec<f32> = (0..n).map(|i| (i as f32 * 0.37).sin()).collect();
+            let b: Vec<f32> = (0..n).map(|i| (i as f32 * 0.71).cos()).collect();
+            let want: f64 = a.iter().zip(&b).map(|(x, y)| (*x as f64) * (*y as f64)).sum();
+            assert!((simd(|| dot(&a, &b)) as f64 - want).abs() < 1e-5);
+            assert_eq!(simd(|| max(&a)), a.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+        }
+    }
+
+    #[test]
+    fn simd_width_does_not_change_the_bits() {
+        let a: Vec<f32> = (0..1003).map(|i| (i as f32 * 0.1).sin()).collect();
+        assert_eq!(dot(&a, &a).to_bits(), simd(|| dot(&a, &a)).to_bits());
+        let (mut e1, mut e2) = (a.clone(), a.clone());
+        assert_eq!(exp_and_sum(&mut e1, 0.5).to_bits(), simd(|| exp_and_sum(&mut e2, 0.5)).to_bits());
+        assert_eq!(e1, e2);
+    }
+
+    #[test]
+    fn an_update_through_a_view_is_seen_by_the_whole() {
+        let flat = tensor(vec![0.0; 6], 6).unwrap();
+        let view = flat.narrow(0, 2, 3).unwrap();
+        update("test", &view, |x| {
+            x[0] = 7.0;
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(flat.to_vec1::<f32>().unwrap(), [0.0, 0.0, 7.0, 0.0, 0.0, 0.0]);
+    }
+}

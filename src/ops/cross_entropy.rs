@@ -1,0 +1,141 @@
+//! The language-model head and its cross-entropy in one, over chunks of rows: the (n, v) logits never exist whole.
+//!
+//! Per row with target `y`: `loss = ln Σⱼ exp(zⱼ) - z_y`, `z = W x`. Backward in the same pass while a chunk of logits is at hand:
+//! `dz = scale · (softmax(z) - onehot(y))`, `dx = dz W`, `dW += dzᵀ x`. `scale` is 1 / (trained tokens of the whole optimizer step), so that
+//! gradient accumulation gives the mean over the step whatever the micro-batch. Rows whose target is [`IGNORE`] cost nothing and
+//! train nothing.
+
+use super::cpu;
+use super::gemm::{Into, Mat, matmul};
+use candle_core::{D, Result, Tensor, bail};
+use rayon::prelude::*;
+
+/// The target of a position that is not trained.
+pub const IGNORE: u32 = u32::MAX;
+
+/// Logits held at once: 16 Mi elements, 64 MiB.
+const CHUNK_ELEMENTS: usize = 16 << 20;
+
+/// The same in candle's differentiable primitives: loss of each row, (n). No ignored targets.
+pub fn reference(x_nc: &Tensor, w_vc: &Tensor, targets_n: &Tensor) -> Result<Tensor> {
+    let logits = x_nc.matmul(&w_vc.t()?)?;
+    let shifted = logits.broadcast_sub(&logits.detach().max_keepdim(D::Minus1)?)?;
+    let log_sum = shifted.exp()?.sum(D::Minus1)?.log()?;
+    log_sum - shifted.gather(&targets_n.unsqueeze(1)?, 1)?.squeeze(1)
+}
+
+struct Head<'a> {
+    x: &'a [f32],
+    w: &'a [f32],
+    targets: &'a [u32],
+    channels: usize,
+    vocab: usize,
+}
+
+impl Head<'_> {
+    /// Rows `from..` of one chunk as the caller needs them: fills `logits` and gives each row to `row` with its target.
+    fn chunk(&self, logits: &mut [f32], from: usize, losses: &mut [f32], row: impl Fn(&mut [f32], u32) -> f32 + Sync) {
+        let (rows, c, v) = (losses.len(), self.channels, self.vocab);
+        let x = Mat::new(&self.x[from * c..], rows, c, c);
+        matmul(logits, v, Into::Overwrite, 1.0, x, Mat::new(self.w, v, c, c).t());
+        let per_piece = cpu::rows_per_piece(v);
+        let targets = &self.targets[from..from + rows];
+        logits
+            .par_chunks_mut(per_piece * v)
+            .zip(losses.par_chunks_mut(per_piece))
+            .zip(targets.par_chunks(per_piece))
+            .for_each(|((logits, losses), targets)| {
+                for ((z, loss), &target) in logits.chunks_exact_mut(v).zip(losses).zip(targets) {
+                    *loss = row(z, target);
+                }
+            });
+    }
+
+    fn rows_per_chunk(&self) -> usize {
+        (CHUNK_ELEMENTS / self.vocab).max(64)
+    }
+}
+
+/// Loss of one row; its logits become exponentials. Returns (loss, sum of exponentials).
+fn row_loss(z: &mut [f32], target: u32) -> (f32, f32) {
+    cpu::simd(|| {
+        let top = cpu::max(z);
+        let at_target = z[target as usize];
+        let sum = cpu::exp_and_sum(z, top);
+        // A NaN among the logits escapes `max` but not the sum.
+        (sum.ln() + top - at_target, sum)
+    })
+}
+
+fn check(op: &str, x: &Tensor, w: &Tensor, targets: &Tensor) -> Result<(usize, usize, usize, Vec<u32>)> {
+    let (n, c) = x.dims2()?;
+    let (v, wc) = w.dims2()?;
+    let targets = cpu::ids(op, targets)?;
+    if wc != c || targets.len() != n {
+        bail!("{op}: x {:?}, head {:?} and {} targets do not fit", x.shape(), w.shape(), targets.len());
+    }
+    if let Some(bad) = targets.iter().find(|&&t| t != IGNORE && t as usize >= v) {
+        bail!("{op}: target {bad} is outside the vocabulary of {v}");
+    }
+    Ok((n, c, v, targets))
+}
+
+/// Loss of each row, (n); 0 where ignored.
+pub fn cross_entropy(x_nc: &Tensor, w_vc: &Tensor, targets_n: &Tensor) -> Result<Tensor> {
+    let (n, channels, vocab, targets) = check("cross_entropy", x_nc, w_vc, targets_n)?;
+    let losses = cpu::read("cross_entropy", [x_nc, w_vc], |[x, w]| {
+        let head = Head { x, w, targets: &targets, channels, vocab };
+        let step = head.rows_per_chunk();
+        let mut losses = cpu::zeros(n);
+        let mut logits = cpu::zeros(step.min(n) * vocab);
+        for (i, losses) in losses.chunks_mut(step).enumerate() {
+            let logits = &mut logits[..losses.len() * vocab];
+            head.chunk(logits, i * step, losses, |z, target| if target == IGNORE { 0.0 } else { row_loss(z, target).0 });
+        }
+        Ok(losses)
+    })?;
+    cpu::tensor(losses, n)
+}
+
+/// Loss of each row (n) and the gradient of `x` (n, c) for the loss `scale · Σ rows`; accumulates the head's gradient into `dw`.
+pub fn cross_entropy_and_backward(
+    x_nc: &Tensor,
+    w_vc: &Tensor,
+    targets_n: &Tensor,
+    scale: f32,
+    dw_vc: &Tensor,
+) -> Result<(Tensor, Tensor)> {
+    let (n, c, vocab, targets) = check("cross_entropy", x_nc, w_vc, targets_n)?;
+    let mut losses = cpu::zeros(n);
+    let dx = cpu::read("cross_entropy", [x_nc, w_vc], |[x, w]| {
+        let head = Head { x, w, targets: &targets, channels: c, vocab };
+        let step = head.rows_per_chunk();
+        let mut dx = cpu::zeros(n * c);
+        let mut logits = cpu::zeros(step.min(n) * vocab);
+        for ((i, losses), dx) in losses.chunks_mut(step).enumerate().zip(dx.chunks_mut(step * c)) {
+            let (rows, from) = (losses.len(), i * step);
+            let logits = &mut logits[..rows * vocab];
+            head.chunk(logits, from, losses, |z, target| row_loss_and_gradient(z, target, scale));
+            let dz = Mat::new(logits, rows, vocab, vocab);
+            matmul(dx, c, Into::Overwrite, 1.0, dz, Mat::new(w, vocab, c, c));
+            cpu::update("cross_entropy", dw_vc, |dw| {
+                matmul(dw, c, Into::Accumulate, 1.0, dz.t(), Mat::new(&x[from * c..], rows, c, c));
+                Ok(())
+            })?;
+        }
+        Ok(dx)
+    })?;
+    Ok((cpu::tensor(losses, n)?, cpu::tensor(dx, (n, c))?))
+}
+
+fn row_loss_and_gradient(z: &mut [f32], target: u32, scale: f32) -> f32 {
+    if target == IGNORE {
+        z.fill(0.0);
+        return 0.0;
+    }
+    let (loss, sum) = row_loss(z, target);
+    let factor = scale / sum;
+    cpu::simd(|| z.iter_mut().for_each(|z| *z *= factor));
+    z[target as usize] -= scale;
+    loss
+}

@@ -1,0 +1,101 @@
+//! Rotary position embedding (Su et al. 2021) in the half-split ("rotate_half") layout of Hugging Face, in place on packed QKV.
+//!
+//! For every query and key head and `i < d/2`, with the angle `θᵢ = position · base^(-2i/d)`:
+//! `x'ᵢ = xᵢ cos θᵢ - xᵢ₊d/₂ sin θᵢ`, `x'ᵢ₊d/₂ = xᵢ₊d/₂ cos θᵢ + xᵢ sin θᵢ`. A rotation's backward is the rotation by `-θ`.
+//! Packed rows are (h query heads ‖ k key heads ‖ k value heads), each d wide; the value heads stay as they are.
+
+use super::cpu;
+use candle_core::{Result, Tensor, bail};
+use rayon::prelude::*;
+
+/// Cosines and sines of all angles, (positions, d/2) each, in f32.
+#[derive(Clone, Debug)]
+pub struct Rope {
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    half: usize,
+}
+
+impl Rope {
+    /// Tables for `positions` positions. The angles are computed in f32 step by step as transformers does, so that both see the
+    /// same rounded frequencies.
+    pub fn new(head_dim: usize, theta: f64, positions: usize) -> Self {
+        let half = head_dim / 2;
+        let frequencies: Vec<f32> =
+            (0..half).map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / head_dim as f32)).collect();
+        let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
+        let (sin, cos) = angles.map(f32::sin_cos).unzip();
+        Self { cos, sin, half }
+    }
+
+    /// How many positions the tables cover.
+    pub fn positions(&self) -> usize {
+        self.cos.len() / self.half
+    }
+
+    /// The tables as (positions, d/2) tensors, for the reference.
+    pub fn tensors(&self) -> Result<(Tensor, Tensor)> {
+        let shape = (self.positions(), self.half);
+        Ok((cpu::tensor(self.cos.clone(), shape)?, cpu::tensor(self.sin.clone(), shape)?))
+    }
+}
+
+/// The same in candle's differentiable primitives, for packed (b, t, (h + 2k)·d) at positions from 0.
+pub fn reference(qkv: &Tensor, rope: &Rope, rotated_heads: usize) -> Result<Tensor> {
+    let (b, t, width) = qkv.dims3()?;
+    let (half, d) = (rope.half, 2 * rope.half);
+    let heads = qkv.reshape((b, t, width / d, d))?;
+    let (cos, sin) = rope.tensors()?;
+    let cos = cos.narrow(0, 0, t)?.reshape((1, t, 1, half))?;
+    let sin = sin.narrow(0, 0, t)?.reshape((1, t, 1, half))?;
+    let turned = heads.narrow(2, 0, rotated_heads)?;
+    let (x, y) = (turned.narrow(3, 0, half)?, turned.narrow(3, half, half)?);
+    let a = (x.broadcast_mul(&cos)? - y.broadcast_mul(&sin)?)?;
+    let c = (y.broadcast_mul(&cos)? + x.broadcast_mul(&sin)?)?;
+    let turned = Tensor::cat(&[a, c], 3)?;
+    let rest = heads.narrow(2, rotated_heads, width / d - rotated_heads)?;
+    Tensor::cat(&[turned, rest], 2)?.reshape((b, t, width))
+}
+
+/// Rotates the first `rotated_heads` heads of packed `qkv` (b, t, (h + 2k)·d) in place; row `t` of a sequence is at position
+/// `start + t`.
+pub fn rope(qkv: &Tensor, rope: &Rope, rotated_heads: usize, start: usize) -> Result<()> {
+    turn("rope", qkv, rope, rotated_heads, start, 1.0)
+}
+
+/// Turns the gradient of packed `qkv` back, in place.
+pub fn rope_backward(dqkv: &Tensor, rope: &Rope, rotated_heads: usize, start: usize) -> Result<()> {
+    turn("rope_backward", dqkv, rope, rotated_heads, start, -1.0)
+}
+
+fn turn(op: &'static str, qkv: &Tensor, rope: &Rope, rotated_heads: usize, start: usize, sign: f32) -> Result<()> {
+    let (_, t, width) = qkv.dims3()?;
+    let (half, d) = (rope.half, 2 * rope.half);
+    if rotated_heads * d > width {
+        bail!("{op}: {rotated_heads} heads of {d} do not fit rows of {width}");
+    }
+    if start + t > rope.positions() {
+        bail!("{op}: position {} is beyond the {} of the tables", start + t - 1, rope.positions());
+    }
+    cpu::update(op, qkv, |qkv| {
+        let rows = cpu::rows_per_piece(width);
+        qkv.par_chunks_mut(rows * width).enumerate().for_each(|(piece, chunk)| {
+            cpu::simd(|| {
+                for (r, row) in chunk.chunks_exact_mut(width).enumerate() {
+                    let position = start + (piece * rows + r) % t;
+                    let cos = &rope.cos[position * half..][..half];
+                    let sin = &rope.sin[position * half..][..half];
+                    for head in row.chunks_exact_mut(d).take(rotated_heads) {
+                        let (x, y) = head.split_at_mut(half);
+                        for i in 0..half {
+                            let (a, b, s) = (x[i], y[i], sign * sin[i]);
+                            x[i] = a * cos[i] - b * s;
+                            y[i] = b * cos[i] + a * s;
+                        }
+                    }
+                }
+            })
+        });
+        Ok(())
+    })
+}

@@ -1,0 +1,277 @@
+//! Value and gradient of every op against the same formula in candle's differentiable primitives, on the user's own device.
+//!
+//! `cargo test` and `llama-lite doctor` run the same checks. The oracle is candle's autograd; an op's result counts as right when it
+//! differs by at most [`TOLERANCE`] of the oracle's largest element.
+
+use super::attention::Heads;
+use super::rope::Rope;
+use super::{adamw, attention, cross_entropy, embedding, linear, rms_norm, rope, swiglu};
+use candle_core::{DType, Device, Result, Tensor, Var};
+
+/// Largest accepted difference, relative to the largest element of the oracle (f32, sums of up to a few thousand terms).
+pub const TOLERANCE: f64 = 2e-5;
+
+/// The outcome of one op: its name and the largest relative difference of value and gradients over all shapes tried.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The op's name: the name of its module.
+    pub op: &'static str,
+    /// Largest relative difference found.
+    pub difference: f64,
+}
+
+impl Outcome {
+    /// Whether the op agrees with the oracle.
+    pub fn passed(&self) -> bool {
+        self.difference <= TOLERANCE
+    }
+}
+
+type Check = fn(&mut Inputs) -> Result<f64>;
+
+/// Every op of the training path with its check; a new op without an entry fails `tests/tidy.rs`.
+const CHECKS: [(&str, Check); 8] = [
+    ("embedding", check_embedding),
+    ("linear", check_linear),
+    ("rms_norm", check_rms_norm),
+    ("rope", check_rope),
+    ("swiglu", check_swiglu),
+    ("attention", check_attention),
+    ("cross_entropy", check_cross_entropy),
+    ("adamw", check_adamw),
+];
+
+/// Names of the ops that [`run`] checks.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    CHECKS.iter().map(|(name, _)| *name)
+}
+
+/// Checks every op.
+pub fn run() -> Result<Vec<Outcome>> {
+    let mut inputs = Inputs { state: 0x9e37_79b9_7f4a_7c15 };
+    CHECKS.iter().map(|&(op, check)| Ok(Outcome { op, difference: check(&mut inputs)? })).collect()
+}
+
+/// Pseudo-random test inputs: an own little generator, so that a report from any machine speaks of the same numbers.
+struct Inputs {
+    state: u64,
+}
+
+impl Inputs {
+    fn next(&mut self) -> u64 {
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        self.state
+    }
+
+    /// Values in [-1, 1).
+    fn tensor(&mut self, shape: &[usize]) -> Result<Tensor> {
+        let data: Vec<f32> =
+            (0..shape.iter().product()).map(|_| (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0).collect();
+        Tensor::from_vec(data, shape, &Device::Cpu)
+    }
+
+    /// The same kind of values in a tensor whose memory is transposed: a strided input.
+    fn strided(&mut self, rows: usize, cols: usize) -> Result<Tensor> {
+        self.tensor(&[cols, rows])?.t()
+    }
+
+    fn ids(&mut self, n: usize, below: usize) -> Result<Tensor> {
+        let data: Vec<u32> = (0..n).map(|_| (self.next() % below as u64) as u32).collect();
+        Tensor::from_vec(data, n, &Device::Cpu)
+    }
+}
+
+/// Largest difference relative to the largest element of `want`; not a number counts as infinite.
+pub fn difference(got: &Tensor, want: &Tensor) -> Result<f64> {
+    if got.dims() != want.dims() {
+        return Ok(f64::INFINITY);
+    }
+    if got.elem_count() == 0 {
+        return Ok(0.0);
+    }
+    let all = |t: &Tensor| t.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>();
+    let (got, want) = (all(got)?, all(want)?);
+    let largest = want.iter().fold(1e-30, |m: f64, x| m.max(x.abs()));
+    let worst = got.iter().zip(&want).fold(0.0, |m: f64, (g, w)| {
+        let d = (g - w).abs() / largest;
+        if d.is_nan() { f64::INFINITY } else { m.max(d) }
+    });
+    Ok(worst)
+}
+
+fn worst(pairs: &[(&Tensor, &Tensor)]) -> Result<f64> {
+    pairs.iter().try_fold(0.0, |m: f64, (got, want)| Ok(m.max(difference(got, want)?)))
+}
+
+/// Gradients of `Σ y · dy` with respect to `vars`, by candle's autograd.
+fn autograd(y: &Tensor, dy: &Tensor, vars: &[&Var]) -> Result<Vec<Tensor>> {
+    let grads = (y * dy)?.sum_all()?.backward()?;
+    vars.iter()
+        .map(|v| grads.get(v).cloned().ok_or_else(|| candle_core::Error::Msg("no gradient from the oracle".into())))
+        .collect()
+}
+
+fn zeros_like(t: &Tensor) -> Result<Tensor> {
+    Tensor::zeros(t.shape(), t.dtype(), t.device())
+}
+
+fn check_embedding(inputs: &mut Inputs) -> Result<f64> {
+    let mut found = 0.0f64;
+    for (n, v, c) in [(1, 3, 1), (37, 11, 70), (128, 50, 96)] {
+        let (ids, table) = (inputs.ids(n, v)?, Var::from_tensor(&inputs.tensor(&[v, c])?)?);
+        let dy = inputs.tensor(&[n, c])?;
+        let want = embedding::reference(&ids, &table)?;
+        let oracle = autograd(&want, &dy, &[&table])?;
+        let dtable = zeros_like(&table)?;
+        embedding::embedding_backward(&ids, &dy, &dtable)?;
+        found = found.max(worst(&[(&embedding::embedding(&ids, &table)?, &want), (&dtable, &oracle[0])])?);
+    }
+    Ok(found)
+}
+
+fn check_linear(inputs: &mut Inputs) -> Result<f64> {
+    let mut found = 0.0f64;
+    for (n, o, i) in [(1, 1, 1), (7, 13, 5), (65, 33, 130), (128, 256, 64)] {
+        for strided in [false, true] {
+            let x = if strided { inputs.strided(n, i)? } else { inputs.tensor(&[n, i])? };
+            let (x, w) = (Var::from_tensor(&x)?, Var::from_tensor(&inputs.tensor(&[o, i])?)?);
+            let dy = if strided { inputs.strided(n, o)? } else { inputs.tensor(&[n, o])? };
+            let want = linear::reference(&x, &w)?;
+            let oracle = autograd(&want, &dy, &[&x, &w])?;
+            let dw = Tensor::ones_like(&w)?;
+            let dx = linear::linear_backward(&dy, &x, &w, &dw)?;
+            let dw = (dw - 1.0)?;
+            found = found.max(worst(&[(&linear::linear(&x, &w)?, &want), (&dx, &oracle[0]), (&dw, &oracle[1])])?);
+        }
+    }
+    Ok(found)
+}
+
+fn check_rms_norm(inputs: &mut Inputs) -> Result<f64> {
+    let (mut found, eps) = (0.0f64, 1e-5);
+    for (n, c) in [(1, 1), (3, 17), (300, 128), (9, 500)] {
+        let (x, delta) = (Var::from_tensor(&inputs.strided(n, c)?)?, inputs.tensor(&[n, c])?);
+        let w = Var::from_tensor(&inputs.tensor(&[c])?)?;
+        let (dy, dres) = (inputs.tensor(&[n, c])?, inputs.tensor(&[n, c])?);
+        let h = (x.as_tensor() + &delta)?;
+        let want = rms_norm::reference(&h, &w, eps)?;
+        let through_both = ((&want * &dy)? + (&h * &dres)?)?;
+        let oracle = autograd(&through_both, &through_both.ones_like()?, &[&x, &w])?;
+        let normed = rms_norm::add_rms_norm(&x, Some(&delta), &w, eps)?;
+        let dw = zeros_like(&w)?;
+        let dx = rms_norm::rms_norm_backward(&dy, &normed.h, &normed.rstd, &w, Some(&dres), &dw)?;
+        let again = rms_norm::rms_norm_recompute(&normed.h, &normed.rstd, &w)?;
+        let alone = rms_norm::add_rms_norm(&h, None, &w, eps)?.y;
+        let pairs = [(&normed.y, &want), (&normed.h, &h), (&again, &want), (&alone, &want)];
+        found = found.max(worst(&pairs)?).max(worst(&[(&dx, &oracle[0]), (&dw, &oracle[1])])?);
+    }
+    Ok(found)
+}
+
+fn check_rope(inputs: &mut Inputs) -> Result<f64> {
+    let mut found = 0.0f64;
+    for (b, t, heads, rotated, d) in [(1, 1, 3, 2, 2), (2, 7, 5, 4, 6), (3, 33, 6, 5, 64)] {
+        let tables = Rope::new(d, 10_000.0, 40);
+        let qkv = Var::from_tensor(&inputs.tensor(&[b, t, heads * d])?)?;
+        let dy = inputs.tensor(&[b, t, heads * d])?;
+        let want = rope::reference(&qkv, &tables, rotated)?;
+        let oracle = autograd(&want, &dy, &[&qkv])?;
+        let (got, dqkv) = (qkv.as_tensor().copy()?, dy.copy()?);
+        rope::rope(&got, &tables, rotated, 0)?;
+        rope::rope_backward(&dqkv, &tables, rotated, 0)?;
+        found = found.max(worst(&[(&got, &want), (&dqkv, &oracle[0])])?);
+    }
+    Ok(found)
+}
+
+fn check_swiglu(inputs: &mut Inputs) -> Result<f64> {
+    let mut found = 0.0f64;
+    for (n, f) in [(1, 1), (5, 7), (130, 344)] {
+        let packed = (inputs.strided(n, 2 * f)? * 6.0)?;
+        let (packed, dy) = (Var::from_tensor(&packed)?, inputs.tensor(&[n, f])?);
+        let want = swiglu::reference(&packed)?;
+        let oracle = autograd(&want, &dy, &[&packed])?;
+        let (got, grad) = (swiglu::swiglu(&packed)?, swiglu::swiglu_backward(&packed, &dy)?);
+        found = found.max(worst(&[(&got, &want), (&grad, &oracle[0])])?);
+    }
+    Ok(found)
+}
+
+fn check_attention(inputs: &mut Inputs) -> Result<f64> {
+    let mut found = 0.0f64;
+    let shapes = [(1, 1, 1, 1, 2), (2, 5, 4, 2, 6), (1, 64, 2, 1, 8), (2, 131, 6, 3, 16), (1, 200, 3, 3, 64)];
+    for (b, t, q, kv, dim) in shapes {
+        let heads = Heads { q, kv, dim };
+        let qkv = Var::from_tensor(&(inputs.tensor(&[b, t, heads.packed()])? * 2.0)?)?;
+        let dy = inputs.tensor(&[b, t, heads.out()])?;
+        let want = attention::reference(&qkv, heads)?;
+        let oracle = autograd(&want, &dy, &[&qkv])?;
+        let (out, lse) = attention::attention(&qkv, heads)?;
+        let dqkv = attention::attention_backward(&qkv, &out, &lse, &dy, heads)?;
+        let (k_from, k_width) = (heads.out(), kv * dim);
+        let (k, v) = (qkv.narrow(2, k_from, k_width)?, qkv.narrow(2, k_from + k_width, k_width)?);
+        let start = t / 2;
+        let late = qkv.narrow(2, 0, heads.out())?.narrow(1, start, t - start)?;
+        let cached = attention::attention_cached(&late, &k, &v, heads, start)?;
+        let want_late = want.narrow(1, start, t - start)?;
+        found = found.max(worst(&[(&out, &want), (&dqkv, &oracle[0]), (&cached, &want_late)])?);
+    }
+    Ok(found)
+}
+
+fn check_cross_entropy(inputs: &mut Inputs) -> Result<f64> {
+    let (mut found, scale) = (0.0f64, 0.25f32);
+    for (n, c, v) in [(1, 1, 2), (9, 17, 31), (70, 32, 1000)] {
+        let (x, w) = (Var::from_tensor(&inputs.strided(n, c)?)?, Var::from_tensor(&inputs.tensor(&[v, c])?)?);
+        let targets = inputs.ids(n, v)?;
+        let want = cross_entropy::reference(&x, &w, &targets)?;
+        let oracle = autograd(&want, &(want.ones_like()? * scale as f64)?, &[&x, &w])?;
+        let dw = zeros_like(&w)?;
+        let (losses, dx) = cross_entropy::cross_entropy_and_backward(&x, &w, &targets, scale, &dw)?;
+        let alone = cross_entropy::cross_entropy(&x, &w, &targets)?;
+        let pairs = [(&losses, &want), (&alone, &want), (&dx, &oracle[0]), (&dw, &oracle[1])];
+        found = found.max(worst(&pairs)?);
+    }
+    Ok(found)
+}
+
+fn check_adamw(inputs: &mut Inputs) -> Result<f64> {
+    let n = 1003;
+    let [p, g, m] = [inputs.tensor(&[n])?, inputs.tensor(&[n])?, inputs.tensor(&[n])?];
+    let v = inputs.tensor(&[n])?.abs()?;
+    let hyper = adamw::Hyper { lr: 1e-2, betas: (0.9, 0.95), eps: 1e-8, weight_decay: 0.1, t: 7, clip: 0.3 };
+    let mut found = 0.0f64;
+    for decay in [true, false] {
+        let want = adamw::reference(&p, &g, &m, &v, &hyper, decay)?;
+        let (p, m, v) = (p.copy()?, m.copy()?, v.copy()?);
+        let flat = adamw::Flat { param: &p, grad: &g, exp_avg: &m, exp_avg_sq: &v };
+        adamw::adamw(&flat, &[adamw::Range { start: 0, len: n, decay }], &hyper)?;
+        found = found.max(worst(&[(&p, &want[0]), (&m, &want[1]), (&v, &want[2])])?);
+    }
+    let norm = Tensor::new(&[adamw::global_norm(&g)?], &Device::Cpu)?;
+    let want = g.to_dtype(DType::F64)?.sqr()?.sum_all()?.sqrt()?.reshape(1)?;
+    Ok(found.max(difference(&norm, &want)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_op_agrees_with_autograd() {
+        for outcome in run().unwrap() {
+            assert!(outcome.passed(), "{}: relative difference {:.2e}", outcome.op, outcome.difference);
+        }
+    }
+
+    #[test]
+    fn a_wrong_result_is_noticed() {
+        let a = Tensor::new(&[1f32, 2.0], &Device::Cpu).unwrap();
+        let b = Tensor::new(&[1f32, 2.001], &Device::Cpu).unwrap();
+        assert!(difference(&a, &b).unwrap() > TOLERANCE);
+        let nan = Tensor::new(&[1f32, f32::NAN], &Device::Cpu).unwrap();
+        assert_eq!(difference(&nan, &a).unwrap(), f64::INFINITY);
+    }
+}

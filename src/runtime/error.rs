@@ -1,0 +1,64 @@
+//! Failures as the user meets them: what and where in one line, a `hint:` saying what to do, and an exit code.
+//!
+//! Library code returns `anyhow::Result`; wherever the class of a failure is known it is a [`Failure`] (made with
+//! [`fail`]), possibly wrapped in context. `main` finds it in the chain and exits with its code.
+
+use std::fmt;
+
+/// Exit codes of the program (sysexits where one fits). Clap's own wrong-usage code 2 is not listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Corrupt data or checkpoint.
+    Data = 65,
+    /// A bug or a hang of ours.
+    Internal = 70,
+    /// Out of memory.
+    Memory = 71,
+    /// Another process holds the run directory.
+    Busy = 73,
+    /// Input or output failed (disk full, EIO, missing file).
+    Io = 74,
+    /// Stopped early with a checkpoint saved: resume to go on.
+    Stopped = 75,
+    /// Training diverged.
+    Diverged = 76,
+    /// The configuration is wrong.
+    Config = 78,
+    /// Interrupted outside training (128 + SIGINT).
+    Interrupted = 130,
+    /// Terminated outside training (128 + SIGTERM).
+    Terminated = 143,
+}
+
+/// A classified failure. `Display` prints the message alone; the hint is printed by `main`.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// The class of the failure, which is the process's exit code.
+    pub exit: Exit,
+    /// What went wrong and where; one line (configuration mistakes: one line each).
+    pub message: String,
+    /// What the user can do about it.
+    pub hint: Option<String>,
+}
+
+/// A failure of class `exit`.
+pub fn fail(exit: Exit, message: impl Into<String>) -> Failure {
+    Failure { exit, message: message.into(), hint: None }
+}
+
+impl Failure {
+    /// Adds the remedy.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}

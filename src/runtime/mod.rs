@@ -1,0 +1,4 @@
+//! The machine below the trainer: errors, files, devices.
+
+pub mod error;
+pub mod files;
