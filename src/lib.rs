@@ -1,5 +1,41 @@
-//! llama-lite
+//! llama-lite: pretrain, resume, evaluate and sample LLaMA models of up to a few billion parameters.
+//!
+//! One idea carries the crate: **explicit forward and backward on candle tensors**. Every operation of the training path is a pair of
+//! functions (`ops`); a block's forward returns what its backward consumes by value (`model`); candle's autograd is not in
+//! the training path but the oracle of the tests and of `doctor`.
+//!
+//! Data flow, one way: config → text → tokenizer → tokens → [`data::loader::Loader`] → sequences → [`model`] and [`ops`] → losses and
+//! gradients → [`train::optimizer`] → [`metrics`] and [`checkpoint`].
+//!
+//! Commands meet only through files: `pretrain` writes a run directory; `resume`, `eval`, `sample` and `export` read it.
+//!
+//! | module | may use |
+//! |---|---|
+//! | `config`, `runtime` | (`config` uses `runtime::error`) |
+//! | `ops` | `runtime` |
+//! | `model` | `config`, `runtime`, `ops` |
+//! | `data`, `metrics` | `config`, `runtime` |
+//! | `checkpoint` | `config`, `runtime`, `model`, `data` |
+//! | `sample`, `eval` | the above |
+//! | `train` | all of the above |
+//! | `cli`, `commands` | everything; nothing uses them |
+//!
+//! Invariants: `ops` knows no Llama; `model` does no I/O and knows no optimizer; only `runtime::files` writes files; `unsafe` only in
+//! `ops`; stdout is for data, all else goes to stderr; no iteration over hash maps; results do not depend on the number of
+//! threads or the SIMD width. `tests/tidy.rs` holds the code to these.
+
+pub mod checkpoint;
+pub mod cli;
+pub mod commands;
 pub mod config;
+pub mod data;
+pub mod eval;
+pub mod metrics;
 pub mod model;
 pub mod ops;
 pub mod runtime;
+pub mod sample;
+pub mod train;
+
+/// Version and commit, as `--version` prints them.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), env!("LLAMA_LITE_COMMIT"));

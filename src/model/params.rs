@@ -7,6 +7,7 @@
 use super::names::tensor_specs;
 use crate::config::ModelConfig;
 use crate::ops::adamw::Range;
+use crate::ops::cpu;
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 /// One named tensor inside the flat buffer.
@@ -49,6 +50,15 @@ impl Layout {
     /// A zeroed flat buffer.
     pub fn zeros(&self, device: &Device) -> Result<Tensor> {
         Tensor::zeros(self.total, DType::F32, device)
+    }
+
+    /// Gives `f` the elements of flat buffers of this layout, without a copy where they are on the CPU.
+    pub fn with_slices<const N: usize, R>(
+        &self,
+        flats: [&Tensor; N],
+        f: impl FnOnce(&Self, [&[f32]; N]) -> R,
+    ) -> Result<R> {
+        cpu::read("with_slices", flats, |slices| Ok(f(self, slices)))
     }
 
     /// The ranges of the optimizer: weight decay on tensors with two dimensions, none on norms.

@@ -29,3 +29,8 @@ pub mod rms_norm;
 pub mod rope;
 pub mod selftest;
 pub mod swiglu;
+
+/// The instruction set that the CPU ops run with here.
+pub fn simd_level() -> String {
+    format!("{:?}", pulp::Arch::new())
+}

@@ -1,0 +1,170 @@
+"""Llama in as few lines of plain PyTorch as it takes, under Hugging Face's parameter names.
+
+The scripts beside it use this model as a truth that is independent both of llama-lite and of transformers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # every model is a local directory
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+
+class RmsNorm(nn.Module):
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
+
+
+class Attention(nn.Module):
+    def __init__(self, c: SimpleNamespace):
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = c.num_attention_heads, c.num_key_value_heads, c.head_dim
+        self.q_proj = nn.Linear(c.hidden_size, self.heads * self.head_dim, bias=False)
+        self.k_proj = nn.Linear(c.hidden_size, self.kv_heads * self.head_dim, bias=False)
+        self.v_proj = nn.Linear(c.hidden_size, self.kv_heads * self.head_dim, bias=False)
+        self.o_proj = nn.Linear(self.heads * self.head_dim, c.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        b, t, _ = x.shape
+        q = self.q_proj(x).view(b, t, self.heads, self.head_dim).transpose(1, 2)
+        k = self.k_proj(x).view(b, t, self.kv_heads, self.head_dim).transpose(1, 2)
+        v = self.v_proj(x).view(b, t, self.kv_heads, self.head_dim).transpose(1, 2)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        k = k.repeat_interleave(self.heads // self.kv_heads, dim=1)
+        v = v.repeat_interleave(self.heads // self.kv_heads, dim=1)
+        scores = q @ k.transpose(-1, -2) / math.sqrt(self.head_dim)
+        future = torch.ones(t, t, dtype=torch.bool).triu(1)
+        weights = scores.masked_fill(future, float("-inf")).softmax(-1)
+        return self.o_proj((weights @ v).transpose(1, 2).reshape(b, t, -1))
+
+
+class Mlp(nn.Module):
+    def __init__(self, c: SimpleNamespace):
+        super().__init__()
+        self.gate_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(c.intermediate_size, c.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    def __init__(self, c: SimpleNamespace):
+        super().__init__()
+        self.input_layernorm = RmsNorm(c.hidden_size, c.rms_norm_eps)
+        self.self_attn = Attention(c)
+        self.post_attention_layernorm = RmsNorm(c.hidden_size, c.rms_norm_eps)
+        self.mlp = Mlp(c)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class PlainLlama(nn.Module):
+    """`forward(ids (B, T)) -> logits (B, T, V)`."""
+
+    def __init__(self, c: SimpleNamespace):
+        super().__init__()
+        self.c = c
+        self.model = nn.Module()
+        self.model.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
+        self.model.layers = nn.ModuleList(Layer(c) for _ in range(c.num_hidden_layers))
+        self.model.norm = RmsNorm(c.hidden_size, c.rms_norm_eps)
+        self.lm_head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
+        if c.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.model.embed_tokens(ids)
+        cos, sin = rope_tables(ids.shape[1], self.c.head_dim, self.c.rope_theta)
+        for layer in self.model.layers:
+            x = layer(x, cos.to(x.dtype), sin.to(x.dtype))
+        return self.lm_head(self.model.norm(x))
+
+
+def rope_tables(length: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin, (T, D), the D/2 frequencies twice: the half-split layout."""
+    frequencies = 1.0 / theta ** (torch.arange(0, head_dim, 2).float() / head_dim)
+    angles = torch.outer(torch.arange(length).float(), frequencies)
+    return torch.cat([angles, angles], -1).cos(), torch.cat([angles, angles], -1).sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat([-second, first], -1) * sin
+
+
+def read_hf_config(directory: Path) -> SimpleNamespace:
+    """config.json of a Llama directory, with rope_theta and head_dim wherever transformers has put them."""
+    raw = json.loads((directory / "config.json").read_text())
+    if raw.get("model_type") != "llama" or raw.get("attention_bias") or raw.get("mlp_bias"):
+        raise SystemExit(f"{directory}/config.json: only Llama without biases")
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if rope.get("rope_type", rope.get("type", "default")) != "default":
+        raise SystemExit(f"{directory}/config.json: only the default RoPE")
+    raw["rope_theta"] = rope.get("rope_theta", raw.get("rope_theta", 10000.0))
+    raw["head_dim"] = raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"]
+    raw["num_key_value_heads"] = raw.get("num_key_value_heads") or raw["num_attention_heads"]
+    raw.setdefault("tie_word_embeddings", False)
+    return SimpleNamespace(**raw)
+
+
+def load_plain(directory: Path) -> PlainLlama:
+    """The model of a Hugging Face directory, sharded or not, converted to f32."""
+    config = read_hf_config(directory)
+    index = directory / "model.safetensors.index.json"
+    names = {"model.safetensors"}
+    if index.exists():
+        names = set(json.loads(index.read_text())["weight_map"].values())
+    weights = {k: v.float() for n in sorted(names) for k, v in load_file(directory / n).items()}
+    if config.tie_word_embeddings:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    model = PlainLlama(config)
+    model.load_state_dict(weights, strict=True)
+    return model
+
+
+def load_transformers(directory: Path) -> nn.Module:
+    """The same model in transformers' implementation, with the same call."""
+    from transformers import LlamaForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+    class Logits(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.inner(ids, use_cache=False).logits
+
+    return Logits()
+
+
+def randomise(model: nn.Module, seed: int, spread: float = 0.08) -> None:
+    """Weights large enough for attention and gates to matter; norms away from 1, so that their use shows.
+
+    In the order of the names, so that a seed gives the same weights whichever implementation the model is of.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, p in sorted(model.named_parameters()):
+            noise = torch.randn(p.shape, generator=generator)
+            p.copy_(noise * spread if p.dim() >= 2 else 1 + 0.2 * noise)

@@ -1,0 +1,97 @@
+//! `export`: a plain Hugging Face directory in another dtype, with the vocabulary's padding rows cut if asked.
+
+use std::io;
+use std::path::Path;
+
+use anyhow::Result;
+
+use super::half::Dtype;
+use super::hf::{self, EMBED, LM_HEAD, tensor_specs};
+use super::names;
+use super::open::Opened;
+use super::save::{SHARD_BYTES, Writer, ensure_space};
+use super::tensors::data_size;
+use crate::runtime::error::{Exit, fail};
+use crate::runtime::files::{self, io_context};
+
+/// What belongs to a tokenizer, in any of the forms that Hugging Face uses.
+const TOKENIZER_FILES: [&str; 9] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+];
+
+/// Writes the model `ckpt` (anything `--ckpt` takes) to the new directory `out` in `dtype`, rounding to nearest even.
+/// With `trim_vocab`, the size of the tokenizer, the rows of embedding and head beyond it are left out. The directory
+/// appears whole or not at all; one that exists and is not empty is refused (exit 78).
+pub fn export(ckpt: &Path, out: &Path, dtype: Dtype, trim_vocab: Option<usize>) -> Result<()> {
+    refuse_taken(out)?;
+    let source = Opened::open(ckpt)?;
+    source.check_tied()?;
+    let mut model = source.model.clone();
+    if let Some(rows) = trim_vocab {
+        if !(1..=model.vocab_size).contains(&rows) {
+            let message = format!("cannot trim a vocabulary of {} rows to {rows}", model.vocab_size);
+            return Err(fail(Exit::Config, message)
+                .hint("the tokenizer does not fit the model: check the directory")
+                .into());
+        }
+        model.vocab_size = rows;
+    }
+    let specs = tensor_specs(&model);
+    let sizes: Result<Vec<usize>> = specs.iter().map(|(_, shape)| data_size(shape, dtype)).collect();
+    let parent = out.parent().unwrap_or(Path::new("."));
+    files::create_dirs(parent)?;
+    ensure_space(parent, sizes?.iter().map(|&size| size as u64).sum())?;
+    let mut writer = Writer::create(out, &std::process::id().to_string())?;
+    writer.json(names::CONFIG, &hf::config_json(&model, source.bos, &source.eos, dtype))?;
+    copy_small(&source, &mut writer)?;
+    let views: Vec<(&str, &[usize])> = specs.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
+    let mut next = specs.iter();
+    writer.weights(&views, dtype, SHARD_BYTES, &mut |sink| {
+        let Some((name, shape)) = next.next() else { return Ok(()) };
+        let (_, values) = source.weight(name)?;
+        let rows_cut = name == EMBED || name == LM_HEAD;
+        let kept = if rows_cut { shape.iter().product() } else { values.len() };
+        sink(&values[..kept])
+    })?;
+    writer.txn.commit()
+}
+
+fn refuse_taken(out: &Path) -> Result<()> {
+    let taken = match std::fs::symlink_metadata(out) {
+        Err(_) => false,
+        Ok(meta) if meta.is_dir() => !super::find::entries(out)?.is_empty(),
+        Ok(_) => true,
+    };
+    if taken {
+        let message = format!("{} exists already", out.display());
+        return Err(fail(Exit::Config, message).hint("give a new directory, or remove this one").into());
+    }
+    Ok(())
+}
+
+fn copy_small(source: &Opened, writer: &mut Writer) -> Result<()> {
+    let generation = source.dir.join(names::GENERATION);
+    if generation.exists() {
+        writer.bytes(names::GENERATION, &files::read_bounded(&generation, 1 << 20, true)?)?;
+    } else {
+        writer.json(names::GENERATION, &hf::generation_json(source.bos, &source.eos))?;
+    }
+    for name in TOKENIZER_FILES {
+        let path = source.dir.join(name);
+        if path.exists() {
+            let (mut from, _) = files::open_input(&path, source.manifest.is_none())?;
+            let mut to = writer.txn.file(name)?;
+            io::copy(&mut from, &mut to).map_err(io_context("copy", &path))?;
+            to.finish()?;
+        }
+    }
+    Ok(())
+}

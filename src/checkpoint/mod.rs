@@ -1,0 +1,65 @@
+//! Checkpoints: save, verify, retain, fall back; and Hugging Face Llama directories in and out.
+//!
+//! A checkpoint is a directory `RUN/checkpoints/step-00000100` that IS a Hugging Face model directory, with the
+//! optimizer's moments, the trainer's state and a manifest (size and BLAKE3 of every file) beside the weights. It
+//! appears under its name in one rename after everything in it is durable, and nothing older is deleted before that.
+//! Whoever reads one verifies first: a safetensors file has no checksum of its own.
+//!
+//! Tensors come and go as named slices of `f32`: nothing here knows a device. Weights are streamed to the disk and back
+//! one tensor at a time, so that saving needs no second copy of the model in memory.
+//!
+//! [`manifest`] is the record of a checkpoint, [`save`] writes one, [`find`] lists and judges those of a run, [`retain`]
+//! deletes old ones, [`open`] reads; [`hf`] translates the configuration, [`tensors`] and [`half`] are the file format.
+
+pub mod export;
+pub mod find;
+pub mod half;
+pub mod hf;
+pub mod manifest;
+pub mod open;
+pub mod retain;
+pub mod save;
+pub mod tensors;
+
+#[cfg(test)]
+mod tests;
+
+pub use export::export;
+pub use find::{Found, Valid, newest_valid, resolve, supersede};
+pub use half::Dtype;
+pub use hf::tensor_specs;
+pub use manifest::{Manifest, verify};
+pub use open::Opened;
+pub use retain::{Retention, prune};
+pub use save::{Contents, save, save_sharded};
+pub use tensors::TensorRef;
+
+use std::path::{Path, PathBuf};
+
+/// Names of the files of a checkpoint.
+pub mod names {
+    /// Hugging Face model configuration.
+    pub const CONFIG: &str = "config.json";
+    /// Stop tokens for `generate()`.
+    pub const GENERATION: &str = "generation_config.json";
+    /// Weights, f32, Hugging Face names; absent when sharded.
+    pub const WEIGHTS: &str = "model.safetensors";
+    /// Which shard holds which weight.
+    pub const INDEX: &str = "model.safetensors.index.json";
+    /// AdamW's moments, f32: `<weight>.exp_avg` and `<weight>.exp_avg_sq`.
+    pub const OPTIMIZER: &str = "optimizer.safetensors";
+    /// All else that training needs to go on.
+    pub const TRAINER: &str = "trainer_state.json";
+    /// Sizes and hashes of the others.
+    pub const MANIFEST: &str = "manifest.json";
+}
+
+/// The directory of a run's checkpoints.
+pub fn checkpoints_dir(run_dir: &Path) -> PathBuf {
+    run_dir.join("checkpoints")
+}
+
+/// The directory name of the checkpoint after `step` steps.
+pub fn step_name(step: u64) -> String {
+    format!("step-{step:08}")
+}

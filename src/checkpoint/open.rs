@@ -1,0 +1,260 @@
+//! Reading a model: a checkpoint of ours, verified, or any Hugging Face Llama directory, checked for what it can be.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use serde_json::Value;
+
+use super::find::{Valid, resolve_verified};
+use super::hf::{self, EMBED, HfConfig, LM_HEAD, tensor_specs};
+use super::manifest::{Manifest, check_hashes, glance, valid_name};
+use super::names;
+use super::tensors::TensorFile;
+use crate::config::ModelConfig;
+use crate::runtime::error::{Exit, Failure, fail};
+use crate::runtime::files;
+
+/// Bounds on what is read whole.
+const MAX_CONFIG: u64 = 1 << 20;
+const MAX_INDEX: u64 = 16 << 20;
+const MAX_TRAINER: u64 = 256 << 20;
+
+/// Receives one tensor: name, shape, row-major values.
+pub type TensorSink<'s> = dyn FnMut(&str, &[usize], Vec<f32>) -> Result<()> + 's;
+
+/// A model directory opened for reading. Its configuration and the names, shapes and dtypes of its weights have been
+/// checked; those of a checkpoint have also been compared with their hashes.
+#[derive(Debug)]
+pub struct Opened {
+    /// The directory (for a run directory: its newest good checkpoint).
+    pub dir: PathBuf,
+    /// The model's shape.
+    pub model: ModelConfig,
+    /// Begin-of-text id.
+    pub bos: Option<u32>,
+    /// Ids at which generation stops: those of `config.json` and of `generation_config.json`.
+    pub eos: Vec<u32>,
+    /// The record of a checkpoint; none for a plain Hugging Face directory.
+    pub manifest: Option<Manifest>,
+    files: Vec<TensorFile>,
+    /// Weight name -> index in `files`.
+    place: BTreeMap<String, usize>,
+    moments_verified: bool,
+}
+
+impl Opened {
+    /// Opens what `--ckpt` names: a checkpoint, a run directory (its newest good checkpoint) or a Hugging Face Llama
+    /// directory. The moments of a checkpoint are compared with their hash only when they are read.
+    pub fn open(ckpt: &Path) -> Result<Opened> {
+        if let Some(valid) = resolve_verified(ckpt)? {
+            return Opened::open_valid(valid);
+        }
+        let ours = [names::MANIFEST, names::TRAINER].iter().any(|name| ckpt.join(name).symlink_metadata().is_ok());
+        if !ours {
+            return Opened::read(ckpt.to_owned(), None, true);
+        }
+        let checked = glance(ckpt).and_then(|manifest| {
+            check_hashes(ckpt, &manifest, |name| name != names::OPTIMIZER)?;
+            Ok(manifest)
+        });
+        let manifest = checked.map_err(|fault| fault.into_error(ckpt))?;
+        Opened::read(ckpt.to_owned(), Some(manifest), false)
+    }
+
+    /// Opens a checkpoint that [`newest_valid`](super::newest_valid) has verified, without hashing it again.
+    pub fn open_valid(valid: Valid) -> Result<Opened> {
+        Opened::read(valid.dir, Some(valid.manifest), true)
+    }
+
+    fn read(dir: PathBuf, manifest: Option<Manifest>, moments_verified: bool) -> Result<Opened> {
+        // A Hugging Face cache is made of links; a checkpoint of ours has none.
+        let follow = manifest.is_none();
+        let config = read_json(&dir.join(names::CONFIG), MAX_CONFIG, follow)?;
+        let HfConfig { model, bos, mut eos } =
+            hf::parse_config(&config, &dir.join(names::CONFIG).display().to_string())?;
+        let generation = dir.join(names::GENERATION);
+        if generation.exists() {
+            let more = hf::eos_ids(&read_json(&generation, MAX_CONFIG, follow)?);
+            eos.extend(more);
+            eos.sort_unstable();
+            eos.dedup();
+        }
+        let files = open_weights(&dir, follow)?;
+        let mut place = BTreeMap::new();
+        for (n, file) in files.iter().enumerate() {
+            for name in file.names() {
+                if let Some(before) = place.insert(name.clone(), n) {
+                    let both = format!("{} and {}", files[before].path().display(), file.path().display());
+                    return Err(fail(Exit::Data, format!("{name} is in both {both}"))
+                        .hint("keep one of the two")
+                        .into());
+                }
+            }
+        }
+        check_tensors(&dir, &model, &files, &place)?;
+        Ok(Opened { dir, model, bos, eos, manifest, files, place, moments_verified })
+    }
+
+    /// Hands every weight to `sink` as f32, in the order of [`tensor_specs`], one in memory at a time.
+    pub fn read_weights(&self, sink: &mut TensorSink<'_>) -> Result<()> {
+        self.check_tied()?;
+        for (name, _) in tensor_specs(&self.model) {
+            let (shape, values) = self.weight(&name)?;
+            sink(&name, &shape, values)?;
+        }
+        Ok(())
+    }
+
+    /// One weight as f32.
+    pub fn weight(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>)> {
+        match self.place.get(name) {
+            Some(&n) => self.files[n].read(name),
+            None => Err(fail(Exit::Data, format!("{} has no tensor {name}", self.dir.display())).into()),
+        }
+    }
+
+    /// A tied model may carry its head as well, if it is the embedding.
+    pub(super) fn check_tied(&self) -> Result<()> {
+        if !(self.model.tie_word_embeddings && self.place.contains_key(LM_HEAD)) {
+            return Ok(());
+        }
+        let ((_, embed), (_, head)) = (self.weight(EMBED)?, self.weight(LM_HEAD)?);
+        if embed.iter().map(|v| v.to_bits()).eq(head.iter().map(|v| v.to_bits())) {
+            return Ok(());
+        }
+        let message =
+            format!("{}: tie_word_embeddings is true, but {LM_HEAD} differs from {EMBED}", self.dir.display());
+        Err(fail(Exit::Data, message)
+            .hint("set tie_word_embeddings to false in config.json if the head is meant")
+            .into())
+    }
+
+    /// Hands AdamW's moments to `sink`, in the order of the file. An error for a directory that is no checkpoint.
+    pub fn read_moments(&self, sink: &mut TensorSink<'_>) -> Result<()> {
+        let manifest = self.manifest.as_ref().ok_or_else(|| self.no_checkpoint(names::OPTIMIZER))?;
+        if !self.moments_verified {
+            let checked = check_hashes(&self.dir, manifest, |name| name == names::OPTIMIZER);
+            checked.map_err(|fault| fault.into_error(&self.dir))?;
+        }
+        let path = self.dir.join(names::OPTIMIZER);
+        let (file, size) = files::open_input(&path, false)?;
+        let moments = TensorFile::open(file, size, &path)?;
+        for name in moments.names() {
+            let (shape, values) = moments.read(&name)?;
+            sink(&name, &shape, values)?;
+        }
+        Ok(())
+    }
+
+    /// The trainer's state of a checkpoint. An error for a directory that is no checkpoint.
+    pub fn trainer_state(&self) -> Result<Value> {
+        if self.manifest.is_none() {
+            return Err(self.no_checkpoint(names::TRAINER).into());
+        }
+        read_json(&self.dir.join(names::TRAINER), MAX_TRAINER, false)
+    }
+
+    fn no_checkpoint(&self, what: &str) -> Failure {
+        let message = format!("{} is a plain model directory: it has no {what}", self.dir.display());
+        fail(Exit::Config, message)
+            .hint("resume needs a checkpoint of ours; `pretrain --init-from` takes a plain model")
+    }
+}
+
+fn read_json(path: &Path, max: u64, follow: bool) -> Result<Value> {
+    let bytes = files::read_bounded(path, max, follow)?;
+    serde_json::from_slice(&bytes).map_err(|e| {
+        let message = format!("{} is not valid JSON: {e}", path.display());
+        fail(Exit::Data, message).hint("copy or download the file again").into()
+    })
+}
+
+/// Opens `model.safetensors` or, in its absence, the shards of the index.
+fn open_weights(dir: &Path, follow: bool) -> Result<Vec<TensorFile>> {
+    let single = dir.join(names::WEIGHTS);
+    let index = dir.join(names::INDEX);
+    let paths = if single.symlink_metadata().is_ok() {
+        vec![single]
+    } else if index.symlink_metadata().is_ok() {
+        shard_names(&read_json(&index, MAX_INDEX, follow)?, &index)?.iter().map(|name| dir.join(name)).collect()
+    } else {
+        return Err(no_weights(dir).into());
+    };
+    let open = |path: PathBuf| {
+        let (file, size): (File, u64) = files::open_input(&path, follow)?;
+        TensorFile::open(file, size, &path)
+    };
+    paths.into_iter().map(open).collect()
+}
+
+/// The distinct files of a weight index, in name order.
+fn shard_names(index: &Value, path: &Path) -> Result<Vec<String>> {
+    let malformed =
+        |what: String| fail(Exit::Data, format!("{}: {what}", path.display())).hint("copy or download the file again");
+    let map = index["weight_map"].as_object().ok_or_else(|| malformed("it has no weight_map".to_owned()))?;
+    let mut shards = Vec::new();
+    for (tensor, file) in map {
+        let name = file.as_str().filter(|name| valid_name(name) && name.ends_with(".safetensors"));
+        let name =
+            name.ok_or_else(|| malformed(format!("{tensor} is in {file}, which is not allowed as a file name")))?;
+        shards.push(name.to_owned());
+    }
+    shards.sort();
+    shards.dedup();
+    Ok(shards)
+}
+
+fn no_weights(dir: &Path) -> Failure {
+    let pickled = |path: &PathBuf| {
+        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+        ["bin", "pt", "pth", "ckpt", "pkl"].contains(&extension)
+    };
+    let found = super::find::entries(dir).unwrap_or_default().into_iter().find(pickled);
+    match found {
+        Some(path) => fail(Exit::Config, format!("{} is a pickle, which can run code: it is not read", path.display()))
+            .hint("convert the model to safetensors: load it with transformers and `save_pretrained` it"),
+        None => fail(Exit::Data, format!("{} has no {} (nor shards of it)", dir.display(), names::WEIGHTS))
+            .hint("copy or download the weights again"),
+    }
+}
+
+/// Compares what the files hold with what the model needs; all differences in one message.
+fn check_tensors(dir: &Path, model: &ModelConfig, files: &[TensorFile], place: &BTreeMap<String, usize>) -> Result<()> {
+    let mut wanted: BTreeMap<String, Vec<usize>> = tensor_specs(model).into_iter().collect();
+    let (mut missing, mut extra, mut wrong) = (Vec::new(), Vec::new(), Vec::new());
+    if model.tie_word_embeddings && place.contains_key(LM_HEAD) {
+        wanted.insert(LM_HEAD.to_owned(), vec![model.vocab_size, model.hidden_size]);
+    }
+    for (name, &n) in place {
+        let found = files[n].shape(name).unwrap_or_default();
+        match wanted.remove(name) {
+            Some(shape) if shape == found => drop(files[n].dtype(name)?),
+            Some(shape) => wrong.push(format!("{name} is {found:?} instead of {shape:?}")),
+            // Old conversions carry RoPE's frequencies, which follow from theta.
+            None if name.ends_with(".rotary_emb.inv_freq") => {}
+            None => extra.push(name.clone()),
+        }
+    }
+    missing.extend(wanted.into_keys());
+    if missing.is_empty() && extra.is_empty() && wrong.is_empty() {
+        return Ok(());
+    }
+    let hint = match extra.iter().any(|name| name.ends_with(".bias")) {
+        true => "models with biases are not supported",
+        false => "check that config.json and the weights belong together",
+    };
+    let parts = [("missing", missing), ("not expected", extra), ("of another shape", wrong)];
+    let parts: Vec<String> =
+        parts.into_iter().filter(|(_, list)| !list.is_empty()).map(|(what, list)| summary(what, &list)).collect();
+    let message = format!("the weights in {} do not fit its config.json: {}", dir.display(), parts.join("; "));
+    Err(fail(Exit::Data, message).hint(hint).into())
+}
+
+/// `3 missing (a, b, c)`, naming the first few.
+fn summary(what: &str, names: &[String]) -> String {
+    let shown = names.iter().take(4).cloned().collect::<Vec<_>>().join(", ");
+    let more = if names.len() > 4 { ", …" } else { "" };
+    format!("{} {what} ({shown}{more})", names.len())
+}

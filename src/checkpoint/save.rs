@@ -1,0 +1,242 @@
+//! Writing a checkpoint.
+//!
+//! Order is everything: each file is written and fsynced in a temporary directory, the manifest last, then the directory
+//! is fsynced, renamed, and its parent fsynced; only then does [`save`] return or delete anything older.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use super::half::Dtype;
+use super::manifest::{self, Entry, Manifest, VERSION};
+use super::retain::{REREAD_BELOW, Retention, prune, sweep_leftovers};
+use super::tensors::{TensorRef, data_size, header, write_values};
+use super::{checkpoints_dir, hf, names, step_name};
+use crate::config::ModelConfig;
+use crate::runtime::error::{Exit, fail};
+use crate::runtime::files::{self, Digest, DirTxn, io_context};
+
+/// Above this size the weights are split into shards; 5 GB is what the Hugging Face libraries use.
+pub const SHARD_BYTES: usize = 5_000_000_000;
+
+/// Room for the small files of a checkpoint in the check of free space.
+const SMALL_FILES: u64 = 16 << 20;
+
+/// Everything a checkpoint holds.
+#[derive(Debug)]
+pub struct Contents<'a> {
+    /// The last optimizer step contained.
+    pub step: u64,
+    /// Tokens consumed up to and including that step.
+    pub tokens: u64,
+    /// The f32 master weights: the tensors of [`hf::tensor_specs`], in any order.
+    pub weights: Vec<TensorRef<'a>>,
+    /// The moments, `<weight>.exp_avg` and `<weight>.exp_avg_sq`.
+    pub moments: Vec<TensorRef<'a>>,
+    /// The model's shape.
+    pub model: &'a ModelConfig,
+    /// Names and contents of the tokenizer's files.
+    pub tokenizer_files: Vec<(&'static str, Vec<u8>)>,
+    /// Begin-of-text id, if the tokenizer has one.
+    pub bos: Option<u32>,
+    /// End-of-text id, at which generation stops.
+    pub eos: Option<u32>,
+    /// All else that training needs to go on.
+    pub trainer_state: serde_json::Value,
+}
+
+/// Saves `RUN/checkpoints/step-%08d`, then deletes what `keep` does not retain; returns the new directory, which is
+/// durable. A checkpoint of the same step is replaced in one atomic step. The caller holds the run's lock and has made
+/// its logs durable up to this step. `attempt` numbers the process in the run's history.
+///
+/// Non-finite tensors are refused (exit 76), lack of space and I/O errors are exit 74: older checkpoints are then as
+/// they were, and nothing is left behind.
+pub fn save(run_dir: &Path, attempt: u64, contents: &Contents<'_>, keep: Retention) -> Result<PathBuf> {
+    save_sharded(run_dir, attempt, contents, keep, SHARD_BYTES)
+}
+
+/// [`save`] with weights of more than `shard_bytes` split into files of at most that size.
+pub fn save_sharded(
+    run_dir: &Path,
+    attempt: u64,
+    contents: &Contents<'_>,
+    keep: Retention,
+    shard_bytes: usize,
+) -> Result<PathBuf> {
+    check(contents)?;
+    let root = checkpoints_dir(run_dir);
+    files::create_dirs(&root)?;
+    sweep_leftovers(&root)?;
+    let tensors = contents.weights.iter().chain(&contents.moments);
+    ensure_space(&root, tensors.map(|t| size_of_val(t.data) as u64).sum::<u64>() + SMALL_FILES)?;
+    let dir = root.join(step_name(contents.step));
+    let mut writer = Writer::create(&dir, &attempt.to_string())?;
+    write_contents(&mut writer, contents, shard_bytes)?;
+    let manifest = Manifest {
+        version: VERSION,
+        step: contents.step,
+        tokens: contents.tokens,
+        files: std::mem::take(&mut writer.entries),
+    };
+    writer.bytes(names::MANIFEST, manifest.render()?.as_bytes())?;
+    writer.txn.commit()?;
+    if manifest.total_size() < REREAD_BELOW {
+        // Catches a disk that loses what it acknowledged while the older checkpoints still exist.
+        manifest::verify(&dir)?;
+    }
+    prune(run_dir, keep, &dir)?;
+    Ok(dir)
+}
+
+fn write_contents(writer: &mut Writer, contents: &Contents<'_>, shard_bytes: usize) -> Result<()> {
+    let eos: Vec<u32> = contents.eos.into_iter().collect();
+    writer.json(names::CONFIG, &hf::config_json(contents.model, contents.bos, &eos, Dtype::F32))?;
+    writer.json(names::GENERATION, &hf::generation_json(contents.bos, &eos))?;
+    for (name, bytes) in &contents.tokenizer_files {
+        writer.bytes(name, bytes)?;
+    }
+    let specs: Vec<(&str, &[usize])> = contents.weights.iter().map(|t| (t.name.as_str(), t.shape.as_slice())).collect();
+    let mut weights = contents.weights.iter();
+    writer.weights(&specs, Dtype::F32, shard_bytes, &mut |sink| match weights.next() {
+        Some(tensor) => sink(tensor.data),
+        None => Ok(()),
+    })?;
+    let specs: Vec<(&str, &[usize])> = contents.moments.iter().map(|t| (t.name.as_str(), t.shape.as_slice())).collect();
+    let mut moments = contents.moments.iter();
+    writer.tensor_file(names::OPTIMIZER, &specs, Dtype::F32, &mut |sink| match moments.next() {
+        Some(tensor) => sink(tensor.data),
+        None => Ok(()),
+    })?;
+    writer.json(names::TRAINER, &contents.trainer_state)
+}
+
+/// What the caller got wrong; found here, it cannot make a checkpoint that does not load.
+fn check(contents: &Contents<'_>) -> Result<()> {
+    let wrong = |what: String| fail(Exit::Internal, format!("cannot save step {}: {what}", contents.step));
+    for tensor in contents.weights.iter().chain(&contents.moments) {
+        if data_size(&tensor.shape, Dtype::F32)? != size_of_val(tensor.data) {
+            let (name, shape, n) = (&tensor.name, &tensor.shape, tensor.data.len());
+            return Err(wrong(format!("{name} has {n} values for the shape {shape:?}")).into());
+        }
+    }
+    let mut given: Vec<_> = contents.weights.iter().map(|t| (t.name.clone(), t.shape.clone())).collect();
+    let mut wanted = hf::tensor_specs(contents.model);
+    given.sort();
+    wanted.sort();
+    if given != wanted {
+        return Err(wrong("the weights are not those of the model's configuration".to_owned()).into());
+    }
+    for (name, _) in &contents.tokenizer_files {
+        if !manifest::valid_name(name) {
+            return Err(wrong(format!("{name:?} cannot be the name of a tokenizer file")).into());
+        }
+    }
+    Ok(())
+}
+
+/// Refuses to begin what cannot be finished.
+pub(super) fn ensure_space(dir: &Path, needed: u64) -> Result<()> {
+    let free = files::free_space(dir)?;
+    if free >= needed {
+        return Ok(());
+    }
+    let place = dir.display();
+    let message = format!("writing to {place} needs {needed} bytes, but its file system has {free} bytes free");
+    Err(fail(Exit::Io, message).hint("free disk space, keep fewer checkpoints, or use another disk").into())
+}
+
+/// Receives the values of one tensor.
+pub(super) type Sink<'s> = dyn FnMut(&[f32]) -> Result<()> + 's;
+/// Called once per tensor, in order; hands its values to the sink.
+pub(super) type Source<'s> = dyn FnMut(&mut Sink<'_>) -> Result<()> + 's;
+
+/// A model directory being written: every file is recorded with its size and hash.
+pub(super) struct Writer {
+    pub(super) txn: DirTxn,
+    pub(super) entries: Vec<Entry>,
+}
+
+impl Writer {
+    pub(super) fn create(dir: &Path, tag: &str) -> Result<Writer> {
+        Ok(Writer { txn: DirTxn::create(dir, tag)?, entries: Vec::new() })
+    }
+
+    pub(super) fn record(&mut self, name: &str, Digest { size, blake3 }: Digest) {
+        self.entries.push(Entry { name: name.to_owned(), size, blake3 });
+    }
+
+    pub(super) fn bytes(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        let digest = self.txn.write(name, bytes)?;
+        self.record(name, digest);
+        Ok(())
+    }
+
+    pub(super) fn json(&mut self, name: &str, value: &serde_json::Value) -> Result<()> {
+        let mut text = serde_json::to_string_pretty(value)?;
+        text.push('\n');
+        self.bytes(name, text.as_bytes())
+    }
+
+    /// One safetensors file.
+    pub(super) fn tensor_file(
+        &mut self,
+        name: &str,
+        specs: &[(&str, &[usize])],
+        dtype: Dtype,
+        source: &mut Source<'_>,
+    ) -> Result<()> {
+        let mut file = self.txn.file(name)?;
+        let path = Path::new(name);
+        std::io::Write::write_all(&mut file, &header(specs, dtype)?).map_err(io_context("write", path))?;
+        for (tensor, _) in specs {
+            source(&mut |values| write_values(&mut file, path, tensor, values, dtype))?;
+        }
+        let digest = file.finish()?;
+        self.record(name, digest);
+        Ok(())
+    }
+
+    /// The model's weights: `model.safetensors`, or shards with their index when larger than `shard_bytes`.
+    pub(super) fn weights(
+        &mut self,
+        specs: &[(&str, &[usize])],
+        dtype: Dtype,
+        shard_bytes: usize,
+        source: &mut Source<'_>,
+    ) -> Result<()> {
+        let shards = split(specs, dtype, shard_bytes)?;
+        if let [only] = shards.as_slice() {
+            return self.tensor_file(names::WEIGHTS, only, dtype, source);
+        }
+        let mut map = serde_json::Map::new();
+        let mut total = 0;
+        for (n, shard) in shards.iter().enumerate() {
+            let file = format!("model-{:05}-of-{:05}.safetensors", n + 1, shards.len());
+            self.tensor_file(&file, shard, dtype, source)?;
+            for (name, shape) in *shard {
+                map.insert(name.to_string(), file.clone().into());
+                total += data_size(shape, dtype)?;
+            }
+        }
+        self.json(names::INDEX, &serde_json::json!({ "metadata": { "total_size": total }, "weight_map": map }))
+    }
+}
+
+/// Cuts the list of tensors, in order, into runs of at most `limit` bytes (or a single tensor that is larger).
+fn split<'s, 'a>(
+    specs: &'s [(&'a str, &'a [usize])],
+    dtype: Dtype,
+    limit: usize,
+) -> Result<Vec<&'s [(&'a str, &'a [usize])]>> {
+    let (mut shards, mut start, mut filled) = (Vec::new(), 0, 0_usize);
+    for (n, (_, shape)) in specs.iter().enumerate() {
+        let size = data_size(shape, dtype)?;
+        if n > start && filled.saturating_add(size) > limit {
+            shards.push(&specs[start..n]);
+            (start, filled) = (n, 0);
+        }
+        filled = filled.saturating_add(size);
+    }
+    shards.push(&specs[start..]);
+    Ok(shards)
+}

@@ -1,0 +1,324 @@
+//! The command line: every command and flag, their help, and the checks that need nothing but the words themselves.
+//!
+//! Only definitions: what a command does is in `main.rs`. Wrong usage is clap's own error with exit code 2; keys and
+//! values of `--set` are left to the configuration, which reports all its problems at once.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Pretrain, resume, evaluate and sample LLaMA models.
+#[derive(Debug, Parser)]
+#[command(name = "llama-lite", version = crate::VERSION, max_term_width = 110, arg_required_else_help = true)]
+#[command(after_help = "Example: llama-lite pretrain --config configs/quickstart.toml")]
+pub struct Cli {
+    /// Flags of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags of every command.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct Global {
+    /// Where to compute: auto (a GPU if this build can use one), cpu, cuda or cuda:N
+    #[arg(long, global = true, help_heading = "Global options", default_value = "auto", value_name = "DEVICE")]
+    pub device: Device,
+    /// CPU threads [default: one per core]; results are the same for any number
+    #[arg(long, global = true, help_heading = "Global options", value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+    /// Say nothing but results and errors
+    #[arg(long, short, global = true, help_heading = "Global options")]
+    pub quiet: bool,
+    /// Colours in messages; auto heeds NO_COLOR and whether stderr is a terminal
+    #[arg(long, global = true, help_heading = "Global options", default_value = "auto", value_name = "WHEN")]
+    pub color: Color,
+}
+
+/// Where to compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// The first GPU if this build can use one, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The GPU of this number.
+    Cuda(usize),
+}
+
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || "expected auto, cpu, cuda or cuda:N, such as cuda:0".to_string();
+        match text {
+            "auto" => Ok(Device::Auto),
+            "cpu" => Ok(Device::Cpu),
+            "cuda" => Ok(Device::Cuda(0)),
+            _ => {
+                let number = text.strip_prefix("cuda:").filter(|number| number.bytes().all(|b| b.is_ascii_digit()));
+                number.and_then(|number| number.parse().ok()).map(Device::Cuda).ok_or_else(wrong)
+            }
+        }
+    }
+}
+
+/// When messages are coloured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal, unless NO_COLOR is set.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train a model from a configuration
+    Pretrain(Pretrain),
+    /// Go on with an interrupted run, exactly as if it had not stopped
+    Resume(Resume),
+    /// Measure loss, bits per byte and perplexity of a model on text
+    Eval(Eval),
+    /// Let a model write
+    Sample(Sample),
+    /// Make and check training data
+    #[command(subcommand)]
+    Data(Data),
+    /// Write a checkpoint as a Hugging Face model directory
+    Export(Export),
+    /// Show devices, features and a self-test of every operation
+    #[command(after_help = "Example: llama-lite doctor --device cuda")]
+    Doctor,
+}
+
+const PRETRAIN_EXAMPLES: &str = "Examples:
+  llama-lite pretrain --config configs/quickstart.toml
+  llama-lite pretrain --config configs/llama-124m.toml --set 'data.train=[\"shards\"]'
+  llama-lite pretrain --config configs/llama-1.7b.toml --print-config
+
+--help (not -h) lists every configuration key.";
+
+/// `llama-lite pretrain`
+#[derive(Args, Clone, Debug)]
+#[command(after_help = PRETRAIN_EXAMPLES)]
+#[command(after_long_help = format!("{PRETRAIN_EXAMPLES}\n\n{}", crate::config::reference_text()))]
+pub struct Pretrain {
+    /// Configuration, TOML or JSON
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Set one configuration key, such as train.steps=100; may be repeated, later ones win
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Directory of the run [default: runs/ and the configuration's name]
+    #[arg(long, value_name = "RUN_DIR")]
+    pub out: Option<PathBuf>,
+    /// Begin with the weights of a checkpoint or a Hugging Face Llama directory
+    #[arg(long, value_name = "HF_DIR")]
+    pub init_from: Option<PathBuf>,
+    /// Print the resolved configuration, parameter count and FLOPs per token, and stop
+    #[arg(long)]
+    pub print_config: bool,
+}
+
+impl Pretrain {
+    /// The run's directory: `--out`, or `runs/<stem of the configuration>`.
+    pub fn run_dir(&self) -> PathBuf {
+        let stem = self.config.file_stem().unwrap_or(self.config.as_os_str());
+        self.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(stem))
+    }
+}
+
+/// `llama-lite resume`
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:
+  llama-lite resume --ckpt runs/quickstart
+  llama-lite resume --ckpt runs/quickstart --set train.steps=2000
+
+Raising train.steps leaves the learning rates as they were configured; set schedule.decay_steps to change them.")]
+pub struct Resume {
+    /// Run directory (its newest valid checkpoint) or one checkpoint of a run
+    #[arg(long, value_name = "CKPT_OR_RUN_DIR")]
+    pub ckpt: PathBuf,
+    /// Change one configuration key of the run; may be repeated, later ones win
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// `llama-lite eval`
+#[derive(Args, Clone, Debug)]
+#[command(
+    after_help = "Example: llama-lite eval --ckpt runs/quickstart --data book.txt notes.jsonl --output result.json"
+)]
+pub struct Eval {
+    /// Checkpoint, run directory (its newest valid checkpoint) or Hugging Face Llama directory
+    #[arg(long, value_name = "DIR")]
+    pub ckpt: PathBuf,
+    /// Text files (.txt, .jsonl), token shards or a prepared directory
+    #[arg(long, value_name = "PATH", num_args = 1.., required = true)]
+    pub data: Vec<PathBuf>,
+    /// Write the result to this file as well, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// `llama-lite sample`
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:
+  llama-lite sample --ckpt runs/quickstart --prompt 'One day'
+  llama-lite sample --ckpt runs/quickstart --greedy --max-tokens 40 --json < prompt.txt
+
+Without --prompt and --prompt-file the prompt is read from standard input; if that is a terminal, it is empty.")]
+pub struct Sample {
+    /// Checkpoint, run directory (its newest valid checkpoint) or Hugging Face Llama directory
+    #[arg(long, value_name = "DIR")]
+    pub ckpt: PathBuf,
+    /// Text to be continued
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub prompt: Option<String>,
+    /// File with the text to be continued
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    pub prompt_file: Option<PathBuf>,
+    /// Longest continuation, in tokens
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub max_tokens: usize,
+    /// Divides the logits: lower is more predictable, 0 is --greedy
+    #[arg(long, value_name = "X", default_value_t = 0.8, value_parser = non_negative, allow_negative_numbers = true)]
+    pub temperature: f64,
+    /// Draw among the N likeliest tokens; 0 = all
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    pub top_k: usize,
+    /// Draw among the likeliest tokens that together have this probability
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = share, allow_negative_numbers = true)]
+    pub top_p: f64,
+    /// Draw among tokens at least this probable, relative to the likeliest; 0 = all
+    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = fraction, allow_negative_numbers = true)]
+    pub min_p: f64,
+    /// Make tokens that have occurred less likely by this factor; 1 = do not
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = positive, allow_negative_numbers = true)]
+    pub repetition_penalty: f64,
+    /// Fixes the draws [default: a random one, which is printed]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Number of samples
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub num_samples: NonZeroUsize,
+    /// Always take the likeliest token
+    #[arg(long)]
+    pub greedy: bool,
+    /// Write one JSON object per sample instead of the text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `llama-lite data`
+#[derive(Clone, Debug, Subcommand)]
+pub enum Data {
+    /// Turn text into token shards
+    Prepare(Prepare),
+    /// Check sizes, hashes and token ids of a prepared directory
+    #[command(after_help = "Example: llama-lite data verify data/books")]
+    Verify(Dir),
+    /// Describe a prepared directory
+    #[command(after_help = "Example: llama-lite data inspect data/books")]
+    Inspect(Dir),
+}
+
+/// A prepared directory.
+#[derive(Args, Clone, Debug)]
+pub struct Dir {
+    /// Directory made by data prepare
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+}
+
+/// `llama-lite data prepare`
+#[derive(Args, Clone, Debug)]
+#[command(
+    after_help = "Example: llama-lite data prepare --input books/*.txt notes.jsonl --tokenizer gpt2 --out data/books"
+)]
+pub struct Prepare {
+    /// Text: .txt (one document each), .jsonl (one document per line), directories or globs of them
+    #[arg(long, value_name = "PATH", num_args = 1.., required = true)]
+    pub input: Vec<String>,
+    /// gpt2 (built in) or the path of a tokenizer.json
+    #[arg(long, value_name = "gpt2|FILE")]
+    pub tokenizer: String,
+    /// Directory for the shards; it must not hold any yet
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Field of a .jsonl line that holds the text
+    #[arg(long, value_name = "NAME", default_value = "text")]
+    pub text_field: String,
+    /// Share of the documents held out for validation
+    #[arg(long, value_name = "X", default_value_t = 0.005, value_parser = fraction, allow_negative_numbers = true)]
+    pub val_fraction: f64,
+    /// Tokens in one shard
+    #[arg(long, value_name = "N", default_value = "100000000")]
+    pub shard_tokens: NonZeroUsize,
+    /// Go on although more than 0.1 % of the lines are unusable
+    #[arg(long)]
+    pub allow_bad: bool,
+}
+
+/// `llama-lite export`
+#[derive(Args, Clone, Debug)]
+#[command(
+    after_help = "Example: llama-lite export --ckpt runs/llama-124m --out llama-124m-hf --dtype bf16 --trim-vocab"
+)]
+pub struct Export {
+    /// Checkpoint, run directory (its newest valid checkpoint) or Hugging Face Llama directory
+    #[arg(long, value_name = "DIR")]
+    pub ckpt: PathBuf,
+    /// Directory to write; it must not exist or be empty
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Number format of the weights
+    #[arg(long, value_name = "DTYPE", default_value = "f32")]
+    pub dtype: Dtype,
+    /// Leave out the rows of the vocabulary beyond the tokenizer's ids
+    #[arg(long)]
+    pub trim_vocab: bool,
+}
+
+/// Number formats of exported weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Dtype {
+    /// 32 bits: the weights as trained.
+    F32,
+    /// 16 bits with f32's range.
+    Bf16,
+    /// 16 bits, IEEE half.
+    F16,
+}
+
+/// A number for which `allowed` holds.
+fn number(text: &str, allowed: impl Fn(f64) -> bool, what: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|&x: &f64| x.is_finite() && allowed(x)).ok_or_else(|| format!("expected {what}"))
+}
+
+fn non_negative(text: &str) -> Result<f64, String> {
+    number(text, |x| x >= 0.0, "a number of at least 0")
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    number(text, |x| x > 0.0, "a number above 0")
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    number(text, |x| x > 0.0 && x <= 1.0, "a number above 0 and at most 1")
+}
+
+fn fraction(text: &str) -> Result<f64, String> {
+    number(text, |x| (0.0..1.0).contains(&x), "a number of at least 0 and below 1")
+}
+
+#[cfg(test)]
+mod tests;

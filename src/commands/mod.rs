@@ -1,0 +1,109 @@
+//! One function per command: it turns arguments into inputs, calls the library, and prints what belongs on stdout.
+
+mod data;
+mod doctor;
+mod export;
+mod generate;
+mod score;
+
+use crate::cli::{Cli, Color, Command, Device, Global, Pretrain};
+use crate::config::{Config, print_config};
+use crate::metrics::{self, Console};
+use crate::runtime::error::{Exit, Failure, fail};
+use crate::train::begin;
+use anyhow::Result;
+use std::io::Write;
+use std::process::ExitCode;
+
+/// Runs the command that was asked for.
+///
+/// # Errors
+/// Those of the command; see [`Exit`].
+pub fn run(cli: Cli) -> Result<()> {
+    let global = &cli.global;
+    ignore_file_size_signal();
+    check_device(global)?;
+    set_threads(global)?;
+    let console = console(global);
+    match cli.command {
+        Command::Pretrain(args) => pretrain(&args, console),
+        Command::Resume(args) => begin::resume(&args.ckpt, &args.set, console),
+        Command::Eval(args) => score::run(&args, console),
+        Command::Sample(args) => generate::run(&args, console),
+        Command::Data(command) => data::run(command, console),
+        Command::Export(args) => export::run(&args, console),
+        Command::Doctor => doctor::run(),
+    }
+}
+
+fn pretrain(args: &Pretrain, console: Console) -> Result<()> {
+    let config = Config::load(&args.config, &args.set)?;
+    if args.print_config {
+        return print(&print_config(&config));
+    }
+    begin::pretrain(config, &args.run_dir(), args.init_from.as_deref(), console)
+}
+
+/// Prints a failure and gives its exit code.
+pub fn report(error: &anyhow::Error) -> ExitCode {
+    let failure = error.chain().find_map(|e| e.downcast_ref::<Failure>());
+    let io = error.chain().find_map(|e| e.downcast_ref::<std::io::Error>());
+    if io.is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe) {
+        // Whoever read our stdout has seen enough.
+        return ExitCode::SUCCESS;
+    }
+    let exit = failure.map_or(if io.is_some() { Exit::Io } else { Exit::Internal }, |f| f.exit);
+    let verb = if exit == Exit::Stopped { "stopped" } else { "error" };
+    let text = match failure {
+        Some(f) if exit == Exit::Stopped => f.message.clone(),
+        _ => format!("{verb}: {error:#}"),
+    };
+    eprintln!("{text}");
+    if let Some(hint) = failure.and_then(|f| f.hint.as_ref()) {
+        eprintln!("hint: {hint}");
+    } else if exit == Exit::Internal {
+        eprintln!("hint: this looks like a bug; please report it with the command and its output");
+    }
+    ExitCode::from(exit as u8)
+}
+
+/// Writes data to stdout.
+fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    if !text.ends_with('\n') {
+        out.write_all(b"\n")?;
+    }
+    Ok(out.flush()?)
+}
+
+fn console(global: &Global) -> Console {
+    let color = match global.color {
+        Color::Auto => metrics::Color::Auto,
+        Color::Always => metrics::Color::Always,
+        Color::Never => metrics::Color::Never,
+    };
+    Console::stderr(global.quiet, color)
+}
+
+fn check_device(global: &Global) -> Result<()> {
+    match global.device {
+        Device::Auto | Device::Cpu => Ok(()),
+        Device::Cuda(_) => Err(fail(Exit::Config, "--device cuda: this build has no CUDA support")
+            .hint("use --device cpu")
+            .into()),
+    }
+}
+
+fn set_threads(global: &Global) -> Result<()> {
+    let threads = global.threads.map_or(0, std::num::NonZeroUsize::get);
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+    Ok(())
+}
+
+/// A file beyond `ulimit -f` is then an error of the write, with a message and an exit code, not a silent death.
+fn ignore_file_size_signal() {
+    let caught = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    // Failing to install it changes nothing else.
+    let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, caught);
+}

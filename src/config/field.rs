@@ -1,0 +1,301 @@
+//! What one key is: its [`Spec`], the types a key can have, the ranges it can be held to, and how it is read.
+
+use std::fmt::Debug;
+
+use super::nearest::nearest;
+use super::problems::Problems;
+use super::source::{Entries, Raw};
+
+/// The description of one key, as written in `schema.rs`.
+pub(super) struct Spec<T> {
+    /// `section.key`.
+    pub(super) key: &'static str,
+    /// Its doc comment.
+    pub(super) doc: &'static str,
+    pub(super) default: Default<T>,
+    pub(super) check: Check,
+}
+
+/// The value of a key that is not given.
+pub(super) enum Default<T> {
+    /// There is none: the key must be given.
+    Required,
+    /// This one.
+    Value(T),
+    /// One that follows from other keys, in words; `resolve.rs` computes it.
+    Derived(&'static str),
+}
+
+/// What a value must satisfy beyond its type. Bounds hold for each number of a list.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Check {
+    /// Nothing.
+    Any,
+    /// `a <= x`
+    AtLeast(f64),
+    /// `a <= x <= b`
+    Within(f64, f64),
+    /// `a < x < b`
+    Between(f64, f64),
+    /// `a < x <= b`
+    AboveTo(f64, f64),
+    /// `a <= x < b`
+    FromBelow(f64, f64),
+    /// One of these words.
+    Choice(&'static [&'static str]),
+}
+
+impl Check {
+    /// Whether `value` satisfies it. Values of another kind than it speaks of are the type's business.
+    fn accepts(self, value: &Raw) -> bool {
+        let number = match value {
+            Raw::Integer(integer) => *integer as f64,
+            Raw::Float(number) => *number,
+            Raw::List(items) => return items.iter().all(|item| self.accepts(item)),
+            Raw::String(text) => {
+                return if let Check::Choice(words) = self { words.contains(&text.as_str()) } else { true };
+            }
+            _ => return true,
+        };
+        match self {
+            Check::Any | Check::Choice(_) => true,
+            Check::AtLeast(low) => low <= number,
+            Check::Within(low, high) => low <= number && number <= high,
+            Check::Between(low, high) => low < number && number < high,
+            Check::AboveTo(low, high) => low < number && number <= high,
+            Check::FromBelow(low, high) => low <= number && number < high,
+        }
+    }
+
+    /// The allowed values in words; empty if all are.
+    pub(super) fn describe(self) -> String {
+        match self {
+            Check::Any => String::new(),
+            Check::AtLeast(low) => format!("at least {low}"),
+            Check::Within(low, high) => format!("{low} to {high}"),
+            Check::Between(low, high) => format!("above {low} and below {high}"),
+            Check::AboveTo(low, high) => format!("above {low}, at most {high}"),
+            Check::FromBelow(low, high) => format!("at least {low} and below {high}"),
+            Check::Choice(words) => words.iter().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(", "),
+        }
+    }
+}
+
+/// A type a key can have. Reading never converts: "False" is no boolean and 1e3 no integer; only an integer is also a
+/// number, because it stands for exactly that number.
+pub(super) trait Field: std::default::Default + Clone + Debug {
+    /// The type in words.
+    const TYPE: &'static str;
+
+    /// The value, if it is of this type.
+    fn read(value: &Raw) -> Option<Self>;
+
+    /// The value as TOML; `None` if it is absent.
+    fn write(&self) -> Option<String>;
+}
+
+impl Field for bool {
+    const TYPE: &'static str = "boolean";
+
+    fn read(value: &Raw) -> Option<Self> {
+        if let Raw::Bool(truth) = value { Some(*truth) } else { None }
+    }
+
+    fn write(&self) -> Option<String> {
+        Some(self.to_string())
+    }
+}
+
+/// Counts and seeds: integers that are not negative.
+macro_rules! count {
+    ($ty:ty) => {
+        impl Field for $ty {
+            const TYPE: &'static str = "integer";
+
+            fn read(value: &Raw) -> Option<Self> {
+                if let Raw::Integer(integer) = value { Self::try_from(*integer).ok() } else { None }
+            }
+
+            fn write(&self) -> Option<String> {
+                Some(self.to_string())
+            }
+        }
+    };
+}
+count!(u64);
+count!(usize);
+
+impl Field for f64 {
+    const TYPE: &'static str = "number";
+
+    fn read(value: &Raw) -> Option<Self> {
+        /// Below this, every integer is exactly one f64.
+        const EXACT: u64 = 1 << 53;
+        match value {
+            Raw::Float(number) if number.is_finite() => Some(*number),
+            Raw::Integer(integer) if integer.unsigned_abs() <= EXACT => Some(*integer as f64),
+            _ => None,
+        }
+    }
+
+    fn write(&self) -> Option<String> {
+        // The shortest text that reads back to the same bits, with a point or an exponent, as TOML asks.
+        Some(format!("{self:?}"))
+    }
+}
+
+impl Field for [f64; 2] {
+    const TYPE: &'static str = "list of 2 numbers";
+
+    fn read(value: &Raw) -> Option<Self> {
+        if let Raw::List(items) = value { <[_; 2]>::try_from(list(items)?).ok() } else { None }
+    }
+
+    fn write(&self) -> Option<String> {
+        Some(format!("{self:?}"))
+    }
+}
+
+impl Field for String {
+    const TYPE: &'static str = "string";
+
+    fn read(value: &Raw) -> Option<Self> {
+        if let Raw::String(text) = value { Some(text.clone()) } else { None }
+    }
+
+    fn write(&self) -> Option<String> {
+        Some(toml::Value::String(self.clone()).to_string())
+    }
+}
+
+impl Field for Vec<String> {
+    const TYPE: &'static str = "list of strings";
+
+    fn read(value: &Raw) -> Option<Self> {
+        if let Raw::List(items) = value { list(items) } else { None }
+    }
+
+    fn write(&self) -> Option<String> {
+        let items: Vec<_> = self.iter().filter_map(Field::write).collect();
+        Some(format!("[{}]", items.join(", ")))
+    }
+}
+
+impl<T: Field> Field for Option<T> {
+    const TYPE: &'static str = T::TYPE;
+
+    fn read(value: &Raw) -> Option<Self> {
+        T::read(value).map(Some)
+    }
+
+    fn write(&self) -> Option<String> {
+        self.as_ref()?.write()
+    }
+}
+
+fn list<T: Field>(items: &[Raw]) -> Option<Vec<T>> {
+    items.iter().map(T::read).collect()
+}
+
+/// What goes over all keys of the schema: the [`Reader`], and whatever else wants to know them.
+pub(super) trait Visitor {
+    /// Visits one key and gives its value.
+    fn field<T: Field>(&mut self, spec: Spec<T>) -> T;
+
+    /// Visits one section.
+    fn section<S: Section>(&mut self) -> S {
+        S::visit(self)
+    }
+}
+
+/// One `[section]` of the file.
+pub(super) trait Section: Sized {
+    /// Its name in the file.
+    const NAME: &'static str;
+    /// What it is about.
+    const ABOUT: &'static str;
+
+    /// Builds it by visiting its keys in order.
+    fn visit<V: Visitor + ?Sized>(visitor: &mut V) -> Self;
+
+    /// Calls `each` with every key and its value as TOML (`None` if absent), in order.
+    fn write(&self, each: &mut dyn FnMut(&'static str, Option<String>));
+}
+
+/// Reads every key from the entries, putting defaults where a key is not given and a placeholder where it is wrong.
+pub(super) struct Reader<'a> {
+    pub(super) entries: &'a Entries,
+    pub(super) problems: &'a mut Problems,
+}
+
+impl Reader<'_> {
+    /// Reports a required key that is not given, unless it or its section has been written wrongly.
+    fn missing(&mut self, key: &str, doc: &str) {
+        let section = key.split('.').next().unwrap_or_default();
+        if self.problems.usable(&[section, key]) {
+            let hint = format!("it has no default; {doc}");
+            self.problems.add(&self.entries.file, key, "missing", hint);
+        }
+        self.problems.spoil(key);
+    }
+}
+
+impl Visitor for Reader<'_> {
+    fn field<T: Field>(&mut self, spec: Spec<T>) -> T {
+        let key = spec.key;
+        let Some(entry) = self.entries.get(key) else {
+            return match spec.default {
+                Default::Value(value) => value,
+                Default::Derived(_) => T::default(),
+                Default::Required => {
+                    self.missing(key, spec.doc.trim());
+                    T::default()
+                }
+            };
+        };
+        let value = &entry.value;
+        match T::read(value) {
+            Some(read) if spec.check.accepts(value) => read,
+            Some(_) => {
+                let allowed = spec.check.describe();
+                let what = format!("must be {allowed}, found {value}");
+                self.problems.add(&entry.origin, key, what, choose(spec.check, value, spec.doc));
+                T::default()
+            }
+            None => {
+                let what = format!("expected a {}, found {value}", T::TYPE);
+                self.problems.add(&entry.origin, key, what.replace("a integer", "an integer"), rewrite(T::TYPE, value));
+                T::default()
+            }
+        }
+    }
+}
+
+/// The remedy for a value outside its range.
+fn choose(check: Check, value: &Raw, doc: &str) -> String {
+    match (check, value) {
+        (Check::Choice(words), Raw::String(text)) => match nearest(text, words) {
+            Some(word) => format!("did you mean {word:?}?"),
+            None => format!("choose one of these; {}", doc.trim()),
+        },
+        _ => format!("bring it into this range; {}", doc.trim()),
+    }
+}
+
+/// The remedy for a value of another type.
+fn rewrite(expected: &str, value: &Raw) -> String {
+    match (expected, value) {
+        ("boolean", _) => "write true or false, without quotes".into(),
+        ("integer", Raw::Integer(negative)) if *negative < 0 => "it cannot be negative".into(),
+        ("integer", Raw::Float(number)) if number.fract() == 0.0 && number.abs() < 1e15 => {
+            format!("write {number} without point or exponent")
+        }
+        ("integer", _) => "write a whole number such as 1000 or 10_000, without quotes".into(),
+        ("number", Raw::Float(_)) => "only finite numbers make sense here".into(),
+        ("number", _) => "write a number such as 0.1 or 6e-4, without quotes".into(),
+        ("list of 2 numbers", _) => "write for example [0.9, 0.95]".into(),
+        ("list of strings", Raw::String(text)) => format!("write [{text:?}]"),
+        ("list of strings", _) => "write for example [\"one\", \"two\"]".into(),
+        _ => "put the value in quotes".into(),
+    }
+}

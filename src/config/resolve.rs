@@ -1,0 +1,333 @@
+//! From entries to a complete configuration: refuse unknown keys, expand the preset, read, derive, check across keys.
+//!
+//! Every rule names the keys it speaks of and is skipped when one of them has no usable value, so that one mistake is
+//! one message.
+
+use super::field::{Reader, Visitor};
+use super::nearest::{nearest, nearest_key};
+use super::problems::Problems;
+use super::reference;
+use super::schema::{self, Config};
+use super::source::{Entries, Raw};
+use crate::runtime::error::Failure;
+
+/// The configuration that `entries` describe; all of `problems` and of its own findings if there are any.
+pub(super) fn resolve(mut entries: Entries, mut problems: Problems) -> Result<Config, Failure> {
+    refuse_unknown(&entries, &mut problems);
+    expand_preset(&mut entries, &mut problems);
+    let mut config = Config::visit(&mut Reader { entries: &entries, problems: &mut problems });
+    let mut rules = Rules { entries: &entries, problems: &mut problems };
+    rules.derive(&mut config);
+    rules.model(&config);
+    rules.data(&config);
+    rules.train(&config);
+    rules.schedule(&config);
+    rules.services(&config);
+    problems.failure().map_or(Ok(config), Err)
+}
+
+fn refuse_unknown(entries: &Entries, problems: &mut Problems) {
+    let groups = reference::groups();
+    let sections: Vec<_> = groups.iter().map(|group| group.name).collect();
+    let keys = reference::keys();
+    for entry in entries.iter().filter(|entry| !keys.contains(&entry.key.as_str())) {
+        let section = entry.key.split('.').next().unwrap_or_default();
+        let Some(group) = groups.iter().find(|group| group.name == section) else {
+            if problems.usable(&[section]) {
+                let hint = match nearest(section, &sections) {
+                    Some(name) => {
+                        problems.spoil(name);
+                        format!("did you mean [{name}]?")
+                    }
+                    None => format!("the sections are {}", sections.join(", ")),
+                };
+                problems.add(&entry.origin, section, "unknown section", hint);
+            }
+            continue;
+        };
+        let hint = match nearest_key(&entry.key, &keys) {
+            Some(key) => {
+                problems.spoil(key);
+                format!("did you mean {key}?")
+            }
+            None => {
+                let names: Vec<_> = group.rows.iter().filter_map(|row| row.key.split('.').nth(1)).collect();
+                format!("the keys of [{section}] are {}", names.join(", "))
+            }
+        };
+        problems.add(&entry.origin, &entry.key, "unknown key", hint);
+    }
+}
+
+/// Gives the keys that a preset stands for, where the configuration does not give them itself.
+fn expand_preset(entries: &mut Entries, problems: &mut Problems) {
+    let preset = Reader { entries, problems }.field(schema::preset());
+    let given = entries.take("model.preset").is_some();
+    let Some(name) = preset else {
+        if given {
+            // What the preset would have given is not missing.
+            problems.spoil("model");
+        }
+        return;
+    };
+    let [layers, heads, key_value_heads, hidden, ffn] = match name.as_str() {
+        "124m" => [12, 12, 12, 768, 3072],
+        "978m" => [36, 20, 4, 1280, 5120],
+        _ => [36, 32, 8, 2048, 5120],
+    };
+    let shape = [
+        ("model.hidden_size", hidden),
+        ("model.intermediate_size", ffn),
+        ("model.num_hidden_layers", layers),
+        ("model.num_attention_heads", heads),
+        ("model.num_key_value_heads", key_value_heads),
+        ("model.head_dim", 64),
+        // GPT-2's 50,257 ids, padded to a multiple of 128 that matrix products like.
+        ("model.vocab_size", 50_304),
+        ("model.max_position_embeddings", 1024),
+    ];
+    for (key, value) in shape {
+        entries.supply(key, Raw::Integer(value), &format!("model.preset {name:?}"));
+    }
+}
+
+/// What is wrong, and what to do about it.
+type Broken = (String, String);
+
+fn broken(what: impl Into<String>, hint: impl Into<String>) -> Broken {
+    (what.into(), hint.into())
+}
+
+/// Defaults and conditions that join several keys.
+struct Rules<'a> {
+    entries: &'a Entries,
+    problems: &'a mut Problems,
+}
+
+impl Rules<'_> {
+    /// Reports what `check` finds, under the first of the keys it speaks of.
+    fn rule(&mut self, keys: &[&str], check: impl FnOnce() -> Option<Broken>) {
+        if self.problems.usable(keys)
+            && let Some((what, hint)) = check()
+        {
+            self.problems.add(self.entries.origin(keys[0]), keys[0], what, hint);
+        }
+    }
+
+    /// Computes the value of `key` from others, unless it is given.
+    fn default<T>(&mut self, key: &str, from: &[&str], target: &mut T, value: impl FnOnce() -> Result<T, Broken>) {
+        if self.entries.get(key).is_some() {
+            return;
+        }
+        if !self.problems.usable(from) {
+            return self.problems.spoil(key);
+        }
+        match value() {
+            Ok(value) => *target = value,
+            Err((what, hint)) => self.problems.add(self.entries.origin(from[0]), key, what, hint),
+        }
+    }
+
+    fn derive(&mut self, config: &mut Config) {
+        let (model, train) = (&mut config.model, &mut config.train);
+        let (hidden, heads) = (model.hidden_size, model.num_attention_heads);
+        let (length, batch, steps) = (train.sequence_length, train.micro_batch_size, train.steps);
+        let wsd = config.schedule.kind == "wsd";
+        self.default("model.num_key_value_heads", &[HEADS], &mut model.num_key_value_heads, || Ok(heads));
+        self.default("model.head_dim", &[HEADS, "model.hidden_size"], &mut model.head_dim, || {
+            let uneven = || {
+                let what = format!(
+                    "no default, because hidden_size {hidden} is not a multiple of num_attention_heads {heads}"
+                );
+                broken(what, "set model.head_dim, or change one of the two")
+            };
+            if hidden % heads == 0 { Ok(hidden / heads) } else { Err(uneven()) }
+        });
+        self.default("model.max_position_embeddings", &[LENGTH], &mut model.max_position_embeddings, || Ok(length));
+        self.default("train.tokens_per_step", &[BATCH, LENGTH], &mut train.tokens_per_step, || Ok(batch * length));
+        self.default("schedule.decay_steps", &[STEPS, "schedule.kind"], &mut config.schedule.decay_steps, || {
+            Ok(Some(if wsd { (steps / 5).max(1) } else { steps }))
+        });
+    }
+
+    fn model(&mut self, config: &Config) {
+        let model = &config.model;
+        let (heads, key_value_heads) = (model.num_attention_heads, model.num_key_value_heads);
+        self.rule(&["model.num_key_value_heads", HEADS], || {
+            (heads % key_value_heads != 0).then(|| {
+                let what = format!("{key_value_heads} does not divide num_attention_heads {heads}");
+                let divisors: Vec<_> = (1..=heads).filter(|n| heads % n == 0).map(|n| n.to_string()).collect();
+                broken(what, format!("choose one of {}", divisors.join(", ")))
+            })
+        });
+        self.rule(&["model.head_dim"], || {
+            (!model.head_dim.is_multiple_of(2)).then(|| {
+                let what = format!("{} is odd, but RoPE turns pairs", model.head_dim);
+                broken(what, format!("{} would do", model.head_dim + 1))
+            })
+        });
+        self.rule(&[LENGTH, "model.max_position_embeddings"], || {
+            let (length, longest) = (config.train.sequence_length, model.max_position_embeddings);
+            (length > longest).then(|| {
+                let what = format!("{length} is more than model.max_position_embeddings {longest}");
+                broken(what, format!("set model.max_position_embeddings to {length} or train on shorter sequences"))
+            })
+        });
+    }
+
+    fn data(&mut self, config: &Config) {
+        let data = &config.data;
+        self.rule(&["data.train", "data.source"], || match (&data.source, data.train.is_empty()) {
+            (None, true) => {
+                Some(broken("missing: there is nothing to train on", "name files, or set data.source = \"stories\""))
+            }
+            (Some(source), false) => {
+                let what = format!("given beside data.source {source:?}, which brings its own text");
+                Some(broken(what, "remove one of the two"))
+            }
+            _ => None,
+        });
+        self.rule(&["data.val", "data.source"], || {
+            (data.source.is_some() && !data.val.is_empty()).then(|| {
+                broken("given beside data.source, which brings its own validation text", "remove one of the two")
+            })
+        });
+        for (key, paths) in [("data.train", &data.train), ("data.val", &data.val)] {
+            self.rule(&[key], || {
+                paths.iter().any(|path| path.trim().is_empty()).then(|| {
+                    broken("holds an empty path", "remove it, or write the path of a file, a glob or a directory")
+                })
+            });
+        }
+        self.rule(&["data.stories", "data.source"], || {
+            (data.stories.is_some() && data.source.is_none()).then(|| {
+                broken("has no effect without the built-in corpus", "set data.source = \"stories\" or remove it")
+            })
+        });
+        self.rule(&["data.text_field"], || {
+            data.text_field
+                .is_empty()
+                .then(|| broken("is empty", "name the field that holds the text, such as \"text\""))
+        });
+        self.tokenizer(config);
+    }
+
+    fn tokenizer(&mut self, config: &Config) {
+        let (name, vocab) = (config.data.tokenizer.as_str(), config.model.vocab_size);
+        self.rule(&["data.tokenizer"], || {
+            let known = ["gpt2", "train"].contains(&name) || name.contains(['/', '.']);
+            (!known).then(|| {
+                let near =
+                    nearest(name, &["gpt2", "train"]).map_or(String::new(), |near| format!("did you mean {near:?}? "));
+                let what = format!("{name:?} is neither \"gpt2\" nor \"train\" nor the path of a tokenizer.json");
+                broken(what, format!("{near}a file in the current directory is written \"./{name}\""))
+            })
+        });
+        let (least, because) = match name {
+            "gpt2" => (50_257, "GPT-2's tokenizer has 50,257 ids"),
+            "train" => (257, "256 bytes and the end of text need an id each"),
+            _ => (0, ""),
+        };
+        self.rule(&["model.vocab_size", "data.tokenizer"], || {
+            (vocab < least).then(|| {
+                let hint = if name == "gpt2" {
+                    "set it to 50304, or data.tokenizer = \"train\""
+                } else {
+                    "set it to 512 or more"
+                };
+                broken(format!("{vocab} is less than {least}: {because}"), hint)
+            })
+        });
+    }
+
+    fn train(&mut self, config: &Config) {
+        let train = &config.train;
+        let pass = train.micro_batch_size * train.sequence_length;
+        self.rule(&["train.tokens_per_step", BATCH, LENGTH], || {
+            (!train.tokens_per_step.is_multiple_of(pass)).then(|| {
+                let tokens = train.tokens_per_step;
+                let what = format!("{tokens} is not a multiple of micro_batch_size x sequence_length = {pass}");
+                let below = tokens / pass * pass;
+                let near =
+                    if below == 0 { format!("{pass}") } else { format!("{below} or {}", below.saturating_add(pass)) };
+                broken(what, format!("set it to {near}, or change micro_batch_size"))
+            })
+        });
+        self.rule(&[STEPS, "train.tokens_per_step"], || {
+            let total = train.steps.checked_mul(train.tokens_per_step as u64);
+            let countable = total.is_some_and(|tokens| i64::try_from(tokens).is_ok());
+            (!countable).then(|| {
+                broken(
+                    "train.steps x train.tokens_per_step is more tokens than 63 bits can count",
+                    "choose fewer steps",
+                )
+            })
+        });
+    }
+
+    fn schedule(&mut self, config: &Config) {
+        let (schedule, steps) = (&config.schedule, config.train.steps);
+        let (warmup, decay) = (schedule.warmup_steps, schedule.decay_steps.unwrap_or(steps));
+        let keys = ["schedule.warmup_steps", "schedule.decay_steps", "schedule.kind", STEPS];
+        self.rule(&keys, || match schedule.kind.as_str() {
+            "cosine" | "linear" => (warmup >= decay).then(|| {
+                let what =
+                    format!("{warmup} leaves nothing of schedule.decay_steps {decay}, which counts the warm-up in");
+                broken(what, "choose a shorter warm-up or a longer decay")
+            }),
+            "wsd" => warmup.checked_add(decay).is_none_or(|sum| sum > steps).then(|| {
+                let what = format!(
+                    "{warmup} and the tail of schedule.decay_steps {decay} do not fit into train.steps {steps}"
+                );
+                broken(what, "choose a shorter warm-up or tail, or more steps")
+            }),
+            _ => None,
+        });
+        self.rule(&["schedule.min_lr", "optimizer.lr"], || {
+            let (least, peak) = (schedule.min_lr, config.optimizer.lr);
+            (least > peak).then(|| {
+                let what = format!("{least:?} is more than optimizer.lr {peak:?}");
+                broken(what, "the schedule goes down from optimizer.lr to schedule.min_lr: choose a lower one")
+            })
+        });
+    }
+
+    /// Checkpoints, evaluation, samples, logging.
+    fn services(&mut self, config: &Config) {
+        let (every, keep_every) = (config.checkpoint.every, config.checkpoint.keep_every);
+        self.rule(&["checkpoint.keep_every", "checkpoint.every"], || {
+            let met = keep_every == 0 || (every != 0 && keep_every % every == 0);
+            (!met).then(|| {
+                let what = format!(
+                    "{keep_every} is not a multiple of checkpoint.every {every}, so most of its steps are never saved"
+                );
+                broken(what, "set it to 0 or to a multiple of checkpoint.every")
+            })
+        });
+        self.rule(&["eval.tasks"], || {
+            (!config.eval.tasks.is_empty()).then(|| {
+                broken(
+                    "benchmark tasks are not available in this build",
+                    "remove them; validation loss is always there",
+                )
+            })
+        });
+        self.rule(&["sample.prompts", "sample.every"], || {
+            (config.sample.every > 0 && config.sample.prompts.is_empty()).then(|| {
+                let what =
+                    format!("missing: sample.every is {}, but there is no text to continue", config.sample.every);
+                broken(what, "write for example prompts = [\"Once upon a time\"]; \"\" starts from nothing")
+            })
+        });
+        self.rule(&["log.tensorboard"], || {
+            config.log.tensorboard.then(|| {
+                broken("TensorBoard files are not available in this build", "remove it; metrics.jsonl has every number")
+            })
+        });
+    }
+}
+
+const HEADS: &str = "model.num_attention_heads";
+const LENGTH: &str = "train.sequence_length";
+const BATCH: &str = "train.micro_batch_size";
+const STEPS: &str = "train.steps";

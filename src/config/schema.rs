@@ -1,0 +1,279 @@
+//! Every key of a configuration file: its type, default, allowed values and meaning, in one place.
+//!
+//! The doc comment, default and check written beside a field are the only description of that key. Reading and
+//! checking
+//! a file, the list of valid keys and the reference table of the README all come from them, so none can fall out of
+//! step.
+//! Rules that join several keys are in `resolve.rs`. A key with a [`Choice`] of words is a `String` that has been
+//! checked.
+
+use serde::Serialize;
+
+use super::field::Check::{AboveTo, Any, AtLeast, Between, Choice, FromBelow, Within};
+use super::field::Default::{Derived, Required, Value};
+use super::field::{Field, Section, Spec, Visitor};
+
+/// Declares a section: the struct, and the visit of its fields with key, documentation, default and check.
+macro_rules! section {
+    ($(#[doc = $about:literal])+ $name:ident = $section:literal {
+        $($(#[doc = $doc:literal])+ $field:ident: $ty:ty = $default:expr, $check:expr;)+
+    }) => {
+        $(#[doc = $about])+
+        #[derive(Clone, Debug, PartialEq, Serialize)]
+        pub struct $name {
+            $($(#[doc = $doc])+ pub $field: $ty,)+
+        }
+
+        impl Section for $name {
+            const NAME: &'static str = $section;
+            const ABOUT: &'static str = concat!($($about),+);
+
+            fn visit<V: Visitor + ?Sized>(visitor: &mut V) -> Self {
+                Self {
+                    $($field: visitor.field(Spec {
+                        key: concat!($section, ".", stringify!($field)),
+                        doc: concat!($($doc),+),
+                        default: $default,
+                        check: $check,
+                    }),)+
+                }
+            }
+
+            fn write(&self, each: &mut dyn FnMut(&'static str, Option<String>)) {
+                $(each(concat!($section, ".", stringify!($field)), self.$field.write());)+
+            }
+        }
+    };
+}
+
+/// A whole configuration, complete and checked.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Config {
+    /// The network.
+    pub model: ModelConfig,
+    /// Text, tokenizer and the order of the data.
+    pub data: DataConfig,
+    /// Batch and length of the run.
+    pub train: TrainConfig,
+    /// The optimizer.
+    pub optimizer: OptimizerConfig,
+    /// The learning rate over the steps.
+    pub schedule: ScheduleConfig,
+    /// What is saved, and what is kept.
+    pub checkpoint: CheckpointConfig,
+    /// Validation during the run.
+    pub eval: EvalConfig,
+    /// Samples written during the run.
+    pub sample: SampleConfig,
+    /// Logging.
+    pub log: LogConfig,
+}
+
+impl Config {
+    /// Visits every key of every section, in the order of the file and of the reference.
+    pub(super) fn visit(visitor: &mut impl Visitor) -> Self {
+        Self {
+            model: visitor.section(),
+            data: visitor.section(),
+            train: visitor.section(),
+            optimizer: visitor.section(),
+            schedule: visitor.section(),
+            checkpoint: visitor.section(),
+            eval: visitor.section(),
+            sample: visitor.section(),
+            log: visitor.section(),
+        }
+    }
+
+    /// Calls `each` with every key and its value as TOML (`None` if absent), in the order of [`Config::visit`].
+    pub(super) fn write(&self, each: &mut dyn FnMut(&'static str, Option<String>)) {
+        self.model.write(each);
+        self.data.write(each);
+        self.train.write(each);
+        self.optimizer.write(each);
+        self.schedule.write(each);
+        self.checkpoint.write(each);
+        self.eval.write(each);
+        self.sample.write(each);
+        self.log.write(each);
+    }
+}
+
+/// The one key that is no field: it stands for others, and a resolved configuration has those instead.
+pub(super) fn preset() -> Spec<Option<String>> {
+    Spec {
+        key: "model.preset",
+        doc: " The shape of a known model; keys given beside it go before it.",
+        default: Derived("none"),
+        check: Choice(&["1.7b", "978m", "124m"]),
+    }
+}
+
+// The upper bounds of sizes are far beyond any model of this program; they keep every product of them within 64 bits.
+section! {
+    /// The network, under Hugging Face's names.
+    ModelConfig = "model" {
+        /// Width of the residual stream.
+        hidden_size: usize = Required, Within(1.0, 1_048_576.0);
+        /// Width of the SwiGLU feed-forward layer.
+        intermediate_size: usize = Required, Within(1.0, 4_194_304.0);
+        /// Number of transformer blocks.
+        num_hidden_layers: usize = Required, Within(1.0, 1024.0);
+        /// Number of query heads.
+        num_attention_heads: usize = Required, Within(1.0, 1024.0);
+        /// Number of key and value heads; divides num_attention_heads.
+        num_key_value_heads: usize = Derived("num_attention_heads"), Within(1.0, 1024.0);
+        /// Width of one head; even, because RoPE turns pairs.
+        head_dim: usize = Derived("hidden_size / num_attention_heads"), Within(2.0, 4096.0);
+        /// Rows of the embedding, padding included; at least the tokenizer's number of ids.
+        vocab_size: usize = Required, Within(2.0, 16_777_216.0);
+        /// Longest context the model is made for.
+        max_position_embeddings: usize = Derived("train.sequence_length"), Within(1.0, 16_777_216.0);
+        /// Added to the mean square in every RMSNorm.
+        rms_norm_eps: f64 = Value(1e-5), AboveTo(0.0, 0.1);
+        /// Base of the RoPE frequencies.
+        rope_theta: f64 = Value(500_000.0), AtLeast(1.0);
+        /// Whether the output head is the embedding matrix.
+        tie_word_embeddings: bool = Value(false), Any;
+        /// Standard deviation of the initial linear and embedding weights.
+        initializer_range: f64 = Value(0.02), AboveTo(0.0, 10.0);
+        /// Whether o_proj and down_proj start smaller by 1/sqrt(2 num_hidden_layers), as in GPT-2.
+        residual_scaling: bool = Value(false), Any;
+    }
+}
+
+section! {
+    /// Text, tokenizer and the order of the data.
+    DataConfig = "data" {
+        /// Built-in corpus, instead of train: "stories" writes its own text and knows its exact entropy.
+        source: Option<String> = Derived("none"), Choice(&["stories"]);
+        /// Training data: text (.txt, .jsonl), token shards, globs of them, or one prepared directory.
+        train: Vec<String> = Value(Vec::new()), Any;
+        /// Validation data, as train; when empty, the val shards of a prepared directory or val_fraction of raw text.
+        val: Vec<String> = Value(Vec::new()), Any;
+        /// "gpt2" (built in), "train" (a byte-level BPE of model.vocab_size ids learned from the run's own text), or
+        /// the path of a tokenizer.json.
+        tokenizer: String = Value("gpt2".into()), Any;
+        /// Field of a .jsonl line that holds the text.
+        text_field: String = Value("text".into()), Any;
+        /// Share of raw text held out when val is empty.
+        val_fraction: f64 = Value(0.01), Between(0.0, 1.0);
+        /// Fixes the order of the data and the text of the built-in corpus.
+        seed: u64 = Value(1), Any;
+        /// Whether training windows are shuffled; false reads them in file order.
+        shuffle: bool = Value(true), Any;
+        /// Whether a resume may go on although the data differ from those the run began with.
+        accept_change: bool = Value(false), Any;
+        /// Number of training stories of the built-in corpus.
+        stories: Option<u64> = Derived("what the run reads in one pass"), AtLeast(1.0);
+        /// Number of validation stories of the built-in corpus.
+        val_stories: u64 = Value(1000), AtLeast(1.0);
+    }
+}
+
+section! {
+    /// Batch and length of the run.
+    TrainConfig = "train" {
+        /// Tokens the model sees at once.
+        sequence_length: usize = Required, Within(1.0, 16_777_216.0);
+        /// Sequences in one forward and backward pass; bounds memory, leaves the result unchanged.
+        micro_batch_size: usize = Required, Within(1.0, 1_048_576.0);
+        /// Tokens in one optimizer step; a multiple of micro_batch_size x sequence_length.
+        tokens_per_step: usize = Derived("micro_batch_size x sequence_length"), AtLeast(1.0);
+        /// Number of optimizer steps of the run.
+        steps: u64 = Required, AtLeast(1.0);
+        /// Fixes initialisation and sampling.
+        seed: u64 = Value(1), Any;
+        /// Arithmetic of activations and matrix products: "auto" is f32 on CPU and bf16 on CUDA; master weights are
+        /// f32 always.
+        precision: String = Value("auto".into()), Choice(&["auto", "f32", "bf16"]);
+    }
+}
+
+section! {
+    /// The optimizer.
+    OptimizerConfig = "optimizer" {
+        /// Update rule: AdamW with decoupled weight decay.
+        kind: String = Value("adamw".into()), Choice(&["adamw"]);
+        /// Peak learning rate.
+        lr: f64 = Value(6e-4), AboveTo(0.0, 100.0);
+        /// Decay of the first and of the second moment.
+        betas: [f64; 2] = Value([0.9, 0.95]), FromBelow(0.0, 1.0);
+        /// Added to the root of the second moment.
+        eps: f64 = Value(1e-8), AboveTo(0.0, 1.0);
+        /// Decay of tensors with two dimensions, as a multiple of the learning rate; norms have none.
+        weight_decay: f64 = Value(0.1), Within(0.0, 10.0);
+        /// Largest global norm of the gradient; larger ones are scaled down. 0 = no clipping.
+        grad_clip: f64 = Value(1.0), AtLeast(0.0);
+    }
+}
+
+section! {
+    /// The learning rate over the steps.
+    ScheduleConfig = "schedule" {
+        /// Shape after the warm-up: "cosine" or "linear" down to min_lr, "wsd" (stable, then a linear tail) or
+        /// "constant".
+        kind: String = Value("cosine".into()), Choice(&["cosine", "wsd", "constant", "linear"]);
+        /// Steps of linear warm-up.
+        warmup_steps: u64 = Value(0), Any;
+        /// For cosine and linear the step that reaches min_lr, warm-up included; for wsd the length of the tail.
+        /// Always set in a resolved configuration, so that a resume cannot move it.
+        decay_steps: Option<u64> = Derived("train.steps; for wsd 20 % of it"), AtLeast(1.0);
+        /// Learning rate at the end of the decay and after it.
+        min_lr: f64 = Value(0.0), Within(0.0, 100.0);
+    }
+}
+
+section! {
+    /// What is saved, and what is kept.
+    CheckpointConfig = "checkpoint" {
+        /// Steps between checkpoints; the last step is always saved. 0 = only the last.
+        every: u64 = Value(1000), Any;
+        /// Newest checkpoints to keep.
+        keep: usize = Value(2), AtLeast(1.0);
+        /// Checkpoints at multiples of this step are kept for good. 0 = none.
+        keep_every: u64 = Value(0), Any;
+    }
+}
+
+section! {
+    /// Validation during the run.
+    EvalConfig = "eval" {
+        /// Steps between validations. 0 = only at the start and at the end.
+        every: u64 = Value(250), Any;
+        /// Tokens of the validation split that are used, at most; always the same ones.
+        val_tokens: u64 = Value(1_048_576), AtLeast(1.0);
+        /// Benchmark tasks to run with every validation (none is available in this build).
+        tasks: Vec<String> = Value(Vec::new()), Any;
+    }
+}
+
+section! {
+    /// Samples written during the run.
+    SampleConfig = "sample" {
+        /// Steps between samples. 0 = none.
+        every: u64 = Value(0), Any;
+        /// Texts to be continued.
+        prompts: Vec<String> = Value(Vec::new()), Any;
+        /// Longest continuation, in tokens.
+        max_tokens: usize = Value(64), AtLeast(1.0);
+        /// Divides the logits; 0 = always the likeliest token.
+        temperature: f64 = Value(0.8), Within(0.0, 100.0);
+        /// Draw among this many likeliest tokens. 0 = all.
+        top_k: usize = Value(50), Any;
+        /// Draw among the likeliest tokens that together have this probability.
+        top_p: f64 = Value(1.0), AboveTo(0.0, 1.0);
+        /// Fixes the draws.
+        seed: u64 = Value(1), Any;
+    }
+}
+
+section! {
+    /// Logging.
+    LogConfig = "log" {
+        /// Steps between lines of the progress log; metrics.jsonl has every step.
+        every: u64 = Value(1), AtLeast(1.0);
+        /// Whether TensorBoard files are written (not available in this build).
+        tensorboard: bool = Value(false), Any;
+    }
+}

@@ -1,0 +1,134 @@
+//! What follows from a model's shape alone: its parameters and the arithmetic of one token.
+
+use super::schema::ModelConfig;
+
+/// Tensors of one shape: `columns` is `None` for the vectors of the norms.
+struct Group {
+    tensors: usize,
+    rows: usize,
+    columns: Option<usize>,
+}
+
+impl ModelConfig {
+    /// Exact number of parameters. A tied head is the embedding and counts once.
+    pub fn n_params(&self) -> u64 {
+        self.groups().iter().map(Group::params).sum()
+    }
+
+    /// Number of parameters that a token is multiplied with: all matrices, the head included (tied or not), the
+    /// embedding's look-up not.
+    pub fn n_matmul_params(&self) -> u64 {
+        let embedding = if self.tie_word_embeddings { 0 } else { self.embedding().params() };
+        let matrices: u64 = self.groups().iter().filter(|group| group.columns.is_some()).map(Group::params).sum();
+        matrices - embedding
+    }
+
+    /// Floating-point operations per token of training, forward and backward, by the convention of the PaLM paper
+    /// (appendix B): `6 N + 12 L T d` with N of [`Self::n_matmul_params`], attention counted in full (not halved for
+    /// causality) over `sequence_length` positions, and d the joint width of the query heads. Recomputation is not
+    /// counted.
+    pub fn flops_per_token(&self, sequence_length: usize) -> u64 {
+        let attention = self.num_hidden_layers as u64 * sequence_length as u64 * self.query_width() as u64;
+        6 * self.n_matmul_params() + 12 * attention
+    }
+
+    /// Joint width of the query heads; o_proj's input.
+    fn query_width(&self) -> usize {
+        self.num_attention_heads * self.head_dim
+    }
+
+    fn embedding(&self) -> Group {
+        Group { tensors: 1, rows: self.vocab_size, columns: Some(self.hidden_size) }
+    }
+
+    /// All tensors of the model, those of one shape together.
+    fn groups(&self) -> Vec<Group> {
+        let (layers, hidden, ffn) = (self.num_hidden_layers, self.hidden_size, self.intermediate_size);
+        let key_width = self.num_key_value_heads * self.head_dim;
+        let matrix = |tensors, rows, columns| Group { tensors, rows, columns: Some(columns) };
+        let mut groups = vec![
+            self.embedding(),
+            matrix(layers, self.query_width(), hidden),
+            matrix(2 * layers, key_width, hidden),
+            matrix(layers, hidden, self.query_width()),
+            matrix(2 * layers, ffn, hidden),
+            matrix(layers, hidden, ffn),
+            Group { tensors: 2 * layers + 1, rows: hidden, columns: None },
+        ];
+        if !self.tie_word_embeddings {
+            groups.push(self.embedding());
+        }
+        groups
+    }
+}
+
+impl Group {
+    fn params(&self) -> u64 {
+        self.tensors as u64 * self.rows as u64 * self.columns.unwrap_or(1) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::Config;
+
+    use super::*;
+
+    fn preset(name: &str) -> ModelConfig {
+        let text = format!(
+            "[model]\npreset = \"{name}\"\n[data]\nsource = \"stories\"\n\
+             [train]\nsequence_length = 1024\nmicro_batch_size = 1\nsteps = 1\n"
+        );
+        Config::from_toml_str(&text, "test").unwrap().model
+    }
+
+    #[test]
+    fn presets_have_the_recipes_sizes() {
+        assert_eq!(preset("1.7b").n_params(), 1_716_144_128);
+        assert_eq!(preset("978m").n_params(), 978_218_240);
+        assert_eq!(preset("124m").n_params(), 190_532_352);
+        let exported = ModelConfig { vocab_size: 50_257, ..preset("1.7b") };
+        assert_eq!(exported.n_params(), 1_715_951_616);
+    }
+
+    #[test]
+    fn weight_decay_split_of_the_1_7b() {
+        let groups = preset("1.7b").groups();
+        let (matrices, norms): (Vec<_>, Vec<_>) = groups.iter().partition(|group| group.columns.is_some());
+        assert_eq!(matrices.iter().map(|group| group.tensors).sum::<usize>(), 254);
+        assert_eq!(norms.iter().map(|group| group.tensors).sum::<usize>(), 73);
+        assert_eq!(norms.iter().map(|group| group.params()).sum::<u64>(), 149_504);
+    }
+
+    #[test]
+    fn matmul_parameters_do_not_depend_on_tying() {
+        let untied = preset("1.7b");
+        let tied = ModelConfig { tie_word_embeddings: true, ..untied.clone() };
+        assert_eq!(untied.n_matmul_params(), 1_612_972_032);
+        assert_eq!(tied.n_matmul_params(), untied.n_matmul_params());
+        assert_eq!(untied.n_params() - tied.n_params(), 50_304 * 2048);
+    }
+
+    #[test]
+    fn flops_follow_the_palm_formula() {
+        // 6 * 1,612,972,032 + 12 * 36 * 1024 * 2048
+        assert_eq!(preset("1.7b").flops_per_token(1024), 10_583_801_856);
+    }
+
+    #[test]
+    fn the_largest_allowed_shape_does_not_overflow() {
+        let largest = ModelConfig {
+            hidden_size: 1_048_576,
+            intermediate_size: 4_194_304,
+            num_hidden_layers: 1024,
+            num_attention_heads: 1024,
+            num_key_value_heads: 1024,
+            head_dim: 4096,
+            vocab_size: 16_777_216,
+            max_position_embeddings: 16_777_216,
+            ..preset("1.7b")
+        };
+        // Debug builds panic on overflow.
+        assert!(largest.flops_per_token(16_777_216) > 6 * largest.n_matmul_params());
+    }
+}

@@ -1,0 +1,292 @@
+//! Token files: one-dimensional little-endian `<u2`/`<u4` `.npy` arrays, and the `.bin` shards of llm.c (read only).
+//!
+//! A reader of our own because a token file is untrusted input and a 200 MB one must not be loaded whole: the header is
+//! capped, the declared size is compared with the file's size before anything is allocated, trailing bytes are an
+//! error, and tokens are fetched with `pread`. Not `mmap`: a file truncated under a running job must be an error that
+//! names it, not a SIGBUS.
+
+pub mod header;
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use crate::runtime::error::{Exit, Failure, fail};
+use crate::runtime::files;
+
+use header::{Layout, MAX_HEADER, npy_header};
+
+const HINT: &str = "token files are .npy (one dimension, dtype <u2 or <u4, C order) or llm.c .bin; \
+                    in numpy: np.save(path, tokens.astype('<u2'))";
+
+/// The width of a token on disk; always little-endian.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Dtype {
+    /// 16-bit tokens: vocabularies of up to 65,536 ids.
+    #[serde(rename = "<u2")]
+    U16,
+    /// 32-bit tokens.
+    #[serde(rename = "<u4")]
+    U32,
+}
+
+impl Dtype {
+    /// The narrowest type that holds every id of a vocabulary of `vocab_size` ids.
+    pub fn for_vocab(vocab_size: usize) -> Self {
+        if vocab_size <= 1 << 16 { Self::U16 } else { Self::U32 }
+    }
+
+    /// Bytes per token.
+    pub fn width(self) -> usize {
+        match self {
+            Self::U16 => 2,
+            Self::U32 => 4,
+        }
+    }
+
+    /// numpy's name of the type.
+    pub fn descr(self) -> &'static str {
+        match self {
+            Self::U16 => "<u2",
+            Self::U32 => "<u4",
+        }
+    }
+
+    /// Appends `id` to `bytes`; false if it does not fit.
+    pub fn push(self, bytes: &mut Vec<u8>, id: u32) -> bool {
+        match self {
+            Self::U16 => match u16::try_from(id) {
+                Ok(id) => bytes.extend_from_slice(&id.to_le_bytes()),
+                Err(_) => return false,
+            },
+            Self::U32 => bytes.extend_from_slice(&id.to_le_bytes()),
+        }
+        true
+    }
+
+    /// Decodes `raw`, which holds exactly `out.len()` tokens.
+    fn decode(self, raw: &[u8], out: &mut [u32]) {
+        match self {
+            Self::U16 => {
+                for (id, b) in out.iter_mut().zip(raw.chunks_exact(2)) {
+                    *id = u32::from(u16::from_le_bytes([b[0], b[1]]));
+                }
+            }
+            Self::U32 => {
+                for (id, b) in out.iter_mut().zip(raw.chunks_exact(4)) {
+                    *id = u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+                }
+            }
+        }
+    }
+}
+
+/// A whole `.npy` file of `tokens` (for small files: it is built in memory).
+///
+/// # Errors
+/// [`Exit::Internal`] if an id does not fit `dtype`.
+pub fn npy_bytes(tokens: &[u32], dtype: Dtype) -> Result<Vec<u8>> {
+    let mut bytes = npy_header(dtype, tokens.len()).to_vec();
+    for &id in tokens {
+        if !dtype.push(&mut bytes, id) {
+            return Err(fail(Exit::Internal, format!("token {id} does not fit {}", dtype.descr())).into());
+        }
+    }
+    Ok(bytes)
+}
+
+/// An open token file. Reads are positional, so one handle serves many threads.
+#[derive(Debug)]
+pub struct TokenFile {
+    path: PathBuf,
+    file: File,
+    layout: Layout,
+}
+
+impl TokenFile {
+    /// Opens a `.npy` or llm.c `.bin` file (told apart by content, not by name) and checks its header and size.
+    ///
+    /// # Errors
+    /// [`Exit::Io`] if it is not a regular file or cannot be read, [`Exit::Data`] if it is in neither format.
+    pub fn open(path: &Path) -> Result<Self> {
+        let (file, size) = files::open_input(path, true)?;
+        let mut head = Vec::new();
+        (&file)
+            .take((12 + MAX_HEADER) as u64)
+            .read_to_end(&mut head)
+            .map_err(|e| files::io_failure("read", path, &e))?;
+        let refused = |what: String| fail(Exit::Data, format!("{}: {what}", path.display())).hint(HINT);
+        let layout = Layout::parse(&head, size).map_err(refused)?;
+        if usize::try_from(size).is_err() {
+            return Err(refused("is larger than this machine can address".into()).into());
+        }
+        Ok(Self { path: path.to_path_buf(), file, layout })
+    }
+
+    /// The path it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Number of tokens.
+    pub fn len(&self) -> usize {
+        self.layout.len as usize
+    }
+
+    /// Whether it holds no token.
+    pub fn is_empty(&self) -> bool {
+        self.layout.len == 0
+    }
+
+    /// Width of a token on disk.
+    pub fn dtype(&self) -> Dtype {
+        self.layout.dtype
+    }
+
+    /// Fills `out` with the tokens from `start` on.
+    ///
+    /// # Errors
+    /// [`Exit::Data`] if the file has shrunk since it was opened, [`Exit::Io`] if it cannot be read,
+    /// [`Exit::Internal`] if the range does not lie within the file.
+    pub fn read(&self, start: usize, out: &mut [u32]) -> Result<()> {
+        if start.checked_add(out.len()).is_none_or(|end| end > self.len()) {
+            let (n, path) = (out.len(), self.path.display());
+            return Err(fail(Exit::Internal, format!("{path}: {n} tokens from {start} of {}", self.len())).into());
+        }
+        let width = self.dtype().width();
+        let mut raw = [0u8; 16 * 1024];
+        let mut at = self.layout.offset + (start * width) as u64;
+        for ids in out.chunks_mut(raw.len() / width) {
+            let raw = &mut raw[..ids.len() * width];
+            self.file.read_exact_at(raw, at).map_err(|e| self.read_error(&e))?;
+            self.dtype().decode(raw, ids);
+            at += raw.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// BLAKE3 of the whole file, header included, in hex.
+    ///
+    /// # Errors
+    /// [`Exit::Io`] if it cannot be read.
+    pub fn blake3(&self) -> Result<String> {
+        let file = self.file.try_clone().map_err(|e| files::io_failure("read", &self.path, &e))?;
+        Ok(files::hash_open_file(file, &self.path)?.blake3)
+    }
+
+    fn read_error(&self, error: &io::Error) -> Failure {
+        let path = self.path.display();
+        if error.kind() == io::ErrorKind::UnexpectedEof {
+            return fail(Exit::Data, format!("{path}: the file became shorter while it was in use"))
+                .hint("restore the file, then resume");
+        }
+        files::io_failure("read", &self.path, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fixture(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/npy").join(name)
+    }
+
+    /// The rule by which scripts/fixtures/npy.py fills its files.
+    fn expected(n: u32, modulus: u32) -> Vec<u32> {
+        (0..n).map(|i| (i * 7919 + 13) % modulus).collect()
+    }
+
+    fn all_tokens(file: &TokenFile) -> Vec<u32> {
+        let mut tokens = vec![0; file.len()];
+        file.read(0, &mut tokens).unwrap();
+        tokens
+    }
+
+    fn exit_of(error: &anyhow::Error) -> Exit {
+        error.downcast_ref::<Failure>().unwrap().exit
+    }
+
+    #[test]
+    fn reads_what_numpy_and_llm_c_write() {
+        let cases = [
+            ("ok_u2.npy", 100, 50257, Dtype::U16),
+            ("ok_u2_v2.npy", 100, 50257, Dtype::U16),
+            ("ok_u2_v3.npy", 100, 50257, Dtype::U16),
+            ("ok_u2_empty.npy", 0, 50257, Dtype::U16),
+            ("ok_u4.npy", 100, 128256, Dtype::U32),
+            ("ok_u2.bin", 100, 50257, Dtype::U16),
+        ];
+        for (name, n, modulus, dtype) in cases {
+            let file = TokenFile::open(&fixture(name)).unwrap();
+            assert_eq!((file.dtype(), all_tokens(&file)), (dtype, expected(n, modulus)), "{name}");
+        }
+    }
+
+    #[test]
+    fn writes_the_bytes_numpy_writes() {
+        for (name, n, modulus, dtype) in [
+            ("ok_u2.npy", 100, 50257, Dtype::U16),
+            ("ok_u2_empty.npy", 0, 50257, Dtype::U16),
+            ("ok_u4.npy", 100, 128256, Dtype::U32),
+        ] {
+            let ours = npy_bytes(&expected(n, modulus), dtype).unwrap();
+            assert_eq!(ours, std::fs::read(fixture(name)).unwrap(), "{name}");
+        }
+        assert!(npy_bytes(&[65536], Dtype::U16).is_err());
+    }
+
+    #[test]
+    fn refuses_other_arrays_by_name() {
+        for (name, reason) in [
+            ("bad_big_endian.npy", ">u2"),
+            ("bad_int64.npy", "<i8"),
+            ("bad_float.npy", "<f4"),
+            ("bad_object.npy", "|O"),
+            ("bad_struct.npy", "structured"),
+            ("bad_2d.npy", "one dimension"),
+            ("bad_2d_fortran.npy", "C order"),
+            ("bad_0d.npy", "one dimension"),
+            ("bad_version.bin", "version 2"),
+        ] {
+            let error = TokenFile::open(&fixture(name)).unwrap_err();
+            assert_eq!(exit_of(&error), Exit::Data);
+            let message = error.to_string();
+            assert!(message.contains(name) && message.contains(reason), "{message}");
+        }
+    }
+
+    #[test]
+    fn positional_reads_and_their_limits() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tokens.npy");
+        let tokens = expected(20_000, 50257);
+        std::fs::write(&path, npy_bytes(&tokens, Dtype::U16).unwrap()).unwrap();
+        let file = TokenFile::open(&path).unwrap();
+        let mut out = vec![0; 9_000];
+        file.read(10_500, &mut out).unwrap();
+        assert_eq!(out, tokens[10_500..19_500]);
+        assert_eq!(exit_of(&file.read(11_001, &mut out).unwrap_err()), Exit::Internal);
+        assert_eq!(exit_of(&file.read(usize::MAX, &mut out).unwrap_err()), Exit::Internal);
+
+        std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(30_000).unwrap();
+        file.read(0, &mut out).unwrap();
+        let error = file.read(10_500, &mut out).unwrap_err();
+        assert_eq!(exit_of(&error), Exit::Data);
+        assert!(error.to_string().contains("tokens.npy"), "{error}");
+    }
+
+    #[test]
+    fn only_regular_files_are_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(exit_of(&TokenFile::open(dir.path()).unwrap_err()), Exit::Io);
+        assert_eq!(exit_of(&TokenFile::open(&dir.path().join("absent.npy")).unwrap_err()), Exit::Io);
+        let empty = dir.path().join("empty.npy");
+        std::fs::write(&empty, b"").unwrap();
+        assert_eq!(exit_of(&TokenFile::open(&empty).unwrap_err()), Exit::Data);
+    }
+}

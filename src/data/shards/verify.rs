@@ -1,0 +1,164 @@
+//! `data verify` and `data inspect`: a directory of shards checked in full, or summed up.
+
+use std::fmt::{self, Write as _};
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::data::npy::TokenFile;
+use crate::data::shards::manifest::{MANIFEST_FILE, Manifest, ShardEntry};
+use crate::data::shards::{PREPARE_FILE, check_ids, token_files};
+use crate::runtime::error::{Exit, Failure, fail};
+use crate::runtime::files;
+
+/// Tokens read at a time.
+const CHUNK: usize = 1 << 16;
+
+/// What [`verify`] has checked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Shards read in full.
+    pub shards: usize,
+    /// Tokens in them.
+    pub tokens: u64,
+    /// Documents; `None` without a manifest.
+    pub documents: Option<u64>,
+    /// The largest id.
+    pub max_id: u32,
+}
+
+/// One line for the terminal.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} shards, {} tokens, largest id {}", self.shards, self.tokens, self.max_id)?;
+        match self.documents {
+            Some(n) => write!(f, ", {n} documents: sizes, hashes, ids and document starts are right"),
+            None => write!(f, ": readable (no {MANIFEST_FILE}, so nothing to compare with)"),
+        }
+    }
+}
+
+/// Reads every shard of `dir` in full. With a `shards.json`: sizes, types, hashes, ids below the vocabulary, document
+/// starts, and that no shard lies there unlisted. Without one: that headers and sizes are right.
+///
+/// # Errors
+/// The first fault: [`Exit::Data`] naming the shard, and the token where there is one; [`Exit::Io`] if a file cannot be
+/// read.
+pub fn verify(dir: &Path) -> Result<Report> {
+    let manifest = Manifest::load(dir)?;
+    let present = token_files(dir)?;
+    let Some(manifest) = manifest else {
+        if dir.join(PREPARE_FILE).exists() || present.is_empty() {
+            let message = format!("{}: has no {MANIFEST_FILE} and is no finished output", dir.display());
+            return Err(fail(Exit::Data, message).hint("run `data prepare` (again) with this --out").into());
+        }
+        let mut report = Report::default();
+        for (_, path) in &present {
+            report.add(&TokenFile::open(path)?, usize::MAX)?;
+        }
+        return Ok(report);
+    };
+    if let Some((_, path)) = present.iter().find(|(name, _)| manifest.shards.iter().all(|e| e.name != *name)) {
+        let message = format!("{}: is not listed in {MANIFEST_FILE}", path.display());
+        return Err(fail(Exit::Data, message).hint("move it elsewhere").into());
+    }
+    let mut report = Report { documents: Some(0), ..Report::default() };
+    for entry in &manifest.shards {
+        let file = TokenFile::open(&dir.join(&entry.name))?;
+        entry.matches(&file)?;
+        // Before the hash, because a bad id has a place to name and a bad hash has none.
+        report.add(&file, manifest.tokenizer.vocab_size)?;
+        if file.blake3()? != entry.blake3 {
+            return Err(damaged(file.path(), "its content does not match its hash in shards.json").into());
+        }
+        check_docs(dir, entry, &file, manifest.tokenizer.separator)?;
+        report.documents = report.documents.map(|n| n + entry.documents);
+    }
+    Ok(report)
+}
+
+impl Report {
+    fn add(&mut self, file: &TokenFile, vocab_size: usize) -> Result<()> {
+        let mut ids = vec![0; CHUNK];
+        for offset in (0..file.len()).step_by(CHUNK) {
+            let ids = &mut ids[..CHUNK.min(file.len() - offset)];
+            file.read(offset, ids)?;
+            check_ids(file, offset, ids, vocab_size)?;
+            self.max_id = ids.iter().copied().fold(self.max_id, u32::max);
+        }
+        self.shards += 1;
+        self.tokens += file.len() as u64;
+        Ok(())
+    }
+}
+
+/// Document starts must be as many as the manifest says, rise, lie in the shard and point at separators.
+fn check_docs(dir: &Path, entry: &ShardEntry, file: &TokenFile, separator: u32) -> Result<()> {
+    let path = dir.join(entry.docs_name());
+    // At most one start per token, so the bound follows from the shard's own size, which has been checked.
+    let bytes = files::read_bounded(&path, entry.documents.saturating_mul(8), true)?;
+    if bytes.len() as u64 != entry.documents * 8 {
+        return Err(damaged(&path, &format!("{} bytes for {} documents", bytes.len(), entry.documents)).into());
+    }
+    if blake3::hash(&bytes).to_hex().as_str() != entry.docs_blake3 {
+        return Err(damaged(&path, "its content does not match its hash in shards.json").into());
+    }
+    let mut least = 0;
+    for raw in bytes.as_chunks::<8>().0 {
+        let start = u64::from_le_bytes(*raw);
+        if start < least || start >= entry.tokens {
+            return Err(damaged(&path, &format!("a document cannot start at token {start}")).into());
+        }
+        let mut id = [0];
+        file.read(start as usize, &mut id)?;
+        if id[0] != separator {
+            let what = format!("token {start} of {} is {}, not the separator {separator}", entry.name, id[0]);
+            return Err(damaged(&path, &what).into());
+        }
+        least = start + 1;
+    }
+    Ok(())
+}
+
+fn damaged(path: &Path, what: &str) -> Failure {
+    fail(Exit::Data, format!("{}: {what}", path.display()))
+        .hint("restore it from a good copy, or run `data prepare` again")
+}
+
+/// What a directory of shards holds, for people. Quick: only the manifest is read, or without one the headers.
+///
+/// # Errors
+/// [`Exit::Data`] or [`Exit::Io`] if the manifest or a shard's header is damaged or cannot be read.
+pub fn inspect(dir: &Path) -> Result<String> {
+    let mut text = format!("{}\n", dir.display());
+    let Some(manifest) = Manifest::load(dir)? else {
+        let files = token_files(dir)?;
+        writeln!(text, "no {MANIFEST_FILE}; {} token files", files.len())?;
+        for (name, path) in files {
+            let file = TokenFile::open(&path)?;
+            writeln!(text, "  {name:<32} {:>15} tokens  {}", file.len(), file.dtype().descr())?;
+        }
+        return Ok(text);
+    };
+    let tokenizer = &manifest.tokenizer;
+    let id = tokenizer.blake3.get(..16).unwrap_or(&tokenizer.blake3);
+    writeln!(text, "tokenizer  {id}  {} ids, separator {}", tokenizer.vocab_size, tokenizer.separator)?;
+    for (name, totals) in [("train", manifest.train), ("val", manifest.val)] {
+        let per_token = totals.bytes as f64 / totals.tokens.max(1) as f64;
+        let (tokens, documents, bytes) = (totals.tokens, totals.documents, totals.bytes);
+        writeln!(
+            text,
+            "{name:<10} {tokens:>15} tokens {documents:>12} documents {bytes:>16} bytes  {per_token:.3} bytes/token"
+        )?;
+    }
+    writeln!(text, "val split  {}", manifest.val_rule)?;
+    let lines = &manifest.lines;
+    writeln!(text, "lines      {lines}")?;
+    writeln!(text, "sources    {} files", manifest.sources.len())?;
+    for entry in &manifest.shards {
+        let hash = entry.blake3.get(..16).unwrap_or_default();
+        let (name, tokens, dtype) = (&entry.name, entry.tokens, entry.dtype.descr());
+        writeln!(text, "  {name:<32} {tokens:>15} tokens  {dtype} {:>10} documents  {hash}", entry.documents)?;
+    }
+    Ok(text)
+}

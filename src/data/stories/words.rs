@@ -1,0 +1,102 @@
+//! The word lists of the stories, in the notation of `compile.rs`.
+//!
+//! Words are short, ordinary and few, and every list is short enough that each word turns up often. People never share a
+//! name with other people or with animals, so a name tells who is meant and which pronoun to use. The entries of a list
+//! can stand for each other wherever the list is used: that keeps most choices independent of each other, which is what
+//! makes the stories rich and yet quick to learn.
+
+/// All tables, separated by blank lines.
+pub(super) const WORDS: &str = "
+boy he:he him:him = Tom; Ben; Sam; Max; Leo; Jack; Finn; Noah; Hugo; Tim; Paul; Carl; Ned; Fred; Rob; Gus
+
+girl he:she him:her = Mia; Anna; Lily; Emma; Ella; Nora; Ruby; Zoe; Lucy; Kate; Ivy; Amy; Lena; Ida; Tess; Jill
+
+pal he:he him:him =
+  Dan; Adam; Luke; Theo; Jim; Pete; Nick; Joe;
+  Sara|she|her; Jane|she|her; Sue|she|her; Maya|she|her; Cleo|she|her; Beth|she|her; Meg|she|her; Tina|she|her
+
+elder he:she him:her = 2*Mom; Gran; Aunt Fay; 2*Dad|he|him; Grandpa|he|him; Uncle Bob|he|him
+
+pet = Pip; Dot; Bud; Coco; Rex; Puff; Zip; Star; Fluff; Tuck; Jet; Bibi
+
+animal =
+  cat; dog; hen; pig; cow; fox; owl; bee; ant; goat; frog; duck; lamb; bear; crow; deer; swan; toad; mole; hare; pony;
+  mouse; goose; robin; puppy; snail; horse; sheep; rabbit; turtle; calf; crab
+
+patient part:paw go:run =
+  kitten; puppy; fox; mouse; dog; duck|wing|fly; goose|wing|fly; crow|wing|fly; robin|wing|fly; owl|wing|fly;
+  bee|wing|fly; swan|wing|fly; rabbit|leg|hop; frog|leg|hop; toad|leg|hop; hare|leg|hop; lamb|leg|run; pony|leg|run;
+  goat|leg|run; calf|leg|run
+
+mood =
+  shy; sad; fat; thin; kind; calm; wise; wild; tame; lazy; busy; glad; mad; old; tall; tiny; slow; fast; proud; brave;
+  happy; funny; silly; noisy; quiet; sleepy; hungry; jolly; merry; clever; polite; grumpy
+
+trait = shy; kind; calm; wise; wild; busy; tall; proud; brave; happy; funny; silly; noisy; quiet; jolly; merry; clever; polite
+
+look =
+  big; old; new; wet; odd; dry; tiny; huge; neat; fine; nice; good; dull; cute; cold; warm; worn; lost; rare; bad; dusty;
+  muddy; shiny; plain; light; heavy; clean; dirty; small; pretty; funny; lucky
+
+fine = big; new; neat; fine; nice; good; tiny; huge; cute; rare; light; small; shiny; pretty; funny; lucky
+
+flaw = big; tiny; huge; light; heavy; small; dull; plain; wet; cheap; soft; thin
+
+case = box; chest; bag; trunk
+
+colour = red; blue; green; pink; black; white; brown; gray; gold; tan; purple; yellow
+
+crop = plums; pears; apples; figs; nuts; beans; peas; grapes; limes; dates; melons; cherries
+
+valor = brave; strong; wise; fast; bold; calm; proud; great
+
+taste = big; small; fresh; sweet; nice; good; fine; warm
+
+night = dark; cold; windy; wet; quiet; warm; long; late
+
+num = two; three; four; five; six; seven; eight; nine; ten
+
+toy =
+  ball; kite; doll; drum; hat; cup; bag; bell; boat; box; ring; pen; cap; jar; key; mug; pot; pan; net; map; fan; top;
+  car; jug; sled; flag; lamp; book; sock; shoe; coat; mask; vase; belt; comb; bow; fork; spoon; brush; plate; clock;
+  chair; scarf; basket
+
+wear = hat; coat; cap; scarf; shirt; belt; cape; dress; mask; crown; wig; vest; bow; sock
+
+fruit =
+  plums; pears; apples; figs; nuts; buns; eggs; beans; peas; rolls; tarts; grapes; limes; dates; cakes; pies; melons;
+  cherries
+
+stuff = wood; wool; paper; string; glue; straw; cloth; clay; tape; tin; rope; wire; wax; felt; yarn; hay; moss; grass
+
+place at =
+  the park|in the park; the garden|in the garden; the woods|in the woods; the farm|on the farm; the hill|on the hill;
+  the field|in the field; the yard|in the yard; the lake|by the lake; the river|by the river; the pond|by the pond;
+  the mill|by the mill; the well|by the well; the barn|by the barn; the beach|on the beach; the road|by the road;
+  the shed|by the shed
+
+prep = under; behind; by; near; beside
+
+nook = bush; tree; log; rock; cart; bench; boat; tent; stump; hedge; wagon; fence; plank; stone; crate; tub
+
+seat = bed; table; stove; desk; lamp; sofa; clock; shelf; stool; chest; sink; rug
+
+hobby =
+  singing; dancing; reading; running; painting; drawing; cooking; fishing; climbing; jumping; digging; sewing; skating;
+  baking; swimming; hopping; hiding; riding; rowing; diving
+
+work = den; raft; cart; hut; tent; boat; wall; sled; fort; dam
+
+time =
+  3*one day; one morning; one evening; on Monday; on Tuesday; on Wednesday; on Thursday; on Friday; on Saturday;
+  on Sunday; last week; last spring; last summer; last fall; last winter; after school; after lunch; at noon
+
+day = Monday; Tuesday; Wednesday; Thursday; Friday; Saturday; Sunday
+
+good = happy; glad; proud; calm; safe; warm; brave; lucky; merry; jolly; strong; fine
+
+bad = sad; cross; upset; mad; glum; hurt; angry; gloomy; sorry; tired; lonely; sore
+
+manner =
+  softly; loudly; gently; quickly; slowly; calmly; bravely; shyly; proudly; kindly; quietly; gladly; sweetly; wisely
+";

@@ -1,0 +1,257 @@
+//! Byte-level BPE with GPT-2's split of text into words: GPT-2's own vocabulary and the ones trained here.
+//!
+//! A vocabulary of this kind is fully given by the bytes of its tokens in id order: the merge that makes a token is
+//! the last one that byte-pair encoding of the token's own bytes needs, using only lower ids. [`recover_merges`] finds
+//! it, and fails if there is none, so a [`ByteBpe`] exists only for vocabularies for which "merge the pair whose joined
+//! bytes are the token of lowest id" (tiktoken's rule) and "merge the pair of lowest rank" (Hugging Face's rule) are
+//! the same function. That lets tiktoken's encoder, several times the faster one, stand in for Hugging Face's.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, Result, bail};
+use tiktoken_rs::CoreBPE;
+
+use super::byte_json::bytes_of;
+
+/// GPT-2's words: contractions, then letters, digits or anything else, each with one leading space, then white space,
+/// of which the last character is left to the word that follows. Possessive forms only save backtracking.
+const WORDS: &str = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s";
+
+/// The separator of documents in GPT-2's and in our own vocabularies.
+pub(super) const END_OF_TEXT: &str = "<|endoftext|>";
+
+/// White-space runs from this many characters on are cut out before the regex sees them: it backtracks through them,
+/// on a stack that overflows (a panic in the crate) at about a million.
+const LONG_BLANK: usize = 1024;
+
+/// A byte-level BPE vocabulary and its encoder.
+pub(super) struct ByteBpe {
+    /// Bytes of each id; a special token's text.
+    tokens: Vec<Vec<u8>>,
+    /// Special tokens by ascending id.
+    specials: Vec<(u32, String)>,
+    encoder: CoreBPE,
+}
+
+/// A merge: the ids of its two parts, and of what they make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Merge {
+    pub(super) left: u32,
+    pub(super) right: u32,
+    pub(super) id: u32,
+}
+
+impl ByteBpe {
+    /// GPT-2's 50,257 tokens, from the ranks inside the tiktoken crate.
+    pub(super) fn gpt2() -> Result<Self> {
+        const EOS: u32 = 50256;
+        let encoder = tiktoken_rs::r50k_base()?;
+        let mut tokens = (0..EOS).map(|id| encoder.decode_bytes(&[id])).collect::<Result<Vec<_>, _>>()?;
+        tokens.push(END_OF_TEXT.into());
+        Ok(Self { tokens, specials: vec![(EOS, END_OF_TEXT.into())], encoder })
+    }
+
+    /// A vocabulary from the bytes of its tokens in id order, special tokens among them.
+    ///
+    /// Fails if the ordinary tokens are not all 256 bytes plus the products of one merge each, in merge order.
+    pub(super) fn new(tokens: Vec<Vec<u8>>, specials: Vec<(u32, String)>) -> Result<Self> {
+        recover_merges(&tokens, &specials)?;
+        Self::from_proven(tokens, specials)
+    }
+
+    /// [`new`](Self::new) for tokens whose merges have been recovered.
+    pub(super) fn from_proven(tokens: Vec<Vec<u8>>, specials: Vec<(u32, String)>) -> Result<Self> {
+        let ordinary = ordinary(&tokens, &specials).map(|(id, token)| (token.to_vec(), id)).collect();
+        let special = specials.iter().map(|(id, text)| (text.clone(), *id)).collect();
+        let encoder = CoreBPE::new(ordinary, special, WORDS)?;
+        Ok(Self { tokens, specials, encoder })
+    }
+
+    /// Bytes of each token in id order; a special token's text.
+    pub(super) fn tokens(&self) -> &[Vec<u8>] {
+        &self.tokens
+    }
+
+    /// Special tokens by ascending id.
+    pub(super) fn specials(&self) -> &[(u32, String)] {
+        &self.specials
+    }
+
+    /// The id of the token written `token` in tokenizer.json.
+    pub(super) fn id_of(&self, token: &str) -> Option<u32> {
+        if let Some((id, _)) = self.specials.iter().find(|(_, text)| text == token) {
+            return Some(*id);
+        }
+        let bytes = bytes_of(token)?;
+        ordinary(&self.tokens, &self.specials).find(|(_, token)| *token == bytes).map(|(id, _)| id)
+    }
+
+    /// Whether `id` is a special token.
+    pub(super) fn is_special(&self, id: u32) -> bool {
+        self.specials.binary_search_by_key(&id, |(special, _)| *special).is_ok()
+    }
+
+    /// The encoding of `text`, in which no string is special.
+    pub(super) fn encode_ordinary(&self, text: &str) -> Vec<u32> {
+        let mut rest = text;
+        let mut ids = Vec::with_capacity(text.len() / 3);
+        while let Some((start, end)) = long_blank(rest) {
+            ids.extend(self.encoder.encode_ordinary(&rest[..start]));
+            ids.extend(self.encoder.encode_ordinary(&rest[start..end]));
+            rest = &rest[end..];
+        }
+        ids.extend(self.encoder.encode_ordinary(rest));
+        ids
+    }
+
+    /// The encoding of `text`, in which the special tokens' strings stand for their ids.
+    pub(super) fn encode(&self, text: &str) -> Vec<u32> {
+        let find = |text_of: &str, from: usize| text[from..].find(text_of).map(|at| from + at);
+        let mut next: Vec<Option<usize>> = self.specials.iter().map(|(_, s)| find(s, 0)).collect();
+        let (mut ids, mut done) = (Vec::new(), 0);
+        loop {
+            for (at, (_, s)) in next.iter_mut().zip(&self.specials) {
+                if at.is_some_and(|at| at < done) {
+                    *at = find(s, done);
+                }
+            }
+            // The first to come; of several at one place the longest.
+            let found = next.iter().zip(&self.specials).filter_map(|(at, special)| Some(((*at)?, special)));
+            let Some((at, (id, s))) = found.min_by_key(|(at, (_, s))| (*at, usize::MAX - s.len())) else {
+                break;
+            };
+            ids.extend(self.encode_ordinary(&text[done..at]));
+            ids.push(*id);
+            done = at + s.len();
+        }
+        ids.extend(self.encode_ordinary(&text[done..]));
+        ids
+    }
+}
+
+/// Ids and bytes of the tokens that are not special.
+fn ordinary<'a>(tokens: &'a [Vec<u8>], specials: &'a [(u32, String)]) -> impl Iterator<Item = (u32, &'a [u8])> {
+    let mut special = specials.iter().peekable();
+    (0..).zip(tokens).filter_map(move |(id, token)| {
+        special.next_if(|(special, _)| *special == id).is_none().then_some((id, token.as_slice()))
+    })
+}
+
+/// The merge that makes each ordinary token of two or more bytes, in id order, which is their rank.
+///
+/// Byte-pair encoding of a token by the merges before its own must end in two parts that no earlier merge joins. This
+/// is enough for the same to hold inside any text: as long as the token's ends are borders between parts, nothing
+/// outside it takes part in the merges inside.
+pub(super) fn recover_merges(tokens: &[Vec<u8>], specials: &[(u32, String)]) -> Result<Vec<Merge>> {
+    let mut byte_ids = [None; 256];
+    for (id, token) in ordinary(tokens, specials) {
+        match *token {
+            [] => bail!("token {id} is empty"),
+            [byte] if byte_ids[usize::from(byte)].replace(id).is_some() => bail!("byte {byte} has two tokens"),
+            _ => {}
+        }
+    }
+    let byte_ids: Vec<u32> = byte_ids.into_iter().collect::<Option<_>>().context("a byte has no token")?;
+    let mut merges = Vec::with_capacity(tokens.len().saturating_sub(256));
+    let mut made: HashMap<(u32, u32), u32> = HashMap::with_capacity(tokens.len());
+    let mut parts = Vec::new();
+    for (id, token) in ordinary(tokens, specials).filter(|(_, token)| token.len() > 1) {
+        parts.clear();
+        parts.extend(token.iter().map(|byte| byte_ids[usize::from(*byte)]));
+        loop {
+            let pairs = parts.windows(2).enumerate();
+            let first = pairs.filter_map(|(at, pair)| Some((*made.get(&(pair[0], pair[1]))?, at))).min();
+            let Some((joined, at)) = first else { break };
+            parts[at] = joined;
+            parts.remove(at + 1);
+        }
+        let [left, right] = parts[..] else { bail!("token {id} is not one merge of earlier tokens") };
+        made.insert((left, right), id);
+        merges.push(Merge { left, right, id });
+    }
+    Ok(merges)
+}
+
+/// The first run of at least [`LONG_BLANK`] white-space characters: its start, and the end of the word that the split
+/// makes of it: all of the run but its last character, or all of it at the end of the text.
+fn long_blank(text: &str) -> Option<(usize, usize)> {
+    let (mut start, mut count, mut last) = (0, 0, 0);
+    for (at, c) in text.char_indices() {
+        if c.is_whitespace() {
+            if count == 0 {
+                start = at;
+            }
+            (count, last) = (count + 1, at);
+        } else if count >= LONG_BLANK {
+            return Some((start, last));
+        } else {
+            count = 0;
+        }
+    }
+    (count >= LONG_BLANK).then_some((start, text.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// GPT-2's published merge list, vocab.bpe, by its BLAKE3.
+    const VOCAB_BPE: &str = "0362ae9e4f1b1f4ca16fdaa6699ecac71e4096b4261197681cd7d9e7b6eff70d";
+
+    /// The 256 bytes, then `more`.
+    fn with_bytes(more: &[&str]) -> Vec<Vec<u8>> {
+        (0..=255).map(|byte| vec![byte]).chain(more.iter().map(|token| token.as_bytes().to_vec())).collect()
+    }
+
+    #[test]
+    fn the_merges_of_gpt2_are_the_published_ones() {
+        let gpt2 = ByteBpe::gpt2().unwrap();
+        let written = |id: u32| {
+            gpt2.tokens()[id as usize].iter().map(|b| super::super::byte_json::char_of(*b)).collect::<String>()
+        };
+        let mut text = String::from("#version: 0.2\n");
+        for merge in recover_merges(gpt2.tokens(), gpt2.specials()).unwrap() {
+            text.push_str(&format!("{} {}\n", written(merge.left), written(merge.right)));
+        }
+        assert_eq!(blake3::hash(text.as_bytes()).to_hex().as_str(), VOCAB_BPE);
+    }
+
+    #[test]
+    fn a_merge_is_the_last_step_of_its_own_token() {
+        let merges = recover_merges(&with_bytes(&["bc", "ab", "abc", "aa", "aaa"]), &[]).unwrap();
+        let (a, b, c) = (97, 98, 99);
+        let pairs: Vec<_> = merges.iter().map(|m| (m.left, m.right)).collect();
+        // "abc" is a + bc, since bc comes first; "aaa" joins its first two.
+        assert_eq!(pairs, [(b, c), (a, b), (a, 256), (a, a), (259, a)]);
+    }
+
+    #[test]
+    fn what_is_no_vocabulary_of_merges_is_refused() {
+        let message = |tokens: Vec<Vec<u8>>| recover_merges(&tokens, &[]).unwrap_err().to_string();
+        assert_eq!(message(with_bytes(&["ab", "abcd"])), "token 257 is not one merge of earlier tokens");
+        assert_eq!(message(with_bytes(&["ab", "ab"])), "token 257 is not one merge of earlier tokens");
+        assert_eq!(message(with_bytes(&["a"])), "byte 97 has two tokens");
+        assert_eq!(message(with_bytes(&[""])), "token 256 is empty");
+        assert_eq!(message((1..=255).map(|byte| vec![byte]).collect()), "a byte has no token");
+    }
+
+    #[test]
+    fn long_blanks_do_not_overflow_the_regex() {
+        let gpt2 = ByteBpe::gpt2().unwrap();
+        for blank in [" ", "\n", "\u{3000}"] {
+            let text = format!("a{}b", blank.repeat(2_000_000));
+            let bytes: Vec<u8> =
+                gpt2.encode_ordinary(&text).iter().flat_map(|id| gpt2.tokens()[*id as usize].clone()).collect();
+            assert!(bytes == text.as_bytes(), "{blank:?} does not come back");
+        }
+    }
+
+    #[test]
+    fn the_special_token_that_comes_first_wins_then_the_longest() {
+        let mut tokens = with_bytes(&["<s>", "<s>x", "xy"]);
+        let specials = vec![(256, "<s>".to_owned()), (257, "<s>x".to_owned())];
+        let bpe = ByteBpe::new(std::mem::take(&mut tokens), specials).unwrap();
+        assert_eq!(bpe.encode("xy<s>xy<s>y<s><s>x"), [258, 257, 121, 256, 121, 256, 257]);
+        assert_eq!(bpe.encode_ordinary("<s>xy"), [60, 115, 62, 258]);
+    }
+}

@@ -1,0 +1,73 @@
+//! Evaluation: the loss of a model on a fixed set of rows, in nats per token and bits per byte.
+
+use crate::data::rows::{self, Rows};
+use crate::data::tokenizer::Tokenizer;
+use crate::model::Llama;
+use crate::ops::cross_entropy;
+use anyhow::Result;
+use candle_core::{Device, Tensor};
+use std::f64::consts::LN_2;
+
+// The data layer marks unscored positions without knowing the op that skips them.
+const _: () = assert!(rows::IGNORE == cross_entropy::IGNORE);
+
+/// The loss on a set of rows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Score {
+    /// Mean over the targets, in nats.
+    pub loss: f64,
+    /// Targets scored.
+    pub tokens: u64,
+    /// UTF-8 bytes behind the targets; none where the tokenizer cannot tell.
+    pub bytes: Option<u64>,
+}
+
+impl Score {
+    /// The whole loss over the text's bytes, in bits; NaN where the bytes are unknown.
+    pub fn bits_per_byte(&self) -> f64 {
+        self.bytes.map_or(f64::NAN, |bytes| self.loss * self.tokens as f64 / LN_2 / bytes as f64)
+    }
+}
+
+/// UTF-8 bytes of each token of a byte-level tokenizer (0 for special tokens), to count the bytes behind any tokens.
+#[derive(Clone, Debug)]
+pub struct ByteLengths(Option<Vec<u32>>);
+
+impl ByteLengths {
+    /// The table of `tokenizer`; empty if its tokens are no bytes.
+    pub fn new(tokenizer: &Tokenizer) -> Self {
+        let lengths: Vec<u32> =
+            (0..tokenizer.vocab_size() as u32).map(|id| tokenizer.token_bytes(id).map_or(0, |b| b.len() as u32)).collect();
+        Self(lengths.iter().any(|&n| n > 0).then_some(lengths))
+    }
+
+    /// Whether bytes can be told at all.
+    pub fn known(&self) -> bool {
+        self.0.is_some()
+    }
+
+    fn count(&self, targets: &[u32]) -> Option<u64> {
+        let table = self.0.as_ref()?;
+        Some(targets.iter().map(|&id| table.get(id as usize).copied().unwrap_or(0) as u64).sum())
+    }
+}
+
+/// Scores all `rows`, `batch` at a time; the result does not depend on `batch` beyond rounding. `done` hears the rows so far.
+///
+/// # Errors
+/// Those of reading the rows and of the model's ops.
+pub fn score(model: &Llama, rows: &Rows, lengths: &ByteLengths, batch: usize, mut done: impl FnMut(usize)) -> Result<Score> {
+    let (mut nats, mut tokens, mut bytes) = (0f64, 0u64, Some(0u64));
+    for first in (0..rows.len()).step_by(batch.max(1)) {
+        let count = batch.max(1).min(rows.len() - first);
+        let (inputs, targets) = rows.read(first, count)?;
+        tokens += targets.iter().filter(|&&t| t != rows::IGNORE).count() as u64;
+        bytes = bytes.zip(lengths.count(&targets)).map(|(a, b)| a + b);
+        let inputs = Tensor::from_vec(inputs, (count, rows.length()), &Device::Cpu)?;
+        let n = targets.len();
+        let losses = model.losses(&inputs, &Tensor::from_vec(targets, n, &Device::Cpu)?)?;
+        nats += losses.to_vec1::<f32>()?.iter().map(|&x| x as f64).sum::<f64>();
+        done(first + count);
+    }
+    Ok(Score { loss: nats / tokens as f64, tokens, bytes: rows.text_bytes.or(bytes) })
+}

@@ -1,0 +1,136 @@
+//! `RUN/events.jsonl`: the history of a run's attempts, for people who ask what happened.
+//!
+//! Unlike the metrics it is never cut: a start, a crash and the resume after it all stay. It is also the only log that
+//! carries wall-clock time, which is for display alone: nothing is ordered or measured by it.
+
+use crate::runtime::files::{Appender, append_log};
+use anyhow::Result;
+use serde_json::{Map, Value};
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// `RUN/events.jsonl`, open for appending.
+#[derive(Debug)]
+pub struct Events {
+    log: Appender,
+}
+
+impl Events {
+    /// Opens the history of `run_dir`, made if missing.
+    ///
+    /// # Errors
+    /// [`crate::runtime::error::Exit::Io`] if the file cannot be opened.
+    pub fn open(run_dir: &Path) -> Result<Self> {
+        Ok(Self { log: append_log(&run_dir.join("events.jsonl"))? })
+    }
+
+    /// Appends `{"time":..,"kind":kind, fields..}` durably. `fields` is a JSON object (`json!({..})`) or null; the
+    /// keys `time` and `kind` are taken.
+    ///
+    /// # Errors
+    /// [`crate::runtime::error::Exit::Io`] if the file cannot be written.
+    pub fn append(&mut self, kind: &str, fields: Value) -> Result<()> {
+        self.log.line(&line(SystemTime::now(), kind, fields))?;
+        self.log.sync()
+    }
+}
+
+fn line(time: SystemTime, kind: &str, fields: Value) -> String {
+    let mut event = Map::new();
+    event.insert("time".into(), iso8601(time).into());
+    event.insert("kind".into(), kind.into());
+    match fields {
+        Value::Null => {}
+        Value::Object(fields) => fields.into_iter().for_each(|(key, value)| {
+            event.entry(key).or_insert(value);
+        }),
+        other => {
+            event.insert("value".into(), other);
+        }
+    }
+    Value::Object(event).to_string()
+}
+
+/// UTC to the millisecond, as `2026-03-01T09:05:07.250Z`. A clock set before 1970 reads as 1970.
+pub fn iso8601(time: SystemTime) -> String {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let seconds = since.as_secs();
+    let (year, month, day) = civil_date(seconds / 86_400);
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", since.subsec_millis())
+}
+
+/// Year, month and day of the `days`-th day after 1970-01-01 in the Gregorian calendar.
+fn civil_date(days: u64) -> (u64, u64, u64) {
+    // Years begin in March here, which puts the leap day at the end of one: the months before it have fixed starts,
+    // and 153 days make any five of them. 719,468 days lie between 0000-03-01 and 1970-01-01.
+    let days = days + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097); // 400 years
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (month, next) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    (400 * era + year + next, month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use std::fs;
+    use std::time::Duration;
+
+    #[test]
+    fn times_are_iso_8601_in_utc() {
+        let known = [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (951_782_399_999, "2000-02-28T23:59:59.999Z"),
+            (951_782_400_000, "2000-02-29T00:00:00.000Z"),
+            (951_868_800_000, "2000-03-01T00:00:00.000Z"),
+            (1_709_164_800_000, "2024-02-29T00:00:00.000Z"),
+            (1_735_689_599_001, "2024-12-31T23:59:59.001Z"),
+            (4_107_542_400_000, "2100-03-01T00:00:00.000Z"),
+            (253_402_300_799_999, "9999-12-31T23:59:59.999Z"),
+        ];
+        for (milliseconds, want) in known {
+            assert_eq!(iso8601(UNIX_EPOCH + Duration::from_millis(milliseconds)), want);
+        }
+        assert_eq!(iso8601(UNIX_EPOCH - Duration::from_secs(1)), "1970-01-01T00:00:00.000Z");
+    }
+
+    /// Counts the days of four centuries one by one.
+    #[test]
+    fn dates_follow_the_gregorian_calendar() {
+        let (mut year, mut month, mut day) = (1970, 1, 1);
+        for days in 0..146_097 + 366 {
+            assert_eq!(civil_date(days), (year, month, day));
+            let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+            let length = match month {
+                2 => 28 + u64::from(leap),
+                4 | 6 | 9 | 11 => 30,
+                _ => 31,
+            };
+            day += 1;
+            if day > length {
+                (month, day) = (month + 1, 1);
+            }
+            if month > 12 {
+                (year, month) = (year + 1, 1);
+            }
+        }
+    }
+
+    #[test]
+    fn events_keep_their_order_and_survive_reopening() {
+        let dir = tempfile::tempdir().unwrap();
+        Events::open(dir.path()).unwrap().append("start", json!({"step": 0, "kind": "mine", "z": 1, "a": 2})).unwrap();
+        Events::open(dir.path()).unwrap().append("resume", Value::Null).unwrap();
+        let text = fs::read_to_string(dir.path().join("events.jsonl")).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 2);
+        assert!(lines[0].ends_with(r#","kind":"start","step":0,"z":1,"a":2}"#), "{}", lines[0]);
+        assert!(lines[0].starts_with(r#"{"time":"20"#) && lines[1].ends_with(r#"Z","kind":"resume"}"#), "{}", lines[1]);
+        assert_eq!(line(UNIX_EPOCH, "x", json!([1])), r#"{"time":"1970-01-01T00:00:00.000Z","kind":"x","value":[1]}"#);
+    }
+}

@@ -1,0 +1,75 @@
+//! Numbers as people read them at a glance.
+
+use std::time::Duration;
+
+/// `1234567` as `1,234,567`.
+pub fn count(number: u64) -> String {
+    let digits = number.to_string();
+    let mut grouped = String::with_capacity(digits.len() + digits.len() / 3);
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped
+}
+
+/// Three significant digits and a unit: `987`, `12.3k`, `1.20M`; `-` if not finite.
+pub fn rate(number: f64) -> String {
+    if !number.is_finite() {
+        return "-".into();
+    }
+    let (mut scaled, mut unit) = (number, "");
+    for next in ["k", "M", "G", "T", "P"] {
+        if scaled.abs() < 999.5 {
+            break;
+        }
+        (scaled, unit) = (scaled / 1000.0, next);
+    }
+    let decimals = match scaled.abs() {
+        _ if unit.is_empty() => 0,
+        size if size < 9.995 => 2,
+        size if size < 99.95 => 1,
+        _ => 0,
+    };
+    format!("{scaled:.decimals$}{unit}")
+}
+
+/// The two largest units: `0.4s`, `45s`, `3m 05s`, `2h 07m`, `12d 03h`.
+pub fn duration(time: Duration) -> String {
+    let tenths = (time.as_secs_f64() * 10.0).round();
+    if tenths < 100.0 {
+        return format!("{:.1}s", tenths / 10.0);
+    }
+    let seconds = time.as_secs_f64().round() as u64;
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match () {
+        () if minutes == 0 => format!("{seconds}s"),
+        () if hours == 0 => format!("{minutes}m {:02}s", seconds % 60),
+        () if days == 0 => format!("{hours}h {:02}m", minutes % 60),
+        () => format!("{days}d {:02}h", hours % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_read_at_a_glance() {
+        let counts = [0, 7, 999, 1000, 123_456, 1_716_144_128].map(count);
+        assert_eq!(counts, ["0", "7", "999", "1,000", "123,456", "1,716,144,128"]);
+        let rates = [0.0, 3.7, 999.4, 999.6, 1234.0, 9_996.0, 12_345.0, 99_960.0, 999_600.0, 1.2e6, 3e18].map(rate);
+        assert_eq!(rates, ["0", "4", "999", "1.00k", "1.23k", "10.0k", "12.3k", "100k", "1.00M", "1.20M", "3000P"]);
+        assert_eq!([f64::NAN, f64::INFINITY].map(rate), ["-", "-"]);
+    }
+
+    #[test]
+    fn durations_have_their_two_largest_units() {
+        let seconds = [0.04, 0.44, 9.94, 9.96, 59.4, 59.6, 185.0, 3599.6, 7_620.0, 86_400.0, 1_047_600.0];
+        let read = seconds.map(|seconds| duration(Duration::from_secs_f64(seconds)));
+        let want = ["0.0s", "0.4s", "9.9s", "10s", "59s", "1m 00s", "3m 05s", "1h 00m", "2h 07m", "1d 00h", "12d 03h"];
+        assert_eq!(read, want);
+    }
+}

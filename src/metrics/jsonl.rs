@@ -1,0 +1,265 @@
+//! The logs of a run that stay in step with its checkpoints: `metrics.jsonl` and `samples.jsonl`.
+//!
+//! A killed run leaves lines behind that are newer than its last checkpoint. Resuming repeats those steps, so the
+//! lines are cut first, or every repeated step would be logged twice. They are kept in `RUN/replaced/`, because a
+//! repeated step must come out the same and the old line is the evidence. The cut is durable before the first new
+//! line: the old lines are stored, then the log is replaced by its kept part, both atomically.
+
+use crate::metrics::Record;
+use crate::runtime::error::{Exit, fail};
+use crate::runtime::files::{Appender, append_log, create_dirs, read_bounded, write_atomic};
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// A log of a million steps is a quarter of this.
+const MAX_BYTES: u64 = 1 << 30;
+
+/// What opening a log has cut from it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cut {
+    /// Lines of steps after the checkpoint.
+    pub lines: usize,
+    /// Lines that are no JSON objects, a torn last line included.
+    pub unreadable: usize,
+    /// Where they all are now; `None` if nothing was cut.
+    pub kept_in: Option<PathBuf>,
+}
+
+/// `RUN/metrics.jsonl`, open for appending.
+#[derive(Debug)]
+pub struct MetricsLog {
+    log: Appender,
+    /// What was cut when the log was opened.
+    pub cut: Cut,
+}
+
+impl MetricsLog {
+    /// Opens the log of `run_dir`. `resume_step` is the step of the checkpoint the run goes on from: lines of later
+    /// steps are cut, those of the step itself stay, because it was validated before it was saved. `None` is a run
+    /// that begins at step 0 (again): everything is cut.
+    ///
+    /// # Errors
+    /// [`Exit::Io`] if the files cannot be read or written.
+    pub fn open(run_dir: &Path, resume_step: Option<u64>) -> Result<Self> {
+        let (log, cut) = open(run_dir, "metrics.jsonl", "", resume_step)?;
+        Ok(Self { log, cut })
+    }
+
+    /// Appends `record` as one line.
+    ///
+    /// # Errors
+    /// [`Exit::Io`] if the file cannot be written.
+    pub fn append(&mut self, record: &Record) -> Result<()> {
+        append(&mut self.log, record)
+    }
+
+    /// Makes all lines durable. To be called before a checkpoint is saved: resuming from it relies on them.
+    ///
+    /// # Errors
+    /// [`Exit::Io`] if the file cannot be synced.
+    pub fn sync(&mut self) -> Result<()> {
+        self.log.sync()
+    }
+}
+
+/// A text generated during training.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SampleRecord {
+    /// The last step the model has taken.
+    pub step: u64,
+    /// What it was given.
+    pub prompt: String,
+    /// What it wrote: the continuation alone.
+    pub text: String,
+    /// The seed of the sample.
+    pub seed: u64,
+}
+
+/// `RUN/samples.jsonl`, open for appending; cut on resume like the metrics.
+#[derive(Debug)]
+pub struct SampleLog {
+    log: Appender,
+    /// What was cut when the log was opened.
+    pub cut: Cut,
+}
+
+impl SampleLog {
+    /// As [`MetricsLog::open`].
+    ///
+    /// # Errors
+    /// [`Exit::Io`] if the files cannot be read or written.
+    pub fn open(run_dir: &Path, resume_step: Option<u64>) -> Result<Self> {
+        let (log, cut) = open(run_dir, "samples.jsonl", ".samples", resume_step)?;
+        Ok(Self { log, cut })
+    }
+
+    /// Appends `record` as one line.
+    ///
+    /// # Errors
+    /// [`Exit::Io`] if the file cannot be written.
+    pub fn append(&mut self, record: &SampleRecord) -> Result<()> {
+        append(&mut self.log, record)
+    }
+
+    /// Makes all lines durable.
+    ///
+    /// # Errors
+    /// [`Exit::Io`] if the file cannot be synced.
+    pub fn sync(&mut self) -> Result<()> {
+        self.log.sync()
+    }
+}
+
+/// The records of a metrics log, in its order. Lines of other kinds and a torn last line are passed over.
+///
+/// # Errors
+/// [`Exit::Io`] if the file cannot be read.
+pub fn read(path: &Path) -> Result<Vec<Record>> {
+    let bytes = read_bounded(path, MAX_BYTES, true)?;
+    Ok(bytes.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect())
+}
+
+fn append(log: &mut Appender, record: &impl Serialize) -> Result<()> {
+    let line = serde_json::to_string(record)
+        .map_err(|error| fail(Exit::Internal, format!("a log record that is no JSON: {error}")))?;
+    log.line(&line)
+}
+
+fn open(run_dir: &Path, name: &str, tail_suffix: &str, resume_step: Option<u64>) -> Result<(Appender, Cut)> {
+    let path = run_dir.join(name);
+    let mut cut = Cut::default();
+    if path.try_exists().unwrap_or(true) {
+        let bytes = read_bounded(&path, MAX_BYTES, false)?;
+        let (kept, tail);
+        (kept, tail, cut) = split(&bytes, resume_step);
+        if !tail.is_empty() {
+            let keep_in = unused_tail_name(&run_dir.join("replaced"), tail_suffix)?;
+            write_atomic(&keep_in, &tail)?;
+            write_atomic(&path, &kept)?;
+            cut.kept_in = Some(keep_in);
+        }
+    }
+    Ok((append_log(&path)?, cut))
+}
+
+/// The part of every log line that decides its fate. Lines without a step belong to the run as a whole and stay.
+#[derive(Deserialize)]
+struct Stamp {
+    step: Option<u64>,
+}
+
+/// Splits a log into the bytes to keep and the bytes to cut.
+fn split(bytes: &[u8], resume_step: Option<u64>) -> (Vec<u8>, Vec<u8>, Cut) {
+    let (mut kept, mut tail, mut cut) = (Vec::with_capacity(bytes.len()), Vec::new(), Cut::default());
+    for line in bytes.split_inclusive(|&byte| byte == b'\n') {
+        // What is torn off in the middle may read as a shorter, different number: without its newline it is no line.
+        let stamp = line.strip_suffix(b"\n").and_then(|line| serde_json::from_slice::<Stamp>(line).ok());
+        let Some(stamp) = stamp else {
+            cut.unreadable += 1;
+            tail.extend_from_slice(line);
+            continue;
+        };
+        if resume_step.is_some_and(|resume| stamp.step.is_none_or(|step| step <= resume)) {
+            kept.extend_from_slice(line);
+        } else {
+            cut.lines += 1;
+            tail.extend_from_slice(line);
+        }
+    }
+    (kept, tail, cut)
+}
+
+/// The first free name of `replaced/attempt-K.jsonl`, so that no tail ever overwrites another.
+fn unused_tail_name(dir: &Path, suffix: &str) -> Result<PathBuf> {
+    create_dirs(dir)?;
+    let names = (1u64..).map(|attempt| dir.join(format!("attempt-{attempt}{suffix}.jsonl")));
+    let free = names.into_iter().find(|name| name.symlink_metadata().is_err());
+    Ok(free.ok_or_else(|| fail(Exit::Internal, format!("no free name in {}", dir.display())))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::tests::{train, val};
+    use std::fs;
+
+    /// A run to step `last`, validated every second step, from the one given.
+    fn log_steps(log: &mut MetricsLog, steps: std::ops::RangeInclusive<u64>) {
+        for step in steps {
+            if step > 0 {
+                log.append(&Record::Train(train(step))).unwrap();
+            }
+            if step % 2 == 0 {
+                log.append(&Record::Val(val(step))).unwrap();
+            }
+        }
+        log.sync().unwrap();
+    }
+
+    fn text(path: &Path) -> String {
+        fs::read_to_string(path).unwrap()
+    }
+
+    #[test]
+    fn a_resumed_log_equals_one_that_was_never_interrupted() {
+        let (whole, broken) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        log_steps(&mut MetricsLog::open(whole.path(), None).unwrap(), 0..=9);
+        log_steps(&mut MetricsLog::open(broken.path(), None).unwrap(), 0..=6);
+        let mut resumed = MetricsLog::open(broken.path(), Some(4)).unwrap();
+        assert_eq!((resumed.cut.lines, resumed.cut.unreadable), (3, 0), "train 5, train 6 and val 6");
+        log_steps(&mut resumed, 5..=9);
+        assert_eq!(text(&whole.path().join("metrics.jsonl")), text(&broken.path().join("metrics.jsonl")));
+        let tail = read(&broken.path().join("replaced/attempt-1.jsonl")).unwrap();
+        assert_eq!(tail, [Record::Train(train(5)), Record::Train(train(6)), Record::Val(val(6))]);
+    }
+
+    #[test]
+    fn torn_and_damaged_lines_are_moved_away_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let good = "{\"kind\":\"train\",\"step\":1}\n{\"kind\":\"note\"}\n";
+        let zeros = "\0\0\0\0\n";
+        let torn = "{\"kind\":\"train\",\"step\":2}"; // whole JSON, but its newline never arrived
+        fs::write(&path, format!("{good}{zeros}{torn}")).unwrap();
+        let log = MetricsLog::open(dir.path(), Some(2)).unwrap();
+        assert_eq!((log.cut.lines, log.cut.unreadable), (0, 2));
+        assert_eq!(text(&path), good);
+        assert_eq!(text(log.cut.kept_in.as_ref().unwrap()), format!("{zeros}{torn}"));
+    }
+
+    #[test]
+    fn tails_never_overwrite_each_other_and_a_clean_log_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let replaced = dir.path().join("replaced");
+        log_steps(&mut MetricsLog::open(dir.path(), None).unwrap(), 0..=2);
+        assert!(!replaced.exists());
+        assert_eq!(MetricsLog::open(dir.path(), Some(2)).unwrap().cut, Cut::default());
+        assert!(!replaced.exists());
+        for attempt in 1..=3 {
+            let mut log = MetricsLog::open(dir.path(), Some(2)).unwrap();
+            log_steps(&mut log, 3..=3);
+            let cut = MetricsLog::open(dir.path(), Some(2)).unwrap().cut;
+            assert_eq!(cut.kept_in, Some(replaced.join(format!("attempt-{attempt}.jsonl"))));
+        }
+        let cut = MetricsLog::open(dir.path(), None).unwrap().cut;
+        assert_eq!((cut.lines, text(&dir.path().join("metrics.jsonl")).as_str()), (4, ""), "begun again at step 0");
+    }
+
+    #[test]
+    fn samples_are_cut_with_the_metrics() {
+        let dir = tempfile::tempdir().unwrap();
+        let sample = |step| SampleRecord { step, prompt: "A \"b\"\n".into(), text: "\u{1b}é".into(), seed: u64::MAX };
+        let mut log = SampleLog::open(dir.path(), None).unwrap();
+        (0..3).for_each(|step| log.append(&sample(step)).unwrap());
+        let mut log = SampleLog::open(dir.path(), Some(1)).unwrap();
+        assert_eq!(log.cut.kept_in, Some(dir.path().join("replaced/attempt-1.samples.jsonl")));
+        log.append(&sample(7)).unwrap();
+        log.sync().unwrap();
+        let text = text(&dir.path().join("samples.jsonl"));
+        let read: Vec<SampleRecord> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(read, [sample(0), sample(1), sample(7)]);
+        let first = r#"{"step":0,"prompt":"A \"b\"\n","text":"\u001bé","seed":18446744073709551615}"#;
+        assert_eq!(text.lines().next(), Some(first));
+    }
+}

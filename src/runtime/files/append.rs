@@ -1,0 +1,109 @@
+//! Logs: they grow by whole lines, and are cut back only by rewriting.
+//!
+//! Each line is one `write` call on a file opened for appending, so that a reader or a kill sees whole lines; should
+//! the disk fill up in the middle of one, the file is cut back to where the line began. A line torn by a loss of power
+//! was never acknowledged and is removed when the log is next opened.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use rustix::fs::OFlags;
+
+use super::{AtomicFile, io_context, io_failure, open_input, parent_of, refuse_special, step, sync_dir, sync_file};
+use crate::runtime::error::{Exit, fail};
+
+/// A log opened for appending. One writer at a time (the run's lock sees to that).
+#[derive(Debug)]
+pub struct Appender {
+    file: File,
+    path: PathBuf,
+    buffer: Vec<u8>,
+}
+
+/// Opens the log `path`, made if missing, for appending; an incomplete last line is removed.
+pub fn append_log(path: &Path) -> Result<Appender> {
+    refuse_special(path)?;
+    step("create", path).map_err(|e| io_failure("open", path, &e))?;
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let mut options = OpenOptions::new();
+    options.read(true).append(true).create(true).mode(0o644).custom_flags(flags.bits() as i32);
+    let file = options.open(path).map_err(|e| io_failure("open", path, &e))?;
+    let trimmed = cut_torn_line(&file);
+    trimmed.and_then(|()| sync_dir(parent_of(path))).map_err(|e| io_failure("prepare the log", path, &e))?;
+    Ok(Appender { file, path: path.to_owned(), buffer: Vec::new() })
+}
+
+impl Appender {
+    /// Appends `line` (without its newline, which is added). An error leaves no part of it behind.
+    pub fn line(&mut self, line: &str) -> Result<()> {
+        if line.contains('\n') {
+            return Err(fail(Exit::Internal, format!("a log line for {} holds a newline", self.path.display())).into());
+        }
+        self.buffer.clear();
+        self.buffer.extend_from_slice(line.as_bytes());
+        self.buffer.push(b'\n');
+        let Appender { file, path, buffer } = self;
+        let start = file.metadata().map_err(|e| io_failure("append to", path, &e))?.len();
+        step("append", path).and_then(|()| file.write_all(buffer)).map_err(|e| {
+            // Cutting needs no space, so that it works on the full disk that made the write fail.
+            let _ = file.set_len(start);
+            io_failure("append to", path, &e).into()
+        })
+    }
+
+    /// Length of the log in bytes: what [`truncate_file_atomic`] is given to come back to this point.
+    pub fn len(&self) -> Result<u64> {
+        Ok(self.file.metadata().map_err(|e| io_failure("read", &self.path, &e))?.len())
+    }
+
+    /// Whether the log holds nothing.
+    pub fn is_empty(&self) -> Result<bool> {
+        Ok(self.len()? == 0)
+    }
+
+    /// Makes everything appended so far survive a loss of power.
+    pub fn sync(&self) -> Result<()> {
+        sync_file(&self.file, &self.path).map_err(|e| io_failure("sync", &self.path, &e).into())
+    }
+}
+
+/// Cuts the file back to the end of its last complete line.
+fn cut_torn_line(file: &File) -> io::Result<()> {
+    let size = file.metadata()?.len();
+    let (mut end, mut buffer) = (size, [0; 4096]);
+    while end > 0 {
+        let start = end.saturating_sub(buffer.len() as u64);
+        let chunk = &mut buffer[..(end - start) as usize];
+        file.read_exact_at(chunk, start)?;
+        if let Some(at) = chunk.iter().rposition(|&b| b == b'\n') {
+            end = start + at as u64 + 1;
+            break;
+        }
+        end = start;
+    }
+    if end < size { file.set_len(end) } else { Ok(()) }
+}
+
+/// Keeps the first `keep` bytes of the file `path` (all, if it is shorter). With `tail`, what is cut off is first stored
+/// there, durably. The file is rewritten and renamed into place: appenders opened before still write to the old one.
+pub fn truncate_file_atomic(path: &Path, keep: u64, tail: Option<&Path>) -> Result<()> {
+    let (mut file, size) = open_input(path, false)?;
+    if size <= keep {
+        return Ok(());
+    }
+    let mut kept = AtomicFile::create(path)?;
+    let copied = io::copy(&mut (&mut file).take(keep), &mut kept).map_err(io_context("copy", path))?;
+    if copied != keep {
+        let message = format!("{} shrank while it was being rewritten", path.display());
+        return Err(fail(Exit::Io, message).hint("stop whatever else writes to it, then try again").into());
+    }
+    if let Some(tail) = tail {
+        let mut rest = AtomicFile::create(tail)?;
+        io::copy(&mut file, &mut rest).map_err(io_context("copy the tail to", tail))?;
+        rest.commit()?;
+    }
+    kept.commit()
+}

@@ -1,0 +1,55 @@
+//! The optimizer's state and rules: two moments per parameter, the number of applied updates, decay and clipping.
+
+use crate::config::OptimizerConfig;
+use crate::model::params::Layout;
+use crate::ops::adamw::{Flat, Hyper, Range, adamw, global_norm};
+use candle_core::{Device, Result, Tensor};
+
+/// AdamW over a model's flat buffers.
+#[derive(Debug)]
+pub struct Optimizer {
+    /// First moments.
+    pub exp_avg: Tensor,
+    /// Second moments.
+    pub exp_avg_sq: Tensor,
+    /// Updates applied so far: a refused one does not count.
+    pub updates: u64,
+    ranges: Vec<Range>,
+    config: OptimizerConfig,
+}
+
+impl Optimizer {
+    /// With zero moments.
+    pub fn new(config: &OptimizerConfig, layout: &Layout, device: &Device) -> Result<Self> {
+        Ok(Self {
+            exp_avg: layout.zeros(device)?,
+            exp_avg_sq: layout.zeros(device)?,
+            updates: 0,
+            ranges: layout.decay_ranges(),
+            config: config.clone(),
+        })
+    }
+
+    /// Applies one update of `params` with rate `lr` and returns the gradient's norm before clipping. If `loss` or the norm is not
+    /// finite nothing changes at all, the count of updates included: the decision is a branch, because 0 times NaN is NaN.
+    pub fn update(&mut self, params: &Tensor, grad: &Tensor, loss: f64, lr: f64) -> Result<f64> {
+        let norm = global_norm(grad)?;
+        if !norm.is_finite() || !loss.is_finite() {
+            return Ok(norm);
+        }
+        self.updates += 1;
+        let limit = self.config.grad_clip;
+        let hyper = Hyper {
+            lr,
+            betas: (self.config.betas[0], self.config.betas[1]),
+            eps: self.config.eps,
+            weight_decay: self.config.weight_decay,
+            t: self.updates,
+            // As torch.nn.utils.clip_grad_norm_.
+            clip: if limit > 0.0 { (limit / (norm + 1e-6)).min(1.0) } else { 1.0 },
+        };
+        let flat = Flat { param: params, grad, exp_avg: &self.exp_avg, exp_avg_sq: &self.exp_avg_sq };
+        adamw(&flat, &self.ranges, &hyper)?;
+        Ok(norm)
+    }
+}

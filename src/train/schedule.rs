@@ -1,0 +1,274 @@
+//! The learning rate of every update, as a pure function of the update's index.
+//!
+//! A schedule is stretched over a *horizon*: the number of steps the run was planned for when it began. The horizon
+//! is saved with the run and handed back to [`Schedule::new`] on resume, so extending `train.steps` neither moves nor
+//! re-stretches a rate that is already under way (re-stretching makes the rate jump up mid-run, and the loss with it).
+//! Nothing else is remembered: a rate is never accumulated, so any step's rate can be recomputed at any time.
+
+use crate::config::ScheduleConfig;
+use crate::runtime::error::{Exit, Failure, fail};
+use serde::{Deserialize, Serialize};
+use std::f64::consts::PI;
+
+/// The shape of the decay that follows the linear warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Half a cosine from `lr` to `min_lr`, then constant.
+    Cosine,
+    /// A straight line from `lr` to `min_lr`, then constant.
+    Linear,
+    /// Warm-up, stable, decay: constant `lr`, then a straight line to `min_lr` over the tail of the horizon.
+    Wsd,
+    /// `lr` throughout.
+    Constant,
+}
+
+/// A resolved schedule. Equal schedules give bit-equal rates; its JSON form restores it exactly.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Schedule {
+    kind: Kind,
+    lr: f64,
+    min_lr: f64,
+    warmup_steps: u64,
+    decay_steps: u64,
+    horizon: u64,
+}
+
+impl Schedule {
+    /// Resolves `config` for the peak rate `lr` over `horizon` steps: `train.steps` for a new run, the saved
+    /// [`Schedule::horizon`] for a resumed one.
+    ///
+    /// # Errors
+    /// [`Exit::Config`] if the kind is unknown, if a rate is negative or not finite or `min_lr` exceeds `lr`, or if
+    /// the decay would begin before the warm-up ends.
+    pub fn new(config: &ScheduleConfig, lr: f64, horizon: u64) -> Result<Self, Failure> {
+        let kind = match config.kind.as_str() {
+            "cosine" => Kind::Cosine,
+            "linear" => Kind::Linear,
+            "wsd" => Kind::Wsd,
+            "constant" => Kind::Constant,
+            other => {
+                return Err(fail(Exit::Config, format!("schedule.kind is \"{other}\", which is no schedule"))
+                    .hint("use \"cosine\", \"wsd\", \"linear\" or \"constant\""));
+            }
+        };
+        let decay_steps = config.decay_steps.unwrap_or(match kind {
+            Kind::Wsd => (horizon / 5).max(1),
+            Kind::Cosine | Kind::Linear | Kind::Constant => horizon,
+        });
+        let schedule =
+            Self { kind, lr, min_lr: config.min_lr, warmup_steps: config.warmup_steps, decay_steps, horizon };
+        schedule.check()?;
+        Ok(schedule)
+    }
+
+    fn check(&self) -> Result<(), Failure> {
+        let Self { lr, min_lr, warmup_steps, .. } = *self;
+        if !(lr.is_finite() && min_lr.is_finite() && 0.0 <= min_lr && min_lr <= lr) {
+            return Err(fail(Exit::Config, format!("schedule.min_lr is {min_lr:?} and optimizer.lr is {lr:?}"))
+                .hint("both must be finite, with 0 <= schedule.min_lr <= optimizer.lr"));
+        }
+        let (start, end) = self.decay();
+        let too_long = self.kind == Kind::Wsd && self.decay_steps > self.horizon;
+        if self.kind != Kind::Constant && (start < warmup_steps || end <= start || too_long) {
+            return Err(fail(
+                Exit::Config,
+                format!(
+                    "schedule: a warm-up of {warmup_steps} steps leaves no room for decay_steps = {} within {} steps",
+                    self.decay_steps, self.horizon
+                ),
+            )
+            .hint("shorten schedule.warmup_steps, or change schedule.decay_steps or train.steps"));
+        }
+        Ok(())
+    }
+
+    /// The update indices at which the decay starts (rate `lr`) and ends (rate `min_lr`).
+    fn decay(&self) -> (u64, u64) {
+        match self.kind {
+            Kind::Wsd => (self.horizon.saturating_sub(self.decay_steps), self.horizon),
+            Kind::Cosine | Kind::Linear | Kind::Constant => (self.warmup_steps, self.decay_steps),
+        }
+    }
+
+    /// The rate of update `it`, counted from 0: step n of a run uses `lr(n - 1)`.
+    ///
+    /// ```text
+    /// it < warmup:          lr * (it + 1) / warmup
+    /// it > end of decay:    min_lr
+    /// otherwise:            min_lr + c(r) * (lr - min_lr),   r = (it - start) / (end - start)
+    ///                       cosine: c = (1 + cos(pi r)) / 2      linear, wsd: c = 1 - r
+    /// ```
+    pub fn lr(&self, it: u64) -> f64 {
+        if it < self.warmup_steps {
+            return self.lr * (it + 1) as f64 / self.warmup_steps as f64;
+        }
+        let (start, end) = self.decay();
+        if self.kind == Kind::Constant || it < start {
+            return self.lr;
+        }
+        if it > end {
+            return self.min_lr;
+        }
+        let ratio = (it - start) as f64 / (end - start) as f64;
+        let coefficient = match self.kind {
+            Kind::Cosine => 0.5 * (1.0 + (PI * ratio).cos()),
+            Kind::Linear | Kind::Wsd | Kind::Constant => 1.0 - ratio,
+        };
+        self.min_lr + coefficient * (self.lr - self.min_lr)
+    }
+
+    /// The planned length of the run in steps, fixed at its start: what a checkpoint must remember.
+    pub fn horizon(&self) -> u64 {
+        self.horizon
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use proptest::test_runner::RngSeed;
+
+    fn config(kind: &str, warmup_steps: u64, decay_steps: Option<u64>, min_lr: f64) -> ScheduleConfig {
+        ScheduleConfig { kind: kind.into(), warmup_steps, decay_steps, min_lr }
+    }
+
+    fn recipe(horizon: u64) -> Schedule {
+        Schedule::new(&config("cosine", 715, Some(19_073), 6e-5), 6e-4, horizon).unwrap()
+    }
+
+    #[track_caller]
+    fn assert_close(got: f64, want: f64) {
+        assert!((got - want).abs() <= 4.0 * f64::EPSILON * want, "{got:e} is not {want:e}");
+    }
+
+    /// Values of the recipe's formula, computed in Python.
+    #[test]
+    fn the_recipe_gives_its_known_rates() {
+        let schedule = recipe(19_073);
+        let golden = [
+            (0, 8.39160839160839e-07),
+            (1, 1.678321678321678e-06),
+            (357, 0.0003004195804195804),
+            (713, 0.0005991608391608391),
+            (714, 0.0006),
+            (715, 0.0006),
+            (716, 0.0005999999960464906),
+            (5_000, 0.0005306037514359256),
+            (9_894, 0.00032999999999999994),
+            (12_000, 0.00023478528787110247),
+            (19_071, 6.00000158140377e-05),
+            (19_072, 6.000000395350947e-05),
+            (19_073, 6e-05),
+            (19_074, 6e-05),
+            (43_500, 6e-05),
+            (u64::MAX, 6e-05),
+        ];
+        for (it, want) in golden {
+            assert_close(schedule.lr(it), want);
+        }
+        assert_eq!(schedule.lr(19_073), 6e-5, "the cosine ends at exactly min_lr");
+    }
+
+    #[test]
+    fn linear_wsd_and_constant_have_their_shapes() {
+        let linear = Schedule::new(&config("linear", 10, None, 1e-4), 1e-3, 100).unwrap();
+        for (it, want) in [(0, 1e-4), (9, 1e-3), (10, 1e-3), (55, 5.5e-4), (99, 1.1e-4), (100, 1e-4), (101, 1e-4)] {
+            assert_close(linear.lr(it), want);
+        }
+        let wsd = Schedule::new(&config("wsd", 10, Some(40), 0.0), 1e-3, 100).unwrap();
+        for (it, want) in [(0, 1e-4), (9, 1e-3), (30, 1e-3), (60, 1e-3), (70, 7.5e-4), (99, 2.5e-5), (100, 0.0)] {
+            assert_close(wsd.lr(it), want);
+        }
+        let constant = Schedule::new(&config("constant", 4, None, 0.0), 1e-3, 2).unwrap();
+        assert_eq!([0, 3, 4, 1_000].map(|it| constant.lr(it)), [2.5e-4, 1e-3, 1e-3, 1e-3]);
+    }
+
+    #[test]
+    fn decay_steps_default_to_the_horizon_or_its_last_fifth() {
+        let decay = |kind, horizon| Schedule::new(&config(kind, 0, None, 0.0), 1.0, horizon).unwrap().decay();
+        assert_eq!(decay("cosine", 50), (0, 50));
+        assert_eq!(decay("linear", 50), (0, 50));
+        assert_eq!(decay("wsd", 50), (40, 50));
+        assert_eq!(decay("wsd", 3), (2, 3), "at least one step decays");
+    }
+
+    /// A resume rebuilds the schedule from the saved horizon, whatever `train.steps` has become.
+    #[test]
+    fn a_longer_run_leaves_every_rate_as_it_was() {
+        for kind in ["cosine", "linear", "wsd", "constant"] {
+            let config = config(kind, 7, None, 1e-5);
+            let first = Schedule::new(&config, 3e-4, 100).unwrap();
+            let saved = serde_json::to_string(&first).unwrap();
+            let restored: Schedule = serde_json::from_str(&saved).unwrap();
+            let resumed = Schedule::new(&config, 3e-4, restored.horizon()).unwrap();
+            for it in 0..300 {
+                assert_eq!(first.lr(it).to_bits(), restored.lr(it).to_bits(), "{kind} {it}");
+                assert_eq!(first.lr(it).to_bits(), resumed.lr(it).to_bits(), "{kind} {it}");
+            }
+            let stretched = Schedule::new(&config, 3e-4, 200).unwrap();
+            assert_eq!(kind == "constant", (0..200).all(|it| stretched.lr(it) == first.lr(it)), "{kind}");
+        }
+    }
+
+    #[test]
+    fn impossible_schedules_are_refused_with_a_hint() {
+        let bad = [
+            (config("cosin", 0, None, 0.0), 1.0, 10, "cosin"),
+            (config("cosine", 10, None, 0.0), 1.0, 10, "warm-up of 10"),
+            (config("wsd", 5, Some(6), 0.0), 1.0, 10, "decay_steps = 6"),
+            (config("wsd", 0, Some(0), 0.0), 1.0, 10, "decay_steps = 0"),
+            (config("wsd", 0, Some(11), 0.0), 1.0, 10, "decay_steps = 11 within 10"),
+            (config("linear", 0, Some(0), 0.0), 1.0, 10, "decay_steps = 0"),
+            (config("cosine", 0, None, 2.0), 1.0, 10, "min_lr is 2.0"),
+            (config("cosine", 0, None, -1.0), 1.0, 10, "min_lr is -1.0"),
+            (config("constant", 0, None, 0.0), f64::NAN, 10, "lr is NaN"),
+        ];
+        for (config, lr, horizon, named) in bad {
+            let failure = Schedule::new(&config, lr, horizon).unwrap_err();
+            assert_eq!(failure.exit, Exit::Config);
+            assert!(failure.message.contains(named), "{:?} does not name {named}", failure.message);
+            assert!(failure.hint.is_some());
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig {
+            rng_seed: RngSeed::Fixed(1), failure_persistence: None, ..ProptestConfig::default()
+        })]
+
+        /// Up during the warm-up, never up after it, no jump larger than the steepest slope, and never out of bounds.
+        #[test]
+        fn rates_rise_then_fall_without_jumps(
+            kind in prop::sample::select(vec!["cosine", "linear", "wsd"]),
+            warmup in 0u64..40,
+            decay in 1u64..60,
+            stable in 0u64..40,
+            lr in 1e-6f64..1.0,
+            floor in 0.0f64..1.0,
+        ) {
+            let (decay_steps, horizon) =
+                if kind == "wsd" { (decay, warmup + stable + decay) } else { (warmup + decay, warmup + stable + decay) };
+            let min_lr = lr * floor;
+            let schedule = Schedule::new(&config(kind, warmup, Some(decay_steps), min_lr), lr, horizon).unwrap();
+            let slack = 1.0 + 1e-12;
+            for it in 0..horizon + 50 {
+                let (now, next) = (schedule.lr(it), schedule.lr(it + 1));
+                prop_assert!(now > 0.0 || min_lr == 0.0);
+                prop_assert!(now <= lr * slack);
+                if it + 1 < warmup {
+                    prop_assert!(now < next);
+                    prop_assert!(next - now <= lr / warmup as f64 * slack + 1e-15);
+                } else if it >= warmup {
+                    prop_assert!(next <= now * slack);
+                    prop_assert!(now >= min_lr / slack);
+                    prop_assert!(now - next <= (lr - min_lr) * PI / 2.0 / decay as f64 * slack + 1e-15);
+                }
+            }
+            prop_assert!((schedule.lr(warmup) / lr - 1.0).abs() < 1e-12);
+            prop_assert_eq!(schedule.lr(horizon), min_lr);
+        }
+    }
+}
