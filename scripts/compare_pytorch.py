@@ -261,7 +261,7 @@ lr = 4e-3
 betas = [0.9, 0.95]
 eps = 1e-8
 weight_decay = 1.0
-grad_clip = 1.0
+grad_clip = 1.25
 
 [schedule]
 kind = "cosine"

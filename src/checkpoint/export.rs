@@ -10,7 +10,7 @@ use super::hf::{self, EMBED, LM_HEAD, tensor_specs};
 use super::names;
 use super::open::Opened;
 use super::save::{SHARD_BYTES, Writer, ensure_space};
-use super::tensors::data_size;
+use super::tensors::{Spec, data_size};
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::{self, io_context};
 
@@ -52,7 +52,7 @@ pub fn export(ckpt: &Path, out: &Path, dtype: Dtype, trim_vocab: Option<usize>) 
     let mut writer = Writer::create(out, &std::process::id().to_string())?;
     writer.json(names::CONFIG, &hf::config_json(&model, source.bos, &source.eos, dtype))?;
     copy_small(&source, &mut writer)?;
-    let views: Vec<(&str, &[usize])> = specs.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
+    let views: Vec<Spec<'_>> = specs.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
     let mut next = specs.iter();
     writer.weights(&views, dtype, SHARD_BYTES, &mut |sink| {
         let Some((name, shape)) = next.next() else { return Ok(()) };

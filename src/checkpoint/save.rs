@@ -10,7 +10,7 @@ use anyhow::Result;
 use super::half::Dtype;
 use super::manifest::{self, Entry, Manifest, VERSION};
 use super::retain::{REREAD_BELOW, Retention, prune, sweep_leftovers};
-use super::tensors::{TensorRef, data_size, header, write_values};
+use super::tensors::{Spec, TensorRef, data_size, header, write_values};
 use super::{checkpoints_dir, hf, names, step_name};
 use crate::config::ModelConfig;
 use crate::runtime::error::{Exit, fail};
@@ -95,13 +95,13 @@ fn write_contents(writer: &mut Writer, contents: &Contents<'_>, shard_bytes: usi
     for (name, bytes) in &contents.tokenizer_files {
         writer.bytes(name, bytes)?;
     }
-    let specs: Vec<(&str, &[usize])> = contents.weights.iter().map(|t| (t.name.as_str(), t.shape.as_slice())).collect();
+    let specs: Vec<Spec<'_>> = contents.weights.iter().map(|t| (t.name.as_str(), t.shape.as_slice())).collect();
     let mut weights = contents.weights.iter();
     writer.weights(&specs, Dtype::F32, shard_bytes, &mut |sink| match weights.next() {
         Some(tensor) => sink(tensor.data),
         None => Ok(()),
     })?;
-    let specs: Vec<(&str, &[usize])> = contents.moments.iter().map(|t| (t.name.as_str(), t.shape.as_slice())).collect();
+    let specs: Vec<Spec<'_>> = contents.moments.iter().map(|t| (t.name.as_str(), t.shape.as_slice())).collect();
     let mut moments = contents.moments.iter();
     writer.tensor_file(names::OPTIMIZER, &specs, Dtype::F32, &mut |sink| match moments.next() {
         Some(tensor) => sink(tensor.data),
@@ -181,15 +181,22 @@ impl Writer {
     pub(super) fn tensor_file(
         &mut self,
         name: &str,
-        specs: &[(&str, &[usize])],
+        specs: &[Spec<'_>],
         dtype: Dtype,
         source: &mut Source<'_>,
     ) -> Result<()> {
         let mut file = self.txn.file(name)?;
         let path = Path::new(name);
         std::io::Write::write_all(&mut file, &header(specs, dtype)?).map_err(io_context("write", path))?;
-        for (tensor, _) in specs {
-            source(&mut |values| write_values(&mut file, path, tensor, values, dtype))?;
+        for (tensor, shape) in specs {
+            let mut written = 0;
+            source(&mut |values| {
+                written += values.len() * dtype.size();
+                write_values(&mut file, path, tensor, values, dtype)
+            })?;
+            if written != data_size(shape, dtype)? {
+                return Err(fail(Exit::Internal, format!("{tensor} was not written whole to {name}")).into());
+            }
         }
         let digest = file.finish()?;
         self.record(name, digest);
@@ -199,7 +206,7 @@ impl Writer {
     /// The model's weights: `model.safetensors`, or shards with their index when larger than `shard_bytes`.
     pub(super) fn weights(
         &mut self,
-        specs: &[(&str, &[usize])],
+        specs: &[Spec<'_>],
         dtype: Dtype,
         shard_bytes: usize,
         source: &mut Source<'_>,
@@ -223,11 +230,7 @@ impl Writer {
 }
 
 /// Cuts the list of tensors, in order, into runs of at most `limit` bytes (or a single tensor that is larger).
-fn split<'s, 'a>(
-    specs: &'s [(&'a str, &'a [usize])],
-    dtype: Dtype,
-    limit: usize,
-) -> Result<Vec<&'s [(&'a str, &'a [usize])]>> {
+fn split<'s, 'a>(specs: &'s [Spec<'a>], dtype: Dtype, limit: usize) -> Result<Vec<&'s [Spec<'a>]>> {
     let (mut shards, mut start, mut filled) = (Vec::new(), 0, 0_usize);
     for (n, (_, shape)) in specs.iter().enumerate() {
         let size = data_size(shape, dtype)?;

@@ -27,6 +27,9 @@ pub struct TensorRef<'a> {
     pub data: &'a [f32],
 }
 
+/// Name and shape of a tensor.
+pub type Spec<'a> = (&'a str, &'a [usize]);
+
 /// The largest header accepted: 16 MiB describe some 100,000 tensors.
 const MAX_HEADER: u64 = 16 << 20;
 
@@ -40,7 +43,7 @@ pub fn data_size(shape: &[usize], dtype: Dtype) -> Result<usize> {
 }
 
 /// The start of a file that will hold tensors of these names and shapes, in this order.
-pub fn header(tensors: &[(&str, &[usize])], dtype: Dtype) -> Result<Vec<u8>> {
+pub fn header(tensors: &[Spec<'_>], dtype: Dtype) -> Result<Vec<u8>> {
     let stored = match dtype {
         Dtype::F32 => safetensors::Dtype::F32,
         Dtype::Bf16 => safetensors::Dtype::BF16,

@@ -4,15 +4,17 @@
 //! trained and many downloaded vocabularies at tiktoken's speed; every other file runs in Hugging Face's crate
 //! ([`hub`]). Which of the two it is changes the speed only.
 //!
-//! There are two ways to encode because there are two kinds of text. Documents of a corpus are data: whatever looks like
-//! a special token in them is plain text ([`Tokenizer::encode_ordinary`]). Prompts are written by the user, who may mean
-//! a special token by its name, and start as the model expects ([`Tokenizer::encode`]).
+//! There are two ways to encode because there are two kinds of text. Documents of a corpus are data: whatever looks
+//! like a special token in them is plain text ([`Tokenizer::encode_ordinary`]). Prompts are written by the user, who
+//! may mean a special token by its name, and start as the model expects ([`Tokenizer::encode`]).
 
 mod byte_bpe;
 mod byte_json;
 mod ends;
 mod hub;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod train;
 
 use std::fs::File;
@@ -98,8 +100,9 @@ impl Tokenizer {
     /// Trains a byte-level BPE on `texts`: 256 bytes, the merges, and `<|endoftext|>` as the last id.
     ///
     /// The result has `vocab_size` ids, or fewer if the text has no more pairs to merge; read
-    /// [`vocab_size`](Self::vocab_size). It depends on the texts' words and their counts alone, not on threads or order.
-    /// At most the first GiB of text is read. Fails with [`Exit::Config`] below 257 ids, [`Exit::Data`] without text.
+    /// [`vocab_size`](Self::vocab_size). It depends on the words of the texts and their counts alone, not on threads or
+    /// order. At most the first GiB of text is read. Fails with [`Exit::Config`] below 257 ids, [`Exit::Data`] without
+    /// text.
     pub fn train<'a>(texts: impl Iterator<Item = &'a str>, vocab_size: usize) -> Result<Self> {
         Ok(Self::from_byte_bpe(train::train(texts, vocab_size)?))
     }
@@ -117,13 +120,16 @@ impl Tokenizer {
             Some(engine) => Engine::Byte(Box::new(engine)),
             None => Engine::Hub(Box::new(Hub::new(bytes, &root).map_err(|why| wrong_file(path, why))?)),
         };
-        let dir = path.parent().unwrap_or(Path::new(""));
-        let ends = Ends::read(dir, of_model, &engine)?;
+        // Beside a file of another name lie the settings of some other tokenizer.
+        let ends = match path.parent() {
+            Some(dir) if path.ends_with("tokenizer.json") => Ends::read(dir, of_model, &engine)?,
+            _ => Ends::usual(&engine),
+        };
         Ok(Self { inner: Arc::new(Inner { engine, ends, json: OnceLock::new() }) })
     }
 
-    /// Encodes a prompt: special tokens' strings give their ids, and what the file says to add (a beginning of text) is
-    /// added, as Hugging Face does by default.
+    /// Encodes a prompt: special tokens' strings give their ids, and what the file says to add (a beginning of text)
+    /// is added, as Hugging Face does by default.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         match &self.inner.engine {
             Engine::Byte(engine) => Ok(engine.encode(text)),
@@ -148,7 +154,7 @@ impl Tokenizer {
     /// no text. Fails only for tokenizers whose decoder itself fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         if let Engine::Hub(engine) = &self.inner.engine
-            && engine.is_contextual()
+            && engine.decodes_as_a_whole()
         {
             return engine.decode(ids, skip_special);
         }
@@ -208,8 +214,7 @@ impl Tokenizer {
     /// The files by which Hugging Face loads this tokenizer, as (name, bytes), for a model of `max_length` positions.
     /// A loaded tokenizer keeps its own settings but for `model_max_length`.
     pub fn files(&self, max_length: usize) -> Result<Vec<(&'static str, Vec<u8>)>> {
-        let name = |id| String::from_utf8(self.special_text(id)?.to_vec()).ok();
-        let config = self.inner.ends.config_json(max_length, &name)?;
+        let config = self.inner.ends.config_json(max_length, &self.inner.engine)?;
         Ok(vec![("tokenizer.json", self.json().to_vec()), ("tokenizer_config.json", config)])
     }
 
@@ -230,14 +235,6 @@ impl Tokenizer {
         self.inner.engine.is_special(id)
     }
 
-    fn special_text(&self, id: u32) -> Option<&[u8]> {
-        match self.piece(id) {
-            Piece::Bytes(bytes) => Some(bytes),
-            Piece::Text(text) => Some(text.as_bytes()),
-            _ => None,
-        }
-    }
-
     fn piece(&self, id: u32) -> Piece<'_> {
         match &self.inner.engine {
             Engine::Byte(engine) => engine.tokens().get(id as usize).map_or(Piece::Unknown, |t| Piece::Bytes(t)),
@@ -246,7 +243,7 @@ impl Tokenizer {
     }
 
     fn strips_first_space(&self) -> bool {
-        matches!(&self.inner.engine, Engine::Hub(engine) if engine.strips_first_space)
+        matches!(&self.inner.engine, Engine::Hub(engine) if engine.strips_first_space())
     }
 }
 
@@ -262,6 +259,14 @@ impl Engine {
         match self {
             Engine::Byte(engine) => engine.id_of(token),
             Engine::Hub(engine) => engine.id_of(token),
+        }
+    }
+
+    /// The token `id` as tokenizer.json writes it.
+    fn name_of(&self, id: u32) -> Option<String> {
+        match self {
+            Engine::Byte(engine) => engine.name_of(id),
+            Engine::Hub(engine) => engine.name_of(id),
         }
     }
 
@@ -290,150 +295,4 @@ fn read_capped(path: &Path) -> Result<Vec<u8>> {
 fn wrong_file(path: &Path, why: impl std::fmt::Display) -> Failure {
     fail(Exit::Data, format!("{} is not usable: {why}", path.display()))
         .hint("give a Hugging Face tokenizer.json (transformers' save_pretrained writes one) or gpt2")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use std::sync::LazyLock;
-
-    const STORY: &str = "Once upon a time, Tom's dog ran 12 miles. \u{1f600} d\u{e9}j\u{e0} vu\n\tThe end.  ";
-    static TRAINED: LazyLock<Tokenizer> = LazyLock::new(|| Tokenizer::train([STORY; 3].into_iter(), 300).unwrap());
-    /// GPT-2's and a trained file as Hugging Face's crate runs them.
-    static THEIRS: LazyLock<[tokenizers::Tokenizer; 2]> = LazyLock::new(|| {
-        [Tokenizer::gpt2().unwrap(), TRAINED.clone()].map(|t| tokenizers::Tokenizer::from_bytes(t.json()).unwrap())
-    });
-
-    fn save(tokenizer: &Tokenizer, dir: &Path) {
-        for (name, bytes) in tokenizer.files(1024).unwrap() {
-            std::fs::write(dir.join(name), bytes).unwrap();
-        }
-    }
-
-    #[test]
-    fn gpt2_is_tiktokens() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/gpt2_tokens.json");
-        let cases: Vec<(String, String, Vec<u32>)> = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-        assert!(cases.len() > 600);
-        let gpt2 = Tokenizer::gpt2().unwrap();
-        let texts: Vec<&str> = cases.iter().map(|(_, text, _)| text.as_str()).collect();
-        let batch = gpt2.encode_ordinary_batch(&texts).unwrap();
-        for ((kind, text, ids), in_batch) in cases.iter().zip(&batch) {
-            assert_eq!(&gpt2.encode_ordinary(text).unwrap(), ids, "{kind}: {text:?}");
-            assert_eq!(in_batch, ids, "{kind}: {text:?}");
-            assert_eq!(&gpt2.decode(ids, true).unwrap(), text);
-            if kind != "special" {
-                assert_eq!(&gpt2.encode(text).unwrap(), ids, "{kind}: {text:?}");
-            }
-            let theirs = THEIRS[0].encode_fast(text.as_str(), false).unwrap();
-            assert!(kind == "special" || theirs.get_ids() == ids, "tokenizer.json differs for {kind}: {text:?}");
-        }
-    }
-
-    #[test]
-    fn gpt2_ends_with_id_50256() {
-        let gpt2 = Tokenizer::gpt2().unwrap();
-        assert_eq!((gpt2.vocab_size(), gpt2.eos_id(), gpt2.bos_id()), (50257, Some(50256), Some(50256)));
-        assert_eq!(gpt2.encode("Hi<|endoftext|>").unwrap(), [17250, 50256]);
-        assert_eq!(gpt2.encode_ordinary("<|endoftext|>").unwrap(), [27, 91, 437, 1659, 5239, 91, 29]);
-        assert_eq!(gpt2.decode(&[17250, 50256], true).unwrap(), "Hi");
-        assert_eq!(gpt2.decode(&[17250, 50256, 50300], false).unwrap(), "Hi<|endoftext|>");
-        assert_eq!(
-            (gpt2.token_bytes(17250), gpt2.token_bytes(50256), gpt2.token_bytes(50257)),
-            (Some(b"Hi".to_vec()), None, None)
-        );
-        assert_eq!(
-            (gpt2.id_of("<|endoftext|>"), gpt2.id_of("\u{120}the"), gpt2.id_of(" the")),
-            (Some(50256), Some(262), None)
-        );
-    }
-
-    #[test]
-    fn saved_tokenizers_load_as_themselves() {
-        for tokenizer in [Tokenizer::gpt2().unwrap(), TRAINED.clone()] {
-            let dir = tempfile::tempdir().unwrap();
-            save(&tokenizer, dir.path());
-            for again in [Tokenizer::from_dir(dir.path()), Tokenizer::from_file(&dir.path().join("tokenizer.json"))] {
-                let again = again.unwrap();
-                assert!(matches!(again.inner.engine, Engine::Byte(_)));
-                assert_eq!(again.fingerprint(), tokenizer.fingerprint());
-                assert_eq!((again.eos_id(), again.bos_id()), (tokenizer.eos_id(), tokenizer.bos_id()));
-                assert_eq!(again.files(1024).unwrap(), tokenizer.files(1024).unwrap());
-            }
-        }
-        assert_ne!(TRAINED.fingerprint(), Tokenizer::gpt2().unwrap().fingerprint());
-    }
-
-    #[test]
-    fn a_loaded_file_is_saved_as_it_was_with_its_settings() {
-        let dir = tempfile::tempdir().unwrap();
-        let text = serde_json::to_string_pretty(&hub::tests::llama3()).unwrap();
-        std::fs::write(dir.path().join("tokenizer.json"), &text).unwrap();
-        let settings = r#"{"chat_template": "x", "eos_token": "<|eot_id|>", "model_max_length": 9}"#;
-        std::fs::write(dir.path().join("tokenizer_config.json"), settings).unwrap();
-        let files = Tokenizer::from_dir(dir.path()).unwrap().files(77).unwrap();
-        assert_eq!(files[0], ("tokenizer.json", text.into_bytes()));
-        let kept: Value = serde_json::from_slice(&files[1].1).unwrap();
-        assert_eq!(kept, serde_json::json!({"chat_template": "x", "eos_token": "<|eot_id|>", "model_max_length": 77}));
-    }
-
-    #[test]
-    fn files_that_are_missing_or_wrong_say_so() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("tokenizer.json");
-        let failure = |result: Result<Tokenizer>| result.err().unwrap().downcast::<Failure>().unwrap();
-        for result in [Tokenizer::from_file(&path), Tokenizer::from_dir(dir.path())] {
-            let failure = failure(result);
-            assert_eq!(failure.exit, Exit::Io);
-            assert!(failure.message.contains("tokenizer.json"));
-        }
-        for bytes in [&b"{"[..], b"[]", b"null", b"{\"model\":{}}", b"\xff\xfe", b""] {
-            std::fs::write(&path, bytes).unwrap();
-            let failure = failure(Tokenizer::from_file(&path));
-            assert_eq!(failure.exit, Exit::Data, "{}", failure.message);
-            assert!(failure.hint.is_some() && !failure.message.contains('\n'));
-        }
-        assert_eq!(failure(Tokenizer::from_file(dir.path())).exit, Exit::Data);
-    }
-
-    /// Any Unicode, but often the kinds of character at which the split into words turns.
-    fn text() -> impl Strategy<Value = String> {
-        let turning = prop_oneof![Just(' '), Just('\n'), Just('\''), Just('s'), Just('1'), Just('\u{a0}'), Just('!')];
-        proptest::collection::vec(prop_oneof![turning, any::<char>(), proptest::char::range('a', 'e')], 0..60)
-            .prop_map(String::from_iter)
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
-
-        #[test]
-        fn any_text_comes_back_and_hugging_face_agrees(text in text()) {
-            for (ours, theirs) in [Tokenizer::gpt2().unwrap(), TRAINED.clone()].iter().zip(THEIRS.iter()) {
-                let ids = ours.encode_ordinary(&text).unwrap();
-                prop_assert_eq!(&ours.decode(&ids, false).unwrap(), &text);
-                let bytes: Vec<u8> = ids.iter().flat_map(|id| ours.token_bytes(*id).unwrap()).collect();
-                prop_assert_eq!(bytes, text.as_bytes());
-                let theirs = theirs.encode_fast(text.as_str(), true).unwrap();
-                prop_assert_eq!(theirs.get_ids(), ids);
-            }
-        }
-
-        #[test]
-        fn damaged_files_are_refused_or_work(at in 0usize..20_000, byte: u8, style in 0usize..3) {
-            let whole = [TRAINED.json().to_vec(), hub::tests::llama2().to_string().into(), hub::tests::llama3().to_string().into()];
-            let mut bytes = whole[style].clone();
-            let at = at % bytes.len();
-            bytes[at] = byte;
-            let dir = tempfile::tempdir().unwrap();
-            let path = dir.path().join("tokenizer.json");
-            std::fs::write(&path, bytes).unwrap();
-            if let Ok(tokenizer) = Tokenizer::from_file(&path) {
-                // Damage may show with some texts only, but then as an error.
-                for id in tokenizer.encode_ordinary(STORY).unwrap_or_default() {
-                    prop_assert!((id as usize) < tokenizer.vocab_size());
-                }
-            }
-        }
-    }
 }

@@ -247,3 +247,26 @@ fn save_syncs_before_it_publishes_and_publishes_before_it_deletes() {
     let deleted = log.iter().position(|(_, path)| path.to_string_lossy().contains(".tmp-step-00000010"));
     assert!(durable < deleted.expect("the old one was not deleted"));
 }
+
+/// Saving a step again trades the old directory for the new one: at every moment one of them is there, whole.
+#[test]
+fn no_failure_while_replacing_costs_a_checkpoint() {
+    let mut again = Toy::at(11);
+    again.step = 10;
+    let (_, operations) = {
+        let run = run_with(&[10]);
+        trace(None, || again.save(run.path()).unwrap())
+    };
+    let published = operations.iter().position(|(op, path)| *op == "rename" && path.ends_with(step_name(10))).unwrap();
+    let rest: Vec<&str> = operations[published..].iter().map(|(op, _)| *op).collect();
+    assert_eq!(rest, ["rename", "fsync-dir", "remove"]);
+    for n in 0..operations.len() {
+        let run = run_with(&[10]);
+        let (saved, _) = trace(Some((n, Mode::Dead)), || again.save(run.path()));
+        assert!(saved.is_err());
+        let newest = newest_valid(run.path()).unwrap();
+        assert!(newest.quarantined.is_empty() && newest.newest.is_some_and(|valid| valid.manifest.step == 10));
+        let expected = if n <= published { Toy::at(10) } else { Toy::of(toy_model(false), 11) };
+        expected.assert_weights(&Opened::open(run.path()).unwrap());
+    }
+}

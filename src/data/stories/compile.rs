@@ -4,17 +4,20 @@
 //! ```text
 //! animal s:~s = cat; dog; 2*fox|foxes
 //! ```
-//! The table `animal` has a column `s` whose default is the word and an `s`; `fox` has weight 2 and a plural of its own.
-//! Every table has a column `a`: the entry with its indefinite article.
+//! The table `animal` has a column `s` whose default is the word and an `s`; `fox` has weight 2 and a plural of its
+//! own. Every table has a column `a`: the entry with its indefinite article.
 //!
 //! Rules (`plots.rs`); a rule starts in the first column of a line and goes on over indented lines:
 //! ```text
-//! walk = {hero:boy} (3*walked|ran)( slowly|) to <place>, and {hero.he} saw {x:animal.a} and {:animal.a!x}. // The end.
+//! walk =
+//!   {hero:boy} (3*walked|ran)( slowly|) to <place>, and {hero.he} saw {x:animal.a} and {:animal.a!x}. //
+//!   The end.
 //! ```
-//! `(..|..)` is a choice with optional weights, `<place>` another rule, `{hero:boy}` a random entry of the table `boy`
-//! kept in the variable `hero`, `{hero.he}` a form of that entry, `{:animal}` an entry that is not kept, `!x` an entry
-//! other than the one in `x`, `{v:x/y}` one of those in `x` and `y`, `{^hero}` a form with a capital first letter, `//` the end of a paragraph. A line break is
-//! one space, but nothing beside `//` and on the inner side of `(`, `|` and `)`.
+//! `(..|..)` is a choice with optional weights, `<place>` another rule, `{hero:boy}` a random entry of the table
+//! `boy` kept in the variable `hero`, `{hero.he}` a form of that entry, `{:animal}` an entry that is not kept, `!x`
+//! an entry other than the one in `x`, `{v:x/y}` one of those in `x` and `y`, `{^hero}` a form with a capital first
+//! letter, `//` the end of a paragraph. A line break is one space, but nothing beside `//` and on the inner side of
+//! `(`, `|` and `)`.
 
 use super::grammar::{Form, Grammar, Node, NodeId, Pick, Row, Source, Table};
 
@@ -63,9 +66,10 @@ fn table(block: &str, columns: &mut Vec<String>) -> Result<Table, String> {
         .map(|column| column.split_once(':').unwrap_or((column, "")))
         .map(|(column, default)| (intern(columns, column), default))
         .collect();
-    let rows = body.split(';').map(|entry| row(entry, &columns)).collect::<Result<Vec<_>, _>>();
+    let rows = body.split(';').map(|entry| row(entry, &columns)).collect::<Result<Vec<Row>, _>>();
     let rows = rows.map_err(|error| format!("table {name}: {error}"))?;
-    Ok(Table { name, rows })
+    let total = rows.iter().map(|row| row.weight).sum();
+    Ok(Table { name, rows, total })
 }
 
 /// A table's entry; `columns` are the number and the default of the forms after the first.
@@ -163,7 +167,8 @@ impl Compiler {
             let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
             let weight = match rest[digits..].strip_prefix('*') {
                 Some(after) if digits > 0 => {
-                    let weight = rest[..digits].parse::<u32>().map_err(|error| format!("weight in `{rest}`: {error}"))?;
+                    let weight =
+                        rest[..digits].parse::<u32>().map_err(|error| format!("weight in `{rest}`: {error}"))?;
                     *rest = after;
                     weight.max(1)
                 }
@@ -221,7 +226,9 @@ impl Compiler {
                 let slots = &mut self.grammar.slots;
                 let source = match self.grammar.tables.iter().position(|table| table.name == list) {
                     Some(table) => Source::Table(table),
-                    None if list.contains('/') => Source::Bound(list.split('/').map(|name| intern(slots, name)).collect()),
+                    None if list.contains('/') => {
+                        Source::Bound(list.split('/').map(|name| intern(slots, name)).collect())
+                    }
                     None => return Err(format!("no table for `{inner}`")),
                 };
                 let unlike = unlike.map(|variable| intern(slots, variable)).collect();

@@ -1,8 +1,8 @@
 //! The grammar as data: word tables and a graph of nodes without cycles.
 //!
 //! A derivation walks the graph from its start and makes one decision at every [`Node::Choice`] and [`Node::Pick`];
-//! nothing else is random. The generator draws those decisions, the parser recovers them from the text, and both price
-//! them here, with [`surprisal`], so that there is one statement of the probabilities.
+//! nothing else is random. The generator draws those decisions, the parser recovers them from the text, and both
+//! price them here, with [`surprisal`], so that there is one statement of the probabilities.
 
 /// Index of a node in [`Grammar::nodes`].
 pub(super) type NodeId = usize;
@@ -37,7 +37,8 @@ impl Row {
     /// Sets the text of a column, and its capitalised twin.
     pub(super) fn set(&mut self, column: usize, text: &str) {
         let mut chars = text.chars();
-        let capital = chars.next().map_or_else(String::new, |first| first.to_ascii_uppercase().to_string() + chars.as_str());
+        let capital =
+            chars.next().map_or_else(String::new, |first| first.to_ascii_uppercase().to_string() + chars.as_str());
         self.cells.resize(self.cells.len().max(column + 1), [String::new(), String::new()]);
         self.cells[column] = [text.to_owned(), capital];
     }
@@ -47,6 +48,8 @@ impl Row {
 pub(super) struct Table {
     pub(super) name: String,
     pub(super) rows: Vec<Row>,
+    /// Sum of the rows' weights.
+    pub(super) total: u32,
 }
 
 /// Where a [`Pick`] takes its rows from.
@@ -55,6 +58,16 @@ pub(super) enum Source {
     Table(usize),
     /// What these variables are bound to (different rows), each as likely as the others.
     Bound(Vec<Slot>),
+}
+
+impl Source {
+    /// The total weight where it is known beforehand: most picks are from a whole table.
+    fn total(&self, grammar: &Grammar) -> Option<u32> {
+        match self {
+            Self::Table(table) => Some(grammar.tables[*table].total),
+            Self::Bound(_) => None,
+        }
+    }
 }
 
 /// Writes a random row that differs from the rows of the `unlike` variables, and may bind it to a variable.
@@ -77,9 +90,10 @@ impl Pick {
             Source::Bound(slots) => (&[], slots.iter().filter_map(|&slot| env[slot]).collect()),
         };
         let taken: Vec<&Row> = self.unlike.iter().filter_map(|&slot| env[slot]).collect();
+        let whole = if taken.is_empty() { self.source.total(grammar) } else { None };
         let rows = table.iter().map(|row| (row.weight, row)).chain(bound.into_iter().map(|row| (1, row)));
         let rows = rows.filter(move |(_, row)| !taken.iter().any(|other| std::ptr::eq(*other, *row)));
-        let total = rows.clone().map(|(weight, _)| weight).sum();
+        let total = whole.unwrap_or_else(|| rows.clone().map(|(weight, _)| weight).sum());
         (rows, total)
     }
 }

@@ -1,7 +1,7 @@
 //! The parser: finds every derivation of a text and adds up their probabilities.
 //!
-//! It backtracks over all decisions and never trusts that the grammar is unambiguous; that there is one derivation per
-//! text is what it measures. It shares with the generator only the grammar itself.
+//! It backtracks over all decisions and never trusts that the grammar is unambiguous; that there is one derivation
+//! per text is what it measures. It shares with the generator only the grammar itself.
 
 use super::grammar::{Env, Grammar, Node, NodeId, surprisal};
 

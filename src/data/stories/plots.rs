@@ -2,21 +2,23 @@
 //!
 //! A plot goes from a setting to a plan or a problem, an attempt, its consequence and an ending. Whatever has a
 //! consequence is kept in a variable and comes back. Fixed turns of phrase are few and short: what a reader completes
-//! by heart carries no information, and the more of it there is, the smaller the errors of a model that count as large
-//! beside the floor.
+//! by heart carries no information, and the more of it there is, the smaller the errors of a model that count as
+//! large beside the floor.
 
 /// All rules; `story` is the whole.
 pub(super) const RULES: [&str; 3] = [FRAME, FRIENDS, DEEDS];
 
 const FRAME: &str = r#"
 story =
-  <who> // (<lost>|<quarrel>|<picnic>|<share>|<chest>|<gift>|<dark>|<high>|<deep>|<patient>|<build>|<learn>|<seed>|<trade>|<noise>)
+  <who> // (<lost>|<quarrel>|<picnic>|<share>|<chest>|<gift>|<dark>|<high>|<deep>|<patient>
+  |<build>|<learn>|<seed>|<trade>|<noise>)
   <close>
 
 who =
-  (Once there was {r:trait.a}, {:trait!r} (boy named {hero:boy}|girl named {hero:girl}).
-  |2*({hero:boy} was {r:trait.a}, {:trait!r} boy|{hero:girl} was {r:trait.a}, {:trait!r} girl).
-  |3*({hero:boy}|{hero:girl}) <habit>.)( {^hero.he} had <beast>(, <beast>|) and <item>.| {^hero.he} had {:mood.a} {:animal} named {pet:pet}.|)
+  (Once there was {:trait.a}, {:mood} (boy named {hero:boy}|girl named {hero:girl}).
+  |2*({hero:boy} was {:trait.a}, {:mood} boy|{hero:girl} was {:trait.a}, {:mood} girl).
+  |3*({hero:boy}|{hero:girl}) <habit>.)( {^hero.he} had <beast> and <item>.| {^hero.he} had {:mood.a} {:animal}
+  named {pet:pet}.|)
 
 habit =
   ((loved|liked) {h:hobby} and {:hobby!h}
@@ -24,7 +26,7 @@ habit =
   |lived in {:look.a} {:colour} (house|hut|tent|boat) with {:elder} and <beast>
   |was as {:mood} as <beast>)
 
-beast = {this:mood.a}(|, {:mood!this}) {:animal}(2*| in {:colour.a} {:wear})
+beast = ({:mood.a}|{:build.a}|2*{:build.a}, {:mood}) {:animal}(2*| in {:colour.a} {:wear})
 
 item = {:look.a}(|2* {:colour}) {:toy}
 
@@ -59,20 +61,23 @@ lost =
 
 quarrel =
   {^:time}, {hero} and {f:pal} found {:look.a} {c:colour} {t:toy} <spot>.
-  "It is mine," <said> {hero} and (pulled|pushed|fought), and it (broke|split|cracked). <sad> //
+  "It is mine," <said> {hero}. They (pulled|pushed|fought), and it (broke|split|cracked). <sad> //
   {hero} played with <item> and <item>, but it was dull without {f}.
-  "I am sorry," {hero.he} <said> {:manner} and gave {f} <food> and <food>. //
+  "I am sorry," {hero.he} <said> {:manner} and gave {f} <food>. //
   They fixed the {t} with {:colour} {m:stuff} and {:colour} {:stuff!m}. {hero} has it on {x:day} and {f} on {:day!x}.
 
 picnic =
-  {hero} and {f:pal} packed {:num} {x:fruit}, {:num} {y:fruit!x}, {:num} {z:fruit!x!y} and <item> for a picnic {:place.at}.
+  {hero} and {f:pal} packed {:num} {x:fruit}, {:num} {y:fruit!x}, {:num} {z:fruit!x!y} and <item>
+  for a picnic {:place.at}.
   But the sky went (black|gray|dark|brown) and it (rained|poured|snowed). <sad> //
-  "Let us eat {:prep} {:look.a} {:seat}," <said> {f} {:manner}. They ate the {:x/y/z}, {f} (danced|sang|played) with <item> and {hero} with <item>. //
-  {^:mood.a} {:animal} and <beast> came in {:manner}. They liked the rain.
+  "Let us eat {:prep} {:look.a} {:seat}," <said> {f} {:manner}. They ate the {:x/y/z}, {f} (danced|sang|played)
+  with <item> and {hero} with <item>. //
+  {^:mood.a} {:animal} and <beast> came in {:manner}. Now they liked the rain.
 
 share =
   {^:time}, {hero} took {:num} {x:fruit}, {:num} {y:fruit!x} and {:num} {z:fruit!x!y} to {:place}.
-  {^:prep} {:look.a} {:nook} sat {m:mood.a}(|, {:mood!m}) {a:animal} in {:colour.a} {:wear}. "I am hungry," it <said> {:manner}. //
+  {^:prep} {:look.a} {:nook} sat ({:build.a}|{:build.a}, {:mood}) {a:animal} in {:colour.a} {:wear}. "I am hungry,"
+  it <said> {:manner}. //
   "No," <said> {hero}. The {a} was {:bad}. <sad>
   "Take the {v:x/y/z}," {hero.he} <said> {:manner}. It ate the {v} and (danced|sang|laughed|smiled) {:manner}. //
   Then it gave {hero.him} <item>, <item> and <item>.
@@ -88,21 +93,25 @@ chest =
 const DEEDS: &str = r#"
 gift =
   {hero} had no gift for {e:elder}. "I will make {:fine.a} {t:toy}," {hero.he} <said> {:manner}.
-  {^hero.he} took {:colour} {m:stuff}, {:colour} {n:stuff!m} and {:colour} {:stuff!m!n}, but it was too {:flaw} and (broke|bent|fell). <sad> //
-  On {:day}, {hero.he} tried {:colour} {:stuff!m!n}. Now it was {x:fine} and {:colour}.
+  {^hero.he} took {:colour} {m:stuff}, {:colour} {n:stuff!m} and {:colour} {:stuff!m!n}, but it was too {:flaw}
+  and (broke|bent|fell). <sad> //
+  On {:day}, {hero.he} tried with {:colour} {:stuff!m!n}. Now it was {x:fine} and {:colour}.
   "What {x.a} {t}," <said> {e}. {^e.he} put it {:prep} {:look.a} {:seat} and gave {hero} <food>, <food> and <item>.
 
 dark =
-  {hero} was afraid of the dark. {^:time}, {:mood.a} {x:patient} named {n:pet!pet} ran into {:look.a} {:colour} (cave|barn|shed|mill).
+  {hero} was afraid of the dark. {^:time}, {:mood.a} {x:patient} named {n:pet!pet} ran into {:look.a} {:colour}
+  (cave|barn|shed|mill).
   {f:pal} (felt|was|looked|grew) {b:bad} and {:bad!b}. //
   {hero} took {:look.a} {:colour} lamp and <item> and <went> in {:manner}.
   {^hero.he} saw something {:colour}, but it was only <item>. {^hero.he} heard a noise, but it was only <beast>.
   {n} was <spot>! // <praise>
 
 high =
-  {hero} was afraid of high places. {^:time}, {f:pal} threw {:look.a} {:colour} {t:toy} up on {:look.a} {:colour} (barn|tree|house|mill).
+  {hero} was afraid of high places. {^:time}, {f:pal} threw {:look.a} {:colour} {t:toy} up on {:look.a} {:colour}
+  (barn|tree|house|mill).
   <sadpal> //
-  {hero} put on {:colour.a} {w:wear} and {:colour.a} {:wear!w} and climbed {:manner}. {^hero.he} thought of <beast> and <beast>.
+  {hero} put on {:colour.a} {w:wear} and {:colour.a} {:wear!w} and climbed {:manner}. {^hero.he} thought of <beast>
+  and <beast>.
   Up there were <item>, <item> and the {t}. // <praise>
 
 deep =
@@ -112,14 +121,17 @@ deep =
   {^hero.he} found <item>, <item> and the {t}. // <praise>
 
 patient =
-  {^:time}, {hero} heard a (sad|soft|low|weak|lonely) cry <spot>. It was {m:mood.a}, {:mood!m} {a:patient}. Its {a.part} was (hurt|cut|sore). <sad> //
+  {^:time}, {hero} heard a (sad|soft|lonely|sleepy|hungry) cry <spot>. It was {:build.a} {a:patient}. Its {a.part}
+  was (hurt|cut|sore). <sad> //
   {hero} tied {:look.a} {:colour} {:wear} around the {a.part} and gave it <food>.
-  "I will call you {n:pet!pet}," {hero.he} <said> {:manner} and made a bed of {:colour} {m:stuff} and {:colour} {:stuff!m} {p:prep} {:look.a} {:seat}.
+  "I will call you {n:pet!pet}," {hero.he} <said> {:manner} and made a bed of {:colour} {m:stuff} and {:colour}
+  {:stuff!m} {p:prep} {:look.a} {:seat}.
   On {:day}, {n} could {a.go} again. //
   {n} left, but came back with (<item>|<item> and <item>|<beast>|<beast> and <beast>).
 
 build =
-  {^:time}, {hero} and {f:pal} built {:fine.a} {t:work} {:place.at} of {:colour} {m:stuff}, {:colour} {n:stuff!m} and {:colour} {o:stuff!m!n}.
+  {^:time}, {hero} and {f:pal} built {:fine.a} {t:work} {:place.at} of {:colour} {m:stuff}, {:colour} {n:stuff!m}
+  and {:colour} {o:stuff!m!n}.
   But <beast> (sat on|ran into|jumped on) it, and it (broke|fell|cracked). <sad> //
   "(Try|Use|Take) {x:stuff!m!n!o}," <said> {e:elder}. They worked with {x} for {:num} days,
   painted the {t} {c:colour} and {:colour!c} and put <item> and <item> on top. //
@@ -139,17 +151,17 @@ seed =
 
 trade =
   {^:time}, {hero} took {:look.a} {c:colour} {t:toy} to the market, but wanted {:fine.a} {:colour} {w:toy!t}.
-  {hero} (saw|met|passed|heard) <beast> and <beast>. //
+  {hero} (saw|met|heard) <beast> and <beast>. //
   {f:pal} gave {hero.him} {:look.a} {:colour} {x:toy!t!w} for the {t}.
   {e:elder} gave {hero.him} {:look.a} {:colour} {y:toy!t!w!x} and <food> for the {x}. //
-  (2*Then {m:mood.a}, {:mood!m} (man|woman|farmer|baker) came with <beast> and gave {hero.him} the {w} for the {y}.
+  (2*Then {:build.a}, {:mood} (man|woman|farmer|baker) came with <beast> and gave {hero.him} the {w} for the {y}.
   |But {hero} was {b:bad} and {:bad!b}. So {hero.he} gave {f} the {y} and <item> and got the {c} {t} back.)
 
 noise =
   One {:night} night, {hero} heard a noise {:prep} {:look.a} {:seat}.
-  Was it {:mood.a} (ghost|dragon|giant|wolf|lion|king)? <sad>
-  {^hero.he} put on {:colour.a} {:wear}, took {:look.a} {:colour} {:toy} and (went|ran|crept|walked|raced) to look. //
-  It was {m:mood.a}, {:mood!m} {a:animal} in {:colour.a} {:wear}, eating {:num} {:fruit}!
+  Was it {:build.a} (ghost|dragon|giant|wolf)? <sad>
+  {^hero.he} put on {:colour.a} {:wear}, took {:look.a} {:colour} {:toy} and (went|ran|walked|raced) to look. //
+  It was {:build.a}, {:mood} {a:animal} in {:colour.a} {:wear}, eating {:num} {:fruit}!
   {hero} gave it <food> and <food>. It gave {hero.him} <item> and <item>. //
   "I was hungry," <said> the {a} {:manner}.
 "#;

@@ -1,8 +1,8 @@
 //! Byte-level BPE vocabularies as Hugging Face's `tokenizer.json`, written and read.
 //!
-//! Written by hand rather than by the tokenizers crate: the vocabulary is all there is to say, the same vocabulary gives
-//! the same bytes (so their hash names it), and no second encoder has to be built to save a checkpoint. Hugging Face
-//! writes a byte as a printable character; [`char_of`] and [`bytes_of`] are that alphabet.
+//! Written by hand rather than by the tokenizers crate: the vocabulary is all there is to say, the same vocabulary
+//! gives the same bytes (so their hash names it), and no second encoder has to be built to save a checkpoint. Hugging
+//! Face writes a byte as a printable character; [`char_of`] and [`bytes_of`] are that alphabet.
 
 use serde_json::{Value, json};
 

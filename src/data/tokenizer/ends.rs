@@ -66,11 +66,12 @@ impl Ends {
     }
 
     /// The bytes of `tokenizer_config.json` for a model of `max_length` positions. `token_of` gives an id's text.
-    pub(super) fn config_json(&self, max_length: usize, token_of: &dyn Fn(u32) -> Option<String>) -> Result<Vec<u8>> {
+    pub(super) fn config_json(&self, max_length: usize, engine: &Engine) -> Result<Vec<u8>> {
         let mut config = match &self.config {
             Some(config) => config.clone(),
             None => {
-                let (bos, eos) = (self.bos.and_then(token_of), self.eos.and_then(token_of));
+                let name = |id: Option<u32>| engine.name_of(id?);
+                let (bos, eos) = (name(self.bos), name(self.eos));
                 // The class that takes tokenizer.json as it is, in transformers 4 and 5 alike.
                 let fresh = json!({"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": bos, "eos_token": eos,
                     "unk_token": eos, "clean_up_tokenization_spaces": false});

@@ -18,12 +18,11 @@ pub(super) struct Hub {
     tokenizer: tokenizers::Tokenizer,
     /// The same, blind to special tokens' strings; made when first needed.
     ordinary: OnceLock<tokenizers::Tokenizer>,
+    decoder: Decoder,
     /// What each id stands for, by id.
     pieces: Vec<Owned>,
     /// Special ids, ascending.
     specials: Vec<u32>,
-    /// Whether the decoder drops one leading space.
-    pub(super) strips_first_space: bool,
     /// The file as it was read.
     pub(super) json: Vec<u8>,
 }
@@ -34,7 +33,6 @@ enum Owned {
     Text(String),
     Byte(u8),
     Unknown,
-    Contextual,
 }
 
 /// How a decoder puts tokens together.
@@ -64,10 +62,9 @@ impl Hub {
         let mut specials: Vec<u32> = added.iter().filter_map(special_id).collect();
         specials.sort_unstable();
         let decoder = decoder_of(&root["decoder"]);
-        let size = vocab_size(root).ok_or("its vocabulary is not a list of tokens with ids below 2^24")?;
+        let size = vocab_size(root).ok_or("its vocabulary is not a list of tokens with ids below 2^22")?;
         let pieces = (0..size).map(|id| piece(tokenizer.id_to_token(id), decoder)).collect();
-        let strips_first_space = decoder == Decoder::SentencePiece { strips: true };
-        let hub = Self { tokenizer, ordinary: OnceLock::new(), pieces, specials, strips_first_space, json };
+        let hub = Self { tokenizer, ordinary: OnceLock::new(), decoder, pieces, specials, json };
         hub.try_out()?;
         Ok(hub)
     }
@@ -94,23 +91,34 @@ impl Hub {
         self.tokenizer.token_to_id(token)
     }
 
+    pub(super) fn name_of(&self, id: u32) -> Option<String> {
+        self.tokenizer.id_to_token(id)
+    }
+
     pub(super) fn is_special(&self, id: u32) -> bool {
         self.specials.binary_search(&id).is_ok()
     }
 
     pub(super) fn piece(&self, id: u32) -> Piece<'_> {
+        if self.decodes_as_a_whole() {
+            return Piece::Contextual;
+        }
         match self.pieces.get(id as usize) {
             Some(Owned::Bytes(bytes)) => Piece::Bytes(bytes),
             Some(Owned::Text(text)) => Piece::Text(text),
             Some(Owned::Byte(byte)) => Piece::Byte(*byte),
-            Some(Owned::Contextual) => Piece::Contextual,
             Some(Owned::Unknown) | None => Piece::Unknown,
         }
     }
 
     /// Whether the ids can only be decoded all at once.
-    pub(super) fn is_contextual(&self) -> bool {
-        self.pieces.iter().any(|piece| matches!(piece, Owned::Contextual))
+    pub(super) fn decodes_as_a_whole(&self) -> bool {
+        self.decoder == Decoder::Other
+    }
+
+    /// Whether decoding drops one leading space.
+    pub(super) fn strips_first_space(&self) -> bool {
+        self.decoder == Decoder::SentencePiece { strips: true }
     }
 
     pub(super) fn encode(&self, text: &str) -> Result<Vec<u32>> {
@@ -170,7 +178,7 @@ fn piece(token: Option<String>, decoder: Decoder) -> Owned {
                 None => Owned::Text(token.replace('\u{2581}', " ")),
             }
         }
-        Decoder::Other => Owned::Contextual,
+        Decoder::Other => Owned::Text(token),
     }
 }
 
@@ -194,7 +202,7 @@ fn decoder_of(decoder: &Value) -> Decoder {
 
 /// One more than the largest id of a `tokenizer.json`, which must be of a credible size.
 fn vocab_size(root: &Value) -> Option<u32> {
-    const MOST: u64 = 1 << 24;
+    const MOST: u64 = 1 << 22;
     let mut size = 0;
     match &root["model"]["vocab"] {
         Value::Object(vocab) => {
@@ -254,19 +262,28 @@ pub(super) mod tests {
         })
     }
 
+    fn byte_level(use_regex: bool) -> Value {
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex})
+    }
+
     /// A file in Llama 3's style: its own split, byte-level tokens, special tokens beyond the vocabulary.
     pub(in super::super) fn llama3() -> Value {
         let tokens = (0..=255).map(|byte| super::super::byte_json::char_of(byte).to_string());
         let tokens = tokens.chain(["\u{120}t", "he", "\u{120}the", "12"].map(String::from));
         let vocab: serde_json::Map<String, Value> = tokens.zip(0u32..).map(|(token, id)| (token, id.into())).collect();
-        let split = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-        let byte_level = |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
+        let split = concat!(
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|",
+            r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        );
+        let added = ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"].into_iter().zip(260..);
+        let added: Vec<Value> = added.map(|(content, id)| special(id, content)).collect();
         json!({
             "version": "1.0", "truncation": null, "padding": null,
-            "added_tokens": [special(260, "<|begin_of_text|>"), special(261, "<|end_of_text|>"), special(262, "<|eot_id|>")],
+            "added_tokens": added,
             "normalizer": null,
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
-                {"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": false}, byte_level(false)]},
+                {"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": false},
+                byte_level(false)]},
             "post_processor": begins_with("<|begin_of_text|>", 260),
             "decoder": byte_level(true),
             "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
@@ -325,7 +342,7 @@ pub(super) mod tests {
         assert!(refused(&|root| root["model"]["dropout"] = json!(0.1)).contains("at random"));
         refused(&|root| root["model"]["merges"] = json!(["q \u{2581}nothere"]));
         refused(&|root| root["model"]["vocab"]["a"] = json!(-1));
-        assert!(refused(&|root| root["model"]["vocab"]["a"] = json!(4_000_000_000u64)).contains("2^24"));
+        assert!(refused(&|root| root["model"]["vocab"]["a"] = json!(4_000_000_000u64)).contains("2^22"));
         refused(&|root| root["decoder"] = json!({"type": "Nothing"}));
         refused(&|root| root["post_processor"]["special_tokens"] = json!({}));
     }

@@ -1,14 +1,14 @@
 //! Decoding one token at a time, for text that is shown while it is generated.
 //!
-//! A token may end inside a character, so text is held back until it can no longer change: the pieces handed out, joined,
-//! are always exactly [`Tokenizer::decode`] of all the ids.
+//! A token may end inside a character, so text is held back until it can no longer change: the pieces handed out,
+//! joined, are always exactly [`Tokenizer::decode`] of all the ids.
 
 use super::{Piece, Tokenizer};
 
 /// A decoder that is given ids one by one and gives back text as soon as it is certain.
 ///
 /// The work is O(1) amortised per id, except for decoders that the program does not know token by token (none that
-/// Llama models use): those decode everything again at each id.
+/// Llama models use): those decode everything again at each id, and are taken to change nothing but the end.
 pub struct DecodeStream {
     tokenizer: Tokenizer,
     skip_special: bool,
@@ -197,10 +197,13 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+        #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn gpt2_streams_what_it_decodes(ids in vec(prop_oneof![0u32..50_300, 94u32..256, Just(50256)], 0..40), skip: bool) {
+        fn gpt2_streams_what_it_decodes(
+            ids in vec(prop_oneof![0u32..50_300, 94u32..256, Just(50256)], 0..40),
+            skip: bool,
+        ) {
             let gpt2 = Tokenizer::gpt2().unwrap();
             let bytes: Vec<u8> = ids.iter().filter(|id| **id < 50256 || (!skip && **id == 50256))
                 .flat_map(|id| gpt2.token_bytes(*id).unwrap_or(b"<|endoftext|>".to_vec())).collect();
@@ -208,7 +211,11 @@ mod tests {
         }
 
         #[test]
-        fn other_styles_stream_what_hugging_face_decodes(ids in vec(0u32..300, 0..40), bytes in vec(130u32..258, 0..8), skip: bool) {
+        fn other_styles_stream_what_hugging_face_decodes(
+            ids in vec(0u32..300, 0..40),
+            bytes in vec(130u32..258, 0..8),
+            skip: bool,
+        ) {
             for root in [hub::tests::llama2(), hub::tests::llama3(), hub::tests::words()] {
                 let tokenizer = load(&root);
                 for ids in [&ids, &bytes, &[&ids[..], &bytes[..], &ids[..]].concat()] {

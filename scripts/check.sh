@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Everything that must hold before a change goes in: format, lints, tests.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+cargo fmt --check
+# The release profile throughout: one set of compiled dependencies serves lints, tests and the program.
+cargo clippy --release --all-targets --locked -- -D warnings
+cargo test --release --locked

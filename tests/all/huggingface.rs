@@ -1,0 +1,111 @@
+//! Directories written by transformers (`scripts/fixtures/llama.py` made them): logits, loss, gradients, greedy text, refusals.
+
+use crate::support::root;
+use candle_core::{DType, Device, Tensor, safetensors};
+use llama_lite::checkpoint::Opened;
+use llama_lite::model::kv_cache::KvCache;
+use llama_lite::model::params::Weights;
+use llama_lite::ops::selftest::difference;
+use llama_lite::train::state::load_model;
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+const ALL: [&str; 5] = ["gqa", "untied", "untied-bf16", "untied-f16", "tied"];
+
+fn fixture(name: &str) -> PathBuf {
+    root().join("tests/fixtures/llama").join(name)
+}
+
+fn expected(name: &str) -> HashMap<String, Tensor> {
+    safetensors::load(fixture(name).join("expected.safetensors"), &Device::Cpu).unwrap()
+}
+
+fn ids(t: &Tensor) -> Tensor {
+    t.to_dtype(DType::U32).unwrap()
+}
+
+#[test]
+fn logits_and_loss_equal_transformers() {
+    for name in ALL {
+        let model = load_model(&Opened::open(&fixture(name)).unwrap()).unwrap();
+        let want = expected(name);
+        let inputs = ids(&want["input_ids"]);
+        let logits = model.logits(&inputs).unwrap();
+        let largest = (logits - &want["logits"]).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+        assert!(largest < 1e-4, "{name}: logits differ by {largest}");
+        let targets = ids(&want["target_ids"]).flatten_all().unwrap();
+        let losses = model.losses(&inputs, &targets).unwrap().to_vec1::<f32>().unwrap();
+        let loss = losses.iter().map(|&x| x as f64).sum::<f64>() / losses.len() as f64;
+        let theirs = want["loss"].flatten_all().unwrap().to_vec1::<f32>().unwrap()[0] as f64;
+        assert!((loss / theirs - 1.0).abs() < 1e-5, "{name}: loss {loss}, not {theirs}");
+    }
+}
+
+#[test]
+fn every_gradient_equals_torch() {
+    for name in ["gqa", "untied", "tied"] {
+        let model = load_model(&Opened::open(&fixture(name)).unwrap()).unwrap();
+        let want = expected(name);
+        let (inputs, targets) = (ids(&want["input_ids"]), ids(&want["target_ids"]).flatten_all().unwrap());
+        let flat = model.layout.zeros(&Device::Cpu).unwrap();
+        let grads = Weights::views(&flat, &model.config, &model.layout).unwrap();
+        let scale = 1.0 / targets.elem_count() as f32;
+        model.loss_and_backward(&inputs, &targets, scale, &grads).unwrap();
+        for spec in &model.layout.specs {
+            let theirs = want.get(&format!("grad.{}", spec.name)).unwrap_or_else(|| panic!("{name}: no {}", spec.name));
+            let ours = flat.narrow(0, spec.start, spec.len).unwrap().reshape(spec.shape.as_slice()).unwrap();
+            let d = difference(&ours, theirs).unwrap();
+            assert!(d < 1e-4, "{name}: gradient of {} differs by {d:.1e}", spec.name);
+        }
+    }
+}
+
+#[test]
+fn greedy_continuations_equal_generate() {
+    for name in ALL {
+        let model = load_model(&Opened::open(&fixture(name)).unwrap()).unwrap();
+        let want = expected(name);
+        let theirs = ids(&want["greedy_ids"]).to_vec1::<u32>().unwrap();
+        let mut feed = ids(&want["prompt_ids"]).to_vec1::<u32>().unwrap();
+        let capacity = feed.len() + theirs.len();
+        let mut cache = KvCache::new(&model.config, 1, capacity, &Device::Cpu).unwrap();
+        let mut ours: Vec<u32> = Vec::new();
+        while ours.len() < theirs.len() {
+            let x = Tensor::from_slice(&feed, (1, feed.len()), &Device::Cpu).unwrap();
+            let logits = model.next_logits(&x, &mut cache).unwrap().squeeze(0).unwrap();
+            feed = vec![logits.argmax(0).unwrap().to_scalar::<u32>().unwrap()];
+            ours.extend(&feed);
+        }
+        assert_eq!(ours, theirs, "{name}");
+    }
+}
+
+#[test]
+fn what_the_model_would_compute_differently_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(fixture("untied")).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), dir.path().join(file.file_name())).unwrap();
+    }
+    let good = std::fs::read_to_string(dir.path().join("config.json")).unwrap();
+    let cases = [
+        ("attention_bias", serde_json::json!(true)),
+        ("mlp_bias", serde_json::json!(true)),
+        ("hidden_act", serde_json::json!("gelu")),
+        ("model_type", serde_json::json!("mistral")),
+        ("rope_scaling", serde_json::json!({"rope_type": "llama3", "factor": 8.0})),
+        ("vocab_size", serde_json::json!(54)),
+        ("tie_word_embeddings", serde_json::json!(true)),
+    ];
+    for (key, value) in cases {
+        let mut config: serde_json::Value = serde_json::from_str(&good).unwrap();
+        config[key] = value;
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        let opened = Opened::open(dir.path()).and_then(|o| load_model(&o).map(drop));
+        let message = format!("{:#}", opened.expect_err(key));
+        let names_it = message.contains(key) || (key == "vocab_size" && message.contains("embed_tokens"));
+        assert!(names_it || (key == "tie_word_embeddings" && message.contains("lm_head")), "{key}: {message}");
+    }
+    std::fs::write(dir.path().join("config.json"), good).unwrap();
+    assert!(Opened::open(dir.path()).is_ok());
+}

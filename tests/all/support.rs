@@ -1,0 +1,138 @@
+//! Running the program, and reading what it wrote.
+
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// The program, to be run on two threads: tests run beside each other.
+pub(crate) fn program(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_llama-lite"));
+    command.args(args).env_remove("NO_COLOR").current_dir(root());
+    command.args(["--threads", "2"]);
+    command
+}
+
+/// The root of the repository.
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Runs the program to its end.
+pub(crate) fn run(args: &[&str]) -> Output {
+    program(args).output().unwrap()
+}
+
+/// Runs it and demands exit code 0.
+pub(crate) fn ok(args: &[&str]) -> Output {
+    let output = run(args);
+    assert!(output.status.success(), "{args:?}: {}\n{}", output.status, stderr(&output));
+    output
+}
+
+/// Runs it, demands exit code `code`, and returns stderr.
+pub(crate) fn fails(args: &[&str], code: i32) -> String {
+    let output = run(args);
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {text}");
+    assert!(text.contains("hint:"), "no hint: {text}");
+    assert!(!text.contains("panicked"), "{text}");
+    text
+}
+
+pub(crate) fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+pub(crate) fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// A path as an argument.
+pub(crate) fn arg(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// A configuration of a model that trains in a moment on the built-in stories.
+pub(crate) const TINY: &str = r#"
+[model]
+hidden_size = 32
+intermediate_size = 48
+num_hidden_layers = 2
+num_attention_heads = 4
+num_key_value_heads = 2
+vocab_size = 320
+tie_word_embeddings = true
+[data]
+source = "stories"
+tokenizer = "train"
+stories = 60
+val_stories = 8
+[train]
+sequence_length = 32
+micro_batch_size = 2
+tokens_per_step = 128
+steps = 12
+[optimizer]
+lr = 1e-2
+[schedule]
+warmup_steps = 2
+min_lr = 1e-3
+[checkpoint]
+every = 4
+keep = 10
+[eval]
+every = 4
+[sample]
+every = 6
+prompts = ["One day"]
+max_tokens = 8
+"#;
+
+/// Writes `text` as DIR/tiny.toml.
+pub(crate) fn config(dir: &Path, text: &str) -> PathBuf {
+    let path = dir.join("tiny.toml");
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+/// Trains TINY with `sets` into DIR/NAME.
+pub(crate) fn pretrain(dir: &Path, name: &str, sets: &[&str]) -> PathBuf {
+    let (config, out) = (config(dir, TINY), dir.join(name));
+    let mut args = vec!["pretrain", "--config", arg(&config), "--out", arg(&out)];
+    sets.iter().for_each(|s| args.extend(["--set", s]));
+    ok(&args);
+    out
+}
+
+/// The records of a `.jsonl` file, without the fields that depend on the clock.
+pub(crate) fn records(path: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(path).unwrap();
+    let parse = |line: &str| {
+        let mut value: Value = serde_json::from_str(line).unwrap();
+        let fields = value.as_object_mut().unwrap();
+        ["tokens_per_second", "data_seconds", "time", "mfu"].iter().for_each(|f| drop(fields.shift_remove(*f)));
+        value
+    };
+    text.lines().map(parse).collect()
+}
+
+/// The checkpoint directory of a step.
+pub(crate) fn checkpoint(run: &Path, step: u64) -> PathBuf {
+    run.join(format!("checkpoints/step-{step:08}"))
+}
+
+/// Demands that two checkpoints hold the same bits.
+pub(crate) fn assert_same_checkpoint(a: &Path, b: &Path) {
+    for file in ["model.safetensors", "optimizer.safetensors", "tokenizer.json", "config.json"] {
+        let read = |dir: &Path| std::fs::read(dir.join(file)).unwrap();
+        assert!(read(a) == read(b), "{file} of {} and {} differ", a.display(), b.display());
+    }
+    let state = |dir: &Path| -> Value {
+        let mut s: Value = serde_json::from_slice(&std::fs::read(dir.join("trainer_state.json")).unwrap()).unwrap();
+        let fields = s.as_object_mut().unwrap();
+        // Which attempt wrote it, and the configuration's step count, may differ; the state may not.
+        ["attempt", "config"].iter().for_each(|f| drop(fields.shift_remove(*f)));
+        s
+    };
+    assert_eq!(state(a), state(b));
+}

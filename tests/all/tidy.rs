@@ -1,0 +1,139 @@
+//! The rules of the code base, held by the machine: imports flow one way, files and functions stay short, every file says what it
+//! is, presets load, every op is in the gradient tests.
+
+use crate::support::root;
+use std::path::{Path, PathBuf};
+
+fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
+    let mut entries: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
+    entries.sort();
+    for path in entries {
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+fn all_sources() -> Vec<(String, String)> {
+    let mut paths = Vec::new();
+    sources(&root().join("src"), &mut paths);
+    assert!(paths.len() > 40);
+    let read = |p: &PathBuf| (p.strip_prefix(root()).unwrap().display().to_string(), std::fs::read_to_string(p).unwrap());
+    paths.iter().map(read).collect()
+}
+
+/// The part of a file that is not its tests.
+fn code(text: &str) -> &str {
+    text.split("#[cfg(test)]\nmod tests {").next().unwrap_or(text)
+}
+
+const ALLOWED: [(&str, &[&str]); 12] = [
+    ("config", &["runtime"]),
+    ("runtime", &[]),
+    ("ops", &["runtime"]),
+    ("model", &["config", "runtime", "ops"]),
+    ("data", &["config", "runtime"]),
+    ("metrics", &["config", "runtime"]),
+    ("checkpoint", &["config", "runtime", "model", "data"]),
+    ("sample", &["config", "runtime", "ops", "model", "data", "checkpoint"]),
+    ("eval", &["config", "runtime", "ops", "model", "data", "checkpoint", "sample", "metrics"]),
+    ("train", &["config", "runtime", "ops", "model", "data", "checkpoint", "sample", "eval", "metrics"]),
+    ("cli", &["config"]),
+    (
+        "commands",
+        &["config", "runtime", "ops", "model", "data", "checkpoint", "sample", "eval", "metrics", "train", "cli"],
+    ),
+];
+
+#[test]
+fn imports_flow_one_way() {
+    for (path, text) in all_sources() {
+        let module = path.trim_start_matches("src/").split('/').next().unwrap().trim_end_matches(".rs");
+        let Some((_, allowed)) = ALLOWED.iter().find(|(name, _)| *name == module) else {
+            assert!(["lib", "main"].contains(&module), "{path}: no rule for {module}");
+            continue;
+        };
+        for (at, _) in code(&text).match_indices("crate::") {
+            let rest = &text[at + 7..];
+            let other: String = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            let known = ALLOWED.iter().any(|(name, _)| *name == other);
+            assert!(!known || other == module || allowed.contains(&other.as_str()), "{path} uses crate::{other}");
+        }
+    }
+}
+
+#[test]
+fn files_are_documented_short_and_safe() {
+    for (path, text) in all_sources() {
+        assert!(text.starts_with("//!") || path.ends_with("tests.rs"), "{path} does not say what it is");
+        assert!(text.lines().count() <= 400, "{path} has {} lines", text.lines().count());
+        let may_be_unsafe = path.starts_with("src/ops/") || path == "src/main.rs";
+        let uses = text.lines().any(|l| !l.trim_start().starts_with("//") && l.contains("unsafe {"));
+        assert!(may_be_unsafe || !uses, "{path} has unsafe code");
+        for word in ["todo!(", "unimplemented!("] {
+            assert!(!text.contains(word), "{path} has {word}");
+        }
+    }
+}
+
+#[test]
+fn functions_are_short() {
+    for (path, text) in all_sources() {
+        let (mut name, mut start, mut indent) = (String::new(), None, String::new());
+        for (i, line) in code(&text).lines().enumerate() {
+            let trimmed = line.trim_start();
+            let is_fn = ["fn ", "pub fn ", "pub(crate) fn ", "pub(super) fn ", "unsafe fn ", "pub(crate) unsafe fn "];
+            if start.is_none() && is_fn.iter().any(|f| trimmed.starts_with(f)) && !trimmed.ends_with(';') {
+                indent = line[..line.len() - trimmed.len()].to_string();
+                (name, start) = (trimmed.chars().take(60).collect(), Some(i));
+            }
+            if let Some(s) = start
+                && (line == format!("{indent}}}") || (i == s && line.ends_with('}')))
+            {
+                assert!(i - s < 80, "{path}: {name} has {} lines", i - s + 1);
+                start = None;
+            }
+        }
+    }
+}
+
+#[test]
+fn only_one_module_writes_files() {
+    let writers = ["fs::write(", " File::create(", "fs::File::create(", "fs::rename(", "OpenOptions::new(", "fs::create_dir"];
+    for (path, text) in all_sources() {
+        if path.starts_with("src/runtime/files") || path.ends_with("tests.rs") || path.contains("/tests/") {
+            continue;
+        }
+        for w in writers {
+            assert!(!code(&text).contains(w), "{path} uses {w}: files are written by runtime/files.rs");
+        }
+    }
+}
+
+#[test]
+fn every_preset_loads() {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(root().join("configs")).unwrap() {
+        let path = entry.unwrap().path();
+        llama_lite::config::Config::load(&path, &[]).unwrap_or_else(|e| panic!("{}: {e:#}", path.display()));
+        names.push(path.file_stem().unwrap().to_string_lossy().into_owned());
+    }
+    for name in ["quickstart", "develop", "llama-124m", "llama-978m", "llama-1.7b"] {
+        assert!(names.iter().any(|n| n == name), "configs/{name}.toml is missing");
+    }
+}
+
+#[test]
+fn every_op_is_in_the_gradient_tests() {
+    let checked: Vec<&str> = llama_lite::ops::selftest::names().collect();
+    for (path, text) in all_sources() {
+        let Some(op) = path.strip_prefix("src/ops/").and_then(|p| p.strip_suffix(".rs")) else { continue };
+        if text.contains("pub fn reference(") {
+            assert!(checked.contains(&op), "{path} is not in ops/selftest.rs");
+        } else {
+            assert!(["mod", "cpu", "gemm", "selftest"].contains(&op), "{path} has no reference");
+        }
+    }
+}
