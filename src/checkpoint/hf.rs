@@ -11,34 +11,8 @@ use serde_json::{Map, Value, json};
 
 use super::half::Dtype;
 use crate::config::ModelConfig;
+pub use crate::model::names::tensor_specs;
 use crate::runtime::error::{Exit, fail};
-
-/// Names and shapes of all weights, in the canonical order. Linear weights are `[out, in]`.
-pub fn tensor_specs(model: &ModelConfig) -> Vec<(String, Vec<usize>)> {
-    let (hidden, ffn) = (model.hidden_size, model.intermediate_size);
-    let q = model.num_attention_heads * model.head_dim;
-    let kv = model.num_key_value_heads * model.head_dim;
-    let mut specs = vec![("model.embed_tokens.weight".to_owned(), vec![model.vocab_size, hidden])];
-    for layer in 0..model.num_hidden_layers {
-        let mut push = |name: &str, shape: &[usize]| {
-            specs.push((format!("model.layers.{layer}.{name}.weight"), shape.to_vec()));
-        };
-        push("input_layernorm", &[hidden]);
-        push("self_attn.q_proj", &[q, hidden]);
-        push("self_attn.k_proj", &[kv, hidden]);
-        push("self_attn.v_proj", &[kv, hidden]);
-        push("self_attn.o_proj", &[hidden, q]);
-        push("post_attention_layernorm", &[hidden]);
-        push("mlp.gate_proj", &[ffn, hidden]);
-        push("mlp.up_proj", &[ffn, hidden]);
-        push("mlp.down_proj", &[hidden, ffn]);
-    }
-    specs.push(("model.norm.weight".to_owned(), vec![hidden]));
-    if !model.tie_word_embeddings {
-        specs.push((LM_HEAD.to_owned(), vec![model.vocab_size, hidden]));
-    }
-    specs
-}
 
 /// Name of the output projection.
 pub const LM_HEAD: &str = "lm_head.weight";

@@ -46,7 +46,7 @@ fn pretrain(args: &Pretrain, console: Console) -> Result<()> {
 
 /// Prints a failure and gives its exit code.
 pub fn report(error: &anyhow::Error) -> ExitCode {
-    let failure = error.chain().find_map(|e| e.downcast_ref::<Failure>());
+    let failure = error.chain().find_map(classified);
     let io = error.chain().find_map(|e| e.downcast_ref::<std::io::Error>());
     if io.is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe) {
         // Whoever read our stdout has seen enough.
@@ -65,6 +65,12 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
         eprintln!("hint: this looks like a bug; please report it with the command and its output");
     }
     ExitCode::from(exit as u8)
+}
+
+/// The failure that an error is, or that an I/O error of a writer carries.
+fn classified<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e Failure> {
+    let carried = || error.downcast_ref::<std::io::Error>()?.get_ref()?.downcast_ref::<Failure>();
+    error.downcast_ref::<Failure>().or_else(carried)
 }
 
 /// Writes data to stdout.
