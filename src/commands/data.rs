@@ -53,7 +53,9 @@ fn run_prepare(args: Prepare, console: Console) -> Result<()> {
         ..PrepareOptions::new(args.input, args.out)
     };
     let bar = if console.terminal && !console.quiet { ProgressBar::new(0) } else { ProgressBar::hidden() };
-    if let Ok(style) = ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes}  {binary_bytes_per_sec}  {msg}  {eta} left") {
+    if let Ok(style) =
+        ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes}  {binary_bytes_per_sec}  {msg}  {eta} left")
+    {
         bar.set_style(style);
     }
     let summary = prepare(&options, &encoder, &|p: Progress| {
@@ -68,7 +70,11 @@ fn run_prepare(args: Prepare, console: Console) -> Result<()> {
         }
         let m = &summary.manifest;
         let (train, val) = (m.train.tokens, m.val.tokens);
-        eprintln!("{train} training and {val} validation tokens in {} shards: {}", m.shards.len(), options.out.display());
+        eprintln!(
+            "{train} training and {val} validation tokens in {} shards: {}",
+            m.shards.len(),
+            options.out.display()
+        );
     }
     Ok(())
 }

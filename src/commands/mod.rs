@@ -95,9 +95,9 @@ fn console(global: &Global) -> Console {
 fn check_device(global: &Global) -> Result<()> {
     match global.device {
         Device::Auto | Device::Cpu => Ok(()),
-        Device::Cuda(_) => Err(fail(Exit::Config, "--device cuda: this build has no CUDA support")
-            .hint("use --device cpu")
-            .into()),
+        Device::Cuda(_) => {
+            Err(fail(Exit::Config, "--device cuda: this build has no CUDA support").hint("use --device cpu").into())
+        }
     }
 }
 

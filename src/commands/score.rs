@@ -28,9 +28,12 @@ pub(super) fn run(args: &Eval, console: Console) -> Result<()> {
     let mut rows = Rows::windows(tokens, length, u64::MAX);
     rows.text_bytes = bytes;
     if rows.is_empty() {
-        return Err(fail(Exit::Data, format!("{}: no text to score", patterns.join(" "))).hint("give a file with text").into());
+        return Err(fail(Exit::Data, format!("{}: no text to score", patterns.join(" ")))
+            .hint("give a file with text")
+            .into());
     }
-    let bar = if console.terminal && !console.quiet { ProgressBar::new(rows.len() as u64) } else { ProgressBar::hidden() };
+    let bar =
+        if console.terminal && !console.quiet { ProgressBar::new(rows.len() as u64) } else { ProgressBar::hidden() };
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} windows  {eta} left") {
         bar.set_style(style);
     }

@@ -3,13 +3,13 @@
 //!
 //! Raw text and stories are tokenised when the program starts and held in memory; what does not fit there belongs into shards.
 
+use super::Tokens;
 use super::prepare::{documents, expand, split::Rule};
 use super::rows::Rows;
 use super::shards::manifest::Split as ShardSplit;
 use super::shards::{ShardSet, split_files};
 use super::stories::{Floor, Split, Stories, Story, floor};
 use super::tokenizer::Tokenizer;
-use super::Tokens;
 use crate::config::Config;
 use crate::runtime::error::{Exit, fail};
 use anyhow::Result;
@@ -107,8 +107,7 @@ fn from_stories(config: &Config, tokenizer: Option<Tokenizer>) -> Result<Corpus>
     let tokenizer = match tokenizer {
         Some(tokenizer) => tokenizer,
         None => {
-            let texts: Vec<String> =
-                (0..TOKENIZER_STORIES).map(|i| stories.story(Split::Train, i).text).collect();
+            let texts: Vec<String> = (0..TOKENIZER_STORIES).map(|i| stories.story(Split::Train, i).text).collect();
             make_tokenizer(config, texts.iter().map(String::as_str))?
         }
     };
@@ -147,12 +146,7 @@ fn stories_within(encoded: &[Vec<u32>], limit: u64) -> usize {
     fits.count().max(1)
 }
 
-fn append_encoded<S: AsRef<str>>(
-    tokenizer: &Tokenizer,
-    texts: &[S],
-    separator: u32,
-    ids: &mut Vec<u32>,
-) -> Result<()> {
+fn append_encoded<S: AsRef<str>>(tokenizer: &Tokenizer, texts: &[S], separator: u32, ids: &mut Vec<u32>) -> Result<()> {
     let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
     for document in tokenizer.encode_ordinary_batch(&texts)? {
         ids.push(separator);
@@ -179,9 +173,11 @@ fn shard_paths(patterns: &[String], split: ShardSplit) -> Result<Option<Vec<Path
         }
     }
     match (text, shards.is_empty()) {
-        (Some(text), false) => Err(fail(Exit::Config, format!("data: {text} is text, but other sources are token shards"))
-            .hint("turn the text into shards with `data prepare`, or name sources of one kind")
-            .into()),
+        (Some(text), false) => {
+            Err(fail(Exit::Config, format!("data: {text} is text, but other sources are token shards"))
+                .hint("turn the text into shards with `data prepare`, or name sources of one kind")
+                .into())
+        }
         (_, empty) => Ok((!empty).then_some(shards)),
     }
 }
@@ -200,7 +196,9 @@ fn from_shards(config: &Config, tokenizer: Option<Tokenizer>, train: &[PathBuf])
         let set = ShardSet::open(paths)?;
         if let Some(made_by) = set.tokenizer().filter(|t| t.blake3 != tokenizer.fingerprint()) {
             let message = format!("the shards were made with another tokenizer ({} ids)", made_by.vocab_size);
-            return Err(fail(Exit::Config, message).hint("set data.tokenizer to the one given to `data prepare`").into());
+            return Err(fail(Exit::Config, message)
+                .hint("set data.tokenizer to the one given to `data prepare`")
+                .into());
         }
         Ok(Tokens::Shards(Arc::new(set), config.model.vocab_size))
     };

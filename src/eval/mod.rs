@@ -36,8 +36,9 @@ pub struct ByteLengths(Option<Vec<u32>>);
 impl ByteLengths {
     /// The table of `tokenizer`; empty if its tokens are no bytes.
     pub fn new(tokenizer: &Tokenizer) -> Self {
-        let lengths: Vec<u32> =
-            (0..tokenizer.vocab_size() as u32).map(|id| tokenizer.token_bytes(id).map_or(0, |b| b.len() as u32)).collect();
+        let lengths: Vec<u32> = (0..tokenizer.vocab_size() as u32)
+            .map(|id| tokenizer.token_bytes(id).map_or(0, |b| b.len() as u32))
+            .collect();
         Self(lengths.iter().any(|&n| n > 0).then_some(lengths))
     }
 
@@ -56,7 +57,13 @@ impl ByteLengths {
 ///
 /// # Errors
 /// Those of reading the rows and of the model's ops.
-pub fn score(model: &Llama, rows: &Rows, lengths: &ByteLengths, batch: usize, mut done: impl FnMut(usize)) -> Result<Score> {
+pub fn score(
+    model: &Llama,
+    rows: &Rows,
+    lengths: &ByteLengths,
+    batch: usize,
+    mut done: impl FnMut(usize),
+) -> Result<Score> {
     let (mut nats, mut tokens, mut bytes) = (0f64, 0u64, Some(0u64));
     for first in (0..rows.len()).step_by(batch.max(1)) {
         let count = batch.max(1).min(rows.len() - first);

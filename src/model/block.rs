@@ -96,8 +96,7 @@ impl Block {
     pub fn forward_cached(&self, stream: Stream, tables: &Rope, cache: &mut LayerCache) -> Result<Stream> {
         let w = &self.weights;
         let start = cache.len();
-        let Normed { h: x, y: n1, .. } =
-            add_rms_norm(&stream.h, stream.branch.as_ref(), &w.input_layernorm, self.eps)?;
+        let Normed { h: x, y: n1, .. } = add_rms_norm(&stream.h, stream.branch.as_ref(), &w.input_layernorm, self.eps)?;
         let qkv = linear(&n1, &w.qkv_proj)?;
         rope(&qkv, tables, self.rotated(), start)?;
         let (q_width, kv_width) = (self.heads.out(), self.heads.kv * self.heads.dim);

@@ -46,8 +46,7 @@ impl Llama {
     pub fn new(config: &ModelConfig, flat: Tensor) -> Result<Self> {
         let layout = Layout::new(config);
         let weights = Weights::views(&flat, config, &layout)?;
-        let heads =
-            Heads { q: config.num_attention_heads, kv: config.num_key_value_heads, dim: config.head_dim };
+        let heads = Heads { q: config.num_attention_heads, kv: config.num_key_value_heads, dim: config.head_dim };
         let block = |w: &params::BlockWeights| Block { weights: w.clone(), heads, eps: config.rms_norm_eps };
         let blocks = weights.blocks.iter().map(block).collect();
         let rope = Rope::new(config.head_dim, config.rope_theta, config.max_position_embeddings);
@@ -68,8 +67,7 @@ impl Llama {
         let Normed { h, y, rstd } = self.final_norm(&stream)?;
         drop(stream);
         let rows = y.flatten_to(1)?;
-        let (losses, dy) =
-            cross_entropy_and_backward(&rows, &self.weights.lm_head, targets, scale, &grads.lm_head)?;
+        let (losses, dy) = cross_entropy_and_backward(&rows, &self.weights.lm_head, targets, scale, &grads.lm_head)?;
         let dy = dy.reshape(y.shape())?;
         let mut dx = rms_norm_backward(&dy, &h, &rstd, &self.weights.norm, None, &grads.norm)?;
         drop((h, y, rows, dy));

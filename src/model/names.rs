@@ -10,7 +10,8 @@ pub fn tensor_specs(c: &ModelConfig) -> Vec<(String, Vec<usize>)> {
     let (q_dim, kv_dim) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
     let mut specs = vec![("model.embed_tokens.weight".to_string(), vec![c.vocab_size, c.hidden_size])];
     for i in 0..c.num_hidden_layers {
-        let mut add = |name: &str, shape: &[usize]| specs.push((format!("model.layers.{i}.{name}.weight"), shape.to_vec()));
+        let mut add =
+            |name: &str, shape: &[usize]| specs.push((format!("model.layers.{i}.{name}.weight"), shape.to_vec()));
         add("input_layernorm", &[c.hidden_size]);
         add("self_attn.q_proj", &[q_dim, c.hidden_size]);
         add("self_attn.k_proj", &[kv_dim, c.hidden_size]);

@@ -139,7 +139,14 @@ fn forward_head(
         let span = (rows - 1) * out_stride + d;
         // SAFETY: this task alone writes these columns of the output.
         unsafe {
-            matmul_at(out.at(place, span), out_stride, Into::Overwrite, 1.0, Mat::new(p, rows, keys, keys), v.mat(0, keys));
+            matmul_at(
+                out.at(place, span),
+                out_stride,
+                Into::Overwrite,
+                1.0,
+                Mat::new(p, rows, keys, keys),
+                v.mat(0, keys),
+            );
             for (i, inverse) in inverse[..rows].iter().enumerate() {
                 out.range(place + i * out_stride, d).iter_mut().for_each(|x| *x *= inverse);
             }
@@ -156,7 +163,8 @@ pub fn attention(qkv: &Tensor, heads: Heads) -> Result<(Tensor, Tensor)> {
         let shared = SharedMut::new(&mut out);
         lse.par_chunks_mut(t).enumerate().for_each(|(task, lse)| {
             let (sequence, head) = (task / heads.q, task % heads.q);
-            let rows = |column: usize| Rows { data: qkv, from: sequence * t * width + column * d, stride: width, dim: d };
+            let rows =
+                |column: usize| Rows { data: qkv, from: sequence * t * width + column * d, stride: width, dim: d };
             let kv = heads.q + head / heads.group();
             let place = (sequence * t * out_width + head * d, out_width);
             forward_head(rows(head), rows(kv), rows(kv + heads.kv), (t, 0, heads.scale()), shared, place, lse);
@@ -253,7 +261,11 @@ fn probabilities_and_gradient<'a>(
 pub fn attention_cached(q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads, start: usize) -> Result<Tensor> {
     let (b, t, _) = q.dims3()?;
     let (capacity, d) = (k.dim(1)?, heads.dim);
-    if q.dtype() != DType::F32 || k.dims() != [b, capacity, heads.kv * d] || v.dims() != k.dims() || start + t > capacity {
+    if q.dtype() != DType::F32
+        || k.dims() != [b, capacity, heads.kv * d]
+        || v.dims() != k.dims()
+        || start + t > capacity
+    {
         bail!("attention_cached: q {:?} at {start} does not fit the cache {:?}", q.shape(), k.shape());
     }
     let (q_width, kv_width) = (heads.out(), heads.kv * d);

@@ -222,11 +222,10 @@ pub(crate) fn exp(x: f32) -> f32 {
     let p = p * r + 8.333_452e-3;
     let p = p * r + 4.166_579_6e-2;
     let p = p * r + 1.666_666_5e-1;
-    let p = p * r + 5.000_000_1e-1;
+    let p = p * r + 0.5;
     let y = p * r * r + r + 1.0;
-    // SAFETY: n is within [-126, 128] or NaN; `as` would saturate, which costs a compare per element, and for NaN any integer will do
-    // because y is NaN already.
-    let n = if n == n { n } else { 0.0 };
+    let n = if n.is_nan() { 0.0 } else { n };
+    // SAFETY: n is an integer within [-126, 128]. (`as` would also be right, but saturates, at a compare per element.)
     let n = unsafe { n.to_int_unchecked::<i32>() };
     y * f32::from_bits(((n + 127) << 23) as u32)
 }

@@ -90,7 +90,12 @@ pub fn cross_entropy(x_nc: &Tensor, w_vc: &Tensor, targets_n: &Tensor) -> Result
         let mut logits = cpu::zeros(step.min(n) * vocab);
         for (i, losses) in losses.chunks_mut(step).enumerate() {
             let logits = &mut logits[..losses.len() * vocab];
-            head.chunk(logits, i * step, losses, |z, target| if target == IGNORE { 0.0 } else { row_loss(z, target).0 });
+            head.chunk(
+                logits,
+                i * step,
+                losses,
+                |z, target| if target == IGNORE { 0.0 } else { row_loss(z, target).0 },
+            );
         }
         Ok(losses)
     })?;

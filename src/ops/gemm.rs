@@ -71,15 +71,7 @@ pub(crate) unsafe fn matmul_at(dst: *mut f32, dst_stride: usize, into: Into, alp
     unsafe { raw(dst, dst_stride, into, alpha, lhs, rhs, Parallelism::None) }
 }
 
-unsafe fn raw(
-    dst: *mut f32,
-    dst_stride: usize,
-    into: Into,
-    alpha: f32,
-    lhs: Mat,
-    rhs: Mat,
-    parallelism: Parallelism,
-) {
+unsafe fn raw(dst: *mut f32, dst_stride: usize, into: Into, alpha: f32, lhs: Mat, rhs: Mat, parallelism: Parallelism) {
     assert_eq!(lhs.cols, rhs.rows, "inner dimensions differ");
     let (m, n, k) = (lhs.rows, rhs.cols, lhs.cols);
     // SAFETY: both operands lie inside their slices (checked by `Mat::new`), `dst` by the caller's promise. In `gemm`'s formula

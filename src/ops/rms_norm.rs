@@ -156,15 +156,7 @@ pub fn rms_norm_backward(
 }
 
 #[inline(always)]
-fn backward_row(
-    dh: &mut [f32],
-    dw: &mut [f32],
-    dy: &[f32],
-    h: &[f32],
-    r: f32,
-    w: &[f32],
-    dres: Option<&[f32]>,
-) {
+fn backward_row(dh: &mut [f32], dw: &mut [f32], dy: &[f32], h: &[f32], r: f32, w: &[f32], dres: Option<&[f32]>) {
     // dh holds g = dy · w until its mean against ĥ is known.
     for ((g, dy), w) in dh.iter_mut().zip(dy).zip(w) {
         *g = dy * w;

@@ -58,10 +58,8 @@ pub fn swiglu_backward(gate_up: &Tensor, dact: &Tensor) -> Result<Tensor> {
     let dgate_up = cpu::read("swiglu_backward", [gate_up, dact], |[gate_up, dact]| {
         let mut out = cpu::zeros(gate_up.len());
         let rows = cpu::rows_per_piece(2 * f);
-        out.par_chunks_mut(rows * 2 * f)
-            .zip(gate_up.par_chunks(rows * 2 * f))
-            .zip(dact.par_chunks(rows * f))
-            .for_each(|((out, gate_up), dact)| {
+        out.par_chunks_mut(rows * 2 * f).zip(gate_up.par_chunks(rows * 2 * f)).zip(dact.par_chunks(rows * f)).for_each(
+            |((out, gate_up), dact)| {
                 cpu::simd(|| {
                     let rows = out.chunks_exact_mut(2 * f).zip(gate_up.chunks_exact(2 * f)).zip(dact.chunks_exact(f));
                     for ((out, gate_up), dact) in rows {
@@ -74,7 +72,8 @@ pub fn swiglu_backward(gate_up: &Tensor, dact: &Tensor) -> Result<Tensor> {
                         }
                     }
                 })
-            });
+            },
+        );
         Ok(out)
     })?;
     cpu::tensor(dgate_up, gate_up.dims())

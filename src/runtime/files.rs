@@ -20,16 +20,11 @@ use rustix::fs::OFlags;
 
 use crate::runtime::error::{Exit, Failure, fail};
 
-#[path = "files/append.rs"]
 mod append;
-#[path = "files/dir.rs"]
 mod dir;
-#[path = "files/fault.rs"]
 pub(crate) mod fault;
-#[path = "files/lock.rs"]
 mod lock;
 #[cfg(test)]
-#[path = "files/tests.rs"]
 mod tests;
 
 pub use append::{Appender, append_log, truncate_file_atomic};

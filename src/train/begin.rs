@@ -63,7 +63,11 @@ pub fn resume(ckpt: &Path, sets: &[String], console: Console) -> Result<()> {
     let saved: Saved = serde_json::from_value(source.trainer_state()?)
         .map_err(|e| fail(Exit::Data, format!("{}/trainer_state.json: {e}", source.dir.display())))?;
     if saved.version != VERSION {
-        let message = format!("{}: trainer state of version {}, this program knows {VERSION}", source.dir.display(), saved.version);
+        let message = format!(
+            "{}: trainer state of version {}, this program knows {VERSION}",
+            source.dir.display(),
+            saved.version
+        );
         return Err(fail(Exit::Data, message).hint("use the version of llama-lite that wrote it").into());
     }
     let mut config = Config::from_toml_str(&saved.config, "the checkpoint's config")?;
@@ -121,12 +125,8 @@ fn start(
             )?;
         }
     }
-    let loader = Loader::new(
-        corpus.train.clone(),
-        config.train.sequence_length,
-        config.data.seed,
-        config.data.shuffle,
-    )?;
+    let loader =
+        Loader::new(corpus.train.clone(), config.train.sequence_length, config.data.seed, config.data.shuffle)?;
     Run::new(config, dir, held, corpus, loader, state, logs, attempt, console)?.train()
 }
 
@@ -157,9 +157,11 @@ fn locate(ckpt: &Path) -> Result<(PathBuf, Option<PathBuf>)> {
     let full = ckpt.canonicalize().with_context(|| ckpt.display().to_string())?;
     match full.parent().and_then(Path::parent) {
         Some(run) if run.join("config.toml").exists() => Ok((run.to_path_buf(), Some(full))),
-        _ => Err(fail(Exit::Config, format!("{}: neither a run directory nor a checkpoint inside one", ckpt.display()))
-            .hint("to start a new run from these weights: pretrain --config FILE --init-from DIR")
-            .into()),
+        _ => {
+            Err(fail(Exit::Config, format!("{}: neither a run directory nor a checkpoint inside one", ckpt.display()))
+                .hint("to start a new run from these weights: pretrain --config FILE --init-from DIR")
+                .into())
+        }
     }
 }
 
@@ -175,7 +177,8 @@ fn newest(run_dir: &Path, console: Console) -> Result<Option<Opened>> {
 /// The highest attempt that the events know of; 0 if there is none.
 fn last_attempt(run_dir: &Path) -> u64 {
     let Ok(text) = std::fs::read_to_string(run_dir.join("events.jsonl")) else { return 0 };
-    let attempts = text.lines().filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok()?.get("attempt")?.as_u64());
+    let attempts =
+        text.lines().filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok()?.get("attempt")?.as_u64());
     attempts.max().unwrap_or(0)
 }
 
@@ -223,7 +226,9 @@ fn check_same_model(config: &Config, source: &Opened) -> Result<()> {
         .filter(|(key, value)| theirs.get(key.as_str()) != Some(value))
         .map(|(key, value)| format!("model.{key} is {value}, {} has {}", source.dir.display(), theirs[key.as_str()]))
         .collect();
-    Err(fail(Exit::Config, lines.join("\n")).hint("give [model] the shape of the weights that --init-from names").into())
+    Err(fail(Exit::Config, lines.join("\n"))
+        .hint("give [model] the shape of the weights that --init-from names")
+        .into())
 }
 
 /// A resume cannot change what the checkpoint's tensors are.

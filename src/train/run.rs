@@ -111,9 +111,8 @@ impl Run {
     fn one_step(&mut self) -> Result<()> {
         let begun = Instant::now();
         let train = &self.config.train;
-        let sequences = self
-            .loader
-            .sequences(self.state.counters.next_sequence, train.tokens_per_step / train.sequence_length)?;
+        let sequences =
+            self.loader.sequences(self.state.counters.next_sequence, train.tokens_per_step / train.sequence_length)?;
         let data_seconds = begun.elapsed().as_secs_f64();
         let report = step(&mut self.state, train, &sequences)?;
         let took = begun.elapsed();
@@ -148,7 +147,10 @@ impl Run {
         let (step, row) = (self.state.counters.step, self.state.counters.skipped_in_a_row);
         let what = format!("loss {}, gradient norm {}", report.loss, report.grad_norm);
         self.progress.warn(&format!("step {step}: {what}: update refused"));
-        self.logs.events.append("skip", json!({"step": step, "loss": finite(report.loss), "grad_norm": finite(report.grad_norm)}))?;
+        self.logs.events.append(
+            "skip",
+            json!({"step": step, "loss": finite(report.loss), "grad_norm": finite(report.grad_norm)}),
+        )?;
         if row < MAX_SKIPPED_IN_A_ROW {
             return Ok(());
         }

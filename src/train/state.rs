@@ -187,7 +187,9 @@ fn read_flat(layout: &Layout, suffix: &str, read: impl FnOnce(Sink) -> Result<()
         let spec = &layout.specs[i];
         if shape != spec.shape || data.len() != spec.len {
             let message = format!("tensor {name} has shape {shape:?}, the model wants {:?}", spec.shape);
-            return Err(fail(Exit::Data, message).hint("model keys cannot change between a checkpoint and its resume").into());
+            return Err(fail(Exit::Data, message)
+                .hint("model keys cannot change between a checkpoint and its resume")
+                .into());
         }
         flat[spec.start..spec.start + spec.len].copy_from_slice(&data);
         seen[i] = true;

@@ -30,7 +30,9 @@ fn shape(heads: usize, kv: usize, head_dim: usize, hidden: usize, tied: bool) ->
 }
 
 fn batch(b: usize, t: usize, vocab: u32) -> (Tensor, Tensor) {
-    let ids = |shift: u32| (0..(b * t) as u32).map(|i| ((i + shift) * 31 + (i + shift).pow(2) * 7) % vocab).collect::<Vec<_>>();
+    let ids = |shift: u32| {
+        (0..(b * t) as u32).map(|i| ((i + shift) * 31 + (i + shift).pow(2) * 7) % vocab).collect::<Vec<_>>()
+    };
     let inputs = Tensor::from_vec(ids(0), (b, t), &Device::Cpu).unwrap();
     (inputs, Tensor::from_vec(ids(1), b * t, &Device::Cpu).unwrap())
 }
@@ -63,7 +65,8 @@ fn reference_losses(p: &Named, c: &ModelConfig, inputs: &Tensor, targets: &Tenso
         let a = attention::reference(&rope::reference(&qkv, &tables, heads.q + heads.kv)?, heads)?;
         x = (x + linear::reference(&a, w("self_attn.o_proj"))?)?;
         let n = rms_norm::reference(&x, w("post_attention_layernorm"), c.rms_norm_eps)?;
-        let gate_up = Tensor::cat(&[linear::reference(&n, w("mlp.gate_proj"))?, linear::reference(&n, w("mlp.up_proj"))?], 2)?;
+        let gate_up =
+            Tensor::cat(&[linear::reference(&n, w("mlp.gate_proj"))?, linear::reference(&n, w("mlp.up_proj"))?], 2)?;
         x = (x + linear::reference(&swiglu::reference(&gate_up)?, w("mlp.down_proj"))?)?;
     }
     let x = rms_norm::reference(&x, &p["model.norm.weight"], c.rms_norm_eps)?.reshape((b * t, c.hidden_size))?;

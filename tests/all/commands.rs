@@ -7,7 +7,8 @@ use std::io::Write;
 #[test]
 fn the_configuration_is_checked_before_anything_is_made() {
     let dir = tempfile::tempdir().unwrap();
-    let path = config(dir.path(), &TINY.replace("hidden_size = 32", "hiden_size = 32").replace("lr = 1e-2", "lr = -1.0"));
+    let path =
+        config(dir.path(), &TINY.replace("hidden_size = 32", "hiden_size = 32").replace("lr = 1e-2", "lr = -1.0"));
     let out = dir.path().join("run");
     let message = fails(&["pretrain", "--config", arg(&path), "--out", arg(&out)], 78);
     for part in ["model.hiden_size", "model.hidden_size", "optimizer.lr"] {
@@ -44,7 +45,19 @@ fn an_existing_run_is_not_overwritten() {
 fn sampling_is_reproducible_and_json_has_its_shape() {
     let dir = tempfile::tempdir().unwrap();
     let out = pretrain(dir.path(), "run", &[]);
-    let args = ["sample", "--ckpt", arg(&out), "--prompt", "One day", "--seed", "5", "--num-samples", "2", "--max-tokens", "20"];
+    let args = [
+        "sample",
+        "--ckpt",
+        arg(&out),
+        "--prompt",
+        "One day",
+        "--seed",
+        "5",
+        "--num-samples",
+        "2",
+        "--max-tokens",
+        "20",
+    ];
     let first = stdout(&ok(&args));
     assert_eq!(first, stdout(&ok(&args)));
     assert_eq!(first.matches("One day").count(), 2);
@@ -60,7 +73,8 @@ fn sampling_is_reproducible_and_json_has_its_shape() {
     }
     assert_ne!(lines[0]["text"], lines[1]["text"]);
     let greedy = |extra: &[&str]| {
-        let args: Vec<&str> = ["sample", "--ckpt", arg(&out), "--prompt", "One"].into_iter().chain(extra.iter().copied()).collect();
+        let args: Vec<&str> =
+            ["sample", "--ckpt", arg(&out), "--prompt", "One"].into_iter().chain(extra.iter().copied()).collect();
         stdout(&ok(&args))
     };
     assert_eq!(greedy(&["--greedy"]), greedy(&["--temperature", "0", "--seed", "77"]));
@@ -87,7 +101,18 @@ fn eval_scores_text_jsonl_and_shards_alike() {
     std::fs::write(&jsonl, serde_json::json!({ "text": text }).to_string() + "\n").unwrap();
     let shards = dir.path().join("shards");
     let tokenizer = checkpoint(&run, 12).join("tokenizer.json");
-    ok(&["data", "prepare", "--input", arg(&txt), "--tokenizer", arg(&tokenizer), "--out", arg(&shards), "--val-fraction", "0"]);
+    ok(&[
+        "data",
+        "prepare",
+        "--input",
+        arg(&txt),
+        "--tokenizer",
+        arg(&tokenizer),
+        "--out",
+        arg(&shards),
+        "--val-fraction",
+        "0",
+    ]);
     ok(&["data", "verify", arg(&shards)]);
     assert!(stdout(&ok(&["data", "inspect", arg(&shards)])).contains("train"));
     let score = |data: &str, name: &str| -> Value {
@@ -178,7 +203,8 @@ fn prompts_come_from_a_file_or_stdin() {
     std::fs::write(&file, "One day\n").unwrap();
     let base = ["sample", "--quiet", "--ckpt", arg(&out), "--greedy", "--max-tokens", "4"];
     let from_file = stdout(&ok(&[&base[..], &["--prompt-file", arg(&file)]].concat()));
-    let mut child = program(&base).stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut child =
+        program(&base).stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(b"One day\n").unwrap();
     let from_stdin = stdout(&child.wait_with_output().unwrap());
     assert!(from_file.starts_with("One day"));

@@ -9,6 +9,8 @@
 //! | `commands.rs` | every command as a user meets it: output, files, exit codes, hints |
 //! | `tidy.rs` | the rules of the code base |
 
+#![allow(clippy::unwrap_used)]
+
 mod autograd;
 mod commands;
 mod huggingface;

@@ -15,8 +15,11 @@ fn same_run(a: &std::path::Path, b: &std::path::Path) {
 fn resuming_any_checkpoint_gives_the_same_bits_and_logs() {
     let dir = tempfile::tempdir().unwrap();
     let whole = pretrain(dir.path(), "whole", &[]);
-    let steps: Vec<u64> =
-        records(&whole.join("metrics.jsonl")).iter().filter(|r| r["kind"] == "train").map(|r| r["step"].as_u64().unwrap()).collect();
+    let steps: Vec<u64> = records(&whole.join("metrics.jsonl"))
+        .iter()
+        .filter(|r| r["kind"] == "train")
+        .map(|r| r["step"].as_u64().unwrap())
+        .collect();
     assert_eq!(steps, (1..=12).collect::<Vec<_>>());
     for from in [4, 8] {
         let again = pretrain(dir.path(), &format!("from-{from}"), &[]);
@@ -24,7 +27,7 @@ fn resuming_any_checkpoint_gives_the_same_bits_and_logs() {
         same_run(&whole, &again);
         // What was left behind is kept beside the run, not lost.
         assert!(again.join("replaced").read_dir().unwrap().count() > 0);
-        assert!(again.join(format!("checkpoints/.superseded-12-2")).exists());
+        assert!(again.join("checkpoints/.superseded-12-2").exists());
         let events = records(&again.join("events.jsonl"));
         assert!(events.iter().any(|e| e["kind"] == "resume" && e["step"] == json!(from)));
     }
@@ -69,7 +72,8 @@ fn kill_nine_loses_nothing_that_was_saved() {
     let config = dir.path().join("tiny.toml");
     let out = dir.path().join("killed");
     let sets = ["--set", "train.steps=40", "--set", "checkpoint.every=5"];
-    let mut child = program(&["pretrain", "--config", arg(&config), "--out", arg(&out)]).args(sets).arg("--quiet").spawn().unwrap();
+    let mut child =
+        program(&["pretrain", "--config", arg(&config), "--out", arg(&out)]).args(sets).arg("--quiet").spawn().unwrap();
     let begun = Instant::now();
     while !checkpoint(&out, 5).exists() {
         assert!(begun.elapsed() < Duration::from_secs(60), "no checkpoint appeared");
@@ -123,9 +127,12 @@ fn a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used() {
     let output = ok(&["resume", "--ckpt", arg(&run)]);
     assert!(stderr(&output).contains("resuming at step 8"), "{}", stderr(&output));
     same_run(&whole, &run);
-    assert!(run.join("checkpoints").read_dir().unwrap().any(|e| {
-        e.unwrap().file_name().to_string_lossy().starts_with(".bad-12")
-    }));
+    assert!(
+        run.join("checkpoints")
+            .read_dir()
+            .unwrap()
+            .any(|e| { e.unwrap().file_name().to_string_lossy().starts_with(".bad-12") })
+    );
 }
 
 #[test]

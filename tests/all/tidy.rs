@@ -20,7 +20,8 @@ fn all_sources() -> Vec<(String, String)> {
     let mut paths = Vec::new();
     sources(&root().join("src"), &mut paths);
     assert!(paths.len() > 40);
-    let read = |p: &PathBuf| (p.strip_prefix(root()).unwrap().display().to_string(), std::fs::read_to_string(p).unwrap());
+    let read =
+        |p: &PathBuf| (p.strip_prefix(root()).unwrap().display().to_string(), std::fs::read_to_string(p).unwrap());
     paths.iter().map(read).collect()
 }
 
@@ -101,7 +102,8 @@ fn functions_are_short() {
 
 #[test]
 fn only_one_module_writes_files() {
-    let writers = ["fs::write(", " File::create(", "fs::File::create(", "fs::rename(", "OpenOptions::new(", "fs::create_dir"];
+    let writers =
+        ["fs::write(", " File::create(", "fs::File::create(", "fs::rename(", "OpenOptions::new(", "fs::create_dir"];
     for (path, text) in all_sources() {
         if path.starts_with("src/runtime/files") || path.ends_with("tests.rs") || path.contains("/tests/") {
             continue;

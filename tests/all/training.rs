@@ -85,7 +85,18 @@ fn a_hopeless_run_ends_with_its_own_exit_code() {
     let path = config(dir.path(), TINY);
     let out = dir.path().join("run");
     // A rate at which the weights overflow within a few steps.
-    let sets = ["optimizer.lr=99", "optimizer.weight_decay=10", "optimizer.grad_clip=0", "train.steps=2000", "schedule.kind=constant", "schedule.min_lr=0", "schedule.warmup_steps=0", "eval.every=0", "sample.every=0", "checkpoint.every=0"];
+    let sets = [
+        "optimizer.lr=99",
+        "optimizer.weight_decay=10",
+        "optimizer.grad_clip=0",
+        "train.steps=2000",
+        "schedule.kind=constant",
+        "schedule.min_lr=0",
+        "schedule.warmup_steps=0",
+        "eval.every=0",
+        "sample.every=0",
+        "checkpoint.every=0",
+    ];
     let mut args = vec!["pretrain", "--config", arg(&path), "--out", arg(&out)];
     sets.iter().for_each(|s| args.extend(["--set", s]));
     let output = run(&args);
