@@ -6,7 +6,8 @@ use crate::data::corpus::{named_tokenizer, separator};
 use crate::data::prepare::{Encode, PrepareOptions, Progress, prepare};
 use crate::data::shards::verify::{inspect, verify};
 use crate::data::tokenizer::Tokenizer;
-use crate::metrics::Console;
+use crate::metrics::{self, Console};
+use crate::runtime::error::note;
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -61,20 +62,17 @@ fn run_prepare(args: Prepare, console: Console) -> Result<()> {
     let summary = prepare(&options, &encoder, &|p: Progress| {
         bar.set_length(p.bytes_total);
         bar.set_position(p.bytes_read);
-        bar.set_message(format!("{} documents, {} tokens", p.documents, p.tokens));
+        bar.set_message(format!("{} documents, {} tokens", metrics::count(p.documents), metrics::count(p.tokens)));
     })?;
     bar.finish_and_clear();
     if !console.quiet {
-        for note in &summary.notes {
-            eprintln!("{note}");
+        for line in &summary.notes {
+            note(line);
         }
         let m = &summary.manifest;
-        let (train, val) = (m.train.tokens, m.val.tokens);
-        eprintln!(
-            "{train} training and {val} validation tokens in {} shards: {}",
-            m.shards.len(),
-            options.out.display()
-        );
+        let (train, val) = (metrics::count(m.train.tokens), metrics::count(m.val.tokens));
+        let (shards, out) = (m.shards.len(), options.out.display());
+        note(&format!("{train} training and {val} validation tokens in {shards} shards: {out}"));
     }
     Ok(())
 }

@@ -4,6 +4,7 @@ use crate::checkpoint::{self, Opened};
 use crate::cli::{Dtype, Export};
 use crate::data::tokenizer::Tokenizer;
 use crate::metrics::Console;
+use crate::runtime::error::note;
 use anyhow::Result;
 
 pub(super) fn run(args: &Export, console: Console) -> Result<()> {
@@ -20,7 +21,7 @@ pub(super) fn run(args: &Export, console: Console) -> Result<()> {
     };
     checkpoint::export(&args.ckpt, &args.out, dtype, trim)?;
     if !console.quiet {
-        eprintln!("exported to {}", args.out.display());
+        note(&format!("exported to {}", args.out.display()));
     }
     Ok(())
 }

@@ -1,14 +1,12 @@
 //! `sample`: text to stdout as it is made, or one JSON line per sample; speed on stderr.
 
-use super::print;
-use crate::checkpoint::Opened;
+use super::{Loaded, load, print};
 use crate::cli::Sample;
-use crate::data::tokenizer::Tokenizer;
 use crate::metrics::Console;
+use crate::runtime::error::note;
 use crate::runtime::files::read_bounded;
 use crate::sample::sampler::{Sampler, SamplerConfig};
 use crate::sample::{Generated, encode_prompt, generate};
-use crate::train::state::load_model;
 use anyhow::{Context, Result};
 use serde_json::json;
 use std::io::{IsTerminal, Read, Write};
@@ -27,16 +25,14 @@ pub(super) fn run(args: &Sample, console: Console) -> Result<()> {
     };
     rule.validate()?;
     let prompt = prompt(args)?;
-    let source = Opened::open(&args.ckpt)?;
-    let tokenizer = Tokenizer::from_dir(&source.dir)?;
-    let model = load_model(&source)?;
+    let Loaded { tokenizer, model, .. } = load(&args.ckpt)?;
     let ids = encode_prompt(&tokenizer, &prompt)?;
     if ids.len() > model.config.max_position_embeddings && !console.quiet {
         let (n, context) = (ids.len(), model.config.max_position_embeddings);
-        eprintln!("note: the prompt has {n} tokens, the context {context}: only its end is used");
+        note(&format!("note: the prompt has {n} tokens, the context {context}: only its end is used"));
     }
     let seed = args.seed.unwrap_or_else(random_seed);
-    let limit = tokenizer.vocab_size().min(model.config.vocab_size);
+    let limit = tokenizer.vocab_size();
     for index in 0..args.num_samples.get() {
         let mut sampler = Sampler::new(rule.clone(), limit, seed, index as u64)?;
         if !args.json {
@@ -53,7 +49,7 @@ pub(super) fn run(args: &Sample, console: Console) -> Result<()> {
             write_now("\n")?;
         }
         if !console.quiet {
-            eprintln!("{}", speed(&made, seed));
+            note(&speed(&made, seed));
         }
     }
     Ok(())

@@ -6,13 +6,19 @@ mod export;
 mod generate;
 mod score;
 
+use crate::checkpoint::Opened;
 use crate::cli::{Cli, Color, Command, Device, Global, Pretrain};
 use crate::config::{Config, print_config};
+use crate::data::tokenizer::Tokenizer;
 use crate::metrics::{self, Console};
-use crate::runtime::error::{Exit, Failure, fail};
+use crate::model::Llama;
+use crate::runtime::error::{Exit, Failure, fail, note};
+use crate::runtime::memory;
 use crate::train::begin;
+use crate::train::state::load_model;
 use anyhow::Result;
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Runs the command that was asked for.
@@ -58,12 +64,14 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
         Some(f) if exit == Exit::Stopped => f.message.clone(),
         _ => format!("{verb}: {error:#}"),
     };
-    eprintln!("{text}");
-    if let Some(hint) = failure.and_then(|f| f.hint.as_ref()) {
-        eprintln!("hint: {hint}");
-    } else if exit == Exit::Internal {
-        eprintln!("hint: this looks like a bug; please report it with the command and its output");
-    }
+    let general = match exit {
+        Exit::Internal => "this looks like a bug; please report it with the command and its output",
+        Exit::Io => "check the path, its permissions and the space on the disk",
+        Exit::Data => "the file is damaged or not what it should be; use another",
+        _ => "see llama-lite --help",
+    };
+    let hint = failure.and_then(|f| f.hint.as_deref()).unwrap_or(general);
+    note(&format!("{text}\nhint: {hint}"));
     ExitCode::from(exit as u8)
 }
 
@@ -71,6 +79,30 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
 fn classified<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e Failure> {
     let carried = || error.downcast_ref::<std::io::Error>()?.get_ref()?.downcast_ref::<Failure>();
     error.downcast_ref::<Failure>().or_else(carried)
+}
+
+/// A model directory ready for use.
+struct Loaded {
+    source: Opened,
+    tokenizer: Tokenizer,
+    model: Llama,
+}
+
+fn load(ckpt: &Path) -> Result<Loaded> {
+    let source = Opened::open(ckpt)?;
+    let tokenizer = Tokenizer::from_dir(&source.dir)?;
+    let (ids, rows) = (tokenizer.vocab_size(), source.model.vocab_size);
+    if ids > rows {
+        return Err(fail(
+            Exit::Data,
+            format!("{}: the tokenizer has {ids} ids, the model {rows}", source.dir.display()),
+        )
+        .hint("put the tokenizer.json that belongs to the model beside it")
+        .into());
+    }
+    memory::check(source.model.n_params().saturating_mul(4), "this model in f32", "use a machine with more memory")?;
+    let model = load_model(&source)?;
+    Ok(Loaded { source, tokenizer, model })
 }
 
 /// Writes data to stdout.

@@ -1,16 +1,13 @@
 //! `eval`: loss, bits per byte and perplexity of a model on text or shards.
 
-use super::print;
-use crate::checkpoint::Opened;
+use super::{Loaded, load, print};
 use crate::cli::Eval;
 use crate::data::corpus::evaluation_tokens;
 use crate::data::rows::Rows;
-use crate::data::tokenizer::Tokenizer;
 use crate::eval::{ByteLengths, score};
 use crate::metrics::Console;
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::write_atomic;
-use crate::train::state::load_model;
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -19,9 +16,7 @@ use serde_json::json;
 const TOKENS_AT_ONCE: usize = 8192;
 
 pub(super) fn run(args: &Eval, console: Console) -> Result<()> {
-    let source = Opened::open(&args.ckpt)?;
-    let tokenizer = Tokenizer::from_dir(&source.dir)?;
-    let model = load_model(&source)?;
+    let Loaded { source, tokenizer, model } = load(&args.ckpt)?;
     let patterns: Vec<String> = args.data.iter().map(|p| p.to_string_lossy().into_owned()).collect();
     let (tokens, bytes) = evaluation_tokens(&patterns, &tokenizer, model.config.vocab_size, "text")?;
     let length = model.config.max_position_embeddings;
@@ -37,7 +32,7 @@ pub(super) fn run(args: &Eval, console: Console) -> Result<()> {
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} windows  {eta} left") {
         bar.set_style(style);
     }
-    let batch = (TOKENS_AT_ONCE / length).max(1);
+    let batch = (TOKENS_AT_ONCE / rows.length()).max(1);
     let result = score(&model, &rows, &ByteLengths::new(&tokenizer), batch, |done| bar.set_position(done as u64))?;
     bar.finish_and_clear();
     let finite = |x: f64| x.is_finite().then_some(x);

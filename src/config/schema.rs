@@ -165,7 +165,7 @@ section! {
         /// Whether a resume may go on although the data differ from those the run began with.
         accept_change: bool = Value(false), Any;
         /// Number of training stories of the built-in corpus.
-        stories: Option<u64> = Derived("what the run reads in one pass"), AtLeast(1.0);
+        stories: Option<u64> = Derived("what the run reads in one pass, at most 100 million tokens"), AtLeast(1.0);
         /// Number of validation stories of the built-in corpus.
         val_stories: u64 = Value(1000), AtLeast(1.0);
     }
@@ -176,7 +176,7 @@ section! {
     TrainConfig = "train" {
         /// Tokens the model sees at once.
         sequence_length: usize = Required, Within(1.0, 16_777_216.0);
-        /// Sequences in one forward and backward pass; bounds memory, leaves the result unchanged.
+        /// Sequences in one forward and backward pass; bounds memory, changes the result by rounding only.
         micro_batch_size: usize = Required, Within(1.0, 1_048_576.0);
         /// Tokens in one optimizer step; a multiple of micro_batch_size x sequence_length.
         tokens_per_step: usize = Derived("micro_batch_size x sequence_length"), AtLeast(1.0);

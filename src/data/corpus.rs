@@ -22,6 +22,9 @@ const TOKENIZER_STORIES: u64 = 4096;
 /// Stories tokenised at a time.
 const STORY_BATCH: u64 = 4096;
 
+/// Tokens of stories made if none are asked for: a run that reads more reads them again.
+const MAX_STORY_TOKENS: u64 = 100_000_000;
+
 /// Raw text beyond this is refused: tokenise it once with `data prepare` instead of at every start.
 const MAX_RAW_BYTES: u64 = 4 << 30;
 
@@ -61,12 +64,14 @@ impl Corpus {
         Ok(corpus)
     }
 
-    /// Identifies training data and tokenizer: a resume refuses other ones.
+    /// Identifies training and validation tokens: a resume refuses other ones.
     ///
     /// # Errors
     /// Those of reading shards.
     pub fn fingerprint(&self) -> Result<String> {
-        self.train.fingerprint()
+        let val = self.val.as_ref().map(Rows::fingerprint).transpose()?.unwrap_or_default();
+        let both = format!("{} {val}", self.train.fingerprint()?);
+        Ok(blake3::hash(both.as_bytes()).to_hex().to_string())
     }
 }
 
@@ -112,7 +117,7 @@ fn from_stories(config: &Config, tokenizer: Option<Tokenizer>) -> Result<Corpus>
         }
     };
     let separator = separator(&tokenizer)?;
-    let wanted = config.train.steps.saturating_mul(config.train.tokens_per_step as u64).saturating_add(1);
+    let wanted = config.train.steps.saturating_mul(config.train.tokens_per_step as u64).min(MAX_STORY_TOKENS) + 1;
     let (mut ids, mut count) = (vec![], 0u64);
     while config.data.stories.map_or((ids.len() as u64) < wanted, |n| count < n) {
         let batch = config.data.stories.map_or(STORY_BATCH, |n| STORY_BATCH.min(n - count));
@@ -155,17 +160,19 @@ fn append_encoded<S: AsRef<str>>(tokenizer: &Tokenizer, texts: &[S], separator: 
     Ok(())
 }
 
-/// The shards that `patterns` stand for; none if they stand for text.
+/// The shards that `patterns` stand for; none if they stand for text. A prepared directory gives its shards of `split`.
 fn shard_paths(patterns: &[String], split: ShardSplit) -> Result<Option<Vec<PathBuf>>> {
-    let mut shards = Vec::new();
-    let mut text = None;
+    let (mut shards, mut text) = (Vec::new(), None);
     for pattern in patterns {
         let path = Path::new(pattern);
-        let files = if path.is_dir() { split_files(path, split)? } else { Vec::new() };
-        if !files.is_empty() {
+        if path.is_dir() && is_prepared(path)? {
+            let files = split_files(path, split)?;
+            if files.is_empty() {
+                return Err(fail(Exit::Config, format!("{pattern} has no {} shards", split.name()))
+                    .hint("name its shard files, or another directory")
+                    .into());
+            }
             shards.extend(files);
-        } else if path.is_dir() && !split_files(path, ShardSplit::Train)?.is_empty() {
-            // A prepared directory without this split.
         } else if pattern.ends_with(".npy") || pattern.ends_with(".bin") {
             shards.extend(expand(std::slice::from_ref(pattern))?);
         } else {
@@ -182,6 +189,49 @@ fn shard_paths(patterns: &[String], split: ShardSplit) -> Result<Option<Vec<Path
     }
 }
 
+fn is_prepared(dir: &Path) -> Result<bool> {
+    Ok(!split_files(dir, ShardSplit::Train)?.is_empty() || !split_files(dir, ShardSplit::Val)?.is_empty())
+}
+
+/// Opens shards for a model of `vocab_size` ids, and refuses those that say another tokenizer made them.
+fn open_shards(paths: &[PathBuf], tokenizer: &Tokenizer, vocab_size: usize) -> Result<Tokens> {
+    let set = ShardSet::open(paths)?;
+    if let Some(made_by) = set.tokenizer().filter(|t| t.blake3 != tokenizer.fingerprint()) {
+        let first = paths.first().map(|p| p.display().to_string()).unwrap_or_default();
+        let message = format!("{first}: made with another tokenizer ({} ids) than this one", made_by.vocab_size);
+        return Err(fail(Exit::Config, message)
+            .hint("use the tokenizer that was given to `data prepare`, or prepare the text again with this one")
+            .into());
+    }
+    Ok(Tokens::Shards(Arc::new(set), vocab_size))
+}
+
+/// The validation tokens of `data.val`: shards or text.
+fn named_val(config: &Config, tokenizer: &Tokenizer) -> Result<Tokens> {
+    match shard_paths(&config.data.val, ShardSplit::Val)? {
+        Some(paths) => open_shards(&paths, tokenizer, config.model.vocab_size),
+        None => Ok(tokenize_text(tokenizer, &raw_files(&config.data.val)?, &config.data.text_field)?.0),
+    }
+}
+
+/// The validation shards beside the training shards: those of prepared directories in `data.train`, never a training shard.
+fn val_beside(config: &Config, train: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for path in config.data.train.iter().map(Path::new).filter(|p| p.is_dir()) {
+        found.extend(split_files(path, ShardSplit::Val)?);
+    }
+    found.retain(|path| !train.contains(path));
+    Ok(found)
+}
+
+fn val_rows(config: &Config, tokens: Tokens) -> Result<Rows> {
+    let rows = Rows::windows(tokens, config.train.sequence_length, config.eval.val_tokens);
+    if rows.is_empty() {
+        return Err(fail(Exit::Data, "the validation data hold no text").hint("give another data.val").into());
+    }
+    Ok(rows)
+}
+
 fn from_shards(config: &Config, tokenizer: Option<Tokenizer>, train: &[PathBuf]) -> Result<Corpus> {
     let tokenizer = match tokenizer {
         Some(tokenizer) => tokenizer,
@@ -192,24 +242,15 @@ fn from_shards(config: &Config, tokenizer: Option<Tokenizer>, train: &[PathBuf])
         }
         None => named_tokenizer(&config.data.tokenizer)?,
     };
-    let open = |paths: &[PathBuf]| -> Result<Tokens> {
-        let set = ShardSet::open(paths)?;
-        if let Some(made_by) = set.tokenizer().filter(|t| t.blake3 != tokenizer.fingerprint()) {
-            let message = format!("the shards were made with another tokenizer ({} ids)", made_by.vocab_size);
-            return Err(fail(Exit::Config, message)
-                .hint("set data.tokenizer to the one given to `data prepare`")
-                .into());
-        }
-        Ok(Tokens::Shards(Arc::new(set), config.model.vocab_size))
+    let vocab = config.model.vocab_size;
+    let beside = val_beside(config, train)?;
+    let val = match (config.data.val.is_empty(), beside.is_empty()) {
+        (false, _) => Some(named_val(config, &tokenizer)?),
+        (true, false) => Some(open_shards(&beside, &tokenizer, vocab)?),
+        (true, true) => None,
     };
-    let val_sources = if config.data.val.is_empty() { &config.data.train } else { &config.data.val };
-    let val = match shard_paths(val_sources, ShardSplit::Val)? {
-        Some(paths) if !config.data.val.is_empty() || paths != train => Some(open(&paths)?),
-        _ if !config.data.val.is_empty() => Some(tokenize(config, &tokenizer, &config.data.val)?),
-        _ => None,
-    };
-    let rows = |tokens| Rows::windows(tokens, config.train.sequence_length, config.eval.val_tokens);
-    Ok(Corpus { train: open(train)?, val: val.map(rows), floor: None, stories: None, tokenizer })
+    let val = val.map(|tokens| val_rows(config, tokens)).transpose()?;
+    Ok(Corpus { train: open_shards(train, &tokenizer, vocab)?, val, floor: None, stories: None, tokenizer })
 }
 
 fn from_text(config: &Config, tokenizer: Option<Tokenizer>) -> Result<Corpus> {
@@ -237,14 +278,11 @@ fn from_text(config: &Config, tokenizer: Option<Tokenizer>) -> Result<Corpus> {
         let mut ids = Vec::new();
         append_encoded(&tokenizer, &held_out, separator, &mut ids)?;
         (ids.len() > 1).then(|| Tokens::Memory(Arc::new(ids)))
-    } else if let Some(paths) = shard_paths(&config.data.val, ShardSplit::Val)? {
-        Some(Tokens::Shards(Arc::new(ShardSet::open(&paths)?), config.model.vocab_size))
     } else {
-        Some(tokenize(config, &tokenizer, &config.data.val)?)
+        Some(named_val(config, &tokenizer)?)
     };
-    let rows = |tokens| Rows::windows(tokens, config.train.sequence_length, config.eval.val_tokens);
-    let train = Tokens::Memory(Arc::new(ids));
-    Ok(Corpus { tokenizer, train, val: val.map(rows), floor: None, stories: None })
+    let val = val.map(|tokens| val_rows(config, tokens)).transpose()?;
+    Ok(Corpus { tokenizer, train: Tokens::Memory(Arc::new(ids)), val, floor: None, stories: None })
 }
 
 /// The text files that `patterns` stand for, if they are of a size to be held in memory.
@@ -256,11 +294,6 @@ fn raw_files(patterns: &[String]) -> Result<Vec<PathBuf>> {
         return Err(fail(Exit::Config, message).hint("make shards once with `data prepare` and train on them").into());
     }
     Ok(paths)
-}
-
-fn tokenize(config: &Config, tokenizer: &Tokenizer, patterns: &[String]) -> Result<Tokens> {
-    let (tokens, _) = tokenize_text(tokenizer, &raw_files(patterns)?, &config.data.text_field)?;
-    Ok(tokens)
 }
 
 /// The documents of `paths` as tokens, each after a separator and one more at the end; and their UTF-8 bytes.
@@ -285,8 +318,13 @@ pub fn evaluation_tokens(
     vocab_size: usize,
     text_field: &str,
 ) -> Result<(Tokens, Option<u64>)> {
-    match shard_paths(patterns, ShardSplit::Val)? {
-        Some(paths) => Ok((Tokens::Shards(Arc::new(ShardSet::open(&paths)?), vocab_size), None)),
+    // A directory without a validation split is scored whole.
+    let shards = match shard_paths(patterns, ShardSplit::Val) {
+        Err(_) => shard_paths(patterns, ShardSplit::Train)?,
+        found => found?,
+    };
+    match shards {
+        Some(paths) => Ok((open_shards(&paths, tokenizer, vocab_size)?, None)),
         None => {
             let (tokens, bytes) = tokenize_text(tokenizer, &raw_files(patterns)?, text_field)?;
             Ok((tokens, Some(bytes)))

@@ -63,8 +63,9 @@ impl Tokens {
         match self {
             Self::Memory(ids) => {
                 let mut hasher = blake3::Hasher::new_derive_key("llama-lite tokens in memory v1");
-                for id in ids.iter() {
-                    hasher.update(&id.to_le_bytes());
+                for piece in ids.chunks(4096) {
+                    let bytes: Vec<u8> = piece.iter().flat_map(|id| id.to_le_bytes()).collect();
+                    hasher.update(&bytes);
                 }
                 Ok(hasher.finalize().to_hex().to_string())
             }

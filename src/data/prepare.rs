@@ -148,6 +148,16 @@ pub fn prepare(opts: &PrepareOptions, tok: &dyn Encode, progress: &dyn Fn(Progre
     job.finish()
 }
 
+/// Whether `data prepare` gives files such a name; nothing else is ever removed.
+fn ours(name: &str) -> bool {
+    let name = name.strip_prefix(files::TEMP_PREFIX).unwrap_or(name);
+    let numbered = name.strip_prefix("train-").or_else(|| name.strip_prefix("val-")).and_then(|n| n.split_once('.'));
+    let shard = numbered.is_some_and(|(number, kind)| {
+        number.len() >= 5 && number.bytes().all(|b| b.is_ascii_digit()) && ["npy", "docs"].contains(&kind)
+    });
+    shard || name == QUARANTINE_FILE
+}
+
 /// What an interrupted run of ours has left in `out`. Refuses a directory that holds finished or foreign shards.
 fn leftovers(out: &Path) -> Result<Vec<PathBuf>> {
     let taken = |what: &str| fail(Exit::Config, format!("{}: {what}", out.display())).hint("choose another --out");
@@ -160,7 +170,7 @@ fn leftovers(out: &Path) -> Result<Vec<PathBuf>> {
         for entry in fs::read_dir(out).map_err(io_failure)? {
             let path = entry.map_err(io_failure)?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            if ["train-", "val-", QUARANTINE_FILE, files::TEMP_PREFIX].iter().any(|ours| name.starts_with(ours)) {
+            if ours(&name) {
                 found.push(path);
             }
         }

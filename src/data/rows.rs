@@ -25,9 +25,11 @@ enum Kind {
 }
 
 impl Rows {
-    /// Contiguous windows over `tokens` until `limit` targets; the last row may be short.
+    /// Contiguous windows of `length` over `tokens` until `limit` targets; the last row may be short. Rows are no longer than
+    /// there are targets: a short text costs little, however long the model's context.
     pub fn windows(tokens: Tokens, length: usize, limit: u64) -> Self {
         let targets = tokens.total().saturating_sub(1).min(limit);
+        let length = length.min(targets.max(1) as usize);
         let rows = targets.div_ceil(length as u64) as usize;
         Self { kind: Kind::Windows { tokens, targets }, length, rows, text_bytes: None }
     }
@@ -57,6 +59,27 @@ impl Rows {
     /// T, the positions of a row.
     pub fn length(&self) -> usize {
         self.length
+    }
+
+    /// Identifies what is scored.
+    ///
+    /// # Errors
+    /// Those of reading shards.
+    pub fn fingerprint(&self) -> Result<String> {
+        let mut hasher = blake3::Hasher::new_derive_key("llama-lite validation rows v1");
+        hasher.update(&(self.length as u64).to_le_bytes());
+        match &self.kind {
+            Kind::Windows { tokens, targets } => {
+                hasher.update(&targets.to_le_bytes()).update(tokens.fingerprint()?.as_bytes());
+            }
+            Kind::Packed { inputs, targets } => {
+                for list in [inputs, targets] {
+                    let bytes: Vec<u8> = list.iter().flat_map(|id| id.to_le_bytes()).collect();
+                    hasher.update(&bytes);
+                }
+            }
+        }
+        Ok(hasher.finalize().to_hex().to_string())
     }
 
     /// Inputs and targets of rows `first..first + count`, row by row. Unscored positions have target [`IGNORE`].

@@ -53,7 +53,7 @@ impl Split {
 /// A story and what the grammar knows about it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Story {
-    /// Plain ASCII; paragraphs are separated by a newline, with none at the end.
+    /// Plain ASCII, one paragraph.
     pub text: String,
     /// -log2 P(text, end of text included).
     pub bits: f64,

@@ -1,4 +1,5 @@
-//! The machine below the trainer: errors, files, devices.
+//! The machine below the trainer: errors, files, memory.
 
 pub mod error;
 pub mod files;
+pub mod memory;

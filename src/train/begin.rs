@@ -9,8 +9,9 @@ use crate::data::corpus::Corpus;
 use crate::data::loader::Loader;
 use crate::data::tokenizer::Tokenizer;
 use crate::metrics::{Console, Events, MetricsLog, SampleLog};
-use crate::runtime::error::{Exit, fail};
+use crate::runtime::error::{Exit, fail, note};
 use crate::runtime::files::{Lock, create_dirs, lock, read_bounded, write_atomic};
+use crate::runtime::memory;
 use anyhow::{Context, Result};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -18,13 +19,35 @@ use std::path::{Path, PathBuf};
 /// A configuration file is text written by people.
 const MAX_CONFIG: u64 = 1 << 20;
 
-/// A new run in `out`, trained to its end.
+/// A new run in `out`, trained to its end. Nothing is created before configuration, data and memory are known to be right.
 ///
 /// # Errors
 /// Those of configuration, data, and [`Run::train`].
 pub fn pretrain(mut config: Config, out: &Path, init_from: Option<&Path>, console: Console) -> Result<()> {
     refuse_existing_run(out)?;
-    check_precision(&config)?;
+    make_paths_absolute(&mut config)?;
+    let (parts, source) = fresh_parts(config, init_from, console)?;
+    create_dirs(out)?;
+    let held = lock(&out.join("run.lock"))?;
+    refuse_existing_run_locked(out)?;
+    let mut events = Events::open(out)?;
+    // Durable before the configuration makes this a run: a restart must begin with the same weights.
+    let from = source.map(|s| std::path::absolute(s.dir)).transpose()?;
+    events.append("start", json!({"attempt": 1, "step": 0, "init_from": from, "build": super::identity()}))?;
+    write_atomic(&out.join("config.toml"), parts.config.to_toml().as_bytes())?;
+    start(parts, out, held, events, 1, console, false)
+}
+
+/// What a run is made of before it has a directory.
+struct Parts {
+    config: Config,
+    corpus: Corpus,
+    loader: Loader,
+    state: State,
+}
+
+fn fresh_parts(mut config: Config, init_from: Option<&Path>, console: Console) -> Result<(Parts, Option<Opened>)> {
+    check_machine(&config)?;
     let source = init_from.map(Opened::open).transpose()?;
     if let Some(source) = &source {
         check_same_model(&config, source)?;
@@ -36,12 +59,13 @@ pub fn pretrain(mut config: Config, out: &Path, init_from: Option<&Path>, consol
     };
     let corpus = Corpus::open(&config, tokenizer)?;
     config.data.stories = corpus.stories.or(config.data.stories);
+    let loader = make_loader(&config, &corpus)?;
     let state = State::fresh(&config, source.as_ref())?;
-    create_dirs(out)?;
-    let held = lock(&out.join("run.lock"))?;
-    refuse_existing_run_locked(out)?;
-    write_atomic(&out.join("config.toml"), config.to_toml().as_bytes())?;
-    start(config, out, held, corpus, state, 1, console, None)
+    Ok((Parts { config, corpus, loader, state }, source))
+}
+
+fn make_loader(config: &Config, corpus: &Corpus) -> Result<Loader> {
+    Loader::new(corpus.train.clone(), config.train.sequence_length, config.data.seed, config.data.shuffle)
 }
 
 /// Continues the run of `ckpt` (a run directory or one of its checkpoints), with `sets` applied to its configuration.
@@ -72,76 +96,61 @@ pub fn resume(ckpt: &Path, sets: &[String], console: Console) -> Result<()> {
     }
     let mut config = Config::from_toml_str(&saved.config, "the checkpoint's config")?;
     let changes = config.apply(sets)?;
-    refuse_changes(&changes)?;
-    check_precision(&config)?;
+    refuse_changes(&config, &changes, saved.counters.step)?;
+    check_machine(&config)?;
     say(console, "preparing the data ...");
     let corpus = Corpus::open(&config, Some(Tokenizer::from_dir(&source.dir)?))?;
     if corpus.fingerprint()? != saved.data_fingerprint && !config.data.accept_change {
-        return Err(fail(Exit::Data, "the training data are not those the run began with")
+        return Err(fail(Exit::Data, "the training or validation data are not those the run began with")
             .hint("restore them, or go on with the new ones: --set data.accept_change=true")
             .into());
     }
     let schedule_changed = changes.iter().any(|c| c.key.starts_with("schedule.") || c.key == "optimizer.lr");
     let state = State::resumed(&config, &source, &saved, schedule_changed)?;
-    let attempt = saved.attempt.max(last_attempt(&run_dir)) + 1;
+    let loader = make_loader(&config, &corpus)?;
+    let attempt = saved.attempt.max(last_start(&run_dir).attempt) + 1;
     checkpoint::supersede(&run_dir, state.counters.step, attempt)?;
     write_atomic(&run_dir.join("config.toml"), config.to_toml().as_bytes())?;
-    let from = Resumed { dir: source.dir.clone(), changes };
-    start(config, &run_dir, held, corpus, state, attempt, console, Some(from))
+    let mut events = Events::open(&run_dir)?;
+    let changes: Vec<_> = changes.iter().map(|c| json!({"key": c.key, "old": c.old, "new": c.new})).collect();
+    let from = source.dir.file_name().map(|n| n.to_string_lossy().into_owned());
+    let step = state.counters.step;
+    events.append(
+        "resume",
+        json!({"attempt": attempt, "step": step, "from": from, "changes": changes, "build": super::identity()}),
+    )?;
+    start(Parts { config, corpus, loader, state }, &run_dir, held, events, attempt, console, true)
 }
 
-/// Where a resumed run comes from.
-struct Resumed {
-    dir: PathBuf,
-    changes: Vec<Change>,
-}
-
-#[allow(clippy::too_many_arguments)]
 fn start(
-    config: Config,
+    parts: Parts,
     dir: &Path,
     held: Lock,
-    corpus: Corpus,
-    state: State,
+    events: Events,
     attempt: u64,
     console: Console,
-    resumed: Option<Resumed>,
+    resumed: bool,
 ) -> Result<()> {
-    let resume_step = resumed.as_ref().map(|_| state.counters.step);
-    let mut logs = Logs {
-        metrics: MetricsLog::open(dir, resume_step)?,
-        samples: SampleLog::open(dir, resume_step)?,
-        events: Events::open(dir)?,
-    };
-    let step = state.counters.step;
-    match &resumed {
-        None => logs.events.append("start", json!({"attempt": attempt, "step": step, "build": super::identity()}))?,
-        Some(r) => {
-            let changes: Vec<_> = r.changes.iter().map(|c| json!({"key": c.key, "old": c.old, "new": c.new})).collect();
-            logs.events.append(
-                "resume",
-                json!({"attempt": attempt, "step": step, "from": r.dir.file_name().map(|n| n.to_string_lossy()),
-                    "changes": changes, "lines_replayed": logs.metrics.cut.lines, "build": super::identity()}),
-            )?;
-        }
-    }
-    let loader =
-        Loader::new(corpus.train.clone(), config.train.sequence_length, config.data.seed, config.data.shuffle)?;
-    Run::new(config, dir, held, corpus, loader, state, logs, attempt, console)?.train()
+    let Parts { config, corpus, loader, state } = parts;
+    let resume_step = resumed.then_some(state.counters.step);
+    let logs =
+        Logs { metrics: MetricsLog::open(dir, resume_step)?, samples: SampleLog::open(dir, resume_step)?, events };
+    Run::new(config, dir, held, corpus, loader, state, logs, attempt, console, resumed)?.train()
 }
 
+/// A run that was stopped before its first checkpoint: from its beginning again, with the weights it began with.
 fn restart(run_dir: &Path, held: Lock, sets: &[String], console: Console) -> Result<()> {
     let path = run_dir.join("config.toml");
     let text = String::from_utf8_lossy(&read_bounded(&path, MAX_CONFIG, true)?).into_owned();
     let mut config = Config::from_toml_str(&text, &path.display().to_string())?;
     config.apply(sets)?;
-    check_precision(&config)?;
-    let corpus = Corpus::open(&config, None)?;
-    config.data.stories = corpus.stories.or(config.data.stories);
-    let state = State::fresh(&config, None)?;
-    write_atomic(&path, config.to_toml().as_bytes())?;
-    let attempt = last_attempt(run_dir) + 1;
-    start(config, run_dir, held, corpus, state, attempt, console, None)
+    let last = last_start(run_dir);
+    let (parts, source) = fresh_parts(config, last.init_from.as_deref(), console)?;
+    write_atomic(&path, parts.config.to_toml().as_bytes())?;
+    let (attempt, mut events) = (last.attempt + 1, Events::open(run_dir)?);
+    let from = source.map(|s| s.dir);
+    events.append("start", json!({"attempt": attempt, "step": 0, "init_from": from, "build": super::identity()}))?;
+    start(parts, run_dir, held, events, attempt, console, false)
 }
 
 /// The run directory of `ckpt`, and the checkpoint if it names one.
@@ -153,6 +162,12 @@ fn locate(ckpt: &Path) -> Result<(PathBuf, Option<PathBuf>)> {
     }
     if ckpt.join("config.toml").exists() {
         return Ok((ckpt.to_path_buf(), None));
+    }
+    if ckpt.file_name().is_some_and(|n| n.to_string_lossy().starts_with('.')) {
+        let message = format!("{}: set aside, no longer a checkpoint of its run", ckpt.display());
+        return Err(fail(Exit::Config, message)
+            .hint("rename it to step-NNNNNNNN first, or use it with pretrain --init-from")
+            .into());
     }
     let full = ckpt.canonicalize().with_context(|| ckpt.display().to_string())?;
     match full.parent().and_then(Path::parent) {
@@ -174,12 +189,37 @@ fn newest(run_dir: &Path, console: Console) -> Result<Option<Opened>> {
     found.newest.map(Opened::open_valid).transpose()
 }
 
-/// The highest attempt that the events know of; 0 if there is none.
-fn last_attempt(run_dir: &Path) -> u64 {
-    let Ok(text) = std::fs::read_to_string(run_dir.join("events.jsonl")) else { return 0 };
-    let attempts =
-        text.lines().filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok()?.get("attempt")?.as_u64());
-    attempts.max().unwrap_or(0)
+/// What the events know of a run's beginnings.
+#[derive(Default)]
+struct Begun {
+    /// The highest attempt; 0 if there is none.
+    attempt: u64,
+    /// Where its first weights came from.
+    init_from: Option<PathBuf>,
+}
+
+fn last_start(run_dir: &Path) -> Begun {
+    let mut begun = Begun::default();
+    let Ok(text) = std::fs::read_to_string(run_dir.join("events.jsonl")) else { return begun };
+    for event in text.lines().filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok()) {
+        begun.attempt = begun.attempt.max(event["attempt"].as_u64().unwrap_or(0));
+        if event["kind"] == "start" {
+            begun.init_from = event["init_from"].as_str().map(PathBuf::from);
+        }
+    }
+    begun
+}
+
+/// A resume from another directory must find the same files.
+fn make_paths_absolute(config: &mut Config) -> Result<()> {
+    let absolute = |p: &String| -> Result<String> { Ok(std::path::absolute(p)?.to_string_lossy().into_owned()) };
+    for list in [&mut config.data.train, &mut config.data.val] {
+        *list = list.iter().map(absolute).collect::<Result<_>>()?;
+    }
+    if !["gpt2", "train"].contains(&config.data.tokenizer.as_str()) {
+        config.data.tokenizer = absolute(&config.data.tokenizer)?;
+    }
+    Ok(())
 }
 
 fn refuse_existing_run(out: &Path) -> Result<()> {
@@ -200,13 +240,16 @@ fn refuse_existing_run_locked(out: &Path) -> Result<()> {
         .into())
 }
 
-fn check_precision(config: &Config) -> Result<()> {
+/// Refuses what this machine cannot do.
+fn check_machine(config: &Config) -> Result<()> {
     if config.train.precision == "bf16" {
         return Err(fail(Exit::Config, "train.precision = \"bf16\" is not available on the CPU")
             .hint("use \"auto\" or \"f32\"")
             .into());
     }
-    Ok(())
+    // Weights, gradients and two moments in f32.
+    let bytes = config.model.n_params().saturating_mul(16);
+    Ok(memory::check(bytes, "training this model (weights, gradients, moments)", "choose a smaller [model]")?)
 }
 
 fn check_same_model(config: &Config, source: &Opened) -> Result<()> {
@@ -231,18 +274,37 @@ fn check_same_model(config: &Config, source: &Opened) -> Result<()> {
         .into())
 }
 
-/// A resume cannot change what the checkpoint's tensors are.
-fn refuse_changes(changes: &[Change]) -> Result<()> {
-    match changes.iter().find(|c| c.key.starts_with("model.")) {
-        None => Ok(()),
-        Some(c) => Err(fail(Exit::Config, format!("{} cannot change on resume ({} -> {})", c.key, c.old, c.new))
-            .hint("a model of another shape is a new run: pretrain")
-            .into()),
+/// A resume cannot change what the checkpoint's tensors and counters mean, nor what has had its effect already.
+fn refuse_changes(config: &Config, changes: &[Change], step: u64) -> Result<()> {
+    const FIXED: [&str; 3] = ["train.sequence_length", "train.seed", "data.tokenizer"];
+    const ORDER: [&str; 2] = ["data.seed", "data.shuffle"];
+    let fixed = |c: &&Change| c.key.starts_with("model.") || FIXED.contains(&c.key);
+    if let Some(c) = changes.iter().find(fixed) {
+        return Err(fail(Exit::Config, format!("{} cannot change on resume ({} -> {})", c.key, c.old, c.new))
+            .hint("start a new run, with --init-from if it should begin with these weights")
+            .into());
     }
+    if let Some(c) = changes.iter().find(|c| ORDER.contains(&c.key)).filter(|_| !config.data.accept_change) {
+        return Err(fail(
+            Exit::Config,
+            format!("{} would repeat and drop data in mid-run ({} -> {})", c.key, c.old, c.new),
+        )
+        .hint("if that is meant: --set data.accept_change=true")
+        .into());
+    }
+    if config.train.steps < step {
+        return Err(fail(
+            Exit::Config,
+            format!("train.steps is {}, but the run is at step {step} already", config.train.steps),
+        )
+        .hint("resume an earlier checkpoint, or set train.steps higher")
+        .into());
+    }
+    Ok(())
 }
 
 fn say(console: Console, text: &str) {
     if !console.quiet {
-        eprintln!("{text}");
+        note(text);
     }
 }

@@ -9,7 +9,7 @@ use crate::data::corpus::Corpus;
 use crate::data::loader::Loader;
 use crate::eval::{ByteLengths, score};
 use crate::metrics::{Console, Events, MetricsLog, Progress, Record, SampleLog, SampleRecord, Train, Val, ascii_plot};
-use crate::runtime::error::{Exit, fail};
+use crate::runtime::error::{Exit, fail, note};
 use crate::runtime::files::Lock;
 use crate::sample::sampler::{Sampler, SamplerConfig};
 use crate::sample::{encode_prompt, generate};
@@ -49,7 +49,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// A run whose directory is locked by `held`.
+    /// A run whose directory is locked by `held`; `resumed` if its state is that of a checkpoint of it.
     #[allow(clippy::too_many_arguments)]
     pub fn new(
         config: Config,
@@ -61,11 +61,12 @@ impl Run {
         logs: Logs,
         attempt: u64,
         console: Console,
+        resumed: bool,
     ) -> Result<Self> {
         let progress = Progress::new(console, state.counters.step, config.train.steps, config.log.every);
         let (lengths, fingerprint) = (ByteLengths::new(&corpus.tokenizer), corpus.fingerprint()?);
         let stop = StopRequests::listen(dir)?;
-        let saved_step = (state.counters.step > 0).then_some(state.counters.step);
+        let saved_step = resumed.then_some(state.counters.step);
         let curve = Vec::new();
         let dir = dir.to_path_buf();
         Ok(Self {
@@ -94,7 +95,7 @@ impl Run {
     /// data and files.
     pub fn train(mut self) -> Result<()> {
         self.introduce();
-        if self.state.counters.step == 0 {
+        if self.saved_step.is_none() {
             self.validate()?;
             self.sample()?;
         }
@@ -270,7 +271,7 @@ impl Run {
         let mut lines = format!(
             "{} parameters · {} steps of {} tokens · {epochs:.2} passes over {} training tokens",
             crate::metrics::count(model.n_params()),
-            train.steps,
+            crate::metrics::count(train.steps),
             crate::metrics::count(train.tokens_per_step as u64),
             crate::metrics::count(self.corpus.train.total()),
         );
@@ -284,7 +285,11 @@ impl Run {
             lines += "\nno validation split: give data.val, or a directory with val shards";
         }
         let at = self.state.counters.step;
-        let verb = if at > 0 { format!("resuming at step {at}") } else { "starting".into() };
+        let verb = match at {
+            0 => "starting".into(),
+            _ if at < train.steps => format!("resuming at step {at}"),
+            _ => format!("nothing to do: it has its {at} steps; for more: --set train.steps=N"),
+        };
         self.progress.print(&format!("{lines}\n{verb} · {}", self.dir.display()));
     }
 
@@ -299,7 +304,7 @@ impl Run {
         if self.curve.len() > 2 && !self.console.quiet {
             let floor = self.corpus.floor.map(|f| f.bits_per_byte);
             let title = if self.lengths.known() { "validation loss, bits per byte" } else { "validation loss" };
-            eprintln!("{}", ascii_plot(&self.curve, 72, 16, floor, title));
+            note(&ascii_plot(&self.curve, 72, 16, floor, title));
         }
         Ok(())
     }

@@ -191,6 +191,12 @@ fn read_flat(layout: &Layout, suffix: &str, read: impl FnOnce(Sink) -> Result<()
                 .hint("model keys cannot change between a checkpoint and its resume")
                 .into());
         }
+        if let Some(i) = data.iter().position(|x| !x.is_finite()) {
+            let message = format!("tensor {name} holds {} at element {i}", data[i]);
+            return Err(fail(Exit::Data, message)
+                .hint("the weights are damaged or their training diverged: use others")
+                .into());
+        }
         flat[spec.start..spec.start + spec.len].copy_from_slice(&data);
         seen[i] = true;
         Ok(())

@@ -220,3 +220,83 @@ fn doctor_checks_every_op_and_version_names_the_commit() {
     assert!(stdout(&ok(&["--version"])).starts_with(&format!("llama-lite {}", env!("CARGO_PKG_VERSION"))));
     fails(&["doctor", "--device", "cuda"], 78);
 }
+
+#[test]
+fn a_start_that_fails_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let short = dir.path().join("short.txt");
+    std::fs::write(&short, "Too short.").unwrap();
+    let text = TINY
+        .replace("source = \"stories\"", &format!("train = [{:?}]", arg(&short)))
+        .replace("stories = 60\nval_stories = 8\n", "")
+        .replace("tokenizer = \"train\"", "tokenizer = \"gpt2\"")
+        .replace("vocab_size = 320", "vocab_size = 50257");
+    let (path, out) = (config(dir.path(), &text), dir.path().join("run"));
+    fails(&["pretrain", "--config", arg(&path), "--out", arg(&out)], 65);
+    assert!(!out.exists());
+    let huge = ["--set", "model.hidden_size=1048576", "--set", "model.head_dim=64"];
+    let path = config(dir.path(), TINY);
+    let args = [&["pretrain", "--config", arg(&path), "--out", arg(&out)][..], &huge].concat();
+    assert!(fails(&args, 71).contains("GB"));
+    assert!(!out.exists());
+}
+
+#[test]
+fn shards_of_another_tokenizer_are_refused_everywhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = pretrain(dir.path(), "run", &[]);
+    let text = dir.path().join("a.txt");
+    std::fs::write(&text, "One day a boy went out. ".repeat(200)).unwrap();
+    let shards = dir.path().join("shards");
+    ok(&[
+        "data",
+        "prepare",
+        "--input",
+        arg(&text),
+        "--tokenizer",
+        "gpt2",
+        "--out",
+        arg(&shards),
+        "--val-fraction",
+        "0.2",
+    ]);
+    fails(&["eval", "--ckpt", arg(&run), "--data", arg(&shards)], 78);
+    let toml = TINY
+        .replace("source = \"stories\"", &format!("train = [{:?}]\nval = [{:?}]", arg(&text), arg(&shards)))
+        .replace("stories = 60\nval_stories = 8\n", "");
+    let path = config(dir.path(), &toml);
+    fails(&["pretrain", "--config", arg(&path), "--out", arg(&dir.path().join("other"))], 78);
+}
+
+#[test]
+fn preparing_again_touches_no_file_of_the_user() {
+    let dir = tempfile::tempdir().unwrap();
+    let (good, bad) = (dir.path().join("a.txt"), dir.path().join("train-notes.jsonl"));
+    std::fs::write(&good, "Some text.").unwrap();
+    std::fs::write(&bad, "{\"text\": \"fine\"}\n{broken\n").unwrap();
+    let args = ["data", "prepare", "--input", arg(&good), arg(&bad), "--tokenizer", "gpt2", "--out", arg(dir.path())];
+    fails(&args, 65);
+    std::fs::write(&bad, "{\"text\": \"fine\"}\n").unwrap();
+    ok(&args);
+    assert_eq!(std::fs::read_to_string(&bad).unwrap(), "{\"text\": \"fine\"}\n");
+    fails(&args, 78);
+}
+
+#[test]
+fn a_short_text_costs_little_however_long_the_context() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = pretrain(dir.path(), "run", &["model.max_position_embeddings=1048576", "sample.every=0"]);
+    let text = dir.path().join("a.txt");
+    std::fs::write(&text, "One day.").unwrap();
+    assert!(stdout(&ok(&["eval", "--ckpt", arg(&run), "--data", arg(&text)])).contains("bits per byte"));
+}
+
+#[test]
+fn a_run_does_not_die_of_a_closed_stderr() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, out) = (config(dir.path(), TINY), dir.path().join("run"));
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let status = program(&["pretrain", "--config", arg(&path), "--out", arg(&out)]).stderr(full).status().unwrap();
+    assert!(status.success(), "{status}");
+    assert!(checkpoint(&out, 12).exists());
+}

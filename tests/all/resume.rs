@@ -152,7 +152,42 @@ fn resume_refuses_what_it_cannot_continue() {
     let run = pretrain(dir.path(), "run", &[]);
     assert!(fails(&["resume", "--ckpt", arg(&run), "--set", "model.hidden_size=64"], 78).contains("model.hidden_size"));
     assert!(fails(&["resume", "--ckpt", arg(&run), "--set", "train.step=20"], 78).contains("train.steps"));
-    assert!(fails(&["resume", "--ckpt", arg(&run), "--set", "data.seed=9"], 65).contains("training data"));
+    assert!(fails(&["resume", "--ckpt", arg(&run), "--set", "data.seed=9"], 78).contains("data.seed"));
+    assert!(fails(&["resume", "--ckpt", arg(&run), "--set", "data.val_stories=5"], 65).contains("validation data"));
+    assert!(
+        fails(&["resume", "--ckpt", arg(&run), "--set", "train.sequence_length=16"], 78).contains("sequence_length")
+    );
+    assert!(fails(&["resume", "--ckpt", arg(&run), "--set", "train.steps=5"], 78).contains("step 12"));
     assert!(fails(&["resume", "--ckpt", arg(&dir.path().join("nowhere"))], 74).contains("nowhere"));
     fails(&["resume", "--ckpt", arg(dir.path())], 78);
+}
+
+#[test]
+fn stopping_before_the_first_step_logs_step_zero_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = pretrain(dir.path(), "whole", &[]);
+    let run = dir.path().join("run");
+    std::fs::create_dir(&run).unwrap();
+    std::fs::write(run.join("STOP"), "").unwrap();
+    let config = dir.path().join("tiny.toml");
+    let output = crate::support::run(&["pretrain", "--config", arg(&config), "--out", arg(&run)]);
+    assert_eq!(output.status.code(), Some(75), "{}", stderr(&output));
+    assert!(!run.join("STOP").exists());
+    ok(&["resume", "--ckpt", arg(&run)]);
+    same_run(&whole, &run);
+}
+
+#[test]
+fn a_restart_begins_with_the_weights_the_run_began_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = pretrain(dir.path(), "first", &[]);
+    let (config, run) = (dir.path().join("tiny.toml"), dir.path().join("run"));
+    ok(&["pretrain", "--config", arg(&config), "--out", arg(&run), "--init-from", arg(&first)]);
+    let before = records(&run.join("metrics.jsonl"));
+    std::fs::remove_dir_all(run.join("checkpoints")).unwrap();
+    ok(&["resume", "--ckpt", arg(&run)]);
+    assert_eq!(before, records(&run.join("metrics.jsonl")));
+    std::fs::remove_dir_all(run.join("checkpoints")).unwrap();
+    std::fs::remove_dir_all(&first).unwrap();
+    fails(&["resume", "--ckpt", arg(&run)], 74);
 }

@@ -119,7 +119,7 @@ fn join_lines(body: &str) -> String {
         joined.push_str(if open { "" } else { " " });
         joined.push_str(line);
     }
-    joined.split("//").map(str::trim).collect::<Vec<_>>().join("\n")
+    joined.split("//").map(str::trim).collect::<Vec<_>>().join(" ")
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -266,8 +266,8 @@ mod tests {
     #[test]
     fn line_breaks_and_paragraphs() {
         let rules = "story =\n  One\n  (two\n  |<three>\n  )\n  four. // Five.\n  //\n  Six.\n\nthree = 3";
-        assert!(accepts(rules, "One two four.\nFive.\nSix."));
-        assert!(accepts(rules, "One 3 four.\nFive.\nSix."));
+        assert!(accepts(rules, "One two four. Five. Six."));
+        assert!(accepts(rules, "One 3 four. Five. Six."));
     }
 
     #[test]

@@ -16,9 +16,9 @@ story =
 
 who =
   (Once there was {:trait.a}, {:mood} (boy named {hero:boy}|girl named {hero:girl}).
-  |2*({hero:boy} was {:trait.a}, {:mood} boy|{hero:girl} was {:trait.a}, {:mood} girl).
-  |3*({hero:boy}|{hero:girl}) <habit>.)( {^hero.he} had <beast> and <item>.| {^hero.he} had {:mood.a} {:animal}
-  named {pet:pet}.|)
+  |2*This is ({hero:boy}, {:trait.a}, {:mood} boy|{hero:girl}, {:trait.a}, {:mood} girl).
+  |3*Once upon a time, ({hero:boy}|{hero:girl}) <habit>.)( {^hero.he} had <beast> and <item>.| {^hero.he} had {:mood.a}
+  {:animal} named {pet:pet}.|)
 
 habit =
   ((loved|liked) {h:hobby} and {:hobby!h}

@@ -8,17 +8,16 @@
 
 /// All tables, separated by blank lines.
 pub(super) const WORDS: &str = "
-boy he:he him:him = Tom; Ben; Sam; Max; Leo; Jack; Finn; Noah; Hugo; Tim; Paul; Carl; Ned; Fred; Rob; Gus
+boy he:he him:him = Tom; Ben; Sam; Max; Leo; Jack; Finn; Noah; Hugo; Tim
 
-girl he:she him:her = Mia; Anna; Lily; Emma; Ella; Nora; Ruby; Zoe; Lucy; Kate; Ivy; Amy; Lena; Ida; Tess; Jill
+girl he:she him:her = Mia; Anna; Lily; Emma; Ella; Nora; Ruby; Zoe; Lucy; Kate
 
 pal he:he him:him =
-  Dan; Adam; Luke; Theo; Jim; Pete; Nick; Joe;
-  Sara|she|her; Jane|she|her; Sue|she|her; Maya|she|her; Cleo|she|her; Beth|she|her; Meg|she|her; Tina|she|her
+  Dan; Adam; Luke; Theo; Sara|she|her; Jane|she|her; Sue|she|her; Maya|she|her
 
 elder he:she him:her = 2*Mom; Gran; Aunt Fay; 2*Dad|he|him; Grandpa|he|him; Uncle Bob|he|him
 
-pet = Pip; Dot; Bud; Coco; Rex; Puff; Zip; Star; Fluff; Tuck; Jet; Bibi
+pet = Pip; Dot; Bud; Coco; Rex; Puff; Zip; Star
 
 animal =
   cat; dog; hen; pig; cow; fox; owl; bee; ant; goat; frog; duck; lamb; bear; crow; deer; swan; toad; mole; hare; pony;

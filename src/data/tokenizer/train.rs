@@ -39,7 +39,9 @@ pub(super) fn train<'a>(texts: impl Iterator<Item = &'a str>, vocab_size: usize)
     }
     let counts = count_words(texts)?;
     if counts.is_empty() {
-        return Err(fail(Exit::Data, "there is no text to train a tokenizer on").into());
+        return Err(fail(Exit::Data, "there is no text to train a tokenizer on")
+            .hint("give data.train files with text")
+            .into());
     }
     let trainer = BpeTrainer::builder()
         .show_progress(false)
