@@ -150,12 +150,15 @@ pub fn prepare(opts: &PrepareOptions, tok: &dyn Encode, progress: &dyn Fn(Progre
 
 /// Whether `data prepare` gives files such a name; nothing else is ever removed.
 fn ours(name: &str) -> bool {
-    let name = name.strip_prefix(files::TEMP_PREFIX).unwrap_or(name);
+    // A temporary name goes on behind the final one.
+    let (name, temporary) = name.strip_prefix(files::TEMP_PREFIX).map_or((name, false), |rest| (rest, true));
+    let is = |kind: &str, of: &str| kind == of || (temporary && kind.starts_with(&format!("{of}-")));
     let numbered = name.strip_prefix("train-").or_else(|| name.strip_prefix("val-")).and_then(|n| n.split_once('.'));
     let shard = numbered.is_some_and(|(number, kind)| {
-        number.len() >= 5 && number.bytes().all(|b| b.is_ascii_digit()) && ["npy", "docs"].contains(&kind)
+        let counted = number.len() >= 5 && number.bytes().all(|b| b.is_ascii_digit());
+        counted && (is(kind, "npy") || is(kind, "docs"))
     });
-    shard || name == QUARANTINE_FILE
+    shard || is(name, QUARANTINE_FILE)
 }
 
 /// What an interrupted run of ours has left in `out`. Refuses a directory that holds finished or foreign shards.

@@ -199,21 +199,18 @@ mod tests {
         for index in 0..1000 {
             hasher.update(Stories::new(0).story(Split::Train, index).text.as_bytes());
         }
-        assert_eq!(&hasher.finalize().to_hex()[..16], "2446740f0e2767b3", "{}", Stories::new(0).fingerprint());
+        assert_eq!(&hasher.finalize().to_hex()[..16], "96da7189bfa71b9b", "{}", Stories::new(0).fingerprint());
     }
 
     #[test]
     fn stories_are_well_formed_english_text() {
         for Story { text, .. } in sample(Split::Train, 3000) {
-            assert!(text.bytes().all(|byte| byte == b'\n' || (b' '..=b'~').contains(&byte)), "{text}");
-            for wrong in [
-                "  ", " \n", "\n ", "\n\n", " .", " ,", "..", " a a", " a e", " a i", " a o", " a u", "(", "{", "<",
-                "|",
-            ] {
+            assert!(text.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{text}");
+            for wrong in ["  ", " .", " ,", "..", " a a", " a e", " a i", " a o", " a u", "(", "{", "<", "|"] {
                 assert!(!text.contains(wrong), "`{wrong}` in {text}");
             }
             assert!(text.ends_with(['.', '!', '"']), "{text}");
-            for (at, _) in text.match_indices([' ', '\n']) {
+            for (at, _) in text.match_indices(' ') {
                 let (before, after) = (&text[..at], text[at + 1..].trim_start_matches('"'));
                 if before.ends_with(['.', '!', '?']) {
                     assert!(after.starts_with(|first: char| first.is_ascii_uppercase()), "{after} in {text}");
@@ -274,6 +271,6 @@ mod tests {
         let jackknife = (ratios.iter().map(|ratio| (ratio - mean).powi(2)).sum::<f64>() * 399.0 / 400.0).sqrt();
         let whole = floor(stories.iter());
         assert!((whole.stderr / jackknife - 1.0).abs() < 0.02, "{} {jackknife}", whole.stderr);
-        assert!((0.40..0.44).contains(&whole.bits_per_byte), "{whole:?}");
+        assert!((0.39..0.42).contains(&whole.bits_per_byte), "{whole:?}");
     }
 }

@@ -16,8 +16,7 @@
 //! `(..|..)` is a choice with optional weights, `<place>` another rule, `{hero:boy}` a random entry of the table
 //! `boy` kept in the variable `hero`, `{hero.he}` a form of that entry, `{:animal}` an entry that is not kept, `!x`
 //! an entry other than the one in `x`, `{v:x/y}` one of those in `x` and `y`, `{^hero}` a form with a capital first
-//! letter, `//` the end of a paragraph. A line break is one space, but nothing beside `//` and on the inner side of
-//! `(`, `|` and `)`.
+//! letter. A line break is one space, but nothing on the inner side of `(`, `|` and `)`.
 
 use super::grammar::{Form, Grammar, Node, NodeId, Pick, Row, Source, Table};
 
@@ -111,7 +110,7 @@ fn definitions(source: &str) -> Vec<Result<(String, String), String>> {
     rules.into_iter().map(|rule| rule.map(|(name, body)| (name, join_lines(&body)))).collect()
 }
 
-/// Turns line breaks into spaces, or into nothing where the notation says so, and `//` into an end of paragraph.
+/// Turns line breaks into spaces, or into nothing where the notation says so.
 fn join_lines(body: &str) -> String {
     let mut joined = String::new();
     for line in body.split('\n') {
@@ -119,7 +118,7 @@ fn join_lines(body: &str) -> String {
         joined.push_str(if open { "" } else { " " });
         joined.push_str(line);
     }
-    joined.split("//").map(str::trim).collect::<Vec<_>>().join(" ")
+    joined
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -264,8 +263,8 @@ mod tests {
     }
 
     #[test]
-    fn line_breaks_and_paragraphs() {
-        let rules = "story =\n  One\n  (two\n  |<three>\n  )\n  four. // Five.\n  //\n  Six.\n\nthree = 3";
+    fn line_breaks() {
+        let rules = "story =\n  One\n  (two\n  |<three>\n  )\n  four. Five.\n  Six.\n\nthree = 3";
         assert!(accepts(rules, "One two four. Five. Six."));
         assert!(accepts(rules, "One 3 four. Five. Six."));
     }
