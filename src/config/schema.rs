@@ -156,7 +156,7 @@ section! {
         tokenizer: String = Value("gpt2".into()), Any;
         /// Field of a .jsonl line that holds the text.
         text_field: String = Value("text".into()), Any;
-        /// Share of raw text held out when val is empty.
+        /// Share of the documents of raw text held out when val is empty; of few documents, the end of the text.
         val_fraction: f64 = Value(0.01), Between(0.0, 1.0);
         /// Fixes the order of the data and the text of the built-in corpus.
         seed: u64 = Value(1), Any;
@@ -271,7 +271,7 @@ section! {
 section! {
     /// Logging.
     LogConfig = "log" {
-        /// Steps between lines of the progress log; metrics.jsonl has every step.
+        /// Steps between lines of the progress log, at most one every few seconds; metrics.jsonl has every step.
         every: u64 = Value(1), AtLeast(1.0);
         /// Whether TensorBoard files are written (not available in this build).
         tensorboard: bool = Value(false), Any;

@@ -102,6 +102,9 @@ fn make_tokenizer<'a>(config: &Config, texts: impl Iterator<Item = &'a str>) -> 
 pub fn named_tokenizer(name: &str) -> Result<Tokenizer> {
     match name {
         "gpt2" => Tokenizer::gpt2(),
+        "train" => Err(fail(Exit::Config, "a tokenizer is learned by a training run, not here")
+            .hint("pretrain with data.tokenizer = \"train\", then name RUN/checkpoints/step-.../tokenizer.json")
+            .into()),
         path if Path::new(path).is_dir() => Tokenizer::from_dir(Path::new(path)),
         path => Tokenizer::from_file(Path::new(path)),
     }

@@ -56,6 +56,14 @@ impl Rows {
         self.rows == 0
     }
 
+    /// Number of tokens that are scored.
+    pub fn targets(&self) -> u64 {
+        match &self.kind {
+            Kind::Windows { targets, .. } => *targets,
+            Kind::Packed { targets, .. } => targets.iter().filter(|&&t| t != IGNORE).count() as u64,
+        }
+    }
+
     /// T, the positions of a row.
     pub fn length(&self) -> usize {
         self.length
@@ -151,6 +159,7 @@ mod tests {
         for total in 0..40u32 {
             let rows = Rows::windows(Tokens::Memory(Arc::new((0..total).collect())), 7, u64::MAX);
             assert_eq!(scored(&rows), (1..total).map(|i| (i - 1, i)).collect::<Vec<_>>());
+            assert_eq!(rows.targets(), scored(&rows).len() as u64);
         }
         let rows = Rows::windows(Tokens::Memory(Arc::new((0..40).collect())), 7, 10);
         assert_eq!(scored(&rows).len(), 10);
@@ -170,6 +179,7 @@ mod tests {
             }
         }
         assert_eq!(pairs, want);
+        assert_eq!(rows.targets(), pairs.len() as u64);
         // Documents that fit into a row are not cut.
         let (x, _) = rows.read(0, 1).unwrap();
         assert_eq!(x, [99, 1, 2, 3, 99, 4, 5, 0]);

@@ -32,5 +32,11 @@ pub mod swiglu;
 
 /// The instruction set that the CPU ops run with here.
 pub fn simd_level() -> String {
-    format!("{:?}", pulp::Arch::new())
+    let text = format!("{:?}", pulp::Arch::new());
+    match text.split('(').next().unwrap_or_default() {
+        "V4" => "AVX-512".into(),
+        "V3" => "AVX2 and FMA".into(),
+        "Scalar" => "baseline".into(),
+        other => other.to_string(),
+    }
 }

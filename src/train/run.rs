@@ -7,6 +7,7 @@ use crate::checkpoint::{self, Retention};
 use crate::config::Config;
 use crate::data::corpus::Corpus;
 use crate::data::loader::Loader;
+use crate::data::rows::Rows;
 use crate::eval::{ByteLengths, score};
 use crate::metrics::{Console, Events, MetricsLog, Progress, Record, SampleLog, SampleRecord, Train, Val, ascii_plot};
 use crate::runtime::error::{Exit, fail, note};
@@ -17,6 +18,9 @@ use anyhow::Result;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+
+/// Fewer validation tokens than this make a noisy number.
+const FEW_TARGETS: u64 = 2000;
 
 /// The logs of a run, open for writing.
 pub struct Logs {
@@ -42,7 +46,7 @@ pub struct Run {
     progress: Progress,
     console: Console,
     stop: StopRequests,
-    /// Validation losses of this attempt, for the plot at the end.
+    /// Validation losses, for the plot at the end.
     curve: Vec<(f64, f64)>,
     saved_step: Option<u64>,
     _held: Lock,
@@ -67,7 +71,7 @@ impl Run {
         let (lengths, fingerprint) = (ByteLengths::new(&corpus.tokenizer), corpus.fingerprint()?);
         let stop = StopRequests::listen(dir)?;
         let saved_step = resumed.then_some(state.counters.step);
-        let curve = Vec::new();
+        let curve = if resumed { validation_curve(dir)? } else { Vec::new() };
         let dir = dir.to_path_buf();
         Ok(Self {
             config,
@@ -190,7 +194,7 @@ impl Run {
             tokens: result.tokens,
             floor_bits_per_byte: self.corpus.floor.map(|f| f.bits_per_byte),
         };
-        self.curve.push((val.step as f64, if val.bits_per_byte.is_finite() { val.bits_per_byte } else { val.loss }));
+        self.curve.push(point(&val));
         self.progress.val(&val);
         self.logs.metrics.append(&Record::Val(val))?;
         self.progress.interruption("validation", self.config.eval.every, begun.elapsed());
@@ -281,9 +285,13 @@ impl Run {
                 floor.bits_per_byte, floor.stderr, floor.stories
             );
         }
-        if self.corpus.val.is_none() {
-            lines += "\nno validation split: give data.val, or a directory with val shards";
-        }
+        lines += &match self.corpus.val.as_ref().map(Rows::targets) {
+            None => "\nno validation split: give data.val, or a directory with val shards".into(),
+            Some(n) if n < FEW_TARGETS => format!(
+                "\nwarning: only {n} validation tokens, their loss says little: give data.val or raise data.val_fraction"
+            ),
+            Some(n) => format!("\n{} validation tokens", crate::metrics::count(n)),
+        };
         let at = self.state.counters.step;
         let verb = match at {
             0 => "starting".into(),
@@ -306,8 +314,23 @@ impl Run {
             let title = if self.lengths.known() { "validation loss, bits per byte" } else { "validation loss" };
             note(&ascii_plot(&self.curve, 72, 16, floor, title));
         }
+        if !self.console.quiet {
+            let dir = self.dir.display();
+            note(&format!("done: {} steps. Try: llama-lite sample --ckpt {dir}", crate::metrics::count(step)));
+        }
         Ok(())
     }
+}
+
+/// A validation as the plot shows it.
+fn point(val: &Val) -> (f64, f64) {
+    (val.step as f64, if val.bits_per_byte.is_finite() { val.bits_per_byte } else { val.loss })
+}
+
+/// The validations that the run has logged so far.
+fn validation_curve(dir: &Path) -> Result<Vec<(f64, f64)>> {
+    let records = crate::metrics::read(&dir.join("metrics.jsonl"))?;
+    Ok(records.iter().filter_map(|r| if let Record::Val(val) = r { Some(point(val)) } else { None }).collect())
 }
 
 /// JSON has no other numbers.
