@@ -21,7 +21,8 @@
 //! | `cli`, `commands` | everything; nothing uses them |
 //!
 //! Invariants: `ops` knows no Llama; `model` does no I/O and knows no optimizer; only `runtime::files` writes files; `unsafe` only in
-//! `ops`; stdout is for data, all else goes to stderr; no iteration over hash maps; results do not depend on the number of threads. `tests/tidy.rs` holds the code to these.
+//! `ops`; stdout is for data, all else goes to stderr; no iteration over hash maps; results do not depend on the number of
+//! threads. `tests/tidy.rs` holds the code to these.
 
 pub mod checkpoint;
 pub mod cli;
