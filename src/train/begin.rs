@@ -1,7 +1,7 @@
 //! How a run begins: `pretrain` makes a fresh state in a new run directory, `resume` continues one from its newest good checkpoint or
 //! from one named. From there on both are the same [`Run`].
 
-use super::run::{Logs, Run};
+use super::run::{Logs, Parts, Run};
 use super::state::{Saved, State, VERSION};
 use crate::checkpoint::{self, Opened};
 use crate::config::{Change, Config};
@@ -38,14 +38,6 @@ pub fn pretrain(mut config: Config, out: &Path, init_from: Option<&Path>, consol
     start(parts, out, held, events, 1, console, false)
 }
 
-/// What a run is made of before it has a directory.
-struct Parts {
-    config: Config,
-    corpus: Corpus,
-    loader: Loader,
-    state: State,
-}
-
 fn fresh_parts(mut config: Config, init_from: Option<&Path>, console: Console) -> Result<(Parts, Option<Opened>)> {
     check_machine(&config)?;
     let source = init_from.map(Opened::open).transpose()?;
@@ -61,7 +53,8 @@ fn fresh_parts(mut config: Config, init_from: Option<&Path>, console: Console) -
     config.data.stories = corpus.stories.or(config.data.stories);
     let loader = make_loader(&config, &corpus)?;
     let state = State::fresh(&config, source.as_ref())?;
-    Ok((Parts { config, corpus, loader, state }, source))
+    let fingerprint = corpus.fingerprint()?;
+    Ok((Parts { config, corpus, loader, state, fingerprint }, source))
 }
 
 fn make_loader(config: &Config, corpus: &Corpus) -> Result<Loader> {
@@ -100,7 +93,8 @@ pub fn resume(ckpt: &Path, sets: &[String], console: Console) -> Result<()> {
     check_machine(&config)?;
     say(console, "preparing the data ...");
     let corpus = Corpus::open(&config, Some(Tokenizer::from_dir(&source.dir)?))?;
-    if corpus.fingerprint()? != saved.data_fingerprint && !config.data.accept_change {
+    let fingerprint = corpus.fingerprint()?;
+    if fingerprint != saved.data_fingerprint && !config.data.accept_change {
         return Err(fail(Exit::Data, "the training or validation data are not those the run began with")
             .hint("restore them, or go on with the new ones: --set data.accept_change=true")
             .into());
@@ -119,7 +113,7 @@ pub fn resume(ckpt: &Path, sets: &[String], console: Console) -> Result<()> {
         "resume",
         json!({"attempt": attempt, "step": step, "from": from, "changes": changes, "build": super::identity()}),
     )?;
-    start(Parts { config, corpus, loader, state }, &run_dir, held, events, attempt, console, true)
+    start(Parts { config, corpus, loader, state, fingerprint }, &run_dir, held, events, attempt, console, true)
 }
 
 fn start(
@@ -131,11 +125,10 @@ fn start(
     console: Console,
     resumed: bool,
 ) -> Result<()> {
-    let Parts { config, corpus, loader, state } = parts;
-    let resume_step = resumed.then_some(state.counters.step);
+    let resume_step = resumed.then_some(parts.state.counters.step);
     let logs =
         Logs { metrics: MetricsLog::open(dir, resume_step)?, samples: SampleLog::open(dir, resume_step)?, events };
-    Run::new(config, dir, held, corpus, loader, state, logs, attempt, console, resumed)?.train()
+    Run::new(parts, dir, held, logs, attempt, console, resumed)?.train()
 }
 
 /// A run that was stopped before its first checkpoint: from its beginning again, with the weights it began with.

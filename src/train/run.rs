@@ -32,6 +32,20 @@ pub struct Logs {
     pub events: Events,
 }
 
+/// What a run is made of before it has a directory.
+pub struct Parts {
+    /// Its resolved configuration.
+    pub config: Config,
+    /// Its data.
+    pub corpus: Corpus,
+    /// The order of its training sequences.
+    pub loader: Loader,
+    /// Where it stands.
+    pub state: State,
+    /// Of the corpus: computed once, because it may read all shards.
+    pub fingerprint: String,
+}
+
 /// A run in progress: the only writer of its directory.
 pub struct Run {
     config: Config,
@@ -54,21 +68,18 @@ pub struct Run {
 
 impl Run {
     /// A run whose directory is locked by `held`; `resumed` if its state is that of a checkpoint of it.
-    #[allow(clippy::too_many_arguments)]
     pub fn new(
-        config: Config,
+        parts: Parts,
         dir: &Path,
         held: Lock,
-        corpus: Corpus,
-        loader: Loader,
-        state: State,
         logs: Logs,
         attempt: u64,
         console: Console,
         resumed: bool,
     ) -> Result<Self> {
+        let Parts { config, corpus, loader, state, fingerprint } = parts;
         let progress = Progress::new(console, state.counters.step, config.train.steps, config.log.every);
-        let (lengths, fingerprint) = (ByteLengths::new(&corpus.tokenizer), corpus.fingerprint()?);
+        let lengths = ByteLengths::new(&corpus.tokenizer);
         let stop = StopRequests::listen(dir)?;
         let saved_step = resumed.then_some(state.counters.step);
         let curve = if resumed { validation_curve(dir)? } else { Vec::new() };
