@@ -22,6 +22,7 @@ use crate::runtime::error::{Exit, Failure, fail};
 
 mod append;
 mod dir;
+mod growing;
 pub(crate) mod fault;
 mod lock;
 #[cfg(test)]
@@ -29,6 +30,7 @@ mod tests;
 
 pub use append::{Appender, append_log, truncate_file_atomic};
 pub use dir::{DirTxn, TxnFile, create_dirs, remove_tree, rename_durable};
+pub use growing::Growing;
 pub use lock::{Lock, lock};
 
 use fault::step;
