@@ -168,6 +168,18 @@ impl Field for String {
     }
 }
 
+impl Field for Vec<f64> {
+    const TYPE: &'static str = "list of numbers";
+
+    fn read(value: &Raw) -> Option<Self> {
+        if let Raw::List(items) = value { list(items) } else { None }
+    }
+
+    fn write(&self) -> Option<String> {
+        Some(format!("{self:?}"))
+    }
+}
+
 impl Field for Vec<String> {
     const TYPE: &'static str = "list of strings";
 

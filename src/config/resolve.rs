@@ -199,6 +199,19 @@ impl Rules<'_> {
                 })
             });
         }
+        self.rule(&["data.weights", "data.train"], || {
+            let (weights, entries) = (data.weights.len(), data.train.len());
+            (weights > 0 && weights != entries).then(|| {
+                broken(
+                    format!("has {weights} numbers for {entries} entries"),
+                    "give each entry of data.train its share",
+                )
+            })
+        });
+        self.rule(&["data.text_separator"], || {
+            let empty = data.text_separator.as_ref().is_some_and(String::is_empty);
+            empty.then(|| broken("is empty", "remove it, or write the string between documents"))
+        });
         self.rule(&["data.stories", "data.source"], || {
             (data.stories.is_some() && data.source.is_none()).then(|| {
                 broken("has no effect without the built-in corpus", "set data.source = \"stories\" or remove it")

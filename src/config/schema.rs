@@ -147,21 +147,28 @@ section! {
     DataConfig = "data" {
         /// Built-in corpus, instead of train: "stories" writes its own text and knows its exact entropy.
         source: Option<String> = Derived("none"), Choice(&["stories"]);
-        /// Training data: text (.txt, .jsonl), token shards, globs of them, or one prepared directory.
+        /// Training data: text (.txt, .jsonl, .json, .parquet, plain or .gz or .zst), token shards, directories or globs
+        /// of them.
         train: Vec<String> = Value(Vec::new()), Any;
+        /// Shares in which the entries of train are mixed, one number each; empty = every token once per pass.
+        weights: Vec<f64> = Value(Vec::new()), AboveTo(0.0, 1e9);
         /// Validation data, as train; when empty, the val shards of a prepared directory or val_fraction of raw text.
         val: Vec<String> = Value(Vec::new()), Any;
         /// "gpt2" (built in), "train" (a byte-level BPE of model.vocab_size ids learned from the run's own text), or
         /// the path of a tokenizer.json.
         tokenizer: String = Value("gpt2".into()), Any;
-        /// Field of a .jsonl line that holds the text.
+        /// Field of a record, or column of a .parquet file, that holds the text.
         text_field: String = Value("text".into()), Any;
+        /// String that separates the documents of a .txt file; without one a file is one document.
+        text_separator: Option<String> = Derived("none"), Any;
         /// Share of the documents of raw text held out when val is empty; of few documents, the end of the text.
         val_fraction: f64 = Value(0.01), Between(0.0, 1.0);
         /// Fixes the order of the data and the text of the built-in corpus.
         seed: u64 = Value(1), Any;
         /// Whether training windows are shuffled; false reads them in file order.
         shuffle: bool = Value(true), Any;
+        /// Whether attention and positions stay inside a document; false lets a window be one context.
+        document_mask: bool = Value(false), Any;
         /// Whether a resume may go on although the data differ from those the run began with.
         accept_change: bool = Value(false), Any;
         /// Number of training stories of the built-in corpus.

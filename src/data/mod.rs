@@ -2,18 +2,24 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `corpus.rs` | what a configuration's `[data]` means: tokenizer, training tokens, validation rows, floor |
+//! | `corpus.rs`, `corpus/` | what a configuration's `[data]` means: tokenizer, training tokens, validation rows, floor |
 //! | `loader.rs` | training sequences: batch = f(seed, step) |
+//! | `prefetch.rs` | the next step's sequences, read while this one is computed |
+//! | `mixture.rs` | several sources by weight |
+//! | `boundary.rs` | where documents begin in a stream of tokens |
 //! | `rows.rs` | validation rows: every token predicted exactly once |
 //! | `order.rs` | the keyed permutation and the hash chain |
 //! | `stories.rs` | the built-in corpus and its exact entropy |
 //! | `tokenizer.rs` | GPT-2's, trained and loaded tokenizers |
 //! | `prepare.rs`, `shards.rs`, `npy.rs` | text files to token shards, and reading them |
 
+pub mod boundary;
 pub mod corpus;
 pub mod loader;
+pub mod mixture;
 pub mod npy;
 pub mod order;
+pub mod prefetch;
 pub mod prepare;
 pub mod rows;
 pub mod shards;
@@ -38,6 +44,14 @@ impl Tokens {
         match self {
             Self::Memory(ids) => ids.len() as u64,
             Self::Shards(set, _) => set.total_tokens(),
+        }
+    }
+
+    /// Whether the separator ends documents instead of beginning them.
+    pub fn separator_after(&self) -> bool {
+        match self {
+            Self::Memory(_) => false,
+            Self::Shards(set, _) => set.separator_after(),
         }
     }
 

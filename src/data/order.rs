@@ -20,6 +20,9 @@ const ROUNDS: usize = 8;
 /// At least this many bits per half: with less, the network reaches few of the permutations of a small corpus.
 const MIN_HALF_BITS: u32 = 4;
 
+/// Purpose of the permutation; a change of it changes the data of every run.
+const ORDER: &str = "llama-lite data order v1";
+
 /// The order in which the windows of a corpus are visited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Order {
@@ -53,21 +56,23 @@ impl Order {
         if !self.shuffle {
             return (epoch, index);
         }
-        (epoch, Permutation::new(self.n, self.seed, epoch).apply(index))
+        (epoch, Permutation::new(ORDER, self.n, self.seed, epoch).apply(index))
     }
 }
 
-/// A permutation of `0..n` keyed by (seed, epoch).
-struct Permutation {
+/// A permutation of `0..n` keyed by (purpose, seed, epoch).
+#[derive(Clone, Debug)]
+pub(super) struct Permutation {
     n: u64,
     half_bits: u32,
     keys: [u64; ROUNDS],
 }
 
 impl Permutation {
-    fn new(n: u64, seed: u64, epoch: u64) -> Self {
+    /// `purpose` is a key of its own: equal seeds give unrelated permutations for different ones.
+    pub(super) fn new(purpose: &str, n: u64, seed: u64, epoch: u64) -> Self {
         let bits = u64::BITS - (n - 1).leading_zeros();
-        let mut hasher = blake3::Hasher::new_derive_key("llama-lite data order v1");
+        let mut hasher = blake3::Hasher::new_derive_key(purpose);
         hasher.update(&seed.to_le_bytes()).update(&epoch.to_le_bytes());
         let mut stream = hasher.finalize_xof();
         let keys = std::array::from_fn(|_| {
@@ -80,7 +85,7 @@ impl Permutation {
 
     /// Ends because the network is a bijection: from `index < n` its cycle comes back to a value below `n`, at the
     /// latest to `index` itself. Fewer than 4 steps on average from 65 windows on, as the domain is less than 4 n.
-    fn apply(&self, index: u64) -> u64 {
+    pub(super) fn apply(&self, index: u64) -> u64 {
         let mut x = self.encipher(index);
         while x >= self.n {
             x = self.encipher(x);
@@ -165,7 +170,7 @@ mod tests {
     #[test]
     fn every_epoch_visits_every_window_once() {
         for n in (1..2000).chain([(1 << 16) - 1, 1 << 16, (1 << 16) + 1, 100_003]) {
-            let permutation = Permutation::new(n, n ^ 5, n % 3);
+            let permutation = Permutation::new(ORDER, n, n ^ 5, n % 3);
             let windows: Vec<_> = (0..n).map(|i| permutation.apply(i)).collect();
             assert!(is_permutation(&windows), "n = {n}");
         }

@@ -1,6 +1,7 @@
 //! Validation rows: a FIXED set of tokens, each predicted exactly once, whatever the batch size.
 
 use super::Tokens;
+use super::boundary::Boundary;
 use anyhow::Result;
 
 /// The target of a position that is not scored.
@@ -14,6 +15,8 @@ pub struct Rows {
     rows: usize,
     /// UTF-8 bytes behind the targets, where known as a whole.
     pub text_bytes: Option<u64>,
+    /// How documents are told apart, if attention is to stay inside them.
+    pub boundary: Option<Boundary>,
 }
 
 #[derive(Clone, Debug)]
@@ -31,7 +34,7 @@ impl Rows {
         let targets = tokens.total().saturating_sub(1).min(limit);
         let length = length.min(targets.max(1) as usize);
         let rows = targets.div_ceil(length as u64) as usize;
-        Self { kind: Kind::Windows { tokens, targets }, length, rows, text_bytes: None }
+        Self { kind: Kind::Windows { tokens, targets }, length, rows, text_bytes: None, boundary: None }
     }
 
     /// Rows of whole documents: `separator`, document, `separator`, ... A document longer than a row goes on in the next.
@@ -43,7 +46,7 @@ impl Rows {
         packer.pad();
         let rows = packer.inputs.len() / length;
         let kind = Kind::Packed { inputs: packer.inputs, targets: packer.targets };
-        Self { kind, length, rows, text_bytes: None }
+        Self { kind, length, rows, text_bytes: None, boundary: None }
     }
 
     /// Number of rows.

@@ -95,6 +95,11 @@ impl ShardSet {
         self.tokenizer.as_ref()
     }
 
+    /// Whether the separator ends documents instead of beginning them, as it does without a manifest.
+    pub fn separator_after(&self) -> bool {
+        false
+    }
+
     /// Fills `out` with the tokens from `start` on, across shard borders.
     ///
     /// # Errors

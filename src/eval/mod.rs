@@ -1,9 +1,11 @@
 //! Evaluation: the loss of a model on a fixed set of rows, in nats per token and bits per byte.
 
+use crate::data::boundary::Boundary;
 use crate::data::rows::{self, Rows};
 use crate::data::tokenizer::Tokenizer;
 use crate::model::Llama;
 use crate::ops::cross_entropy;
+use crate::ops::segments::Segments;
 use anyhow::Result;
 use candle_core::{Device, Tensor};
 use std::f64::consts::LN_2;
@@ -53,6 +55,15 @@ impl ByteLengths {
     }
 }
 
+/// The documents of `inputs`, rows of `length`, if they are to be kept apart.
+///
+/// # Errors
+/// None that a boundary can cause.
+pub fn segments(inputs: &[u32], length: usize, boundary: Option<Boundary>) -> Result<Option<Segments>> {
+    let starts = |b: Boundary| inputs.chunks_exact(length).flat_map(|row| b.starts(row)).collect();
+    Ok(boundary.map(|b| Segments::new(starts(b), length)).transpose()?)
+}
+
 /// Scores all `rows`, `batch` at a time; the result does not depend on `batch` beyond rounding. `done` hears the rows so far.
 ///
 /// # Errors
@@ -70,9 +81,10 @@ pub fn score(
         let (inputs, targets) = rows.read(first, count)?;
         tokens += targets.iter().filter(|&&t| t != rows::IGNORE).count() as u64;
         bytes = bytes.zip(lengths.count(&targets)).map(|(a, b)| a + b);
+        let segments = segments(&inputs, rows.length(), rows.boundary)?;
         let inputs = Tensor::from_vec(inputs, (count, rows.length()), &Device::Cpu)?;
         let n = targets.len();
-        let losses = model.losses(&inputs, &Tensor::from_vec(targets, n, &Device::Cpu)?)?;
+        let losses = model.losses(&inputs, &Tensor::from_vec(targets, n, &Device::Cpu)?, segments.as_ref())?;
         nats += losses.to_vec1::<f32>()?.iter().map(|&x| x as f64).sum::<f64>();
         done(first + count);
     }

@@ -13,6 +13,7 @@ use crate::ops::attention::{Heads, attention, attention_backward, attention_cach
 use crate::ops::linear::{linear, linear_backward};
 use crate::ops::rms_norm::{Normed, add_rms_norm, rms_norm_backward, rms_norm_recompute};
 use crate::ops::rope::{Rope, rope, rope_backward};
+use crate::ops::segments::Places;
 use crate::ops::swiglu::{swiglu, swiglu_backward};
 use candle_core::{Result, Tensor};
 
@@ -53,13 +54,13 @@ impl Block {
     }
 
     /// The stream above this block, and what backward will need.
-    pub fn forward(&self, stream: Stream, tables: &Rope) -> Result<(Stream, Saved)> {
+    pub fn forward(&self, stream: Stream, tables: &Rope, places: Places) -> Result<(Stream, Saved)> {
         let w = &self.weights;
         let Normed { h: x, y: n1, rstd: rstd1 } =
             add_rms_norm(&stream.h, stream.branch.as_ref(), &w.input_layernorm, self.eps)?;
         let qkv = linear(&n1, &w.qkv_proj)?;
-        rope(&qkv, tables, self.rotated(), 0)?;
-        let (attn, lse) = attention(&qkv, self.heads)?;
+        rope(&qkv, tables, self.rotated(), places)?;
+        let (attn, lse) = attention(&qkv, self.heads, places.segments())?;
         let o = linear(&attn, &w.o_proj)?;
         let Normed { h, y: n2, rstd: rstd2 } = add_rms_norm(&x, Some(&o), &w.post_attention_layernorm, self.eps)?;
         let gate_up = linear(&n2, &w.gate_up_proj)?;
@@ -69,7 +70,13 @@ impl Block {
     }
 
     /// From the gradient of the stream above to that of the stream below; accumulates the weights' gradients into `grads`.
-    pub fn backward(&self, saved: Saved, dy: Tensor, tables: &Rope, grads: &BlockWeights) -> Result<Tensor> {
+    pub fn backward(
+        &self,
+        saved: Saved,
+        dy: Tensor,
+        (tables, places): (&Rope, Places),
+        grads: &BlockWeights,
+    ) -> Result<Tensor> {
         let w = &self.weights;
         let Saved { x, rstd1, qkv, attn, lse, h, rstd2, gate_up } = saved;
 
@@ -84,9 +91,9 @@ impl Block {
         drop((dn2, h, dy));
 
         let dattn = linear_backward(&dh, &attn, &w.o_proj, &grads.o_proj)?;
-        let dqkv = attention_backward(&qkv, &attn, &lse, &dattn, self.heads)?;
+        let dqkv = attention_backward(&qkv, &attn, &lse, &dattn, self.heads, places.segments())?;
         drop((qkv, attn, dattn));
-        rope_backward(&dqkv, tables, self.rotated(), 0)?;
+        rope_backward(&dqkv, tables, self.rotated(), places)?;
         let n1 = rms_norm_recompute(&x, &rstd1, &w.input_layernorm)?;
         let dn1 = linear_backward(&dqkv, &n1, &w.qkv_proj, &grads.qkv_proj)?;
         rms_norm_backward(&dn1, &x, &rstd1, &w.input_layernorm, Some(&dh), &grads.input_layernorm)
@@ -98,7 +105,7 @@ impl Block {
         let start = cache.len();
         let Normed { h: x, y: n1, .. } = add_rms_norm(&stream.h, stream.branch.as_ref(), &w.input_layernorm, self.eps)?;
         let qkv = linear(&n1, &w.qkv_proj)?;
-        rope(&qkv, tables, self.rotated(), start)?;
+        rope(&qkv, tables, self.rotated(), Places::From(start))?;
         let (q_width, kv_width) = (self.heads.out(), self.heads.kv * self.heads.dim);
         let q = qkv.narrow(2, 0, q_width)?;
         cache.append(&qkv.narrow(2, q_width, kv_width)?, &qkv.narrow(2, q_width + kv_width, kv_width)?)?;

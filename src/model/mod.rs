@@ -23,6 +23,7 @@ use crate::ops::embedding::{embedding, embedding_backward};
 use crate::ops::linear::linear;
 use crate::ops::rms_norm::{Normed, add_rms_norm, rms_norm_backward};
 use crate::ops::rope::Rope;
+use crate::ops::segments::{Places, Segments};
 use block::{Block, Stream};
 use candle_core::{Result, Tensor, bail};
 use kv_cache::KvCache;
@@ -55,12 +56,21 @@ impl Llama {
 
     /// Losses of every position (b·t), and the gradients of `scale · Σ losses` ADDED to `grads`.
     ///
-    /// `inputs` (b, t) u32; `targets` (b·t) u32, [`IGNORE`](crate::ops::cross_entropy::IGNORE) where nothing is trained.
-    pub fn loss_and_backward(&self, inputs: &Tensor, targets: &Tensor, scale: f32, grads: &Weights) -> Result<Tensor> {
+    /// `inputs` (b, t) u32; `targets` (b·t) u32, [`IGNORE`](crate::ops::cross_entropy::IGNORE) where nothing is trained; a row
+    /// is one context, or several documents apart from each other as `segments` says.
+    pub fn loss_and_backward(
+        &self,
+        inputs: &Tensor,
+        targets: &Tensor,
+        segments: Option<&Segments>,
+        scale: f32,
+        grads: &Weights,
+    ) -> Result<Tensor> {
+        let places = Places::of(segments);
         let mut saved = Vec::with_capacity(self.blocks.len());
         let mut stream = self.embed(inputs)?;
         for block in &self.blocks {
-            let (above, s) = block.forward(stream, &self.rope)?;
+            let (above, s) = block.forward(stream, &self.rope, places)?;
             saved.push(s);
             stream = above;
         }
@@ -72,21 +82,21 @@ impl Llama {
         let mut dx = rms_norm_backward(&dy, &h, &rstd, &self.weights.norm, None, &grads.norm)?;
         drop((h, y, rows, dy));
         for ((block, s), grads) in self.blocks.iter().zip(saved).zip(&grads.blocks).rev() {
-            dx = block.backward(s, dx, &self.rope, grads)?;
+            dx = block.backward(s, dx, (&self.rope, places), grads)?;
         }
         embedding_backward(inputs, &dx, &grads.embed_tokens)?;
         Ok(losses)
     }
 
     /// Losses of every position (b·t), without gradients and without saving activations.
-    pub fn losses(&self, inputs: &Tensor, targets: &Tensor) -> Result<Tensor> {
-        let hidden = self.hidden(inputs)?.flatten_to(1)?;
+    pub fn losses(&self, inputs: &Tensor, targets: &Tensor, segments: Option<&Segments>) -> Result<Tensor> {
+        let hidden = self.hidden(inputs, Places::of(segments))?.flatten_to(1)?;
         cross_entropy(&hidden, &self.weights.lm_head, targets)
     }
 
     /// Logits of every position (b, t, v): for tests and small inputs; training and evaluation never hold them.
     pub fn logits(&self, inputs: &Tensor) -> Result<Tensor> {
-        linear(&self.hidden(inputs)?, &self.weights.lm_head)
+        linear(&self.hidden(inputs, Places::From(0))?, &self.weights.lm_head)
     }
 
     /// Feeds `inputs` (b, t) after what the cache holds; logits (b, v) of the last position.
@@ -105,10 +115,10 @@ impl Llama {
     }
 
     /// Normed output of the last block (b, t, c).
-    fn hidden(&self, inputs: &Tensor) -> Result<Tensor> {
+    fn hidden(&self, inputs: &Tensor, places: Places) -> Result<Tensor> {
         let mut stream = self.embed(inputs)?;
         for block in &self.blocks {
-            stream = block.forward(stream, &self.rope)?.0;
+            stream = block.forward(stream, &self.rope, places)?.0;
         }
         Ok(self.final_norm(&stream)?.y)
     }
@@ -163,7 +173,7 @@ pub(crate) mod tests {
     }
 
     fn mean_loss(model: &Llama, inputs: &Tensor, targets: &Tensor) -> f64 {
-        let losses = model.losses(inputs, targets).unwrap().to_vec1::<f32>().unwrap();
+        let losses = model.losses(inputs, targets, None).unwrap().to_vec1::<f32>().unwrap();
         losses.iter().map(|&x| x as f64).sum::<f64>() / losses.len() as f64
     }
 
@@ -174,7 +184,7 @@ pub(crate) mod tests {
             let (inputs, targets) = batch(2, 9, 33);
             let flat_grads = model.layout.zeros(&Device::Cpu).unwrap();
             let grads = Weights::views(&flat_grads, &model.config, &model.layout).unwrap();
-            model.loss_and_backward(&inputs, &targets, 1.0 / 18.0, &grads).unwrap();
+            model.loss_and_backward(&inputs, &targets, None, 1.0 / 18.0, &grads).unwrap();
             let g = flat_grads.to_vec1::<f32>().unwrap();
             let w = model.flat.to_vec1::<f32>().unwrap();
             // The direction of the gradient itself inside each tensor: the derivative along it is its norm.
@@ -226,7 +236,7 @@ pub(crate) mod tests {
                 let n = 4 / parts;
                 let x = inputs.narrow(0, i * n, n).unwrap().contiguous().unwrap();
                 let y = targets.narrow(0, i * n * 8, n * 8).unwrap();
-                model.loss_and_backward(&x, &y, 1.0 / 32.0, &grads).unwrap();
+                model.loss_and_backward(&x, &y, None, 1.0 / 32.0, &grads).unwrap();
             }
             flat
         };
@@ -236,6 +246,46 @@ pub(crate) mod tests {
         }
         let none = Tensor::full(IGNORE, 32, &Device::Cpu).unwrap();
         assert!(run(2, &none).to_vec1::<f32>().unwrap().iter().all(|&g| g == 0.0));
+    }
+
+    /// Losses and gradients of documents in one row with segments are those of the documents in rows of their own.
+    #[test]
+    fn documents_kept_apart_are_documents_alone() {
+        use crate::ops::cross_entropy::IGNORE;
+        let model = model(&tiny(false));
+        let ids: Vec<u32> = (0..13).map(|i| (i * i * 5 + 2) % 33).collect();
+        let lengths = [5usize, 1, 6];
+        let run = |rows: &[std::ops::Range<usize>], starts: Option<Vec<u32>>| {
+            let width = rows.iter().map(|r| r.len()).max().unwrap();
+            let (mut x, mut y) = (Vec::new(), Vec::new());
+            for r in rows {
+                x.extend(ids[r.clone()].iter().copied().chain(std::iter::repeat_n(0, width - r.len())));
+                y.extend(
+                    ids[r.start + 1..r.end + 1].iter().copied().chain(std::iter::repeat_n(IGNORE, width - r.len())),
+                );
+            }
+            let n = y.len();
+            let inputs = Tensor::from_vec(x, (rows.len(), width), &Device::Cpu).unwrap();
+            let targets = Tensor::from_vec(y, n, &Device::Cpu).unwrap();
+            let segments = starts.map(|starts| Segments::new(starts, width).unwrap());
+            let flat = model.layout.zeros(&Device::Cpu).unwrap();
+            let grads = Weights::views(&flat, &model.config, &model.layout).unwrap();
+            let losses = model.loss_and_backward(&inputs, &targets, segments.as_ref(), 1.0, &grads).unwrap();
+            let alone = model.losses(&inputs, &targets, segments.as_ref()).unwrap();
+            assert!(crate::ops::selftest::difference(&alone, &losses).unwrap() < 1e-6);
+            (losses.sum_all().unwrap().to_scalar::<f32>().unwrap(), flat)
+        };
+        let mut at = 0;
+        let apart = lengths.map(|n| {
+            at += n;
+            at - n..at
+        });
+        let starts = apart.iter().flat_map(|r| std::iter::repeat_n(r.start as u32, r.len())).collect();
+        let (packed, alone) = (run(&[0..12], Some(starts)), run(&apart, None));
+        assert!((packed.0 / alone.0 - 1.0).abs() < 1e-5, "{} {}", packed.0, alone.0);
+        assert!(crate::ops::selftest::difference(&packed.1, &alone.1).unwrap() < 1e-5);
+        let one_context = run(&[0..12], None);
+        assert!((one_context.0 / alone.0 - 1.0).abs() > 1e-3);
     }
 
     #[test]
@@ -252,7 +302,7 @@ pub(crate) mod tests {
             pool.install(|| {
                 let flat = model.layout.zeros(&Device::Cpu).unwrap();
                 let grads = Weights::views(&flat, &config, &model.layout).unwrap();
-                let losses = model.loss_and_backward(&inputs, &targets, 1.0, &grads).unwrap();
+                let losses = model.loss_and_backward(&inputs, &targets, None, 1.0, &grads).unwrap();
                 (losses.to_vec1::<f32>().unwrap(), flat.to_vec1::<f32>().unwrap())
             })
         };

@@ -5,12 +5,15 @@
 //! `δ = rowsum(dO · O)`: `dV = Pᵀ dO`, `dS = P · (dO Vᵀ - δ) / √d`, `dQ = dS K`, `dK = dSᵀ Q`.
 //!
 //! A block is 64 queries against all keys they see: the softmax of a block is exact in one pass, and the buffer is 64 x T per thread.
+//! With [`Segments`] a query sees the keys of its own document only, and a block begins at its first query's.
 //! One task owns one key/value head of one sequence, so `dK` and `dV` gather their sums in the order of heads and blocks.
 
 use super::cpu::{self, SharedMut};
 use super::gemm::{Into, Mat, matmul_at};
+use super::segments::Segments;
 use candle_core::{D, DType, Result, Tensor, bail};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Queries per block.
 const BLOCK: usize = 64;
@@ -55,7 +58,7 @@ impl Heads {
 }
 
 /// The same in candle's differentiable primitives, with the whole score matrix.
-pub fn reference(qkv: &Tensor, heads: Heads) -> Result<Tensor> {
+pub fn reference(qkv: &Tensor, heads: Heads, segments: Option<&Segments>) -> Result<Tensor> {
     let (b, t) = heads.check("attention reference", qkv)?;
     let part = |from: usize, n: usize| -> Result<Tensor> {
         let x = qkv.narrow(2, from * heads.dim, n * heads.dim)?.reshape((b, t, n, heads.dim))?.transpose(1, 2)?;
@@ -65,8 +68,11 @@ pub fn reference(qkv: &Tensor, heads: Heads) -> Result<Tensor> {
     };
     let (q, k, v) = (part(0, heads.q)?, part(heads.q, heads.kv)?, part(heads.q + heads.kv, heads.kv)?);
     let scores = (q.matmul(&k.transpose(2, 3)?.contiguous()?)? * heads.scale() as f64)?;
-    let mask: Vec<f32> = (0..t * t).map(|i| if i % t > i / t { f32::NEG_INFINITY } else { 0.0 }).collect();
-    let scores = scores.broadcast_add(&Tensor::from_vec(mask, (t, t), qkv.device())?)?;
+    let hidden = |sequence: usize, query: usize, key: usize| {
+        key > query || segments.is_some_and(|s| key < s.row(sequence)[query] as usize)
+    };
+    let mask = (0..b * t * t).map(|i| if hidden(i / (t * t), i / t % t, i % t) { f32::NEG_INFINITY } else { 0.0 });
+    let scores = scores.broadcast_add(&Tensor::from_vec(mask.collect::<Vec<_>>(), (b, 1, t, t), qkv.device())?)?;
     let shifted = scores.broadcast_sub(&scores.detach().max_keepdim(D::Minus1)?)?.exp()?;
     let p = shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)?;
     p.matmul(&v)?.transpose(1, 2)?.reshape((b, t, heads.out()))
@@ -91,24 +97,51 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Fills `p` (rows x keys) with the unnormalised probabilities of queries `first..first + rows`, which stand at position
-/// `offset + query`; gives each row's maximum and sum to `row_done`. Entries beyond a row's own position become 0.
-fn block_softmax(
-    p: &mut [f32],
-    q: Rows,
-    k: Rows,
-    scale: f32,
-    (first, rows, keys, offset): (usize, usize, usize, usize),
-    mut row_done: impl FnMut(usize, f32, f32),
-) {
+/// Queries `first..first + rows` of a sequence against the keys `lo..lo + keys`: all that any of them sees.
+#[derive(Clone, Copy)]
+struct Span<'a> {
+    first: usize,
+    rows: usize,
+    lo: usize,
+    keys: usize,
+    /// Position of query 0 among the keys.
+    offset: usize,
+    /// The first key that each query sees; 0 without.
+    starts: Option<&'a [u32]>,
+}
+
+impl<'a> Span<'a> {
+    fn new(first: usize, queries: usize, offset: usize, starts: Option<&'a [u32]>) -> Self {
+        let rows = BLOCK.min(queries - first);
+        let lo = starts.map_or(0, |starts| starts[first] as usize);
+        Self { first, rows, lo, keys: offset + first + rows - lo, offset, starts }
+    }
+
+    /// The part of row `i` that its query sees.
+    fn seen(&self, i: usize) -> Range<usize> {
+        let start = self.starts.map_or(0, |starts| starts[self.first + i] as usize);
+        start - self.lo..self.offset + self.first + i + 1 - self.lo
+    }
+}
+
+/// Sets all of `row` but `seen` to 0.
+fn clear_unseen(row: &mut [f32], seen: &Range<usize>) {
+    row[..seen.start].fill(0.0);
+    row[seen.end..].fill(0.0);
+}
+
+/// Fills `p` (rows x keys) with the unnormalised probabilities of a span's queries; gives each row's maximum and sum to `row_done`.
+/// What a query does not see becomes 0.
+fn block_softmax(p: &mut [f32], q: Rows, k: Rows, scale: f32, span: Span, mut row_done: impl FnMut(usize, f32, f32)) {
+    let (scores, q, k) = (p.as_mut_ptr(), q.mat(span.first, span.rows), k.mat(span.lo, span.keys));
     // SAFETY: `p` is exclusively borrowed and holds rows x keys.
-    unsafe { matmul_at(p.as_mut_ptr(), keys, Into::Overwrite, scale, q.mat(first, rows), k.mat(0, keys).t()) };
+    unsafe { matmul_at(scores, span.keys, Into::Overwrite, scale, q, k.t()) };
     cpu::simd(|| {
-        for (i, row) in p.chunks_exact_mut(keys).enumerate() {
-            let (seen, unseen) = row.split_at_mut(offset + first + i + 1);
-            let top = cpu::max(seen);
-            let sum = cpu::exp_and_sum(seen, top);
-            unseen.fill(0.0);
+        for (i, row) in p.chunks_exact_mut(span.keys).enumerate() {
+            let seen = span.seen(i);
+            let top = cpu::max(&row[seen.clone()]);
+            let sum = cpu::exp_and_sum(&mut row[seen.clone()], top);
+            clear_unseen(row, &seen);
             row_done(i, top, sum);
         }
     });
@@ -120,6 +153,7 @@ fn forward_head(
     k: Rows,
     v: Rows,
     (queries, offset, scale): (usize, usize, f32),
+    starts: Option<&[u32]>,
     out: SharedMut,
     (out_from, out_stride): (usize, usize),
     lse: &mut [f32],
@@ -128,25 +162,18 @@ fn forward_head(
     let mut p = cpu::zeros(BLOCK.min(queries) * (offset + queries));
     let mut inverse = [0f32; BLOCK];
     for first in (0..queries).step_by(BLOCK) {
-        let rows = BLOCK.min(queries - first);
-        let keys = offset + first + rows;
+        let span = Span::new(first, queries, offset, starts);
+        let Span { rows, keys, lo, .. } = span;
         let p = &mut p[..rows * keys];
-        block_softmax(p, q, k, scale, (first, rows, keys, offset), |i, top, sum| {
+        block_softmax(p, q, k, scale, span, |i, top, sum| {
             inverse[i] = 1.0 / sum;
             lse[first + i] = top + sum.ln();
         });
         let place = out_from + first * out_stride;
-        let span = (rows - 1) * out_stride + d;
+        let (extent, p) = ((rows - 1) * out_stride + d, Mat::new(p, rows, keys, keys));
         // SAFETY: this task alone writes these columns of the output.
         unsafe {
-            matmul_at(
-                out.at(place, span),
-                out_stride,
-                Into::Overwrite,
-                1.0,
-                Mat::new(p, rows, keys, keys),
-                v.mat(0, keys),
-            );
+            matmul_at(out.at(place, extent), out_stride, Into::Overwrite, 1.0, p, v.mat(lo, keys));
             for (i, inverse) in inverse[..rows].iter().enumerate() {
                 out.range(place + i * out_stride, d).iter_mut().for_each(|x| *x *= inverse);
             }
@@ -155,8 +182,9 @@ fn forward_head(
 }
 
 /// Packed `qkv` (b, t, (h + 2k)·d), already rotated → output (b, t, h·d) and log-sum-exp (b, h, t).
-pub fn attention(qkv: &Tensor, heads: Heads) -> Result<(Tensor, Tensor)> {
+pub fn attention(qkv: &Tensor, heads: Heads, segments: Option<&Segments>) -> Result<(Tensor, Tensor)> {
     let (b, t) = heads.check("attention", qkv)?;
+    check_segments("attention", segments, b, t)?;
     let (d, width, out_width) = (heads.dim, heads.packed(), heads.out());
     let (out, lse) = cpu::read("attention", [qkv], |[qkv]| {
         let (mut out, mut lse) = (cpu::zeros(b * t * out_width), cpu::zeros(b * heads.q * t));
@@ -167,16 +195,32 @@ pub fn attention(qkv: &Tensor, heads: Heads) -> Result<(Tensor, Tensor)> {
                 |column: usize| Rows { data: qkv, from: sequence * t * width + column * d, stride: width, dim: d };
             let kv = heads.q + head / heads.group();
             let place = (sequence * t * out_width + head * d, out_width);
-            forward_head(rows(head), rows(kv), rows(kv + heads.kv), (t, 0, heads.scale()), shared, place, lse);
+            let (scale, starts) = (heads.scale(), segments.map(|s| s.row(sequence)));
+            forward_head(rows(head), rows(kv), rows(kv + heads.kv), (t, 0, scale), starts, shared, place, lse);
         });
         Ok((out, lse))
     })?;
     Ok((cpu::tensor(out, (b, t, out_width))?, cpu::tensor(lse, (b, heads.q, t))?))
 }
 
+fn check_segments(op: &str, segments: Option<&Segments>, b: usize, t: usize) -> Result<()> {
+    if segments.is_some_and(|segments| !segments.fits(b, t)) {
+        bail!("{op}: segments of another batch than ({b}, {t})");
+    }
+    Ok(())
+}
+
 /// Gradient of packed `qkv`, from its value, the output, the log-sum-exp and the output's gradient.
-pub fn attention_backward(qkv: &Tensor, out: &Tensor, lse: &Tensor, dout: &Tensor, heads: Heads) -> Result<Tensor> {
+pub fn attention_backward(
+    qkv: &Tensor,
+    out: &Tensor,
+    lse: &Tensor,
+    dout: &Tensor,
+    heads: Heads,
+    segments: Option<&Segments>,
+) -> Result<Tensor> {
     let (b, t) = heads.check("attention_backward", qkv)?;
+    check_segments("attention_backward", segments, b, t)?;
     if out.dims() != [b, t, heads.out()] || dout.dims() != out.dims() || lse.dims() != [b, heads.q, t] {
         bail!("attention_backward: shapes of output, gradient or log-sum-exp do not fit qkv {:?}", qkv.shape());
     }
@@ -184,7 +228,9 @@ pub fn attention_backward(qkv: &Tensor, out: &Tensor, lse: &Tensor, dout: &Tenso
         let mut dqkv = cpu::zeros(b * t * heads.packed());
         let shared = SharedMut::new(&mut dqkv);
         (0..b * heads.kv).into_par_iter().for_each(|task| {
-            backward_kv_head(slices, shared, heads, t, (task / heads.kv, task % heads.kv));
+            let (sequence, kv) = (task / heads.kv, task % heads.kv);
+            let starts = segments.map(|s| s.row(sequence));
+            backward_kv_head(slices, shared, heads, t, (sequence, kv), starts);
         });
         Ok(dqkv)
     })?;
@@ -198,6 +244,7 @@ fn backward_kv_head(
     heads: Heads,
     t: usize,
     (sequence, kv): (usize, usize),
+    starts: Option<&[u32]>,
 ) {
     let (d, width, out_width, scale) = (heads.dim, heads.packed(), heads.out(), heads.scale());
     let from = |column: usize| sequence * t * width + column * d;
@@ -212,46 +259,46 @@ fn backward_kv_head(
         let (o, d_o) = (out_rows(out), out_rows(dout));
         let lse = &lse[(sequence * heads.q + head) * t..][..t];
         for first in (0..t).step_by(BLOCK) {
-            let n = BLOCK.min(t - first);
-            let keys = first + n;
+            let span = Span::new(first, t, 0, starts);
+            let Span { rows: n, keys, lo, .. } = span;
             let (p, ds) = (&mut p[..n * keys], &mut ds[..n * keys]);
-            let span = |rows: usize| (rows - 1) * width + d;
+            let extent = |rows: usize| (rows - 1) * width + d;
+            let (dk_from, dv_from) = (from(k_column) + lo * width, from(v_column) + lo * width);
             // SAFETY: p and ds are ours; the columns of this head's dQ and of this key/value head's dK and dV are this task's alone.
             unsafe {
-                matmul_at(p.as_mut_ptr(), keys, Into::Overwrite, scale, q.mat(first, n), k.mat(0, keys).t());
-                matmul_at(ds.as_mut_ptr(), keys, Into::Overwrite, 1.0, d_o.mat(first, n), v.mat(0, keys).t());
-                probabilities_and_gradient(p, ds, keys, first, lse, scale, |i| (o.row(first + i), d_o.row(first + i)));
+                matmul_at(p.as_mut_ptr(), keys, Into::Overwrite, scale, q.mat(first, n), k.mat(lo, keys).t());
+                matmul_at(ds.as_mut_ptr(), keys, Into::Overwrite, 1.0, d_o.mat(first, n), v.mat(lo, keys).t());
+                probabilities_and_gradient(p, ds, span, lse, scale, |i| (o.row(first + i), d_o.row(first + i)));
                 let (p, ds) = (Mat::new(p, n, keys, keys), Mat::new(ds, n, keys, keys));
-                let dq = dqkv.at(from(head) + first * width, span(n));
-                matmul_at(dq, width, Into::Overwrite, 1.0, ds, k.mat(0, keys));
-                matmul_at(dqkv.at(from(k_column), span(keys)), width, Into::Accumulate, 1.0, ds.t(), q.mat(first, n));
-                matmul_at(dqkv.at(from(v_column), span(keys)), width, Into::Accumulate, 1.0, p.t(), d_o.mat(first, n));
+                let dq = dqkv.at(from(head) + first * width, extent(n));
+                matmul_at(dq, width, Into::Overwrite, 1.0, ds, k.mat(lo, keys));
+                matmul_at(dqkv.at(dk_from, extent(keys)), width, Into::Accumulate, 1.0, ds.t(), q.mat(first, n));
+                matmul_at(dqkv.at(dv_from, extent(keys)), width, Into::Accumulate, 1.0, p.t(), d_o.mat(first, n));
             }
         }
     }
 }
 
-/// Turns scores into probabilities and `dP` into `dS`, row by row; both become 0 beyond a row's own position.
+/// Turns scores into probabilities and `dP` into `dS`, row by row; both become 0 where a query does not see.
 fn probabilities_and_gradient<'a>(
     p: &mut [f32],
     ds: &mut [f32],
-    keys: usize,
-    first: usize,
+    span: Span,
     lse: &[f32],
     scale: f32,
     output_rows: impl Fn(usize) -> (&'a [f32], &'a [f32]),
 ) {
     cpu::simd(|| {
-        for (i, (p, ds)) in p.chunks_exact_mut(keys).zip(ds.chunks_exact_mut(keys)).enumerate() {
+        for (i, (p, ds)) in p.chunks_exact_mut(span.keys).zip(ds.chunks_exact_mut(span.keys)).enumerate() {
             let (o, d_o) = output_rows(i);
             let delta = cpu::dot(o, d_o);
-            let seen = first + i + 1;
-            for (p, ds) in p[..seen].iter_mut().zip(&mut ds[..seen]) {
-                *p = cpu::exp(*p - lse[first + i]);
+            let (seen, lse) = (span.seen(i), lse[span.first + i]);
+            for (p, ds) in p[seen.clone()].iter_mut().zip(&mut ds[seen.clone()]) {
+                *p = cpu::exp(*p - lse);
                 *ds = *p * (*ds - delta) * scale;
             }
-            p[seen..].fill(0.0);
-            ds[seen..].fill(0.0);
+            clear_unseen(p, &seen);
+            clear_unseen(ds, &seen);
         }
     });
 }
@@ -278,7 +325,7 @@ pub fn attention_cached(q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads, start:
             let q = Rows { data: q, from: place.0, stride: q_width, dim: d };
             let kv_from = sequence * capacity * kv_width + head / heads.group() * d;
             let kv = |data| Rows { data, from: kv_from, stride: kv_width, dim: d };
-            forward_head(q, kv(k), kv(v), (t, start, heads.scale()), shared, place, lse);
+            forward_head(q, kv(k), kv(v), (t, start, heads.scale()), None, shared, place, lse);
         });
         Ok(out)
     })?;

@@ -27,6 +27,7 @@ pub(crate) mod gemm;
 pub mod linear;
 pub mod rms_norm;
 pub mod rope;
+pub mod segments;
 pub mod selftest;
 pub mod swiglu;
 

@@ -5,6 +5,7 @@
 //! Packed rows are (h query heads ‖ k key heads ‖ k value heads), each d wide; the value heads stay as they are.
 
 use super::cpu;
+use super::segments::Places;
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
@@ -40,14 +41,20 @@ impl Rope {
     }
 }
 
-/// The same in candle's differentiable primitives, for packed (b, t, (h + 2k)·d) at positions from 0.
-pub fn reference(qkv: &Tensor, rope: &Rope, rotated_heads: usize) -> Result<Tensor> {
+/// The same in candle's differentiable primitives, for packed (b, t, (h + 2k)·d).
+pub fn reference(qkv: &Tensor, rope: &Rope, rotated_heads: usize, places: Places) -> Result<Tensor> {
     let (b, t, width) = qkv.dims3()?;
     let (half, d) = (rope.half, 2 * rope.half);
     let heads = qkv.reshape((b, t, width / d, d))?;
     let (cos, sin) = rope.tensors()?;
-    let cos = cos.narrow(0, 0, t)?.reshape((1, t, 1, half))?;
-    let sin = sin.narrow(0, 0, t)?.reshape((1, t, 1, half))?;
+    let position = |place: usize| match places {
+        Places::From(start) => start + place % t,
+        Places::Within(segments) => segments.position(place),
+    };
+    let positions: Vec<u32> = (0..b * t).map(|place| position(place) as u32).collect();
+    let positions = Tensor::from_vec(positions, b * t, qkv.device())?;
+    let cos = cos.index_select(&positions, 0)?.reshape((b, t, 1, half))?;
+    let sin = sin.index_select(&positions, 0)?.reshape((b, t, 1, half))?;
     let turned = heads.narrow(2, 0, rotated_heads)?;
     let (x, y) = (turned.narrow(3, 0, half)?, turned.narrow(3, half, half)?);
     let a = (x.broadcast_mul(&cos)? - y.broadcast_mul(&sin)?)?;
@@ -57,32 +64,40 @@ pub fn reference(qkv: &Tensor, rope: &Rope, rotated_heads: usize) -> Result<Tens
     Tensor::cat(&[turned, rest], 2)?.reshape((b, t, width))
 }
 
-/// Rotates the first `rotated_heads` heads of packed `qkv` (b, t, (h + 2k)·d) in place; row `t` of a sequence is at position
-/// `start + t`.
-pub fn rope(qkv: &Tensor, rope: &Rope, rotated_heads: usize, start: usize) -> Result<()> {
-    turn("rope", qkv, rope, rotated_heads, start, 1.0)
+/// Rotates the first `rotated_heads` heads of packed `qkv` (b, t, (h + 2k)·d) in place, each row as `places` says.
+pub fn rope(qkv: &Tensor, rope: &Rope, rotated_heads: usize, places: Places) -> Result<()> {
+    turn("rope", qkv, rope, rotated_heads, places, 1.0)
 }
 
 /// Turns the gradient of packed `qkv` back, in place.
-pub fn rope_backward(dqkv: &Tensor, rope: &Rope, rotated_heads: usize, start: usize) -> Result<()> {
-    turn("rope_backward", dqkv, rope, rotated_heads, start, -1.0)
+pub fn rope_backward(dqkv: &Tensor, rope: &Rope, rotated_heads: usize, places: Places) -> Result<()> {
+    turn("rope_backward", dqkv, rope, rotated_heads, places, -1.0)
 }
 
-fn turn(op: &'static str, qkv: &Tensor, rope: &Rope, rotated_heads: usize, start: usize, sign: f32) -> Result<()> {
-    let (_, t, width) = qkv.dims3()?;
+fn turn(op: &'static str, qkv: &Tensor, rope: &Rope, rotated_heads: usize, places: Places, sign: f32) -> Result<()> {
+    let (b, t, width) = qkv.dims3()?;
     let (half, d) = (rope.half, 2 * rope.half);
     if rotated_heads * d > width {
         bail!("{op}: {rotated_heads} heads of {d} do not fit rows of {width}");
     }
-    if start + t > rope.positions() {
-        bail!("{op}: position {} is beyond the {} of the tables", start + t - 1, rope.positions());
+    let last = match places {
+        Places::From(start) => start + t - 1,
+        Places::Within(segments) if segments.fits(b, t) => segments.longest(),
+        Places::Within(_) => bail!("{op}: segments of another batch than ({b}, {t})"),
+    };
+    if last >= rope.positions() {
+        bail!("{op}: position {last} is beyond the {} of the tables", rope.positions());
     }
     cpu::update(op, qkv, |qkv| {
         let rows = cpu::rows_per_piece(width);
         qkv.par_chunks_mut(rows * width).enumerate().for_each(|(piece, chunk)| {
             cpu::simd(|| {
                 for (r, row) in chunk.chunks_exact_mut(width).enumerate() {
-                    let position = start + (piece * rows + r) % t;
+                    let place = piece * rows + r;
+                    let position = match places {
+                        Places::From(start) => start + place % t,
+                        Places::Within(segments) => segments.position(place),
+                    };
                     let cos = &rope.cos[position * half..][..half];
                     let sin = &rope.sin[position * half..][..half];
                     for head in row.chunks_exact_mut(d).take(rotated_heads) {

@@ -5,6 +5,7 @@
 
 use super::attention::Heads;
 use super::rope::Rope;
+use super::segments::{Places, Segments};
 use super::{adamw, attention, cross_entropy, embedding, linear, rms_norm, rope, swiglu};
 use candle_core::{DType, Device, Result, Tensor, Var};
 
@@ -80,6 +81,22 @@ impl Inputs {
     fn ids(&mut self, n: usize, below: usize) -> Result<Tensor> {
         let data: Vec<u32> = (0..n).map(|_| (self.next() % below as u64) as u32).collect();
         Tensor::from_vec(data, n, &Device::Cpu)
+    }
+
+    /// Documents of random lengths, of one token up to the whole row.
+    fn segments(&mut self, b: usize, t: usize) -> Result<Segments> {
+        let mut starts = Vec::with_capacity(b * t);
+        for _ in 0..b {
+            let likely = 1 + self.next() % t as u64;
+            let mut start = 0;
+            starts.extend((0..t as u32).map(|i| {
+                if self.next() % likely == 0 {
+                    start = i;
+                }
+                start
+            }));
+        }
+        Segments::new(starts, t)
     }
 }
 
@@ -176,12 +193,15 @@ fn check_rope(inputs: &mut Inputs) -> Result<f64> {
         let tables = Rope::new(d, 10_000.0, 40);
         let qkv = Var::from_tensor(&inputs.tensor(&[b, t, heads * d])?)?;
         let dy = inputs.tensor(&[b, t, heads * d])?;
-        let want = rope::reference(&qkv, &tables, rotated)?;
-        let oracle = autograd(&want, &dy, &[&qkv])?;
-        let (got, dqkv) = (qkv.as_tensor().copy()?, dy.copy()?);
-        rope::rope(&got, &tables, rotated, 0)?;
-        rope::rope_backward(&dqkv, &tables, rotated, 0)?;
-        found = found.max(worst(&[(&got, &want), (&dqkv, &oracle[0])])?);
+        let segments = inputs.segments(b, t)?;
+        for places in [Places::From(0), Places::From(3), Places::Within(&segments)] {
+            let want = rope::reference(&qkv, &tables, rotated, places)?;
+            let oracle = autograd(&want, &dy, &[&qkv])?;
+            let (got, dqkv) = (qkv.as_tensor().copy()?, dy.copy()?);
+            rope::rope(&got, &tables, rotated, places)?;
+            rope::rope_backward(&dqkv, &tables, rotated, places)?;
+            found = found.max(worst(&[(&got, &want), (&dqkv, &oracle[0])])?);
+        }
     }
     Ok(found)
 }
@@ -206,10 +226,17 @@ fn check_attention(inputs: &mut Inputs) -> Result<f64> {
         let heads = Heads { q, kv, dim };
         let qkv = Var::from_tensor(&(inputs.tensor(&[b, t, heads.packed()])? * 2.0)?)?;
         let dy = inputs.tensor(&[b, t, heads.out()])?;
-        let want = attention::reference(&qkv, heads)?;
+        let segments = inputs.segments(b, t)?;
+        let masked = attention::reference(&qkv, heads, Some(&segments))?;
+        let oracle = autograd(&masked, &dy, &[&qkv])?;
+        let (out, lse) = attention::attention(&qkv, heads, Some(&segments))?;
+        let dqkv = attention::attention_backward(&qkv, &out, &lse, &dy, heads, Some(&segments))?;
+        found = found.max(worst(&[(&out, &masked), (&dqkv, &oracle[0])])?);
+
+        let want = attention::reference(&qkv, heads, None)?;
         let oracle = autograd(&want, &dy, &[&qkv])?;
-        let (out, lse) = attention::attention(&qkv, heads)?;
-        let dqkv = attention::attention_backward(&qkv, &out, &lse, &dy, heads)?;
+        let (out, lse) = attention::attention(&qkv, heads, None)?;
+        let dqkv = attention::attention_backward(&qkv, &out, &lse, &dy, heads, None)?;
         let (k_from, k_width) = (heads.out(), kv * dim);
         let (k, v) = (qkv.narrow(2, k_from, k_width)?, qkv.narrow(2, k_from + k_width, k_width)?);
         let start = t / 2;

@@ -22,8 +22,8 @@ use crate::runtime::error::{Exit, Failure, fail};
 
 mod append;
 mod dir;
-mod growing;
 pub(crate) mod fault;
+mod growing;
 mod lock;
 #[cfg(test)]
 mod tests;

@@ -6,7 +6,7 @@ use super::state::{Saved, State, VERSION};
 use crate::checkpoint::{self, Opened};
 use crate::config::{Change, Config};
 use crate::data::corpus::Corpus;
-use crate::data::loader::Loader;
+use crate::data::loader::{Loader, Plan};
 use crate::data::tokenizer::Tokenizer;
 use crate::metrics::{Console, Events, MetricsLog, SampleLog};
 use crate::runtime::error::{Exit, fail, note};
@@ -58,7 +58,15 @@ fn fresh_parts(mut config: Config, init_from: Option<&Path>, console: Console) -
 }
 
 fn make_loader(config: &Config, corpus: &Corpus) -> Result<Loader> {
-    Loader::new(corpus.train.clone(), config.train.sequence_length, config.data.seed, config.data.shuffle)
+    let data = &config.data;
+    let plan = Plan {
+        sequence_length: config.train.sequence_length,
+        seed: data.seed,
+        shuffle: data.shuffle,
+        weights: data.weights.clone(),
+        boundary: corpus.boundary.filter(|_| data.document_mask),
+    };
+    Loader::new(corpus.train.clone(), &plan)
 }
 
 /// Continues the run of `ckpt` (a run directory or one of its checkpoints), with `sets` applied to its configuration.
@@ -270,7 +278,7 @@ fn check_same_model(config: &Config, source: &Opened) -> Result<()> {
 /// A resume cannot change what the checkpoint's tensors and counters mean, nor what has had its effect already.
 fn refuse_changes(config: &Config, changes: &[Change], step: u64) -> Result<()> {
     const FIXED: [&str; 3] = ["train.sequence_length", "train.seed", "data.tokenizer"];
-    const ORDER: [&str; 2] = ["data.seed", "data.shuffle"];
+    const ORDER: [&str; 3] = ["data.seed", "data.shuffle", "data.weights"];
     let fixed = |c: &&Change| c.key.starts_with("model.") || FIXED.contains(&c.key);
     if let Some(c) = changes.iter().find(fixed) {
         return Err(fail(Exit::Config, format!("{} cannot change on resume ({} -> {})", c.key, c.old, c.new))

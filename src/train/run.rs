@@ -6,7 +6,8 @@ use super::step::{StepReport, step};
 use crate::checkpoint::{self, Retention};
 use crate::config::Config;
 use crate::data::corpus::Corpus;
-use crate::data::loader::Loader;
+use crate::data::loader::{Drawn, Loader};
+use crate::data::prefetch::Prefetch;
 use crate::data::rows::Rows;
 use crate::eval::{ByteLengths, score};
 use crate::metrics::{Console, Events, MetricsLog, Progress, Record, SampleLog, SampleRecord, Train, Val, ascii_plot};
@@ -53,7 +54,7 @@ pub struct Run {
     corpus: Corpus,
     lengths: ByteLengths,
     fingerprint: String,
-    loader: Loader,
+    data: Prefetch,
     state: State,
     logs: Logs,
     attempt: u64,
@@ -90,7 +91,7 @@ impl Run {
             corpus,
             lengths,
             fingerprint,
-            loader,
+            data: Prefetch::new(loader)?,
             state,
             logs,
             attempt,
@@ -128,9 +129,9 @@ impl Run {
         let begun = Instant::now();
         let train = &self.config.train;
         let sequences =
-            self.loader.sequences(self.state.counters.next_sequence, train.tokens_per_step / train.sequence_length)?;
+            self.data.sequences(self.state.counters.next_sequence, train.tokens_per_step / train.sequence_length)?;
         let data_seconds = begun.elapsed().as_secs_f64();
-        let report = step(&mut self.state, train, &sequences)?;
+        let report = step(&mut self.state, train, &sequences, self.data.loader().boundary())?;
         let took = begun.elapsed();
         let tokens_per_second = train.tokens_per_step as f64 / took.as_secs_f64();
         let record = self.train_record(report, tokens_per_second, data_seconds);
@@ -281,15 +282,20 @@ impl Run {
 
     fn introduce(&mut self) {
         let (model, train) = (&self.config.model, &self.config.train);
-        let epochs = (train.steps * train.tokens_per_step as u64) as f64
-            / (self.loader.windows() * train.sequence_length as u64) as f64;
+        let sequences = train.steps * (train.tokens_per_step / train.sequence_length) as u64;
+        let drawn = self.data.loader().drawn(sequences);
+        let passes =
+            if let [one] = drawn.as_slice() { format!("{:.2} passes", one.passes) } else { "a mixture".into() };
         let mut lines = format!(
-            "{} parameters · {} steps of {} tokens · {epochs:.2} passes over {} training tokens",
+            "{} parameters · {} steps of {} tokens · {passes} over {} training tokens",
             crate::metrics::count(model.n_params()),
             crate::metrics::count(train.steps),
             crate::metrics::count(train.tokens_per_step as u64),
-            crate::metrics::count(self.corpus.train.total()),
+            crate::metrics::count(self.corpus.train_tokens()),
         );
+        for Drawn { name, sequences: n, passes } in drawn.iter().filter(|_| drawn.len() > 1) {
+            lines += &format!("\n{:5.1} % {passes:.2} passes over {name}", 100.0 * *n as f64 / sequences as f64);
+        }
         if let Some(floor) = &self.corpus.floor {
             lines += &format!(
                 "\nvalidation floor {:.4} ± {:.4} bits per byte: the exact entropy of the {} validation stories",
@@ -318,7 +324,9 @@ impl Run {
             self.validate()?;
             self.save()?;
         }
-        self.logs.events.append("finish", json!({"step": step}))?;
+        let drawn: Vec<_> =
+            self.data.loader().drawn(self.state.counters.next_sequence).iter().map(source_json).collect();
+        self.logs.events.append("finish", json!({"step": step, "sources": drawn}))?;
         self.progress.finish();
         if self.curve.len() > 2 && !self.console.quiet {
             let floor = self.corpus.floor.map(|f| f.bits_per_byte);
@@ -342,6 +350,11 @@ fn point(val: &Val) -> (f64, f64) {
 fn validation_curve(dir: &Path) -> Result<Vec<(f64, f64)>> {
     let records = crate::metrics::read(&dir.join("metrics.jsonl"))?;
     Ok(records.iter().filter_map(|r| if let Record::Val(val) = r { Some(point(val)) } else { None }).collect())
+}
+
+/// What a source has given, for the events.
+fn source_json(drawn: &Drawn) -> serde_json::Value {
+    json!({"name": drawn.name, "sequences": drawn.sequences, "passes": drawn.passes})
 }
 
 /// JSON has no other numbers.

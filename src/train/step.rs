@@ -2,6 +2,8 @@
 
 use super::state::State;
 use crate::config::TrainConfig;
+use crate::data::boundary::Boundary;
+use crate::eval::segments;
 use crate::ops::adamw::zero;
 use anyhow::Result;
 use candle_core::{Device, Tensor};
@@ -23,17 +25,26 @@ pub struct StepReport {
 ///
 /// Every gradient is that of the mean loss over ALL tokens of the step: each micro-batch is scaled by 1 / tokens, not averaged
 /// by itself, so the result does not depend on the micro-batch size beyond rounding.
-pub fn step(state: &mut State, config: &TrainConfig, sequences: &[u32]) -> Result<StepReport> {
+pub fn step(
+    state: &mut State,
+    config: &TrainConfig,
+    sequences: &[u32],
+    boundary: Option<Boundary>,
+) -> Result<StepReport> {
     let (t, width) = (config.sequence_length, config.sequence_length + 1);
     let tokens = sequences.len() / width * t;
     zero(&state.grad)?;
     let mut nats = 0f64;
     for rows in sequences.chunks(config.micro_batch_size * width) {
         let n = rows.len() / width;
-        let rows = Tensor::from_slice(rows, (n, width), &Device::Cpu)?;
-        let inputs = rows.narrow(1, 0, t)?.contiguous()?;
-        let targets = rows.narrow(1, 1, t)?.contiguous()?.flatten_all()?;
-        let losses = state.model.loss_and_backward(&inputs, &targets, 1.0 / tokens as f32, &state.grads)?;
+        let part =
+            |from: usize| -> Vec<u32> { rows.chunks_exact(width).flat_map(|r| &r[from..from + t]).copied().collect() };
+        let (inputs, targets) = (part(0), part(1));
+        let segments = segments(&inputs, t, boundary)?;
+        let inputs = Tensor::from_vec(inputs, (n, t), &Device::Cpu)?;
+        let targets = Tensor::from_vec(targets, n * t, &Device::Cpu)?;
+        let scale = 1.0 / tokens as f32;
+        let losses = state.model.loss_and_backward(&inputs, &targets, segments.as_ref(), scale, &state.grads)?;
         nats += losses.to_vec1::<f32>()?.iter().map(|&x| x as f64).sum::<f64>();
     }
     let loss = nats / tokens as f64;

@@ -6,6 +6,7 @@ use llama_lite::model::params::{Layout, Weights};
 use llama_lite::model::{Llama, init::init};
 use llama_lite::ops::attention::{self, Heads};
 use llama_lite::ops::rope::{self, Rope};
+use llama_lite::ops::segments::Places;
 use llama_lite::ops::selftest::difference;
 use llama_lite::ops::{cross_entropy, embedding, linear, rms_norm, swiglu};
 use std::collections::BTreeMap;
@@ -62,7 +63,8 @@ fn reference_losses(p: &Named, c: &ModelConfig, inputs: &Tensor, targets: &Tenso
         let n = rms_norm::reference(&x, w("input_layernorm"), c.rms_norm_eps)?;
         let project = |name: &str| linear::reference(&n, w(&format!("self_attn.{name}_proj")));
         let qkv = Tensor::cat(&[project("q")?, project("k")?, project("v")?], 2)?;
-        let a = attention::reference(&rope::reference(&qkv, &tables, heads.q + heads.kv)?, heads)?;
+        let a =
+            attention::reference(&rope::reference(&qkv, &tables, heads.q + heads.kv, Places::From(0))?, heads, None)?;
         x = (x + linear::reference(&a, w("self_attn.o_proj"))?)?;
         let n = rms_norm::reference(&x, w("post_attention_layernorm"), c.rms_norm_eps)?;
         let gate_up =
@@ -95,9 +97,9 @@ fn loss_and_every_gradient_agree_with_autograd() {
             let oracle = want.mean_all().unwrap().backward().unwrap();
             let flat_grads = layout.zeros(&Device::Cpu).unwrap();
             let grads = Weights::views(&flat_grads, &config, &layout).unwrap();
-            let losses = model.loss_and_backward(&inputs, &targets, 1.0 / (b * t) as f32, &grads).unwrap();
+            let losses = model.loss_and_backward(&inputs, &targets, None, 1.0 / (b * t) as f32, &grads).unwrap();
             assert!(difference(&losses, &want).unwrap() < 1e-5);
-            assert!(difference(&model.losses(&inputs, &targets).unwrap(), &want).unwrap() < 1e-5);
+            assert!(difference(&model.losses(&inputs, &targets, None).unwrap(), &want).unwrap() < 1e-5);
             for spec in &layout.specs {
                 let got = flat_grads.narrow(0, spec.start, spec.len).unwrap().reshape(spec.shape.as_slice()).unwrap();
                 let d = difference(&got, oracle.get(&vars[&spec.name]).unwrap()).unwrap();

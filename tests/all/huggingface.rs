@@ -34,7 +34,7 @@ fn logits_and_loss_equal_transformers() {
         let largest = (logits - &want["logits"]).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
         assert!(largest < 1e-4, "{name}: logits differ by {largest}");
         let targets = ids(&want["target_ids"]).flatten_all().unwrap();
-        let losses = model.losses(&inputs, &targets).unwrap().to_vec1::<f32>().unwrap();
+        let losses = model.losses(&inputs, &targets, None).unwrap().to_vec1::<f32>().unwrap();
         let loss = losses.iter().map(|&x| x as f64).sum::<f64>() / losses.len() as f64;
         let theirs = want["loss"].flatten_all().unwrap().to_vec1::<f32>().unwrap()[0] as f64;
         assert!((loss / theirs - 1.0).abs() < 1e-5, "{name}: loss {loss}, not {theirs}");
@@ -50,7 +50,7 @@ fn every_gradient_equals_torch() {
         let flat = model.layout.zeros(&Device::Cpu).unwrap();
         let grads = Weights::views(&flat, &model.config, &model.layout).unwrap();
         let scale = 1.0 / targets.elem_count() as f32;
-        model.loss_and_backward(&inputs, &targets, scale, &grads).unwrap();
+        model.loss_and_backward(&inputs, &targets, None, scale, &grads).unwrap();
         for spec in &model.layout.specs {
             let theirs = want.get(&format!("grad.{}", spec.name)).unwrap_or_else(|| panic!("{name}: no {}", spec.name));
             let ours = flat.narrow(0, spec.start, spec.len).unwrap().reshape(spec.shape.as_slice()).unwrap();

@@ -60,7 +60,7 @@ fn an_update_that_is_not_finite_changes_nothing() {
     let config = Config::from_toml_str(TINY, "tiny.toml").unwrap();
     let mut state = State::fresh(&config, None).unwrap();
     let sequences: Vec<u32> = (0..4 * 33).map(|i| i * 7 % 320).collect();
-    step(&mut state, &config.train, &sequences).unwrap();
+    step(&mut state, &config.train, &sequences, None).unwrap();
     let mut poisoned = state.model.flat.to_vec1::<f32>().unwrap();
     let healthy = poisoned.clone();
     poisoned[5000] = f32::NAN;
@@ -70,12 +70,12 @@ fn an_update_that_is_not_finite_changes_nothing() {
     };
     set(&state, poisoned);
     let before = state.optimizer.exp_avg.to_vec1::<f32>().unwrap();
-    let report = step(&mut state, &config.train, &sequences).unwrap();
+    let report = step(&mut state, &config.train, &sequences, None).unwrap();
     assert!(report.skipped);
     assert_eq!((state.counters.step, state.counters.updates, state.counters.tokens), (2, 1, 256));
     assert_eq!(state.optimizer.exp_avg.to_vec1::<f32>().unwrap(), before);
     set(&state, healthy);
-    assert!(!step(&mut state, &config.train, &sequences).unwrap().skipped);
+    assert!(!step(&mut state, &config.train, &sequences, None).unwrap().skipped);
     assert_eq!((state.counters.step, state.counters.updates), (3, 2));
 }
 

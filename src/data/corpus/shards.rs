@@ -1,0 +1,105 @@
+//! Token shards as a run's data: opened, and read as the run needs them.
+
+use super::{Corpus, boundary, groups, named_tokenizer, separator, text, val_rows};
+use crate::config::Config;
+use crate::data::Tokens;
+use crate::data::loader::Source;
+use crate::data::prepare::expand;
+use crate::data::shards::manifest::Split;
+use crate::data::shards::{ShardSet, split_files};
+use crate::data::tokenizer::Tokenizer;
+use crate::runtime::error::{Exit, fail};
+use anyhow::Result;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The shards that `patterns` stand for; none if they stand for text. A prepared directory gives its shards of `split`.
+pub(super) fn paths(patterns: &[String], split: Split) -> Result<Option<Vec<PathBuf>>> {
+    let (mut shards, mut text) = (Vec::new(), None);
+    for pattern in patterns {
+        let path = Path::new(pattern);
+        if path.is_dir() && is_prepared(path)? {
+            let files = split_files(path, split)?;
+            if files.is_empty() {
+                return Err(fail(Exit::Config, format!("{pattern} has no {} shards", split.name()))
+                    .hint("name its shard files, or another directory")
+                    .into());
+            }
+            shards.extend(files);
+        } else if pattern.ends_with(".npy") || pattern.ends_with(".bin") {
+            shards.extend(expand(std::slice::from_ref(pattern))?);
+        } else {
+            text = Some(pattern);
+        }
+    }
+    match (text, shards.is_empty()) {
+        (Some(text), false) => {
+            Err(fail(Exit::Config, format!("data: {text} is text, but other sources are token shards"))
+                .hint("turn the text into shards with `data prepare`, or name sources of one kind")
+                .into())
+        }
+        (_, empty) => Ok((!empty).then_some(shards)),
+    }
+}
+
+fn is_prepared(dir: &Path) -> Result<bool> {
+    Ok(!split_files(dir, Split::Train)?.is_empty() || !split_files(dir, Split::Val)?.is_empty())
+}
+
+/// Opens shards for a model of `vocab_size` ids, and refuses those that say another tokenizer made them.
+pub(super) fn tokens(paths: &[PathBuf], tokenizer: &Tokenizer, vocab_size: usize) -> Result<Tokens> {
+    let set = ShardSet::open(paths)?;
+    if let Some(made_by) = set.tokenizer().filter(|t| t.blake3 != tokenizer.fingerprint()) {
+        let first = paths.first().map(|p| p.display().to_string()).unwrap_or_default();
+        let message = format!("{first}: made with another tokenizer ({} ids) than this one", made_by.vocab_size);
+        return Err(fail(Exit::Config, message)
+            .hint("use the tokenizer that was given to `data prepare`, or prepare the text again with this one")
+            .into());
+    }
+    Ok(Tokens::Shards(Arc::new(set), vocab_size))
+}
+
+/// The validation tokens of `data.val`: shards or text.
+pub(super) fn named_val(config: &Config, tokenizer: &Tokenizer) -> Result<Tokens> {
+    match paths(&config.data.val, Split::Val)? {
+        Some(paths) => tokens(&paths, tokenizer, config.model.vocab_size),
+        None => Ok(text::tokenize_text(tokenizer, &text::files(&config.data.val)?, &config.data.text_field)?.0),
+    }
+}
+
+/// The validation shards beside the training shards: those of prepared directories in `data.train`, never a training shard.
+fn val_beside(config: &Config, train: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for path in config.data.train.iter().map(Path::new).filter(|p| p.is_dir()) {
+        found.extend(split_files(path, Split::Val)?);
+    }
+    found.retain(|path| !train.contains(path));
+    Ok(found)
+}
+
+pub(super) fn open(config: &Config, tokenizer: Option<Tokenizer>, train: &[PathBuf]) -> Result<Corpus> {
+    let tokenizer = match tokenizer {
+        Some(tokenizer) => tokenizer,
+        None if config.data.tokenizer == "train" => {
+            return Err(fail(Exit::Config, "data.tokenizer = \"train\", but the data are tokens already")
+                .hint("name the tokenizer that made the shards: \"gpt2\" or the path of its tokenizer.json")
+                .into());
+        }
+        None => named_tokenizer(&config.data.tokenizer)?,
+    };
+    let vocab = config.model.vocab_size;
+    let beside = val_beside(config, train)?;
+    let val = match (config.data.val.is_empty(), beside.is_empty()) {
+        (false, _) => Some(named_val(config, &tokenizer)?),
+        (true, false) => Some(tokens(&beside, &tokenizer, vocab)?),
+        (true, true) => None,
+    };
+    let separator = separator(&tokenizer)?;
+    let val = val.map(|tokens| val_rows(config, tokens, separator)).transpose()?;
+    let source = |names: &[String]| {
+        let paths = paths(names, Split::Train)?.unwrap_or_default();
+        Ok(Source { name: names.join(" "), tokens: tokens(&paths, &tokenizer, vocab)? })
+    };
+    let train = groups(config).into_iter().map(source).collect::<Result<Vec<_>>>()?;
+    Ok(Corpus { boundary: boundary(&train, separator), train, val, floor: None, stories: None, tokenizer })
+}

@@ -1,0 +1,145 @@
+//! Several sources by weight: which source gives the sequence of global index `k`, and which of its own sequences.
+//!
+//! Indices are taken in blocks of 4,096. Within a block every source has a fixed number of places, its weight's share, and a
+//! keyed permutation deals them out; so both answers are computed from `k` alone, the shares are exact over every block, and
+//! each source is read in its own order, from its first sequence on, without gap or repetition.
+
+use super::order::Permutation;
+use crate::runtime::error::{Exit, fail};
+use anyhow::Result;
+
+/// Indices over which the shares are exact.
+const BLOCK: u64 = 4096;
+
+/// The dealing of sequences to sources.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mixture {
+    /// Places of source `i` in a block: `bounds[i]..bounds[i + 1]`.
+    bounds: Vec<u64>,
+    seed: u64,
+}
+
+impl Mixture {
+    /// Sources in proportion to `weights`, which need not sum to 1. A source gets one place in a block at the least.
+    ///
+    /// # Errors
+    /// [`Exit::Config`] if a weight is not positive and finite, or if there are more sources than places.
+    pub fn new(weights: &[f64], seed: u64) -> Result<Self> {
+        let sum: f64 = weights.iter().sum();
+        if weights.is_empty() || !weights.iter().all(|w| *w > 0.0) || !sum.is_finite() {
+            return Err(fail(Exit::Config, format!("data.weights {weights:?} are not all above 0"))
+                .hint("leave a source out instead of giving it no weight")
+                .into());
+        }
+        if weights.len() as u64 > BLOCK / 2 {
+            return Err(fail(Exit::Config, format!("data.weights for {} sources", weights.len()))
+                .hint(format!("at most {} sources can be mixed", BLOCK / 2))
+                .into());
+        }
+        let mut bounds = vec![0];
+        bounds.extend(apportion(weights, sum).iter().scan(0, |at, places| {
+            *at += places;
+            Some(*at)
+        }));
+        Ok(Self { bounds, seed })
+    }
+
+    /// Source of the sequence `k`, and its number among that source's sequences.
+    pub fn place(&self, k: u64) -> (usize, u64) {
+        let (block, index) = (k / BLOCK, k % BLOCK);
+        self.in_block(&self.deal(block), block, index)
+    }
+
+    /// How many of the first `n` sequences each source gives.
+    pub fn counts(&self, n: u64) -> Vec<u64> {
+        let (blocks, rest) = (n / BLOCK, n % BLOCK);
+        let mut counts: Vec<u64> = self.bounds.windows(2).map(|b| (b[1] - b[0]) * blocks).collect();
+        let deal = self.deal(blocks);
+        for index in 0..rest {
+            counts[self.in_block(&deal, blocks, index).0] += 1;
+        }
+        counts
+    }
+
+    fn deal(&self, block: u64) -> Permutation {
+        Permutation::new("llama-lite mixture of sources v1", BLOCK, self.seed, block)
+    }
+
+    fn in_block(&self, deal: &Permutation, block: u64, index: u64) -> (usize, u64) {
+        let place = deal.apply(index);
+        let source = self.bounds.partition_point(|&b| b <= place) - 1;
+        let (low, high) = (self.bounds[source], self.bounds[source + 1]);
+        (source, block * (high - low) + place - low)
+    }
+}
+
+/// [`BLOCK`] places by largest remainders, none without a place.
+fn apportion(weights: &[f64], sum: f64) -> Vec<u64> {
+    let ideal: Vec<f64> = weights.iter().map(|w| w / sum * BLOCK as f64).collect();
+    let mut places: Vec<u64> = ideal.iter().map(|x| (*x as u64).max(1)).collect();
+    let mut given: u64 = places.iter().sum();
+    while given != BLOCK {
+        let short = |i: &usize| ideal[*i] - places[*i] as f64;
+        let by_need = (0..weights.len()).filter(|&i| given < BLOCK || places[i] > 1);
+        let compare = |a: &usize, b: &usize| short(a).total_cmp(&short(b));
+        // There is a source to take from: they are at most half as many as the places.
+        let Some(i) = (if given < BLOCK { by_need.max_by(compare) } else { by_need.min_by(compare) }) else { break };
+        if given < BLOCK {
+            places[i] += 1;
+            given += 1;
+        } else {
+            places[i] -= 1;
+            given -= 1;
+        }
+    }
+    places
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_exact_and_every_source_is_read_without_gap() {
+        for weights in [vec![1.0], vec![0.7, 0.2, 0.1], vec![1e-9, 1.0], vec![3.0; 7], vec![1.0; 2048]] {
+            let mixture = Mixture::new(&weights, 5).unwrap();
+            let n = 3 * BLOCK + 1234;
+            let mut drawn: Vec<Vec<u64>> = vec![Vec::new(); weights.len()];
+            for k in 0..n {
+                let (source, index) = mixture.place(k);
+                drawn[source].push(index);
+            }
+            assert_eq!(drawn.iter().map(|d| d.len() as u64).collect::<Vec<_>>(), mixture.counts(n));
+            let sum: f64 = weights.iter().sum();
+            for (weight, counts) in weights.iter().zip(mixture.counts(BLOCK)) {
+                assert!((weight / sum * BLOCK as f64 - counts as f64).abs() <= 1.0, "{weight} {counts}");
+            }
+            // Whole blocks give each source its first sequences, each once.
+            let mut whole: Vec<Vec<u64>> = vec![Vec::new(); weights.len()];
+            (0..3 * BLOCK).map(|k| mixture.place(k)).for_each(|(source, index)| whole[source].push(index));
+            for list in &mut whole {
+                list.sort_unstable();
+                assert!(list.iter().enumerate().all(|(i, &index)| i as u64 == index));
+            }
+        }
+    }
+
+    #[test]
+    fn sources_are_interleaved_and_the_seed_matters() {
+        let runs = |seed| {
+            let mixture = Mixture::new(&[1.0, 1.0], seed).unwrap();
+            (0..2000).map(|k| mixture.place(k).0).collect::<Vec<_>>()
+        };
+        let changes = runs(1).windows(2).filter(|pair| pair[0] != pair[1]).count();
+        // Binomial: mean 1000, standard deviation 22.
+        assert!((850..1150).contains(&changes), "{changes}");
+        assert_ne!(runs(1), runs(2));
+    }
+
+    #[test]
+    fn useless_weights_are_refused() {
+        for weights in [vec![], vec![0.0, 1.0], vec![-1.0], vec![f64::NAN], vec![f64::INFINITY], vec![1.0; 2049]] {
+            assert!(Mixture::new(&weights, 1).is_err(), "{weights:?}");
+        }
+    }
+}

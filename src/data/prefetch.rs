@@ -1,0 +1,89 @@
+//! The next step's sequences, read and checked by a thread while the present step is computed.
+//!
+//! What is read ahead is a guess: that the next step goes on where this one ends. A wrong guess costs a read, never a wrong
+//! sequence, because results carry what they were asked for.
+
+use super::loader::Loader;
+use crate::runtime::error::{Exit, fail};
+use anyhow::Result;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+type Request = (u64, usize);
+
+/// A loader with a thread that reads ahead. The thread ends with it.
+pub struct Prefetch {
+    loader: Loader,
+    requests: Sender<Request>,
+    results: Receiver<Result<Vec<u32>>>,
+    /// What the thread is reading or has read.
+    ahead: Option<Request>,
+}
+
+impl Prefetch {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// [`Exit::Io`] if the system gives no thread.
+    pub fn new(loader: Loader) -> Result<Self> {
+        let (requests, asked) = channel::<Request>();
+        let (answers, results) = channel();
+        let reader = loader.clone();
+        let work = move || {
+            for (first, count) in asked {
+                if answers.send(reader.sequences(first, count)).is_err() {
+                    return;
+                }
+            }
+        };
+        std::thread::Builder::new().name("prefetch".into()).spawn(work).map_err(|e| {
+            fail(Exit::Io, format!("cannot start the thread that reads data: {e}"))
+                .hint("raise the limit of processes (`ulimit -u`)")
+        })?;
+        Ok(Self { loader, requests, results, ahead: None })
+    }
+
+    /// The loader behind it.
+    pub fn loader(&self) -> &Loader {
+        &self.loader
+    }
+
+    /// Sequences `first..first + count`, as [`Loader::sequences`] gives them; begins to read as many after them.
+    ///
+    /// # Errors
+    /// Those of reading shards; [`Exit::Internal`] if the thread has died.
+    pub fn sequences(&mut self, first: u64, count: usize) -> Result<Vec<u32>> {
+        let died = || fail(Exit::Internal, "the thread that reads data has died");
+        let ready = match self.ahead.take() {
+            Some(asked) => {
+                let result = self.results.recv().map_err(|_| died())?;
+                (asked == (first, count)).then_some(result)
+            }
+            None => None,
+        };
+        let sequences = ready.unwrap_or_else(|| self.loader.sequences(first, count))?;
+        let next = (first + count as u64, count);
+        self.requests.send(next).map_err(|_| died())?;
+        self.ahead = Some(next);
+        Ok(sequences)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::Tokens;
+    use crate::data::loader::{Plan, Source};
+    use std::sync::Arc;
+
+    #[test]
+    fn what_is_read_ahead_is_what_the_loader_reads() {
+        let tokens = Tokens::Memory(Arc::new((0..1000).collect()));
+        let plan = Plan { sequence_length: 7, seed: 1, shuffle: true, weights: vec![], boundary: None };
+        let loader = Loader::new(vec![Source { name: "x".into(), tokens }], &plan).unwrap();
+        let mut ahead = Prefetch::new(loader.clone()).unwrap();
+        // In order, repeated, with another count, back and forth.
+        for (first, count) in [(0, 4), (4, 4), (8, 4), (8, 4), (12, 2), (14, 6), (0, 6), (6, 6), (1000, 1)] {
+            assert_eq!(ahead.sequences(first, count).unwrap(), loader.sequences(first, count).unwrap());
+        }
+    }
+}
