@@ -9,6 +9,10 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+mod data;
+
+pub use data::{Data, EotPlace, Inspect, Prepare, SplitName, Verify};
+
 /// Pretrain, resume, evaluate and sample LLaMA models.
 #[derive(Debug, Parser)]
 #[command(name = "llama-lite", version = crate::VERSION, max_term_width = 110, arg_required_else_help = true)]
@@ -216,56 +220,6 @@ pub struct Sample {
     /// Write one JSON object per sample instead of the text
     #[arg(long)]
     pub json: bool,
-}
-
-/// `llama-lite data`
-#[derive(Clone, Debug, Subcommand)]
-pub enum Data {
-    /// Turn text into token shards
-    Prepare(Prepare),
-    /// Check sizes, hashes and token ids of a prepared directory
-    #[command(after_help = "Example: llama-lite data verify data/books")]
-    Verify(Dir),
-    /// Describe a prepared directory
-    #[command(after_help = "Example: llama-lite data inspect data/books")]
-    Inspect(Dir),
-}
-
-/// A prepared directory.
-#[derive(Args, Clone, Debug)]
-pub struct Dir {
-    /// Directory made by data prepare
-    #[arg(value_name = "DIR")]
-    pub dir: PathBuf,
-}
-
-/// `llama-lite data prepare`
-#[derive(Args, Clone, Debug)]
-#[command(
-    after_help = "Example: llama-lite data prepare --input books/*.txt notes.jsonl --tokenizer gpt2 --out data/books"
-)]
-pub struct Prepare {
-    /// Text: .txt (one document each), .jsonl (one document per line), directories or globs of them
-    #[arg(long, value_name = "PATH", num_args = 1.., required = true)]
-    pub input: Vec<String>,
-    /// gpt2 (built in) or the path of a tokenizer.json
-    #[arg(long, value_name = "gpt2|FILE")]
-    pub tokenizer: String,
-    /// Directory for the shards; it must not hold any yet
-    #[arg(long, value_name = "DIR")]
-    pub out: PathBuf,
-    /// Field of a .jsonl line that holds the text
-    #[arg(long, value_name = "NAME", default_value = "text")]
-    pub text_field: String,
-    /// Share of the documents held out for validation
-    #[arg(long, value_name = "X", default_value_t = 0.005, value_parser = fraction, allow_negative_numbers = true)]
-    pub val_fraction: f64,
-    /// Tokens in one shard
-    #[arg(long, value_name = "N", default_value = "100000000")]
-    pub shard_tokens: NonZeroUsize,
-    /// Go on although more than 0.1 % of the lines are unusable
-    #[arg(long)]
-    pub allow_bad: bool,
 }
 
 /// `llama-lite export`

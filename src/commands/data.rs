@@ -1,78 +1,54 @@
-//! `data prepare`, `data verify`, `data inspect`.
+//! `data verify`, `data inspect`; `data prepare` is next door.
 
-use super::print;
-use crate::cli::{Data, Prepare};
-use crate::data::corpus::{named_tokenizer, separator};
-use crate::data::prepare::{Encode, PrepareOptions, Progress, prepare};
-use crate::data::shards::verify::{inspect, verify};
+use super::{prepare, print};
+use crate::cli::{Data, Inspect, SplitName};
+use crate::data::corpus::named_tokenizer;
+use crate::data::shards::excerpt::{Place, excerpt};
+use crate::data::shards::inspect::inspect;
+use crate::data::shards::manifest::Split;
+use crate::data::shards::verify::verify;
 use crate::data::tokenizer::Tokenizer;
-use crate::metrics::{self, Console};
-use crate::runtime::error::note;
+use crate::metrics::Console;
+use crate::runtime::error::{Exit, fail};
 use anyhow::Result;
-use indicatif::{ProgressBar, ProgressStyle};
 
 pub(super) fn run(command: Data, console: Console) -> Result<()> {
     match command {
-        Data::Prepare(args) => run_prepare(args, console),
+        Data::Prepare(args) => prepare::run(args, console),
         Data::Verify(args) => print(&verify(&args.dir)?.to_string()),
-        Data::Inspect(args) => print(&inspect(&args.dir)?),
+        Data::Inspect(args) => run_inspect(&args),
     }
 }
 
-struct Encoder {
-    tokenizer: Tokenizer,
-    separator: u32,
-    fingerprint: String,
-}
-
-impl Encode for Encoder {
-    fn encode_ordinary_batch(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
-        texts.iter().map(|text| self.tokenizer.encode_ordinary(text)).collect()
-    }
-
-    fn separator(&self) -> u32 {
-        self.separator
-    }
-
-    fn vocab_size(&self) -> usize {
-        self.tokenizer.vocab_size()
-    }
-
-    fn fingerprint(&self) -> String {
-        self.fingerprint.clone()
-    }
-}
-
-fn run_prepare(args: Prepare, console: Console) -> Result<()> {
-    let tokenizer = named_tokenizer(&args.tokenizer)?;
-    let encoder = Encoder { separator: separator(&tokenizer)?, fingerprint: tokenizer.fingerprint(), tokenizer };
-    let options = PrepareOptions {
-        text_field: args.text_field,
-        val_fraction: args.val_fraction,
-        shard_tokens: args.shard_tokens.get(),
-        allow_bad: args.allow_bad,
-        ..PrepareOptions::new(args.input, args.out)
+fn run_inspect(args: &Inspect) -> Result<()> {
+    let Some(place) = place(args) else { return print(&inspect(&args.dir)?) };
+    let split = match args.split {
+        SplitName::Train => Split::Train,
+        SplitName::Val => Split::Val,
     };
-    let bar = if console.terminal && !console.quiet { ProgressBar::new(0) } else { ProgressBar::hidden() };
-    if let Ok(style) =
-        ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes}  {binary_bytes_per_sec}  {msg}  {eta} left")
-    {
-        bar.set_style(style);
+    let tokenizer = inspect_tokenizer(args)?;
+    let excerpt = excerpt(&args.dir, split, place, args.max_tokens.get())?;
+    // Text of strangers: nothing in it may steer the terminal.
+    let shown = |c: char| if c.is_control() && !['\n', '\t'].contains(&c) { char::REPLACEMENT_CHARACTER } else { c };
+    let text: String = tokenizer.decode(&excerpt.ids, false)?.chars().map(shown).collect();
+    print(&format!("{}\n\n{text}\n\n{} tokens: {:?}", excerpt.title, excerpt.ids.len(), excerpt.ids))
+}
+
+fn place(args: &Inspect) -> Option<Place> {
+    let sequence = |index| Place::Sequence {
+        index,
+        length: args.sequence_length.get(),
+        seed: (!args.no_shuffle).then_some(args.seed),
+    };
+    args.token.map(Place::Token).or(args.document.map(Place::Document)).or(args.sequence.map(sequence))
+}
+
+fn inspect_tokenizer(args: &Inspect) -> Result<Tokenizer> {
+    match &args.tokenizer {
+        Some(name) => named_tokenizer(name),
+        None if args.dir.join("tokenizer.json").exists() => Tokenizer::from_dir(&args.dir),
+        None => Err(fail(Exit::Config, format!("{}: holds no tokenizer.json to decode with", args.dir.display()))
+            .hint("name the tokenizer that made the shards: --tokenizer gpt2 or --tokenizer FILE")
+            .into()),
     }
-    let summary = prepare(&options, &encoder, &|p: Progress| {
-        bar.set_length(p.bytes_total);
-        bar.set_position(p.bytes_read);
-        bar.set_message(format!("{} documents, {} tokens", metrics::count(p.documents), metrics::count(p.tokens)));
-    })?;
-    bar.finish_and_clear();
-    if !console.quiet {
-        for line in &summary.notes {
-            note(line);
-        }
-        let m = &summary.manifest;
-        let (train, val) = (metrics::count(m.train.tokens), metrics::count(m.val.tokens));
-        let (shards, out) = (m.shards.len(), options.out.display());
-        note(&format!("{train} training and {val} validation tokens in {shards} shards: {out}"));
-    }
-    Ok(())
 }

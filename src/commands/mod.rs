@@ -4,6 +4,7 @@ mod data;
 mod doctor;
 mod export;
 mod generate;
+mod prepare;
 mod score;
 
 use crate::checkpoint::Opened;

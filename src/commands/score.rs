@@ -3,6 +3,7 @@
 use super::{Loaded, load, print};
 use crate::cli::Eval;
 use crate::data::corpus::evaluation_tokens;
+use crate::data::prepare::source::ReadOptions;
 use crate::data::rows::Rows;
 use crate::eval::{ByteLengths, score};
 use crate::metrics::Console;
@@ -18,7 +19,7 @@ const TOKENS_AT_ONCE: usize = 8192;
 pub(super) fn run(args: &Eval, console: Console) -> Result<()> {
     let Loaded { source, tokenizer, model } = load(&args.ckpt)?;
     let patterns: Vec<String> = args.data.iter().map(|p| p.to_string_lossy().into_owned()).collect();
-    let (tokens, bytes) = evaluation_tokens(&patterns, &tokenizer, model.config.vocab_size, "text")?;
+    let (tokens, bytes) = evaluation_tokens(&patterns, &tokenizer, model.config.vocab_size, &ReadOptions::default())?;
     let length = model.config.max_position_embeddings;
     let mut rows = Rows::windows(tokens, length, u64::MAX);
     rows.text_bytes = bytes;

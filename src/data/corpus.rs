@@ -10,12 +10,13 @@ mod text;
 use super::Tokens;
 use super::boundary::Boundary;
 use super::loader::Source;
+use super::prepare::source::ReadOptions;
 use super::rows::Rows;
 use super::shards::manifest::Split as ShardSplit;
 use super::stories::Floor;
 use super::tokenizer::Tokenizer;
 use crate::config::Config;
-use crate::runtime::error::{Exit, fail};
+use crate::runtime::error::{Exit, Failure, fail};
 use anyhow::Result;
 use std::path::Path;
 
@@ -51,12 +52,7 @@ impl Corpus {
             text::open(config, tokenizer)?
         };
         if config.data.document_mask && corpus.boundary.is_none() {
-            return Err(fail(
-                Exit::Config,
-                "data.document_mask: some shards put separators before documents, others after",
-            )
-            .hint("prepare all sources with the same --eot")
-            .into());
+            return Err(mixed_separators().into());
         }
         let (ids, rows) = (corpus.tokenizer.vocab_size(), config.model.vocab_size);
         if ids > rows {
@@ -127,9 +123,14 @@ fn groups(config: &Config) -> Vec<&[String]> {
 
 /// How documents are told apart in all of `sources`; none if they differ.
 fn boundary(sources: &[Source], separator: u32) -> Option<Boundary> {
-    let after = sources.first()?.tokens.separator_after();
-    let same = sources.iter().all(|source| source.tokens.separator_after() == after);
+    let after = sources.first()?.tokens.separator_after()?;
+    let same = sources.iter().all(|source| source.tokens.separator_after() == Some(after));
     same.then_some(Boundary { separator, after })
+}
+
+fn mixed_separators() -> Failure {
+    fail(Exit::Config, "data.document_mask: some shards put separators before documents, others after")
+        .hint("prepare all sources with the same --eot")
 }
 
 fn val_rows(config: &Config, tokens: Tokens, separator: u32) -> Result<Rows> {
@@ -138,7 +139,10 @@ fn val_rows(config: &Config, tokens: Tokens, separator: u32) -> Result<Rows> {
     if rows.is_empty() {
         return Err(fail(Exit::Data, "the validation data hold no text").hint("give another data.val").into());
     }
-    rows.boundary = config.data.document_mask.then_some(Boundary { separator, after });
+    if config.data.document_mask {
+        let after = after.ok_or_else(mixed_separators)?;
+        rows.boundary = Some(Boundary { separator, after });
+    }
     Ok(rows)
 }
 
@@ -150,7 +154,7 @@ pub fn evaluation_tokens(
     patterns: &[String],
     tokenizer: &Tokenizer,
     vocab_size: usize,
-    text_field: &str,
+    options: &ReadOptions,
 ) -> Result<(Tokens, Option<u64>)> {
     // A directory without a validation split is scored whole.
     let shards = match shards::paths(patterns, ShardSplit::Val) {
@@ -160,7 +164,7 @@ pub fn evaluation_tokens(
     match shards {
         Some(paths) => Ok((shards::tokens(&paths, tokenizer, vocab_size)?, None)),
         None => {
-            let (tokens, bytes) = tokenize_text(tokenizer, &text::files(patterns)?, text_field)?;
+            let (tokens, bytes) = tokenize_text(tokenizer, &text::files(patterns)?, options)?;
             Ok((tokens, Some(bytes)))
         }
     }

@@ -11,10 +11,12 @@
 //! | `order.rs` | the keyed permutation and the hash chain |
 //! | `stories.rs` | the built-in corpus and its exact entropy |
 //! | `tokenizer.rs` | GPT-2's, trained and loaded tokenizers |
+//! | `hub.rs` | data sets of the Hugging Face Hub |
 //! | `prepare.rs`, `shards.rs`, `npy.rs` | text files to token shards, and reading them |
 
 pub mod boundary;
 pub mod corpus;
+pub mod hub;
 pub mod loader;
 pub mod mixture;
 pub mod npy;
@@ -47,10 +49,10 @@ impl Tokens {
         }
     }
 
-    /// Whether the separator ends documents instead of beginning them.
-    pub fn separator_after(&self) -> bool {
+    /// Whether the separator ends documents instead of beginning them; `None` if it does both.
+    pub fn separator_after(&self) -> Option<bool> {
         match self {
-            Self::Memory(_) => false,
+            Self::Memory(_) => Some(false),
             Self::Shards(set, _) => set.separator_after(),
         }
     }

@@ -9,6 +9,7 @@ pub mod header;
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -167,6 +168,32 @@ impl TokenFile {
             at += raw.len() as u64;
         }
         Ok(())
+    }
+
+    /// Bytes of the file that hold the `count` tokens from `start` on.
+    pub fn bytes_of(&self, start: usize, count: usize) -> Range<u64> {
+        let at = |token: usize| self.layout.offset + (token * self.dtype().width()) as u64;
+        at(start)..at(start + count)
+    }
+
+    /// Tokens that lie, wholly or in part, in `bytes` of the file.
+    pub fn tokens_in(&self, bytes: Range<u64>) -> Range<usize> {
+        let width = self.dtype().width() as u64;
+        let data = |at: u64| at.saturating_sub(self.layout.offset);
+        (data(bytes.start) / width) as usize..data(bytes.end).div_ceil(width) as usize
+    }
+
+    /// Size of the file in bytes, header included.
+    pub fn size(&self) -> u64 {
+        self.bytes_of(0, self.len()).end
+    }
+
+    /// Fills `out` with the bytes of the file from `at` on.
+    ///
+    /// # Errors
+    /// [`Exit::Data`] if the file has shrunk since it was opened, [`Exit::Io`] if it cannot be read.
+    pub fn read_bytes(&self, at: u64, out: &mut [u8]) -> Result<()> {
+        Ok(self.file.read_exact_at(out, at).map_err(|e| self.read_error(&e))?)
     }
 
     /// BLAKE3 of the whole file, header included, in hex.

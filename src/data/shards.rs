@@ -3,6 +3,9 @@
 //! Shards come from `data prepare`, with a `shards.json` beside them, or from other tools (build-nanogpt, llm.c),
 //! without one; both are accepted. What a manifest would have said is then worked out from the files themselves.
 
+mod blocks;
+pub mod excerpt;
+pub mod inspect;
 pub mod manifest;
 pub mod verify;
 
@@ -12,7 +15,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use crate::data::npy::TokenFile;
-use crate::data::shards::manifest::{Manifest, ShardEntry, Split, TokenizerInfo};
+use crate::data::shards::blocks::Blocks;
+use crate::data::shards::manifest::{Eot, Manifest, ShardEntry, Split, TokenizerInfo};
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files;
 
@@ -34,11 +38,13 @@ struct Shard {
     /// Index of its first token in the joined array.
     start: u64,
     entry: Option<ShardEntry>,
+    blocks: Option<Blocks>,
+    eot: Eot,
 }
 
 impl ShardSet {
     /// Opens the shards `paths`, in the order of their paths. Headers and sizes are checked, and compared with the
-    /// `shards.json` beside a shard that lists it; the tokens themselves are checked as they are read.
+    /// `shards.json` beside a shard that lists it; ids and block hashes are checked as tokens are first read.
     ///
     /// # Errors
     /// [`Exit::Io`] for a file that cannot be read; [`Exit::Data`] for one that is no token file or contradicts its
@@ -74,7 +80,10 @@ impl ShardSet {
             }
         }
         let len = file.len() as u64;
-        self.shards.push(Shard { file, name, start: self.total, entry: listed.map(|(_, entry)| entry.clone()) });
+        let entry = listed.map(|(_, entry)| entry.clone());
+        let eot = listed.map_or(Eot::Before, |(manifest, _)| manifest.recipe.eot);
+        let blocks = entry.as_ref().map(Blocks::new);
+        self.shards.push(Shard { file, name, start: self.total, entry, blocks, eot });
         // Sizes of files that exist: their sum cannot reach 2^64.
         self.total += len;
         Ok(())
@@ -95,15 +104,18 @@ impl ShardSet {
         self.tokenizer.as_ref()
     }
 
-    /// Whether the separator ends documents instead of beginning them, as it does without a manifest.
-    pub fn separator_after(&self) -> bool {
-        false
+    /// Whether the separator ends documents instead of beginning them; `None` if shards differ. Without a manifest it begins
+    /// them, as other tools write it.
+    pub fn separator_after(&self) -> Option<bool> {
+        let after = |shard: &Shard| shard.eot == Eot::After;
+        let first = self.shards.first().is_some_and(after);
+        self.shards.iter().all(|shard| after(shard) == first).then_some(first)
     }
 
     /// Fills `out` with the tokens from `start` on, across shard borders.
     ///
     /// # Errors
-    /// [`Exit::Data`] if a shard has shrunk or holds an id that is not below `vocab_size`, naming shard and offset;
+    /// [`Exit::Data`] if a shard has shrunk or changed, or holds an id that is not below `vocab_size`, naming shard and offset;
     /// [`Exit::Io`] if it cannot be read; [`Exit::Internal`] if the range does not lie within the set.
     pub fn read(&self, start: u64, mut out: &mut [u32], vocab_size: usize) -> Result<()> {
         if start.checked_add(out.len() as u64).is_none_or(|end| end > self.total) {
@@ -115,6 +127,9 @@ impl ShardSet {
         for shard in &self.shards[first..] {
             let offset = (at - shard.start) as usize;
             let (part, rest) = out.split_at_mut((shard.file.len() - offset).min(out.len()));
+            if let Some(blocks) = &shard.blocks {
+                blocks.check(&shard.file, shard.file.bytes_of(offset, part.len()))?;
+            }
             shard.file.read(offset, part)?;
             check_ids(&shard.file, offset, part, vocab_size)?;
             at += part.len() as u64;
@@ -124,6 +139,12 @@ impl ShardSet {
             }
         }
         Ok(())
+    }
+
+    /// Name of the shard that holds the token `at`, and its place there.
+    pub fn locate(&self, at: u64) -> (&str, u64) {
+        let index = self.shards.partition_point(|shard| shard.start <= at).saturating_sub(1);
+        self.shards.get(index).map_or(("", at), |shard| (shard.name.as_str(), at - shard.start))
     }
 
     /// Identifies the tokens and their order: a hash over each shard's name, token count and BLAKE3. Without a manifest

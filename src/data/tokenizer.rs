@@ -1,8 +1,8 @@
 //! Text to token ids and back: GPT-2's vocabulary (built in), any `tokenizer.json`, or one trained on the run's text.
 //!
 //! Two engines stand behind the one type. Byte-level BPE with GPT-2's split ([`byte_bpe`]) covers the built-in, the
-//! trained and many downloaded vocabularies at tiktoken's speed; every other file runs in Hugging Face's crate
-//! ([`hub`]). Which of the two it is changes the speed only.
+//! trained and many downloaded vocabularies at several times tiktoken's speed; every other file runs in Hugging Face's
+//! crate ([`hub`]). Which of the two it is changes the speed only.
 //!
 //! There are two ways to encode because there are two kinds of text. Documents of a corpus are data: whatever looks
 //! like a special token in them is plain text ([`Tokenizer::encode_ordinary`]). Prompts are written by the user, who
@@ -10,12 +10,16 @@
 
 mod byte_bpe;
 mod byte_json;
+mod cache;
+mod encoder;
 mod ends;
 mod hub;
+mod merges;
 mod stream;
 #[cfg(test)]
 mod tests;
 mod train;
+mod words;
 
 use std::fs::File;
 use std::io::Read;

@@ -24,6 +24,7 @@ mod append;
 mod dir;
 pub(crate) mod fault;
 mod growing;
+mod link;
 mod lock;
 #[cfg(test)]
 mod tests;
@@ -31,6 +32,7 @@ mod tests;
 pub use append::{Appender, append_log, truncate_file_atomic};
 pub use dir::{DirTxn, TxnFile, create_dirs, remove_tree, rename_durable};
 pub use growing::Growing;
+pub use link::link;
 pub use lock::{Lock, lock};
 
 use fault::step;

@@ -63,7 +63,9 @@ pub(super) fn tokens(paths: &[PathBuf], tokenizer: &Tokenizer, vocab_size: usize
 pub(super) fn named_val(config: &Config, tokenizer: &Tokenizer) -> Result<Tokens> {
     match paths(&config.data.val, Split::Val)? {
         Some(paths) => tokens(&paths, tokenizer, config.model.vocab_size),
-        None => Ok(text::tokenize_text(tokenizer, &text::files(&config.data.val)?, &config.data.text_field)?.0),
+        None => {
+            Ok(text::tokenize_text(tokenizer, &text::files(&config.data.val)?, &text::read_options(&config.data))?.0)
+        }
     }
 }
 

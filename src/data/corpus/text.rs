@@ -1,9 +1,10 @@
 //! Raw text as a run's data: read and tokenised when the program starts, held in memory.
 
 use super::{Corpus, boundary, groups, make_tokenizer, separator, shards, val_rows};
-use crate::config::Config;
+use crate::config::{Config, DataConfig};
 use crate::data::Tokens;
 use crate::data::loader::Source;
+use crate::data::prepare::source::ReadOptions;
 use crate::data::prepare::{documents, expand, split::Rule};
 use crate::data::tokenizer::Tokenizer;
 use crate::runtime::error::{Exit, fail};
@@ -38,6 +39,11 @@ pub(super) fn open(config: &Config, tokenizer: Option<Tokenizer>) -> Result<Corp
     Ok(Corpus { boundary: boundary(&train, separator), tokenizer, train, val, floor: None, stories: None })
 }
 
+/// Where `data` says the text is in its files.
+pub(super) fn read_options(data: &DataConfig) -> ReadOptions {
+    ReadOptions { text_field: data.text_field.clone(), text_separator: data.text_separator.clone() }
+}
+
 /// The text of a run.
 struct Divided {
     /// Documents of each source.
@@ -50,11 +56,12 @@ fn divide(config: &Config) -> Result<Divided> {
     let data = &config.data;
     let groups = groups(config).into_iter().map(files).collect::<Result<Vec<_>>>()?;
     let fraction = if data.val.is_empty() { data.val_fraction } else { 0.0 };
-    let mut rule = Rule::choose(&groups.concat(), &data.text_field, fraction)?;
+    let options = read_options(data);
+    let mut rule = Rule::choose(&groups.concat(), &options, fraction)?;
     let mut divided = Divided { train: Vec::new(), held_out: Vec::new() };
     for paths in groups {
         let mut train = Vec::new();
-        for document in documents(&paths, &data.text_field) {
+        for document in documents(&paths, &options) {
             let text = document?.text;
             let (a, b) = rule.divide(&text);
             for (part, list) in [(a, &mut train), (b, &mut divided.held_out)] {
@@ -83,8 +90,8 @@ pub(super) fn files(patterns: &[String]) -> Result<Vec<PathBuf>> {
 ///
 /// # Errors
 /// Those of reading and encoding.
-pub fn tokenize_text(tokenizer: &Tokenizer, paths: &[PathBuf], text_field: &str) -> Result<(Tokens, u64)> {
-    let texts = documents(paths, text_field).map(|d| Ok(d?.text)).collect::<Result<Vec<String>>>()?;
+pub fn tokenize_text(tokenizer: &Tokenizer, paths: &[PathBuf], options: &ReadOptions) -> Result<(Tokens, u64)> {
+    let texts = documents(paths, options).map(|d| Ok(d?.text)).collect::<Result<Vec<String>>>()?;
     let (separator, mut ids) = (separator(tokenizer)?, Vec::new());
     append_encoded(tokenizer, &texts, separator, &mut ids)?;
     ids.push(separator);

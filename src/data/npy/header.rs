@@ -10,7 +10,7 @@ use crate::data::npy::Dtype;
 pub const HEADER_LEN: usize = 128;
 
 /// numpy's own limit on the header of an untrusted file.
-pub(super) const MAX_HEADER: usize = 10_000;
+pub const MAX_HEADER: usize = 10_000;
 
 const NPY_MAGIC: &[u8] = b"\x93NUMPY";
 const BIN_MAGIC: i32 = 20_240_520;
@@ -29,15 +29,18 @@ pub fn npy_header(dtype: Dtype, len: usize) -> [u8; HEADER_LEN] {
 
 /// Where the tokens of a file lie. `offset + len * width` is exactly the file's size.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Layout {
-    pub(super) offset: u64,
-    pub(super) len: u64,
-    pub(super) dtype: Dtype,
+pub struct Layout {
+    /// Bytes before the first token.
+    pub offset: u64,
+    /// Number of tokens.
+    pub len: u64,
+    /// Their width.
+    pub dtype: Dtype,
 }
 
 impl Layout {
     /// From the first bytes of a file (as many as a header may take) and its size.
-    pub(super) fn parse(head: &[u8], size: u64) -> Result<Self, String> {
+    pub fn parse(head: &[u8], size: u64) -> Result<Self, String> {
         let layout = if head.starts_with(NPY_MAGIC) {
             Self::parse_npy(head)?
         } else if head.starts_with(&BIN_MAGIC.to_le_bytes()) {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use crate::data::prepare::PREPARE_FILE;
-use crate::data::prepare::source::kind;
+use crate::data::prepare::source::{KNOWN, is_known};
 use crate::data::shards::manifest::MANIFEST_FILE;
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files;
@@ -14,7 +14,7 @@ use crate::runtime::files;
 /// Directories below a given one that are followed down; deeper is taken for a loop of symbolic links.
 const MAX_DEPTH: usize = 32;
 
-/// The files that `patterns` stand for: files, globs, and directories, which give the `.txt` and `.jsonl` files below
+/// The files that `patterns` stand for: files, globs, and directories, which give the files of text ([`is_known`]) below
 /// them, hidden ones left out. Sorted by path, each once.
 ///
 /// # Errors
@@ -35,7 +35,7 @@ pub fn expand(patterns: &[String]) -> Result<Vec<PathBuf>> {
         }
         if found.len() == before {
             return Err(fail(Exit::Io, format!("{pattern}: no such file"))
-                .hint("give existing files, globs, or directories that hold .txt or .jsonl files")
+                .hint(format!("give existing files, globs, or directories that hold files of text: {KNOWN}"))
                 .into());
         }
     }
@@ -78,7 +78,7 @@ fn walk(dir: &Path, depth: usize, found: &mut Vec<PathBuf>) -> Result<()> {
             if !is_prepared(&path) {
                 walk(&path, depth + 1, found)?;
             }
-        } else if kind(&path).is_some() {
+        } else if is_known(&path) {
             found.push(path);
         }
     }
@@ -94,8 +94,16 @@ mod tests {
     fn files_globs_and_directories() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().display().to_string();
-        for name in ["b.txt", "a.jsonl", "sub/deep/c.txt", "notes.md", ".hidden/d.txt", "[x].txt", "out/val-00000.npy"]
-        {
+        for name in [
+            "b.txt",
+            "a.jsonl",
+            "sub/deep/c.txt",
+            "notes.md",
+            "n.json.gz",
+            ".hidden/d.txt",
+            "[x].txt",
+            "out/val-00000.npy",
+        ] {
             let path = dir.path().join(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, "x").unwrap();
@@ -108,7 +116,7 @@ mod tests {
             let relative = |p: PathBuf| p.strip_prefix(dir.path()).unwrap().display().to_string();
             anyhow::Ok(found.into_iter().map(relative).collect::<Vec<_>>())
         };
-        assert_eq!(get(&[""]).unwrap(), ["[x].txt", "a.jsonl", "b.txt", "sub/deep/c.txt"]);
+        assert_eq!(get(&[""]).unwrap(), ["[x].txt", "a.jsonl", "b.txt", "n.json.gz", "sub/deep/c.txt"]);
         assert_eq!(get(&["*.txt", "a.jsonl", "b.txt"]).unwrap(), ["[x].txt", "a.jsonl", "b.txt"]);
         assert_eq!(get(&["**/*.txt", "notes.md"]).unwrap().len(), 5);
         assert_eq!(get(&["[x].txt"]).unwrap(), ["[x].txt"]);

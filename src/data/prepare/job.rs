@@ -1,202 +1,194 @@
-//! The run of `data prepare` between opening the first file and `shards.json`: records in, batches encoded, fates
-//! counted.
+//! The run of `data prepare` between the first record and `shards.json`: batches in, fates decided, text encoded and
+//! written, progress recorded.
+//!
+//! Looking into records and encoding are spread over the threads; fates and writing are sequential, in the order of the
+//! corpus, and so do not depend on how it is cut into batches.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use rayon::prelude::*;
 
 use crate::data::npy::Dtype;
-use crate::data::prepare::quarantine::{Entry, Quarantine, hex};
-use crate::data::prepare::source::{Content, Reason, Record, records};
+use crate::data::prepare::batches::{Batch, Batches};
+use crate::data::prepare::dedup::Dedup;
+use crate::data::prepare::fates::{Document, Fates};
+use crate::data::prepare::journal::State;
+use crate::data::prepare::leftovers;
+use crate::data::prepare::options::{Encode, Inputs, PrepareOptions, Progress, Summary};
+use crate::data::prepare::quarantine::Quarantine;
 use crate::data::prepare::split::Rule;
 use crate::data::prepare::writer::ShardWriter;
-use crate::data::prepare::{Encode, PrepareOptions, Progress, Summary};
-use crate::data::shards::manifest::{
-    LineCounts, MANIFEST_FILE, Manifest, Source, Split, TokenizerInfo, Totals, VERSION,
-};
-use crate::runtime::error::{Exit, fail};
+use crate::data::shards::manifest::{Eot, MANIFEST_FILE, Manifest, Split, TokenizerInfo, Totals, VERSION, Val};
+use crate::runtime::error::{Exit, Failure, fail};
 use crate::runtime::files;
 
-/// A batch is encoded once it holds this much text...
-const BATCH_BYTES: usize = 8 << 20;
-/// ...or this many documents.
-pub(super) const BATCH_DOCUMENTS: usize = 8192;
 /// Documents encoded by one call: small enough to balance the threads, large enough to hide the cost of a call.
 const CALL_DOCUMENTS: usize = 16;
-/// Largest share of bad records that is put up with, and from how many on it is judged before the end.
-const MAX_BAD: f64 = 0.001;
-const JUDGED_FROM: u64 = 100_000;
+
 /// The state of preparing.
 pub(super) struct Job<'a> {
     opts: &'a PrepareOptions,
+    inputs: &'a Inputs,
     tok: &'a dyn Encode,
     progress: &'a dyn Fn(Progress),
-    rule: Rule,
-    batch: Vec<String>,
-    batch_bytes: usize,
+    /// Up to date but for the lengths of the files.
+    state: State,
+    /// As in the journal.
+    saved: State,
+    fates: Fates,
     train: ShardWriter,
     val: ShardWriter,
-    quarantine: Quarantine,
-    lines: LineCounts,
-    sources: Vec<Source>,
-    /// Index in `sources` of the file being read.
-    current: usize,
-    bytes_read: u64,
-    bytes_total: u64,
+    pace: Pace,
 }
 
 impl<'a> Job<'a> {
+    /// Goes on from `state`.
     pub(super) fn new(
         opts: &'a PrepareOptions,
+        inputs: &'a Inputs,
         tok: &'a dyn Encode,
         progress: &'a dyn Fn(Progress),
-        rule: Rule,
-        paths: &[PathBuf],
+        mut state: State,
     ) -> Result<Self> {
-        let source = |path: &PathBuf| -> Result<Source> {
-            let meta = fs::metadata(path).map_err(|e| files::io_failure("read", path, &e))?;
-            Ok(Source { path: path.display().to_string(), bytes: meta.len(), lines: 0, used: 0 })
-        };
-        let sources: Vec<Source> = paths.iter().map(source).collect::<Result<_>>()?;
+        state.stopped = false;
+        let saved = state.clone();
         let dtype = Dtype::for_vocab(tok.vocab_size());
-        Ok(Self {
-            opts,
-            tok,
-            progress,
-            rule,
-            batch: Vec::new(),
-            batch_bytes: 0,
-            train: ShardWriter::new(&opts.out, Split::Train, dtype, opts.shard_tokens),
-            val: ShardWriter::new(&opts.out, Split::Val, dtype, opts.shard_tokens),
-            quarantine: Quarantine::new(&opts.out),
-            lines: LineCounts::default(),
-            bytes_total: sources.iter().map(|source| source.bytes).sum(),
-            sources,
-            current: 0,
-            bytes_read: 0,
-        })
+        let writer = |split, written: &mut _| {
+            ShardWriter::open(&opts.out, split, dtype, opts.shard_tokens, std::mem::take(written))
+        };
+        let (mut train, mut val) = (writer(Split::Train, &mut state.train)?, writer(Split::Val, &mut state.val)?);
+        // Shards that the journal lists may have been on the way to their names.
+        train.publish()?;
+        val.publish()?;
+        // At the end of the corpus the log of hashes may be gone already.
+        let at_end = state.place.file == inputs.list.len();
+        let dedup =
+            if opts.dedup && !at_end { Some(Dedup::open(&opts.out, opts.grain.hashes, state.hashes)?) } else { None };
+        let fates = Fates::new(Quarantine::open(&opts.out, state.quarantine)?, dedup);
+        let pace = Pace { least: opts.grain.journal, last: Instant::now(), cost: Duration::ZERO };
+        Ok(Self { opts, inputs, tok, progress, state, saved, fates, train, val, pace })
     }
 
-    /// Takes in the next file.
-    pub(super) fn file(&mut self, path: &Path) -> Result<()> {
-        for record in records(path, &self.opts.text_field)? {
-            self.record(path, record?)?;
+    /// Reads the corpus to its end.
+    pub(super) fn run(&mut self) -> Result<()> {
+        if self.state.place.file == self.inputs.list.len() {
+            return Ok(());
         }
-        self.current += 1;
-        Ok(())
-    }
-
-    fn record(&mut self, path: &Path, record: Record) -> Result<()> {
-        let source = &mut self.sources[self.current];
-        self.lines.read += 1;
-        source.lines += 1;
-        self.bytes_read += record.length;
-        match record.content {
-            Content::Empty => self.lines.empty += 1,
-            Content::Text(text) => {
-                self.lines.used += 1;
-                source.used += 1;
-                self.batch_bytes += text.len();
-                self.batch.push(text);
-                if self.batch_bytes >= BATCH_BYTES || self.batch.len() >= BATCH_DOCUMENTS {
-                    self.encode_batch()?;
-                }
-            }
-            Content::Bad { reason, detail, bytes } => {
-                let Record { line, offset, length, .. } = record;
-                let (detail, hex) = (&detail, hex(&bytes));
-                self.quarantine.add(&Entry { file: path, line, offset, length, reason: reason.name(), detail, hex })?;
-                *self.lines.quarantined.entry(reason.name().into()).or_default() += 1;
-                if reason == Reason::CutOff && !self.opts.allow_bad {
-                    let message = format!("{}:{line}: the file ends within a line ({detail})", path.display());
-                    return Err(self.stop(message));
-                }
-                if self.lines.read >= JUDGED_FROM {
-                    self.judge_bad()?;
-                }
+        let mut batches = Batches::start(self.inputs, &self.opts.read, self.opts.grain, self.state.place)?;
+        while self.state.place.file < self.inputs.list.len() {
+            let batch = batches.next()?;
+            self.batch(batch)?;
+            self.report();
+            if self.pace.is_due() {
+                self.save()?;
             }
         }
         Ok(())
     }
 
-    fn encode_batch(&mut self) -> Result<()> {
-        let texts = std::mem::take(&mut self.batch);
-        self.batch_bytes = 0;
-        let mut pieces = Vec::with_capacity(texts.len());
-        for text in &texts {
-            let (train, val) = self.rule.divide(text);
+    fn batch(&mut self, batch: Batch) -> Result<()> {
+        let documents = self.fates.decide(self.opts, &mut self.state, batch.records);
+        let documents = documents.map_err(|e| self.stopped(e))?;
+        self.encode(&documents)?;
+        self.state.place = batch.end;
+        self.state.bytes_read = batch.bytes_read;
+        Ok(())
+    }
+
+    fn encode(&mut self, documents: &[Document]) -> Result<()> {
+        let mut pieces = Vec::with_capacity(documents.len());
+        for document in documents {
+            let (train, val) = document.text.split_at(document.cut);
             let parts = [(Split::Train, train), (Split::Val, val)];
-            pieces.extend(parts.into_iter().filter(|(_, text)| !text.is_empty()));
+            pieces.extend(parts.into_iter().filter(|(_, text)| !text.is_empty()).map(|part| (document.file, part)));
         }
-        let parts: Vec<&str> = pieces.iter().map(|(_, text)| *text).collect();
-        let encoded: Vec<Vec<Vec<u32>>> = parts
-            .par_chunks(CALL_DOCUMENTS)
-            .map(|texts| self.tok.encode_ordinary_batch(texts))
-            .collect::<Result<_>>()?;
-        let encoded: Vec<Vec<u32>> = encoded.into_iter().flatten().collect();
-        if encoded.len() != pieces.len() {
-            let message = format!("{} documents gave {} encodings", pieces.len(), encoded.len());
-            return Err(fail(Exit::Internal, message).into());
+        let tok = self.tok;
+        let encoded: Vec<Vec<Vec<u32>>> =
+            pieces.par_chunks(CALL_DOCUMENTS).map(|pieces| encode(tok, pieces)).collect::<Result<_>>()?;
+        for ((file, (split, text)), ids) in pieces.into_iter().zip(encoded.into_iter().flatten()) {
+            self.write(file, split, text.len() as u64, &ids)?;
         }
-        let (separator, vocab_size) = (self.tok.separator(), self.tok.vocab_size());
-        for ((split, text), ids) in pieces.into_iter().zip(encoded) {
-            if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab_size) {
-                let message = format!("the tokenizer gave the id {id}, but has only {vocab_size}");
-                return Err(fail(Exit::Internal, message).into());
-            }
+        Ok(())
+    }
+
+    /// Writes a document of `text_bytes` bytes of the file of index `file`.
+    fn write(&mut self, file: usize, split: Split, text_bytes: u64, ids: &[u32]) -> Result<()> {
+        self.state.sources[file].tokens += 1 + ids.len() as u64;
+        self.state.text_bytes += text_bytes;
+        let separator = &[self.tok.separator()][..];
+        let parts = match self.opts.eot {
+            Eot::Before => [separator, ids],
+            Eot::After => [ids, separator],
+        };
+        if self.state.rule != Rule::FirstShard {
             let writer = if split == Split::Train { &mut self.train } else { &mut self.val };
-            writer.document(separator, &ids, text.len() as u64)?;
+            writer.begin_document(text_bytes)?;
+            return parts.into_iter().try_for_each(|ids| writer.tokens(ids));
         }
-        self.report();
+        let first = if self.val.room_in_first() > 0 { &mut self.val } else { &mut self.train };
+        first.begin_document(text_bytes)?;
+        for ids in parts {
+            let (val, train) = ids.split_at(ids.len().min(self.val.room_in_first() as usize));
+            self.val.tokens(val)?;
+            self.train.tokens(train)?;
+        }
         Ok(())
     }
 
     fn report(&self) {
-        let (train, val) = (self.train.totals(), self.val.totals());
+        let (train, val) = (self.train.written().totals, self.val.written().totals);
         (self.progress)(Progress {
-            bytes_read: self.bytes_read.min(self.bytes_total),
-            bytes_total: self.bytes_total,
-            documents: train.documents + val.documents,
+            bytes_read: self.state.bytes_read,
+            bytes_total: self.inputs.list.iter().map(|input| input.bytes).sum(),
+            text_bytes: self.state.text_bytes,
+            documents: self.state.lines.used,
             tokens: train.tokens + val.tokens,
         });
     }
 
-    /// Stops if too many of the records so far were bad.
-    fn judge_bad(&mut self) -> Result<()> {
-        let (bad, read) = (self.lines.bad(), self.lines.read);
-        if self.opts.allow_bad || bad as f64 <= MAX_BAD * read as f64 {
-            return Ok(());
-        }
-        Err(self.stop(format!("{bad} of {read} lines cannot be used, more than {} %", MAX_BAD * 100.0)))
+    /// Records how far the run has come, once that is safe.
+    fn save(&mut self) -> Result<()> {
+        let began = Instant::now();
+        self.train.sync()?;
+        self.val.sync()?;
+        self.fates.sync()?;
+        self.state.train = self.train.written().clone();
+        self.state.val = self.val.written().clone();
+        self.state.hashes = self.fates.hashes();
+        self.state.quarantine = self.fates.quarantine.len();
+        self.state.save(&self.opts.out)?;
+        self.saved = self.state.clone();
+        self.train.publish()?;
+        self.val.publish()?;
+        self.pace.took(began);
+        Ok(())
     }
 
-    /// The error for bad input, once the quarantine file that its hint points at is safe.
-    fn stop(&mut self, message: String) -> anyhow::Error {
-        if let Err(error) = self.quarantine.commit() {
+    /// Records that the run has ended for a fault of the input, if `error` is one.
+    fn stopped(&mut self, error: anyhow::Error) -> anyhow::Error {
+        if error.downcast_ref::<Failure>().is_none_or(|failure| failure.exit != Exit::Data) {
             return error;
         }
-        let path = self.quarantine.path().display();
-        fail(Exit::Data, message)
-            .hint(format!("the lines are in {path}: repair the input, or accept the loss with --allow-bad"))
-            .into()
+        self.saved.stopped = true;
+        // The quarantine file as well: the user is about to look into it.
+        match self.fates.sync().and_then(|()| self.saved.save(&self.opts.out)) {
+            Ok(()) => error,
+            Err(error) => error,
+        }
     }
 
-    /// Writes what is left, and `shards.json` last.
+    /// Completes the last shards, and writes `shards.json` last.
     pub(super) fn finish(mut self) -> Result<Summary> {
-        self.encode_batch()?;
-        self.quarantine.commit()?;
-        self.judge_bad()?;
+        let judged = self.fates.judge(self.opts, &self.state.lines);
+        judged.and_then(|()| self.judge_train()).map_err(|e| self.stopped(e))?;
+        self.train.finish_shard()?;
+        self.val.finish_shard()?;
+        self.save()?;
         let notes = self.notes();
-        let (mut shards, train) = self.train.finish()?;
-        let (val_shards, val) = self.val.finish()?;
-        shards.extend(val_shards);
-        if train == Totals::default() {
-            return Err(fail(Exit::Data, format!("no text to train on in {}", self.opts.inputs.join(" ")))
-                .hint("check the files and --text-field")
-                .into());
-        }
+        let out = &self.opts.out;
+        let mut shards = self.state.train.shards;
+        shards.extend(self.state.val.shards);
         let manifest = Manifest {
             version: VERSION,
             tokenizer: TokenizerInfo {
@@ -204,33 +196,87 @@ impl<'a> Job<'a> {
                 vocab_size: self.tok.vocab_size(),
                 separator: self.tok.separator(),
             },
-            text_field: self.opts.text_field.clone(),
-            val_fraction: self.opts.val_fraction,
-            val_rule: self.rule.name().into(),
-            train,
-            val,
-            lines: self.lines,
-            sources: self.sources,
+            recipe: self.opts.recipe(),
+            val_rule: self.state.rule.name().into(),
+            train: self.state.train.totals,
+            val: self.state.val.totals,
+            lines: self.state.lines,
+            sources: self.state.sources,
             shards,
         };
-        files::write_atomic(&self.opts.out.join(MANIFEST_FILE), &manifest.to_bytes()?)?;
+        for (name, bytes) in self.tok.files()? {
+            files::write_atomic(&out.join(name), &bytes)?;
+        }
+        files::write_atomic(&out.join(MANIFEST_FILE), &manifest.to_bytes()?)?;
+        leftovers::remove_working(out)?;
         Ok(Summary { manifest, notes })
     }
 
+    fn judge_train(&self) -> Result<()> {
+        if self.train.written().totals.tokens > 0 {
+            return Ok(());
+        }
+        let (message, hint) = if self.val.written().totals.tokens > 0 {
+            ("all of the text went to validation", "choose smaller shards, or a smaller validation split")
+        } else {
+            ("there is no text in the input", "check the files and --text-field")
+        };
+        Err(fail(Exit::Data, format!("{message} ({})", self.state.lines)).hint(hint).into())
+    }
+
     fn notes(&self) -> Vec<String> {
-        let mut notes = Vec::new();
-        if matches!(self.rule, Rule::Tail { .. }) {
+        let (train, val) = (self.state.train.totals, self.state.val.totals);
+        let mut notes = vec![self.state.lines.to_string()];
+        if matches!(self.state.rule, Rule::Tail { .. }) {
             notes.push(format!(
                 "the corpus has too few documents to choose whole ones for validation: the last {} of {} bytes of text \
                  are the validation split",
-                self.val.totals().bytes,
-                self.val.totals().bytes + self.train.totals().bytes,
+                val.bytes,
+                val.bytes + train.bytes,
             ));
+        } else if self.opts.val != Val::None && val == Totals::default() {
+            notes.push("no document fell to the validation split: it is empty".into());
         }
-        if self.lines.bad() > 0 {
-            let (bad, path) = (self.lines.bad(), self.quarantine.path().display());
-            notes.push(format!("{bad} of {} lines could not be used; they are in {path}", self.lines.read));
+        if self.state.lines.bad() > 0 {
+            let (bad, path) = (self.state.lines.bad(), self.fates.quarantine.path().display());
+            notes.push(format!("{bad} of {} records could not be used; they are in {path}", self.state.lines.read));
         }
         notes
+    }
+}
+
+/// The ids of each piece, all below the size of the vocabulary.
+fn encode(tok: &dyn Encode, pieces: &[(usize, (Split, &str))]) -> Result<Vec<Vec<u32>>> {
+    let texts: Vec<&str> = pieces.iter().map(|(_, (_, text))| *text).collect();
+    let encoded = tok.encode_ordinary_batch(&texts)?;
+    if encoded.len() != texts.len() {
+        let message = format!("{} documents gave {} encodings", texts.len(), encoded.len());
+        return Err(fail(Exit::Internal, message).into());
+    }
+    let vocab_size = tok.vocab_size();
+    let largest = encoded.iter().flatten().copied().fold(0, u32::max);
+    if largest as usize >= vocab_size {
+        let message = format!("the tokenizer gave the id {largest}, but has only {vocab_size}");
+        return Err(fail(Exit::Internal, message).into());
+    }
+    Ok(encoded)
+}
+
+/// When progress is to be recorded.
+struct Pace {
+    least: Duration,
+    last: Instant,
+    /// What the last time took.
+    cost: Duration,
+}
+
+impl Pace {
+    fn is_due(&self) -> bool {
+        self.last.elapsed() >= self.least.max(if self.least.is_zero() { Duration::ZERO } else { self.cost * 20 })
+    }
+
+    fn took(&mut self, began: Instant) {
+        self.last = Instant::now();
+        self.cost = self.last - began;
     }
 }

@@ -1,73 +1,85 @@
-//! Bad lines, set aside with all that is needed to find, repair or replay them.
+//! Bad records, set aside with all that is needed to find, repair or replay them.
+//!
+//! Written under its final name from the start, so that it can be read while the run goes on or after it has stopped.
 
-use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::runtime::files::{AtomicFile, io_context};
+use crate::runtime::files::{Growing, io_context};
 
-/// Name of the quarantine file in the output directory; absent when no line was bad.
+/// Name of the quarantine file in the output directory; absent when no record was bad.
 pub const QUARANTINE_FILE: &str = "quarantine.jsonl";
 
-/// A bad record; one line of the quarantine file.
+/// A bad record; a line of the quarantine file but for its bytes.
 #[derive(Debug, Serialize)]
 pub(super) struct Entry<'a> {
     /// The source file.
-    pub(super) file: &'a Path,
+    pub(super) file: &'a str,
     /// Line number from 1.
     pub(super) line: u64,
     /// Byte offset in the file.
     pub(super) offset: u64,
-    /// Bytes of the line; more than are kept below if it was too long.
+    /// Bytes of the line; more than are kept if it was too long.
     pub(super) length: u64,
     /// Class of the fault.
     pub(super) reason: &'static str,
     /// The fault in words.
     pub(super) detail: &'a str,
-    /// The raw bytes in hexadecimal, which survives whatever they are.
-    pub(super) hex: String,
 }
 
 /// The quarantine file, created at the first bad record.
 pub(super) struct Quarantine {
     path: PathBuf,
-    file: Option<AtomicFile>,
+    file: Option<Growing>,
 }
 
 impl Quarantine {
-    pub(super) fn new(dir: &Path) -> Self {
-        Self { path: dir.join(QUARANTINE_FILE), file: None }
+    /// Goes on after the first `len` bytes of the file in `dir`.
+    pub(super) fn open(dir: &Path, len: u64) -> Result<Self> {
+        let path = dir.join(QUARANTINE_FILE);
+        let file = if len == 0 { None } else { Some(Growing::open(&path, len)?) };
+        Ok(Self { path, file })
     }
 
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    pub(super) fn add(&mut self, entry: &Entry<'_>) -> Result<()> {
+    /// Bytes written.
+    pub(super) fn len(&self) -> u64 {
+        self.file.as_ref().map_or(0, Growing::len)
+    }
+
+    /// Adds a record with its `bytes`, written in hexadecimal, which survives whatever they are.
+    pub(super) fn add(&mut self, entry: &Entry<'_>, bytes: &[u8]) -> Result<()> {
         let file = match &mut self.file {
             Some(file) => file,
-            none => none.insert(AtomicFile::create(&self.path)?),
+            none => none.insert(Growing::open(&self.path, 0)?),
         };
         let mut line = serde_json::to_vec(entry)?;
-        line.push(b'\n');
+        line.pop();
+        line.extend_from_slice(b",\"hex\":\"");
+        // Piece by piece: a record may have 64 MiB.
+        for piece in bytes.chunks(1 << 16) {
+            push_hex(&mut line, piece);
+            file.write_all(&line).map_err(io_context("write", &self.path))?;
+            line.clear();
+        }
+        line.extend_from_slice(b"\"}\n");
         file.write_all(&line).map_err(io_context("write", &self.path))
     }
 
     /// Makes the file durable.
-    pub(super) fn commit(&mut self) -> Result<()> {
-        self.file.take().map_or(Ok(()), AtomicFile::commit)
+    pub(super) fn sync(&mut self) -> Result<()> {
+        self.file.as_mut().map_or(Ok(()), Growing::sync)
     }
 }
 
 /// Two digits per byte.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(2 * bytes.len());
-    for byte in bytes {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-    }
-    text
+fn push_hex(text: &mut Vec<u8>, bytes: &[u8]) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    text.extend(bytes.iter().flat_map(|b| [DIGITS[usize::from(b >> 4)], DIGITS[usize::from(b & 15)]]));
 }

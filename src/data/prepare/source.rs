@@ -1,34 +1,129 @@
-//! From paths to records: which files, and what each line of them holds.
+//! From files to records, whatever the format.
 //!
-//! A record is a line of a `.jsonl` file or the whole of a `.txt` file. Reading never stops at a bad one: it is handed
-//! on with its bytes and its place, and the caller decides (`data prepare` keeps it in quarantine, [`documents`]
-//! fails). Another format is one more arm in [`records`].
+//! One thread cuts a file into records ([`Reader`] gives [`Raw`]), many look into them ([`Raw::parse`] gives
+//! [`Record`]): cutting is a search for a byte, parsing is the work. Reading never stops at a bad record: it is handed on
+//! with its bytes and its place, and the caller decides (`data prepare` keeps it in quarantine, [`documents`] fails). A
+//! file that ends before its end gives one last bad record. Between two records lies a [`Position`], from which another
+//! reader goes on as if it had read what comes before.
+//!
+//! | extension | record | cut by |
+//! |---|---|---|
+//! | `.txt` | the file, or a part between separators | `delimited.rs` |
+//! | `.jsonl`, `.ndjson` | a line | `delimited.rs` |
+//! | `.json` | an element of an array; without one, a line | `array.rs` |
+//! | `.parquet` | a row | `rows.rs` |
+//!
+//! All but Parquet, which compresses within, also with `.gz` or `.zst` behind (`input.rs`).
 
-use std::io::Read;
+mod array;
+mod delimited;
+mod input;
+mod json;
+mod rows;
+#[cfg(test)]
+mod tests;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use serde::{Deserialize, Serialize};
 
-use crate::data::prepare::json_lines::JsonLines;
 use crate::runtime::error::{Exit, fail};
-use crate::runtime::files;
 
-/// Longest line of a `.jsonl` file in bytes.
+use array::Array;
+use delimited::Delimited;
+use input::Input;
+use rows::Rows;
+
+/// Longest line, element or Parquet value in bytes.
 pub const MAX_LINE: usize = 64 << 20;
 
-/// Largest `.txt` file in bytes: it is one document, held and encoded whole.
-pub const MAX_TEXT: usize = 1 << 30;
+/// Longest document of a `.txt` file in bytes: it is held and encoded whole.
+pub const MAX_TEXT: usize = 256 << 20;
 
-pub(super) const BOM: &[u8] = "\u{feff}".as_bytes();
+/// Longest separator in bytes.
+const MAX_SEPARATOR: usize = 4096;
 
-/// One line, or one text file.
+/// What to look for in files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadOptions {
+    /// JSON field or Parquet column that holds the text.
+    pub text_field: String,
+    /// What stands between the documents of a `.txt` file; without it a file is one document.
+    pub text_separator: Option<String>,
+}
+
+impl Default for ReadOptions {
+    fn default() -> Self {
+        Self { text_field: "text".into(), text_separator: None }
+    }
+}
+
+/// A place between two records of a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// Records before it.
+    pub records: u64,
+    /// Bytes of the (decompressed) content before it; of a Parquet file, bytes of its text.
+    pub offset: u64,
+}
+
+/// A record as cut out of the file, not yet looked into.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Raw {
+    /// Number of the line, element, row or part, from 1.
+    pub line: u64,
+    /// Where it begins, in bytes as those of [`Position`].
+    pub offset: u64,
+    /// Its bytes, without what separates it from the next.
+    pub length: u64,
+    /// The place behind it. Nothing follows a record that ends its file early.
+    pub next: Position,
+    body: Body,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Body {
+    /// A line or element. The last line of a file may not be `ended` by a newline.
+    Json { bytes: Vec<u8>, ended: bool },
+    /// A document, with the line breaks next to its separators.
+    Text { bytes: Vec<u8>, after_separator: bool, before_separator: bool },
+    /// Nothing usable; the `last` one takes the rest of the file with it.
+    Bad { reason: Reason, detail: String, bytes: Vec<u8>, last: bool },
+}
+
+impl Body {
+    fn bad(reason: Reason, detail: String, bytes: Vec<u8>) -> Self {
+        Self::Bad { reason, detail, bytes, last: false }
+    }
+
+    fn bad_last(reason: Reason, detail: String, bytes: Vec<u8>) -> Self {
+        Self::Bad { reason, detail, bytes, last: true }
+    }
+}
+
+impl Raw {
+    /// Looks into it; `text_field` names the JSON field that holds the text.
+    pub fn parse(self, text_field: &str) -> Record {
+        let content = match self.body {
+            Body::Json { bytes, ended } => json::parse(bytes, ended, text_field),
+            Body::Text { bytes, after_separator, before_separator } => {
+                parse_text(bytes, after_separator, before_separator)
+            }
+            Body::Bad { reason, detail, bytes, .. } => bad(reason, detail, bytes),
+        };
+        Record { line: self.line, offset: self.offset, length: self.length, content }
+    }
+}
+
+/// A record that was looked into. The numbers are those of [`Raw`].
 #[derive(Debug, PartialEq, Eq)]
 pub struct Record {
-    /// Line number from 1 (1 for a text file).
+    /// Number of the line, element, row or part, from 1.
     pub line: u64,
-    /// Byte offset in the file.
+    /// Where it begins.
     pub offset: u64,
-    /// Bytes in the file, without the newline.
+    /// Its bytes.
     pub length: u64,
     /// What it holds.
     pub content: Content,
@@ -59,12 +154,14 @@ pub enum Reason {
     Utf8,
     /// Not JSON.
     Json,
-    /// JSON, but not an object with a string in the text field.
+    /// Not an object with one string in the text field; of a Parquet file, null.
     Field,
     /// Above [`MAX_LINE`] or [`MAX_TEXT`].
     TooLong,
-    /// Not JSON, and the file ends here without a newline: it was cut off while it was written or copied.
+    /// The file ends within it: it was cut off while it was written or copied.
     CutOff,
+    /// The compressed data is not what was written; the rest of the file cannot be read.
+    Damaged,
 }
 
 impl Reason {
@@ -76,72 +173,143 @@ impl Reason {
             Self::Field => "field",
             Self::TooLong => "too_long",
             Self::CutOff => "cut_off",
+            Self::Damaged => "damaged",
         }
     }
 }
 
-/// The records of one file.
-pub type Records = Box<dyn Iterator<Item = Result<Record>> + Send>;
+/// The formats in words, for messages.
+pub const KNOWN: &str = ".txt, .jsonl, .ndjson or .json, each also with .gz or .zst behind, or .parquet";
 
-/// Reads `path` by its extension; `text_field` names the JSON field that holds the text.
-///
-/// # Errors
-/// [`Exit::Config`] for an unknown extension, [`Exit::Io`] if the file cannot be read (also later, from the iterator).
-pub fn records(path: &Path, text_field: &str) -> Result<Records> {
-    match kind(path) {
-        Some(Kind::Text) => {
-            let path = path.to_path_buf();
-            Ok(Box::new(std::iter::once_with(move || read_text(&path))))
-        }
-        Some(Kind::JsonLines) => Ok(Box::new(JsonLines::open(path, text_field, MAX_LINE)?)),
-        None => Err(fail(Exit::Config, format!("{}: not a kind of text file that is known", path.display()))
-            .hint("give .txt (one document per file) or .jsonl (one JSON object per line)")
-            .into()),
-    }
-}
-
-/// A format of text that is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+enum Format {
     Text,
     JsonLines,
+    Json,
+    Parquet,
 }
 
-/// The format of a file, by its extension.
-pub(super) fn kind(path: &Path) -> Option<Kind> {
-    match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
-        "txt" => Some(Kind::Text),
-        "jsonl" => Some(Kind::JsonLines),
-        _ => None,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Compression {
+    None,
+    Gzip,
+    Zstd,
+}
+
+/// Whether `path` is a file of text, by its extension.
+pub fn is_known(path: &Path) -> bool {
+    kind(path).is_some()
+}
+
+fn kind(path: &Path) -> Option<(Format, Compression)> {
+    let name = path.file_name()?.to_str()?.to_ascii_lowercase();
+    let (name, compression) = match name.rsplit_once('.')? {
+        (name, "gz") => (name, Compression::Gzip),
+        (name, "zst") => (name, Compression::Zstd),
+        _ => (name.as_str(), Compression::None),
+    };
+    let format = match Path::new(name).extension()?.to_str()? {
+        "txt" => Format::Text,
+        "jsonl" | "ndjson" => Format::JsonLines,
+        "json" => Format::Json,
+        "parquet" if compression == Compression::None => Format::Parquet,
+        _ => return None,
+    };
+    Some((format, compression))
+}
+
+/// Cuts a file into records; nothing after its last or a `last` one is asked for.
+trait Cut: Send {
+    fn cut(&mut self) -> Result<Option<Raw>>;
+    fn file_bytes(&self) -> u64;
+}
+
+/// Reads one file from a place on. Ends at the first error.
+pub struct Reader {
+    cut: Box<dyn Cut>,
+    done: bool,
+}
+
+impl Reader {
+    /// Opens `path`, by its extension, at a place that an earlier reader with the same options has given (or the
+    /// default, its start).
+    ///
+    /// # Errors
+    /// [`Exit::Config`] for an unknown extension or an impossible separator; [`Exit::Io`] if the file cannot be read
+    /// (also later, from the iterator); [`Exit::Data`] if it has become too short for `from`, or is a Parquet file
+    /// without such a column of strings.
+    pub fn open(path: &Path, options: &ReadOptions, from: Position) -> Result<Self> {
+        let Some((format, compression)) = kind(path) else {
+            let message = format!("{}: not a kind of text file that is known", path.display());
+            return Err(fail(Exit::Config, message).hint(format!("give {KNOWN}")).into());
+        };
+        if format == Format::Parquet {
+            let rows = Rows::open(path, &options.text_field, from)?;
+            return Ok(Self { cut: Box::new(rows), done: false });
+        }
+        let separator = options.text_separator.as_deref();
+        if separator.is_some_and(|s| s.is_empty() || s.len() > MAX_SEPARATOR) {
+            let message = format!("the text separator is not between 1 and {MAX_SEPARATOR} bytes long");
+            return Err(fail(Exit::Config, message)
+                .hint("give what stands between documents, as <|endoftext|>")
+                .into());
+        }
+        let mut input = Input::open(path, compression)?;
+        let is_array = format == Format::Json && input.skip_blanks()? == Some(b'[');
+        let follows = from.records == 0 || input.skip_to(from.offset)?;
+        let cut: Box<dyn Cut> = match format {
+            Format::Text => Box::new(Delimited::text(input, separator, from.records)),
+            _ if is_array => Box::new(Array::new(input, from.records)),
+            _ => Box::new(Delimited::lines(input, from.records)),
+        };
+        Ok(Self { cut, done: !follows })
+    }
+
+    /// Bytes of the file (compressed, if it is) read so far, for progress; of a Parquet file, its size by rows.
+    pub fn file_bytes(&self) -> u64 {
+        self.cut.file_bytes()
     }
 }
 
-fn read_text(path: &Path) -> Result<Record> {
-    let (file, size) = files::open_input(path, true)?;
-    let mut bytes = Vec::with_capacity(size.min(MAX_TEXT as u64) as usize);
-    file.take(MAX_TEXT as u64 + 1).read_to_end(&mut bytes).map_err(|e| files::io_failure("read", path, &e))?;
-    let length = size.max(bytes.len() as u64);
-    let content = if bytes.len() > MAX_TEXT {
-        bad(Reason::TooLong, format!("a text file of more than {MAX_TEXT} bytes"), bytes)
-    } else {
-        if bytes.starts_with(BOM) {
-            bytes.drain(..BOM.len());
+impl Iterator for Reader {
+    type Item = Result<Raw>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.done {
+            return None;
         }
-        match String::from_utf8(bytes) {
-            Ok(text) => text_or_empty(text),
-            Err(e) => bad(Reason::Utf8, e.utf8_error().to_string(), e.into_bytes()),
-        }
+        let raw = self.cut.cut();
+        self.done = match &raw {
+            Ok(Some(raw)) => matches!(raw.body, Body::Bad { last: true, .. }),
+            Ok(None) | Err(_) => true,
+        };
+        raw.transpose()
+    }
+}
+
+/// A document of a text file, without the line breaks next to its separators.
+fn parse_text(bytes: Vec<u8>, after_separator: bool, before_separator: bool) -> Content {
+    let mut text = match String::from_utf8(bytes) {
+        Ok(text) => text,
+        Err(e) => return bad(Reason::Utf8, e.utf8_error().to_string(), e.into_bytes()),
     };
-    Ok(Record { line: 1, offset: 0, length, content })
+    let breaks = ['\r', '\n'];
+    if before_separator {
+        text.truncate(text.trim_end_matches(breaks).len());
+    }
+    if after_separator {
+        text.drain(..text.len() - text.trim_start_matches(breaks).len());
+    }
+    text_or_empty(text)
 }
 
 /// A document, if it has any text.
-pub(super) fn text_or_empty(text: String) -> Content {
+fn text_or_empty(text: String) -> Content {
     if text.trim().is_empty() { Content::Empty } else { Content::Text(text) }
 }
 
 /// A bad record that keeps up to [`MAX_LINE`] of its bytes.
-pub(super) fn bad(reason: Reason, detail: String, mut bytes: Vec<u8>) -> Content {
+fn bad(reason: Reason, detail: String, mut bytes: Vec<u8>) -> Content {
     bytes.truncate(MAX_LINE);
     bytes.shrink_to_fit();
     Content::Bad { reason, detail, bytes }
@@ -154,73 +322,36 @@ pub struct Document {
     pub text: String,
     /// Index of its file among the paths given.
     pub file: usize,
-    /// Line of the file, from 1.
+    /// Number of its record in the file, from 1.
     pub line: u64,
 }
 
 /// The documents of `paths` in order, for use in memory. Empty ones are passed over.
 ///
 /// # Errors
-/// [`Exit::Data`] for a bad record, naming file and line; [`Exit::Io`] and [`Exit::Config`] as [`records`].
-pub fn documents(paths: &[PathBuf], text_field: &str) -> impl Iterator<Item = Result<Document>> {
+/// [`Exit::Data`] for a bad record, naming file and line; otherwise those of [`Reader`].
+pub fn documents(paths: &[PathBuf], options: &ReadOptions) -> impl Iterator<Item = Result<Document>> {
     paths.iter().enumerate().flat_map(move |(file, path)| {
-        let records = records(path, text_field).unwrap_or_else(|e| Box::new(std::iter::once(Err(e))));
-        records.filter_map(move |record| match record {
-            Err(e) => Some(Err(e)),
-            Ok(Record { content: Content::Empty, .. }) => None,
-            Ok(Record { content: Content::Text(text), line, .. }) => Some(Ok(Document { text, file, line })),
-            Ok(Record { content: Content::Bad { detail, .. }, line, .. }) => {
-                let message = format!("{}:{line}: {detail}", path.display());
-                let hint = "repair the line, or let `data prepare --allow-bad` set bad lines aside";
-                Some(Err(fail(Exit::Data, message).hint(hint).into()))
-            }
+        let raws: Box<dyn Iterator<Item = Result<Raw>>> = match Reader::open(path, options, Position::default()) {
+            Ok(reader) => Box::new(reader),
+            Err(e) => Box::new(std::iter::once(Err(e))),
+        };
+        raws.filter_map(move |raw| {
+            let record = raw.map(|raw| raw.parse(&options.text_field));
+            record.and_then(|record| document(path, file, record)).transpose()
         })
     })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::runtime::error::Failure;
-
-    fn write(dir: &tempfile::TempDir, name: &str, bytes: &[u8]) -> PathBuf {
-        let path = dir.path().join(name);
-        std::fs::write(&path, bytes).unwrap();
-        path
-    }
-
-    fn contents(path: &Path) -> Vec<Record> {
-        records(path, "text").unwrap().collect::<Result<_>>().unwrap()
-    }
-
-    fn reason_of(record: &Record) -> Option<Reason> {
-        if let Content::Bad { reason, .. } = record.content { Some(reason) } else { None }
-    }
-
-    #[test]
-    fn text_files_are_one_document() {
-        let dir = tempfile::tempdir().unwrap();
-        let one = |bytes: &[u8]| contents(&write(&dir, "x.TXT", bytes)).pop().unwrap();
-        assert_eq!(one(b"\xef\xbb\xbfa\r\n\nb\n").content, Content::Text("a\r\n\nb\n".into()));
-        assert_eq!(one(b" \n").content, Content::Empty);
-        assert_eq!((one(b"").content, one(b"").line), (Content::Empty, 1));
-        assert_eq!(reason_of(&one(b"a\xffb")), Some(Reason::Utf8));
-    }
-
-    #[test]
-    fn documents_pass_over_empty_lines_and_stop_at_bad_ones() {
-        let dir = tempfile::tempdir().unwrap();
-        let paths = [
-            write(&dir, "a.txt", b"first"),
-            write(&dir, "b.jsonl", b"\n{\"body\": \"second\"}\n{\"text\": 1}\n"),
-            write(&dir, "c.parquet", b""),
-        ];
-        let got: Vec<_> = documents(&paths, "body").collect();
-        let document = |text: &str, file, line| Document { text: text.into(), file, line };
-        assert_eq!(got[0].as_ref().unwrap(), &document("first", 0, 1));
-        assert_eq!(got[1].as_ref().unwrap(), &document("second", 1, 2));
-        let exit = |i: usize| got[i].as_ref().unwrap_err().downcast_ref::<Failure>().unwrap().exit;
-        assert_eq!((exit(2), exit(3), got.len()), (Exit::Data, Exit::Config, 4));
-        assert!(got[2].as_ref().unwrap_err().to_string().contains("b.jsonl:3: "));
+fn document(path: &Path, file: usize, record: Record) -> Result<Option<Document>> {
+    let Record { line, content, .. } = record;
+    match content {
+        Content::Empty => Ok(None),
+        Content::Text(text) => Ok(Some(Document { text, file, line })),
+        Content::Bad { detail, .. } => {
+            let message = format!("{}:{line}: {detail}", path.display());
+            let hint = "repair the record, or let `data prepare --allow-bad` set bad records aside";
+            Err(fail(Exit::Data, message).hint(hint).into())
+        }
     }
 }

@@ -6,14 +6,27 @@
 //! if need be. A first pass over the sources decides; it ends as soon as both splits have a document, which takes
 //! about 1 / fraction documents.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 use anyhow::Result;
+use serde::{Deserialize, Serialize};
 
-use crate::data::prepare::source::{Content, Record, records};
+use crate::data::prepare::source::{ReadOptions, documents};
+
+/// So many documents are not few, whatever the fraction.
+const MANY: usize = 1 << 20;
+
+/// The first 128 bits of a text's BLAKE3: texts with equal keys are equal.
+pub(super) type Key = u128;
+
+pub(super) fn key(text: &str) -> Key {
+    let hash = blake3::hash(text.as_bytes());
+    hash.as_bytes()[..16].iter().rev().fold(0, |key, &byte| key << 8 | Key::from(byte))
+}
 
 /// A rule that divides the corpus, applied to its documents in order.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Rule {
     /// No validation split was asked for.
     None,
@@ -26,6 +39,8 @@ pub enum Rule {
         /// Bytes of text seen so far.
         seen: u64,
     },
+    /// The first tokens go to validation; no text is divided by this rule, its tokens are.
+    FirstShard,
 }
 
 impl Rule {
@@ -33,23 +48,31 @@ impl Rule {
     ///
     /// # Errors
     /// Those of reading the sources.
-    pub fn choose(paths: &[PathBuf], text_field: &str, fraction: f64) -> Result<Self> {
+    pub fn choose(paths: &[PathBuf], read: &ReadOptions, fraction: f64) -> Result<Self> {
+        Self::over(documents(paths, read).map(|document| Ok(document?.text)), fraction, false)
+    }
+
+    /// Chooses the rule for a corpus of `texts`; repeated ones will be left out if `dedup`.
+    pub(super) fn over(texts: impl Iterator<Item = Result<String>>, fraction: f64, dedup: bool) -> Result<Self> {
         if fraction == 0.0 {
             return Ok(Self::None);
         }
         let (mut train, mut val, mut bytes) = (false, false, 0u64);
-        for path in paths {
-            for record in records(path, text_field)? {
-                let Record { content: Content::Text(text), .. } = record? else { continue };
-                bytes += text.len() as u64;
-                if is_val(&text, fraction) {
-                    val = true
-                } else {
-                    train = true
-                }
-                if train && val {
-                    return Ok(Self::Hash(fraction));
-                }
+        let mut seen = HashSet::new();
+        for (i, text) in texts.enumerate() {
+            let text = text?;
+            let key = key(&text);
+            if dedup && !seen.insert(key) {
+                continue;
+            }
+            bytes += text.len() as u64;
+            if is_val(key, fraction) {
+                val = true
+            } else {
+                train = true
+            }
+            if (train && val) || i >= MANY {
+                return Ok(Self::Hash(fraction));
             }
         }
         let tail = (bytes as f64 * fraction).ceil() as u64;
@@ -58,14 +81,24 @@ impl Rule {
 
     /// The next document's text, divided into its training and its validation part (either may be empty).
     pub fn divide<'t>(&mut self, text: &'t str) -> (&'t str, &'t str) {
+        let key = if self.needs_key() { key(text) } else { 0 };
+        text.split_at(self.cut(text, key))
+    }
+
+    /// Whether [`Rule::cut`] looks at the key.
+    pub(super) fn needs_key(&self) -> bool {
+        matches!(self, Self::Hash(_))
+    }
+
+    /// The byte of the next document's text from which on it is validation's; `key` is the text's.
+    pub(super) fn cut(&mut self, text: &str, key: Key) -> usize {
         match self {
-            Self::None => (text, ""),
-            Self::Hash(fraction) if is_val(text, *fraction) => ("", text),
-            Self::Hash(_) => (text, ""),
+            Self::Hash(fraction) if is_val(key, *fraction) => 0,
+            Self::None | Self::Hash(_) | Self::FirstShard => text.len(),
             Self::Tail { cut, seen } => {
                 let before = cut.saturating_sub(*seen).min(text.len() as u64) as usize;
                 *seen += text.len() as u64;
-                text.split_at(cut_place(text, before))
+                cut_place(text, before)
             }
         }
     }
@@ -76,6 +109,7 @@ impl Rule {
             Self::None => "none",
             Self::Hash(_) => "documents by hash",
             Self::Tail { .. } => "the end of the text",
+            Self::FirstShard => "the first tokens",
         }
     }
 }
@@ -93,44 +127,43 @@ fn cut_place(text: &str, mut at: usize) -> usize {
     }
 }
 
-fn is_val(text: &str, fraction: f64) -> bool {
-    let hash = blake3::hash(text.as_bytes());
-    let [a, b, c, d, e, f, g, h, ..] = *hash.as_bytes();
-    // 2^64 has an exact f64, and a share of all 64 bits is finer than any fraction one could ask for.
-    (u64::from_le_bytes([a, b, c, d, e, f, g, h]) as f64) < fraction * 18_446_744_073_709_551_616.0
+fn is_val(key: Key, fraction: f64) -> bool {
+    // 2^64 has an exact f64, and a share of 64 bits is finer than any fraction one could ask for.
+    (key as u64 as f64) < fraction * 18_446_744_073_709_551_616.0
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn corpus(dir: &std::path::Path, documents: &[&str]) -> Vec<PathBuf> {
-        let path = dir.join("corpus.jsonl");
-        let lines = documents.iter().map(|text| serde_json::json!({ "text": text }).to_string() + "\n");
-        std::fs::write(&path, lines.collect::<String>()).unwrap();
-        vec![path]
-    }
-
     #[test]
     fn hash_share_is_near_the_fraction() {
         let n = 20_000;
-        let count = (0..n).filter(|i| is_val(&format!("document {i}"), 0.05)).count();
+        let count = (0..n).filter(|i| is_val(key(&format!("document {i}")), 0.05)).count();
         // Binomial: mean 1000, standard deviation 31.
         assert!((850..1150).contains(&count), "{count}");
-        assert!(is_val("any", 1.0) && !is_val("any", 0.0));
+        assert!(is_val(key("any"), 1.0) && !is_val(key("any"), 0.0));
     }
 
     #[test]
     fn rules_follow_the_corpus() {
-        let dir = tempfile::tempdir().unwrap();
+        let choose = |texts: &[String], fraction, dedup| {
+            Rule::over(texts.iter().map(|text| Ok(text.clone())), fraction, dedup).unwrap()
+        };
         let many: Vec<String> = (0..200).map(|i| format!("document {i}")).collect();
-        let many: Vec<&str> = many.iter().map(String::as_str).collect();
-        let choose = |texts: &[&str], fraction| Rule::choose(&corpus(dir.path(), texts), "text", fraction).unwrap();
-        assert_eq!(choose(&many, 0.2), Rule::Hash(0.2));
-        assert_eq!(choose(&many, 0.0), Rule::None);
-        assert_eq!(choose(&["0123456789"; 7], 0.1), Rule::Tail { cut: 63, seen: 0 });
+        assert_eq!(choose(&many, 0.2, false), Rule::Hash(0.2));
+        assert_eq!(choose(&many, 0.0, false), Rule::None);
+        let same = vec!["0123456789".to_string(); 7];
+        assert_eq!(choose(&same, 0.1, false), Rule::Tail { cut: 63, seen: 0 });
+        assert_eq!(choose(&same, 0.1, true), Rule::Tail { cut: 9, seen: 0 });
         // One document that its hash would send to validation must not leave training empty.
-        assert!(matches!(choose(&["one"], 0.999), Rule::Tail { cut: 0, .. }));
+        assert!(matches!(choose(&["one".into()], 0.999, false), Rule::Tail { cut: 0, .. }));
+    }
+
+    #[test]
+    fn keys_are_the_first_bytes_of_the_hash() {
+        let hash = blake3::hash(b"text");
+        assert_eq!(key("text").to_le_bytes(), hash.as_bytes()[..16]);
     }
 
     #[test]

@@ -1,14 +1,20 @@
 //! `data prepare` from end to end, with a tokenizer of bytes: what comes out is what went in, counted, checked and the
 //! same for any number of threads.
 
+mod choices;
+mod planted;
+mod resume;
+
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use super::*;
 use crate::data::npy::Dtype;
-use crate::data::prepare::job::BATCH_DOCUMENTS;
-use crate::data::prepare::quarantine::hex;
-use crate::data::shards::manifest::Split;
-use crate::data::shards::verify::{inspect, verify};
+use crate::data::shards::inspect::inspect;
+use crate::data::shards::manifest::{MANIFEST_FILE, Manifest, Split};
+use crate::data::shards::verify::verify;
 use crate::data::shards::{ShardSet, split_files};
 use crate::runtime::error::Failure;
 
@@ -31,6 +37,9 @@ impl Encode for Bytes {
     }
     fn fingerprint(&self) -> String {
         blake3::hash(b"bytes").to_hex().to_string()
+    }
+    fn files(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
+        Ok(vec![("tokenizer.json", b"{}".to_vec()), ("tokenizer_config.json", b"[]".to_vec())])
     }
 }
 
@@ -59,17 +68,20 @@ impl Bench {
     }
 
     fn options(&self, out: &str) -> PrepareOptions {
-        let input = self.dir.path().join("in").display().to_string();
-        PrepareOptions { val_fraction: 0.1, shard_tokens: 1000, ..PrepareOptions::new(vec![input], self.out(out)) }
+        PrepareOptions { val: Val::Fraction(0.1), shard_tokens: 1000, ..PrepareOptions::new(self.out(out)) }
+    }
+
+    fn inputs(&self) -> Inputs {
+        Inputs::local(&[self.dir.path().join("in").display().to_string()]).unwrap()
+    }
+
+    fn run(&self, opts: &PrepareOptions) -> Result<Summary> {
+        prepare(opts, &self.inputs(), &BYTES, &|_| {})
     }
 
     fn out(&self, out: &str) -> PathBuf {
         self.dir.path().join(out)
     }
-}
-
-fn run(opts: &PrepareOptions) -> Result<Summary> {
-    prepare(opts, &BYTES, &|_| {})
 }
 
 fn exit_of<T: std::fmt::Debug>(result: Result<T>) -> Exit {
@@ -109,7 +121,7 @@ fn every_document_comes_out_once_in_order() {
     bench.write("b/one.txt", "a whole file\nis one document\n");
     expected.push("a whole file\nis one document\n".into());
     expected.extend(bench.corpus("c.jsonl", 70));
-    let summary = run(&bench.options("out")).unwrap();
+    let summary = bench.run(&bench.options("out")).unwrap();
     let out = bench.out("out");
 
     let (train, val) = (decode(&out, Split::Train), decode(&out, Split::Val));
@@ -129,71 +141,34 @@ fn every_document_comes_out_once_in_order() {
     assert!(full(Split::Train).count() > 5 && full(Split::Train).chain(full(Split::Val)).all(|tokens| tokens == 1000));
     let report = verify(&out).unwrap();
     assert_eq!((report.documents, report.shards), (Some(221), manifest.shards.len()));
-    assert!(inspect(&out).unwrap().contains("221 read = 221 used + 0 empty + 0 quarantined\n"));
-    assert!(summary.notes.is_empty(), "{:?}", summary.notes);
-}
-
-#[test]
-fn planted_defects_are_counted_exactly_and_kept() {
-    let bench = Bench::new();
-    let good = bench.corpus("a.jsonl", 300);
-    let defects: [(&[u8], Option<&str>); 6] = [
-        (b"", None),
-        (b"{\"text\": \" \"}", None),
-        (b"{\"text\": \"\xff\xfe\"}", Some("utf8")),
-        (b"{\"text\": oops}", Some("json")),
-        (b"{\"txt\": \"x\"}", Some("field")),
-        (b"[]", Some("field")),
-    ];
-    let clean = fs::read(bench.dir.path().join("in/a.jsonl")).unwrap();
-    let mut dirty = Vec::new();
-    let mut planted = Vec::new();
-    for (i, line) in clean.split_inclusive(|&b| b == b'\n').enumerate() {
-        if i % 20 == 3 {
-            let (defect, reason) = defects[i / 20 % defects.len()];
-            if let Some(reason) = reason {
-                planted.push((dirty.len() as u64, reason, hex(defect)));
-            }
-            dirty.extend_from_slice(&[defect, b"\n"].concat());
-        }
-        dirty.extend_from_slice(line);
+    assert!(
+        inspect(&out).unwrap().contains("221 read = 221 used + 0 empty + 0 duplicate + 0 filtered + 0 quarantined\n")
+    );
+    assert_eq!(summary.notes, [manifest.lines.to_string()]);
+    for (source, texts) in manifest.sources.iter().zip([&expected[..150], &expected[150..151], &expected[151..]]) {
+        assert_eq!(source.tokens, texts.iter().map(|text| 1 + text.len() as u64).sum::<u64>());
     }
-    bench.write("a.jsonl", &dirty);
-    assert_eq!(exit_of(run(&bench.options("strict"))), Exit::Data, "9 bad lines of 315");
-    assert!(bench.out("strict").join(QUARANTINE_FILE).exists());
-    assert_eq!(exit_of(split_files(&bench.out("strict"), Split::Train)), Exit::Data, "unfinished output is not used");
-
-    let summary = run(&PrepareOptions { allow_bad: true, ..bench.options("out") }).unwrap();
-    let lines = &summary.manifest.lines;
-    assert_eq!((lines.read, lines.used, lines.empty), (315, 300, 6));
-    let counted: Vec<_> = lines.quarantined.iter().map(|(reason, &n)| (reason.as_str(), n)).collect();
-    assert_eq!(counted, [("field", 4), ("json", 2), ("utf8", 3)]);
-    let kept = fs::read_to_string(bench.out("out").join(QUARANTINE_FILE)).unwrap();
-    let kept: Vec<serde_json::Value> = kept.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(kept.len(), planted.len());
-    for (entry, (offset, reason, hex)) in kept.iter().zip(&planted) {
-        assert_eq!((entry["offset"].as_u64(), entry["reason"].as_str()), (Some(*offset), Some(*reason)));
-        assert_eq!(entry["hex"].as_str(), Some(hex.as_str()));
-        let line = dirty[..*offset as usize].iter().filter(|&&b| b == b'\n').count() as u64 + 1;
-        assert_eq!(entry["line"].as_u64(), Some(line));
+    for entry in &manifest.shards {
+        let bytes = fs::read(out.join(&entry.name)).unwrap();
+        let ids = bytes[128..].chunks_exact(2).map(|id| u32::from(u16::from_le_bytes([id[0], id[1]])));
+        assert_eq!(entry.max_id, ids.max().unwrap());
+        assert_eq!(entry.blocks, blake3::hash(&bytes).to_hex()[..32]);
     }
-    let mut texts = [decode(&bench.out("out"), Split::Train), decode(&bench.out("out"), Split::Val)].concat();
-    let mut expected = good;
-    texts.sort();
-    expected.sort();
-    assert_eq!(texts, expected);
+    assert_eq!(fs::read(out.join("tokenizer_config.json")).unwrap(), b"[]");
+    let names: Vec<String> = contents(&out).into_keys().collect();
+    assert!(names.iter().all(|name| !name.starts_with('.') && !name.contains("state")), "{names:?}");
 }
 
 #[test]
 fn output_does_not_depend_on_the_number_of_threads() {
     let bench = Bench::new();
     // More than one batch, with bad lines within the tolerance.
-    bench.corpus("a.jsonl", BATCH_DOCUMENTS + 3000);
+    bench.corpus("a.jsonl", 8192 + 3000);
     bench.write("b.jsonl", "{\n");
-    let outputs = [1, 2, 4].map(|threads| {
+    let outputs = [1, 2, 8].map(|threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let opts = PrepareOptions { shard_tokens: 70_001, ..bench.options(&format!("out{threads}")) };
-        pool.install(|| run(&opts).unwrap());
+        pool.install(|| bench.run(&opts).unwrap());
         contents(&opts.out)
     });
     assert!(outputs[0].len() > 10 && outputs[0].contains_key(QUARANTINE_FILE));
@@ -205,10 +180,10 @@ fn a_file_that_ends_within_a_line_stops() {
     let bench = Bench::new();
     bench.corpus("a.jsonl", 3000);
     bench.write("b.jsonl", "{\"text\": \"whole\"}\n{\"text\": \"hal");
-    assert_eq!(exit_of(run(&bench.options("strict"))), Exit::Data);
-    let summary = run(&PrepareOptions { allow_bad: true, ..bench.options("out") }).unwrap();
+    assert_eq!(exit_of(bench.run(&bench.options("strict"))), Exit::Data);
+    let summary = bench.run(&PrepareOptions { allow_bad: true, ..bench.options("out") }).unwrap();
     assert_eq!(summary.manifest.lines.quarantined, BTreeMap::from([("cut_off".into(), 1)]));
-    assert_eq!(summary.notes.len(), 1);
+    assert!(summary.notes[1].starts_with("1 of 3002 records"), "{:?}", summary.notes);
 }
 
 #[test]
@@ -216,11 +191,11 @@ fn a_single_document_gives_its_end_to_validation() {
     let bench = Bench::new();
     let text: String = (0..100).map(|i| format!("line {i:03}\n")).collect();
     bench.write("only.txt", &text);
-    let summary = run(&bench.options("out")).unwrap();
+    let summary = bench.run(&bench.options("out")).unwrap();
     let (train, val) = (decode(&bench.out("out"), Split::Train), decode(&bench.out("out"), Split::Val));
     assert_eq!([train.concat(), val.concat()].concat(), text);
     assert_eq!(val, [text[900 - 90 + 9..].to_string()], "the cut moves to the start of a line");
-    assert!(summary.notes[0].contains("last 81 of 900 bytes"), "{:?}", summary.notes);
+    assert!(summary.notes[1].contains("last 81 of 900 bytes"), "{:?}", summary.notes);
     assert_eq!(summary.manifest.lines.used, 1);
     verify(&bench.out("out")).unwrap();
 }
@@ -229,7 +204,7 @@ fn a_single_document_gives_its_end_to_validation() {
 fn no_validation_split_on_request() {
     let bench = Bench::new();
     let expected = bench.corpus("a.jsonl", 20);
-    run(&PrepareOptions { val_fraction: 0.0, ..bench.options("out") }).unwrap();
+    bench.run(&PrepareOptions { val: Val::None, ..bench.options("out") }).unwrap();
     assert_eq!(decode(&bench.out("out"), Split::Train), expected);
     assert!(decode(&bench.out("out"), Split::Val).is_empty());
 }
@@ -238,8 +213,8 @@ fn no_validation_split_on_request() {
 fn large_vocabularies_take_32_bits() {
     let bench = Bench::new();
     let expected = bench.corpus("a.jsonl", 20);
-    let opts = PrepareOptions { val_fraction: 0.0, ..bench.options("out") };
-    prepare(&opts, &Bytes { vocab_size: 65_537 }, &|_| {}).unwrap();
+    let opts = PrepareOptions { val: Val::None, ..bench.options("out") };
+    prepare(&opts, &bench.inputs(), &Bytes { vocab_size: 65_537 }, &|_| {}).unwrap();
     assert_eq!(decode(&opts.out, Split::Train), expected);
     assert_eq!(Manifest::load(&opts.out).unwrap().unwrap().shards[0].dtype, Dtype::U32);
     verify(&opts.out).unwrap();
@@ -250,39 +225,45 @@ fn finished_and_foreign_output_is_left_alone_and_unfinished_replaced() {
     let bench = Bench::new();
     bench.corpus("a.jsonl", 100);
     let opts = bench.options("out");
-    run(&opts).unwrap();
+    bench.run(&opts).unwrap();
     let finished = contents(&opts.out);
-    assert_eq!(exit_of(run(&opts)), Exit::Config);
+    assert_eq!(exit_of(bench.run(&opts)), Exit::Config);
     assert!(contents(&opts.out) == finished);
 
-    // As a kill would leave it, with shards of a larger earlier input.
+    // As a kill before the first record of progress would leave it, with shards of a larger earlier input.
     fs::remove_file(opts.out.join(MANIFEST_FILE)).unwrap();
     fs::write(opts.out.join("train-00099.npy"), b"stale").unwrap();
+    fs::write(opts.out.join(".part-train-00003.npy"), b"stale").unwrap();
     fs::write(opts.out.join(".tmp-train-00003.npy-1-1"), b"stale").unwrap();
     assert_eq!(exit_of(verify(&opts.out)), Exit::Data);
-    run(&opts).unwrap();
+    bench.run(&opts).unwrap();
     assert!(contents(&opts.out) == finished);
 
     let foreign = bench.out("foreign");
     fs::create_dir(&foreign).unwrap();
     fs::write(foreign.join("train-00000.npy"), b"precious").unwrap();
-    assert_eq!(exit_of(run(&bench.options("foreign"))), Exit::Config);
+    assert_eq!(exit_of(bench.run(&bench.options("foreign"))), Exit::Config);
     assert_eq!(contents(&foreign), BTreeMap::from([("train-00000.npy".into(), b"precious".to_vec())]));
+    fs::rename(foreign.join("train-00000.npy"), foreign.join("tokenizer.json")).unwrap();
+    assert_eq!(exit_of(bench.run(&bench.options("foreign"))), Exit::Config, "another tokenizer is not overwritten");
 }
 
 #[test]
 fn impossible_options_and_inputs_without_text() {
     let bench = Bench::new();
     bench.write("a.txt", "  \n").write("b.jsonl", "\n\n");
-    for val_fraction in [1.0, -0.1, f64::NAN] {
-        assert_eq!(exit_of(run(&PrepareOptions { val_fraction, ..bench.options("out") })), Exit::Config);
+    for val in [Val::Fraction(1.0), Val::Fraction(0.0), Val::Fraction(f64::NAN), Val::Tokens(0)] {
+        assert_eq!(exit_of(bench.run(&PrepareOptions { val, ..bench.options("out") })), Exit::Config);
     }
-    assert_eq!(exit_of(run(&PrepareOptions { shard_tokens: 0, ..bench.options("out") })), Exit::Config);
+    assert_eq!(exit_of(bench.run(&PrepareOptions { shard_tokens: 0, ..bench.options("out") })), Exit::Config);
     assert!(!bench.out("out").exists(), "nothing is created for wrong options");
-    assert_eq!(exit_of(run(&bench.options("out"))), Exit::Data);
-    assert_eq!(exit_of(prepare(&bench.options("out"), &Bytes { vocab_size: 100 }, &|_| {})), Exit::Data);
+    assert_eq!(exit_of(bench.run(&bench.options("out"))), Exit::Data);
+    assert_eq!(
+        exit_of(prepare(&bench.options("out"), &bench.inputs(), &Bytes { vocab_size: 100 }, &|_| {})),
+        Exit::Data
+    );
     bench.write("a.txt", "z");
-    let error = prepare(&bench.options("out"), &Bytes { vocab_size: 100 }, &|_| {});
+    let error = prepare(&bench.options("out"), &bench.inputs(), &Bytes { vocab_size: 100 }, &|_| {});
     assert_eq!(exit_of(error), Exit::Internal, "an id beyond the tokenizer's vocabulary");
 }
 
@@ -290,12 +271,22 @@ fn impossible_options_and_inputs_without_text() {
 fn progress_reaches_the_end() {
     let bench = Bench::new();
     bench.corpus("a.jsonl", 100);
-    let seen = std::cell::Cell::new(None);
-    let summary = prepare(&bench.options("out"), &BYTES, &|progress| seen.set(Some(progress))).unwrap();
-    let last = seen.get().unwrap();
+    bench.corpus("b.jsonl", 40);
+    let seen = std::cell::RefCell::new(Vec::new());
+    let grain = Grain { batch_records: 9, ..Grain::default() };
+    let opts = PrepareOptions { grain, ..bench.options("out") };
+    let summary = prepare(&opts, &bench.inputs(), &BYTES, &|progress| seen.borrow_mut().push(progress)).unwrap();
     let (train, val) = (summary.manifest.train, summary.manifest.val);
-    assert_eq!((last.documents, last.tokens), (train.documents + val.documents, train.tokens + val.tokens));
-    assert!(last.bytes_read <= last.bytes_total && last.bytes_total == summary.manifest.sources[0].bytes);
+    let bytes = summary.manifest.sources.iter().map(|source| source.bytes).sum();
+    let last = Progress {
+        bytes_read: bytes,
+        bytes_total: bytes,
+        text_bytes: train.bytes + val.bytes,
+        documents: train.documents + val.documents,
+        tokens: train.tokens + val.tokens,
+    };
+    assert_eq!((seen.borrow().last(), seen.borrow().len()), (Some(&last), 16));
+    assert!(seen.borrow().is_sorted_by_key(|p| (p.bytes_read, p.text_bytes, p.documents, p.tokens)));
 }
 
 /// One flipped bit anywhere in a prepared directory, a swap, a loss, a cut: `verify` names the file at fault.
@@ -304,7 +295,7 @@ fn verify_finds_every_change() {
     let bench = Bench::new();
     bench.corpus("a.jsonl", 60);
     let opts = bench.options("out");
-    run(&opts).unwrap();
+    bench.run(&opts).unwrap();
     let finished = contents(&opts.out);
     let shards: Vec<&String> = finished.keys().filter(|name| name.ends_with("npy") || name.ends_with("docs")).collect();
     let restore = || finished.iter().for_each(|(name, bytes)| fs::write(opts.out.join(name), bytes).unwrap());

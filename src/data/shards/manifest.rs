@@ -3,6 +3,9 @@
 //! Untrusted like every input: names are plain file names, sums are checked, and a manifest whose parts do not add up
 //! is refused as a whole. Unknown keys are ignored, an unknown version is not.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
@@ -10,6 +13,7 @@ use std::path::Path;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
+use crate::data::npy::header::HEADER_LEN;
 use crate::data::npy::{Dtype, TokenFile};
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files;
@@ -17,11 +21,17 @@ use crate::runtime::files;
 /// Name of the manifest in a prepared directory. It is written last: without it the directory is not finished.
 pub const MANIFEST_FILE: &str = "shards.json";
 
-/// The only version so far.
-pub const VERSION: u32 = 1;
+/// The version written and read. Version 1 had neither the recipe nor the hashes of blocks.
+pub const VERSION: u32 = 2;
 
-/// Room for over a hundred thousand shards.
-const MAX_BYTES: u64 = 64 << 20;
+/// A shard file is hashed in pieces of this many bytes too, so that a part of it can be checked when it is first read.
+pub const BLOCK_BYTES: usize = 1 << 20;
+
+/// Hex digits kept of a block's BLAKE3: 128 bits.
+pub const BLOCK_DIGITS: usize = 32;
+
+/// Room for the block hashes of four trillion 16-bit tokens.
+const MAX_BYTES: u64 = 256 << 20;
 
 /// Which part of a corpus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -50,11 +60,9 @@ pub struct Manifest {
     pub version: u32,
     /// What turned text into ids.
     pub tokenizer: TokenizerInfo,
-    /// JSON field that held the text.
-    pub text_field: String,
-    /// Share of the corpus asked for as validation split.
-    pub val_fraction: f64,
-    /// How the validation split was chosen.
+    /// What was asked for.
+    pub recipe: Recipe,
+    /// How the validation split was chosen in the end.
     pub val_rule: String,
     /// Sums over the training shards.
     pub train: Totals,
@@ -68,6 +76,52 @@ pub struct Manifest {
     pub shards: Vec<ShardEntry>,
 }
 
+/// Every option that decides what the shards hold.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Recipe {
+    /// JSON field or parquet column that held the text.
+    pub text_field: String,
+    /// What divides a `.txt` file into documents.
+    pub text_separator: Option<String>,
+    /// Where a document's separator stands.
+    pub eot: Eot,
+    /// Documents of fewer characters were left out.
+    pub min_chars: u64,
+    /// Whether repetitions of a document were left out.
+    pub dedup: bool,
+    /// The validation split asked for.
+    pub val: Val,
+    /// Tokens in every shard of a split but its last.
+    pub shard_tokens: u64,
+    /// Whether the run was to go on however many records were bad.
+    pub allow_bad: bool,
+}
+
+/// Where the separator stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Eot {
+    /// It is the first token of its document.
+    #[default]
+    Before,
+    /// It is the last one.
+    After,
+}
+
+/// The validation split to be made.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Val {
+    /// None.
+    None,
+    /// This share of the documents, above 0 and below 1, by their hash.
+    Fraction(f64),
+    /// Documents of about so many tokens, by their hash.
+    Tokens(u64),
+    /// The first tokens of the corpus, as many as a shard holds, cut inside a document if need be.
+    FirstShard,
+}
+
 /// Identity of a tokenizer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenizerInfo {
@@ -75,7 +129,7 @@ pub struct TokenizerInfo {
     pub blake3: String,
     /// Number of ids.
     pub vocab_size: usize,
-    /// The id before every document.
+    /// The id that separates documents.
     pub separator: u32,
 }
 
@@ -90,15 +144,19 @@ pub struct Totals {
     pub bytes: u64,
 }
 
-/// Fates of the lines read. `used + empty` and all quarantined add up to `read`.
+/// Fates of the records read; all others add up to `read`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LineCounts {
-    /// Lines of `.jsonl` files, and one for each `.txt` file.
+    /// Lines, rows, elements of arrays, text files or their parts.
     pub read: u64,
     /// Became a document.
     pub used: u64,
     /// Held no text.
     pub empty: u64,
+    /// Repeated the text of an earlier one.
+    pub duplicate: u64,
+    /// Were shorter than asked for.
+    pub filtered: u64,
     /// Could not be used, by reason; they are kept in the quarantine file.
     pub quarantined: BTreeMap<String, u64>,
 }
@@ -110,27 +168,30 @@ impl LineCounts {
     }
 }
 
-/// `9 read = 6 used + 1 empty + 2 quarantined (json 1, utf8 1)`
+/// `9 read = 5 used + 1 empty + 1 duplicate + 0 filtered + 2 quarantined (json 1, utf8 1)`
 impl fmt::Display for LineCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { read, used, empty, quarantined } = self;
-        write!(f, "{read} read = {used} used + {empty} empty + {} quarantined", self.bad())?;
+        let Self { read, used, empty, duplicate, filtered, quarantined } = self;
+        write!(f, "{read} read = {used} used + {empty} empty + {duplicate} duplicate + {filtered} filtered")?;
+        write!(f, " + {} quarantined", self.bad())?;
         let reasons: Vec<_> = quarantined.iter().map(|(reason, n)| format!("{reason} {n}")).collect();
         if reasons.is_empty() { Ok(()) } else { write!(f, " ({})", reasons.join(", ")) }
     }
 }
 
 /// An input file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
     /// Its path as given or found.
     pub path: String,
     /// Its size.
     pub bytes: u64,
-    /// Lines read from it.
+    /// Records read from it.
     pub lines: u64,
     /// Those that became documents.
     pub used: u64,
+    /// Tokens of those, separators included.
+    pub tokens: u64,
 }
 
 /// A shard.
@@ -148,8 +209,12 @@ pub struct ShardEntry {
     pub bytes: u64,
     /// Width of a token.
     pub dtype: Dtype,
+    /// Its largest id; 0 if it has no token.
+    pub max_id: u32,
     /// BLAKE3 of the file.
     pub blake3: String,
+    /// The first [`BLOCK_DIGITS`] hex digits of the BLAKE3 of each [`BLOCK_BYTES`] of the file, header included.
+    pub blocks: String,
     /// BLAKE3 of the file of document starts.
     pub docs_blake3: String,
 }
@@ -158,6 +223,26 @@ impl ShardEntry {
     /// Name of the file of document starts: little-endian u64 token offsets within the shard.
     pub fn docs_name(&self) -> String {
         format!("{}.docs", self.name.trim_end_matches(".npy"))
+    }
+
+    /// Size of the file; `None` if no file can be as large.
+    pub fn file_bytes(&self) -> Option<u64> {
+        self.tokens.checked_mul(self.dtype.width() as u64)?.checked_add(HEADER_LEN as u64)
+    }
+
+    /// Why this cannot be the entry of a shard made by `recipe` with `vocab_size` ids.
+    fn check(&self, recipe: &Recipe, vocab_size: usize) -> Result<(), String> {
+        let name = &self.name;
+        let digits = self.file_bytes().map(|n| n.div_ceil(BLOCK_BYTES as u64) * BLOCK_DIGITS as u64);
+        if !is_hex(&self.blake3, 64) || !is_hex(&self.docs_blake3, 64) {
+            return Err(format!("gives the shard {name} a malformed hash"));
+        }
+        if digits.is_none_or(|n| !is_hex(&self.blocks, n)) {
+            return Err(format!("gives the shard {name} malformed hashes of its blocks"));
+        }
+        let sizes_fit = self.documents <= self.tokens && self.tokens <= recipe.shard_tokens;
+        let ids_fit = self.dtype == Dtype::for_vocab(vocab_size) && (self.max_id as usize) < vocab_size;
+        if sizes_fit && ids_fit { Ok(()) } else { Err(format!("describes an impossible shard {name}")) }
     }
 
     /// Compares the header of the open shard with this entry.
@@ -206,7 +291,7 @@ impl Manifest {
         // First, so that a newer format is called that and not "malformed".
         let Version { version } = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
         if version != VERSION {
-            return Err(format!("has version {version}; this program reads version {VERSION}"));
+            return Err(format!("has version {version}; this program reads version {VERSION}: prepare again"));
         }
         let manifest: Self = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
         manifest.check()?;
@@ -235,12 +320,7 @@ impl Manifest {
                 return Err(format!("lists the shard {name} twice or out of order"));
             }
             last = name;
-            if !is_hash(&entry.blake3) || !is_hash(&entry.docs_blake3) {
-                return Err(format!("gives the shard {name} a malformed hash"));
-            }
-            if entry.documents > entry.tokens || entry.dtype != Dtype::for_vocab(self.tokenizer.vocab_size) {
-                return Err(format!("describes an impossible shard {name}"));
-            }
+            entry.check(&self.recipe, self.tokenizer.vocab_size)?;
         }
         for (split, said) in [(Split::Train, self.train), (Split::Val, self.val)] {
             if self.sum(split) != Some(said) {
@@ -248,9 +328,17 @@ impl Manifest {
             }
         }
         let counts = &self.lines;
-        let fates = counts.quarantined.values().chain([&counts.used, &counts.empty]);
-        if fates.copied().try_fold(0, u64::checked_add) != Some(counts.read) {
+        let fates = [counts.used, counts.empty, counts.duplicate, counts.filtered];
+        if add_up(counts.quarantined.values().copied().chain(fates)) != Some(counts.read) {
             return Err("has line counts that do not add up".into());
+        }
+        let sources = |of: fn(&Source) -> u64| add_up(self.sources.iter().map(of));
+        let tokens = self.train.tokens.checked_add(self.val.tokens);
+        if sources(|s| s.lines) != Some(counts.read)
+            || sources(|s| s.used) != Some(counts.used)
+            || sources(|s| s.tokens) != tokens
+        {
+            return Err("has sources that do not add up to its totals".into());
         }
         Ok(())
     }
@@ -273,99 +361,10 @@ fn is_plain_name(name: &str) -> bool {
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
-fn is_hash(hex: &str) -> bool {
-    hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+fn add_up(mut counts: impl Iterator<Item = u64>) -> Option<u64> {
+    counts.try_fold(0, u64::checked_add)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn sample() -> Manifest {
-        let entry = |name: &str, split, tokens, documents, bytes| ShardEntry {
-            name: name.into(),
-            split,
-            tokens,
-            documents,
-            bytes,
-            dtype: Dtype::U16,
-            blake3: "ab".repeat(32),
-            docs_blake3: "01".repeat(32),
-        };
-        Manifest {
-            version: VERSION,
-            tokenizer: TokenizerInfo { blake3: "cd".repeat(32), vocab_size: 50257, separator: 50256 },
-            text_field: "text".into(),
-            val_fraction: 0.005,
-            val_rule: "hash".into(),
-            train: Totals { tokens: 30, documents: 4, bytes: 90 },
-            val: Totals { tokens: 5, documents: 1, bytes: 11 },
-            lines: LineCounts { read: 8, used: 5, empty: 1, quarantined: BTreeMap::from([("json".into(), 2)]) },
-            sources: vec![Source { path: "a.jsonl".into(), bytes: 120, lines: 8, used: 5 }],
-            shards: vec![
-                entry("train-00000.npy", Split::Train, 20, 3, 70),
-                entry("train-00001.npy", Split::Train, 10, 1, 20),
-                entry("val-00000.npy", Split::Val, 5, 1, 11),
-            ],
-        }
-    }
-
-    #[test]
-    fn round_trip() {
-        assert_eq!(Manifest::parse(&sample().to_bytes().unwrap()).unwrap(), sample());
-        assert_eq!(sample().shards[0].docs_name(), "train-00000.docs");
-        assert_eq!(sample().lines.bad(), 2);
-    }
-
-    #[test]
-    fn contradictions_are_refused() {
-        type Spoil = fn(&mut Manifest);
-        let cases: &[(&str, Spoil)] = &[
-            ("add up", |m| m.train.tokens += 1),
-            ("add up", |m| m.val.bytes -= 1),
-            ("add up", |m| m.shards[0].split = Split::Val),
-            ("line counts", |m| m.lines.read += 1),
-            ("line counts", |m| m.lines.used = u64::MAX),
-            ("unsafe name", |m| m.shards[2].name = "../val-00000.npy".into()),
-            ("unsafe name", |m| m.shards[2].name = ".val.npy".into()),
-            ("unsafe name", |m| m.shards[2].name = "val\0.npy".into()),
-            ("unsafe name", |m| m.shards[2].name = "shards.json".into()),
-            ("order", |m| m.shards.swap(0, 1)),
-            ("order", |m| m.shards[1].name = "train-00000.npy".into()),
-            ("hash", |m| m.shards[0].blake3.push('0')),
-            ("hash", |m| m.shards[0].docs_blake3 = "zz".repeat(32)),
-            ("impossible", |m| m.shards[0].documents = 21),
-            ("impossible", |m| m.shards[0].dtype = Dtype::U32),
-            ("version 2", |m| m.version = 2),
-        ];
-        for (reason, spoil) in cases {
-            let mut manifest = sample();
-            spoil(&mut manifest);
-            let message = Manifest::parse(&serde_json::to_vec(&manifest).unwrap()).unwrap_err();
-            assert!(message.contains(reason), "{reason}: {message}");
-        }
-        let mut overflow = sample();
-        overflow.shards[0].bytes = u64::MAX;
-        assert!(overflow.to_bytes().is_err());
-    }
-
-    /// Any byte, any value of a few, and every truncation: never a panic, and what is accepted still adds up.
-    #[test]
-    fn every_accepted_mutation_is_consistent() {
-        let good = sample().to_bytes().unwrap();
-        let mut accepted = 0;
-        for at in 0..good.len() {
-            assert!(at == good.len() - 1 || Manifest::parse(&good[..at]).is_err(), "cut at {at}");
-            for byte in [0, b'"', b'0', b'9', b'-', b'}', b',', b'e', 0x80, good[at] ^ 1, good[at] ^ 4] {
-                let mut bytes = good.clone();
-                bytes[at] = byte;
-                if let Ok(manifest) = Manifest::parse(&bytes) {
-                    assert_eq!(manifest.check(), Ok(()));
-                    assert!(manifest.shards.iter().all(|e| !e.name.contains('/') && e.documents <= e.tokens));
-                    accepted += 1;
-                }
-            }
-        }
-        assert!(accepted > 0 && accepted < good.len() * 8, "{accepted}");
-    }
+fn is_hex(hex: &str, digits: u64) -> bool {
+    hex.len() as u64 == digits && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }

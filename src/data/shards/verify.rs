@@ -1,12 +1,13 @@
 //! `data verify` and `data inspect`: a directory of shards checked in full, or summed up.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::path::Path;
 
 use anyhow::Result;
 
 use crate::data::npy::TokenFile;
-use crate::data::shards::manifest::{MANIFEST_FILE, Manifest, ShardEntry};
+use crate::data::shards::blocks::Blocks;
+use crate::data::shards::manifest::{Eot, MANIFEST_FILE, Manifest, ShardEntry};
 use crate::data::shards::{PREPARE_FILE, check_ids, token_files};
 use crate::runtime::error::{Exit, Failure, fail};
 use crate::runtime::files;
@@ -66,12 +67,13 @@ pub fn verify(dir: &Path) -> Result<Report> {
     for entry in &manifest.shards {
         let file = TokenFile::open(&dir.join(&entry.name))?;
         entry.matches(&file)?;
-        // Before the hash, because a bad id has a place to name and a bad hash has none.
+        // Before the hashes, because a bad id has the narrowest place to name.
         report.add(&file, manifest.tokenizer.vocab_size)?;
+        Blocks::new(entry).check(&file, 0..file.size())?;
         if file.blake3()? != entry.blake3 {
             return Err(damaged(file.path(), "its content does not match its hash in shards.json").into());
         }
-        check_docs(dir, entry, &file, manifest.tokenizer.separator)?;
+        check_docs(dir, entry, &file, manifest.tokenizer.separator, manifest.recipe.eot)?;
         report.documents = report.documents.map(|n| n + entry.documents);
     }
     Ok(report)
@@ -92,8 +94,8 @@ impl Report {
     }
 }
 
-/// Document starts must be as many as the manifest says, rise, lie in the shard and point at separators.
-fn check_docs(dir: &Path, entry: &ShardEntry, file: &TokenFile, separator: u32) -> Result<()> {
+/// Document starts must be as many as the manifest says, rise, lie in the shard and point at separators, or behind them.
+fn check_docs(dir: &Path, entry: &ShardEntry, file: &TokenFile, separator: u32, eot: Eot) -> Result<()> {
     let path = dir.join(entry.docs_name());
     // At most one start per token, so the bound follows from the shard's own size, which has been checked.
     let bytes = files::read_bounded(&path, entry.documents.saturating_mul(8), true)?;
@@ -109,13 +111,19 @@ fn check_docs(dir: &Path, entry: &ShardEntry, file: &TokenFile, separator: u32) 
         if start < least || start >= entry.tokens {
             return Err(damaged(&path, &format!("a document cannot start at token {start}")).into());
         }
+        least = start + 1;
+        let place = match eot {
+            Eot::Before => start,
+            Eot::After if start > 0 => start - 1,
+            // The separator ends the shard before.
+            Eot::After => continue,
+        };
         let mut id = [0];
-        file.read(start as usize, &mut id)?;
+        file.read(place as usize, &mut id)?;
         if id[0] != separator {
-            let what = format!("token {start} of {} is {}, not the separator {separator}", entry.name, id[0]);
+            let what = format!("token {place} of {} is {}, not the separator {separator}", entry.name, id[0]);
             return Err(damaged(&path, &what).into());
         }
-        least = start + 1;
     }
     Ok(())
 }
@@ -123,42 +131,4 @@ fn check_docs(dir: &Path, entry: &ShardEntry, file: &TokenFile, separator: u32) 
 fn damaged(path: &Path, what: &str) -> Failure {
     fail(Exit::Data, format!("{}: {what}", path.display()))
         .hint("restore it from a good copy, or run `data prepare` again")
-}
-
-/// What a directory of shards holds, for people. Quick: only the manifest is read, or without one the headers.
-///
-/// # Errors
-/// [`Exit::Data`] or [`Exit::Io`] if the manifest or a shard's header is damaged or cannot be read.
-pub fn inspect(dir: &Path) -> Result<String> {
-    let mut text = format!("{}\n", dir.display());
-    let Some(manifest) = Manifest::load(dir)? else {
-        let files = token_files(dir)?;
-        writeln!(text, "no {MANIFEST_FILE}; {} token files", files.len())?;
-        for (name, path) in files {
-            let file = TokenFile::open(&path)?;
-            writeln!(text, "  {name:<32} {:>15} tokens  {}", file.len(), file.dtype().descr())?;
-        }
-        return Ok(text);
-    };
-    let tokenizer = &manifest.tokenizer;
-    let id = tokenizer.blake3.get(..16).unwrap_or(&tokenizer.blake3);
-    writeln!(text, "tokenizer  {id}  {} ids, separator {}", tokenizer.vocab_size, tokenizer.separator)?;
-    for (name, totals) in [("train", manifest.train), ("val", manifest.val)] {
-        let per_token = totals.bytes as f64 / totals.tokens.max(1) as f64;
-        let (tokens, documents, bytes) = (totals.tokens, totals.documents, totals.bytes);
-        writeln!(
-            text,
-            "{name:<10} {tokens:>15} tokens {documents:>12} documents {bytes:>16} bytes  {per_token:.3} bytes/token"
-        )?;
-    }
-    writeln!(text, "val split  {}", manifest.val_rule)?;
-    let lines = &manifest.lines;
-    writeln!(text, "lines      {lines}")?;
-    writeln!(text, "sources    {} files", manifest.sources.len())?;
-    for entry in &manifest.shards {
-        let hash = entry.blake3.get(..16).unwrap_or_default();
-        let (name, tokens, dtype) = (&entry.name, entry.tokens, entry.dtype.descr());
-        writeln!(text, "  {name:<32} {tokens:>15} tokens  {dtype} {:>10} documents  {hash}", entry.documents)?;
-    }
-    Ok(text)
 }

@@ -4,25 +4,17 @@
 //! the last one that byte-pair encoding of the token's own bytes needs, using only lower ids. [`recover_merges`] finds
 //! it, and fails if there is none, so a [`ByteBpe`] exists only for vocabularies for which "merge the pair whose joined
 //! bytes are the token of lowest id" (tiktoken's rule) and "merge the pair of lowest rank" (Hugging Face's rule) are
-//! the same function. That lets tiktoken's encoder, several times the faster one, stand in for Hugging Face's.
-
-use std::collections::HashMap;
+//! the same function. The encoder follows the second rule, which needs no bytes once a word is split into them.
 
 use anyhow::{Context, Result, bail};
-use tiktoken_rs::CoreBPE;
 
 use super::byte_json::{bytes_of, char_of};
-
-/// GPT-2's words: contractions, then letters, digits or anything else, each with one leading space, then white space,
-/// of which the last character is left to the word that follows. Possessive forms only save backtracking.
-const WORDS: &str = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s";
+use super::encoder::Encoder;
+pub(super) use super::merges::Merge;
+use super::merges::Pairs;
 
 /// The separator of documents in GPT-2's and in our own vocabularies.
 pub(super) const END_OF_TEXT: &str = "<|endoftext|>";
-
-/// White-space runs from this many characters on are cut out before the regex sees them: it backtracks through them,
-/// on a stack that overflows (a panic in the crate) at about a million.
-const LONG_BLANK: usize = 1024;
 
 /// A byte-level BPE vocabulary and its encoder.
 pub(super) struct ByteBpe {
@@ -30,41 +22,31 @@ pub(super) struct ByteBpe {
     tokens: Vec<Vec<u8>>,
     /// Special tokens by ascending id.
     specials: Vec<(u32, String)>,
-    encoder: CoreBPE,
-}
-
-/// A merge: the ids of its two parts, and of what they make.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Merge {
-    pub(super) left: u32,
-    pub(super) right: u32,
-    pub(super) id: u32,
+    encoder: Encoder,
 }
 
 impl ByteBpe {
     /// GPT-2's 50,257 tokens, from the ranks inside the tiktoken crate.
     pub(super) fn gpt2() -> Result<Self> {
         const EOS: u32 = 50256;
-        let encoder = tiktoken_rs::r50k_base()?;
-        let mut tokens = (0..EOS).map(|id| encoder.decode_bytes(&[id])).collect::<Result<Vec<_>, _>>()?;
+        let ranks = tiktoken_rs::r50k_base()?;
+        let mut tokens = (0..EOS).map(|id| ranks.decode_bytes(&[id])).collect::<Result<Vec<_>, _>>()?;
         tokens.push(END_OF_TEXT.into());
-        Ok(Self { tokens, specials: vec![(EOS, END_OF_TEXT.into())], encoder })
+        Self::new(tokens, vec![(EOS, END_OF_TEXT.into())])
     }
 
     /// A vocabulary from the bytes of its tokens in id order, special tokens among them.
     ///
     /// Fails if the ordinary tokens are not all 256 bytes plus the products of one merge each, in merge order.
     pub(super) fn new(tokens: Vec<Vec<u8>>, specials: Vec<(u32, String)>) -> Result<Self> {
-        recover_merges(&tokens, &specials)?;
-        Self::from_proven(tokens, specials)
+        let merges = recover_merges(&tokens, &specials)?;
+        let encoder = Encoder::new(byte_ids(&tokens, &specials)?, &merges)?;
+        Ok(Self { tokens, specials, encoder })
     }
 
-    /// [`new`](Self::new) for tokens whose merges have been recovered.
+    /// [`new`](Self::new), for callers that have recovered the merges to look at them; they are cheap to find again.
     pub(super) fn from_proven(tokens: Vec<Vec<u8>>, specials: Vec<(u32, String)>) -> Result<Self> {
-        let ordinary = ordinary(&tokens, &specials).map(|(id, token)| (token.to_vec(), id)).collect();
-        let special = specials.iter().map(|(id, text)| (text.clone(), *id)).collect();
-        let encoder = CoreBPE::new(ordinary, special, WORDS)?;
-        Ok(Self { tokens, specials, encoder })
+        Self::new(tokens, specials)
     }
 
     /// Bytes of each token in id order; a special token's text.
@@ -101,14 +83,8 @@ impl ByteBpe {
 
     /// The encoding of `text`, in which no string is special.
     pub(super) fn encode_ordinary(&self, text: &str) -> Vec<u32> {
-        let mut rest = text;
         let mut ids = Vec::with_capacity(text.len() / 3);
-        while let Some((start, end)) = long_blank(rest) {
-            ids.extend(self.encoder.encode_ordinary(&rest[..start]));
-            ids.extend(self.encoder.encode_ordinary(&rest[start..end]));
-            rest = &rest[end..];
-        }
-        ids.extend(self.encoder.encode_ordinary(rest));
+        self.encoder.encode(text, &mut ids);
         ids
     }
 
@@ -128,11 +104,11 @@ impl ByteBpe {
             let Some((at, (id, s))) = found.min_by_key(|(at, (_, s))| (*at, usize::MAX - s.len())) else {
                 break;
             };
-            ids.extend(self.encode_ordinary(&text[done..at]));
+            self.encoder.encode(&text[done..at], &mut ids);
             ids.push(*id);
             done = at + s.len();
         }
-        ids.extend(self.encode_ordinary(&text[done..]));
+        self.encoder.encode(&text[done..], &mut ids);
         ids
     }
 }
@@ -145,58 +121,46 @@ fn ordinary<'a>(tokens: &'a [Vec<u8>], specials: &'a [(u32, String)]) -> impl It
     })
 }
 
+/// The id of each byte.
+fn byte_ids(tokens: &[Vec<u8>], specials: &[(u32, String)]) -> Result<[u32; 256]> {
+    let mut ids = [None; 256];
+    for (id, token) in ordinary(tokens, specials) {
+        match *token {
+            [] => bail!("token {id} is empty"),
+            [byte] if ids[usize::from(byte)].replace(id).is_some() => bail!("byte {byte} has two tokens"),
+            _ => {}
+        }
+    }
+    let ids: Vec<u32> = ids.into_iter().collect::<Option<_>>().context("a byte has no token")?;
+    ids.try_into().ok().context("a byte has no token")
+}
+
 /// The merge that makes each ordinary token of two or more bytes, in id order, which is their rank.
 ///
 /// Byte-pair encoding of a token by the merges before its own must end in two parts that no earlier merge joins. This
 /// is enough for the same to hold inside any text: as long as the token's ends are borders between parts, nothing
 /// outside it takes part in the merges inside.
 pub(super) fn recover_merges(tokens: &[Vec<u8>], specials: &[(u32, String)]) -> Result<Vec<Merge>> {
-    let mut byte_ids = [None; 256];
-    for (id, token) in ordinary(tokens, specials) {
-        match *token {
-            [] => bail!("token {id} is empty"),
-            [byte] if byte_ids[usize::from(byte)].replace(id).is_some() => bail!("byte {byte} has two tokens"),
-            _ => {}
-        }
-    }
-    let byte_ids: Vec<u32> = byte_ids.into_iter().collect::<Option<_>>().context("a byte has no token")?;
+    let byte_ids = byte_ids(tokens, specials)?;
     let mut merges = Vec::with_capacity(tokens.len().saturating_sub(256));
-    let mut made: HashMap<(u32, u32), u32> = HashMap::with_capacity(tokens.len());
+    let mut made = Pairs::with_room(tokens.len());
     let mut parts = Vec::new();
     for (id, token) in ordinary(tokens, specials).filter(|(_, token)| token.len() > 1) {
         parts.clear();
         parts.extend(token.iter().map(|byte| byte_ids[usize::from(*byte)]));
         loop {
             let pairs = parts.windows(2).enumerate();
-            let first = pairs.filter_map(|(at, pair)| Some((*made.get(&(pair[0], pair[1]))?, at))).min();
+            let first = pairs.filter_map(|(at, pair)| Some((made.get(pair[0], pair[1])?, at))).min();
             let Some((joined, at)) = first else { break };
             parts[at] = joined;
             parts.remove(at + 1);
         }
         let [left, right] = parts[..] else { bail!("token {id} is not one merge of earlier tokens") };
-        made.insert((left, right), id);
-        merges.push(Merge { left, right, id });
+        let merge = Merge { left, right, id };
+        made.insert(merge);
+        merges.push(merge);
     }
     Ok(merges)
-}
-
-/// The first run of at least [`LONG_BLANK`] white-space characters: its start, and the end of the word that the split
-/// makes of it: all of the run but its last character, or all of it at the end of the text.
-fn long_blank(text: &str) -> Option<(usize, usize)> {
-    let (mut start, mut count, mut last) = (0, 0, 0);
-    for (at, c) in text.char_indices() {
-        if c.is_whitespace() {
-            if count == 0 {
-                start = at;
-            }
-            (count, last) = (count + 1, at);
-        } else if count >= LONG_BLANK {
-            return Some((start, last));
-        } else {
-            count = 0;
-        }
-    }
-    (count >= LONG_BLANK).then_some((start, text.len()))
 }
 
 #[cfg(test)]
@@ -239,17 +203,6 @@ mod tests {
         assert_eq!(message(with_bytes(&["a"])), "byte 97 has two tokens");
         assert_eq!(message(with_bytes(&[""])), "token 256 is empty");
         assert_eq!(message((1..=255).map(|byte| vec![byte]).collect()), "a byte has no token");
-    }
-
-    #[test]
-    fn long_blanks_do_not_overflow_the_regex() {
-        let gpt2 = ByteBpe::gpt2().unwrap();
-        for blank in [" ", "\u{3000}"] {
-            let text = format!("a{}b", blank.repeat(1_100_000));
-            let bytes: Vec<u8> =
-                gpt2.encode_ordinary(&text).iter().flat_map(|id| gpt2.tokens()[*id as usize].clone()).collect();
-            assert!(bytes == text.as_bytes(), "{blank:?} does not come back");
-        }
     }
 
     #[test]

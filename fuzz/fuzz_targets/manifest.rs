@@ -1,0 +1,16 @@
+//! `shards.json`: what is accepted adds up and names plain files only.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use llama_lite::data::shards::manifest::Manifest;
+
+fuzz_target!(|input: &[u8]| {
+    if let Ok(manifest) = Manifest::parse(input) {
+        for entry in &manifest.shards {
+            assert!(!entry.name.contains('/') && !entry.name.starts_with('.'));
+            assert!(entry.documents <= entry.tokens);
+        }
+        let again = Manifest::parse(&manifest.to_bytes().expect("what was accepted can be written"));
+        assert_eq!(again.as_ref(), Ok(&manifest));
+    }
+});

@@ -1,0 +1,180 @@
+//! `data prepare`: inputs on this machine and on the Hub, a tokenizer, and a progress bar around the job.
+
+use crate::cli::{EotPlace, Prepare};
+use crate::data::corpus::{named_tokenizer, separator};
+use crate::data::hub::{Hub, HubName, RemoteFile};
+use crate::data::prepare::source::ReadOptions;
+use crate::data::prepare::{Encode, Input, Inputs, PrepareOptions, Progress, Summary, prepare};
+use crate::data::shards::manifest::{Eot, Val};
+use crate::data::tokenizer::Tokenizer;
+use crate::metrics::{self, Console};
+use crate::runtime::error::note;
+use anyhow::Result;
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+struct Encoder {
+    tokenizer: Tokenizer,
+    separator: u32,
+    fingerprint: String,
+}
+
+impl Encode for Encoder {
+    fn encode_ordinary_batch(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
+        texts.iter().map(|text| self.tokenizer.encode_ordinary(text)).collect()
+    }
+
+    fn separator(&self) -> u32 {
+        self.separator
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.tokenizer.vocab_size()
+    }
+
+    fn fingerprint(&self) -> String {
+        self.fingerprint.clone()
+    }
+
+    fn files(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
+        self.tokenizer.files(usize::MAX)
+    }
+}
+
+pub(super) fn run(args: Prepare, console: Console) -> Result<()> {
+    let tokenizer = named_tokenizer(&args.tokenizer)?;
+    let encoder = Encoder { separator: separator(&tokenizer)?, fingerprint: tokenizer.fingerprint(), tokenizer };
+    let options = options(&args);
+    let bars = Bars::new(console);
+    let inputs = inputs(&args.input, &bars)?;
+    let begun = Instant::now();
+    let summary = prepare(&options, &inputs, &encoder, &|p| bars.show(p, begun))?;
+    bars.all.clear()?;
+    if !console.quiet {
+        report(&summary, &options, begun);
+    }
+    Ok(())
+}
+
+fn options(args: &Prepare) -> PrepareOptions {
+    let val = match (args.val_tokens, args.val_first_shard) {
+        (Some(tokens), _) => Val::Tokens(tokens.get()),
+        (None, true) => Val::FirstShard,
+        (None, false) if args.val_fraction == 0.0 => Val::None,
+        (None, false) => Val::Fraction(args.val_fraction),
+    };
+    let eot = match args.eot {
+        EotPlace::Before => Eot::Before,
+        EotPlace::After => Eot::After,
+    };
+    PrepareOptions {
+        read: ReadOptions { text_field: args.text_field.clone(), text_separator: args.text_separator.clone() },
+        val,
+        shard_tokens: args.shard_tokens.get(),
+        eot,
+        min_chars: args.min_chars,
+        dedup: args.dedup,
+        allow_bad: args.allow_bad,
+        ..PrepareOptions::new(args.out.clone())
+    }
+}
+
+/// An input file, here or on the Hub.
+enum Place {
+    Local(PathBuf),
+    Remote(RemoteFile),
+}
+
+/// Local files in the order of their paths, then the files of the Hub in the order given.
+fn inputs(patterns: &[String], bars: &Bars) -> Result<Inputs> {
+    let (remote, local): (Vec<String>, Vec<String>) = patterns.iter().cloned().partition(|p| HubName::is(p));
+    let (mut list, mut places) = (Vec::new(), Vec::new());
+    if !local.is_empty() {
+        let found = Inputs::local(&local)?;
+        for (i, input) in found.list.iter().enumerate() {
+            places.push(Place::Local((found.fetch)(i)?));
+            list.push(input.clone());
+        }
+    }
+    if remote.is_empty() {
+        return Ok(gather(list, places, None, bars));
+    }
+    let hub = Hub::from_env()?;
+    for name in &remote {
+        for file in hub.resolve(&name.parse()?)? {
+            list.push(Input {
+                name: format!("hub:{}/{}", file.repo, file.path),
+                bytes: file.size,
+                version: file.commit.clone(),
+            });
+            places.push(Place::Remote(file));
+        }
+    }
+    Ok(gather(list, places, Some(hub), bars))
+}
+
+fn gather(list: Vec<Input>, places: Vec<Place>, hub: Option<Hub>, bars: &Bars) -> Inputs {
+    let bar = bars.download.clone();
+    let fetch = move |i: usize| -> Result<PathBuf> {
+        match (&places[i], &hub) {
+            (Place::Remote(file), Some(hub)) => {
+                bar.set_message(file.path.clone());
+                bar.set_length(file.size);
+                let path = hub.fetch(file, &|bytes| bar.set_position(bytes))?;
+                bar.set_message("");
+                Ok(path)
+            }
+            (Place::Local(path), _) => Ok(path.clone()),
+            (Place::Remote(_), None) => anyhow::bail!("a file of the Hub without the Hub"),
+        }
+    };
+    Inputs { list: list.into(), fetch: Arc::new(fetch) }
+}
+
+/// A line for the job and one for the download beside it.
+struct Bars {
+    all: MultiProgress,
+    job: ProgressBar,
+    download: ProgressBar,
+}
+
+impl Bars {
+    fn new(console: Console) -> Self {
+        let visible = console.terminal && !console.quiet;
+        let target = if visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let all = MultiProgress::with_draw_target(target);
+        let styled = |bar: ProgressBar, template: &str| {
+            ProgressStyle::with_template(template)
+                .map(|style| bar.with_style(style))
+                .unwrap_or_else(|_| ProgressBar::new(0))
+        };
+        let job = styled(ProgressBar::new(0), "{bar:30} {bytes}/{total_bytes} read  {msg}  {eta} left");
+        let download = styled(ProgressBar::new(0), "download {bytes}/{total_bytes}  {binary_bytes_per_sec}  {msg}");
+        Self { job: all.add(job), download: all.add(download), all }
+    }
+
+    fn show(&self, p: Progress, begun: Instant) {
+        self.job.set_length(p.bytes_total);
+        self.job.set_position(p.bytes_read);
+        let seconds = begun.elapsed().as_secs_f64();
+        self.job.set_message(format!(
+            "{} documents, {} tokens  {:.1} MB/s of text",
+            metrics::count(p.documents),
+            metrics::count(p.tokens),
+            p.text_bytes as f64 / 1e6 / seconds,
+        ));
+    }
+}
+
+fn report(summary: &Summary, options: &PrepareOptions, begun: Instant) {
+    for line in &summary.notes {
+        note(line);
+    }
+    let m = &summary.manifest;
+    let (train, val) = (metrics::count(m.train.tokens), metrics::count(m.val.tokens));
+    let (shards, out) = (m.shards.len(), options.out.display());
+    let seconds = begun.elapsed().as_secs_f64();
+    note(&format!("{train} training and {val} validation tokens in {shards} shards, {seconds:.1} s: {out}"));
+}

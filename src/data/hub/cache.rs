@@ -1,0 +1,181 @@
+//! The cache on disk, in the layout of Python's `huggingface_hub`, so that both find each other's files.
+//!
+//! ```text
+//! CACHE/datasets--OWNER--NAME/blobs/<etag>                 each content once
+//!                             blobs/<etag>.incomplete      a download that goes on
+//!                             snapshots/<commit>/<path>    -> ../../blobs/<etag>
+//!                             refs/<branch>                the commit it was at
+//!                             trees/<commit>.json          the files of a commit
+//! CACHE/.locks/datasets--OWNER--NAME/<etag>.lock           held during a download
+//! ```
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use super::name::{is_commit, is_repo, is_revision, is_safe_path};
+use crate::runtime::error::{Exit, Failure, fail, note};
+use crate::runtime::files::{Lock, create_dirs, link, lock, read_bounded, write_atomic};
+
+/// Version of the form of `trees/<commit>.json`.
+const TREE_FORMAT: u64 = 1;
+/// Largest listing read; a million files have less.
+const TREE_MAX: u64 = 512 << 20;
+
+/// The part of the cache that belongs to one data set.
+pub(super) struct Store {
+    root: PathBuf,
+    locks: PathBuf,
+}
+
+/// A file of a commit, as the cache describes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Entry {
+    /// Length in bytes.
+    pub(super) size: u64,
+    blob_id: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    lfs_sha256: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    lfs_size: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    xet_hash: Option<String>,
+}
+
+impl Entry {
+    /// `lfs` are hash and length of a large file.
+    pub(super) fn new(size: u64, blob_id: String, lfs: Option<(String, u64)>, xet_hash: Option<String>) -> Self {
+        let (lfs_sha256, lfs_size) = lfs.unzip();
+        Self { size: lfs_size.unwrap_or(size), blob_id, lfs_sha256, lfs_size, xet_hash }
+    }
+}
+
+/// The files of a commit by path.
+pub(super) type Tree = BTreeMap<String, Entry>;
+
+#[derive(Serialize, Deserialize)]
+struct TreeFile {
+    format_version: u64,
+    files: Tree,
+}
+
+impl Store {
+    /// The place of `repo`, whose name is checked, in `cache`.
+    pub(super) fn new(cache: &Path, repo: &str) -> Result<Self> {
+        if !is_repo(repo) {
+            return Err(untrusted("name of a data set", repo).into());
+        }
+        let folder = format!("datasets--{}", repo.replace('/', "--"));
+        Ok(Self { root: cache.join(&folder), locks: cache.join(".locks").join(folder) })
+    }
+
+    /// Where the cache shows the file `path` of `commit`.
+    pub(super) fn pointer(&self, commit: &str, path: &str) -> Result<PathBuf> {
+        if !is_commit(commit) {
+            return Err(untrusted("commit", commit).into());
+        }
+        if !is_safe_path(path) {
+            return Err(untrusted("path of a file", path).into());
+        }
+        Ok(self.root.join("snapshots").join(commit).join(path))
+    }
+
+    /// Where the content `etag` lies or will lie.
+    pub(super) fn blob(&self, etag: &str) -> Result<PathBuf> {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+        if !(1..=128).contains(&etag.len()) || !etag.bytes().all(plain) || etag.starts_with('.') {
+            return Err(untrusted("ETag", etag).into());
+        }
+        Ok(self.root.join("blobs").join(etag))
+    }
+
+    /// Makes the directories that a download needs.
+    pub(super) fn prepare(&self, pointer: &Path) -> Result<()> {
+        create_dirs(&self.root.join("blobs"))?;
+        create_dirs(&self.locks)?;
+        pointer.parent().map_or(Ok(()), create_dirs)
+    }
+
+    /// Waits until no other process downloads the content `etag`. It is the lock that Python takes, too; there it may
+    /// be deleted after use, and the rare race that this allows ends in a hash that does not match.
+    pub(super) fn lock(&self, etag: &str, poll: Duration) -> Result<Lock> {
+        let path = self.locks.join(format!("{etag}.lock"));
+        let mut told = false;
+        loop {
+            let error = match lock(&path) {
+                Ok(lock) => return Ok(lock),
+                Err(error) => error,
+            };
+            let Some(busy) = error.downcast_ref::<Failure>().filter(|f| f.exit == Exit::Busy) else {
+                return Err(error);
+            };
+            if !told {
+                note(&format!("waiting for another download of the same file: {busy}"));
+                told = true;
+            }
+            std::thread::sleep(poll);
+        }
+    }
+
+    /// Shows the content `etag` as the file `path`, whose `pointer` this is.
+    pub(super) fn show(&self, etag: &str, path: &str, pointer: &Path) -> Result<()> {
+        let up = "../".repeat(2 + path.matches('/').count());
+        link(Path::new(&format!("{up}blobs/{etag}")), pointer)
+    }
+
+    /// The commit that a branch or tag was at when it was last looked up, or the commit itself.
+    pub(super) fn commit(&self, revision: &str) -> Option<String> {
+        if is_commit(revision) {
+            return Some(revision.to_owned());
+        }
+        let bytes = read_bounded(&self.reference(revision)?, 64, true).ok()?;
+        String::from_utf8(bytes).ok().map(|text| text.trim().to_owned()).filter(|text| is_commit(text))
+    }
+
+    /// Keeps where `revision` is.
+    pub(super) fn refer(&self, revision: &str, commit: &str) -> Result<()> {
+        let Some(path) = self.reference(revision).filter(|_| self.commit(revision).as_deref() != Some(commit)) else {
+            return Ok(());
+        };
+        path.parent().map_or(Ok(()), create_dirs)?;
+        write_atomic(&path, commit.as_bytes())
+    }
+
+    fn reference(&self, revision: &str) -> Option<PathBuf> {
+        (is_revision(revision) && !is_commit(revision)).then(|| self.root.join("refs").join(revision))
+    }
+
+    fn tree_path(&self, commit: &str) -> PathBuf {
+        self.root.join("trees").join(format!("{commit}.json"))
+    }
+
+    /// The files of `commit`, if they were listed before. A file that is none is listed again.
+    pub(super) fn tree(&self, commit: &str) -> Option<Tree> {
+        let bytes = read_bounded(&self.tree_path(commit), TREE_MAX, true).ok()?;
+        let kept: TreeFile = serde_json::from_slice(&bytes).ok()?;
+        (kept.format_version == TREE_FORMAT).then_some(kept.files)
+    }
+
+    /// Keeps the files of `commit`, which never change.
+    pub(super) fn keep_tree(&self, commit: &str, tree: &Tree) -> Result<()> {
+        let path = self.tree_path(commit);
+        path.parent().map_or(Ok(()), create_dirs)?;
+        let kept = TreeFile { format_version: TREE_FORMAT, files: tree.clone() };
+        write_atomic(&path, &serde_json::to_vec_pretty(&kept)?)
+    }
+}
+
+/// Length of the regular file at the end of links, if there is one.
+pub(super) fn length(path: &Path) -> Option<u64> {
+    path.metadata().ok().filter(std::fs::Metadata::is_file).map(|meta| meta.len())
+}
+
+/// What a server said that no honest one says.
+fn untrusted(what: &str, text: &str) -> Failure {
+    let shown: String = text.chars().take(100).collect();
+    fail(Exit::Data, format!("the Hub names the {what} `{}`, which is refused", shown.escape_debug()))
+        .hint("do not use this data set, or check that HF_ENDPOINT is a server you trust")
+}
