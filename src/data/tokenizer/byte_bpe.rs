@@ -44,11 +44,6 @@ impl ByteBpe {
         Ok(Self { tokens, specials, encoder })
     }
 
-    /// [`new`](Self::new), for callers that have recovered the merges to look at them; they are cheap to find again.
-    pub(super) fn from_proven(tokens: Vec<Vec<u8>>, specials: Vec<(u32, String)>) -> Result<Self> {
-        Self::new(tokens, specials)
-    }
-
     /// Bytes of each token in id order; a special token's text.
     pub(super) fn tokens(&self) -> &[Vec<u8>] {
         &self.tokens

@@ -11,14 +11,11 @@ use rayon::prelude::*;
 use tokenizers::Model;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::utils::SysRegex;
 
 use super::byte_bpe::{ByteBpe, END_OF_TEXT};
 use super::byte_json::{bytes_of, char_of};
+use super::words::Words;
 use crate::runtime::error::{Exit, fail};
-
-/// GPT-2's words, as the tokenizers crate's regex engine takes them.
-const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
 /// Bytes of text after which no further text is read: the trainer counts pairs in 32 bits, and more text than this
 /// no longer moves the merges of a vocabulary worth having.
@@ -63,7 +60,7 @@ pub(super) fn train<'a>(texts: impl Iterator<Item = &'a str>, vocab_size: usize)
 
 /// How often each word occurs in the texts, in word order.
 fn count_words<'a>(texts: impl Iterator<Item = &'a str>) -> Result<BTreeMap<&'a str, u64>> {
-    let words = SysRegex::new(WORDS).map_err(internal)?;
+    let words = Words::new()?;
     let mut seen = 0usize;
     let texts: Vec<&str> = texts
         .take_while(|text| {
@@ -76,8 +73,11 @@ fn count_words<'a>(texts: impl Iterator<Item = &'a str>) -> Result<BTreeMap<&'a 
         .map(|texts| {
             let mut counts = BTreeMap::new();
             for text in texts {
-                for (start, end) in words.find_iter(text) {
+                let mut start = 0;
+                while start < text.len() {
+                    let end = words.end(text, start);
                     *counts.entry(&text[start..end]).or_default() += 1;
+                    start = end;
                 }
             }
             counts
