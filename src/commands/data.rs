@@ -5,8 +5,8 @@ use crate::cli::{Data, Inspect, SplitName};
 use crate::data::corpus::named_tokenizer;
 use crate::data::shards::excerpt::{Place, excerpt};
 use crate::data::shards::inspect::inspect;
-use crate::data::shards::manifest::Split;
-use crate::data::shards::verify::verify;
+use crate::data::shards::manifest::{Manifest, Split};
+use crate::data::shards::verify::{check_tokenizer, verify};
 use crate::data::tokenizer::Tokenizer;
 use crate::metrics::Console;
 use crate::runtime::error::{Exit, fail};
@@ -15,23 +15,32 @@ use anyhow::Result;
 pub(super) fn run(command: Data, console: Console) -> Result<()> {
     match command {
         Data::Prepare(args) => prepare::run(args, console),
-        Data::Verify(args) => print(&verify(&args.dir)?.to_string()),
+        Data::Verify(args) => {
+            if let Some(manifest) = Manifest::load(&args.dir)? {
+                check_tokenizer(&args.dir, &manifest.tokenizer)?;
+            }
+            print(&verify(&args.dir)?.to_string())
+        }
         Data::Inspect(args) => run_inspect(&args),
     }
 }
 
 fn run_inspect(args: &Inspect) -> Result<()> {
-    let Some(place) = place(args) else { return print(&inspect(&args.dir)?) };
+    let Some(place) = place(args) else { return print(&harmless(&inspect(&args.dir)?)) };
     let split = match args.split {
         SplitName::Train => Split::Train,
         SplitName::Val => Split::Val,
     };
     let tokenizer = inspect_tokenizer(args)?;
     let excerpt = excerpt(&args.dir, split, place, args.max_tokens.get())?;
-    // Text of strangers: nothing in it may steer the terminal.
-    let shown = |c: char| if c.is_control() && !['\n', '\t'].contains(&c) { char::REPLACEMENT_CHARACTER } else { c };
-    let text: String = tokenizer.decode(&excerpt.ids, false)?.chars().map(shown).collect();
+    let text = harmless(&tokenizer.decode(&excerpt.ids, false)?);
     print(&format!("{}\n\n{text}\n\n{} tokens: {:?}", excerpt.title, excerpt.ids.len(), excerpt.ids))
+}
+
+/// Text of strangers: nothing in it may steer the terminal.
+fn harmless(text: &str) -> String {
+    let shown = |c: char| if c.is_control() && !['\n', '\t'].contains(&c) { char::REPLACEMENT_CHARACTER } else { c };
+    text.chars().map(shown).collect()
 }
 
 fn place(args: &Inspect) -> Option<Place> {
@@ -46,7 +55,12 @@ fn place(args: &Inspect) -> Option<Place> {
 fn inspect_tokenizer(args: &Inspect) -> Result<Tokenizer> {
     match &args.tokenizer {
         Some(name) => named_tokenizer(name),
-        None if args.dir.join("tokenizer.json").exists() => Tokenizer::from_dir(&args.dir),
+        None if args.dir.join("tokenizer.json").exists() => {
+            if let Some(manifest) = Manifest::load(&args.dir)? {
+                check_tokenizer(&args.dir, &manifest.tokenizer)?;
+            }
+            Tokenizer::from_dir(&args.dir)
+        }
         None => Err(fail(Exit::Config, format!("{}: holds no tokenizer.json to decode with", args.dir.display()))
             .hint("name the tokenizer that made the shards: --tokenizer gpt2 or --tokenizer FILE")
             .into()),

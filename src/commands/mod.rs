@@ -134,8 +134,16 @@ fn check_device(global: &Global) -> Result<()> {
     }
 }
 
+/// More threads than any machine has cores only cost memory and patience.
+const MOST_THREADS: usize = 1024;
+
 fn set_threads(global: &Global) -> Result<()> {
     let threads = global.threads.map_or(0, std::num::NonZeroUsize::get);
+    if threads > MOST_THREADS {
+        return Err(fail(Exit::Config, format!("--threads {threads} is more than {MOST_THREADS}"))
+            .hint("one per core is the default")
+            .into());
+    }
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     Ok(())
 }

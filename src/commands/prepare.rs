@@ -8,10 +8,13 @@ use crate::data::prepare::{Encode, Input, Inputs, PrepareOptions, Progress, Summ
 use crate::data::shards::manifest::{Eot, Val};
 use crate::data::tokenizer::Tokenizer;
 use crate::metrics::{self, Console};
-use crate::runtime::error::note;
+use crate::runtime::error::{Exit, fail, note};
 use anyhow::Result;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::path::PathBuf;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use signal_hook::low_level::emulate_default_handler;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -47,6 +50,8 @@ pub(super) fn run(args: Prepare, console: Console) -> Result<()> {
     let tokenizer = named_tokenizer(&args.tokenizer)?;
     let encoder = Encoder { separator: separator(&tokenizer)?, fingerprint: tokenizer.fingerprint(), tokenizer };
     let options = options(&args);
+    refuse_own_input(&args)?;
+    announce_interruption(console)?;
     let bars = Bars::new(console);
     let inputs = inputs(&args.input, &bars)?;
     let begun = Instant::now();
@@ -55,6 +60,33 @@ pub(super) fn run(args: Prepare, console: Console) -> Result<()> {
     if !console.quiet {
         report(&summary, &options, begun);
     }
+    Ok(())
+}
+
+/// Text and shards in one directory would make the second run refuse what the first has begun.
+fn refuse_own_input(args: &Prepare) -> Result<()> {
+    let Ok(out) = args.out.canonicalize() else { return Ok(()) };
+    for input in &args.input {
+        if Path::new(input).canonicalize().is_ok_and(|input| input == out) {
+            return Err(fail(Exit::Config, format!("{input} is both --input and --out"))
+                .hint("give the shards a directory of their own")
+                .into());
+        }
+    }
+    Ok(())
+}
+
+/// An interruption loses nothing; the user should know.
+fn announce_interruption(console: Console) -> Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    std::thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            if !console.quiet {
+                note("\ninterrupted: the same command goes on from here");
+            }
+            let _ = emulate_default_handler(signal);
+        }
+    });
     Ok(())
 }
 

@@ -150,7 +150,7 @@ fn check_embedding(inputs: &mut Inputs) -> Result<f64> {
 
 fn check_linear(inputs: &mut Inputs) -> Result<f64> {
     let mut found = 0.0f64;
-    for (n, o, i) in [(1, 1, 1), (7, 13, 5), (65, 33, 130), (128, 256, 64)] {
+    for (n, o, i) in [(1, 1, 1), (1, 70, 700), (3, 131, 33), (7, 13, 5), (65, 33, 130), (128, 256, 64)] {
         for strided in [false, true] {
             let x = if strided { inputs.strided(n, i)? } else { inputs.tensor(&[n, i])? };
             let (x, w) = (Var::from_tensor(&x)?, Var::from_tensor(&inputs.tensor(&[o, i])?)?);

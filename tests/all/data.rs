@@ -144,7 +144,8 @@ fn inspect_shows_the_same_text_from_every_side() {
 
 /// Shards of two corpora for the tiny model, by a tokenizer that it has trained.
 fn shards(dir: &Path) -> (PathBuf, [PathBuf; 2]) {
-    let tokenizer = checkpoint(&pretrain(dir, "tokenizer", &["train.steps=2", "schedule.warmup_steps=0"]), 2).join("tokenizer.json");
+    let tokenizer = checkpoint(&pretrain(dir, "tokenizer", &["train.steps=2", "schedule.warmup_steps=0"]), 2)
+        .join("tokenizer.json");
     let made = ["a", "b"].map(|name| {
         let (text, out) = (dir.join(name).with_extension("jsonl"), dir.join(name));
         corpus(&text, 120);

@@ -17,6 +17,11 @@ use std::sync::Arc;
 pub(super) fn paths(patterns: &[String], split: Split) -> Result<Option<Vec<PathBuf>>> {
     let (mut shards, mut text) = (Vec::new(), None);
     for pattern in patterns {
+        if pattern.starts_with("hub:") {
+            return Err(fail(Exit::Config, format!("{pattern}: a run does not download its data"))
+                .hint(format!("first: llama-lite data prepare --input {pattern} --tokenizer gpt2 --out DIR"))
+                .into());
+        }
         let path = Path::new(pattern);
         if path.is_dir() && is_prepared(path)? {
             let files = split_files(path, split)?;

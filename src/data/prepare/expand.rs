@@ -1,5 +1,6 @@
 //! From what the user names to files, in an order that does not depend on the machine.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -40,7 +41,12 @@ pub fn expand(patterns: &[String]) -> Result<Vec<PathBuf>> {
         }
     }
     found.sort();
-    found.dedup();
+    // The same file by two names is still one corpus.
+    let mut seen = HashSet::new();
+    found.retain(|path| seen.insert(path.canonicalize().unwrap_or_else(|_| path.clone())));
+    if let Some(path) = found.iter().find(|path| path.to_str().is_none()) {
+        return Err(fail(Exit::Config, format!("{path:?}: the name is not UTF-8")).hint("rename the file").into());
+    }
     Ok(found)
 }
 

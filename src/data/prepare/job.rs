@@ -61,6 +61,8 @@ impl<'a> Job<'a> {
         // Shards that the journal lists may have been on the way to their names.
         train.publish()?;
         val.publish()?;
+        train.check_finished()?;
+        val.check_finished()?;
         // At the end of the corpus the log of hashes may be gone already.
         let at_end = state.place.file == inputs.list.len();
         let dedup =
@@ -137,7 +139,7 @@ impl<'a> Job<'a> {
     }
 
     fn report(&self) {
-        let (train, val) = (self.train.written().totals, self.val.written().totals);
+        let (train, val) = (self.train.totals(), self.val.totals());
         (self.progress)(Progress {
             bytes_read: self.state.bytes_read,
             bytes_total: self.inputs.list.iter().map(|input| input.bytes).sum(),
@@ -204,6 +206,7 @@ impl<'a> Job<'a> {
             sources: self.state.sources,
             shards,
         };
+        leftovers::refuse_foreign(out, &manifest.shards)?;
         for (name, bytes) in self.tok.files()? {
             files::write_atomic(&out.join(name), &bytes)?;
         }
@@ -213,10 +216,10 @@ impl<'a> Job<'a> {
     }
 
     fn judge_train(&self) -> Result<()> {
-        if self.train.written().totals.tokens > 0 {
+        if self.train.totals().tokens > 0 {
             return Ok(());
         }
-        let (message, hint) = if self.val.written().totals.tokens > 0 {
+        let (message, hint) = if self.val.totals().tokens > 0 {
             ("all of the text went to validation", "choose smaller shards, or a smaller validation split")
         } else {
             ("there is no text in the input", "check the files and --text-field")
@@ -236,6 +239,9 @@ impl<'a> Job<'a> {
             ));
         } else if self.opts.val != Val::None && val == Totals::default() {
             notes.push("no document fell to the validation split: it is empty".into());
+        }
+        if let (Val::Tokens(asked), Rule::Hash(_)) = (self.opts.val, &self.state.rule) {
+            notes.push(format!("the validation split has {} tokens, about {asked} were asked for", val.tokens));
         }
         if self.state.lines.bad() > 0 {
             let (bad, path) = (self.state.lines.bad(), self.fates.quarantine.path().display());

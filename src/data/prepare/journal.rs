@@ -88,7 +88,8 @@ impl Identity {
     }
 
     pub(super) fn load(dir: &Path) -> Result<Self> {
-        read(&dir.join(PREPARE_FILE), dir)
+        let path = dir.join(PREPARE_FILE);
+        parse(&files::read_bounded(&path, MAX_BYTES, false)?, &path, dir)
     }
 }
 
@@ -140,8 +141,12 @@ impl State {
         }
     }
 
+    /// As JSON, and its hash on a line of its own: a state that has changed would be gone on with, quietly, to something else.
     pub(super) fn save(&self, dir: &Path) -> Result<()> {
-        files::write_atomic(&dir.join(STATE_FILE), &serde_json::to_vec(self)?)
+        let mut bytes = serde_json::to_vec(self)?;
+        let hash = blake3::hash(&bytes).to_hex();
+        bytes.extend_from_slice(format!("\n{hash}\n").as_bytes());
+        files::write_atomic(&dir.join(STATE_FILE), &bytes)
     }
 
     /// The state of the unfinished output in `dir`, if there is one.
@@ -150,7 +155,12 @@ impl State {
         if path.symlink_metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
             return Ok(None);
         }
-        let state: Self = read(&path, dir)?;
+        let bytes = files::read_bounded(&path, MAX_BYTES, false)?;
+        let json = bytes.split(|&b| b == b'\n').next().unwrap_or_default();
+        if bytes[json.len()..] != *format!("\n{}\n", blake3::hash(json).to_hex()).as_bytes() {
+            return Err(unusable(&path, dir, "is damaged"));
+        }
+        let state: Self = parse(json, &path, dir)?;
         if state.format != FORMAT || state.place.file > state.sources.len() {
             return Err(unusable(&path, dir, "is of another version of this program"));
         }
@@ -158,9 +168,8 @@ impl State {
     }
 }
 
-fn read<T: DeserializeOwned>(path: &Path, dir: &Path) -> Result<T> {
-    let bytes = files::read_bounded(path, MAX_BYTES, false)?;
-    serde_json::from_slice(&bytes).map_err(|e| unusable(path, dir, &format!("cannot be used: {e}")))
+fn parse<T: DeserializeOwned>(bytes: &[u8], path: &Path, dir: &Path) -> Result<T> {
+    serde_json::from_slice(bytes).map_err(|e| unusable(path, dir, &format!("cannot be used: {e}")))
 }
 
 fn unusable(path: &Path, dir: &Path, what: &str) -> anyhow::Error {

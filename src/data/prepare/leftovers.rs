@@ -10,7 +10,7 @@ use crate::data::prepare::journal::STATE_FILE;
 use crate::data::prepare::quarantine::QUARANTINE_FILE;
 use crate::data::prepare::writer::PART_PREFIX;
 use crate::data::shards::PREPARE_FILE;
-use crate::data::shards::manifest::MANIFEST_FILE;
+use crate::data::shards::manifest::{MANIFEST_FILE, ShardEntry};
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files;
 
@@ -58,6 +58,19 @@ fn list(out: &Path) -> Result<Vec<(PathBuf, Kind)>> {
         }
     }
     Ok(found)
+}
+
+/// Refuses to finish a directory that holds shards beside `made`: they would be taken for part of it.
+pub(super) fn refuse_foreign(out: &Path, made: &[ShardEntry]) -> Result<()> {
+    let known = |name: &str| made.iter().any(|entry| entry.name == name || entry.docs_name() == name);
+    for (path, kind) in list(out)? {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if kind == Kind::Output && name != QUARANTINE_FILE && !known(&name) {
+            let message = format!("{}: `data prepare` did not make it", path.display());
+            return Err(fail(Exit::Config, message).hint("move it elsewhere, then give the same command again").into());
+        }
+    }
+    Ok(())
 }
 
 /// Refuses a directory that holds finished or foreign shards, or another tokenizer than `tokenizer`'s files.

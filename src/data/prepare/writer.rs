@@ -4,10 +4,11 @@
 //! is what the journal says; a shard that is full is given its name only when the journal lists it, and so never is
 //! there under its name with anything but its final content.
 
-use std::io::Write as _;
+use std::io::{Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::data::npy::Dtype;
@@ -31,6 +32,8 @@ pub(super) struct Written {
     pub(super) max_id: u32,
     /// All of it.
     pub(super) totals: Totals,
+    /// BLAKE3 of the two files that grow, as far as they count.
+    pub(super) growing_blake3: [String; 2],
 }
 
 /// Writes the shards of one split.
@@ -49,8 +52,46 @@ pub(super) struct ShardWriter {
 
 /// A shard that grows: its file and that of its document starts.
 struct Open {
-    tokens: Growing,
-    docs: Growing,
+    tokens: Part,
+    docs: Part,
+}
+
+/// A file that grows, and the hash of all that was put into it behind its header.
+struct Part {
+    file: Growing,
+    hasher: blake3::Hasher,
+}
+
+impl Part {
+    /// Opens the first `len` bytes of `path`, whose hash behind `header` bytes must be `blake3`. (The header is written last, perhaps
+    /// by a process that died before it could say so.)
+    fn open(path: &Path, header: u64, len: u64, blake3: &str) -> Result<Self> {
+        let mut part = Self { file: Growing::open(path, len)?, hasher: blake3::Hasher::new() };
+        if len > 0 {
+            let mut reader = part.file.reader()?;
+            reader.seek(SeekFrom::Start(header)).map_err(|e| files::io_failure("read", path, &e))?;
+            part.hasher.update_reader(reader).map_err(|e| files::io_failure("read", path, &e))?;
+            if part.blake3() != blake3 {
+                return Err(changed(path));
+            }
+        }
+        Ok(part)
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        self.hasher.update(bytes);
+        self.file.write_all(bytes).map_err(|e| files::io_context("write", self.file.path())(e))
+    }
+
+    fn blake3(&self) -> String {
+        self.hasher.finalize().to_hex().to_string()
+    }
+}
+
+fn changed(path: &Path) -> anyhow::Error {
+    fail(Exit::Data, format!("{}: is not what was written to it before the interruption", path.display()))
+        .hint("delete the unfinished output and begin again")
+        .into()
 }
 
 impl ShardWriter {
@@ -82,12 +123,14 @@ impl ShardWriter {
         let part = |kind| self.dir.join(format!("{PART_PREFIX}{}-{index:05}.{kind}", self.split.name()));
         let Totals { tokens, documents, .. } = self.written.growing;
         let len = if tokens == 0 { 0 } else { HEADER_LEN as u64 + tokens * self.dtype.width() as u64 };
-        let docs = Growing::open(&part("docs"), documents * 8)?;
-        let mut file = Growing::open(&part("npy"), len)?;
+        let [tokens_blake3, docs_blake3] = &self.written.growing_blake3;
+        let docs = Part::open(&part("docs"), 0, documents * 8, docs_blake3)?;
+        let mut tokens = Part::open(&part("npy"), HEADER_LEN as u64, len, tokens_blake3)?;
         if len == 0 {
-            put(&mut file, &[0; HEADER_LEN])?;
+            let header = tokens.file.write_all(&[0; HEADER_LEN]);
+            header.map_err(|e| files::io_context("write", tokens.file.path())(e))?;
         }
-        Ok(Open { tokens: file, docs })
+        Ok(Open { tokens, docs })
     }
 
     /// The shard that grows, begun if there is none.
@@ -101,7 +144,7 @@ impl ShardWriter {
     /// A document whose text has `text_bytes` bytes begins with the next token.
     pub(super) fn begin_document(&mut self, text_bytes: u64) -> Result<()> {
         let start = self.written.growing.tokens.to_le_bytes();
-        put(&mut self.growing()?.docs, &start)?;
+        self.growing()?.docs.put(&start)?;
         for totals in [&mut self.written.growing, &mut self.written.totals] {
             totals.documents += 1;
             totals.bytes += text_bytes;
@@ -133,7 +176,7 @@ impl ShardWriter {
             Dtype::U16 => bytes.extend(ids.iter().flat_map(|&id| (id as u16).to_le_bytes())),
             Dtype::U32 => bytes.extend(ids.iter().flat_map(|&id| id.to_le_bytes())),
         }
-        put(&mut self.growing()?.tokens, &bytes)?;
+        self.growing()?.tokens.put(&bytes)?;
         self.bytes = bytes;
         self.written.max_id = self.written.max_id.max(largest);
         self.written.growing.tokens += ids.len() as u64;
@@ -143,7 +186,8 @@ impl ShardWriter {
 
     /// Completes the shard that grows, if there is one.
     pub(super) fn finish_shard(&mut self) -> Result<()> {
-        let Some(Open { mut tokens, mut docs }) = self.open.take() else { return Ok(()) };
+        let Some(Open { tokens, docs }) = self.open.take() else { return Ok(()) };
+        let (docs_blake3, mut tokens, mut docs) = (docs.blake3(), tokens.file, docs.file);
         let Totals { tokens: count, documents, bytes } = std::mem::take(&mut self.written.growing);
         tokens.overwrite(0, &npy_header(self.dtype, count as usize))?;
         tokens.sync()?;
@@ -159,14 +203,38 @@ impl ShardWriter {
             max_id: std::mem::take(&mut self.written.max_id),
             blake3: content.blake3,
             blocks: content.blocks,
-            docs_blake3: files::hash_open_file(docs.reader()?, docs.path())?.blake3,
+            docs_blake3,
         });
         Ok(())
     }
 
     /// What is written; safe once [`ShardWriter::sync`] has returned.
-    pub(super) fn written(&self) -> &Written {
+    pub(super) fn written(&mut self) -> &Written {
+        if let Some(open) = &self.open {
+            self.written.growing_blake3 = [open.tokens.blake3(), open.docs.blake3()];
+        }
         &self.written
+    }
+
+    /// Sizes so far.
+    pub(super) fn totals(&self) -> Totals {
+        self.written.totals
+    }
+
+    /// Compares the shards that a run before this one has finished with their hashes.
+    ///
+    /// # Errors
+    /// [`Exit::Data`] naming a file that is gone or has changed.
+    pub(super) fn check_finished(&self) -> Result<()> {
+        self.written.shards.par_iter().try_for_each(|entry| {
+            for (name, blake3) in [(entry.docs_name(), &entry.docs_blake3), (entry.name.clone(), &entry.blake3)] {
+                let path = self.dir.join(name);
+                if files::hash_file(&path)?.blake3 != *blake3 {
+                    return Err(changed(&path));
+                }
+            }
+            Ok(())
+        })
     }
 
     /// Room in the first shard.
@@ -177,8 +245,8 @@ impl ShardWriter {
     /// Makes all that is written durable.
     pub(super) fn sync(&mut self) -> Result<()> {
         let Some(open) = &mut self.open else { return Ok(()) };
-        open.tokens.sync()?;
-        open.docs.sync()
+        open.tokens.file.sync()?;
+        open.docs.file.sync()
     }
 
     /// Gives the full shards, which the journal now lists, their names. Those that have them already, from before an
@@ -199,8 +267,4 @@ impl ShardWriter {
         self.published = self.written.shards.len();
         Ok(())
     }
-}
-
-fn put(file: &mut Growing, bytes: &[u8]) -> Result<()> {
-    file.write_all(bytes).map_err(|e| files::io_context("write", file.path())(e))
 }

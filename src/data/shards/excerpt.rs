@@ -37,7 +37,7 @@ pub struct Excerpt {
     pub ids: Vec<u32>,
 }
 
-/// The tokens of `dir` at `place` of `split`, at most `most` of them (a sequence is given whole).
+/// The tokens of `dir` at `place` of `split`, at most `most` of them.
 ///
 /// # Errors
 /// [`Exit::Config`] for a place that the split does not have; those of reading shards.
@@ -69,7 +69,7 @@ pub fn excerpt(dir: &Path, split: Split, place: Place, most: usize) -> Result<Ex
             let start = window * length as u64;
             (
                 start,
-                start + length as u64 + 1,
+                start + (length as u64 + 1).min(most as u64),
                 format!(", sequence {index}: pass {epoch}, window {window} of {windows}"),
             )
         }

@@ -8,7 +8,8 @@ use anyhow::Result;
 use crate::data::npy::TokenFile;
 use crate::data::shards::excerpt::starts;
 use crate::data::shards::manifest::{MANIFEST_FILE, Manifest, Split};
-use crate::data::shards::token_files;
+use crate::data::shards::{PREPARE_FILE, token_files};
+use crate::runtime::error::{Exit, fail};
 
 /// Characters of the longest bar of the histogram.
 const BAR: u64 = 40;
@@ -24,6 +25,11 @@ pub fn inspect(dir: &Path) -> Result<String> {
         Some(manifest) => describe(&mut text, dir, &manifest)?,
         None => {
             let files = token_files(dir)?;
+            if files.is_empty() || dir.join(PREPARE_FILE).exists() {
+                return Err(fail(Exit::Data, format!("{}: holds no finished shards", dir.display()))
+                    .hint("run `data prepare` (again) with this --out")
+                    .into());
+            }
             writeln!(text, "no {MANIFEST_FILE}; {} token files", files.len())?;
             for (name, path) in files {
                 let file = TokenFile::open(&path)?;

@@ -7,8 +7,9 @@ use anyhow::Result;
 
 use crate::data::npy::TokenFile;
 use crate::data::shards::blocks::Blocks;
-use crate::data::shards::manifest::{Eot, MANIFEST_FILE, Manifest, ShardEntry};
+use crate::data::shards::manifest::{Eot, MANIFEST_FILE, Manifest, ShardEntry, TokenizerInfo};
 use crate::data::shards::{PREPARE_FILE, check_ids, token_files};
+use crate::data::tokenizer::Tokenizer;
 use crate::runtime::error::{Exit, Failure, fail};
 use crate::runtime::files;
 
@@ -68,7 +69,11 @@ pub fn verify(dir: &Path) -> Result<Report> {
         let file = TokenFile::open(&dir.join(&entry.name))?;
         entry.matches(&file)?;
         // Before the hashes, because a bad id has the narrowest place to name.
-        report.add(&file, manifest.tokenizer.vocab_size)?;
+        let max_id = report.add(&file, manifest.tokenizer.vocab_size)?;
+        if max_id != entry.max_id {
+            let what = format!("its largest id is {max_id}, shards.json says {}", entry.max_id);
+            return Err(damaged(file.path(), &what).into());
+        }
         Blocks::new(entry).check(&file, 0..file.size())?;
         if file.blake3()? != entry.blake3 {
             return Err(damaged(file.path(), "its content does not match its hash in shards.json").into());
@@ -80,18 +85,32 @@ pub fn verify(dir: &Path) -> Result<Report> {
 }
 
 impl Report {
-    fn add(&mut self, file: &TokenFile, vocab_size: usize) -> Result<()> {
+    /// Reads a shard, and returns its largest id.
+    fn add(&mut self, file: &TokenFile, vocab_size: usize) -> Result<u32> {
+        let mut max_id = 0;
         let mut ids = vec![0; CHUNK];
         for offset in (0..file.len()).step_by(CHUNK) {
             let ids = &mut ids[..CHUNK.min(file.len() - offset)];
             file.read(offset, ids)?;
             check_ids(file, offset, ids, vocab_size)?;
-            self.max_id = ids.iter().copied().fold(self.max_id, u32::max);
+            max_id = ids.iter().copied().fold(max_id, u32::max);
         }
+        self.max_id = self.max_id.max(max_id);
         self.shards += 1;
         self.tokens += file.len() as u64;
-        Ok(())
+        Ok(max_id)
     }
+}
+
+/// The tokenizer beside the shards must be the one that made them.
+///
+/// # Errors
+/// [`Exit::Data`] if it is another one, damaged or gone.
+pub fn check_tokenizer(dir: &Path, made_by: &TokenizerInfo) -> Result<()> {
+    if Tokenizer::from_dir(dir)?.fingerprint() != made_by.blake3 {
+        return Err(damaged(&dir.join("tokenizer.json"), "is not the tokenizer that made the shards").into());
+    }
+    Ok(())
 }
 
 /// Document starts must be as many as the manifest says, rise, lie in the shard and point at separators, or behind them.

@@ -1,0 +1,152 @@
+"""Processes that are let run in turns, one at a time, and what their steps cost: bench_cpu.py's clock.
+
+A worker is any program that logs a JSON line per training step. SIGSTOP and SIGCONT make the turns; the figures come from
+the log and from /proc, so this needs Linux. Whatever happens to the driver, no worker stays behind, stopped or not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import math
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+POLL = 0.01  # seconds between looks at a running process's log
+TIMEOUT = 900.0  # for one step; the first one of torch.compile compiles
+TICK = 1.0 / os.sysconf("SC_CLK_TCK")
+LIBC = ctypes.CDLL(None)
+
+
+class Failed(Exception):
+    """The benchmark cannot go on; the message says why."""
+
+
+class Worker:
+    """One implementation at work; its log has a JSON line per step."""
+
+    def __init__(
+        self, name: str, command: list[str], log: Path, stderr: Path, tokens_per_step: int, env: dict[str, str]
+    ):
+        self.name, self.log, self.stderr, self.tokens_per_step = name, log, stderr, tokens_per_step
+        self.lines: list[dict] = []
+        self.start: dict = {}
+        self._read, self._rest = 0, b""
+        with self.stderr.open("wb") as err:
+            # A session of its own: a Ctrl-C reaches the driver alone, and a group signal the worker's children too.
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=err,
+                stderr=err,
+                env=os.environ | env,
+                start_new_session=True,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 (the driver has no threads)
+            )
+        self.pid = self.process.pid
+
+    def kill(self) -> None:
+        """Ends it whatever its state: SIGKILL does not need a stopped process to go on."""
+        if self.process.poll() is None:  # else the number may be another's by now
+            os.killpg(self.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def resume(self) -> None:
+        os.killpg(self.pid, signal.SIGCONT)
+
+    def pause(self) -> None:
+        """Returns when every thread has stopped."""
+        os.killpg(self.pid, signal.SIGSTOP)
+        deadline = time.monotonic() + 10
+        while not all(state in "TtZX" for state in self._states()):
+            if time.monotonic() > deadline:
+                raise Failed(f"{self.name}: did not stop within 10 s of SIGSTOP")
+            time.sleep(0.001)
+
+    def _states(self) -> Iterator[str]:
+        for stat in Path(f"/proc/{self.pid}/task").glob("*/stat"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                yield stat_fields(stat)[0]
+
+    def cpu_seconds(self) -> float:
+        fields = stat_fields(Path(f"/proc/{self.pid}/stat"))
+        return (int(fields[11]) + int(fields[12])) * TICK
+
+    def peak_mb(self) -> float:
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) * 1024 / 1e6
+
+    def look(self) -> int:
+        """Reads what is new in the log; returns the number of steps seen so far."""
+        with contextlib.suppress(FileNotFoundError), self.log.open("rb") as f:
+            f.seek(self._read)
+            new = f.read()
+            self._read += len(new)
+            *whole, self._rest = (self._rest + new).split(b"\n")
+            for record in map(json.loads, whole):
+                if record["kind"] == "train":
+                    # llama-lite logs its speed instead.
+                    record.setdefault("seconds", self.tokens_per_step / (record.get("tokens_per_second") or math.nan))
+                    self.lines.append({k: record[k] for k in ("step", "loss", "seconds")})
+                elif record["kind"] == "start":
+                    self.start = record
+        return len(self.lines)
+
+    def wait_for_news(self) -> None:
+        """Returns at the sight of one new step or more."""
+        known, deadline = len(self.lines), time.monotonic() + TIMEOUT
+        while self.look() == known:
+            if self.process.poll() is not None:
+                tail = self.stderr.read_text(errors="replace").strip().splitlines()[-12:]
+                raise Failed(f"{self.name} ended with {self.process.returncode}:\n" + "\n".join(tail))
+            if time.monotonic() > deadline:
+                raise Failed(f"{self.name}: no step within {TIMEOUT:.0f} s")
+            time.sleep(POLL)
+
+    def warm_up(self, steps: int) -> None:
+        """Runs a process that has just been started until it has logged `steps` steps."""
+        while len(self.lines) < steps:
+            self.wait_for_news()
+        self.pause()
+
+    def turn(self, steps: int) -> dict:
+        """Lets it run for `steps` whole steps; what they took."""
+        self.look()  # steps that were finished after the last look of the turn before
+        self.resume()
+        self.wait_for_news()  # the step that the stop had cut through; what follows began in this turn
+        first = len(self.lines)
+        wall, cpu, busy = time.monotonic(), self.cpu_seconds(), machine_busy_seconds()
+        while len(self.lines) < first + steps:
+            self.wait_for_news()
+        wall, cpu = time.monotonic() - wall, self.cpu_seconds() - cpu
+        busy = machine_busy_seconds() - busy
+        self.pause()
+        seconds = [line["seconds"] for line in self.lines[first:]]
+        return {
+            "seconds": seconds,
+            "outside_seconds_per_step": wall / len(seconds),
+            "cpu_seconds_per_step": cpu / len(seconds),
+            "foreign_cores": max(0.0, busy - cpu) / wall,
+        }
+
+
+def die_with_parent() -> None:
+    """In the child before exec: the kernel kills it when the driver is gone, even by SIGKILL. Linux only, as all of this."""
+    pr_set_pdeathsig = 1
+    LIBC.prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def stat_fields(path: Path) -> list[str]:
+    """The fields of a stat file from the third (the state) on; the second, the name, may hold anything."""
+    return path.read_text().rpartition(")")[2].split()
+
+
+def machine_busy_seconds() -> float:
+    """CPU seconds that all processes of the machine have used, and those that its host took."""
+    user, nice, system, _idle, _iowait, irq, softirq, steal = Path("/proc/stat").read_text().split()[1:9]
+    return sum(map(int, (user, nice, system, irq, softirq, steal))) * TICK
