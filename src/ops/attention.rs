@@ -152,8 +152,7 @@ fn forward_head(
     q: Rows,
     k: Rows,
     v: Rows,
-    (queries, offset, scale): (usize, usize, f32),
-    starts: Option<&[u32]>,
+    (queries, offset, scale, starts): (usize, usize, f32, Option<&[u32]>),
     out: SharedMut,
     (out_from, out_stride): (usize, usize),
     lse: &mut [f32],
@@ -196,7 +195,7 @@ pub fn attention(qkv: &Tensor, heads: Heads, segments: Option<&Segments>) -> Res
             let kv = heads.q + head / heads.group();
             let place = (sequence * t * out_width + head * d, out_width);
             let (scale, starts) = (heads.scale(), segments.map(|s| s.row(sequence)));
-            forward_head(rows(head), rows(kv), rows(kv + heads.kv), (t, 0, scale), starts, shared, place, lse);
+            forward_head(rows(head), rows(kv), rows(kv + heads.kv), (t, 0, scale, starts), shared, place, lse);
         });
         Ok((out, lse))
     })?;
@@ -325,7 +324,7 @@ pub fn attention_cached(q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads, start:
             let q = Rows { data: q, from: place.0, stride: q_width, dim: d };
             let kv_from = sequence * capacity * kv_width + head / heads.group() * d;
             let kv = |data| Rows { data, from: kv_from, stride: kv_width, dim: d };
-            forward_head(q, kv(k), kv(v), (t, start, heads.scale()), None, shared, place, lse);
+            forward_head(q, kv(k), kv(v), (t, start, heads.scale(), None), shared, place, lse);
         });
         Ok(out)
     })?;

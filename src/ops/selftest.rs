@@ -90,7 +90,7 @@ impl Inputs {
             let likely = 1 + self.next() % t as u64;
             let mut start = 0;
             starts.extend((0..t as u32).map(|i| {
-                if self.next() % likely == 0 {
+                if self.next().is_multiple_of(likely) {
                     start = i;
                 }
                 start

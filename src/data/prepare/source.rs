@@ -39,7 +39,7 @@ use rows::Rows;
 pub const MAX_LINE: usize = 64 << 20;
 
 /// Longest document of a `.txt` file in bytes: it is held and encoded whole.
-pub const MAX_TEXT: usize = 256 << 20;
+pub const MAX_TEXT: usize = 128 << 20;
 
 /// Longest separator in bytes.
 const MAX_SEPARATOR: usize = 4096;
