@@ -171,29 +171,6 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     sum2(a, b, |x, y| x * y)
 }
 
-/// The dot products of `x` with four rows at once: each element of `x` is loaded once, and four chains of additions hide each other's
-/// latency. Every one is [`dot`] to the bit. Call inside [`simd`].
-#[inline(always)]
-pub(crate) fn dot4(rows: [&[f32]; 4], x: &[f32]) -> [f32; 4] {
-    let mut lanes = [[0f32; LANES]; 4];
-    let whole = x.len() / LANES * LANES;
-    for at in (0..whole).step_by(LANES) {
-        let x = &x[at..at + LANES];
-        for (lanes, row) in lanes.iter_mut().zip(rows) {
-            let row = &row[at..at + LANES];
-            for l in 0..LANES {
-                lanes[l] += row[l] * x[l];
-            }
-        }
-    }
-    for (lanes, row) in lanes.iter_mut().zip(rows) {
-        for (l, (w, x)) in row[whole..].iter().zip(&x[whole..]).enumerate() {
-            lanes[l] += w * x;
-        }
-    }
-    lanes.map(fold)
-}
-
 /// The largest element, -inf for none; NaN loses. Call inside [`simd`].
 #[inline(always)]
 pub(crate) fn max(a: &[f32]) -> f32 {
@@ -280,7 +257,6 @@ mod tests {
         for n in 0..70 {
             let a: Vec<f32> = (0..n).map(|i| (i as f32 * 0.37).sin()).collect();
             let b: Vec<f32> = (0..n).map(|i| (i as f32 * 0.71).cos()).collect();
-            assert_eq!(simd(|| dot4([&a, &b, &a, &b], &a)), [dot(&a, &a), dot(&b, &a), dot(&a, &a), dot(&b, &a)]);
             let want: f64 = a.iter().zip(&b).map(|(x, y)| (*x as f64) * (*y as f64)).sum();
             assert!((simd(|| dot(&a, &b)) as f64 - want).abs() < 1e-5);
             assert_eq!(simd(|| max(&a)), a.iter().copied().fold(f32::NEG_INFINITY, f32::max));

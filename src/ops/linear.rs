@@ -6,10 +6,6 @@
 use super::cpu;
 use super::gemm::{Into, Mat, matmul};
 use candle_core::{D, Result, Tensor, bail};
-use rayon::prelude::*;
-
-/// Up to so many rows are multiplied without packing: from about here on the arithmetic outweighs the reading of the weights.
-const FEW_ROWS: usize = 4;
 
 /// The same in candle's differentiable primitives.
 pub fn reference(x: &Tensor, w_oi: &Tensor) -> Result<Tensor> {
@@ -42,46 +38,11 @@ fn with_last_dim(x: &Tensor, last: usize) -> Vec<usize> {
 pub fn linear(x: &Tensor, w_oi: &Tensor) -> Result<Tensor> {
     let (rows, o, i) = sizes("linear", x, 1, w_oi)?;
     let y = cpu::read("linear", [x, w_oi], |[x, w]| {
-        if rows <= FEW_ROWS {
-            return Ok(few_rows(x, w, rows, o, i));
-        }
         let mut y = cpu::zeros(rows * o);
         matmul(&mut y, o, Into::Overwrite, 1.0, Mat::new(x, rows, i, i), Mat::new(w, o, i, i).t());
         Ok(y)
     })?;
     cpu::tensor(y, with_last_dim(x, o))
-}
-
-/// `y = x Wᵀ` for a few rows of `x`, as when text is generated: each weight is read once, in order, and nothing is packed, so that the
-/// speed is that of memory.
-fn few_rows(x: &[f32], w: &[f32], rows: usize, o: usize, i: usize) -> Vec<f32> {
-    // (out, rows): a task owns neighbouring outputs of all rows.
-    let mut columns = cpu::zeros(o * rows);
-    let piece = cpu::rows_per_piece(i).next_multiple_of(4);
-    columns.par_chunks_mut(piece * rows).zip(w.par_chunks(piece * i)).for_each(|(columns, w)| {
-        cpu::simd(|| {
-            let (mut quads, mut w_quads) = (columns.chunks_exact_mut(4 * rows), w.chunks_exact(4 * i));
-            for (columns, w) in (&mut quads).zip(&mut w_quads) {
-                let (a, b) = w.split_at(2 * i);
-                let four = [&a[..i], &a[i..], &b[..i], &b[i..]];
-                for (r, x) in x.chunks_exact(i).enumerate() {
-                    for (q, y) in cpu::dot4(four, x).into_iter().enumerate() {
-                        columns[q * rows + r] = y;
-                    }
-                }
-            }
-            let rest = quads.into_remainder().chunks_exact_mut(rows).zip(w_quads.remainder().chunks_exact(i));
-            for (columns, w) in rest {
-                for (y, x) in columns.iter_mut().zip(x.chunks_exact(i)) {
-                    *y = cpu::dot(w, x);
-                }
-            }
-        });
-    });
-    if rows == 1 {
-        return columns;
-    }
-    (0..rows).flat_map(|r| columns.iter().skip(r).step_by(rows)).copied().collect()
 }
 
 /// Gradient of the input: `dy (…, out) W (out, in)` → (…, in).
