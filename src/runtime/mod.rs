@@ -2,4 +2,5 @@
 
 pub mod error;
 pub mod files;
+pub mod guard;
 pub mod memory;

@@ -5,7 +5,6 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -19,6 +18,7 @@ use crate::data::prepare::source::input::Fault;
 use crate::data::prepare::source::{Body, Cut, MAX_LINE, Position, Raw, Reason};
 use crate::runtime::error::{Exit, Failure, fail};
 use crate::runtime::files;
+use crate::runtime::guard;
 
 /// The rows of one file.
 pub(super) struct Rows {
@@ -67,8 +67,7 @@ impl From<ParquetError> for Trouble {
 
 /// Calls the library, which panics on some damaged files.
 fn guarded<T>(call: impl FnOnce() -> Result<T, Trouble>) -> Result<T, Trouble> {
-    let panicked = |_| Err(Trouble::Damage("the Parquet reader gave up on it".into()));
-    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(panicked)
+    guard::guarded(call).unwrap_or_else(|| Err(Trouble::Damage("the Parquet reader gave up on it".into())))
 }
 
 impl Rows {

@@ -1,0 +1,38 @@
+//! Calls into libraries that panic on some damaged files: there a panic is an answer, and nobody should read of it.
+
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
+use std::sync::Once;
+
+thread_local! {
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// What `call` gives; `None` if it panicked. Such a panic prints nothing.
+pub fn guarded<T>(call: impl FnOnce() -> T) -> Option<T> {
+    static SILENCED: Once = Once::new();
+    SILENCED.call_once(|| {
+        let usual = take_hook();
+        set_hook(Box::new(move |panic| {
+            if !GUARDED.get() {
+                usual(panic);
+            }
+        }));
+    });
+    let outer = GUARDED.replace(true);
+    let result = catch_unwind(AssertUnwindSafe(call));
+    GUARDED.set(outer);
+    result.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn panics_are_answers() {
+        assert_eq!(guarded(|| 5), Some(5));
+        assert_eq!(guarded(|| -> u8 { panic!("unseen") }), None);
+        assert!(!GUARDED.get());
+    }
+}
