@@ -5,8 +5,8 @@ use crate::cli::{Data, Inspect, SplitName};
 use crate::data::corpus::named_tokenizer;
 use crate::data::shards::excerpt::{Place, excerpt};
 use crate::data::shards::inspect::inspect;
-use crate::data::shards::manifest::{Manifest, Split};
-use crate::data::shards::verify::{check_tokenizer, verify};
+use crate::data::shards::manifest::{MANIFEST_FILE, Split};
+use crate::data::shards::verify::{tokenizer_beside, verify};
 use crate::data::tokenizer::Tokenizer;
 use crate::metrics::Console;
 use crate::runtime::error::{Exit, fail};
@@ -16,8 +16,8 @@ pub(super) fn run(command: Data, console: Console) -> Result<()> {
     match command {
         Data::Prepare(args) => prepare::run(args, console),
         Data::Verify(args) => {
-            if let Some(manifest) = Manifest::load(&args.dir)? {
-                check_tokenizer(&args.dir, &manifest.tokenizer)?;
+            if args.dir.join(MANIFEST_FILE).exists() {
+                tokenizer_beside(&args.dir)?;
             }
             print(&verify(&args.dir)?.to_string())
         }
@@ -55,12 +55,7 @@ fn place(args: &Inspect) -> Option<Place> {
 fn inspect_tokenizer(args: &Inspect) -> Result<Tokenizer> {
     match &args.tokenizer {
         Some(name) => named_tokenizer(name),
-        None if args.dir.join("tokenizer.json").exists() => {
-            if let Some(manifest) = Manifest::load(&args.dir)? {
-                check_tokenizer(&args.dir, &manifest.tokenizer)?;
-            }
-            Tokenizer::from_dir(&args.dir)
-        }
+        None if args.dir.join("tokenizer.json").exists() => tokenizer_beside(&args.dir),
         None => Err(fail(Exit::Config, format!("{}: holds no tokenizer.json to decode with", args.dir.display()))
             .hint("name the tokenizer that made the shards: --tokenizer gpt2 or --tokenizer FILE")
             .into()),

@@ -9,6 +9,7 @@ use crate::data::shards::manifest::{Eot, Val};
 use crate::data::tokenizer::Tokenizer;
 use crate::metrics::{self, Console};
 use crate::runtime::error::{Exit, fail, note};
+use crate::runtime::thread::spawn;
 use anyhow::Result;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -79,15 +80,14 @@ fn refuse_own_input(args: &Prepare) -> Result<()> {
 /// An interruption loses nothing; the user should know.
 fn announce_interruption(console: Console) -> Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
-    std::thread::spawn(move || {
+    spawn("signals", move || {
         if let Some(signal) = signals.forever().next() {
             if !console.quiet {
                 note("\ninterrupted: the same command goes on from here");
             }
             let _ = emulate_default_handler(signal);
         }
-    });
-    Ok(())
+    })
 }
 
 fn options(args: &Prepare) -> PrepareOptions {
@@ -116,7 +116,7 @@ fn options(args: &Prepare) -> PrepareOptions {
 /// An input file, here or on the Hub.
 enum Place {
     Local(PathBuf),
-    Remote(RemoteFile),
+    Remote(Arc<Hub>, RemoteFile),
 }
 
 /// Local files in the order of their paths, then the files of the Hub in the order given.
@@ -130,39 +130,31 @@ fn inputs(patterns: &[String], bars: &Bars) -> Result<Inputs> {
             list.push(input.clone());
         }
     }
-    if remote.is_empty() {
-        return Ok(gather(list, places, None, bars));
-    }
-    let hub = Hub::from_env()?;
-    for name in &remote {
+    let hub = if remote.is_empty() { None } else { Some(Arc::new(Hub::from_env()?)) };
+    for (hub, name) in hub.iter().flat_map(|hub| remote.iter().map(move |name| (hub, name))) {
         for file in hub.resolve(&name.parse()?)? {
             list.push(Input {
                 name: format!("hub:{}/{}", file.repo, file.path),
                 bytes: file.size,
                 version: file.commit.clone(),
             });
-            places.push(Place::Remote(file));
+            places.push(Place::Remote(hub.clone(), file));
         }
     }
-    Ok(gather(list, places, Some(hub), bars))
-}
-
-fn gather(list: Vec<Input>, places: Vec<Place>, hub: Option<Hub>, bars: &Bars) -> Inputs {
     let bar = bars.download.clone();
     let fetch = move |i: usize| -> Result<PathBuf> {
-        match (&places[i], &hub) {
-            (Place::Remote(file), Some(hub)) => {
+        match &places[i] {
+            Place::Local(path) => Ok(path.clone()),
+            Place::Remote(hub, file) => {
                 bar.set_message(file.path.clone());
                 bar.set_length(file.size);
                 let path = hub.fetch(file, &|bytes| bar.set_position(bytes))?;
                 bar.set_message("");
                 Ok(path)
             }
-            (Place::Local(path), _) => Ok(path.clone()),
-            (Place::Remote(_), None) => anyhow::bail!("a file of the Hub without the Hub"),
         }
     };
-    Inputs { list: list.into(), fetch: Arc::new(fetch) }
+    Ok(Inputs { list: list.into(), fetch: Arc::new(fetch) })
 }
 
 /// A line for the job and one for the download beside it.

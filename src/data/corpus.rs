@@ -46,8 +46,8 @@ impl Corpus {
     pub fn open(config: &Config, tokenizer: Option<Tokenizer>) -> Result<Self> {
         let corpus = if config.data.source.is_some() {
             stories::open(config, tokenizer)?
-        } else if let Some(train) = shards::paths(&config.data.train, ShardSplit::Train)? {
-            shards::open(config, tokenizer, &train)?
+        } else if let Some(train) = shards::paths_of_each(&config.data.train, ShardSplit::Train)? {
+            shards::open(config, tokenizer, train)?
         } else {
             text::open(config, tokenizer)?
         };

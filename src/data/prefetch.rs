@@ -5,6 +5,7 @@
 
 use super::loader::Loader;
 use crate::runtime::error::{Exit, fail};
+use crate::runtime::thread::spawn;
 use anyhow::Result;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
@@ -35,10 +36,7 @@ impl Prefetch {
                 }
             }
         };
-        std::thread::Builder::new().name("prefetch".into()).spawn(work).map_err(|e| {
-            fail(Exit::Io, format!("cannot start the thread that reads data: {e}"))
-                .hint("raise the limit of processes (`ulimit -u`)")
-        })?;
+        spawn("prefetch", work)?;
         Ok(Self { loader, requests, results, ahead: None })
     }
 

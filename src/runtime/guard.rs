@@ -8,8 +8,8 @@ thread_local! {
     static GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// What `call` gives; `None` if it panicked. Such a panic prints nothing.
-pub fn guarded<T>(call: impl FnOnce() -> T) -> Option<T> {
+/// What `call` gives, or what it said when it panicked. Such a panic prints nothing.
+pub fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     static SILENCED: Once = Once::new();
     SILENCED.call_once(|| {
         let usual = take_hook();
@@ -22,7 +22,10 @@ pub fn guarded<T>(call: impl FnOnce() -> T) -> Option<T> {
     let outer = GUARDED.replace(true);
     let result = catch_unwind(AssertUnwindSafe(call));
     GUARDED.set(outer);
-    result.ok()
+    result.map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("unknown").to_owned()
+    })
 }
 
 #[cfg(test)]
@@ -31,8 +34,9 @@ mod tests {
 
     #[test]
     fn panics_are_answers() {
-        assert_eq!(guarded(|| 5), Some(5));
-        assert_eq!(guarded(|| -> u8 { panic!("unseen") }), None);
+        assert_eq!(guarded(|| 5), Ok(5));
+        assert_eq!(guarded(|| -> u8 { panic!("unseen") }), Err("unseen".into()));
+        assert_eq!(guarded(|| -> u8 { panic!("{}", 7) }), Err("7".into()));
         assert!(!GUARDED.get());
     }
 }

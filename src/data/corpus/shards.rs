@@ -13,28 +13,13 @@ use anyhow::Result;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The shards that `patterns` stand for; none if they stand for text. A prepared directory gives its shards of `split`.
-pub(super) fn paths(patterns: &[String], split: Split) -> Result<Option<Vec<PathBuf>>> {
+/// The shards that each of `patterns` stands for; none if they stand for text. A prepared directory gives its shards of `split`.
+pub(super) fn paths_of_each(patterns: &[String], split: Split) -> Result<Option<Vec<Vec<PathBuf>>>> {
     let (mut shards, mut text) = (Vec::new(), None);
     for pattern in patterns {
-        if pattern.starts_with("hub:") {
-            return Err(fail(Exit::Config, format!("{pattern}: a run does not download its data"))
-                .hint(format!("first: llama-lite data prepare --input {pattern} --tokenizer gpt2 --out DIR"))
-                .into());
-        }
-        let path = Path::new(pattern);
-        if path.is_dir() && is_prepared(path)? {
-            let files = split_files(path, split)?;
-            if files.is_empty() {
-                return Err(fail(Exit::Config, format!("{pattern} has no {} shards", split.name()))
-                    .hint("name its shard files, or another directory")
-                    .into());
-            }
-            shards.extend(files);
-        } else if pattern.ends_with(".npy") || pattern.ends_with(".bin") {
-            shards.extend(expand(std::slice::from_ref(pattern))?);
-        } else {
-            text = Some(pattern);
+        match paths_of(pattern, split)? {
+            Some(paths) => shards.push(paths),
+            None => text = Some(pattern),
         }
     }
     match (text, shards.is_empty()) {
@@ -47,8 +32,33 @@ pub(super) fn paths(patterns: &[String], split: Split) -> Result<Option<Vec<Path
     }
 }
 
-fn is_prepared(dir: &Path) -> Result<bool> {
-    Ok(!split_files(dir, Split::Train)?.is_empty() || !split_files(dir, Split::Val)?.is_empty())
+/// All that [`paths_of_each`] finds, in one list.
+pub(super) fn paths(patterns: &[String], split: Split) -> Result<Option<Vec<PathBuf>>> {
+    Ok(paths_of_each(patterns, split)?.map(|each| each.concat()))
+}
+
+/// The shards of one pattern; none if it stands for text.
+fn paths_of(pattern: &str, split: Split) -> Result<Option<Vec<PathBuf>>> {
+    if pattern.starts_with("hub:") {
+        return Err(fail(Exit::Config, format!("{pattern}: a run does not download its data"))
+            .hint(format!("first: llama-lite data prepare --input {pattern} --tokenizer gpt2 --out DIR"))
+            .into());
+    }
+    let path = Path::new(pattern);
+    if path.is_dir() {
+        let files = split_files(path, split)?;
+        if !files.is_empty() {
+            return Ok(Some(files));
+        }
+        let other = if split == Split::Train { Split::Val } else { Split::Train };
+        if !split_files(path, other)?.is_empty() {
+            return Err(fail(Exit::Config, format!("{pattern} has no {} shards", split.name()))
+                .hint("name its shard files, or another directory")
+                .into());
+        }
+    }
+    let is_shard = pattern.ends_with(".npy") || pattern.ends_with(".bin");
+    is_shard.then(|| expand(&[pattern.to_owned()])).transpose()
 }
 
 /// Opens shards for a model of `vocab_size` ids, and refuses those that say another tokenizer made them.
@@ -84,7 +94,8 @@ fn val_beside(config: &Config, train: &[PathBuf]) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-pub(super) fn open(config: &Config, tokenizer: Option<Tokenizer>, train: &[PathBuf]) -> Result<Corpus> {
+/// `train`: the shards of each entry of `data.train`.
+pub(super) fn open(config: &Config, tokenizer: Option<Tokenizer>, train: Vec<Vec<PathBuf>>) -> Result<Corpus> {
     let tokenizer = match tokenizer {
         Some(tokenizer) => tokenizer,
         None if config.data.tokenizer == "train" => {
@@ -95,7 +106,7 @@ pub(super) fn open(config: &Config, tokenizer: Option<Tokenizer>, train: &[PathB
         None => named_tokenizer(&config.data.tokenizer)?,
     };
     let vocab = config.model.vocab_size;
-    let beside = val_beside(config, train)?;
+    let beside = val_beside(config, &train.concat())?;
     let val = match (config.data.val.is_empty(), beside.is_empty()) {
         (false, _) => Some(named_val(config, &tokenizer)?),
         (true, false) => Some(tokens(&beside, &tokenizer, vocab)?),
@@ -103,10 +114,10 @@ pub(super) fn open(config: &Config, tokenizer: Option<Tokenizer>, train: &[PathB
     };
     let separator = separator(&tokenizer)?;
     let val = val.map(|tokens| val_rows(config, tokens, separator)).transpose()?;
-    let source = |names: &[String]| {
-        let paths = paths(names, Split::Train)?.unwrap_or_default();
-        Ok(Source { name: names.join(" "), tokens: tokens(&paths, &tokenizer, vocab)? })
+    let train = if config.data.weights.is_empty() { vec![train.concat()] } else { train };
+    let source = |(paths, names): (&Vec<PathBuf>, &[String])| {
+        Ok(Source { name: names.join(" "), tokens: tokens(paths, &tokenizer, vocab)? })
     };
-    let train = groups(config).into_iter().map(source).collect::<Result<Vec<_>>>()?;
+    let train = train.iter().zip(groups(config)).map(source).collect::<Result<Vec<_>>>()?;
     Ok(Corpus { boundary: boundary(&train, separator), train, val, floor: None, stories: None, tokenizer })
 }

@@ -5,7 +5,6 @@
 
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -13,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::prepare::options::{Grain, Inputs};
 use crate::data::prepare::source::{Position, Raw, ReadOptions, Reader};
 use crate::runtime::error::{Exit, fail};
+use crate::runtime::thread::spawn;
 
 /// A place between two records of the corpus.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,12 +77,6 @@ fn fetch(inputs: &Inputs, first: usize) -> Result<Receiver<Result<PathBuf>>> {
         }
     })?;
     Ok(receiver)
-}
-
-fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
-    let spawned = thread::Builder::new().name(name.into()).spawn(work);
-    spawned.map_err(|e| fail(Exit::Io, format!("cannot start a thread: {e}")).hint("raise the limit of processes"))?;
-    Ok(())
 }
 
 struct Cutter {

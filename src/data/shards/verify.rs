@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use crate::data::npy::TokenFile;
 use crate::data::shards::blocks::Blocks;
-use crate::data::shards::manifest::{Eot, MANIFEST_FILE, Manifest, ShardEntry, TokenizerInfo};
+use crate::data::shards::manifest::{Eot, MANIFEST_FILE, Manifest, ShardEntry};
 use crate::data::shards::{PREPARE_FILE, check_ids, token_files};
 use crate::data::tokenizer::Tokenizer;
 use crate::runtime::error::{Exit, Failure, fail};
@@ -102,15 +102,18 @@ impl Report {
     }
 }
 
-/// The tokenizer beside the shards must be the one that made them.
+/// The tokenizer beside the shards of `dir`, which must be the one that made them, where a manifest says which that is.
 ///
 /// # Errors
-/// [`Exit::Data`] if it is another one, damaged or gone.
-pub fn check_tokenizer(dir: &Path, made_by: &TokenizerInfo) -> Result<()> {
-    if Tokenizer::from_dir(dir)?.fingerprint() != made_by.blake3 {
-        return Err(damaged(&dir.join("tokenizer.json"), "is not the tokenizer that made the shards").into());
+/// [`Exit::Data`] if it is another one or damaged, [`Exit::Io`] if it is gone.
+pub fn tokenizer_beside(dir: &Path) -> Result<Tokenizer> {
+    let tokenizer = Tokenizer::from_dir(dir)?;
+    match Manifest::load(dir)? {
+        Some(manifest) if manifest.tokenizer.blake3 != tokenizer.fingerprint() => {
+            Err(damaged(&dir.join("tokenizer.json"), "is not the tokenizer that made the shards").into())
+        }
+        _ => Ok(tokenizer),
     }
-    Ok(())
 }
 
 /// Document starts must be as many as the manifest says, rise, lie in the shard and point at separators, or behind them.

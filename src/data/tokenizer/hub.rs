@@ -3,7 +3,6 @@
 //! The crate answers some bad files by a panic, in loading or at the first use, so all calls are caught, and a file is
 //! tried before it is accepted. Truncation and padding that a file asks for are switched off: they would cut documents.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
 
 use anyhow::Result;
@@ -12,6 +11,7 @@ use serde_json::Value;
 use super::Piece;
 use super::byte_json::bytes_of;
 use crate::runtime::error::{Exit, fail};
+use crate::runtime::guard::guarded;
 
 /// A tokenizer of the tokenizers crate.
 pub(super) struct Hub {
@@ -153,13 +153,10 @@ fn failed(why: String) -> anyhow::Error {
 
 /// The result of a call into the crate, with an error or a panic as its message, on one line.
 fn caught<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
-    let message = match catch_unwind(AssertUnwindSafe(call)) {
+    let message = match guarded(call) {
         Ok(Ok(value)) => return Ok(value),
         Ok(Err(error)) => error.to_string(),
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("unknown").to_owned()
-        }
+        Err(panic) => panic,
     };
     Err(message.split_whitespace().collect::<Vec<_>>().join(" "))
 }

@@ -67,7 +67,7 @@ impl From<ParquetError> for Trouble {
 
 /// Calls the library, which panics on some damaged files.
 fn guarded<T>(call: impl FnOnce() -> Result<T, Trouble>) -> Result<T, Trouble> {
-    guard::guarded(call).unwrap_or_else(|| Err(Trouble::Damage("the Parquet reader gave up on it".into())))
+    guard::guarded(call).unwrap_or_else(|_| Err(Trouble::Damage("the Parquet reader gave up on it".into())))
 }
 
 impl Rows {
