@@ -116,6 +116,14 @@ impl SharedMut {
         Self(data.as_mut_ptr(), data.len())
     }
 
+    /// A place of `len` elements given by address.
+    ///
+    /// # Safety
+    /// They are valid for writing as long as this is used.
+    pub(crate) unsafe fn from_raw(data: *mut f32, len: usize) -> Self {
+        Self(data, len)
+    }
+
     /// The elements `start..start + len`.
     ///
     /// # Safety

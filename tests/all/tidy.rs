@@ -132,6 +132,10 @@ fn every_op_is_in_the_gradient_tests() {
     let checked: Vec<&str> = llama_lite::ops::selftest::names().collect();
     for (path, text) in all_sources() {
         let Some(op) = path.strip_prefix("src/ops/").and_then(|p| p.strip_suffix(".rs")) else { continue };
+        // The parts of an op are in a folder of its name.
+        if op.contains('/') {
+            continue;
+        }
         if text.contains("pub fn reference(") {
             assert!(checked.contains(&op), "{path} is not in ops/selftest.rs");
         } else {

@@ -1,0 +1,139 @@
+//! One key/value head backward: all query heads of its group, block by block, against parts of the keys that stay in the second cache.
+//!
+//! The task owns the gradients of its key/value head, so `dK` and `dV` gather their sums in the order of heads, blocks and parts.
+
+use super::Heads;
+use super::span::{BLOCK, Rows, Span, clear_unseen};
+use crate::ops::cpu::{self, SharedMut};
+use crate::ops::gemm::{Into, Mat, Packed, matmul_packed};
+
+/// Keys per part: with 64 queries, 64 KiB each for `P` and `dS`.
+const PART: usize = 256;
+
+/// Buffers and packed operands of one task.
+struct Work {
+    p: Vec<f32>,
+    ds: Vec<f32>,
+    /// `rowsum(dO · O)` of the block's queries.
+    delta: [f32; BLOCK],
+    /// The block's queries and output gradients, as right operands of `dK` and `dV`.
+    q: Packed,
+    d_o: Packed,
+    keys: Packed,
+    keys_t: Packed,
+    values_t: Packed,
+}
+
+/// The gradient's buffer and the places of this head's columns in it.
+struct Gradient {
+    dqkv: SharedMut,
+    stride: usize,
+    dim: usize,
+    dk: usize,
+    dv: usize,
+}
+
+impl Gradient {
+    /// Where `rows` rows of columns that begin at `from` lie, from row `first` on.
+    fn at(&self, from: usize, first: usize, rows: usize) -> *mut f32 {
+        self.dqkv.at(from + first * self.stride, (rows - 1) * self.stride + self.dim)
+    }
+}
+
+/// All query heads of one key/value head of one sequence.
+pub(super) fn backward_kv_head(
+    [qkv, out, lse, dout]: [&[f32]; 4],
+    dqkv: SharedMut,
+    heads: Heads,
+    t: usize,
+    (sequence, kv): (usize, usize),
+    starts: Option<&[u32]>,
+) {
+    let (d, width, out_width, scale) = (heads.dim, heads.packed(), heads.out(), heads.scale());
+    let from = |column: usize| sequence * t * width + column * d;
+    let rows = |column: usize| Rows { data: qkv, from: from(column), stride: width, dim: d };
+    let (k_column, v_column) = (heads.q + kv, heads.q + heads.kv + kv);
+    let (k, v) = (rows(k_column).mat(0, t), rows(v_column).mat(0, t));
+    let size = BLOCK.min(t) * PART.min(t);
+    let mut work = Work {
+        p: cpu::zeros(size),
+        ds: cpu::zeros(size),
+        delta: [0.0; BLOCK],
+        q: Packed::default(),
+        d_o: Packed::default(),
+        keys: Packed::new(k),
+        keys_t: Packed::new(k.t()),
+        values_t: Packed::new(v.t()),
+    };
+    let grad = Gradient { dqkv, stride: width, dim: d, dk: from(k_column), dv: from(v_column) };
+    for head in kv * heads.group()..(kv + 1) * heads.group() {
+        let q = rows(head);
+        let out_rows = |data| Rows { data, from: sequence * t * out_width + head * d, stride: out_width, dim: d };
+        let (o, d_o) = (out_rows(out), out_rows(dout));
+        let lse = &lse[(sequence * heads.q + head) * t..][..t];
+        for first in (0..t).step_by(BLOCK) {
+            let block = Span::new(first, t, 0, starts);
+            work.begin_block(block, q, o, d_o);
+            for span in block.parts(PART) {
+                let into = if span.lo == block.lo { Into::Overwrite } else { Into::Accumulate };
+                work.part(span, q, d_o, lse, scale, &grad, (from(head), into));
+            }
+        }
+    }
+}
+
+impl Work {
+    fn begin_block(&mut self, block: Span, q: Rows, o: Rows, d_o: Rows) {
+        self.q.pack(q.mat(block.first, block.rows));
+        self.d_o.pack(d_o.mat(block.first, block.rows));
+        for (i, delta) in self.delta[..block.rows].iter_mut().enumerate() {
+            *delta = cpu::simd(|| cpu::dot(o.row(block.first + i), d_o.row(block.first + i)));
+        }
+    }
+
+    /// A block's queries against some of its keys; `dq` says where the query head's gradient lies and how to enter it.
+    #[allow(clippy::too_many_arguments)]
+    fn part(
+        &mut self,
+        span: Span,
+        q: Rows,
+        d_o: Rows,
+        lse: &[f32],
+        scale: f32,
+        grad: &Gradient,
+        (dq, into): (usize, Into),
+    ) {
+        let Span { first, rows: n, lo, keys, .. } = span;
+        let (p, ds) = (&mut self.p[..n * keys], &mut self.ds[..n * keys]);
+        let (q, d_o) = (q.mat(first, n), d_o.mat(first, n));
+        let part = lo..lo + keys;
+        let (keys_t, values_t) =
+            (self.keys_t.panels().columns(part.clone()), self.values_t.panels().columns(part.clone()));
+        // SAFETY: p and ds are ours; the columns of this head's dQ and of this key/value head's dK and dV are this task's alone.
+        unsafe {
+            matmul_packed(p.as_mut_ptr(), keys, Into::Overwrite, scale, q, keys_t);
+            matmul_packed(ds.as_mut_ptr(), keys, Into::Overwrite, 1.0, d_o, values_t);
+            probabilities_and_gradient(p, ds, span, lse, scale, &self.delta);
+            let (p, ds) = (Mat::new(p, n, keys, keys), Mat::new(ds, n, keys, keys));
+            let stride = grad.stride;
+            matmul_packed(grad.at(dq, first, n), stride, into, 1.0, ds, self.keys.panels().terms(part));
+            matmul_packed(grad.at(grad.dk, lo, keys), stride, Into::Accumulate, 1.0, ds.t(), self.q.panels());
+            matmul_packed(grad.at(grad.dv, lo, keys), stride, Into::Accumulate, 1.0, p.t(), self.d_o.panels());
+        }
+    }
+}
+
+/// Turns scores into probabilities and `dP` into `dS`, row by row; both become 0 where a query does not see.
+fn probabilities_and_gradient(p: &mut [f32], ds: &mut [f32], span: Span, lse: &[f32], scale: f32, delta: &[f32]) {
+    cpu::simd(|| {
+        for (i, (p, ds)) in p.chunks_exact_mut(span.keys).zip(ds.chunks_exact_mut(span.keys)).enumerate() {
+            let (seen, lse, delta) = (span.seen(i), lse[span.first + i], delta[i]);
+            for (p, ds) in p[seen.clone()].iter_mut().zip(&mut ds[seen.clone()]) {
+                *p = cpu::exp(*p - lse);
+                *ds = *p * (*ds - delta) * scale;
+            }
+            clear_unseen(p, &seen);
+            clear_unseen(ds, &seen);
+        }
+    });
+}

@@ -1,0 +1,70 @@
+//! Which queries see which keys, and where a head's rows lie.
+
+use crate::ops::gemm::{Mat, PANEL};
+use std::ops::Range;
+
+/// Queries per block.
+pub(super) const BLOCK: usize = 64;
+
+/// One sequence's rows as a head sees them: rows of width `dim`, `stride` apart, from `from` on.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a> {
+    pub(super) data: &'a [f32],
+    pub(super) from: usize,
+    pub(super) stride: usize,
+    pub(super) dim: usize,
+}
+
+impl<'a> Rows<'a> {
+    /// `n` rows from `first` on as a matrix.
+    pub(super) fn mat(&self, first: usize, n: usize) -> Mat<'a> {
+        Mat::new(&self.data[self.from + first * self.stride..], n, self.dim, self.stride)
+    }
+
+    /// One row.
+    pub(super) fn row(&self, i: usize) -> &'a [f32] {
+        &self.data[self.from + i * self.stride..][..self.dim]
+    }
+}
+
+/// Queries `first..first + rows` of a sequence against the keys `lo..lo + keys`: all that any of them sees, and perhaps a few before.
+#[derive(Clone, Copy)]
+pub(super) struct Span<'a> {
+    pub(super) first: usize,
+    pub(super) rows: usize,
+    /// A packed panel begins here.
+    pub(super) lo: usize,
+    pub(super) keys: usize,
+    /// Position of query 0 among the keys.
+    offset: usize,
+    /// The first key that each query sees; 0 without.
+    starts: Option<&'a [u32]>,
+}
+
+impl<'a> Span<'a> {
+    /// The block of queries that begins at `first`.
+    pub(super) fn new(first: usize, queries: usize, offset: usize, starts: Option<&'a [u32]>) -> Self {
+        let rows = BLOCK.min(queries - first);
+        let lo = starts.map_or(0, |starts| starts[first] as usize / PANEL * PANEL);
+        Self { first, rows, lo, keys: offset + first + rows - lo, offset, starts }
+    }
+
+    /// The same queries against at most `most` (whole panels) of the keys at a time.
+    pub(super) fn parts(self, most: usize) -> impl Iterator<Item = Self> {
+        let end = self.lo + self.keys;
+        (self.lo..end).step_by(most).map(move |lo| Self { lo, keys: most.min(end - lo), ..self })
+    }
+
+    /// The part of the keys that query `i` of the block sees, counted from `lo`; perhaps empty.
+    pub(super) fn seen(&self, i: usize) -> Range<usize> {
+        let start = self.starts.map_or(0, |starts| starts[self.first + i] as usize);
+        let end = (self.offset + self.first + i + 1).saturating_sub(self.lo).min(self.keys);
+        start.saturating_sub(self.lo).min(end)..end
+    }
+}
+
+/// Sets all of `row` but `seen` to 0.
+pub(super) fn clear_unseen(row: &mut [f32], seen: &Range<usize>) {
+    row[..seen.start].fill(0.0);
+    row[seen.end..].fill(0.0);
+}

@@ -1,0 +1,212 @@
+//! The innermost loops: a tile of up to [`MR`] x [`NR`] of a product, over packed operands, for the instruction sets we know.
+//!
+//! Every element of a tile is one chain of fused multiply-adds over `k` in order, whatever the width of the registers: AVX-512, AVX2 +
+//! FMA and NEON give the same bits. (Processors without a fused multiply-add round twice per term.)
+
+/// Rows of a tile: 12 x 32 accumulators are 24 of AVX-512's 32 registers.
+pub(super) const MR: usize = 12;
+/// Columns of a tile and of a packed panel: two AVX-512 registers.
+pub(super) const NR: usize = 32;
+/// Inner dimension of one pass; part of the definition of a product's bits.
+pub(super) const KC: usize = 256;
+
+/// Which way a left operand is contiguous: along its rows, or along its columns, being a transposed one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    Rows,
+    Columns,
+}
+
+/// One tile: `c = [c +] alpha · a · b`.
+#[derive(Clone, Copy)]
+pub(super) struct Tile {
+    /// Length of the inner dimension, at most [`KC`].
+    pub(super) kc: usize,
+    /// The first of up to [`MR`] rows, contiguous in the kernel's [`Order`].
+    pub(super) a: *const f32,
+    /// Distance of its rows, or of its columns.
+    pub(super) a_stride: usize,
+    /// `[kc][NR]`
+    pub(super) b: *const f32,
+    /// The tile's first element.
+    pub(super) c: *mut f32,
+    /// Distance of the destination's rows.
+    pub(super) c_stride: usize,
+    /// Columns that exist, at most [`NR`].
+    pub(super) cols: usize,
+    pub(super) alpha: f32,
+    pub(super) accumulate: bool,
+}
+
+/// Computes a tile.
+///
+/// # Safety
+/// The panels hold `kc` terms for the kernel's rows, `c` those rows of `cols` elements, which nobody else touches; the processor
+/// has the instructions that the kernel was compiled for.
+pub(super) type Kernel = unsafe fn(&Tile);
+
+/// The kernels of this processor for 1 to [`MR`] rows.
+#[derive(Clone, Copy)]
+pub(super) struct Kernels {
+    by_rows: [Kernel; MR],
+    by_columns: [Kernel; MR],
+}
+
+macro_rules! table {
+    ($kernel:ident, $rows:literal) => {
+        [
+            $kernel::<1, $rows>,
+            $kernel::<2, $rows>,
+            $kernel::<3, $rows>,
+            $kernel::<4, $rows>,
+            $kernel::<5, $rows>,
+            $kernel::<6, $rows>,
+            $kernel::<7, $rows>,
+            $kernel::<8, $rows>,
+            $kernel::<9, $rows>,
+            $kernel::<10, $rows>,
+            $kernel::<11, $rows>,
+            $kernel::<12, $rows>,
+        ]
+    };
+}
+
+impl Kernels {
+    /// For the widest instruction set that this processor has.
+    pub(super) fn new() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx512f") {
+                return Self { by_rows: table!(avx512, true), by_columns: table!(avx512, false) };
+            }
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                return Self { by_rows: table!(avx2, true), by_columns: table!(avx2, false) };
+            }
+        }
+        Self { by_rows: table!(portable, true), by_columns: table!(portable, false) }
+    }
+
+    /// Those for registers half as wide as this processor's widest, to be compared with them.
+    #[cfg(all(test, target_arch = "x86_64"))]
+    pub(super) fn narrower() -> Option<Self> {
+        let both = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("fma");
+        both.then_some(Self { by_rows: table!(avx2, true), by_columns: table!(avx2, false) })
+    }
+
+    /// The kernel for `rows` rows, 1 to [`MR`].
+    pub(super) fn get(&self, rows: usize, order: Order) -> Kernel {
+        match order {
+            Order::Rows => self.by_rows[rows - 1],
+            Order::Columns => self.by_columns[rows - 1],
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn avx512<const M: usize, const ROWS: bool>(t: &Tile) {
+    use std::arch::x86_64::*;
+    let (row, term) = if ROWS { (t.a_stride, 1) } else { (1, t.a_stride) };
+    let (mut left, mut right) = ([_mm512_setzero_ps(); M], [_mm512_setzero_ps(); M]);
+    // Three rows for each pointer: a processor adds once or twice a register to an address by itself.
+    let mut a: [*const f32; 4] = std::array::from_fn(|i| t.a.wrapping_add(3 * i * row));
+    let mut b = t.b;
+    // SAFETY: the panels hold kc terms, c its rows (the caller's promise); masked lanes are not touched.
+    unsafe {
+        for _ in 0..t.kc {
+            let (b_left, b_right) = (_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(16)));
+            // Two short loops, which the compiler unrolls; one of twelve rounds it does not.
+            for (group, a) in a.iter().enumerate() {
+                for i in 3 * group..M.min(3 * group + 3) {
+                    let x = _mm512_set1_ps(*a.add(i % 3 * row));
+                    left[i] = _mm512_fmadd_ps(x, b_left, left[i]);
+                    right[i] = _mm512_fmadd_ps(x, b_right, right[i]);
+                }
+            }
+            for a in &mut a[..M.div_ceil(3)] {
+                *a = a.wrapping_add(term);
+                // Hides from the compiler that the pointers move together: it would keep one for each row, and spill them.
+                std::arch::asm!("/* {0} */", inout(reg) * a, options(pure, nomem, nostack, preserves_flags));
+            }
+            b = b.add(NR);
+        }
+        let mask = |n: usize| if n >= 16 { !0 } else { (1u16 << n) - 1 };
+        let (mask_left, mask_right) = (mask(t.cols), mask(t.cols.saturating_sub(16)));
+        let alpha = _mm512_set1_ps(t.alpha);
+        for i in 0..M {
+            let c = t.c.add(i * t.c_stride);
+            let (mut l, mut r) = (_mm512_mul_ps(left[i], alpha), _mm512_mul_ps(right[i], alpha));
+            if t.accumulate {
+                l = _mm512_add_ps(_mm512_maskz_loadu_ps(mask_left, c), l);
+                r = _mm512_add_ps(_mm512_maskz_loadu_ps(mask_right, c.wrapping_add(16)), r);
+            }
+            _mm512_mask_storeu_ps(c, mask_left, l);
+            _mm512_mask_storeu_ps(c.wrapping_add(16), mask_right, r);
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2<const M: usize, const ROWS: bool>(t: &Tile) {
+    // SAFETY: the caller's promise.
+    unsafe { by_quarters::<M, ROWS, true>(t) }
+}
+
+/// For processors whose vectors the compiler knows from the target alone: NEON with its fused multiply-add, or the x86-64 baseline without.
+unsafe fn portable<const M: usize, const ROWS: bool>(t: &Tile) {
+    // SAFETY: the caller's promise.
+    unsafe { by_quarters::<M, ROWS, { cfg!(target_arch = "aarch64") }>(t) }
+}
+
+/// A tile in parts of 6 x 16, whose accumulators fit into 16 registers of AVX2 or 32 of NEON.
+#[inline(always)]
+unsafe fn by_quarters<const M: usize, const ROWS: bool, const FUSED: bool>(t: &Tile) {
+    // SAFETY: the caller's promise; each part lies inside the tile.
+    unsafe {
+        for col in [0, 16] {
+            if M >= 6 {
+                part::<6, ROWS, FUSED>(t, 0, col);
+            }
+            match M - M / 6 * 6 {
+                0 if M == 12 => part::<6, ROWS, FUSED>(t, 6, col),
+                1 => part::<1, ROWS, FUSED>(t, M / 6 * 6, col),
+                2 => part::<2, ROWS, FUSED>(t, M / 6 * 6, col),
+                3 => part::<3, ROWS, FUSED>(t, M / 6 * 6, col),
+                4 => part::<4, ROWS, FUSED>(t, M / 6 * 6, col),
+                5 => part::<5, ROWS, FUSED>(t, M / 6 * 6, col),
+                _ => {}
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn part<const M: usize, const ROWS: bool, const FUSED: bool>(t: &Tile, first: usize, col: usize) {
+    const WIDTH: usize = 16;
+    let (row, term) = if ROWS { (t.a_stride, 1) } else { (1, t.a_stride) };
+    let cols = t.cols.saturating_sub(col).min(WIDTH);
+    if cols == 0 {
+        return;
+    }
+    let mut sums = [[0f32; WIDTH]; M];
+    // SAFETY: the panels hold kc terms, c its rows (the caller's promise); `cols` bounds what is read and written of a row.
+    unsafe {
+        let a = t.a.add(first * row);
+        for k in 0..t.kc {
+            let b = &*t.b.add(k * NR + col).cast::<[f32; WIDTH]>();
+            for (i, sums) in sums.iter_mut().enumerate() {
+                let x = *a.add(i * row + k * term);
+                for (sum, b) in sums.iter_mut().zip(b) {
+                    *sum = if FUSED { x.mul_add(*b, *sum) } else { *sum + x * b };
+                }
+            }
+        }
+        for (i, sums) in sums.iter().enumerate() {
+            let c = std::slice::from_raw_parts_mut(t.c.add((first + i) * t.c_stride + col), cols);
+            for (c, sum) in c.iter_mut().zip(sums) {
+                *c = if t.accumulate { *c + sum * t.alpha } else { sum * t.alpha };
+            }
+        }
+    }
+}
