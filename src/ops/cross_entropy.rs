@@ -58,7 +58,7 @@ impl Head<'_> {
 
 /// Loss of one row; its logits become exponentials. Returns (loss, sum of exponentials).
 fn row_loss(z: &mut [f32], target: u32) -> (f32, f32) {
-    cpu::simd(|| {
+    cpu::simd(#[inline(always)] || {
         let top = cpu::max(z);
         let at_target = z[target as usize];
         let sum = cpu::exp_and_sum(z, top);
@@ -140,7 +140,7 @@ fn row_loss_and_gradient(z: &mut [f32], target: u32, scale: f32) -> f32 {
     }
     let (loss, sum) = row_loss(z, target);
     let factor = scale / sum;
-    cpu::simd(|| z.iter_mut().for_each(|z| *z *= factor));
+    cpu::simd(#[inline(always)] || z.iter_mut().for_each(|z| *z *= factor));
     z[target as usize] -= scale;
     loss
 }

@@ -50,7 +50,7 @@ pub fn add_rms_norm(x: &Tensor, delta: Option<&Tensor>, w_c: &Tensor, eps: f64) 
         let rows = cpu::rows_per_piece(c);
         let pieces = y.par_chunks_mut(rows * c).zip(rstd.par_chunks_mut(rows)).zip(h.par_chunks(rows * c));
         pieces.for_each(|((y, rstd), h)| {
-            cpu::simd(|| {
+            cpu::simd(#[inline(always)] || {
                 for ((y, r), h) in y.chunks_exact_mut(c).zip(rstd).zip(h.chunks_exact(c)) {
                     *r = reciprocal_rms(h, eps as f32);
                     scale_row(y, h, *r, w);
@@ -97,7 +97,7 @@ pub fn rms_norm_recompute(h: &Tensor, rstd_n: &Tensor, w_c: &Tensor) -> Result<T
         let rows = cpu::rows_per_piece(c);
         let pieces = y.par_chunks_mut(rows * c).zip(rstd.par_chunks(rows)).zip(h.par_chunks(rows * c));
         pieces.for_each(|((y, rstd), h)| {
-            cpu::simd(|| {
+            cpu::simd(#[inline(always)] || {
                 for ((y, r), h) in y.chunks_exact_mut(c).zip(rstd).zip(h.chunks_exact(c)) {
                     scale_row(y, h, *r, w);
                 }
@@ -134,7 +134,7 @@ pub fn rms_norm_backward(
             .zip(rstd.par_chunks(rows))
             .zip(dres_rows.par_chunks(rows * c));
         pieces.for_each(|(((((dh, dw), dy), h), rstd), dres_rows)| {
-            cpu::simd(|| {
+            cpu::simd(#[inline(always)] || {
                 for (i, &r) in rstd.iter().enumerate() {
                     let row = i * c..(i + 1) * c;
                     let dres_row = dres.map(|_| &dres_rows[row.clone()]);

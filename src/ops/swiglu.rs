@@ -31,7 +31,7 @@ pub fn swiglu(gate_up: &Tensor) -> Result<Tensor> {
         let mut act = cpu::zeros(gate_up.len() / 2);
         let rows = cpu::rows_per_piece(f);
         act.par_chunks_mut(rows * f).zip(gate_up.par_chunks(rows * 2 * f)).for_each(|(act, gate_up)| {
-            cpu::simd(|| {
+            cpu::simd(#[inline(always)] || {
                 for (act, gate_up) in act.chunks_exact_mut(f).zip(gate_up.chunks_exact(2 * f)) {
                     let (gate, up) = gate_up.split_at(f);
                     for ((a, &g), &u) in act.iter_mut().zip(gate).zip(up) {
@@ -60,7 +60,7 @@ pub fn swiglu_backward(gate_up: &Tensor, dact: &Tensor) -> Result<Tensor> {
         let rows = cpu::rows_per_piece(2 * f);
         out.par_chunks_mut(rows * 2 * f).zip(gate_up.par_chunks(rows * 2 * f)).zip(dact.par_chunks(rows * f)).for_each(
             |((out, gate_up), dact)| {
-                cpu::simd(|| {
+                cpu::simd(#[inline(always)] || {
                     let rows = out.chunks_exact_mut(2 * f).zip(gate_up.chunks_exact(2 * f)).zip(dact.chunks_exact(f));
                     for ((out, gate_up), dact) in rows {
                         let (gate, up) = gate_up.split_at(f);

@@ -87,7 +87,7 @@ impl Work {
         self.q.pack(q.mat(block.first, block.rows));
         self.d_o.pack(d_o.mat(block.first, block.rows));
         for (i, delta) in self.delta[..block.rows].iter_mut().enumerate() {
-            *delta = cpu::simd(|| cpu::dot(o.row(block.first + i), d_o.row(block.first + i)));
+            *delta = cpu::simd(#[inline(always)] || cpu::dot(o.row(block.first + i), d_o.row(block.first + i)));
         }
     }
 
@@ -125,7 +125,7 @@ impl Work {
 
 /// Turns scores into probabilities and `dP` into `dS`, row by row; both become 0 where a query does not see.
 fn probabilities_and_gradient(p: &mut [f32], ds: &mut [f32], span: Span, lse: &[f32], scale: f32, delta: &[f32]) {
-    cpu::simd(|| {
+    cpu::simd(#[inline(always)] || {
         for (i, (p, ds)) in p.chunks_exact_mut(span.keys).zip(ds.chunks_exact_mut(span.keys)).enumerate() {
             let (seen, lse, delta) = (span.seen(i), lse[span.first + i], delta[i]);
             for (p, ds) in p[seen.clone()].iter_mut().zip(&mut ds[seen.clone()]) {

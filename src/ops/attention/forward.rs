@@ -30,7 +30,7 @@ fn block_softmax(
     let keys = keys_t.panels().columns(span.lo..span.lo + span.keys);
     // SAFETY: `p` is exclusively borrowed and holds rows x keys.
     unsafe { matmul_packed(p.as_mut_ptr(), span.keys, Into::Overwrite, scale, q.mat(span.first, span.rows), keys) };
-    cpu::simd(|| {
+    cpu::simd(#[inline(always)] || {
         for (i, row) in p.chunks_exact_mut(span.keys).enumerate() {
             let seen = span.seen(i);
             let top = cpu::max(&row[seen.clone()]);
@@ -91,7 +91,7 @@ pub(super) fn few_queries(
         let p = &mut p[..offset + i + 1];
         // SAFETY: this task alone writes these columns of the output.
         let out = unsafe { out.range(out_from + i * out_stride, q.dim) };
-        cpu::simd(|| {
+        cpu::simd(#[inline(always)] || {
             for (j, p) in p.iter_mut().enumerate() {
                 *p = cpu::dot(q.row(i), keys.row(j)) * scale;
             }
