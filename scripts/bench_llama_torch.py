@@ -5,7 +5,7 @@ Three commands, all started by bench_cpu.py, which owns the clock and the turns:
 
   prepare  writes what all implementations begin with: weights in a Hugging Face directory, a tokenizer, tokens
   train    runs steps until it is killed; one JSON line per step {step, loss, seconds}
-  gemm     prints the f32 matrix product rate in GFLOP/s
+  gemm     prints the matrix product rate in GFLOP/s
 
 Choices that were measured (CPU seconds, one thread, torch 2.15) and not only assumed are marked so below; the slower
 spellings are those of most tutorials and would flatter llama-lite.
@@ -154,7 +154,7 @@ def markov_tokens(rng: np.random.Generator, vocab: int, count: int) -> np.ndarra
 # train: the loop.
 
 
-def train(case: SimpleNamespace, directory: Path, compiled: bool, log: Path) -> None:
+def train(case: SimpleNamespace, directory: Path, compiled: bool, bf16: bool, log: Path) -> None:
     baseline = resident_mb()  # torch is imported, nothing else has been done
     config = read_hf_config(directory / "model")
     model = Llama(config, case.sequence_length)
@@ -173,7 +173,8 @@ def train(case: SimpleNamespace, directory: Path, compiled: bool, log: Path) -> 
             begun = time.perf_counter()
             inputs, targets = next(batches)
             optimizer.zero_grad(set_to_none=True)
-            loss = loss_of(inputs, targets)
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                loss = loss_of(inputs, targets)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, case.grad_clip)
             optimizer.step()
@@ -201,11 +202,11 @@ def resident_mb() -> float:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def gemm_rates(sizes: tuple[int, ...] = (1024, 1536, 2048), repeats: int = 4) -> dict:
-    """f32 GFLOP/s of square products, the best of some each: a ceiling, so interruptions must not count."""
+def gemm_rates(dtype: torch.dtype, sizes: tuple[int, ...] = (1024, 1536, 2048), repeats: int = 4) -> dict:
+    """GFLOP/s of square products, the best of some each: a ceiling, so interruptions must not count."""
     rates = {}
     for n in sizes:
-        a, b, out = torch.rand(n, n), torch.rand(n, n), torch.empty(n, n)
+        a, b, out = (torch.rand(n, n).to(dtype) for _ in range(3))
         seconds = []
         for _ in range(repeats + 1):
             begun = time.perf_counter()
@@ -221,11 +222,12 @@ def main() -> int:
     p.add_argument("--dir", type=Path, help="the case's directory, with its case.json")
     p.add_argument("--threads", type=int, default=1)
     p.add_argument("--compile", action="store_true", help="torch.compile the model and its loss")
+    p.add_argument("--bf16", action="store_true", help="autocast to bf16; gemm: bf16 products")
     p.add_argument("--log", type=Path, help="where train writes its lines")
     args = p.parse_args()
     torch.set_num_threads(args.threads)
     if args.command == "gemm":
-        print(json.dumps(gemm_rates()))
+        print(json.dumps(gemm_rates(torch.bfloat16 if args.bf16 else torch.float32)))
         return 0
     if args.dir is None or (args.command == "train" and args.log is None):
         p.error("--dir (and for train --log) missing")
@@ -233,7 +235,7 @@ def main() -> int:
     if args.command == "prepare":
         print(json.dumps(prepare(case, args.dir)))
     else:
-        train(case, args.dir, args.compile, args.log)
+        train(case, args.dir, args.compile, args.bf16, args.log)
     return 0
 
 

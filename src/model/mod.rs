@@ -21,6 +21,7 @@ use crate::ops::attention::Heads;
 use crate::ops::cross_entropy::{cross_entropy, cross_entropy_and_backward};
 use crate::ops::embedding::{embedding, embedding_backward};
 use crate::ops::linear::linear;
+use crate::ops::precision::Precision;
 use crate::ops::rms_norm::{Normed, add_rms_norm, rms_norm_backward};
 use crate::ops::rope::Rope;
 use crate::ops::segments::{Places, Segments};
@@ -40,6 +41,7 @@ pub struct Llama {
     weights: Weights,
     blocks: Vec<Block>,
     rope: Rope,
+    precision: Precision,
 }
 
 impl Llama {
@@ -48,10 +50,23 @@ impl Llama {
         let layout = Layout::new(config);
         let weights = Weights::views(&flat, config, &layout)?;
         let heads = Heads { q: config.num_attention_heads, kv: config.num_key_value_heads, dim: config.head_dim };
-        let block = |w: &params::BlockWeights| Block { weights: w.clone(), heads, eps: config.rms_norm_eps };
+        let block = |w: &params::BlockWeights| Block {
+            weights: w.clone(),
+            heads,
+            eps: config.rms_norm_eps,
+            precision: Precision::F32,
+        };
         let blocks = weights.blocks.iter().map(block).collect();
         let rope = Rope::new(config.head_dim, config.rope_theta, config.max_position_embeddings);
-        Ok(Self { config: config.clone(), layout, flat, weights, blocks, rope })
+        let precision = Precision::F32;
+        Ok(Self { config: config.clone(), layout, flat, weights, blocks, rope, precision })
+    }
+
+    /// The same model with matrix products in `precision`.
+    pub fn with_precision(mut self, precision: Precision) -> Self {
+        self.precision = precision;
+        self.blocks.iter_mut().for_each(|block| block.precision = precision);
+        self
     }
 
     /// Losses of every position (b·t), and the gradients of `scale · Σ losses` ADDED to `grads`.
@@ -77,7 +92,8 @@ impl Llama {
         let Normed { h, y, rstd } = self.final_norm(&stream)?;
         drop(stream);
         let rows = y.flatten_to(1)?;
-        let (losses, dy) = cross_entropy_and_backward(&rows, &self.weights.lm_head, targets, scale, &grads.lm_head)?;
+        let (losses, dy) =
+            cross_entropy_and_backward(&rows, &self.weights.lm_head, targets, scale, &grads.lm_head, self.precision)?;
         let dy = dy.reshape(y.shape())?;
         let mut dx = rms_norm_backward(&dy, &h, &rstd, &self.weights.norm, None, &grads.norm)?;
         drop((h, y, rows, dy));
@@ -91,12 +107,12 @@ impl Llama {
     /// Losses of every position (b·t), without gradients and without saving activations.
     pub fn losses(&self, inputs: &Tensor, targets: &Tensor, segments: Option<&Segments>) -> Result<Tensor> {
         let hidden = self.hidden(inputs, Places::of(segments))?.flatten_to(1)?;
-        cross_entropy(&hidden, &self.weights.lm_head, targets)
+        cross_entropy(&hidden, &self.weights.lm_head, targets, self.precision)
     }
 
     /// Logits of every position (b, t, v): for tests and small inputs; training and evaluation never hold them.
     pub fn logits(&self, inputs: &Tensor) -> Result<Tensor> {
-        linear(&self.hidden(inputs, Places::From(0))?, &self.weights.lm_head)
+        linear(&self.hidden(inputs, Places::From(0))?, &self.weights.lm_head, self.precision)
     }
 
     /// Feeds `inputs` (b, t) after what the cache holds; logits (b, v) of the last position.
@@ -111,7 +127,7 @@ impl Llama {
         }
         let last = |x: &Tensor| x.narrow(1, t - 1, 1)?.contiguous();
         let stream = Stream { h: last(&stream.h)?, branch: stream.branch.as_ref().map(last).transpose()? };
-        linear(&self.final_norm(&stream)?.y, &self.weights.lm_head)?.squeeze(1)
+        linear(&self.final_norm(&stream)?.y, &self.weights.lm_head, self.precision)?.squeeze(1)
     }
 
     /// Normed output of the last block (b, t, c).

@@ -125,8 +125,8 @@ fn update_range(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], k: Coeff
         .zip(m.par_chunks_mut(cpu::PIECE))
         .zip(v.par_chunks_mut(cpu::PIECE));
     pieces.for_each(|(((p, g), m), v)| {
-        cpu::simd(#[inline(always)] || {
-            for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
+        cpu::simd!({
+            for (((p, g), m), v) in p.iter_mut().zip(g).zip(m.iter_mut()).zip(v.iter_mut()) {
                 let g = g * k.clip;
                 *m = k.beta1 * *m + k.one_minus_beta1 * g;
                 *v = k.beta2 * *v + k.one_minus_beta2 * (g * g);
@@ -140,7 +140,7 @@ fn update_range(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], k: Coeff
 /// Square root of the sum of squares of all elements, gathered in f64 over fixed pieces.
 pub fn global_norm(grad: &Tensor) -> Result<f64> {
     cpu::read("global_norm", [grad], |[g]| {
-        let partials: Vec<f64> = g.par_chunks(cpu::PIECE).map(|piece| cpu::simd(#[inline(always)] || sum_of_squares(piece))).collect();
+        let partials: Vec<f64> = g.par_chunks(cpu::PIECE).map(|piece| cpu::simd!(sum_of_squares(piece))).collect();
         Ok(partials.iter().sum::<f64>().sqrt())
     })
 }

@@ -19,6 +19,7 @@ mod forward;
 mod span;
 
 use super::cpu::{self, SharedMut};
+use super::precision::Precision;
 use super::segments::Segments;
 use backward::backward_kv_head;
 use candle_core::{D, DType, Result, Tensor, bail};
@@ -87,12 +88,17 @@ pub fn reference(qkv: &Tensor, heads: Heads, segments: Option<&Segments>) -> Res
 }
 
 /// Packed `qkv` (b, t, (h + 2k)·d), already rotated → output (b, t, h·d) and log-sum-exp (b, h, t).
-pub fn attention(qkv: &Tensor, heads: Heads, segments: Option<&Segments>) -> Result<(Tensor, Tensor)> {
+pub fn attention(
+    qkv: &Tensor,
+    heads: Heads,
+    segments: Option<&Segments>,
+    precision: Precision,
+) -> Result<(Tensor, Tensor)> {
     let (b, t) = heads.check("attention", qkv)?;
     check_segments("attention", segments, b, t)?;
     let (d, width, out_width) = (heads.dim, heads.packed(), heads.out());
     let (out, lse) = cpu::read("attention", [qkv], |[qkv]| {
-        let (mut out, mut lse) = (cpu::zeros(b * t * out_width), cpu::zeros(b * heads.q * t));
+        let (mut out, mut lse) = (cpu::output(b * t * out_width), cpu::output(b * heads.q * t));
         let shared = SharedMut::new(&mut out);
         let rows =
             |sequence, column| Rows { data: qkv, from: sequence * t * width + column * d, stride: width, dim: d };
@@ -100,7 +106,7 @@ pub fn attention(qkv: &Tensor, heads: Heads, segments: Option<&Segments>) -> Res
             .into_par_iter()
             .map(|task| {
                 let (sequence, kv) = (task / heads.kv, heads.q + task % heads.kv);
-                KeysAndValues::pack(rows(sequence, kv), rows(sequence, kv + heads.kv), t)
+                KeysAndValues::pack(rows(sequence, kv), rows(sequence, kv + heads.kv), t, precision)
             })
             .collect();
         lse.par_chunks_mut(t).enumerate().for_each(|(task, lse)| {
@@ -130,6 +136,7 @@ pub fn attention_backward(
     dout: &Tensor,
     heads: Heads,
     segments: Option<&Segments>,
+    precision: Precision,
 ) -> Result<Tensor> {
     let (b, t) = heads.check("attention_backward", qkv)?;
     check_segments("attention_backward", segments, b, t)?;
@@ -137,12 +144,12 @@ pub fn attention_backward(
         bail!("attention_backward: shapes of output, gradient or log-sum-exp do not fit qkv {:?}", qkv.shape());
     }
     let dqkv = cpu::read("attention_backward", [qkv, out, lse, dout], |slices| {
-        let mut dqkv = cpu::zeros(b * t * heads.packed());
+        let mut dqkv = cpu::output(b * t * heads.packed());
         let shared = SharedMut::new(&mut dqkv);
         (0..b * heads.kv).into_par_iter().for_each(|task| {
             let (sequence, kv) = (task / heads.kv, task % heads.kv);
             let starts = segments.map(|s| s.row(sequence));
-            backward_kv_head(slices, shared, heads, t, (sequence, kv), starts);
+            backward_kv_head(slices, shared, heads, t, (sequence, kv), starts, precision);
         });
         Ok(dqkv)
     })?;
@@ -163,7 +170,7 @@ pub fn attention_cached(q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads, start:
     }
     let (q_width, kv_width) = (heads.out(), heads.kv * d);
     let out = cpu::read("attention_cached", [q, k, v], |[q, k, v]| {
-        let (mut out, mut lse) = (cpu::zeros(b * t * q_width), cpu::zeros(b * heads.q * t));
+        let (mut out, mut lse) = (cpu::output(b * t * q_width), cpu::output(b * heads.q * t));
         let shared = SharedMut::new(&mut out);
         let keys = start + t;
         let rows = |data, task: usize| {
@@ -172,7 +179,10 @@ pub fn attention_cached(q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads, start:
         };
         let packed: Vec<KeysAndValues> = match t {
             ..FEW => Vec::new(),
-            _ => (0..b * heads.kv).into_par_iter().map(|i| KeysAndValues::pack(rows(k, i), rows(v, i), keys)).collect(),
+            _ => (0..b * heads.kv)
+                .into_par_iter()
+                .map(|i| KeysAndValues::pack(rows(k, i), rows(v, i), keys, Precision::F32))
+                .collect(),
         };
         lse.par_chunks_mut(t).enumerate().for_each(|(task, lse)| {
             let (sequence, head) = (task / heads.q, task % heads.q);

@@ -19,15 +19,49 @@ pub(crate) fn rows_per_piece(columns: usize) -> usize {
     (PIECE / columns.max(1)).max(1)
 }
 
-/// Runs `f` compiled for the widest instruction set this processor has (AVX-512, AVX2 + FMA, NEON or the baseline).
-#[inline(always)]
-pub(crate) fn simd<R>(f: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(f)
+/// Evaluates an expression compiled for the widest instruction set this processor has (AVX-512, AVX2 + FMA, NEON or the baseline).
+///
+/// A macro, because only what is INLINED into the dispatch is compiled so, and the compiler leaves large closures out unless told.
+macro_rules! simd {
+    ($body:expr) => {
+        pulp::Arch::new().dispatch($crate::ops::cpu::Inlined(
+            #[inline(always)]
+            || $body,
+        ))
+    };
+}
+pub(crate) use simd;
+
+/// What [`simd!`] dispatches. `FnMut` and not `FnOnce`: calling a closure once goes through a function that is not inlined.
+pub(crate) struct Inlined<F>(pub(crate) F);
+
+impl<R, F: FnMut() -> R> pulp::WithSimd for Inlined<F> {
+    type Output = R;
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(mut self, _: S) -> R {
+        (self.0)()
+    }
 }
 
-/// A zeroed buffer for an op's output.
+/// A zeroed buffer.
 pub(crate) fn zeros(len: usize) -> Vec<f32> {
     vec![0.0; len]
+}
+
+/// A buffer for an op's output, of which the op writes every element before anybody reads one. Zeroing them all first was 3 % of a
+/// training step on one thread, and more on several. Tests get NaN, so that a forgotten element is noticed.
+pub(crate) fn output(len: usize) -> Vec<f32> {
+    if cfg!(any(test, debug_assertions)) {
+        return vec![f32::NAN; len];
+    }
+    let mut buffer = Vec::with_capacity(len);
+    // SAFETY: the capacity is there; every bit pattern is an f32, and none is read before it is written (the callers' part, above).
+    #[allow(clippy::uninit_vec)]
+    unsafe {
+        buffer.set_len(len);
+    }
+    buffer
 }
 
 /// A CPU tensor that owns `data`.
@@ -156,7 +190,7 @@ fn fold(mut lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
-/// `Σ f(aᵢ, bᵢ)` with lane accumulators; call inside [`simd`].
+/// `Σ f(aᵢ, bᵢ)` with lane accumulators; call inside [`simd!`].
 #[inline(always)]
 pub(crate) fn sum2(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = [0f32; LANES];
@@ -173,13 +207,13 @@ pub(crate) fn sum2(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     fold(lanes)
 }
 
-/// `Σ aᵢ bᵢ`; call inside [`simd`].
+/// `Σ aᵢ bᵢ`; call inside [`simd!`].
 #[inline(always)]
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     sum2(a, b, |x, y| x * y)
 }
 
-/// The largest element, -inf for none; NaN loses. Call inside [`simd`].
+/// The largest element, -inf for none; NaN loses. Call inside [`simd!`].
 #[inline(always)]
 pub(crate) fn max(a: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
@@ -197,7 +231,7 @@ pub(crate) fn max(a: &[f32]) -> f32 {
     m
 }
 
-/// Replaces each `aᵢ` by `exp(aᵢ - shift)` and returns the sum. Call inside [`simd`].
+/// Replaces each `aᵢ` by `exp(aᵢ - shift)` and returns the sum. Call inside [`simd!`].
 #[inline(always)]
 pub(crate) fn exp_and_sum(a: &mut [f32], shift: f32) -> f32 {
     let mut lanes = [0f32; LANES];
@@ -252,7 +286,7 @@ mod tests {
     fn exp_matches_the_library_within_a_few_ulp() {
         let mut x = -87.0f32;
         while x < 88.0 {
-            let (got, want) = (simd(#[inline(always)] || exp(x)), (x as f64).exp());
+            let (got, want) = (simd!(exp(x)), (x as f64).exp());
             assert!(((got as f64 - want) / want).abs() < 4e-7, "exp({x}) = {got}, not {want}");
             x += 0.0137;
         }
@@ -266,17 +300,17 @@ mod tests {
             let a: Vec<f32> = (0..n).map(|i| (i as f32 * 0.37).sin()).collect();
             let b: Vec<f32> = (0..n).map(|i| (i as f32 * 0.71).cos()).collect();
             let want: f64 = a.iter().zip(&b).map(|(x, y)| (*x as f64) * (*y as f64)).sum();
-            assert!((simd(#[inline(always)] || dot(&a, &b)) as f64 - want).abs() < 1e-5);
-            assert_eq!(simd(#[inline(always)] || max(&a)), a.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+            assert!((simd!(dot(&a, &b)) as f64 - want).abs() < 1e-5);
+            assert_eq!(simd!(max(&a)), a.iter().copied().fold(f32::NEG_INFINITY, f32::max));
         }
     }
 
     #[test]
     fn simd_width_does_not_change_the_bits() {
         let a: Vec<f32> = (0..1003).map(|i| (i as f32 * 0.1).sin()).collect();
-        assert_eq!(dot(&a, &a).to_bits(), simd(#[inline(always)] || dot(&a, &a)).to_bits());
+        assert_eq!(dot(&a, &a).to_bits(), simd!(dot(&a, &a)).to_bits());
         let (mut e1, mut e2) = (a.clone(), a.clone());
-        assert_eq!(exp_and_sum(&mut e1, 0.5).to_bits(), simd(#[inline(always)] || exp_and_sum(&mut e2, 0.5)).to_bits());
+        assert_eq!(exp_and_sum(&mut e1, 0.5).to_bits(), simd!(exp_and_sum(&mut e2, 0.5)).to_bits());
         assert_eq!(e1, e2);
     }
 

@@ -7,14 +7,15 @@
 
 use super::cpu;
 use super::gemm::{Into, Mat, matmul};
+use super::precision::Precision;
 use candle_core::{D, Result, Tensor, bail};
 use rayon::prelude::*;
 
 /// The target of a position that is not trained.
 pub const IGNORE: u32 = u32::MAX;
 
-/// Logits held at once: 16 Mi elements, 64 MiB.
-const CHUNK_ELEMENTS: usize = 16 << 20;
+/// Logits held at once: 32 Mi elements, 128 MiB. Each chunk packs the head's weights and passes over their gradient anew.
+const CHUNK_ELEMENTS: usize = 32 << 20;
 
 /// The same in candle's differentiable primitives: loss of each row, (n). No ignored targets.
 pub fn reference(x_nc: &Tensor, w_vc: &Tensor, targets_n: &Tensor) -> Result<Tensor> {
@@ -30,6 +31,7 @@ struct Head<'a> {
     targets: &'a [u32],
     channels: usize,
     vocab: usize,
+    precision: Precision,
 }
 
 impl Head<'_> {
@@ -37,7 +39,7 @@ impl Head<'_> {
     fn chunk(&self, logits: &mut [f32], from: usize, losses: &mut [f32], row: impl Fn(&mut [f32], u32) -> f32 + Sync) {
         let (rows, c, v) = (losses.len(), self.channels, self.vocab);
         let x = Mat::new(&self.x[from * c..], rows, c, c);
-        matmul(logits, v, Into::Overwrite, 1.0, x, Mat::new(self.w, v, c, c).t());
+        matmul(logits, v, Into::Overwrite, 1.0, x, Mat::new(self.w, v, c, c).t(), self.precision);
         let per_piece = cpu::rows_per_piece(v);
         let targets = &self.targets[from..from + rows];
         logits
@@ -58,7 +60,7 @@ impl Head<'_> {
 
 /// Loss of one row; its logits become exponentials. Returns (loss, sum of exponentials).
 fn row_loss(z: &mut [f32], target: u32) -> (f32, f32) {
-    cpu::simd(#[inline(always)] || {
+    cpu::simd!({
         let top = cpu::max(z);
         let at_target = z[target as usize];
         let sum = cpu::exp_and_sum(z, top);
@@ -81,13 +83,13 @@ fn check(op: &str, x: &Tensor, w: &Tensor, targets: &Tensor) -> Result<(usize, u
 }
 
 /// Loss of each row, (n); 0 where ignored.
-pub fn cross_entropy(x_nc: &Tensor, w_vc: &Tensor, targets_n: &Tensor) -> Result<Tensor> {
+pub fn cross_entropy(x_nc: &Tensor, w_vc: &Tensor, targets_n: &Tensor, precision: Precision) -> Result<Tensor> {
     let (n, channels, vocab, targets) = check("cross_entropy", x_nc, w_vc, targets_n)?;
     let losses = cpu::read("cross_entropy", [x_nc, w_vc], |[x, w]| {
-        let head = Head { x, w, targets: &targets, channels, vocab };
+        let head = Head { x, w, targets: &targets, channels, vocab, precision };
         let step = head.rows_per_chunk();
-        let mut losses = cpu::zeros(n);
-        let mut logits = cpu::zeros(step.min(n) * vocab);
+        let mut losses = cpu::output(n);
+        let mut logits = cpu::output(step.min(n) * vocab);
         for (i, losses) in losses.chunks_mut(step).enumerate() {
             let logits = &mut logits[..losses.len() * vocab];
             head.chunk(
@@ -109,22 +111,23 @@ pub fn cross_entropy_and_backward(
     targets_n: &Tensor,
     scale: f32,
     dw_vc: &Tensor,
+    precision: Precision,
 ) -> Result<(Tensor, Tensor)> {
     let (n, c, vocab, targets) = check("cross_entropy", x_nc, w_vc, targets_n)?;
-    let mut losses = cpu::zeros(n);
+    let mut losses = cpu::output(n);
     let dx = cpu::read("cross_entropy", [x_nc, w_vc], |[x, w]| {
-        let head = Head { x, w, targets: &targets, channels: c, vocab };
+        let head = Head { x, w, targets: &targets, channels: c, vocab, precision };
         let step = head.rows_per_chunk();
-        let mut dx = cpu::zeros(n * c);
-        let mut logits = cpu::zeros(step.min(n) * vocab);
+        let mut dx = cpu::output(n * c);
+        let mut logits = cpu::output(step.min(n) * vocab);
         for ((i, losses), dx) in losses.chunks_mut(step).enumerate().zip(dx.chunks_mut(step * c)) {
             let (rows, from) = (losses.len(), i * step);
             let logits = &mut logits[..rows * vocab];
             head.chunk(logits, from, losses, |z, target| row_loss_and_gradient(z, target, scale));
             let dz = Mat::new(logits, rows, vocab, vocab);
-            matmul(dx, c, Into::Overwrite, 1.0, dz, Mat::new(w, vocab, c, c));
+            matmul(dx, c, Into::Overwrite, 1.0, dz, Mat::new(w, vocab, c, c), precision);
             cpu::update("cross_entropy", dw_vc, |dw| {
-                matmul(dw, c, Into::Accumulate, 1.0, dz.t(), Mat::new(&x[from * c..], rows, c, c));
+                matmul(dw, c, Into::Accumulate, 1.0, dz.t(), Mat::new(&x[from * c..], rows, c, c), precision);
                 Ok(())
             })?;
         }
@@ -140,7 +143,7 @@ fn row_loss_and_gradient(z: &mut [f32], target: u32, scale: f32) -> f32 {
     }
     let (loss, sum) = row_loss(z, target);
     let factor = scale / sum;
-    cpu::simd(#[inline(always)] || z.iter_mut().for_each(|z| *z *= factor));
+    cpu::simd!(z.iter_mut().for_each(|z| *z *= factor));
     z[target as usize] -= scale;
     loss
 }

@@ -9,12 +9,14 @@
 //!
 //! Work is handed to threads as blocks of the destination by rayon, which steals and sleeps; there are no spin barriers.
 
+mod bf16;
 mod kernel;
 mod pack;
 #[cfg(test)]
 mod tests;
 
 use super::cpu::SharedMut;
+use super::precision::Precision;
 use kernel::{KC, Kernels, MR, NR, Order, Tile};
 use rayon::prelude::*;
 use std::cell::RefCell;
@@ -69,10 +71,12 @@ pub(crate) enum Into {
     Accumulate,
 }
 
-/// A right operand in packed form, or a part of one: all of its panels are `len` terms long.
+/// A right operand in packed form, or a part of one. Packed operands consist of 32-bit words: an f32, or two bf16 of successive terms.
 #[derive(Clone, Copy)]
 pub(crate) struct Panels<'a> {
     data: &'a [f32],
+    precision: Precision,
+    /// Words of a panel's column.
     len: usize,
     /// The terms of the inner dimension that are used.
     terms: (usize, usize),
@@ -83,7 +87,7 @@ pub(crate) struct Panels<'a> {
 impl<'a> Panels<'a> {
     /// The terms `range` of the inner dimension only.
     pub(crate) fn terms(self, range: Range<usize>) -> Self {
-        assert!(range.end <= self.terms.1);
+        assert!(range.end <= self.terms.1 && self.precision.terms_fit(range.start));
         Self { terms: (self.terms.0 + range.start, range.len()), ..self }
     }
 
@@ -103,29 +107,41 @@ pub(crate) struct Packed {
     data: Vec<f32>,
     rows: usize,
     cols: usize,
+    precision: Precision,
 }
 
 impl Packed {
     /// Packs `rhs` into memory of its own.
-    pub(crate) fn new(rhs: Mat) -> Self {
+    pub(crate) fn new(rhs: Mat, precision: Precision) -> Self {
         let mut packed = Self::default();
-        packed.pack(rhs);
+        packed.pack(rhs, precision);
         packed
     }
 
     /// Packs `rhs`, reusing the memory of what was packed here before.
-    pub(crate) fn pack(&mut self, rhs: Mat) {
-        (self.rows, self.cols) = (rhs.rows, rhs.cols);
-        let len = rhs.cols.div_ceil(NR) * NR * rhs.rows;
+    pub(crate) fn pack(&mut self, rhs: Mat, precision: Precision) {
+        (self.rows, self.cols, self.precision) = (rhs.rows, rhs.cols, precision);
+        let len = rhs.cols.div_ceil(NR) * NR * precision.words(rhs.rows);
         grow(&mut self.data, len);
         if len > 0 {
-            pack::rhs(&mut self.data[..len], &rhs, 0, (0, rhs.rows));
+            pack::rhs(&mut self.data[..len], &rhs, 0, (0, rhs.rows), precision);
         }
+    }
+
+    /// What it was rounded to.
+    pub(crate) fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// All of it.
     pub(crate) fn panels(&self) -> Panels<'_> {
-        Panels { data: &self.data, len: self.rows, terms: (0, self.rows), cols: self.cols }
+        Panels {
+            data: &self.data,
+            precision: self.precision,
+            len: self.precision.words(self.rows),
+            terms: (0, self.rows),
+            cols: self.cols,
+        }
     }
 }
 
@@ -175,7 +191,15 @@ const PARALLEL_FROM: usize = 1 << 18;
 const STRIPE: usize = 1 << 20;
 
 /// `dst (rows of dst_stride) = [dst +] alpha · lhs · rhs`, spread over the threads when it pays.
-pub(crate) fn matmul(dst: &mut [f32], dst_stride: usize, into: Into, alpha: f32, lhs: Mat, rhs: Mat) {
+pub(crate) fn matmul(
+    dst: &mut [f32],
+    dst_stride: usize,
+    into: Into,
+    alpha: f32,
+    lhs: Mat,
+    rhs: Mat,
+    precision: Precision,
+) {
     assert_eq!(lhs.cols, rhs.rows, "inner dimensions differ");
     assert!(span(lhs.rows, rhs.cols, dst_stride, 1) <= dst.len(), "product does not fit its buffer");
     let (m, n, k) = (lhs.rows, rhs.cols, lhs.cols);
@@ -188,6 +212,7 @@ pub(crate) fn matmul(dst: &mut [f32], dst_stride: usize, into: Into, alpha: f32,
     let terms = (STRIPE / n.next_multiple_of(NR).max(1) / KC * KC).max(4 * KC).min(k.max(1));
     let columns = (STRIPE / terms / NR * NR).max(NR);
     let mut packed = with_scratch(|s| std::mem::take(&mut s.rhs));
+    packed.precision = precision;
     for from in (0..k).step_by(terms) {
         let depth = terms.min(k - from);
         for col in (0..n).step_by(columns) {
@@ -209,17 +234,18 @@ fn pack_stripe(
     threads: usize,
 ) {
     (packed.rows, packed.cols) = (depth, width);
-    let (panels, panel) = (width.div_ceil(NR), depth * NR);
+    let precision = packed.precision;
+    let (panels, panel) = (width.div_ceil(NR), precision.words(depth) * NR);
     grow(&mut packed.data, panels * panel);
     let data = &mut packed.data[..panels * panel];
     let rhs = Mat { cols: col + width, ..*rhs };
     if threads == 1 {
-        return pack::rhs(data, &rhs, col / NR, (from, depth));
+        return pack::rhs(data, &rhs, col / NR, (from, depth), precision);
     }
     let group = panels.div_ceil(2 * threads);
     data.par_chunks_mut(group * panel)
         .enumerate()
-        .for_each(|(i, data)| pack::rhs(data, &rhs, col / NR + i * group, (from, depth)));
+        .for_each(|(i, data)| pack::rhs(data, &rhs, col / NR + i * group, (from, depth), precision));
 }
 
 /// Multiplies terms `from..` of `lhs` by a packed stripe of columns that begins at column `col` of the destination.
@@ -255,8 +281,11 @@ fn block(target: Target, lhs: Mat, (first, rows): (usize, usize), from: usize, c
         return;
     }
     let dst = target.dst.at(first * target.stride + col, span(rows, rhs.cols, target.stride, 1));
-    // A left operand is copied if it is transposed and several panels use it. (Measured: copying contiguous rows never pays.)
-    let pack = lhs.col_stride != 1 && (lhs.row_stride != 1 || rhs.cols > 3 * NR);
+    // A left operand is copied to be rounded, or if it is transposed and several panels use it. (Measured: copying contiguous rows
+    // never pays.)
+    let precision = rhs.precision;
+    let transposed = lhs.col_stride != 1;
+    let pack = precision == Precision::Bf16 || (transposed && (lhs.row_stride != 1 || rhs.cols > 3 * NR));
     let (order, kernels) = (pack::order(&lhs), kernels());
     let mut packed = with_scratch(|s| std::mem::take(&mut s.lhs));
     if pack {
@@ -265,18 +294,20 @@ fn block(target: Target, lhs: Mat, (first, rows): (usize, usize), from: usize, c
     for term in (0..rhs.terms.1).step_by(KC) {
         let kc = KC.min(rhs.terms.1 - term);
         if pack {
-            pack::lhs(&mut packed, &lhs, (first, rows), (from + term, kc));
+            pack::lhs(&mut packed, &lhs, (first, rows), (from + term, kc), precision);
         }
+        let words = precision.words(kc);
         let accumulate = term > 0 || target.into == Into::Accumulate;
         for (panel, at) in (0..rhs.cols).step_by(NR).enumerate() {
-            let b = &rhs.data[panel * rhs.len * NR + (rhs.terms.0 + term) * NR..][..kc * NR];
+            let b = panel * rhs.len * NR + precision.words(rhs.terms.0 + term) * NR;
+            let b = &rhs.data[b..][..words * NR];
             for (tile, (row, height)) in pack::heights(rows).enumerate() {
                 let (a, a_stride) = match pack {
                     true => pack::tile(&packed, tile, order),
                     false => lhs.tile(first + row, height, from + term, kc, order),
                 };
                 let tile = Tile {
-                    kc,
+                    words,
                     a: a.as_ptr(),
                     a_stride,
                     b: b.as_ptr(),
@@ -289,7 +320,7 @@ fn block(target: Target, lhs: Mat, (first, rows): (usize, usize), from: usize, c
                 };
                 // SAFETY: both operands hold kc terms, the tile lies inside the block, which is this task's alone; the kernel is for
                 // this processor.
-                unsafe { kernels.get(height, order)(&tile) };
+                unsafe { kernels.get(height, order, precision)(&tile) };
             }
         }
     }

@@ -3,9 +3,11 @@
 //! Backward: `dx = dy W`, `dW += dyᵀ x`. The weight gradient accumulates in f32 inside the GEMM itself (beta = 1), so gradient
 //! accumulation over micro-batches costs no extra pass.
 
-use super::cpu;
+use super::cpu::{self, SharedMut};
 use super::gemm::{Into, Mat, matmul};
+use super::precision::Precision;
 use candle_core::{D, Result, Tensor, bail};
+use rayon::prelude::*;
 
 /// The same in candle's differentiable primitives.
 pub fn reference(x: &Tensor, w_oi: &Tensor) -> Result<Tensor> {
@@ -34,44 +36,69 @@ fn with_last_dim(x: &Tensor, last: usize) -> Vec<usize> {
     shape
 }
 
+/// From this many rows on, packing the weight pays. Fewer (generation) are bound by reading it once.
+const FEW_ROWS: usize = 8;
+
 /// `x (…, in) Wᵀ (in, out)` → (…, out).
-pub fn linear(x: &Tensor, w_oi: &Tensor) -> Result<Tensor> {
+pub fn linear(x: &Tensor, w_oi: &Tensor, precision: Precision) -> Result<Tensor> {
     let (rows, o, i) = sizes("linear", x, 1, w_oi)?;
     let y = cpu::read("linear", [x, w_oi], |[x, w]| {
-        let mut y = cpu::zeros(rows * o);
-        matmul(&mut y, o, Into::Overwrite, 1.0, Mat::new(x, rows, i, i), Mat::new(w, o, i, i).t());
+        let mut y = cpu::output(rows * o);
+        if rows < FEW_ROWS {
+            few_rows(&mut y, x, w, i);
+            return Ok(y);
+        }
+        matmul(&mut y, o, Into::Overwrite, 1.0, Mat::new(x, rows, i, i), Mat::new(w, o, i, i).t(), precision);
         Ok(y)
     })?;
     cpu::tensor(y, with_last_dim(x, o))
 }
 
+/// Each row of the weight meets all rows of `x` while it is in the cache.
+fn few_rows(y: &mut [f32], x: &[f32], w: &[f32], inner: usize) {
+    let outputs = w.len() / inner;
+    let per_piece = cpu::rows_per_piece(inner);
+    let y = SharedMut::new(y);
+    w.par_chunks(per_piece * inner).enumerate().for_each(|(piece, w)| {
+        cpu::simd!({
+            for (o, w) in w.chunks_exact(inner).enumerate() {
+                for (row, x) in x.chunks_exact(inner).enumerate() {
+                    // SAFETY: this piece's outputs are this task's alone.
+                    let y = unsafe { y.range(row * outputs + piece * per_piece + o, 1) };
+                    y[0] = cpu::dot(x, w);
+                }
+            }
+        })
+    });
+}
+
 /// Gradient of the input: `dy (…, out) W (out, in)` → (…, in).
-pub fn linear_backward_input(dy: &Tensor, w_oi: &Tensor) -> Result<Tensor> {
+pub fn linear_backward_input(dy: &Tensor, w_oi: &Tensor, precision: Precision) -> Result<Tensor> {
     let (rows, o, i) = sizes("linear_backward_input", dy, 0, w_oi)?;
     let dx = cpu::read("linear_backward_input", [dy, w_oi], |[dy, w]| {
-        let mut dx = cpu::zeros(rows * i);
-        matmul(&mut dx, i, Into::Overwrite, 1.0, Mat::new(dy, rows, o, o), Mat::new(w, o, i, i));
+        let mut dx = cpu::output(rows * i);
+        matmul(&mut dx, i, Into::Overwrite, 1.0, Mat::new(dy, rows, o, o), Mat::new(w, o, i, i), precision);
         Ok(dx)
     })?;
     cpu::tensor(dx, with_last_dim(dy, i))
 }
 
 /// Gradient of the weight: `dW (out, in) += dyᵀ x`.
-pub fn linear_backward_weight(dy: &Tensor, x: &Tensor, dw_oi: &Tensor) -> Result<()> {
+pub fn linear_backward_weight(dy: &Tensor, x: &Tensor, dw_oi: &Tensor, precision: Precision) -> Result<()> {
     let (rows, o, i) = sizes("linear_backward_weight", x, 1, dw_oi)?;
     if dy.elem_count() != rows * o {
         bail!("linear_backward_weight: dy {:?} does not fit x {:?}", dy.shape(), x.shape());
     }
     cpu::read("linear_backward_weight", [dy, x], |[dy, x]| {
         cpu::update("linear_backward_weight", dw_oi, |dw| {
-            matmul(dw, i, Into::Accumulate, 1.0, Mat::new(dy, rows, o, o).t(), Mat::new(x, rows, i, i));
+            matmul(dw, i, Into::Accumulate, 1.0, Mat::new(dy, rows, o, o).t(), Mat::new(x, rows, i, i), precision);
             Ok(())
         })
     })
 }
 
 /// Both gradients: accumulates `dW` and returns `dx`.
-pub fn linear_backward(dy: &Tensor, x: &Tensor, w_oi: &Tensor, dw_oi: &Tensor) -> Result<Tensor> {
-    linear_backward_weight(dy, x, dw_oi)?;
-    linear_backward_input(dy, w_oi)
+pub fn linear_backward(dy: &Tensor, x: &Tensor, w_oi: &Tensor, dw_oi: &Tensor, precision: Precision) -> Result<Tensor> {
+    linear_backward_weight(dy, x, dw_oi, precision)?;
+    linear_backward_input(dy, w_oi, precision)
 }

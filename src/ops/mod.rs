@@ -25,6 +25,7 @@ pub mod cross_entropy;
 pub mod embedding;
 pub(crate) mod gemm;
 pub mod linear;
+pub mod precision;
 pub mod rms_norm;
 pub mod rope;
 pub mod segments;

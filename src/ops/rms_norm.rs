@@ -41,26 +41,48 @@ fn reciprocal_rms(h: &[f32], eps: f32) -> f32 {
 /// RMSNorm of `x + delta` (or of `x` alone), both (…, c), with weight `w` (c).
 pub fn add_rms_norm(x: &Tensor, delta: Option<&Tensor>, w_c: &Tensor, eps: f64) -> Result<Normed> {
     let c = channels("rms_norm", x, w_c)?;
-    let h = match delta {
-        None => x.clone(),
-        Some(delta) => add(x, delta)?,
-    };
-    let (y, rstd) = cpu::read("rms_norm", [&h, w_c], |[h, w]| {
-        let (mut y, mut rstd) = (cpu::zeros(h.len()), cpu::zeros(h.len() / c));
+    let Some(delta) = delta else { return norm_alone(x, w_c, eps as f32, c) };
+    if x.dims() != delta.dims() {
+        bail!("rms_norm: x {:?} and delta {:?} differ in shape", x.shape(), delta.shape());
+    }
+    let (h, y, rstd) = cpu::read("rms_norm", [x, delta, w_c], |[x, delta, w]| {
+        let (mut h, mut y, mut rstd) = (cpu::output(x.len()), cpu::output(x.len()), cpu::output(x.len() / c));
         let rows = cpu::rows_per_piece(c);
-        let pieces = y.par_chunks_mut(rows * c).zip(rstd.par_chunks_mut(rows)).zip(h.par_chunks(rows * c));
-        pieces.for_each(|((y, rstd), h)| {
-            cpu::simd(#[inline(always)] || {
-                for ((y, r), h) in y.chunks_exact_mut(c).zip(rstd).zip(h.chunks_exact(c)) {
-                    *r = reciprocal_rms(h, eps as f32);
-                    scale_row(y, h, *r, w);
+        let results = h.par_chunks_mut(rows * c).zip(y.par_chunks_mut(rows * c)).zip(rstd.par_chunks_mut(rows));
+        let pieces = results.zip(x.par_chunks(rows * c)).zip(delta.par_chunks(rows * c));
+        pieces.for_each(|((((h, y), rstd), x), delta)| {
+            cpu::simd!({
+                for ((h, x), d) in h.iter_mut().zip(x).zip(delta) {
+                    *h = x + d;
                 }
+                norm_rows(y, rstd, h, w, eps as f32);
             })
         });
+        Ok((h, y, rstd))
+    })?;
+    let rows = x.elem_count() / c;
+    Ok(Normed { h: cpu::tensor(h, x.dims())?, y: cpu::tensor(y, x.dims())?, rstd: cpu::tensor(rstd, rows)? })
+}
+
+fn norm_alone(h: &Tensor, w_c: &Tensor, eps: f32, c: usize) -> Result<Normed> {
+    let (y, rstd) = cpu::read("rms_norm", [h, w_c], |[h, w]| {
+        let (mut y, mut rstd) = (cpu::output(h.len()), cpu::output(h.len() / c));
+        let rows = cpu::rows_per_piece(c);
+        let pieces = y.par_chunks_mut(rows * c).zip(rstd.par_chunks_mut(rows)).zip(h.par_chunks(rows * c));
+        pieces.for_each(|((y, rstd), h)| cpu::simd!(norm_rows(y, rstd, h, w, eps)));
         Ok((y, rstd))
     })?;
-    let (y, rstd) = (cpu::tensor(y, x.dims())?, cpu::tensor(rstd, x.elem_count() / c)?);
-    Ok(Normed { h, y, rstd })
+    let (y, rstd) = (cpu::tensor(y, h.dims())?, cpu::tensor(rstd, h.elem_count() / c)?);
+    Ok(Normed { h: h.clone(), y, rstd })
+}
+
+#[inline(always)]
+fn norm_rows(y: &mut [f32], rstd: &mut [f32], h: &[f32], w: &[f32], eps: f32) {
+    let c = w.len();
+    for ((y, r), h) in y.chunks_exact_mut(c).zip(rstd).zip(h.chunks_exact(c)) {
+        *r = reciprocal_rms(h, eps);
+        scale_row(y, h, *r, w);
+    }
 }
 
 #[inline(always)]
@@ -70,34 +92,15 @@ fn scale_row(y: &mut [f32], h: &[f32], r: f32, w: &[f32]) {
     }
 }
 
-/// `x + delta`, elementwise.
-fn add(x: &Tensor, delta: &Tensor) -> Result<Tensor> {
-    if x.dims() != delta.dims() {
-        bail!("rms_norm: x {:?} and delta {:?} differ in shape", x.shape(), delta.shape());
-    }
-    let sum = cpu::read("rms_norm", [x, delta], |[x, delta]| {
-        let mut sum = cpu::zeros(x.len());
-        sum.par_chunks_mut(cpu::PIECE).zip(x.par_chunks(cpu::PIECE)).zip(delta.par_chunks(cpu::PIECE)).for_each(
-            |((s, x), d)| {
-                for ((s, x), d) in s.iter_mut().zip(x).zip(d) {
-                    *s = x + d;
-                }
-            },
-        );
-        Ok(sum)
-    })?;
-    cpu::tensor(sum, x.dims())
-}
-
 /// The normalised rows again, from the saved `h` and `rstd`.
 pub fn rms_norm_recompute(h: &Tensor, rstd_n: &Tensor, w_c: &Tensor) -> Result<Tensor> {
     let c = channels("rms_norm_recompute", h, w_c)?;
     let y = cpu::read("rms_norm_recompute", [h, rstd_n, w_c], |[h, rstd, w]| {
-        let mut y = cpu::zeros(h.len());
+        let mut y = cpu::output(h.len());
         let rows = cpu::rows_per_piece(c);
         let pieces = y.par_chunks_mut(rows * c).zip(rstd.par_chunks(rows)).zip(h.par_chunks(rows * c));
         pieces.for_each(|((y, rstd), h)| {
-            cpu::simd(#[inline(always)] || {
+            cpu::simd!({
                 for ((y, r), h) in y.chunks_exact_mut(c).zip(rstd).zip(h.chunks_exact(c)) {
                     scale_row(y, h, *r, w);
                 }
@@ -123,7 +126,7 @@ pub fn rms_norm_backward(
     }
     let (dh, partials) = cpu::read("rms_norm_backward", [dy, h, rstd_n, w_c, dres.unwrap_or(dy)], |slices| {
         let [dy, h, rstd, w, dres_rows] = slices;
-        let mut dh = cpu::zeros(h.len());
+        let mut dh = cpu::output(h.len());
         let rows = cpu::rows_per_piece(c);
         let mut partials = cpu::zeros((h.len() / c).div_ceil(rows) * c);
         let pieces = dh
@@ -134,7 +137,7 @@ pub fn rms_norm_backward(
             .zip(rstd.par_chunks(rows))
             .zip(dres_rows.par_chunks(rows * c));
         pieces.for_each(|(((((dh, dw), dy), h), rstd), dres_rows)| {
-            cpu::simd(#[inline(always)] || {
+            cpu::simd!({
                 for (i, &r) in rstd.iter().enumerate() {
                     let row = i * c..(i + 1) * c;
                     let dres_row = dres.map(|_| &dres_rows[row.clone()]);

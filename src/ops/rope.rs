@@ -91,7 +91,7 @@ fn turn(op: &'static str, qkv: &Tensor, rope: &Rope, rotated_heads: usize, place
     cpu::update(op, qkv, |qkv| {
         let rows = cpu::rows_per_piece(width);
         qkv.par_chunks_mut(rows * width).enumerate().for_each(|(piece, chunk)| {
-            cpu::simd(#[inline(always)] || {
+            cpu::simd!({
                 for (r, row) in chunk.chunks_exact_mut(width).enumerate() {
                     let place = piece * rows + r;
                     let position = match places {

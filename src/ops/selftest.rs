@@ -4,6 +4,7 @@
 //! differs by at most [`TOLERANCE`] of the oracle's largest element.
 
 use super::attention::Heads;
+use super::precision::Precision::F32;
 use super::rope::Rope;
 use super::segments::{Places, Segments};
 use super::{adamw, attention, cross_entropy, embedding, linear, rms_norm, rope, swiglu};
@@ -158,9 +159,9 @@ fn check_linear(inputs: &mut Inputs) -> Result<f64> {
             let want = linear::reference(&x, &w)?;
             let oracle = autograd(&want, &dy, &[&x, &w])?;
             let dw = Tensor::ones_like(&w)?;
-            let dx = linear::linear_backward(&dy, &x, &w, &dw)?;
+            let dx = linear::linear_backward(&dy, &x, &w, &dw, F32)?;
             let dw = (dw - 1.0)?;
-            found = found.max(worst(&[(&linear::linear(&x, &w)?, &want), (&dx, &oracle[0]), (&dw, &oracle[1])])?);
+            found = found.max(worst(&[(&linear::linear(&x, &w, F32)?, &want), (&dx, &oracle[0]), (&dw, &oracle[1])])?);
         }
     }
     Ok(found)
@@ -229,14 +230,14 @@ fn check_attention(inputs: &mut Inputs) -> Result<f64> {
         let segments = inputs.segments(b, t)?;
         let masked = attention::reference(&qkv, heads, Some(&segments))?;
         let oracle = autograd(&masked, &dy, &[&qkv])?;
-        let (out, lse) = attention::attention(&qkv, heads, Some(&segments))?;
-        let dqkv = attention::attention_backward(&qkv, &out, &lse, &dy, heads, Some(&segments))?;
+        let (out, lse) = attention::attention(&qkv, heads, Some(&segments), F32)?;
+        let dqkv = attention::attention_backward(&qkv, &out, &lse, &dy, heads, Some(&segments), F32)?;
         found = found.max(worst(&[(&out, &masked), (&dqkv, &oracle[0])])?);
 
         let want = attention::reference(&qkv, heads, None)?;
         let oracle = autograd(&want, &dy, &[&qkv])?;
-        let (out, lse) = attention::attention(&qkv, heads, None)?;
-        let dqkv = attention::attention_backward(&qkv, &out, &lse, &dy, heads, None)?;
+        let (out, lse) = attention::attention(&qkv, heads, None, F32)?;
+        let dqkv = attention::attention_backward(&qkv, &out, &lse, &dy, heads, None, F32)?;
         let (k_from, k_width) = (heads.out(), kv * dim);
         let (k, v) = (qkv.narrow(2, k_from, k_width)?, qkv.narrow(2, k_from + k_width, k_width)?);
         let start = t / 2;
@@ -256,8 +257,8 @@ fn check_cross_entropy(inputs: &mut Inputs) -> Result<f64> {
         let want = cross_entropy::reference(&x, &w, &targets)?;
         let oracle = autograd(&want, &(want.ones_like()? * scale as f64)?, &[&x, &w])?;
         let dw = zeros_like(&w)?;
-        let (losses, dx) = cross_entropy::cross_entropy_and_backward(&x, &w, &targets, scale, &dw)?;
-        let alone = cross_entropy::cross_entropy(&x, &w, &targets)?;
+        let (losses, dx) = cross_entropy::cross_entropy_and_backward(&x, &w, &targets, scale, &dw, F32)?;
+        let alone = cross_entropy::cross_entropy(&x, &w, &targets, F32)?;
         let pairs = [(&losses, &want), (&alone, &want), (&dx, &oracle[0]), (&dw, &oracle[1])];
         found = found.max(worst(&pairs)?);
     }

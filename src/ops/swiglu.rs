@@ -28,10 +28,10 @@ fn half(gate_up: &Tensor) -> Result<usize> {
 pub fn swiglu(gate_up: &Tensor) -> Result<Tensor> {
     let f = half(gate_up)?;
     let act = cpu::read("swiglu", [gate_up], |[gate_up]| {
-        let mut act = cpu::zeros(gate_up.len() / 2);
+        let mut act = cpu::output(gate_up.len() / 2);
         let rows = cpu::rows_per_piece(f);
         act.par_chunks_mut(rows * f).zip(gate_up.par_chunks(rows * 2 * f)).for_each(|(act, gate_up)| {
-            cpu::simd(#[inline(always)] || {
+            cpu::simd!({
                 for (act, gate_up) in act.chunks_exact_mut(f).zip(gate_up.chunks_exact(2 * f)) {
                     let (gate, up) = gate_up.split_at(f);
                     for ((a, &g), &u) in act.iter_mut().zip(gate).zip(up) {
@@ -56,11 +56,11 @@ pub fn swiglu_backward(gate_up: &Tensor, dact: &Tensor) -> Result<Tensor> {
         bail!("swiglu_backward: dact {:?} does not fit {:?}", dact.shape(), gate_up.shape());
     }
     let dgate_up = cpu::read("swiglu_backward", [gate_up, dact], |[gate_up, dact]| {
-        let mut out = cpu::zeros(gate_up.len());
+        let mut out = cpu::output(gate_up.len());
         let rows = cpu::rows_per_piece(2 * f);
         out.par_chunks_mut(rows * 2 * f).zip(gate_up.par_chunks(rows * 2 * f)).zip(dact.par_chunks(rows * f)).for_each(
             |((out, gate_up), dact)| {
-                cpu::simd(#[inline(always)] || {
+                cpu::simd!({
                     let rows = out.chunks_exact_mut(2 * f).zip(gate_up.chunks_exact(2 * f)).zip(dact.chunks_exact(f));
                     for ((out, gate_up), dact) in rows {
                         let (gate, up) = gate_up.split_at(f);

@@ -9,6 +9,7 @@ use crate::data::corpus::Corpus;
 use crate::data::loader::{Loader, Plan};
 use crate::data::tokenizer::Tokenizer;
 use crate::metrics::{Console, Events, MetricsLog, SampleLog};
+use crate::ops::precision::Precision;
 use crate::runtime::error::{Exit, fail, note};
 use crate::runtime::files::{Lock, create_dirs, lock, read_bounded, write_atomic};
 use crate::runtime::memory;
@@ -243,8 +244,8 @@ fn refuse_existing_run_locked(out: &Path) -> Result<()> {
 
 /// Refuses what this machine cannot do.
 fn check_machine(config: &Config) -> Result<()> {
-    if config.train.precision == "bf16" {
-        return Err(fail(Exit::Config, "train.precision = \"bf16\" is not available on the CPU")
+    if config.train.precision == "bf16" && !Precision::Bf16.supported() {
+        return Err(fail(Exit::Config, "train.precision = \"bf16\": this processor has no AVX512_BF16")
             .hint("use \"auto\" or \"f32\"")
             .into());
     }

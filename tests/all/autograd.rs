@@ -102,6 +102,12 @@ fn loss_and_every_gradient_agree_with_autograd() {
             assert!(difference(&model.losses(&inputs, &targets, None).unwrap(), &want).unwrap() < 1e-5);
             for spec in &layout.specs {
                 let got = flat_grads.narrow(0, spec.start, spec.len).unwrap().reshape(spec.shape.as_slice()).unwrap();
+                if t == 1 && (spec.name.contains("q_proj") || spec.name.contains("k_proj")) {
+                    // One key has probability 1 whatever its score: the gradient is 0 but for rounding.
+                    let largest = got.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+                    assert!(largest < 1e-6, "gradient of {} is {largest:.1e}, not 0", spec.name);
+                    continue;
+                }
                 let d = difference(&got, oracle.get(&vars[&spec.name]).unwrap()).unwrap();
                 assert!(d < 1e-4, "gradient of {} (b {b}, t {t}) differs by {d:.1e}", spec.name);
             }

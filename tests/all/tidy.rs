@@ -114,6 +114,14 @@ fn only_one_module_writes_files() {
     }
 }
 
+/// A closure that is not inlined into the SIMD dispatch is compiled for the baseline: right, and several times slower.
+#[test]
+fn what_runs_in_simd_is_inlined() {
+    for (path, text) in all_sources() {
+        assert!(path == "src/ops/cpu.rs" || !text.contains(".dispatch("), "{path}: use cpu::simd!");
+    }
+}
+
 #[test]
 fn every_preset_loads() {
     let mut names = Vec::new();
@@ -139,7 +147,10 @@ fn every_op_is_in_the_gradient_tests() {
         if text.contains("pub fn reference(") {
             assert!(checked.contains(&op), "{path} is not in ops/selftest.rs");
         } else {
-            assert!(["mod", "cpu", "gemm", "segments", "selftest"].contains(&op), "{path} has no reference");
+            assert!(
+                ["mod", "cpu", "gemm", "precision", "segments", "selftest"].contains(&op),
+                "{path} has no reference"
+            );
         }
     }
 }

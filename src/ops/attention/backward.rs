@@ -6,6 +6,7 @@ use super::Heads;
 use super::span::{BLOCK, Rows, Span, clear_unseen};
 use crate::ops::cpu::{self, SharedMut};
 use crate::ops::gemm::{Into, Mat, Packed, matmul_packed};
+use crate::ops::precision::Precision;
 
 /// Keys per part: with 64 queries, 64 KiB each for `P` and `dS`.
 const PART: usize = 256;
@@ -48,6 +49,7 @@ pub(super) fn backward_kv_head(
     t: usize,
     (sequence, kv): (usize, usize),
     starts: Option<&[u32]>,
+    precision: Precision,
 ) {
     let (d, width, out_width, scale) = (heads.dim, heads.packed(), heads.out(), heads.scale());
     let from = |column: usize| sequence * t * width + column * d;
@@ -56,15 +58,19 @@ pub(super) fn backward_kv_head(
     let (k, v) = (rows(k_column).mat(0, t), rows(v_column).mat(0, t));
     let size = BLOCK.min(t) * PART.min(t);
     let mut work = Work {
-        p: cpu::zeros(size),
-        ds: cpu::zeros(size),
+        p: cpu::output(size),
+        ds: cpu::output(size),
         delta: [0.0; BLOCK],
         q: Packed::default(),
         d_o: Packed::default(),
-        keys: Packed::new(k),
-        keys_t: Packed::new(k.t()),
-        values_t: Packed::new(v.t()),
+        keys: Packed::new(k, precision),
+        keys_t: Packed::new(k.t(), precision),
+        values_t: Packed::new(v.t(), precision),
     };
+    for from in [from(k_column), from(v_column)] {
+        // SAFETY: these columns are this task's alone.
+        (0..t).for_each(|row| unsafe { dqkv.range(from + row * width, d) }.fill(0.0));
+    }
     let grad = Gradient { dqkv, stride: width, dim: d, dk: from(k_column), dv: from(v_column) };
     for head in kv * heads.group()..(kv + 1) * heads.group() {
         let q = rows(head);
@@ -84,10 +90,11 @@ pub(super) fn backward_kv_head(
 
 impl Work {
     fn begin_block(&mut self, block: Span, q: Rows, o: Rows, d_o: Rows) {
-        self.q.pack(q.mat(block.first, block.rows));
-        self.d_o.pack(d_o.mat(block.first, block.rows));
+        let precision = self.keys.precision();
+        self.q.pack(q.mat(block.first, block.rows), precision);
+        self.d_o.pack(d_o.mat(block.first, block.rows), precision);
         for (i, delta) in self.delta[..block.rows].iter_mut().enumerate() {
-            *delta = cpu::simd(#[inline(always)] || cpu::dot(o.row(block.first + i), d_o.row(block.first + i)));
+            *delta = cpu::simd!(cpu::dot(o.row(block.first + i), d_o.row(block.first + i)));
         }
     }
 
@@ -125,7 +132,7 @@ impl Work {
 
 /// Turns scores into probabilities and `dP` into `dS`, row by row; both become 0 where a query does not see.
 fn probabilities_and_gradient(p: &mut [f32], ds: &mut [f32], span: Span, lse: &[f32], scale: f32, delta: &[f32]) {
-    cpu::simd(#[inline(always)] || {
+    cpu::simd!({
         for (i, (p, ds)) in p.chunks_exact_mut(span.keys).zip(ds.chunks_exact_mut(span.keys)).enumerate() {
             let (seen, lse, delta) = (span.seen(i), lse[span.first + i], delta[i]);
             for (p, ds) in p[seen.clone()].iter_mut().zip(&mut ds[seen.clone()]) {

@@ -3,6 +3,7 @@
 use super::span::{BLOCK, Rows, Span, clear_unseen};
 use crate::ops::cpu::{self, SharedMut};
 use crate::ops::gemm::{Into, Mat, Packed, matmul_packed};
+use crate::ops::precision::Precision;
 
 /// A key/value head's keys (transposed) and values, packed as right operands.
 pub(super) struct KeysAndValues {
@@ -12,8 +13,8 @@ pub(super) struct KeysAndValues {
 
 impl KeysAndValues {
     /// Packs the first `n` rows.
-    pub(super) fn pack(keys: Rows, values: Rows, n: usize) -> Self {
-        Self { keys_t: Packed::new(keys.mat(0, n).t()), values: Packed::new(values.mat(0, n)) }
+    pub(super) fn pack(keys: Rows, values: Rows, n: usize, precision: Precision) -> Self {
+        Self { keys_t: Packed::new(keys.mat(0, n).t(), precision), values: Packed::new(values.mat(0, n), precision) }
     }
 }
 
@@ -30,7 +31,7 @@ fn block_softmax(
     let keys = keys_t.panels().columns(span.lo..span.lo + span.keys);
     // SAFETY: `p` is exclusively borrowed and holds rows x keys.
     unsafe { matmul_packed(p.as_mut_ptr(), span.keys, Into::Overwrite, scale, q.mat(span.first, span.rows), keys) };
-    cpu::simd(#[inline(always)] || {
+    cpu::simd!({
         for (i, row) in p.chunks_exact_mut(span.keys).enumerate() {
             let seen = span.seen(i);
             let top = cpu::max(&row[seen.clone()]);
@@ -51,7 +52,7 @@ pub(super) fn forward_head(
     lse: &mut [f32],
 ) {
     let d = q.dim;
-    let mut p = cpu::zeros(BLOCK.min(queries) * (offset + queries));
+    let mut p = cpu::output(BLOCK.min(queries) * (offset + queries));
     let mut inverse = [0f32; BLOCK];
     for first in (0..queries).step_by(BLOCK) {
         let span = Span::new(first, queries, offset, starts);
@@ -86,12 +87,12 @@ pub(super) fn few_queries(
     out: SharedMut,
     (out_from, out_stride): (usize, usize),
 ) {
-    let mut p = cpu::zeros(offset + queries);
+    let mut p = cpu::output(offset + queries);
     for i in 0..queries {
         let p = &mut p[..offset + i + 1];
         // SAFETY: this task alone writes these columns of the output.
         let out = unsafe { out.range(out_from + i * out_stride, q.dim) };
-        cpu::simd(#[inline(always)] || {
+        cpu::simd!({
             for (j, p) in p.iter_mut().enumerate() {
                 *p = cpu::dot(q.row(i), keys.row(j)) * scale;
             }

@@ -3,6 +3,8 @@
 //! Every element of a tile is one chain of fused multiply-adds over `k` in order, whatever the width of the registers: AVX-512, AVX2 +
 //! FMA and NEON give the same bits. (Processors without a fused multiply-add round twice per term.)
 
+use crate::ops::precision::Precision;
+
 /// Rows of a tile: 12 x 32 accumulators are 24 of AVX-512's 32 registers.
 pub(super) const MR: usize = 12;
 /// Columns of a tile and of a packed panel: two AVX-512 registers.
@@ -20,13 +22,13 @@ pub(super) enum Order {
 /// One tile: `c = [c +] alpha · a · b`.
 #[derive(Clone, Copy)]
 pub(super) struct Tile {
-    /// Length of the inner dimension, at most [`KC`].
-    pub(super) kc: usize,
+    /// Words of the inner dimension.
+    pub(super) words: usize,
     /// The first of up to [`MR`] rows, contiguous in the kernel's [`Order`].
     pub(super) a: *const f32,
     /// Distance of its rows, or of its columns.
     pub(super) a_stride: usize,
-    /// `[kc][NR]`
+    /// `[words][NR]`
     pub(super) b: *const f32,
     /// The tile's first element.
     pub(super) c: *mut f32,
@@ -41,7 +43,7 @@ pub(super) struct Tile {
 /// Computes a tile.
 ///
 /// # Safety
-/// The panels hold `kc` terms for the kernel's rows, `c` those rows of `cols` elements, which nobody else touches; the processor
+/// The operands hold `words` words for the kernel's rows, `c` those rows of `cols` elements, which nobody else touches; the processor
 /// has the instructions that the kernel was compiled for.
 pub(super) type Kernel = unsafe fn(&Tile);
 
@@ -50,6 +52,8 @@ pub(super) type Kernel = unsafe fn(&Tile);
 pub(super) struct Kernels {
     by_rows: [Kernel; MR],
     by_columns: [Kernel; MR],
+    /// The same for pairs of bf16, where the processor multiplies them.
+    bf16: Option<([Kernel; MR], [Kernel; MR])>,
 }
 
 macro_rules! table {
@@ -77,73 +81,110 @@ impl Kernels {
         #[cfg(target_arch = "x86_64")]
         {
             if is_x86_feature_detected!("avx512f") {
-                return Self { by_rows: table!(avx512, true), by_columns: table!(avx512, false) };
+                let bf16 = Precision::Bf16.supported();
+                return Self {
+                    by_rows: table!(avx512, true),
+                    by_columns: table!(avx512, false),
+                    bf16: bf16.then_some((table!(avx512_bf16, true), table!(avx512_bf16, false))),
+                };
             }
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                return Self { by_rows: table!(avx2, true), by_columns: table!(avx2, false) };
+                return Self { by_rows: table!(avx2, true), by_columns: table!(avx2, false), bf16: None };
             }
         }
-        Self { by_rows: table!(portable, true), by_columns: table!(portable, false) }
+        Self { by_rows: table!(portable, true), by_columns: table!(portable, false), bf16: None }
     }
 
     /// Those for registers half as wide as this processor's widest, to be compared with them.
     #[cfg(all(test, target_arch = "x86_64"))]
     pub(super) fn narrower() -> Option<Self> {
         let both = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("fma");
-        both.then_some(Self { by_rows: table!(avx2, true), by_columns: table!(avx2, false) })
+        both.then_some(Self { by_rows: table!(avx2, true), by_columns: table!(avx2, false), bf16: None })
     }
 
     /// The kernel for `rows` rows, 1 to [`MR`].
-    pub(super) fn get(&self, rows: usize, order: Order) -> Kernel {
+    ///
+    /// # Panics
+    /// If this processor does not support the precision.
+    pub(super) fn get(&self, rows: usize, order: Order, precision: Precision) -> Kernel {
+        let (by_rows, by_columns) = match precision {
+            Precision::F32 => (&self.by_rows, &self.by_columns),
+            Precision::Bf16 => self.bf16.as_ref().map(|(r, c)| (r, c)).expect("a processor with AVX512_BF16"),
+        };
         match order {
-            Order::Rows => self.by_rows[rows - 1],
-            Order::Columns => self.by_columns[rows - 1],
+            Order::Rows => by_rows[rows - 1],
+            Order::Columns => by_columns[rows - 1],
         }
     }
 }
 
+/// The kernel for AVX-512: a macro, because a function has one set of features, and multiplying bf16 is one of its own.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-unsafe fn avx512<const M: usize, const ROWS: bool>(t: &Tile) {
-    use std::arch::x86_64::*;
-    let (row, term) = if ROWS { (t.a_stride, 1) } else { (1, t.a_stride) };
-    let (mut left, mut right) = ([_mm512_setzero_ps(); M], [_mm512_setzero_ps(); M]);
-    // Three rows for each pointer: a processor adds once or twice a register to an address by itself.
-    let mut a: [*const f32; 4] = std::array::from_fn(|i| t.a.wrapping_add(3 * i * row));
-    let mut b = t.b;
-    // SAFETY: the panels hold kc terms, c its rows (the caller's promise); masked lanes are not touched.
-    unsafe {
-        for _ in 0..t.kc {
-            let (b_left, b_right) = (_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(16)));
-            // Two short loops, which the compiler unrolls; one of twelve rounds it does not.
-            for (group, a) in a.iter().enumerate() {
-                for i in 3 * group..M.min(3 * group + 3) {
-                    let x = _mm512_set1_ps(*a.add(i % 3 * row));
-                    left[i] = _mm512_fmadd_ps(x, b_left, left[i]);
-                    right[i] = _mm512_fmadd_ps(x, b_right, right[i]);
+macro_rules! kernel_avx512 {
+    ($name:ident, $features:literal, $fma:path) => {
+        #[target_feature(enable = $features)]
+        unsafe fn $name<const M: usize, const ROWS: bool>(t: &Tile) {
+            use std::arch::x86_64::*;
+            let (row, term) = if ROWS { (t.a_stride, 1) } else { (1, t.a_stride) };
+            let (mut left, mut right) = ([_mm512_setzero_ps(); M], [_mm512_setzero_ps(); M]);
+            // Three rows for each pointer: a processor adds once or twice a register to an address by itself.
+            let mut a: [*const f32; 4] = std::array::from_fn(|i| t.a.wrapping_add(3 * i * row));
+            let mut b = t.b;
+            // SAFETY: the operands hold so many words, c its rows (the caller's promise); masked lanes are not touched.
+            unsafe {
+                for _ in 0..t.words {
+                    let (b_left, b_right) = (_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(16)));
+                    // Two short loops, which the compiler unrolls; one of twelve rounds it does not.
+                    for (group, a) in a.iter().enumerate() {
+                        for i in 3 * group..M.min(3 * group + 3) {
+                            let x = _mm512_set1_ps(*a.add(i % 3 * row));
+                            left[i] = $fma(x, b_left, left[i]);
+                            right[i] = $fma(x, b_right, right[i]);
+                        }
+                    }
+                    for a in &mut a[..M.div_ceil(3)] {
+                        *a = a.wrapping_add(term);
+                        // Hides from the compiler that the pointers move together: it would keep one for each row, and spill them.
+                        std::arch::asm!("/* {0} */", inout(reg) * a, options(pure, nomem, nostack, preserves_flags));
+                    }
+                    b = b.add(NR);
+                }
+                let mask = |n: usize| if n >= 16 { !0 } else { (1u16 << n) - 1 };
+                let (mask_left, mask_right) = (mask(t.cols), mask(t.cols.saturating_sub(16)));
+                let alpha = _mm512_set1_ps(t.alpha);
+                for i in 0..M {
+                    let c = t.c.add(i * t.c_stride);
+                    let (mut l, mut r) = (_mm512_mul_ps(left[i], alpha), _mm512_mul_ps(right[i], alpha));
+                    if t.accumulate {
+                        l = _mm512_add_ps(_mm512_maskz_loadu_ps(mask_left, c), l);
+                        r = _mm512_add_ps(_mm512_maskz_loadu_ps(mask_right, c.wrapping_add(16)), r);
+                    }
+                    _mm512_mask_storeu_ps(c, mask_left, l);
+                    _mm512_mask_storeu_ps(c.wrapping_add(16), mask_right, r);
                 }
             }
-            for a in &mut a[..M.div_ceil(3)] {
-                *a = a.wrapping_add(term);
-                // Hides from the compiler that the pointers move together: it would keep one for each row, and spill them.
-                std::arch::asm!("/* {0} */", inout(reg) * a, options(pure, nomem, nostack, preserves_flags));
-            }
-            b = b.add(NR);
         }
-        let mask = |n: usize| if n >= 16 { !0 } else { (1u16 << n) - 1 };
-        let (mask_left, mask_right) = (mask(t.cols), mask(t.cols.saturating_sub(16)));
-        let alpha = _mm512_set1_ps(t.alpha);
-        for i in 0..M {
-            let c = t.c.add(i * t.c_stride);
-            let (mut l, mut r) = (_mm512_mul_ps(left[i], alpha), _mm512_mul_ps(right[i], alpha));
-            if t.accumulate {
-                l = _mm512_add_ps(_mm512_maskz_loadu_ps(mask_left, c), l);
-                r = _mm512_add_ps(_mm512_maskz_loadu_ps(mask_right, c.wrapping_add(16)), r);
-            }
-            _mm512_mask_storeu_ps(c, mask_left, l);
-            _mm512_mask_storeu_ps(c.wrapping_add(16), mask_right, r);
-        }
-    }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+kernel_avx512!(avx512, "avx512f", _mm512_fmadd_ps);
+#[cfg(target_arch = "x86_64")]
+kernel_avx512!(avx512_bf16, "avx512f,avx512bf16", multiply_pairs);
+
+/// Adds to each f32 of `sum` the products of a pair of bf16 in the word of `x` and in that of `y`.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn multiply_pairs(
+    x: std::arch::x86_64::__m512,
+    y: std::arch::x86_64::__m512,
+    sum: std::arch::x86_64::__m512,
+) -> std::arch::x86_64::__m512 {
+    use std::arch::x86_64::{__m512bh, _mm512_dpbf16_ps};
+    // SAFETY: registers of the same size, in which every pattern of bits is a value.
+    let (x, y): (__m512bh, __m512bh) = unsafe { (std::mem::transmute(x), std::mem::transmute(y)) };
+    _mm512_dpbf16_ps(sum, x, y)
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -190,10 +231,10 @@ unsafe fn part<const M: usize, const ROWS: bool, const FUSED: bool>(t: &Tile, fi
         return;
     }
     let mut sums = [[0f32; WIDTH]; M];
-    // SAFETY: the panels hold kc terms, c its rows (the caller's promise); `cols` bounds what is read and written of a row.
+    // SAFETY: the operands hold so many words, c its rows (the caller's promise); `cols` bounds what is read and written of a row.
     unsafe {
         let a = t.a.add(first * row);
-        for k in 0..t.kc {
+        for k in 0..t.words {
             let b = &*t.b.add(k * NR + col).cast::<[f32; WIDTH]>();
             for (i, sums) in sums.iter_mut().enumerate() {
                 let x = *a.add(i * row + k * term);

@@ -3,7 +3,9 @@
 //! A left operand becomes panels of [`MR`] rows, `[MR][KC]` or `[kc][MR]`, whichever copies runs of memory. A right operand becomes panels of [`NR`] columns, `[k][NR]`; the last one is filled up with zeros.
 
 use super::Mat;
+use super::bf16;
 use super::kernel::{KC, MR, NR, Order};
+use crate::ops::precision::Precision;
 
 /// How a left operand is best packed.
 pub(super) fn order(lhs: &Mat) -> Order {
@@ -15,12 +17,23 @@ pub(super) fn lhs_len(rows: usize) -> usize {
     rows.div_ceil(MR) * MR * KC
 }
 
-/// Packs rows `first..first + rows` of `lhs`, terms `from..from + kc`, split into tiles by `heights`.
-pub(super) fn lhs(out: &mut [f32], lhs: &Mat, (first, rows): (usize, usize), (from, kc): (usize, usize)) {
+/// Packs rows `first..first + rows` of `lhs`, terms `from..from + kc`, in the tiles of [`heights`].
+pub(super) fn lhs(
+    out: &mut [f32],
+    lhs: &Mat,
+    (first, rows): (usize, usize),
+    (from, kc): (usize, usize),
+    precision: Precision,
+) {
     let order = order(lhs);
     for (tile, (start, height)) in heights(rows).enumerate() {
         let panel = &mut out[tile * MR * KC..][..MR * KC];
         let at = (first + start) * lhs.row_stride + from * lhs.col_stride;
+        if precision == Precision::Bf16 {
+            let part = Mat { data: &lhs.data[at..], rows: height, cols: kc, ..*lhs };
+            bf16::lhs_tile(panel, &part, order);
+            continue;
+        }
         match order {
             Order::Columns => {
                 for (k, group) in panel.chunks_exact_mut(MR).take(kc).enumerate() {
@@ -53,11 +66,15 @@ pub(super) fn heights(rows: usize) -> impl Iterator<Item = (usize, usize)> {
 }
 
 /// Packs columns `first * NR..` of `rhs`, terms `from..from + len`, into as many panels as `out` holds.
-pub(super) fn rhs(out: &mut [f32], rhs: &Mat, first: usize, (from, len): (usize, usize)) {
-    for (i, panel) in out.chunks_exact_mut(len * NR).enumerate() {
+pub(super) fn rhs(out: &mut [f32], rhs: &Mat, first: usize, (from, len): (usize, usize), precision: Precision) {
+    for (i, panel) in out.chunks_exact_mut(precision.words(len) * NR).enumerate() {
         let col = (first + i) * NR;
         let width = NR.min(rhs.cols - col);
         let at = from * rhs.row_stride + col * rhs.col_stride;
+        if precision == Precision::Bf16 {
+            bf16::rhs_panel(panel, &Mat { data: &rhs.data[at..], rows: len, cols: width, ..*rhs });
+            continue;
+        }
         if rhs.col_stride == 1 {
             rows_panel(panel, &rhs.data[at..], rhs.row_stride, width);
         } else if rhs.row_stride == 1 && width == NR {
@@ -88,21 +105,15 @@ fn rows_panel(panel: &mut [f32], data: &[f32], stride: usize, width: usize) {
 /// A panel from columns that are contiguous in memory, `stride` apart: a transposition.
 fn columns_panel(panel: &mut [f32], data: &[f32], stride: usize, len: usize) {
     assert!((NR - 1) * stride + len <= data.len() && panel.len() == len * NR);
-    let whole = len / 16 * 16;
+    let mut done = 0;
     #[cfg(target_arch = "x86_64")]
-    let done = if is_x86_feature_detected!("avx512f") {
-        for k in (0..whole).step_by(16) {
-            for j in (0..NR).step_by(16) {
-                // SAFETY: 16 columns from j, 16 terms from k each, are inside both by the assertion above.
-                unsafe { transpose_16(data.as_ptr().add(j * stride + k), stride, panel.as_mut_ptr().add(k * NR + j)) };
-            }
+    if is_x86_feature_detected!("avx512f") {
+        done = len / 16 * 16;
+        for (k, j) in (0..done).step_by(16).flat_map(|k| [(k, 0), (k, 16)]) {
+            // SAFETY: 16 columns from j and 16 terms from k on are inside both by the assertion above; the processor can.
+            unsafe { transpose_16(data.as_ptr().add(j * stride + k), stride, panel.as_mut_ptr().add(k * NR + j)) };
         }
-        whole
-    } else {
-        0
-    };
-    #[cfg(not(target_arch = "x86_64"))]
-    let done = 0;
+    }
     // Eight terms of all columns at a time: reads stay in their cache lines.
     for first in (done..len).step_by(8) {
         let last = (first + 8).min(len);
@@ -112,7 +123,6 @@ fn columns_panel(panel: &mut [f32], data: &[f32], stride: usize, len: usize) {
             }
         }
     }
-    let _ = whole;
 }
 
 /// Writes the transpose of a 16 x 16 block: 16 runs of 16 floats, `stride` apart, to 16 runs [`NR`] apart.
@@ -121,7 +131,7 @@ fn columns_panel(panel: &mut [f32], data: &[f32], stride: usize, len: usize) {
 /// Both blocks are valid for reading and writing; the processor has AVX-512F.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn transpose_16(from: *const f32, stride: usize, to: *mut f32) {
+pub(super) unsafe fn transpose_16(from: *const f32, stride: usize, to: *mut f32) {
     use std::arch::x86_64::*;
     // SAFETY: the caller's promise.
     unsafe {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::ops::precision::Precision::{Bf16, F32};
 
 fn values(n: usize, seed: u32) -> Vec<f32> {
     let mut x = seed.wrapping_mul(2_654_435_761) | 1;
@@ -58,7 +59,7 @@ fn every_element_is_the_chain_that_the_definition_says() {
                 let want = defined(m, n, k, lhs, rhs, alpha, &old, into);
                 for threads in [1, 3] {
                     let mut got = old.clone();
-                    on_threads(threads, || matmul(&mut got, n, into, alpha, *lhs, *rhs));
+                    on_threads(threads, || matmul(&mut got, n, into, alpha, *lhs, *rhs, F32));
                     assert!(got == want, "{m} x {n} x {k}, {threads} threads");
                 }
             }
@@ -81,7 +82,7 @@ fn large_products_are_the_same_on_any_number_of_threads() {
         let (lhs, rhs) = (Mat::new(&a, m, k, k), Mat::new(&b, n, k, k).t());
         let run = |threads| {
             let mut c = vec![f32::NAN; m * n];
-            on_threads(threads, || matmul(&mut c, n, Into::Overwrite, 1.0, lhs, rhs));
+            on_threads(threads, || matmul(&mut c, n, Into::Overwrite, 1.0, lhs, rhs, F32));
             c
         };
         let one = run(1);
@@ -99,8 +100,8 @@ fn parts_of_packed_operands_are_products_of_the_parts() {
     let (m, n, k) = (20, 96, 70);
     let (a, b) = (values(m * k, 6), values(k * n, 7));
     let mut packed = Packed::default();
-    packed.pack(Mat::new(&values(200 * 200, 8), 200, 200, 200));
-    packed.pack(Mat::new(&b, k, n, n));
+    packed.pack(Mat::new(&values(200 * 200, 8), 200, 200, 200), F32);
+    packed.pack(Mat::new(&b, k, n, n), F32);
     let (terms, columns) = (10..59, 32..90);
     let lhs = Mat::new(&a[terms.start..], m, terms.len(), k);
     let rhs = Mat::new(&b[terms.start * n + columns.start..], terms.len(), columns.len(), n);
@@ -109,7 +110,7 @@ fn parts_of_packed_operands_are_products_of_the_parts() {
     // SAFETY: `got` is ours and has the product's size.
     unsafe { matmul_packed(got.as_mut_ptr(), columns.len(), Into::Overwrite, 1.0, lhs, part) };
     let mut want = vec![0.0; got.len()];
-    matmul(&mut want, columns.len(), Into::Overwrite, 1.0, lhs, rhs);
+    matmul(&mut want, columns.len(), Into::Overwrite, 1.0, lhs, rhs, F32);
     assert_eq!(got, want);
 }
 
@@ -124,7 +125,7 @@ fn the_width_of_the_registers_does_not_change_a_bit() {
             let run = |kernels: &Kernels| {
                 let mut c = vec![0.25; MR * NR];
                 let tile = Tile {
-                    kc: 201,
+                    words: 201,
                     a: a.as_ptr(),
                     a_stride: if order == kernel::Order::Rows { KC } else { MR },
                     b: b.as_ptr(),
@@ -135,10 +136,45 @@ fn the_width_of_the_registers_does_not_change_a_bit() {
                     accumulate: true,
                 };
                 // SAFETY: panels and destination have a whole tile's size; both kinds of kernels are of this processor's.
-                unsafe { kernels.get(rows, order)(&tile) };
+                unsafe { kernels.get(rows, order, F32)(&tile) };
                 c
             };
             assert!(run(kernels()) == run(&narrow), "{rows} rows, {order:?}");
+        }
+    }
+}
+
+/// bf16 products are f32 products of rounded operands, up to the order of additions, on any number of threads.
+#[test]
+fn bf16_products_are_products_of_rounded_operands() {
+    if !Bf16.supported() {
+        return;
+    }
+    let round = |x: &f32| {
+        let bits = x.to_bits();
+        f32::from_bits((bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff_0000)
+    };
+    for (m, n, k) in shapes() {
+        let (a, b) = (values(m * k, 11), values(k * n, 12));
+        let (ra, rb): (Vec<f32>, Vec<f32>) = (a.iter().map(round).collect(), b.iter().map(round).collect());
+        let views = |a: &[f32], b: &[f32], view: usize, f: &mut dyn FnMut(Mat, Mat)| {
+            let lhs = if view & 1 == 0 { Mat::new(a, m, k, k) } else { Mat::new(a, k, m, m).t() };
+            let rhs = if view & 2 == 0 { Mat::new(b, k, n, n) } else { Mat::new(b, n, k, k).t() };
+            f(lhs, rhs);
+        };
+        for view in 0..4 {
+            let product = |a: &[f32], b: &[f32], precision, threads| {
+                let mut c = vec![0.5; m * n];
+                views(a, b, view, &mut |lhs, rhs| {
+                    on_threads(threads, || matmul(&mut c, n, Into::Accumulate, 1.0, lhs, rhs, precision))
+                });
+                c
+            };
+            let (got, want) = (product(&a, &b, Bf16, 1), product(&ra, &rb, F32, 1));
+            for (g, w) in got.iter().zip(&want) {
+                assert!((g - w).abs() < 1e-6 * (k as f32).sqrt(), "{m} x {n} x {k}, view {view}: {g}, not {w}");
+            }
+            assert!(got == product(&a, &b, Bf16, 3));
         }
     }
 }

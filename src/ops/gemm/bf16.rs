@@ -1,0 +1,161 @@
+//! Packing with rounding to bf16: a 32-bit word holds a pair of successive terms, the first in its low half.
+//!
+//! The order of words is that of f32 terms elsewhere, so kernels and blocks need not know. A term missing at the end of an odd inner dimension
+//! is 0. Rounding is to nearest even; denormal numbers become 0, as the processor's conversion has it.
+
+use super::Mat;
+use super::kernel::Order;
+
+/// One tile of a left operand, `[MR][KC]` or `[words][MR]` words.
+///
+/// # Panics
+/// If this processor has no bf16.
+pub(super) fn lhs_tile(panel: &mut [f32], lhs: &Mat, order: Order) {
+    assert!(crate::ops::precision::Precision::Bf16.supported());
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: supported, as just asserted.
+    unsafe {
+        x86::lhs_tile(panel, lhs, order);
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    unreachable!("{} {} {order:?}", panel.len(), lhs.rows);
+}
+
+/// One panel of a right operand, `[words][NR]`, from its first column on; missing columns are 0.
+///
+/// # Panics
+/// If this processor has no bf16.
+pub(super) fn rhs_panel(panel: &mut [f32], rhs: &Mat) {
+    assert!(crate::ops::precision::Precision::Bf16.supported());
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: supported, as just asserted.
+    unsafe {
+        x86::rhs_panel(panel, rhs);
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    unreachable!("{} {}", panel.len(), rhs.rows);
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::super::kernel::{KC, MR, NR, Order};
+    use super::super::{Mat, pack};
+    use std::arch::x86_64::*;
+
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub(super) fn lhs_tile(panel: &mut [f32], lhs: &Mat, order: Order) {
+        match order {
+            Order::Columns => {
+                for (w, group) in panel.chunks_exact_mut(MR).take(lhs.cols.div_ceil(2)).enumerate() {
+                    let column = |k: usize| match k < lhs.cols {
+                        true => &lhs.data[k * lhs.col_stride..][..lhs.rows],
+                        false => &[],
+                    };
+                    pairs_of_runs(group, column(2 * w), column(2 * w + 1));
+                }
+            }
+            Order::Rows => {
+                for (i, words) in panel.chunks_exact_mut(KC).take(lhs.rows).enumerate() {
+                    let words = &mut words[..lhs.cols.div_ceil(2)];
+                    if lhs.col_stride == 1 {
+                        pairs_in_run(words, &lhs.data[i * lhs.row_stride..][..lhs.cols]);
+                    } else {
+                        let at = |k| lhs.data[i * lhs.row_stride + k * lhs.col_stride];
+                        pairs_in_run(words, &(0..lhs.cols).map(at).collect::<Vec<_>>());
+                    }
+                }
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub(super) fn rhs_panel(panel: &mut [f32], rhs: &Mat) {
+        if rhs.col_stride == 1 {
+            for (w, group) in panel.chunks_exact_mut(NR).enumerate() {
+                let row = |k: usize| match k < rhs.rows {
+                    true => &rhs.data[k * rhs.row_stride..][..rhs.cols],
+                    false => &[],
+                };
+                pairs_of_runs(group, row(2 * w), row(2 * w + 1));
+            }
+            return;
+        }
+        // Columns that are runs (or, rarely, are not): 16 words of 16 columns at a time, then transposed.
+        for (first, block) in panel.chunks_mut(16 * NR).enumerate() {
+            let terms = 32 * first..rhs.rows.min(32 * first + 32);
+            for half in [0, 16] {
+                let mut words = [0f32; 256];
+                for (words, j) in words.chunks_exact_mut(16).zip(half..rhs.cols) {
+                    let words = &mut words[..terms.len().div_ceil(2)];
+                    if rhs.row_stride == 1 {
+                        pairs_in_run(words, &rhs.data[j * rhs.col_stride..][terms.clone()]);
+                    } else {
+                        let at = |k| rhs.data[k * rhs.row_stride + j * rhs.col_stride];
+                        pairs_in_run(words, &terms.clone().map(at).collect::<Vec<_>>());
+                    }
+                }
+                transpose(&words, &mut block[half..]);
+            }
+        }
+    }
+
+    /// Writes 16 columns of 16 words to as many rows, [`NR`] apart, as `out` has.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    fn transpose(words: &[f32; 256], out: &mut [f32]) {
+        if out.len() >= 15 * NR + 16 {
+            // SAFETY: `words` is 16 x 16, `out` has 16 rows of 16; the features are here.
+            return unsafe { pack::transpose_16(words.as_ptr(), 16, out.as_mut_ptr()) };
+        }
+        for (w, row) in out.chunks_mut(NR).enumerate() {
+            for (j, x) in row[..16].iter_mut().enumerate() {
+                *x = words[j * 16 + w];
+            }
+        }
+    }
+
+    /// The first `n` lanes, or all 16.
+    #[inline(always)]
+    fn mask(n: usize) -> u16 {
+        if n >= 16 { !0 } else { (1 << n) - 1 }
+    }
+
+    /// Pairs of neighbours: word `w` is `(run[2 w], run[2 w + 1])`.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    fn pairs_in_run(words: &mut [f32], run: &[f32]) {
+        assert!(words.len() == run.len().div_ceil(2));
+        for at in (0..run.len()).step_by(32) {
+            let left = run.len() - at;
+            // SAFETY: the masks keep loads and the store within both slices; registers of the same size.
+            unsafe {
+                let from = run.as_ptr().add(at);
+                let low = _mm512_maskz_loadu_ps(mask(left), from);
+                let high = _mm512_maskz_loadu_ps(mask(left.saturating_sub(16)), from.wrapping_add(16));
+                let both = std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(high, low));
+                _mm512_mask_storeu_ps(words.as_mut_ptr().add(at / 2), mask(left.div_ceil(2)), both);
+            }
+        }
+    }
+
+    /// Pairs across two runs: word `j` is `(first[j], second[j])`; what a run lacks is 0.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    fn pairs_of_runs(words: &mut [f32], first: &[f32], second: &[f32]) {
+        for at in (0..words.len()).step_by(16) {
+            let half = |run: &[f32]| {
+                // SAFETY: the mask keeps the load within the run; registers of the same size.
+                unsafe {
+                    let x = _mm512_maskz_loadu_ps(mask(run.len().saturating_sub(at)), run.as_ptr().wrapping_add(at));
+                    _mm512_cvtepu16_epi32(std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x)))
+                }
+            };
+            let both = _mm512_or_si512(half(first), _mm512_slli_epi32::<16>(half(second)));
+            // SAFETY: the mask keeps the store within the words.
+            unsafe {
+                let to = words.as_mut_ptr().add(at);
+                _mm512_mask_storeu_ps(to, mask(words.len() - at), _mm512_castsi512_ps(both));
+            }
+        }
+    }
+}
