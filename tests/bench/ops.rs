@@ -6,6 +6,8 @@
 //! product, causal attention counted by half; that of the others the bytes they must move at the speed of a large copy. An op whose
 //! tensors fit into the caches can be faster than its floor.
 
+#![allow(clippy::print_stdout)]
+
 use candle_core::{Device, Result, Tensor};
 use llama_lite::config::ModelConfig;
 use llama_lite::model::params::{Layout, Weights};

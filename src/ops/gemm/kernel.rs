@@ -142,11 +142,7 @@ macro_rules! kernel_avx512 {
                             right[i] = $fma(x, b_right, right[i]);
                         }
                     }
-                    for a in &mut a[..M.div_ceil(3)] {
-                        *a = a.wrapping_add(term);
-                        // Hides from the compiler that the pointers move together: it would keep one for each row, and spill them.
-                        std::arch::asm!("/* {0} */", inout(reg) * a, options(pure, nomem, nostack, preserves_flags));
-                    }
+                    a.iter_mut().for_each(|a| *a = a.wrapping_add(term));
                     b = b.add(NR);
                 }
                 let mask = |n: usize| if n >= 16 { !0 } else { (1u16 << n) - 1 };
@@ -181,9 +177,9 @@ fn multiply_pairs(
     y: std::arch::x86_64::__m512,
     sum: std::arch::x86_64::__m512,
 ) -> std::arch::x86_64::__m512 {
-    use std::arch::x86_64::{__m512bh, _mm512_dpbf16_ps};
+    use std::arch::x86_64::{__m512, __m512bh, _mm512_dpbf16_ps};
     // SAFETY: registers of the same size, in which every pattern of bits is a value.
-    let (x, y): (__m512bh, __m512bh) = unsafe { (std::mem::transmute(x), std::mem::transmute(y)) };
+    let [x, y] = [x, y].map(|x| unsafe { std::mem::transmute::<__m512, __m512bh>(x) });
     _mm512_dpbf16_ps(sum, x, y)
 }
 

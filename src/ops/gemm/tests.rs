@@ -14,7 +14,8 @@ fn values(n: usize, seed: u32) -> Vec<f32> {
 }
 
 /// The definition: per [`KC`] terms a chain of fused multiply-adds, and the sum of the chains.
-fn defined(m: usize, n: usize, k: usize, a: &Mat, b: &Mat, alpha: f32, old: &[f32], into: Into) -> Vec<f32> {
+fn defined(a: &Mat, b: &Mat, alpha: f32, old: &[f32], into: Into) -> Vec<f32> {
+    let (m, n, k) = (a.rows, b.cols, a.cols);
     let mut out = vec![0.0; m * n];
     for i in 0..m {
         for j in 0..n {
@@ -56,7 +57,7 @@ fn every_element_is_the_chain_that_the_definition_says() {
         let rhs = [Mat::new(&b, k, n, n), Mat::new(&b, n, k, k).t()];
         for (lhs, rhs) in lhs.iter().flat_map(|l| rhs.iter().map(move |r| (l, r))) {
             for (into, alpha) in [(Into::Overwrite, 1.0), (Into::Accumulate, 0.3)] {
-                let want = defined(m, n, k, lhs, rhs, alpha, &old, into);
+                let want = defined(lhs, rhs, alpha, &old, into);
                 for threads in [1, 3] {
                     let mut got = old.clone();
                     on_threads(threads, || matmul(&mut got, n, into, alpha, *lhs, *rhs, F32));
