@@ -218,6 +218,9 @@ fn ceilings(precision: Precision) -> Result<(f64, f64)> {
 }
 
 fn main() -> Result<()> {
+    // As the program: freed memory stays (`keep_freed_pages` of main.rs).
+    // SAFETY: sets an option of the allocator before any other thread exists.
+    unsafe { libmimalloc_sys::mi_option_set(15, -1) };
     let given: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     let arg = |i: usize, default: &str| given.get(i).cloned().unwrap_or_else(|| default.into());
     let (name, sequence) = (arg(0, "10m"), arg(1, "256").parse().expect("SEQUENCE is a number"));
