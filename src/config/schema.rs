@@ -191,8 +191,8 @@ section! {
         steps: u64 = Required, AtLeast(1.0);
         /// Fixes initialisation and sampling.
         seed: u64 = Value(1), Any;
-        /// Arithmetic of activations and matrix products: "auto" is f32 on CPU and bf16 on CUDA; master weights are
-        /// f32 always.
+        /// Operands of matrix products: "auto" is f32 on CPU and bf16 on CUDA; bf16 on a CPU needs AVX512_BF16. Master
+        /// weights and sums are f32 always.
         precision: String = Value("auto".into()), Choice(&["auto", "f32", "bf16"]);
     }
 }

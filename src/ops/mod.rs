@@ -15,8 +15,8 @@
 //! dimension, v vocabulary, f feed-forward, n = b·t rows.
 //!
 //! Invariants: an op knows shapes, never a Llama. Gradients of weights are ACCUMULATED into the tensor given for them.
-//! Every reduction runs in an order fixed by the shapes alone, so the bits do not depend on the number of threads. (Matrix
-//! products come from the `gemm` crate, whose kernels round differently on processors without AVX2 or AVX-512.) candle's autograd appears only in [`selftest`], as the oracle.
+//! Every reduction runs in an order fixed by the shapes alone, matrix products included ([`gemm`]), so the bits do not depend on the
+//! number of threads. candle's autograd appears only in [`selftest`], as the oracle.
 
 pub mod adamw;
 pub mod attention;

@@ -34,7 +34,10 @@ pub fn pretrain(mut config: Config, out: &Path, init_from: Option<&Path>, consol
     let mut events = Events::open(out)?;
     // Durable before the configuration makes this a run: a restart must begin with the same weights.
     let from = source.map(|s| std::path::absolute(s.dir)).transpose()?;
-    events.append("start", json!({"attempt": 1, "step": 0, "init_from": from, "build": super::identity()}))?;
+    events.append(
+        "start",
+        json!({"attempt": 1, "step": 0, "init_from": from, "build": super::identity(&parts.config.train)}),
+    )?;
     write_atomic(&out.join("config.toml"), parts.config.to_toml().as_bytes())?;
     start(parts, out, held, events, 1, console, false)
 }
@@ -120,7 +123,7 @@ pub fn resume(ckpt: &Path, sets: &[String], console: Console) -> Result<()> {
     let step = state.counters.step;
     events.append(
         "resume",
-        json!({"attempt": attempt, "step": step, "from": from, "changes": changes, "build": super::identity()}),
+        json!({"attempt": attempt, "step": step, "from": from, "changes": changes, "build": super::identity(&config.train)}),
     )?;
     start(Parts { config, corpus, loader, state, fingerprint }, &run_dir, held, events, attempt, console, true)
 }
@@ -151,7 +154,10 @@ fn restart(run_dir: &Path, held: Lock, sets: &[String], console: Console) -> Res
     write_atomic(&path, parts.config.to_toml().as_bytes())?;
     let (attempt, mut events) = (last.attempt + 1, Events::open(run_dir)?);
     let from = source.map(|s| s.dir);
-    events.append("start", json!({"attempt": attempt, "step": 0, "init_from": from, "build": super::identity()}))?;
+    events.append(
+        "start",
+        json!({"attempt": attempt, "step": 0, "init_from": from, "build": super::identity(&parts.config.train)}),
+    )?;
     start(parts, run_dir, held, events, attempt, console, false)
 }
 

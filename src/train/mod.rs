@@ -18,7 +18,7 @@ pub mod state;
 pub mod step;
 
 /// What produced a run's numbers: build and machine, from an allow-list (never the environment).
-pub fn identity() -> serde_json::Value {
+pub fn identity(config: &crate::config::TrainConfig) -> serde_json::Value {
     serde_json::json!({
         "version": crate::VERSION,
         "arch": std::env::consts::ARCH,
@@ -26,6 +26,6 @@ pub fn identity() -> serde_json::Value {
         "simd": crate::ops::simd_level(),
         "threads": rayon::current_num_threads(),
         "device": "cpu",
-        "dtype": "f32",
+        "dtype": if config.precision == "bf16" { "bf16" } else { "f32" },
     })
 }

@@ -263,7 +263,7 @@ impl Run {
             rng: Rng { train_seed: self.config.train.seed, data_seed: self.config.data.seed },
             data_fingerprint: self.fingerprint.clone(),
             config: self.config.to_toml(),
-            build: super::identity(),
+            build: super::identity(&self.config.train),
         }
     }
 

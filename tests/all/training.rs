@@ -1,8 +1,9 @@
 //! What training must not depend on, and what it must refuse.
 
-use crate::support::{TINY, arg, checkpoint, config, ok, pretrain, records, run};
+use crate::support::{TINY, arg, assert_same_checkpoint, checkpoint, config, fails, ok, pretrain, records, run};
 use candle_core::Device;
 use llama_lite::config::Config;
+use llama_lite::ops::precision::Precision;
 use llama_lite::train::state::State;
 use llama_lite::train::step::step;
 
@@ -117,4 +118,27 @@ fn init_from_continues_a_model_and_starts_a_new_run() {
         all.into_iter().find(|r| r["kind"] == "val" && r["step"] == step).unwrap()["loss"].clone()
     };
     assert_eq!(val(&out, 0), val(&first, 12));
+}
+
+/// Rounded products train nearly as exact ones do, and resume to the same bits; a processor without them says so.
+#[test]
+fn bf16_products_train_and_resume() {
+    let dir = tempfile::tempdir().unwrap();
+    let bf16 = "train.precision=bf16";
+    if !Precision::Bf16.supported() {
+        let (path, out) = (config(dir.path(), TINY), dir.path().join("run"));
+        let text = fails(&["pretrain", "--config", arg(&path), "--out", arg(&out), "--set", bf16], 78);
+        assert!(text.contains("AVX512_BF16") && !out.exists(), "{text}");
+        return;
+    }
+    let exact = losses(&pretrain(dir.path(), "exact", &[]));
+    let whole = pretrain(dir.path(), "whole", &[bf16]);
+    let rounded = losses(&whole);
+    assert_ne!(exact, rounded);
+    for (a, b) in exact.iter().zip(&rounded) {
+        assert!((a / b - 1.0).abs() < 5e-3, "{a} {b}");
+    }
+    let again = pretrain(dir.path(), "again", &[bf16]);
+    ok(&["resume", "--ckpt", arg(&checkpoint(&again, 8))]);
+    assert_same_checkpoint(&checkpoint(&whole, 12), &checkpoint(&again, 12));
 }
