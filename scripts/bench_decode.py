@@ -52,7 +52,11 @@ def ours(binary: Path, model: Path, prompt: str, threads: int, tokens: int) -> t
 def theirs(model, prompt: torch.Tensor, tokens: int) -> tuple[list[int], float, float]:
     def run(n: int) -> tuple[torch.Tensor, float]:
         begun = time.perf_counter()
-        out = model.generate(prompt, max_new_tokens=n, min_new_tokens=n, do_sample=False, pad_token_id=0)
+        # llama-lite writes no id that the tokenizer does not know; the case's tokenizer knows 256 bytes and the end of text (256).
+        unknown = list(range(257, model.config.vocab_size))
+        out = model.generate(
+            prompt, max_new_tokens=n, min_new_tokens=n, do_sample=False, pad_token_id=0, suppress_tokens=unknown
+        )
         return out[0, prompt.shape[1] :], time.perf_counter() - begun
 
     _, first = run(1)
