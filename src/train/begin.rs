@@ -9,7 +9,6 @@ use crate::data::corpus::Corpus;
 use crate::data::loader::{Loader, Plan};
 use crate::data::tokenizer::Tokenizer;
 use crate::metrics::{Console, Events, MetricsLog, SampleLog};
-use crate::ops::precision::Precision;
 use crate::runtime::error::{Exit, fail, note};
 use crate::runtime::files::{Lock, create_dirs, lock, read_bounded, write_atomic};
 use crate::runtime::memory;
@@ -250,7 +249,7 @@ fn refuse_existing_run_locked(out: &Path) -> Result<()> {
 
 /// Refuses what this machine cannot do.
 fn check_machine(config: &Config) -> Result<()> {
-    if config.train.precision == "bf16" && !Precision::Bf16.supported() {
+    if !super::precision(&config.train).supported() {
         return Err(fail(Exit::Config, "train.precision = \"bf16\": this processor has no AVX512_BF16")
             .hint("use \"auto\" or \"f32\"")
             .into());

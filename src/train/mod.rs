@@ -17,8 +17,16 @@ pub mod schedule;
 pub mod state;
 pub mod step;
 
+use crate::config::TrainConfig;
+use crate::ops::precision::Precision;
+
+/// What matrix products are computed in here: `train.precision` with "auto" resolved for the CPU.
+fn precision(config: &TrainConfig) -> Precision {
+    if config.precision == "bf16" { Precision::Bf16 } else { Precision::F32 }
+}
+
 /// What produced a run's numbers: build and machine, from an allow-list (never the environment).
-pub fn identity(config: &crate::config::TrainConfig) -> serde_json::Value {
+pub fn identity(config: &TrainConfig) -> serde_json::Value {
     serde_json::json!({
         "version": crate::VERSION,
         "arch": std::env::consts::ARCH,
@@ -26,6 +34,9 @@ pub fn identity(config: &crate::config::TrainConfig) -> serde_json::Value {
         "simd": crate::ops::simd_level(),
         "threads": rayon::current_num_threads(),
         "device": "cpu",
-        "dtype": if config.precision == "bf16" { "bf16" } else { "f32" },
+        "dtype": match precision(config) {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+        },
     })
 }

@@ -12,7 +12,6 @@ use crate::data::tokenizer::Tokenizer;
 use crate::model::Llama;
 use crate::model::init::init;
 use crate::model::params::{Layout, Spec, Weights};
-use crate::ops::precision::Precision;
 use crate::runtime::error::{Exit, fail};
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
@@ -132,8 +131,7 @@ impl State {
         let grad = layout.zeros(&device)?;
         let grads = Weights::views(&grad, &config.model, &layout)?;
         let chain = counters.chain.parse().context("trainer_state.json")?;
-        let precision = if config.train.precision == "bf16" { Precision::Bf16 } else { Precision::F32 };
-        let model = Llama::new(&config.model, flat)?.with_precision(precision);
+        let model = Llama::new(&config.model, flat)?.with_precision(super::precision(&config.train));
         Ok(Self { model, grad, grads, optimizer, schedule, counters, chain })
     }
 

@@ -1,6 +1,7 @@
 //! Copies operands into the order in which the kernels read them.
 //!
-//! A left operand becomes panels of [`MR`] rows, `[MR][KC]` or `[kc][MR]`, whichever copies runs of memory. A right operand becomes panels of [`NR`] columns, `[k][NR]`; the last one is filled up with zeros.
+//! A left operand becomes panels of [`MR`] rows, `[MR][KC]` or `[kc][MR]`, whichever copies runs of memory. A right operand becomes
+//! panels of [`NR`] columns, `[k][NR]`; the last one is filled up with zeros.
 
 use super::Mat;
 use super::bf16;
