@@ -94,6 +94,12 @@ pub(super) fn list(root: &Path) -> Result<Listing> {
     Ok(listing)
 }
 
+/// The checkpoints of a run, newest first, each as far as its manifest and the sizes of its files are sound. For readers:
+/// takes no lock, changes nothing.
+pub fn sound(run_dir: &Path) -> Result<Vec<Valid>> {
+    Ok(list(&checkpoints_dir(run_dir))?.sound)
+}
+
 /// Moves newer ones found damaged to `listing.damaged` until the newest left is wholly verified.
 fn verify_newest(listing: &mut Listing) -> Result<Option<Valid>> {
     while !listing.sound.is_empty() {
@@ -111,15 +117,22 @@ fn verify_newest(listing: &mut Listing) -> Result<Option<Valid>> {
 /// renamed `.bad-<step>-<reason>`. If the run has saved but nothing good is left, that is exit 65; if it never saved,
 /// `newest` is none.
 pub fn newest_valid(run_dir: &Path) -> Result<Found> {
+    newest_valid_until(run_dir, u64::MAX)
+}
+
+/// [`newest_valid`] of those that contain no step after `last`.
+pub fn newest_valid_until(run_dir: &Path, last: u64) -> Result<Found> {
     let root = checkpoints_dir(run_dir);
     let mut listing = list(&root)?;
+    let newer = listing.sound.iter().filter(|valid| valid.manifest.step > last).count();
+    let passed_over = listing.sound.drain(..newer).count() > 0;
     let newest = verify_newest(&mut listing)?;
     let mut quarantined = Vec::new();
     for Damaged { dir, kind, what } in &listing.damaged {
         let name = format!(".bad-{}-{kind}", named_step(dir).unwrap_or_default());
         quarantined.push((set_aside(dir, &name)?, format!("{}: {what}", name_of(dir))));
     }
-    if newest.is_none() && (listing.set_aside || !quarantined.is_empty()) {
+    if newest.is_none() && !passed_over && (listing.set_aside || !quarantined.is_empty()) {
         return Err(nothing_good(run_dir, quarantined.iter().map(|(_, what)| what.as_str())));
     }
     Ok(Found { newest, quarantined })
@@ -137,7 +150,7 @@ fn nothing_good<'a>(run_dir: &Path, findings: impl Iterator<Item = &'a str>) -> 
 }
 
 /// Renames `dir` to `name` beside it, or to `name-2`, `name-3`... if taken.
-fn set_aside(dir: &Path, name: &str) -> Result<PathBuf> {
+pub fn set_aside(dir: &Path, name: &str) -> Result<PathBuf> {
     let mut target = dir.with_file_name(name);
     let mut n = 1;
     while target.symlink_metadata().is_ok() {

@@ -22,16 +22,16 @@ pub mod save;
 pub mod tensors;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use export::export;
-pub use find::{Found, Valid, newest_valid, resolve, supersede};
+pub use find::{Found, Valid, newest_valid, newest_valid_until, resolve, set_aside, sound, supersede};
 pub use half::Dtype;
 pub use hf::tensor_specs;
 pub use manifest::{Manifest, verify};
 pub use open::Opened;
 pub use retain::{Retention, prune};
-pub use save::{Contents, save, save_sharded};
+pub use save::{Contents, ensure_space, save, save_sharded};
 pub use tensors::TensorRef;
 
 use std::path::{Path, PathBuf};

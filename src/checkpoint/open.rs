@@ -1,7 +1,6 @@
 //! Reading a model: a checkpoint of ours, verified, or any Hugging Face Llama directory, checked for what it can be.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -69,19 +68,17 @@ impl Opened {
     }
 
     fn read(dir: PathBuf, manifest: Option<Manifest>, moments_verified: bool) -> Result<Opened> {
-        // A Hugging Face cache is made of links; a checkpoint of ours has none.
-        let follow = manifest.is_none();
-        let config = read_json(&dir.join(names::CONFIG), MAX_CONFIG, follow)?;
+        let members = Members { dir: &dir, manifest: manifest.as_ref() };
+        let config = members.json(names::CONFIG, MAX_CONFIG)?;
         let HfConfig { model, bos, mut eos } =
             hf::parse_config(&config, &dir.join(names::CONFIG).display().to_string())?;
-        let generation = dir.join(names::GENERATION);
-        if generation.exists() {
-            let more = hf::eos_ids(&read_json(&generation, MAX_CONFIG, follow)?);
+        if members.has(names::GENERATION) {
+            let more = hf::eos_ids(&members.json(names::GENERATION, MAX_CONFIG)?);
             eos.extend(more);
             eos.sort_unstable();
             eos.dedup();
         }
-        let files = open_weights(&dir, follow)?;
+        let files = open_weights(&members)?;
         let mut place = BTreeMap::new();
         for (n, file) in files.iter().enumerate() {
             for name in file.names() {
@@ -138,9 +135,7 @@ impl Opened {
             let checked = check_hashes(&self.dir, manifest, |name| name == names::OPTIMIZER);
             checked.map_err(|fault| fault.into_error(&self.dir))?;
         }
-        let path = self.dir.join(names::OPTIMIZER);
-        let (file, size) = files::open_input(&path, false)?;
-        let moments = TensorFile::open(file, size, &path)?;
+        let moments = Members { dir: &self.dir, manifest: Some(manifest) }.tensors(names::OPTIMIZER)?;
         for name in moments.names() {
             let (shape, values) = moments.read(&name)?;
             sink(&name, &shape, values)?;
@@ -150,10 +145,8 @@ impl Opened {
 
     /// The trainer's state of a checkpoint. An error for a directory that is no checkpoint.
     pub fn trainer_state(&self) -> Result<Value> {
-        if self.manifest.is_none() {
-            return Err(self.no_checkpoint(names::TRAINER).into());
-        }
-        read_json(&self.dir.join(names::TRAINER), MAX_TRAINER, false)
+        let manifest = self.manifest.as_ref().ok_or_else(|| self.no_checkpoint(names::TRAINER))?;
+        Members { dir: &self.dir, manifest: Some(manifest) }.json(names::TRAINER, MAX_TRAINER)
     }
 
     fn no_checkpoint(&self, what: &str) -> Failure {
@@ -163,30 +156,58 @@ impl Opened {
     }
 }
 
-fn read_json(path: &Path, max: u64, follow: bool) -> Result<Value> {
-    let bytes = files::read_bounded(path, max, follow)?;
-    serde_json::from_slice(&bytes).map_err(|e| {
-        let message = format!("{} is not valid JSON: {e}", path.display());
-        fail(Exit::Data, message).hint("copy or download the file again").into()
-    })
+/// The files of a model directory. Those of a checkpoint are what its manifest lists: what else lies there was never compared with
+/// a hash. They are no links, of which a Hugging Face cache is made.
+struct Members<'a> {
+    dir: &'a Path,
+    /// None for a plain directory.
+    manifest: Option<&'a Manifest>,
+}
+
+impl Members<'_> {
+    fn has(&self, name: &str) -> bool {
+        match self.manifest {
+            Some(manifest) => manifest.entry(name).is_some(),
+            None => self.dir.join(name).symlink_metadata().is_ok(),
+        }
+    }
+
+    fn path(&self, name: &str) -> Result<PathBuf> {
+        if self.manifest.is_some() && !self.has(name) {
+            let message =
+                format!("the checkpoint {} is damaged: its manifest does not list {name}", self.dir.display());
+            return Err(fail(Exit::Data, message).hint("use another checkpoint").into());
+        }
+        Ok(self.dir.join(name))
+    }
+
+    fn tensors(&self, name: &str) -> Result<TensorFile> {
+        let path = self.path(name)?;
+        let (file, size) = files::open_input(&path, self.manifest.is_none())?;
+        TensorFile::open(file, size, &path)
+    }
+
+    fn json(&self, name: &str, max: u64) -> Result<Value> {
+        let path = self.path(name)?;
+        let bytes = files::read_bounded(&path, max, self.manifest.is_none())?;
+        serde_json::from_slice(&bytes).map_err(|e| {
+            let message = format!("{} is not valid JSON: {e}", path.display());
+            fail(Exit::Data, message).hint("copy or download the file again").into()
+        })
+    }
 }
 
 /// Opens `model.safetensors` or, in its absence, the shards of the index.
-fn open_weights(dir: &Path, follow: bool) -> Result<Vec<TensorFile>> {
-    let single = dir.join(names::WEIGHTS);
-    let index = dir.join(names::INDEX);
-    let paths = if single.symlink_metadata().is_ok() {
-        vec![single]
-    } else if index.symlink_metadata().is_ok() {
-        shard_names(&read_json(&index, MAX_INDEX, follow)?, &index)?.iter().map(|name| dir.join(name)).collect()
-    } else {
-        return Err(no_weights(dir).into());
-    };
-    let open = |path: PathBuf| {
-        let (file, size): (File, u64) = files::open_input(&path, follow)?;
-        TensorFile::open(file, size, &path)
-    };
-    paths.into_iter().map(open).collect()
+fn open_weights(members: &Members<'_>) -> Result<Vec<TensorFile>> {
+    if members.has(names::WEIGHTS) {
+        return Ok(vec![members.tensors(names::WEIGHTS)?]);
+    }
+    if !members.has(names::INDEX) {
+        return Err(no_weights(members.dir).into());
+    }
+    let index = members.json(names::INDEX, MAX_INDEX)?;
+    let shards = shard_names(&index, &members.dir.join(names::INDEX))?;
+    shards.iter().map(|name| members.tensors(name)).collect()
 }
 
 /// The distinct files of a weight index, in name order.
@@ -198,7 +219,7 @@ fn shard_names(index: &Value, path: &Path) -> Result<Vec<String>> {
     for (tensor, file) in map {
         let name = file.as_str().filter(|name| valid_name(name) && name.ends_with(".safetensors"));
         let name =
-            name.ok_or_else(|| malformed(format!("{tensor} is in {file}, which is not allowed as a file name")))?;
+            name.ok_or_else(|| malformed(format!("{tensor:?} is in {file}, which is not allowed as a file name")))?;
         shards.push(name.to_owned());
     }
     shards.sort();

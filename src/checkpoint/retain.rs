@@ -24,6 +24,14 @@ pub struct Retention {
     pub keep: usize,
     /// And every one whose step is a multiple of this; 0 for none.
     pub keep_every: u64,
+    /// And those of the steps 1, 2, 4, 8...
+    pub log_spaced: bool,
+}
+
+impl Retention {
+    fn for_good(&self, step: u64) -> bool {
+        (self.keep_every > 0 && step.is_multiple_of(self.keep_every)) || (self.log_spaced && step.is_power_of_two())
+    }
 }
 
 /// Deletes the checkpoints of a run that `keep` does not retain; `fresh` is the one just made durable. Returns what was
@@ -36,7 +44,7 @@ pub fn prune(run_dir: &Path, keep: Retention, fresh: &Path) -> Result<Vec<PathBu
     }
     let (mut kept, mut doomed) = (0, Vec::new());
     for valid in sound {
-        let due = keep.keep_every > 0 && valid.manifest.step.is_multiple_of(keep.keep_every);
+        let due = keep.for_good(valid.manifest.step);
         let enough = kept >= keep.keep.max(1);
         if enough && (due || valid.dir == fresh) {
             continue;

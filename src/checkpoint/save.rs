@@ -134,8 +134,8 @@ fn check(contents: &Contents<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Refuses to begin what cannot be finished.
-pub(super) fn ensure_space(dir: &Path, needed: u64) -> Result<()> {
+/// Refuses to begin what cannot be finished: `needed` bytes on the file system of `dir`, which need not exist yet.
+pub fn ensure_space(dir: &Path, needed: u64) -> Result<()> {
     let free = files::free_space(dir)?;
     if free >= needed {
         return Ok(());

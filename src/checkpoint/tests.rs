@@ -6,6 +6,7 @@ mod hf_dirs;
 mod retention;
 mod roundtrip;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -37,7 +38,7 @@ pub(super) fn toy_model(tied: bool) -> ModelConfig {
 type Tensor = (String, Vec<usize>, Vec<f32>);
 
 /// Weights and moments that follow from the step.
-struct Toy {
+pub(crate) struct Toy {
     model: ModelConfig,
     weights: Vec<Tensor>,
     moments: Vec<Tensor>,
@@ -50,7 +51,16 @@ impl Toy {
     }
 
     fn of(model: ModelConfig, step: u64) -> Toy {
-        let mut rng = ChaCha8Rng::seed_from_u64(step);
+        Toy::drawn(model, step, step)
+    }
+
+    /// A smaller one, whose values follow from `seed`.
+    pub(crate) fn small(step: u64, seed: u64) -> Toy {
+        Toy::drawn(ModelConfig { num_hidden_layers: 1, ..toy_model(true) }, step, seed)
+    }
+
+    fn drawn(model: ModelConfig, step: u64, seed: u64) -> Toy {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut draw = |shape: &[usize]| (0..shape.iter().product()).map(|_| rng.random_range(-2.0_f32..2.0)).collect();
         let specs = tensor_specs(&model);
         let weights: Vec<Tensor> =
@@ -84,8 +94,25 @@ impl Toy {
         self.save_keeping(run, 100)
     }
 
-    fn save_keeping(&self, run: &Path, keep: usize) -> Result<PathBuf> {
-        save_sharded(run, 1, &self.contents(), Retention { keep, keep_every: 0 }, super::save::SHARD_BYTES)
+    pub(crate) fn save_keeping(&self, run: &Path, keep: usize) -> Result<PathBuf> {
+        save_sharded(
+            run,
+            1,
+            &self.contents(),
+            Retention { keep, keep_every: 0, log_spaced: false },
+            super::save::SHARD_BYTES,
+        )
+    }
+
+    /// Whether `opened` holds these weights and moments, bit for bit.
+    pub(crate) fn is_held_by(&self, opened: &Opened) -> Result<bool> {
+        let mut read = Vec::new();
+        opened.read_weights(&mut |name, shape, data| collect(&mut read, name, shape, data))?;
+        opened.read_moments(&mut |name, shape, data| collect(&mut read, name, shape, data))?;
+        let bits = |tensors: &mut dyn Iterator<Item = &Tensor>| -> BTreeMap<_, Vec<u32>> {
+            tensors.map(|(name, _, data)| (name.clone(), data.iter().map(|v| v.to_bits()).collect())).collect()
+        };
+        Ok(bits(&mut read.iter()) == bits(&mut self.weights.iter().chain(&self.moments)))
     }
 
     /// Asserts that `opened` holds these weights, bit for bit.
@@ -114,19 +141,18 @@ fn assert_same_bits(left: &[Tensor], right: &[Tensor]) {
 }
 
 /// The class of a failure; every one must carry a hint and take one line.
-fn exit_of(error: &anyhow::Error) -> Exit {
+pub(crate) fn exit_of(error: &anyhow::Error) -> Exit {
     let failure = error.downcast_ref::<Failure>().unwrap_or_else(|| panic!("not a Failure: {error:?}"));
     assert!(failure.hint.is_some() && !failure.message.contains('\n'), "{failure}");
     failure.exit
 }
 
 /// A temporary directory, in memory where there is such a place: thousands of fsyncs on a disk would take minutes.
-fn quick_dir() -> tempfile::TempDir {
-    let memory = Path::new("/dev/shm");
-    if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
+pub(crate) fn quick_dir() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
 /// Names in a directory, sorted.
-fn listing(dir: &Path) -> Vec<String> {
+pub(crate) fn listing(dir: &Path) -> Vec<String> {
     super::find::entries(dir).unwrap().iter().map(|path| super::find::name_of(path).to_owned()).collect()
 }

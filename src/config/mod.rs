@@ -21,13 +21,17 @@ use anyhow::Result;
 
 pub use reference::{reference, reference_text};
 pub use schema::{
-    CheckpointConfig, Config, DataConfig, EvalConfig, LogConfig, ModelConfig, OptimizerConfig, SampleConfig,
-    ScheduleConfig, TrainConfig,
+    CheckpointConfig, Config, DataConfig, EvalConfig, GuardConfig, LogConfig, ModelConfig, OptimizerConfig,
+    SampleConfig, ScheduleConfig, TrainConfig,
 };
 
 use crate::runtime::error::{Exit, fail};
+use crate::runtime::files::read_bounded;
 use problems::Problems;
 use source::{Entries, Format};
+
+/// A configuration is text written by people.
+const MAX_BYTES: u64 = 1 << 20;
 
 /// A key that [`Config::apply`] changed, with its values as TOML (`none` where there is none).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,7 +48,8 @@ impl Config {
     /// Loads a `.toml` or `.json` file and applies `sets` (`section.key=value`, later ones over earlier ones) to it.
     ///
     /// # Errors
-    /// [`Exit::Io`] if the file cannot be read, else [`Exit::Config`] with one line for each problem.
+    /// [`Exit::Io`] if the file cannot be read, [`Exit::Data`] if it is too large to be a configuration, else [`Exit::Config`]
+    /// with one line for each problem.
     pub fn load(path: &Path, sets: &[String]) -> Result<Self> {
         let file = path.display().to_string();
         let format = match path.extension().and_then(|extension| extension.to_str()) {
@@ -55,10 +60,7 @@ impl Config {
                 return Err(failure.hint("it must end in .toml or .json").into());
             }
         };
-        let bytes = std::fs::read(path).map_err(|error| {
-            fail(Exit::Io, format!("{file}: cannot read the configuration: {error}"))
-                .hint("give --config the path of a .toml or .json file, such as configs/quickstart.toml")
-        })?;
+        let bytes = read_bounded(path, MAX_BYTES, true)?;
         let text = String::from_utf8(bytes).map_err(|error| {
             let at = error.utf8_error().valid_up_to();
             fail(Exit::Config, format!("{file}: not UTF-8 text (byte {at})")).hint("save the file as UTF-8")

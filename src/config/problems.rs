@@ -17,6 +17,7 @@ struct Problem {
 pub(super) struct Problems {
     list: Vec<Problem>,
     unusable: BTreeSet<String>,
+    unreadable: bool,
 }
 
 impl Problems {
@@ -29,13 +30,17 @@ impl Problems {
         hint: impl Into<String>,
     ) {
         self.unusable.insert(key.to_string());
+        // JSON and quoted TOML know names without a letter.
+        let key = if key.is_empty() { "(empty name)" } else { key };
         let (origin, what, hint) = (origin.into(), what.into(), hint.into());
         self.list.push(Problem { origin, key: key.to_string(), what, hint });
     }
 
     /// Reports that the text as a whole cannot be read.
     pub(super) fn syntax(&mut self, origin: impl Into<String>, what: impl Into<String>) {
-        self.add(origin, "", what, "configs/quickstart.toml is an example of a valid file");
+        self.unreadable = true;
+        let hint = "configs/quickstart.toml is an example of a valid file".into();
+        self.list.push(Problem { origin: origin.into(), key: String::new(), what: what.into(), hint });
     }
 
     /// Marks a key whose value follows from unusable ones: checks over it would only echo their problems.
@@ -50,7 +55,7 @@ impl Problems {
 
     /// Whether the text could be read at all.
     pub(super) fn readable(&self) -> bool {
-        self.usable(&[""])
+        !self.unreadable
     }
 
     /// All problems as one failure with exit code 78; `None` if there are none.

@@ -145,6 +145,11 @@ impl Rules<'_> {
         });
         self.default("model.max_position_embeddings", &[LENGTH], &mut model.max_position_embeddings, || Ok(length));
         self.default("train.tokens_per_step", &[BATCH, LENGTH], &mut train.tokens_per_step, || Ok(batch * length));
+        let (prompts, validation) = (!config.sample.prompts.is_empty(), config.eval.every);
+        self.default("sample.every", &["sample.prompts", "eval.every", STEPS], &mut config.sample.every, || {
+            // Without validations in between, at both ends of the run as they are.
+            Ok(if prompts { if validation > 0 { validation } else { steps } } else { 0 })
+        });
         self.default("schedule.decay_steps", &[STEPS, "schedule.kind"], &mut config.schedule.decay_steps, || {
             Ok(Some(if wsd { (steps / 5).max(1) } else { steps }))
         });
@@ -317,11 +322,22 @@ impl Rules<'_> {
                 broken(what, "set it to 0 or to a multiple of checkpoint.every")
             })
         });
-        self.rule(&["eval.tasks"], || {
-            (!config.eval.tasks.is_empty()).then(|| {
+        self.rule(&["eval.tasks", "eval.data_dir"], || {
+            (!config.eval.tasks.is_empty() && config.eval.data_dir.is_none()).then(|| {
                 broken(
-                    "benchmark tasks are not available in this build",
-                    "remove them; validation loss is always there",
+                    "missing: eval.data_dir, where the data of the tasks are",
+                    "a run does not use the network: see eval --help",
+                )
+            })
+        });
+        let (tasks_every, validation) = (config.eval.tasks_every, config.eval.every);
+        self.rule(&["eval.tasks_every", "eval.every"], || {
+            (tasks_every > 0 && (validation == 0 || tasks_every % validation != 0)).then(|| {
+                broken(
+                    format!(
+                        "{tasks_every} is not a multiple of eval.every {validation}, and tasks come with a validation"
+                    ),
+                    "set it to 0 or to a multiple of eval.every",
                 )
             })
         });

@@ -61,6 +61,8 @@ pub struct Config {
     pub schedule: ScheduleConfig,
     /// What is saved, and what is kept.
     pub checkpoint: CheckpointConfig,
+    /// What is done about steps that go wrong.
+    pub guard: GuardConfig,
     /// Validation during the run.
     pub eval: EvalConfig,
     /// Samples written during the run.
@@ -79,6 +81,7 @@ impl Config {
             optimizer: visitor.section(),
             schedule: visitor.section(),
             checkpoint: visitor.section(),
+            guard: visitor.section(),
             eval: visitor.section(),
             sample: visitor.section(),
             log: visitor.section(),
@@ -93,6 +96,7 @@ impl Config {
         self.optimizer.write(each);
         self.schedule.write(each);
         self.checkpoint.write(each);
+        self.guard.write(each);
         self.eval.write(each);
         self.sample.write(each);
         self.log.write(each);
@@ -240,6 +244,27 @@ section! {
         keep: usize = Value(2), AtLeast(1.0);
         /// Checkpoints at multiples of this step are kept for good. 0 = none.
         keep_every: u64 = Value(0), Any;
+        /// Whether the steps 1, 2, 4, 8... are saved as well and kept for good: early training in close-up.
+        log_spaced: bool = Value(false), Any;
+        /// Whether training goes on while a checkpoint is written; takes memory for a copy of weights and moments.
+        background: bool = Value(true), Any;
+        /// When the disk has refused three checkpoints in a row: "exit" (74), or "pause" until it takes one.
+        on_full: String = Value("exit".into()), Choice(&["exit", "pause"]);
+    }
+}
+
+section! {
+    /// What is done about steps that go wrong. An update that is not finite is always refused; three in a row (or ten in
+    /// a thousand steps) take the run back to its last good checkpoint and past the data that followed it.
+    GuardConfig = "guard" {
+        /// A loss or gradient norm far above the last 128: "warn", "skip" its update, or "off".
+        spike: String = Value("warn".into()), Choice(&["off", "warn", "skip"]);
+        /// How many standard deviations are far.
+        spike_sigma: f64 = Value(6.0), AboveTo(0.0, 1e6);
+        /// Rollbacks after which the run is given up (76).
+        rollbacks: u64 = Value(2), Any;
+        /// Seconds without progress (at least; ten steps if those are longer) after which a run is stuck and ends (70).
+        hang_seconds: u64 = Value(120), Within(1.0, 1e9);
     }
 }
 
@@ -250,8 +275,16 @@ section! {
         every: u64 = Value(250), Any;
         /// Tokens of the validation split that are used, at most; always the same ones.
         val_tokens: u64 = Value(1_048_576), AtLeast(1.0);
-        /// Benchmark tasks to run with every validation (none is available in this build).
+        /// Benchmark tasks to run as well, by their names in the lm-evaluation-harness.
         tasks: Vec<String> = Value(Vec::new()), Any;
+        /// Steps between runs of the tasks, which come with a validation. 0 = with every one.
+        tasks_every: u64 = Value(0), Any;
+        /// Documents of each task, at most; always the first ones.
+        limit: Option<u64> = Derived("all"), AtLeast(1.0);
+        /// Examples before each question of the tasks.
+        num_fewshot: usize = Value(0), Any;
+        /// Directory with the tasks' data, as for `llama-lite eval --data-dir`.
+        data_dir: Option<String> = Derived("none"), Any;
     }
 }
 
@@ -259,7 +292,7 @@ section! {
     /// Samples written during the run.
     SampleConfig = "sample" {
         /// Steps between samples. 0 = none.
-        every: u64 = Value(0), Any;
+        every: u64 = Derived("eval.every if there are prompts, else 0"), Any;
         /// Texts to be continued.
         prompts: Vec<String> = Value(Vec::new()), Any;
         /// Longest continuation, in tokens.

@@ -80,7 +80,8 @@ impl Entries {
     pub(super) fn set(&mut self, argument: &str, problems: &mut Problems) {
         let (key, value) = argument.split_once('=').unwrap_or((argument, ""));
         let key = key.trim();
-        if !argument.contains('=') || !key.contains('.') {
+        let named = key.split_once('.').is_some_and(|(section, name)| !section.is_empty() && !name.is_empty());
+        if !argument.contains('=') || !named {
             let what = format!("{argument:?} is not of the form section.key=value");
             problems.add("--set", key, what, "write for example --set optimizer.lr=3e-4");
             return;

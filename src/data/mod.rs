@@ -11,10 +11,12 @@
 //! | `order.rs` | the keyed permutation and the hash chain |
 //! | `stories.rs` | the built-in corpus and its exact entropy |
 //! | `tokenizer.rs` | GPT-2's, trained and loaded tokenizers |
+//! | `chat.rs` | conversations as text |
 //! | `hub.rs` | data sets of the Hugging Face Hub |
 //! | `prepare.rs`, `shards.rs`, `npy.rs` | text files to token shards, and reading them |
 
 pub mod boundary;
+pub mod chat;
 pub mod corpus;
 pub mod hub;
 pub mod loader;

@@ -5,6 +5,7 @@
 
 use super::loader::Loader;
 use crate::runtime::error::{Exit, fail};
+use crate::runtime::failpoint::failpoint;
 use crate::runtime::thread::spawn;
 use anyhow::Result;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -31,6 +32,7 @@ impl Prefetch {
         let reader = loader.clone();
         let work = move || {
             for (first, count) in asked {
+                assert!(failpoint("panicked-prefetch", first).is_none(), "planted");
                 if answers.send(reader.sequences(first, count)).is_err() {
                     return;
                 }

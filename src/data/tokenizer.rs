@@ -141,6 +141,14 @@ impl Tokenizer {
         }
     }
 
+    /// Encodes what a chat template has written: special tokens' strings give their ids, and nothing is added to them.
+    pub fn encode_rendered(&self, text: &str) -> Result<Vec<u32>> {
+        match &self.inner.engine {
+            Engine::Byte(engine) => Ok(engine.encode(text)),
+            Engine::Hub(engine) => engine.encode_rendered(text),
+        }
+    }
+
     /// Encodes a document of a corpus: nothing in it is special, and nothing is added.
     pub fn encode_ordinary(&self, text: &str) -> Result<Vec<u32>> {
         match &self.inner.engine {

@@ -3,11 +3,14 @@
 //! Unlike the metrics it is never cut: a start, a crash and the resume after it all stay. It is also the only log that
 //! carries wall-clock time, which is for display alone: nothing is ordered or measured by it.
 
-use crate::runtime::files::{Appender, append_log};
+use crate::runtime::files::{Appender, append_log, read_bounded};
 use anyhow::Result;
 use serde_json::{Map, Value};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
+
+/// A run of a million saves has a fifth of this.
+const MAX_BYTES: u64 = 1 << 30;
 
 /// `RUN/events.jsonl`, open for appending.
 #[derive(Debug)]
@@ -33,6 +36,19 @@ impl Events {
         self.log.line(&line(SystemTime::now(), kind, fields))?;
         self.log.sync()
     }
+}
+
+/// The events that `run_dir` has kept, in order; lines that cannot be read are passed over.
+///
+/// # Errors
+/// [`crate::runtime::error::Exit::Io`] if there is a file that cannot be read.
+pub fn read_events(run_dir: &Path) -> Result<Vec<Value>> {
+    let path = run_dir.join("events.jsonl");
+    if path.symlink_metadata().is_err() {
+        return Ok(Vec::new());
+    }
+    let bytes = read_bounded(&path, MAX_BYTES, false)?;
+    Ok(bytes.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect())
 }
 
 fn line(time: SystemTime, kind: &str, fields: Value) -> String {

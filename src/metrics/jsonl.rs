@@ -7,9 +7,10 @@
 
 use crate::metrics::Record;
 use crate::runtime::error::{Exit, fail};
-use crate::runtime::files::{Appender, append_log, create_dirs, read_bounded, write_atomic};
+use crate::runtime::files::{Appender, Syncer, append_log, create_dirs, read_bounded, write_atomic};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
 /// A log of a million steps is a quarter of this.
@@ -54,12 +55,12 @@ impl MetricsLog {
         append(&mut self.log, record)
     }
 
-    /// Makes all lines durable. To be called before a checkpoint is saved: resuming from it relies on them.
+    /// What makes all lines written so far durable. Used before a checkpoint is saved: resuming from it relies on them.
     ///
     /// # Errors
-    /// [`Exit::Io`] if the file cannot be synced.
-    pub fn sync(&mut self) -> Result<()> {
-        self.log.sync()
+    /// [`Exit::Io`] if the system gives no handle.
+    pub fn syncer(&self) -> Result<Syncer> {
+        self.log.syncer()
     }
 }
 
@@ -102,12 +103,12 @@ impl SampleLog {
         append(&mut self.log, record)
     }
 
-    /// Makes all lines durable.
+    /// As [`MetricsLog::syncer`].
     ///
     /// # Errors
-    /// [`Exit::Io`] if the file cannot be synced.
-    pub fn sync(&mut self) -> Result<()> {
-        self.log.sync()
+    /// [`Exit::Io`] if the system gives no handle.
+    pub fn syncer(&self) -> Result<Syncer> {
+        self.log.syncer()
     }
 }
 
@@ -116,6 +117,15 @@ impl SampleLog {
 /// # Errors
 /// [`Exit::Io`] if the file cannot be read.
 pub fn read(path: &Path) -> Result<Vec<Record>> {
+    let bytes = read_bounded(path, MAX_BYTES, true)?;
+    Ok(bytes.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect())
+}
+
+/// The samples of `samples.jsonl`, as [`read`].
+///
+/// # Errors
+/// [`Exit::Io`] if the file cannot be read.
+pub fn read_samples(path: &Path) -> Result<Vec<SampleRecord>> {
     let bytes = read_bounded(path, MAX_BYTES, true)?;
     Ok(bytes.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect())
 }
@@ -147,6 +157,9 @@ fn open(run_dir: &Path, name: &str, tail_suffix: &str, resume_step: Option<u64>)
 #[derive(Deserialize)]
 struct Stamp {
     step: Option<u64>,
+    /// Read so that a line is an object and damage anywhere in it shows: what serde passes over it does not check.
+    #[serde(flatten)]
+    _rest: Map<String, Value>,
 }
 
 /// Splits a log into the bytes to keep and the bytes to cut.
@@ -194,7 +207,7 @@ mod tests {
                 log.append(&Record::Val(val(step))).unwrap();
             }
         }
-        log.sync().unwrap();
+        log.syncer().unwrap().sync().unwrap();
     }
 
     fn text(path: &Path) -> String {
@@ -219,11 +232,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.jsonl");
         let good = "{\"kind\":\"train\",\"step\":1}\n{\"kind\":\"note\"}\n";
-        let zeros = "\0\0\0\0\n";
+        // Serde would read a struct from a list, too.
+        let zeros = "\0\0\0\0\n[1]\n{\"step\":1,\"loss\":1e999}\n";
         let torn = "{\"kind\":\"train\",\"step\":2}"; // whole JSON, but its newline never arrived
         fs::write(&path, format!("{good}{zeros}{torn}")).unwrap();
         let log = MetricsLog::open(dir.path(), Some(2)).unwrap();
-        assert_eq!((log.cut.lines, log.cut.unreadable), (0, 2));
+        assert_eq!((log.cut.lines, log.cut.unreadable), (0, 4));
         assert_eq!(text(&path), good);
         assert_eq!(text(log.cut.kept_in.as_ref().unwrap()), format!("{zeros}{torn}"));
     }
@@ -255,7 +269,7 @@ mod tests {
         let mut log = SampleLog::open(dir.path(), Some(1)).unwrap();
         assert_eq!(log.cut.kept_in, Some(dir.path().join("replaced/attempt-1.samples.jsonl")));
         log.append(&sample(7)).unwrap();
-        log.sync().unwrap();
+        log.syncer().unwrap().sync().unwrap();
         let text = text(&dir.path().join("samples.jsonl"));
         let read: Vec<SampleRecord> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(read, [sample(0), sample(1), sample(7)]);

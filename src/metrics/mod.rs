@@ -15,9 +15,9 @@ mod pace;
 mod plot;
 mod progress;
 
-pub use events::{Events, iso8601};
+pub use events::{Events, iso8601, read_events};
 pub use human::{count, duration, rate};
-pub use jsonl::{Cut, MetricsLog, SampleLog, SampleRecord, read};
+pub use jsonl::{Cut, MetricsLog, SampleLog, SampleRecord, read, read_samples};
 pub use pace::Pace;
 pub use plot::ascii_plot;
 pub use progress::{Color, Console, Progress};
@@ -63,9 +63,12 @@ pub struct Train {
     pub data_seconds: f64,
     /// Hash of all token ids so far, in hexadecimal.
     pub chain: String,
-    /// The update was refused because it was not finite; written only when true.
+    /// The update was refused; written only when true.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub skipped: bool,
+    /// The pieces of state that were given up before this step on purpose; written only if there are any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reset: Vec<String>,
 }
 
 /// The loss on the fixed validation tokens.
@@ -123,6 +126,7 @@ mod tests {
             data_seconds: 1e-5,
             chain: "0f".into(),
             skipped: false,
+            reset: vec![],
         }
     }
 
@@ -145,6 +149,10 @@ mod tests {
         assert_eq!(
             line(&Record::Train(skipped)),
             r#"{"kind":"train","step":2,"loss":null,"grad_norm":null,"lr":0.0006,"tokens":1024,"tokens_per_second":10000.0,"mfu":0.5,"data_seconds":0.00001,"chain":"0f","skipped":true}"#
+        );
+        assert_eq!(
+            line(&Record::Train(Train { reset: vec!["moments".into()], mfu: f64::NAN, ..train(1) })),
+            r#"{"kind":"train","step":1,"loss":2.5,"grad_norm":0.1,"lr":0.0006,"tokens":512,"tokens_per_second":10000.0,"mfu":null,"data_seconds":0.00001,"chain":"0f","reset":["moments"]}"#
         );
         assert_eq!(
             line(&Record::Val(val(0))),

@@ -151,6 +151,12 @@ impl Progress {
         self.print(&line);
     }
 
+    /// What a benchmark task came to: (metric, value).
+    pub fn task(&mut self, step: u64, task: &str, metrics: &[(&str, f64)]) {
+        let values: Vec<String> = metrics.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+        self.print(&format!("{}  {task}  {}", self.at(step), values.join("  ")));
+    }
+
     /// A generated text. The prompt is set apart by colour; characters that could control the terminal are escaped.
     pub fn sample(&mut self, step: u64, prompt: &str, text: &str) {
         let shown = format!("{}{}", self.dim(&harmless(prompt)), harmless(text));

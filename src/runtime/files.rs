@@ -27,15 +27,17 @@ mod growing;
 mod link;
 mod lock;
 #[cfg(test)]
+pub(crate) mod power;
+#[cfg(test)]
 mod tests;
 
-pub use append::{Appender, append_log, truncate_file_atomic};
+pub use append::{Appender, Syncer, append_log, truncate_file_atomic};
 pub use dir::{DirTxn, TxnFile, create_dirs, remove_tree, rename_durable};
 pub use growing::Growing;
 pub use link::link;
 pub use lock::{Lock, lock};
 
-use fault::step;
+use fault::{Op, step};
 
 /// Every temporary file or directory of the program begins with this; what carries it can be deleted when nothing runs.
 pub const TEMP_PREFIX: &str = ".tmp-";
@@ -120,7 +122,8 @@ impl AtomicFile {
         if let Err(refused) = refuse_special(&self.target) {
             return Err(self.abandon(refused).into());
         }
-        let renamed = step("rename", &self.target).and_then(|()| std::fs::rename(&self.temp, &self.target));
+        let renamed =
+            step(Op::Rename(&self.temp, &self.target)).and_then(|()| std::fs::rename(&self.temp, &self.target));
         renamed.map_err(|e| self.abandon(io_failure("rename the finished file to", &self.target, &e)))?;
         sync_dir(parent_of(&self.target)).map_err(|e| io_failure("write", &self.target, &e))?;
         Ok(())
@@ -134,8 +137,8 @@ impl AtomicFile {
 
 impl Write for AtomicFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let AtomicFile { out: Some(out), target, .. } = self else { return Err(io::ErrorKind::BrokenPipe.into()) };
-        step("write", target).and_then(|()| out.write(bytes)).map_err(|e| named("write", target, e))
+        let AtomicFile { out: Some(out), temp, target } = self else { return Err(io::ErrorKind::BrokenPipe.into()) };
+        step(Op::Write(temp, bytes)).and_then(|()| out.write(bytes)).map_err(|e| named("write", target, e))
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -245,7 +248,7 @@ fn temp_beside(path: &Path) -> Result<PathBuf, Failure> {
 
 /// Creates a file that was not there; mode 0644 minus the umask.
 fn create_new(path: &Path) -> io::Result<File> {
-    step("create", path)?;
+    step(Op::Create(path))?;
     let mut options = OpenOptions::new();
     options.write(true).create_new(true).mode(0o644).custom_flags(OFlags::NOFOLLOW.bits() as i32);
     options.open(path)
@@ -266,17 +269,17 @@ fn refuse_special(path: &Path) -> Result<(), Failure> {
 
 fn remove_temp(temp: &Path) {
     // Best effort: what remains is a `.tmp-` name that nothing reads.
-    let _ = step("remove", temp).and_then(|()| std::fs::remove_file(temp));
+    let _ = step(Op::Remove(temp)).and_then(|()| std::fs::remove_file(temp));
 }
 
 fn sync_file(file: &File, path: &Path) -> io::Result<()> {
-    step("fsync", path)?;
+    step(Op::Fsync(path))?;
     file.sync_all()
 }
 
 /// Makes the names in a directory durable. File systems that cannot sync a directory say EINVAL: nothing is to be done.
 fn sync_dir(dir: &Path) -> io::Result<()> {
-    step("fsync-dir", dir)?;
+    step(Op::FsyncDir(dir))?;
     match File::open(dir)?.sync_all() {
         Err(e) if e.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => Ok(()),
         done => done,
@@ -284,6 +287,6 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
 }
 
 fn make_dir(path: &Path) -> io::Result<()> {
-    step("mkdir", path)?;
+    step(Op::Mkdir(path))?;
     std::fs::DirBuilder::new().mode(0o755).create(path)
 }

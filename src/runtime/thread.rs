@@ -1,17 +1,34 @@
-//! Threads by name, whose refusal by the system is an error and not a panic.
+//! Threads by name. One that the system refuses is an error and not a panic; one that panics is never missed.
 
-use crate::runtime::error::{Exit, fail};
+use crate::runtime::error::{Exit, Failure, fail};
 use anyhow::Result;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::{Mutex, PoisonError};
 
-/// Runs `work` on a thread called `name`, which nobody joins.
+/// The first thread of the process that panicked.
+static DEAD: Mutex<Option<&'static str>> = Mutex::new(None);
+
+/// Runs `work` on a thread called `name`, which nobody joins. If it panics, [`dead`] tells.
 ///
 /// # Errors
 /// [`Exit::Io`] if the system gives no thread.
-pub fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
-    let spawned = std::thread::Builder::new().name(name.into()).spawn(work);
+pub fn spawn(name: &'static str, work: impl FnOnce() + Send + 'static) -> Result<()> {
+    let watched = move || {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
+            DEAD.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(name);
+            resume_unwind(panic);
+        }
+    };
+    let spawned = std::thread::Builder::new().name(name.into()).spawn(watched);
     spawned.map_err(|e| {
         fail(Exit::Io, format!("cannot start the thread {name:?}: {e}"))
             .hint("raise the limit of processes (`ulimit -u`)")
     })?;
     Ok(())
+}
+
+/// The failure of the first thread that panicked, if one did: the process must not go on half-dead.
+pub fn dead() -> Option<Failure> {
+    let name = (*DEAD.lock().unwrap_or_else(PoisonError::into_inner))?;
+    Some(fail(Exit::Internal, format!("the thread {name:?} has panicked")).hint("please report what it printed above"))
 }

@@ -270,3 +270,30 @@ fn no_failure_while_replacing_costs_a_checkpoint() {
         expected.assert_weights(&Opened::open(run.path()).unwrap());
     }
 }
+
+/// What no hash covers may be anything: it does not become part of a checkpoint by lying beside it.
+#[test]
+fn what_the_manifest_does_not_list_is_not_read() {
+    let (run, other) = (quick_dir(), quick_dir());
+    let toy = Toy::at(5);
+    let dir =
+        save_sharded(run.path(), 1, &toy.contents(), Retention { keep: 1, keep_every: 0, log_spaced: false }, 1500)
+            .unwrap();
+    let foreign = Toy::at(6).save(other.path()).unwrap();
+    std::fs::copy(foreign.join(names::WEIGHTS), dir.join(names::WEIGHTS)).unwrap();
+    toy.assert_weights(&Opened::open(&dir).unwrap());
+    let path = dir.join(names::MANIFEST);
+    let whole = Manifest::parse(&std::fs::read(&path).unwrap()).unwrap();
+    let shard = whole.files.iter().find(|entry| entry.name.starts_with("model-00002")).unwrap().name.clone();
+    for lost in [names::CONFIG, names::TRAINER, names::OPTIMIZER, shard.as_str()] {
+        let mut short = whole.clone();
+        short.files.retain(|entry| entry.name != lost);
+        std::fs::write(&path, short.render().unwrap()).unwrap();
+        let read = |opened: Opened| {
+            opened.trainer_state()?;
+            opened.read_moments(&mut |_, _, _| Ok(()))
+        };
+        let error = Opened::open(&dir).and_then(read).expect_err(lost);
+        assert!(exit_of(&error) == Exit::Data && error.to_string().contains(lost), "{lost}: {error}");
+    }
+}

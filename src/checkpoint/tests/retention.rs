@@ -77,7 +77,7 @@ proptest! {
         let run = quick_dir();
         let root = checkpoints_dir(run.path());
         std::fs::create_dir_all(&root).unwrap();
-        let keep = Retention { keep, keep_every };
+        let keep = Retention { keep, keep_every, log_spaced: false };
         let (mut step, mut death, mut foreign) = (0, None, BTreeSet::new());
         for event in history {
             match event {
@@ -129,7 +129,7 @@ fn nothing_is_deleted_for_a_fresh_one_that_is_not_sound() {
     plant(&root, "step-00000002", 2);
     let fresh = plant(&root, "step-00000003", 3);
     std::fs::write(fresh.join("data"), "torn").unwrap();
-    let error = prune(run.path(), Retention { keep: 1, keep_every: 0 }, &fresh).unwrap_err();
+    let error = prune(run.path(), Retention { keep: 1, keep_every: 0, log_spaced: false }, &fresh).unwrap_err();
     assert_eq!(exit_of(&error), Exit::Data);
     assert_eq!(listing(&root).len(), 3);
 }
@@ -140,7 +140,7 @@ fn keep_zero_still_keeps_one_and_older_than_the_newest_is_protected() {
     let root = checkpoints_dir(run.path());
     let fresh = plant(&root, "step-00000001", 1);
     plant(&root, "step-00000002", 2);
-    let none = Retention { keep: 0, keep_every: 0 };
+    let none = Retention { keep: 0, keep_every: 0, log_spaced: false };
     assert!(prune(run.path(), none, &fresh).unwrap().is_empty());
     let newest = root.join("step-00000002");
     assert_eq!(prune(run.path(), none, &newest).unwrap(), [fresh]);

@@ -75,7 +75,7 @@ fn large_weights_are_sharded() {
     let run = tempfile::tempdir().unwrap();
     let toy = Toy::at(5);
     let limit = 1500;
-    let keep = Retention { keep: 1, keep_every: 0 };
+    let keep = Retention { keep: 1, keep_every: 0, log_spaced: false };
     let dir = save_sharded(run.path(), 1, &toy.contents(), keep, limit).unwrap();
     assert!(!dir.join(names::WEIGHTS).exists());
     let index: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.join(names::INDEX)).unwrap()).unwrap();
@@ -144,7 +144,7 @@ fn what_would_not_load_is_not_saved() {
     let toy = Toy::at(1);
     let mut contents = toy.contents();
     contents.tokenizer_files.push(("../escape", Vec::new()));
-    let keep = Retention { keep: 1, keep_every: 0 };
+    let keep = Retention { keep: 1, keep_every: 0, log_spaced: false };
     assert!(super::super::save(run.path(), 1, &contents, keep).unwrap_err().to_string().contains("escape"));
     assert_eq!(listing(run.path()), [] as [&str; 0]);
 }

@@ -172,7 +172,13 @@ fn refuses_impossible_data_schedules_and_services() {
             "not a multiple",
             "set it to 0",
         ),
-        (&["eval.tasks=[\"hellaswag\"]"], "eval.tasks", "not available in this build", "remove them"),
+        (&["eval.tasks=[\"hellaswag\"]"], "eval.tasks", "missing: eval.data_dir", "does not use the network"),
+        (
+            &["eval.tasks_every=300"],
+            "eval.tasks_every",
+            "300 is not a multiple of eval.every",
+            "a multiple of eval.every",
+        ),
         (&["log.tensorboard=true"], "log.tensorboard", "not available in this build", "metrics.jsonl"),
         (&["sample.every=10"], "sample.prompts", "sample.every is 10, but there is no text", "Once upon a time"),
         (
@@ -182,6 +188,8 @@ fn refuses_impossible_data_schedules_and_services() {
             "--set optimizer.lr=3e-4",
         ),
         (&["steps=5"], "steps", "is not of the form section.key=value", "--set"),
+        (&[".steps=5"], ".steps", "is not of the form section.key=value", "--set"),
+        (&["train.=5"], "train.", "is not of the form section.key=value", "--set"),
     ] {
         refuses(sets, key, what, hint);
     }

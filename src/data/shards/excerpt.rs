@@ -142,8 +142,16 @@ impl<'a> Documents<'a> {
     }
 }
 
-/// The starts of the documents of one shard, as offsets in it.
+/// The starts of the documents of one shard, as offsets in it: they rise, and lie in it.
 pub(super) fn starts(dir: &Path, entry: &ShardEntry) -> Result<Vec<u64>> {
-    let bytes = files::read_bounded(&dir.join(entry.docs_name()), entry.documents.saturating_mul(8), true)?;
-    Ok(bytes.as_chunks::<8>().0.iter().map(|raw| u64::from_le_bytes(*raw)).collect())
+    let path = dir.join(entry.docs_name());
+    let bytes = files::read_bounded(&path, entry.documents.saturating_mul(8), true)?;
+    let starts: Vec<u64> = bytes.as_chunks::<8>().0.iter().map(|raw| u64::from_le_bytes(*raw)).collect();
+    let inside = starts.last().is_none_or(|&last| last < entry.tokens);
+    if bytes.len() as u64 != entry.documents.saturating_mul(8) || !inside || !starts.is_sorted_by(|a, b| a < b) {
+        return Err(fail(Exit::Data, format!("{}: is no list of {} document starts", path.display(), entry.documents))
+            .hint("restore it from a good copy, or run `data prepare` again; `data verify` checks the whole directory")
+            .into());
+    }
+    Ok(starts)
 }

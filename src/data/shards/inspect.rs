@@ -90,7 +90,7 @@ impl Lengths {
     }
 
     fn add(&mut self, start: Option<u64>, end: u64) {
-        // Nothing to measure before the first document, nor in a list that does not rise (`data verify` names it).
+        // Nothing to measure before the first document.
         let Some(length) = start.and_then(|start| end.checked_sub(start)).filter(|&length| length > 0) else { return };
         let bin = length.ilog2() as usize;
         self.bins.resize(self.bins.len().max(bin + 1), 0);

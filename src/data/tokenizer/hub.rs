@@ -56,13 +56,13 @@ impl Hub {
         caught(|| tokenizer.with_truncation(None).map(|_| ()))?;
         tokenizer.with_padding(None);
         let added = root["added_tokens"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let special_id = |t: &Value| {
-            t["special"].as_bool().filter(|s| *s).and_then(|_| tokenizer.token_to_id(t["content"].as_str()?))
-        };
-        let mut specials: Vec<u32> = added.iter().filter_map(special_id).collect();
+        let id_of = |t: &Value| tokenizer.token_to_id(t["content"].as_str()?);
+        let mut specials: Vec<u32> = added.iter().filter(|t| t["special"] == true).filter_map(id_of).collect();
         specials.sort_unstable();
         let decoder = decoder_of(&root["decoder"]);
         let size = vocab_size(root).ok_or("its vocabulary is not a list of tokens with ids below 2^22")?;
+        // The crate gives added tokens that the vocabulary lacks the next free ids, whatever the file says.
+        let size = added.iter().filter_map(id_of).map(|id| id.saturating_add(1)).fold(size, u32::max);
         let pieces = (0..size).map(|id| piece(tokenizer.id_to_token(id), decoder)).collect();
         let hub = Self { tokenizer, ordinary: OnceLock::new(), decoder, pieces, specials, json };
         hub.try_out()?;
@@ -123,6 +123,10 @@ impl Hub {
 
     pub(super) fn encode(&self, text: &str) -> Result<Vec<u32>> {
         caught(|| self.run(text)).map_err(failed)
+    }
+
+    pub(super) fn encode_rendered(&self, text: &str) -> Result<Vec<u32>> {
+        caught(|| Ok(self.tokenizer.encode_fast(text, false)?.get_ids().to_vec())).map_err(failed)
     }
 
     pub(super) fn encode_ordinary(&self, text: &str) -> Result<Vec<u32>> {

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use rustix::fs::OFlags;
 
-use super::{AtomicFile, io_context, io_failure, open_input, parent_of, refuse_special, step, sync_dir, sync_file};
+use super::fault::{Op, step};
+use super::{AtomicFile, io_context, io_failure, open_input, parent_of, refuse_special, sync_dir, sync_file};
 use crate::runtime::error::{Exit, fail};
 
 /// A log opened for appending. One writer at a time (the run's lock sees to that).
@@ -26,12 +27,12 @@ pub struct Appender {
 /// Opens the log `path`, made if missing, for appending; an incomplete last line is removed.
 pub fn append_log(path: &Path) -> Result<Appender> {
     refuse_special(path)?;
-    step("create", path).map_err(|e| io_failure("open", path, &e))?;
+    step(Op::Create(path)).map_err(|e| io_failure("open", path, &e))?;
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let mut options = OpenOptions::new();
     options.read(true).append(true).create(true).mode(0o644).custom_flags(flags.bits() as i32);
     let file = options.open(path).map_err(|e| io_failure("open", path, &e))?;
-    let trimmed = cut_torn_line(&file);
+    let trimmed = cut_torn_line(&file, path);
     trimmed.and_then(|()| sync_dir(parent_of(path))).map_err(|e| io_failure("prepare the log", path, &e))?;
     Ok(Appender { file, path: path.to_owned(), buffer: Vec::new() })
 }
@@ -47,9 +48,9 @@ impl Appender {
         self.buffer.push(b'\n');
         let Appender { file, path, buffer } = self;
         let start = file.metadata().map_err(|e| io_failure("append to", path, &e))?.len();
-        step("append", path).and_then(|()| file.write_all(buffer)).map_err(|e| {
+        step(Op::Append(path, buffer)).and_then(|()| file.write_all(buffer)).map_err(|e| {
             // Cutting needs no space, so that it works on the full disk that made the write fail.
-            let _ = file.set_len(start);
+            let _ = step(Op::Truncate(path, start)).and_then(|()| file.set_len(start));
             io_failure("append to", path, &e).into()
         })
     }
@@ -70,8 +71,30 @@ impl Appender {
     }
 }
 
+impl Appender {
+    /// Another handle on the log, for a thread that only makes it durable.
+    pub fn syncer(&self) -> Result<Syncer> {
+        let file = self.file.try_clone().map_err(|e| io_failure("open", &self.path, &e))?;
+        Ok(Syncer { file, path: self.path.clone() })
+    }
+}
+
+/// Makes durable what has been appended to a log so far.
+#[derive(Debug)]
+pub struct Syncer {
+    file: File,
+    path: PathBuf,
+}
+
+impl Syncer {
+    /// Returns when everything appended before the call survives a loss of power.
+    pub fn sync(&self) -> Result<()> {
+        sync_file(&self.file, &self.path).map_err(|e| io_failure("sync", &self.path, &e).into())
+    }
+}
+
 /// Cuts the file back to the end of its last complete line.
-fn cut_torn_line(file: &File) -> io::Result<()> {
+fn cut_torn_line(file: &File, path: &Path) -> io::Result<()> {
     let size = file.metadata()?.len();
     let (mut end, mut buffer) = (size, [0; 4096]);
     while end > 0 {
@@ -84,7 +107,7 @@ fn cut_torn_line(file: &File) -> io::Result<()> {
         }
         end = start;
     }
-    if end < size { file.set_len(end) } else { Ok(()) }
+    if end < size { step(Op::Truncate(path, end)).and_then(|()| file.set_len(end)) } else { Ok(()) }
 }
 
 /// Keeps the first `keep` bytes of the file `path` (all, if it is shorter). With `tail`, what is cut off is first stored

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use super::{Digest, TEMP_PREFIX, create_new, io_failure, make_dir, named, parent_of, step, sync_dir, sync_file};
+use super::fault::{Op, step};
+use super::{Digest, TEMP_PREFIX, create_new, io_failure, make_dir, named, parent_of, sync_dir, sync_file};
 use crate::runtime::error::{Exit, fail};
 
 /// A directory being written under the name `.tmp-<name>-<tag>`; [`commit`](DirTxn::commit) gives it its name. Dropped
@@ -64,7 +65,7 @@ impl DirTxn {
     pub fn commit(mut self) -> Result<()> {
         let DirTxn { temp: Some(temp), target } = &mut self else { return Ok(()) };
         sync_dir(temp).map_err(|e| io_failure("sync", temp, &e))?;
-        let replaced = step("rename", target).and_then(|()| rename_or_exchange(temp, target));
+        let replaced = step(Op::Publish(temp, target)).and_then(|()| rename_or_exchange(temp, target));
         let replaced = replaced.map_err(|e| io_failure("rename the finished directory to", target, &e))?;
         // From here on the temporary name holds nothing, or the replaced directory, which must outlive the fsync.
         let temp = self.temp.take().unwrap_or_default();
@@ -98,7 +99,8 @@ impl TxnFile {
 impl Write for TxnFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let TxnFile { out, hasher, path } = self;
-        let written = step("write", path).and_then(|()| out.write(bytes)).map_err(|e| named("write", path, e))?;
+        let written =
+            step(Op::Write(path, bytes)).and_then(|()| out.write(bytes)).map_err(|e| named("write", path, e))?;
         hasher.update(&bytes[..written]);
         Ok(written)
     }
@@ -124,7 +126,8 @@ pub fn create_dirs(path: &Path) -> Result<()> {
 
 /// Renames a file or directory within its directory, durably. A taken `to` is an error.
 pub fn rename_durable(from: &Path, to: &Path) -> Result<()> {
-    let renamed = step("rename", to).and_then(|()| rename_no_replace(from, to)).and_then(|()| sync_dir(parent_of(to)));
+    let renamed = step(Op::Rename(from, to)).and_then(|()| rename_no_replace(from, to));
+    let renamed = renamed.and_then(|()| sync_dir(parent_of(to)));
     renamed.map_err(|e| io_failure(&format!("rename {} to", from.display()), to, &e).into())
 }
 
@@ -140,7 +143,7 @@ pub fn remove_tree(dir: &Path) -> Result<()> {
 }
 
 fn remove_now(dir: &Path) -> io::Result<()> {
-    step("remove", dir)?;
+    step(Op::Remove(dir))?;
     if dir.symlink_metadata()?.is_dir() { std::fs::remove_dir_all(dir) } else { std::fs::remove_file(dir) }
 }
 

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use rustix::fs::OFlags;
 
-use super::{fault::step, io_failure, named, parent_of, refuse_special, sync_dir, sync_file};
+use super::fault::{Op, step};
+use super::{io_failure, named, parent_of, refuse_special, sync_dir, sync_file};
 use crate::runtime::error::{Exit, fail};
 
 /// Bytes held back to make few, large writes.
@@ -36,7 +37,7 @@ impl Growing {
     pub fn open(path: &Path, len: u64) -> Result<Self> {
         refuse_special(path)?;
         let io = |e| io_failure("open", path, &e);
-        step("create", path).map_err(io)?;
+        step(Op::Create(path)).map_err(io)?;
         let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o644).custom_flags(flags);
@@ -47,7 +48,7 @@ impl Growing {
             return Err(fail(Exit::Data, message).hint("delete the unfinished output and begin again").into());
         }
         if present > len {
-            step("truncate", path).and_then(|()| file.set_len(len)).map_err(io)?;
+            step(Op::Truncate(path, len)).and_then(|()| file.set_len(len)).map_err(io)?;
         }
         Ok(Self { file, path: path.to_owned(), len, buffer: Vec::new() })
     }
@@ -72,7 +73,7 @@ impl Growing {
     /// # Errors
     /// [`Exit::Io`].
     pub fn overwrite(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
-        let written = self.write_out().and_then(|()| step("write", &self.path));
+        let written = self.write_out().and_then(|()| step(Op::WriteAt(&self.path, at, bytes)));
         let written = written.and_then(|()| self.file.write_all_at(bytes, at));
         Ok(written.map_err(|e| io_failure("write", &self.path, &e))?)
     }
@@ -95,7 +96,7 @@ impl Growing {
         let synced = self.write_out().and_then(|()| sync_file(&self.file, &self.path));
         synced.map_err(|e| io_failure("write", &self.path, &e))?;
         refuse_special(to)?;
-        let renamed = step("rename", to).and_then(|()| std::fs::rename(&self.path, to));
+        let renamed = step(Op::Rename(&self.path, to)).and_then(|()| std::fs::rename(&self.path, to));
         let renamed = renamed.and_then(|()| sync_dir(parent_of(to)));
         Ok(renamed.map_err(|e| io_failure("rename the finished file to", to, &e))?)
     }
@@ -114,7 +115,7 @@ impl Growing {
             return Ok(());
         }
         let at = self.len - self.buffer.len() as u64;
-        step("write", &self.path)?;
+        step(Op::WriteAt(&self.path, at, &self.buffer))?;
         self.file.write_all_at(&self.buffer, at)?;
         self.buffer.clear();
         Ok(())

@@ -8,7 +8,8 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::{fault::step, io_failure, parent_of, remove_temp, sync_dir, temp_beside};
+use super::fault::{Op, step};
+use super::{io_failure, parent_of, remove_temp, sync_dir, temp_beside};
 use crate::runtime::error::{Exit, fail};
 
 /// Makes `path` a symbolic link that says `target` (kept as it is: a relative one is read from `path`'s directory,
@@ -22,9 +23,9 @@ pub fn link(target: &Path, path: &Path) -> Result<()> {
         return Err(failure.hint("move the directory away").into());
     }
     let temp = temp_beside(path)?;
-    let made = step("symlink", path).and_then(|()| symlink(target, &temp));
+    let made = step(Op::Symlink(&temp)).and_then(|()| symlink(target, &temp));
     made.map_err(|e| unmade(path, &e))?;
-    let renamed = step("rename", path).and_then(|()| std::fs::rename(&temp, path));
+    let renamed = step(Op::Rename(&temp, path)).and_then(|()| std::fs::rename(&temp, path));
     renamed.and_then(|()| sync_dir(parent_of(path))).map_err(|e| {
         remove_temp(&temp);
         io_failure("make the link", path, &e).into()

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 
 use super::io_failure;
 use crate::runtime::error::{Exit, fail};
+use crate::runtime::machine;
 
 /// An exclusive lock, held until it is dropped or the process ends.
 #[derive(Debug)]
@@ -36,8 +37,7 @@ pub fn lock(path: &Path) -> Result<Lock> {
         }
         Err(e) => return Err(io_failure("lock", path, &e.into()).into()),
     }
-    let note =
-        serde_json::json!({ "pid": std::process::id(), "host": host(), "boot_id": boot_id(), "started_unix": now() });
+    let note = serde_json::json!({ "pid": std::process::id(), "host": machine::host(), "boot_id": boot_id(), "started_unix": now() });
     let written = file.set_len(0).and_then(|()| writeln!(file, "{note}"));
     written.map_err(|e| io_failure("write the lock file", path, &e))?;
     Ok(Lock { _file: file })
@@ -55,10 +55,6 @@ fn holder(file: &mut File) -> String {
         note["host"].as_str().unwrap_or("(unknown)").escape_debug(),
         now().saturating_sub(started)
     )
-}
-
-fn host() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// Tells a reader of the file whether the process can still be alive.

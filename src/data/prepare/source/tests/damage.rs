@@ -1,32 +1,7 @@
 //! Whatever the bytes: no panic, an end, and records that follow one another.
 
 use super::*;
-
-/// A small generator of numbers (the multiplier is Knuth's): the same mutations on every machine.
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (self.0 >> 33) as usize % end.max(1)
-    }
-}
-
-fn mutate(bytes: &[u8], numbers: &mut Numbers) -> Vec<u8> {
-    let mut out = bytes.to_vec();
-    for _ in 0..1 + numbers.below(3) {
-        let at = numbers.below(out.len());
-        match numbers.below(6) {
-            0 => out.truncate(at),
-            1 => out.insert(at, numbers.below(256) as u8),
-            2 => drop(out.drain(at..out.len().min(at + numbers.below(9)))),
-            3 if at < out.len() => out[at] = [0, 0x7f, 0x80, 0xff][numbers.below(4)],
-            _ if at < out.len() => out[at] ^= 1 << numbers.below(8),
-            _ => {}
-        }
-    }
-    out
-}
+use crate::runtime::damage::{Damage, rounds};
 
 /// Reads the file to its end; how many bad records it has.
 fn account(path: &Path, separator: Option<&str>) -> usize {
@@ -44,12 +19,12 @@ fn account(path: &Path, separator: Option<&str>) -> usize {
     bad
 }
 
-fn check(name: &str, bytes: &[u8], rounds: usize) {
+fn check(name: &str, bytes: &[u8], quick: usize) {
     let dir = Dir::new();
-    let mut numbers = Numbers(7);
+    let mut damage = Damage::new(7);
     let mut found = 0;
-    for _ in 0..rounds {
-        let path = dir.file(name, &mutate(bytes, &mut numbers));
+    for _ in 0..rounds(quick) {
+        let path = dir.file(name, &damage.of(bytes));
         found += account(&path, Some("--"));
     }
     assert!(found > 0, "{name}: no mutation was noticed");
