@@ -1,4 +1,23 @@
-//! Evaluation: the loss of a model on a fixed set of rows, in nats per token and bits per byte.
+//! Evaluation: the loss of a model on a fixed set of rows, and the benchmark tasks of the lm-evaluation-harness.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `mod.rs` | loss in nats per token and bits per byte |
+//! | `tasks.rs` | what the tasks are; `tasks/`: how a row becomes prompts |
+//! | `dataset.rs`, `fewshot.rs` | rows and examples |
+//! | `encode.rs`, `engine.rs` | prompts to tokens to log-likelihoods |
+//! | `benchmark.rs`, `statistics.rs`, `report.rs` | log-likelihoods to metrics to results |
+//! | `python.rs` | Python's random numbers and text |
+
+pub mod benchmark;
+pub mod dataset;
+pub mod encode;
+pub mod engine;
+pub mod fewshot;
+pub mod python;
+pub mod report;
+pub mod statistics;
+pub mod tasks;
 
 use crate::data::boundary::Boundary;
 use crate::data::rows::{self, Rows};
@@ -64,16 +83,17 @@ pub fn segments(inputs: &[u32], length: usize, boundary: Option<Boundary>) -> Re
     Ok(boundary.map(|b| Segments::new(starts(b), length)).transpose()?)
 }
 
-/// Scores all `rows`, `batch` at a time; the result does not depend on `batch` beyond rounding. `done` hears the rows so far.
+/// Scores all `rows`, `batch` at a time; the result does not depend on `batch` beyond rounding. `done` hears the rows so far
+/// and can end it.
 ///
 /// # Errors
-/// Those of reading the rows and of the model's ops.
+/// Those of reading the rows, of the model's ops and of `done`.
 pub fn score(
     model: &Llama,
     rows: &Rows,
     lengths: &ByteLengths,
     batch: usize,
-    mut done: impl FnMut(usize),
+    mut done: impl FnMut(usize) -> Result<()>,
 ) -> Result<Score> {
     let (mut nats, mut tokens, mut bytes) = (0f64, 0u64, Some(0u64));
     for first in (0..rows.len()).step_by(batch.max(1)) {
@@ -86,7 +106,7 @@ pub fn score(
         let n = targets.len();
         let losses = model.losses(&inputs, &Tensor::from_vec(targets, n, &Device::Cpu)?, segments.as_ref())?;
         nats += losses.to_vec1::<f32>()?.iter().map(|&x| x as f64).sum::<f64>();
-        done(first + count);
+        done(first + count)?;
     }
     Ok(Score { loss: nats / tokens as f64, tokens, bytes: rows.text_bytes.or(bytes) })
 }

@@ -66,6 +66,15 @@ impl KvCache {
         Ok(Self { layers, capacity })
     }
 
+    /// The same for `n` sequences that have begun alike: this cache holds one.
+    pub fn repeated(&self, n: usize) -> Result<Self> {
+        let layer = |layer: &LayerCache| -> Result<LayerCache> {
+            let repeat = |x: &Tensor| x.repeat((n, 1, 1))?.contiguous();
+            Ok(LayerCache { keys: repeat(&layer.keys)?, values: repeat(&layer.values)?, len: layer.len })
+        };
+        Ok(Self { layers: self.layers.iter().map(layer).collect::<Result<_>>()?, capacity: self.capacity })
+    }
+
     /// Positions filled.
     pub fn len(&self) -> usize {
         self.layers.first().map_or(0, LayerCache::len)

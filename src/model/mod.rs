@@ -11,6 +11,7 @@
 //! The model does no I/O and knows no optimizer.
 
 pub mod block;
+pub mod forest;
 pub mod init;
 pub mod kv_cache;
 pub mod names;

@@ -13,10 +13,12 @@
 //! | `span.rs` | which queries see which keys; a head's rows in memory |
 //! | `forward.rs` | one head forward, block by block; few queries over a cache without packing |
 //! | `backward.rs` | one key/value head backward |
+//! | `tree.rs` | forward over sequences that share their beginnings |
 
 mod backward;
 mod forward;
 mod span;
+mod tree;
 
 use super::cpu::{self, SharedMut};
 use super::precision::Precision;
@@ -26,6 +28,7 @@ use candle_core::{D, DType, Result, Tensor, bail};
 use forward::{FEW, KeysAndValues, few_queries, forward_head};
 use rayon::prelude::*;
 use span::Rows;
+pub use tree::attention_forest;
 
 /// Head counts and width of packed rows (h query heads ‖ k key heads ‖ k value heads), each d wide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -36,7 +36,13 @@ struct Head<'a> {
 
 impl Head<'_> {
     /// Rows `from..` of one chunk as the caller needs them: fills `logits` and gives each row to `row` with its target.
-    fn chunk(&self, logits: &mut [f32], from: usize, losses: &mut [f32], row: impl Fn(&mut [f32], u32) -> f32 + Sync) {
+    fn chunk<T: Send>(
+        &self,
+        logits: &mut [f32],
+        from: usize,
+        losses: &mut [T],
+        row: impl Fn(&mut [f32], u32) -> T + Sync,
+    ) {
         let (rows, c, v) = (losses.len(), self.channels, self.vocab);
         let x = Mat::new(&self.x[from * c..], rows, c, c);
         matmul(logits, v, Into::Overwrite, 1.0, x, Mat::new(self.w, v, c, c).t(), self.precision);
@@ -102,6 +108,37 @@ pub fn cross_entropy(x_nc: &Tensor, w_vc: &Tensor, targets_n: &Tensor, precision
         Ok(losses)
     })?;
     cpu::tensor(losses, n)
+}
+
+/// What evaluation asks of a row.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scored {
+    /// Negative log-probability of the target, in nats.
+    pub loss: f32,
+    /// Whether no other token is more probable.
+    pub best: bool,
+}
+
+/// [`cross_entropy`] that also tells whether the target is the likeliest token.
+pub fn score(x_nc: &Tensor, w_vc: &Tensor, targets_n: &Tensor, precision: Precision) -> Result<Vec<Scored>> {
+    let (n, channels, vocab, targets) = check("score", x_nc, w_vc, targets_n)?;
+    cpu::read("score", [x_nc, w_vc], |[x, w]| {
+        let head = Head { x, w, targets: &targets, channels, vocab, precision };
+        let step = head.rows_per_chunk();
+        let mut scored = vec![Scored { loss: 0.0, best: false }; n];
+        let mut logits = cpu::output(step.min(n) * vocab);
+        for (i, scored) in scored.chunks_mut(step).enumerate() {
+            let logits = &mut logits[..scored.len() * vocab];
+            head.chunk(logits, i * step, scored, |z, target| {
+                let at_target = z[target as usize];
+                // Of equals the first counts, as it does for argmax.
+                let best = z.iter().position(|&other| other >= at_target) == Some(target as usize)
+                    && z.iter().all(|&other| other <= at_target);
+                Scored { loss: row_loss(z, target).0, best }
+            });
+        }
+        Ok(scored)
+    })
 }
 
 /// Loss of each row (n) and the gradient of `x` (n, c) for the loss `scale · Σ rows`; accumulates the head's gradient into `dw`.

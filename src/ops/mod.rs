@@ -23,6 +23,7 @@ pub mod attention;
 pub(crate) mod cpu;
 pub mod cross_entropy;
 pub mod embedding;
+pub mod forest;
 pub(crate) mod gemm;
 pub mod linear;
 pub mod precision;

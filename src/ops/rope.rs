@@ -50,6 +50,7 @@ pub fn reference(qkv: &Tensor, rope: &Rope, rotated_heads: usize, places: Places
     let position = |place: usize| match places {
         Places::From(start) => start + place % t,
         Places::Within(segments) => segments.position(place),
+        Places::In(forest) => forest.position(place),
     };
     let positions: Vec<u32> = (0..b * t).map(|place| position(place) as u32).collect();
     let positions = Tensor::from_vec(positions, b * t, qkv.device())?;
@@ -83,7 +84,8 @@ fn turn(op: &'static str, qkv: &Tensor, rope: &Rope, rotated_heads: usize, place
     let last = match places {
         Places::From(start) => start + t - 1,
         Places::Within(segments) if segments.fits(b, t) => segments.longest(),
-        Places::Within(_) => bail!("{op}: segments of another batch than ({b}, {t})"),
+        Places::In(forest) if b == 1 && forest.len() == t => forest.longest(),
+        Places::Within(_) | Places::In(_) => bail!("{op}: documents of another batch than ({b}, {t})"),
     };
     if last >= rope.positions() {
         bail!("{op}: position {last} is beyond the {} of the tables", rope.positions());
@@ -97,6 +99,7 @@ fn turn(op: &'static str, qkv: &Tensor, rope: &Rope, rotated_heads: usize, place
                     let position = match places {
                         Places::From(start) => start + place % t,
                         Places::Within(segments) => segments.position(place),
+                        Places::In(forest) => forest.position(place),
                     };
                     let cos = &rope.cos[position * half..][..half];
                     let sin = &rope.sin[position * half..][..half];

@@ -3,6 +3,7 @@
 //! Rows are windows of a long stream of documents. With segments, a token sees its own document only, and RoPE counts from
 //! the document's first token; without, a row is one context.
 
+use super::forest::Forest;
 use candle_core::{Result, bail};
 
 /// Where the rows of a batch stand.
@@ -12,6 +13,8 @@ pub enum Places<'a> {
     From(usize),
     /// Several documents per row.
     Within(&'a Segments),
+    /// One row of sequences that share their beginnings.
+    In(&'a Forest),
 }
 
 impl<'a> Places<'a> {

@@ -4,36 +4,51 @@
 //! its end; generation stops with `length` when the context is full.
 
 pub mod sampler;
+mod stops;
 
-use crate::data::tokenizer::Tokenizer;
+use crate::data::tokenizer::{DecodeStream, Tokenizer};
 use crate::model::Llama;
 use crate::model::kv_cache::KvCache;
 use crate::runtime::error::{Exit, fail};
 use anyhow::Result;
 use candle_core::{Device, Tensor};
-use sampler::Sampler;
+use sampler::{Sampler, TokenLogprobs};
 use serde::Serialize;
 use std::time::{Duration, Instant};
+use stops::Stops;
 
 /// Why generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FinishReason {
-    /// The model wrote its end of text.
+    /// The model wrote its end of text, or a stop string.
     Stop,
     /// As many tokens as asked for, or the context is full.
     Length,
 }
 
+/// When to end, and what to remember.
+#[derive(Clone, Debug, Default)]
+pub struct Limits {
+    /// Most tokens of a continuation.
+    pub max_tokens: usize,
+    /// Texts at which a continuation ends; they are not part of it.
+    pub stop: Vec<String>,
+    /// For every token, this many of the likeliest ones with their log-probabilities.
+    pub logprobs: Option<usize>,
+}
+
 /// One continuation.
 #[derive(Clone, Debug)]
 pub struct Generated {
-    /// Its tokens, the end of text not included.
+    /// Its tokens, the end of text not included. With a stop string, those that it was found in are.
     pub token_ids: Vec<u32>,
     /// Its text.
     pub text: String,
     /// Why it ended.
     pub finish_reason: FinishReason,
+    /// Of every token, if asked for.
+    pub logprobs: Vec<TokenLogprobs>,
     /// From the call to the first token.
     pub first_token: Duration,
     /// From the first token to the last.
@@ -57,51 +72,220 @@ pub fn encode_prompt(tokenizer: &Tokenizer, prompt: &str) -> Result<Vec<u32>> {
     })
 }
 
-/// Continues `prompt` by up to `max_tokens` tokens; `on_text` hears each piece of finished text as it comes (never a broken
-/// character).
+/// Samples that are made together read the weights once for all; up to this many, each comes out exactly as it would alone.
+pub const TOGETHER: usize = 7;
+
+/// A continuation being written.
+struct Draft<'s> {
+    sampler: &'s mut Sampler,
+    /// Prompt and continuation.
+    history: Vec<u32>,
+    stream: DecodeStream,
+    stops: Stops,
+    text: String,
+    logprobs: Vec<TokenLogprobs>,
+    finished: Option<FinishReason>,
+    first_token: Duration,
+    decoding: Duration,
+}
+
+/// Continues `prompt` once for each of `samplers`; `on_text` hears each piece of finished text as it comes, with the number of its
+/// sampler (never a broken character, never a part of a stop string).
 ///
 /// # Errors
-/// Those of the model's ops and of the sampler.
+/// Those of the model's ops, of the samplers and of `on_text`.
 pub fn generate(
     model: &Llama,
     tokenizer: &Tokenizer,
     prompt: &[u32],
-    sampler: &mut Sampler,
-    max_tokens: usize,
-    mut on_text: impl FnMut(&str) -> Result<()>,
-) -> Result<Generated> {
+    samplers: &mut [Sampler],
+    limits: &Limits,
+    mut on_text: impl FnMut(usize, &str) -> Result<()>,
+) -> Result<Vec<Generated>> {
     let begun = Instant::now();
     let context = model.config.max_position_embeddings;
     let prompt = &prompt[prompt.len().saturating_sub(context)..];
     // The last token of the continuation is never fed back.
-    let room = max_tokens.min(context - prompt.len() + 1);
-    let mut cache = KvCache::new(&model.config, 1, (prompt.len() + room).min(context), &Device::Cpu)?;
-    let (mut history, mut text) = (prompt.to_vec(), String::new());
-    let mut stream = tokenizer.decode_stream(true);
+    let room = limits.max_tokens.min(context - prompt.len() + 1);
+    let draft = |sampler| Draft {
+        sampler,
+        history: prompt.to_vec(),
+        stream: tokenizer.decode_stream(true),
+        stops: Stops::new(&limits.stop),
+        text: String::new(),
+        logprobs: Vec::new(),
+        finished: (room == 0).then_some(FinishReason::Length),
+        first_token: Duration::ZERO,
+        decoding: Duration::ZERO,
+    };
+    let mut drafts: Vec<Draft> = samplers.iter_mut().map(draft).collect();
+    let width = drafts.len();
+    let capacity = (prompt.len() + room).min(context);
+    let mut cache = KvCache::new(&model.config, 1, capacity, &Device::Cpu)?;
     let mut feed = prompt.to_vec();
-    let (mut finish_reason, mut first_token) = (FinishReason::Length, None);
-    while history.len() < prompt.len() + room {
-        let n = feed.len();
-        let logits = model.next_logits(&Tensor::from_vec(feed, (1, n), &Device::Cpu)?, &mut cache)?;
-        let id = sampler.next(&mut logits.squeeze(0)?.to_vec1::<f32>()?, &history)?;
-        first_token.get_or_insert_with(|| begun.elapsed());
-        if tokenizer.stop_ids().contains(&id) {
-            finish_reason = FinishReason::Stop;
+    for made in 0..room {
+        let rows = if made == 0 { 1 } else { width };
+        let inputs = Tensor::from_vec(feed, (rows, if made == 0 { prompt.len() } else { 1 }), &Device::Cpu)?;
+        let logits = model.next_logits(&inputs, &mut cache)?.to_vec2::<f32>()?;
+        if made == 0 && width > 1 {
+            cache = cache.repeated(width)?;
+        }
+        for (i, draft) in drafts.iter_mut().enumerate().filter(|(_, draft)| draft.finished.is_none()) {
+            let mut logits = logits[if made == 0 { 0 } else { i }].clone();
+            draft.extend(&mut logits, tokenizer, limits, begun, |piece| on_text(i, piece))?;
+        }
+        if drafts.iter().all(|draft| draft.finished.is_some()) {
             break;
         }
-        history.push(id);
-        if let Some(piece) = stream.push(id) {
-            on_text(&piece)?;
-            text.push_str(&piece);
+        // Finished rows are fed on, and nobody looks at what comes out.
+        feed = drafts.iter().map(|draft| draft.history.last().copied().unwrap_or(0)).collect();
+    }
+    drafts
+        .into_iter()
+        .enumerate()
+        .map(|(i, draft)| draft.finish(tokenizer, prompt.len(), |piece| on_text(i, piece)))
+        .collect()
+}
+
+impl Draft<'_> {
+    fn extend(
+        &mut self,
+        logits: &mut [f32],
+        tokenizer: &Tokenizer,
+        limits: &Limits,
+        begun: Instant,
+        mut on_text: impl FnMut(&str) -> Result<()>,
+    ) -> Result<()> {
+        let table = limits.logprobs.map(|top| (logits.to_vec(), top));
+        let id = self.sampler.next(logits, &self.history)?;
+        if self.first_token.is_zero() {
+            self.first_token = begun.elapsed();
         }
-        feed = vec![id];
+        self.decoding = begun.elapsed().saturating_sub(self.first_token);
+        if tokenizer.stop_ids().contains(&id) {
+            self.finished = Some(FinishReason::Stop);
+            return Ok(());
+        }
+        self.history.push(id);
+        self.logprobs.extend(table.map(|(logits, top)| TokenLogprobs::new(&logits, id, top)));
+        if let Some(piece) = self.stream.push(id) {
+            self.take(&piece, &mut on_text)?;
+        }
+        Ok(())
     }
-    let rest = stream.finish();
-    if !rest.is_empty() {
-        on_text(&rest)?;
-        text.push_str(&rest);
+
+    fn take(&mut self, piece: &str, on_text: &mut impl FnMut(&str) -> Result<()>) -> Result<()> {
+        let (ready, stopped) = self.stops.push(piece);
+        if stopped {
+            self.finished = Some(FinishReason::Stop);
+        }
+        self.text.push_str(&ready);
+        if ready.is_empty() { Ok(()) } else { on_text(&ready) }
     }
-    let first_token = first_token.unwrap_or_default();
-    let token_ids = history.split_off(prompt.len());
-    Ok(Generated { token_ids, text, finish_reason, first_token, decoding: begun.elapsed().saturating_sub(first_token) })
+
+    fn finish(
+        mut self,
+        tokenizer: &Tokenizer,
+        prompt: usize,
+        mut on_text: impl FnMut(&str) -> Result<()>,
+    ) -> Result<Generated> {
+        if !self.stops.found() {
+            let rest = std::mem::replace(&mut self.stream, tokenizer.decode_stream(true)).finish();
+            self.take(&rest, &mut on_text)?;
+            let held = self.stops.rest();
+            self.text.push_str(&held);
+            if !held.is_empty() {
+                on_text(&held)?;
+            }
+        }
+        Ok(Generated {
+            token_ids: self.history.split_off(prompt),
+            text: self.text,
+            finish_reason: self.finished.unwrap_or(FinishReason::Length),
+            logprobs: self.logprobs,
+            first_token: self.first_token,
+            decoding: self.decoding,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::init::init;
+    use crate::model::params::Layout;
+    use crate::model::tests::tiny;
+    use sampler::SamplerConfig;
+
+    fn model() -> Llama {
+        let mut config = tiny(true);
+        (config.vocab_size, config.max_position_embeddings, config.initializer_range) = (50_304, 32, 0.3);
+        Llama::new(&config, init(&config, &Layout::new(&config), 3).unwrap()).unwrap()
+    }
+
+    fn write(rule: &SamplerConfig, indices: &[u64], limits: &Limits) -> Vec<Generated> {
+        let tokenizer = Tokenizer::gpt2().unwrap();
+        let sampler = |&i: &u64| Sampler::new(rule.clone(), tokenizer.vocab_size(), 5, i).unwrap();
+        let mut samplers: Vec<Sampler> = indices.iter().map(sampler).collect();
+        let mut heard = vec![String::new(); indices.len()];
+        let prompt = encode_prompt(&tokenizer, "The river ran").unwrap();
+        let made = generate(&model(), &tokenizer, &prompt, &mut samplers, limits, |i, piece| {
+            heard[i].push_str(piece);
+            Ok(())
+        })
+        .unwrap();
+        assert!(made.iter().zip(&heard).all(|(made, heard)| made.text == *heard));
+        made
+    }
+
+    #[test]
+    fn samples_made_together_are_those_made_alone() {
+        let (rule, limits) = (SamplerConfig::default(), Limits { max_tokens: 12, ..Default::default() });
+        let indices: Vec<u64> = (0..TOGETHER as u64).collect();
+        let together = write(&rule, &indices, &limits);
+        for (i, made) in indices.iter().zip(&together) {
+            assert_eq!(write(&rule, &[*i], &limits)[0].token_ids, made.token_ids);
+            assert_eq!(made.token_ids.len(), 12);
+        }
+        assert!(together[1..].iter().all(|made| made.token_ids != together[0].token_ids));
+    }
+
+    #[test]
+    fn stop_strings_end_a_text_before_themselves() {
+        let greedy = SamplerConfig { greedy: true, ..Default::default() };
+        let limits = Limits { max_tokens: 20, ..Default::default() };
+        let whole = write(&greedy, &[0], &limits).remove(0).text;
+        let middle: String = whole.chars().skip(whole.chars().count() / 2).take(4).collect();
+        let stopped = write(&greedy, &[0], &Limits { stop: vec![middle.clone()], ..limits.clone() }).remove(0);
+        assert_eq!(
+            (stopped.text.as_str(), stopped.finish_reason),
+            (&whole[..whole.find(&middle).unwrap()], FinishReason::Stop)
+        );
+        let never = write(&greedy, &[0], &Limits { stop: vec![format!("{whole}!")], ..limits }).remove(0);
+        assert_eq!((never.text, never.finish_reason), (whole, FinishReason::Length));
+    }
+
+    #[test]
+    fn logprobs_are_the_models_and_add_up() {
+        let rule = SamplerConfig { top_k: 3, temperature: 2.0, ..Default::default() };
+        let limits = Limits { max_tokens: 6, logprobs: Some(50_304), ..Default::default() };
+        for token in &write(&rule, &[4], &limits)[0].logprobs {
+            let total: f64 = token.top.iter().map(|(_, p)| p.exp()).sum();
+            assert!((total - 1.0).abs() < 1e-9 && token.top.windows(2).all(|w| w[0].1 >= w[1].1));
+            assert!(token.top[..3].contains(&(token.id, token.logprob)), "drawn among the three likeliest");
+        }
+    }
+
+    #[test]
+    fn penalties_keep_tokens_from_coming_again() {
+        let limits = Limits { max_tokens: 20, ..Default::default() };
+        let distinct = |rule: SamplerConfig| {
+            let ids = write(&SamplerConfig { greedy: true, ..rule }, &[0], &limits).remove(0).token_ids;
+            ids.iter().collect::<std::collections::BTreeSet<_>>().len()
+        };
+        let plain = distinct(SamplerConfig::default());
+        assert!(plain < 20, "{plain}");
+        assert_eq!(distinct(SamplerConfig { presence_penalty: 1e9, ..Default::default() }), 20);
+        assert_eq!(distinct(SamplerConfig { frequency_penalty: 1e9, ..Default::default() }), 20);
+    }
 }

@@ -12,6 +12,7 @@ use crate::runtime::error::{Exit, Failure, fail};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 
 /// How the next token is chosen. The default is the model's own distribution, unfiltered.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,13 +27,26 @@ pub struct SamplerConfig {
     pub min_p: f64,
     /// Divides the positive and multiplies the negative logits of tokens already in the history; 1 = off.
     pub repetition_penalty: f64,
+    /// Taken from a token's logit for each time it occurs in the continuation.
+    pub frequency_penalty: f64,
+    /// Taken from a token's logit if it occurs in the continuation.
+    pub presence_penalty: f64,
     /// Always the most likely token; temperature and filters are ignored.
     pub greedy: bool,
 }
 
 impl Default for SamplerConfig {
     fn default() -> Self {
-        Self { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, greedy: false }
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            greedy: false,
+        }
     }
 }
 
@@ -47,6 +61,8 @@ impl SamplerConfig {
             ("top_p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "above 0 and at most 1"),
             ("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p), "between 0 and 1"),
             ("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0.0, "above 0"),
+            ("frequency_penalty", self.frequency_penalty, true, "a number"),
+            ("presence_penalty", self.presence_penalty, true, "a number"),
         ];
         let wrong: Vec<String> = checks
             .iter()
@@ -56,8 +72,9 @@ impl SamplerConfig {
         if wrong.is_empty() {
             return Ok(());
         }
-        Err(fail(Exit::Config, wrong.join("\n"))
-            .hint("neutral values: temperature 1 (0 = greedy), top_k 0, top_p 1, min_p 0, repetition_penalty 1"))
+        Err(fail(Exit::Config, wrong.join("\n")).hint(
+            "neutral values: temperature 1 (0 = greedy), top_k 0, top_p 1, min_p 0, repetition_penalty 1, others 0",
+        ))
     }
 
     fn is_greedy(&self) -> bool {
@@ -73,6 +90,8 @@ pub struct Sampler {
     seed: u64,
     sample_index: u64,
     draws: u64,
+    /// Tokens chosen so far, with their numbers.
+    chosen: BTreeMap<u32, u32>,
     /// Scratch: the distinct tokens of the history, in order.
     seen: Vec<u32>,
     /// Scratch: the tokens that survived the filters, in order, and their unnormalised probabilities.
@@ -92,7 +111,7 @@ impl Sampler {
             return Err(fail(Exit::Internal, format!("sampling: a vocabulary of {limit} tokens")));
         }
         let (seen, ids, weights) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Self { config, limit, seed, sample_index, draws: 0, seen, ids, weights })
+        Ok(Self { config, limit, seed, sample_index, draws: 0, chosen: BTreeMap::new(), seen, ids, weights })
     }
 
     /// The next token, given its `logits` (one per id of the model's vocabulary; changed in place by the repetition
@@ -115,11 +134,28 @@ impl Sampler {
         let draw = self.draws;
         self.draws += 1;
         self.penalise(logits, history);
-        if self.config.is_greedy() {
-            return Ok(most_likely(logits));
+        self.penalise_chosen(logits);
+        let id = if self.config.is_greedy() {
+            most_likely(logits)
+        } else {
+            self.filter(logits);
+            self.pick(uniform(self.seed, self.sample_index, draw))
+        };
+        *self.chosen.entry(id).or_default() += 1;
+        Ok(id)
+    }
+
+    /// The frequency and presence penalties of OpenAI's interface: what this sampler has chosen before loses logit.
+    fn penalise_chosen(&mut self, logits: &mut [f32]) {
+        let SamplerConfig { frequency_penalty, presence_penalty, .. } = self.config;
+        if frequency_penalty == 0.0 && presence_penalty == 0.0 {
+            return;
         }
-        self.filter(logits);
-        Ok(self.pick(uniform(self.seed, self.sample_index, draw)))
+        for (&id, &n) in &self.chosen {
+            let logit = &mut logits[id as usize];
+            let penalised = f64::from(*logit) - presence_penalty - frequency_penalty * f64::from(n);
+            *logit = (penalised as f32).clamp(f32::MIN, f32::MAX);
+        }
     }
 
     /// The repetition penalty of CTRL (arXiv 1909.05858) as transformers applies it: once for each distinct token.
@@ -169,6 +205,32 @@ impl Sampler {
             }
         }
         chosen
+    }
+}
+
+/// Log-probabilities of a chosen token and of the likeliest ones, in the model's own distribution.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogprobs {
+    /// The chosen token.
+    pub id: u32,
+    /// Its log-probability.
+    pub logprob: f64,
+    /// The likeliest tokens, most likely first.
+    pub top: Vec<(u32, f64)>,
+}
+
+impl TokenLogprobs {
+    /// Of `id` and the `top` likeliest under `logits`.
+    pub fn new(logits: &[f32], id: u32, top: usize) -> Self {
+        let max = f64::from(logits.iter().copied().fold(f32::MIN, f32::max));
+        let sum: f64 = logits.iter().map(|&logit| (f64::from(logit) - max).exp()).sum();
+        let logprob = |id: u32| f64::from(logits[id as usize]) - max - sum.ln();
+        let mut ids = Vec::new();
+        if top > 0 {
+            keep_top_k(&mut ids, logits, top);
+            ids.sort_unstable_by(by_rank(logits));
+        }
+        Self { id, logprob: logprob(id), top: ids.into_iter().map(|id| (id, logprob(id))).collect() }
     }
 }
 

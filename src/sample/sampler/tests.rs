@@ -118,7 +118,7 @@ proptest! {
         min_p in prop_oneof![Just(0.0), 0.001f64..0.999],
         repetition_penalty in prop_oneof![Just(1.0), 0.5f64..2.0],
     ) {
-        let config = SamplerConfig { temperature, top_k, top_p, min_p, repetition_penalty, greedy: false };
+        let config = SamplerConfig { temperature, top_k, top_p, min_p, repetition_penalty, greedy: false, ..Default::default() };
         let expected = reference(&config, &logits, &history);
         for (id, (got, want)) in probabilities(&config, &logits, &history).into_iter().zip(expected).enumerate() {
             prop_assert!((got - want).abs() < 1e-12, "token {}: {} is not {}", id, got, want);
@@ -184,7 +184,8 @@ fn padding_is_never_chosen_and_bad_logits_are_errors() {
 #[test]
 fn every_bad_setting_is_named() {
     let (temperature, top_p, min_p, repetition_penalty) = (-1.0, 0.0, 1.1, f64::INFINITY);
-    let bad = SamplerConfig { temperature, top_k: 0, top_p, min_p, repetition_penalty, greedy: true };
+    let bad =
+        SamplerConfig { temperature, top_k: 0, top_p, min_p, repetition_penalty, greedy: true, ..Default::default() };
     let failure = bad.validate().unwrap_err();
     assert_eq!((failure.exit, failure.message.lines().count()), (Exit::Config, 4));
     for named in ["temperature is -1", "top_p is 0", "min_p is 1.1", "repetition_penalty is inf"] {

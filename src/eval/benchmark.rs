@@ -1,0 +1,307 @@
+//! Tasks from data to metrics: prompts, requests, likelihoods, and what the harness makes of them.
+
+use super::dataset::Library;
+use super::encode::Encoder;
+use super::engine::{Likelihood, Request, likelihoods};
+use super::fewshot::Drawer;
+use super::python;
+use super::statistics::{mean, perplexity_error, standard_error};
+use super::tasks::{Document, Task};
+use crate::data::tokenizer::Tokenizer;
+use crate::model::Llama;
+use crate::runtime::error::{Exit, fail};
+use anyhow::Result;
+use serde_json::Value;
+use std::f64::consts::LN_2;
+
+/// How much of a task is evaluated, and how.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Extent {
+    /// Examples before each question.
+    pub num_fewshot: usize,
+    /// The first so many documents; below 1 a share of them.
+    pub limit: Option<f64>,
+}
+
+impl Extent {
+    fn documents(&self, all: usize) -> usize {
+        match self.limit {
+            None => all,
+            Some(share) if share < 1.0 => (share * all as f64).ceil() as usize,
+            Some(n) => (n as usize).min(all),
+        }
+    }
+}
+
+/// A task with its requests, ready to be scored.
+pub struct Prepared {
+    /// The task.
+    pub task: Task,
+    /// Examples before each question.
+    pub shots: usize,
+    /// Documents of the split.
+    pub all_documents: usize,
+    documents: Vec<Document>,
+    /// The requests of each document.
+    requests: Vec<Vec<Request>>,
+}
+
+/// One metric of a task.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Metric {
+    /// As the harness calls it.
+    pub name: &'static str,
+    /// Its value.
+    pub value: f64,
+    /// Its standard error, where there is one.
+    pub stderr: Option<f64>,
+}
+
+/// A document's likelihoods, for `--log-samples`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sample {
+    /// Of each choice (or of the one continuation, or the whole page).
+    pub log_likelihoods: Vec<f64>,
+    /// The right one.
+    pub target: Value,
+}
+
+/// What a task came to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TaskResult {
+    /// Its metrics.
+    pub metrics: Vec<Metric>,
+    /// Its documents, in order.
+    pub samples: Vec<Sample>,
+}
+
+impl Prepared {
+    /// Reads the data and writes the prompts.
+    ///
+    /// # Errors
+    /// Those of the data; [`Exit::Data`] for a row that is not what the task's rows are.
+    pub fn new(task: Task, extent: Extent, library: &Library, tokenizer: &Tokenizer, context: usize) -> Result<Self> {
+        let rows = library.rows(&task, task.split)?;
+        let mut drawer = Drawer::new(&task, extent.num_fewshot, library)?;
+        let encoder = Encoder::new(tokenizer, context)?;
+        let (mut documents, mut requests) = (Vec::new(), Vec::new());
+        let at = |i: usize, what: String| {
+            fail(Exit::Data, format!("{}: row {i} of its {} split: {what}", task.name, task.split))
+                .hint("evaluation needs the data set's own fields and labels")
+        };
+        for (i, row) in rows.iter().take(extent.documents(rows.len())).enumerate() {
+            let document = task.template.document(row).map_err(|what| at(i, what))?;
+            let mut before = task.template.description();
+            for example in drawer.draw(row) {
+                before +=
+                    &task.template.example(example).map_err(|what| at(i, format!("an example before it: {what}")))?;
+            }
+            requests.push(encode(&encoder, &before, &document).map_err(|e| at(i, e.to_string()))?);
+            documents.push(document);
+        }
+        Ok(Self { shots: drawer.shots(), all_documents: rows.len(), task, documents, requests })
+    }
+
+    /// Documents evaluated.
+    pub fn documents(&self) -> usize {
+        self.documents.len()
+    }
+
+    fn result(&self, likelihoods: &[Likelihood]) -> TaskResult {
+        let mut rest = likelihoods;
+        let mut scores = Vec::with_capacity(self.documents.len());
+        for (document, requests) in self.documents.iter().zip(&self.requests) {
+            let (own, others) = rest.split_at(requests.len());
+            rest = others;
+            scores.push(Score::of(document, own));
+        }
+        TaskResult { metrics: metrics(&scores), samples: scores.into_iter().map(|score| score.sample).collect() }
+    }
+}
+
+/// Scores all `tasks` together; `done` hears how many requests are scored, of how many.
+///
+/// # Errors
+/// Those of the model's ops and of `done`.
+pub fn evaluate(
+    model: &Llama,
+    tasks: &[Prepared],
+    mut done: impl FnMut(usize, usize) -> Result<()>,
+) -> Result<Vec<TaskResult>> {
+    let requests: Vec<Request> = tasks.iter().flat_map(|task| task.requests.iter().flatten().cloned()).collect();
+    let all = likelihoods(model, &requests, |n| done(n, requests.len()))?;
+    let mut rest = all.as_slice();
+    let result = |task: &Prepared| {
+        let (own, others) = rest.split_at(task.requests.iter().map(Vec::len).sum());
+        rest = others;
+        task.result(own)
+    };
+    Ok(tasks.iter().map(result).collect())
+}
+
+fn encode(encoder: &Encoder, before: &str, document: &Document) -> Result<Vec<Request>> {
+    let spaced = |choices: &[String], context: &str| -> Result<Vec<Request>> {
+        let context = format!("{before}{context}");
+        choices.iter().map(|choice| encoder.pair(&context, &format!(" {choice}"))).collect()
+    };
+    match document {
+        Document::Choices { context, choices, .. } | Document::Truths { context, choices, .. } => {
+            spaced(choices, context)
+        }
+        Document::Contexts { contexts, continuation, .. } => {
+            contexts.iter().map(|context| encoder.pair(&format!("{before}{context}"), continuation)).collect()
+        }
+        Document::Endings { context, endings, .. } => {
+            endings.iter().map(|ending| encoder.separately(context, &format!(" {ending}"))).collect()
+        }
+        Document::Word { context, continuation } => {
+            Ok(vec![encoder.pair(&format!("{before}{context}"), continuation)?])
+        }
+        Document::Page { text, .. } => encoder.rolling(text),
+    }
+}
+
+/// What a document contributes.
+struct Score {
+    /// Correct, or the share of probability.
+    acc: f64,
+    /// Correct by length-normalised likelihood.
+    acc_norm: Option<f64>,
+    /// Words and bytes of a page.
+    size: Option<(usize, usize)>,
+    /// It is a word whose likelihood counts.
+    word: bool,
+    sample: Sample,
+}
+
+impl Score {
+    fn of(document: &Document, found: &[Likelihood]) -> Self {
+        let lls: Vec<f64> = found.iter().map(|l| l.log_likelihood).collect();
+        let is = |best: Option<usize>, gold: &Option<usize>| f64::from(u8::from(gold.is_some() && best == *gold));
+        let plain = |acc, acc_norm, target, log_likelihoods| Self {
+            acc,
+            acc_norm,
+            size: None,
+            word: false,
+            sample: Sample { log_likelihoods, target },
+        };
+        match document {
+            Document::Choices { choices, gold, .. } => {
+                let norm: Vec<f64> = lls.iter().zip(choices).map(|(ll, c)| ll / python::len(c) as f64).collect();
+                plain(is(argmax(&lls), gold), Some(is(argmax(&norm), gold)), Value::from(*gold), lls)
+            }
+            Document::Contexts { gold, .. } => plain(is(argmax(&lls), gold), None, Value::from(*gold), lls),
+            Document::Endings { gold, .. } => {
+                let means: Vec<f64> = found.iter().map(|l| l.log_likelihood / l.tokens as f64).collect();
+                plain(is(argmax(&lls), gold), Some(is(argmax(&means), gold)), Value::from(*gold), lls)
+            }
+            Document::Word { continuation, .. } => {
+                let greedy = found.iter().all(|l| l.greedy);
+                let target = Value::from(continuation.as_str());
+                Self { word: true, ..plain(f64::from(u8::from(greedy)), None, target, lls) }
+            }
+            Document::Truths { truths, .. } => {
+                let all: f64 = lls.iter().map(|ll| ll.exp()).sum();
+                let told: f64 = lls.iter().zip(truths).filter(|(_, truth)| **truth).map(|(ll, _)| ll.exp()).sum();
+                let target = truths.iter().map(|&truth| Value::from(u8::from(truth))).collect();
+                plain(told / all, None, target, lls)
+            }
+            Document::Page { words, bytes, .. } => {
+                let whole = vec![lls.iter().sum()];
+                Self { size: Some((*words, *bytes)), ..plain(f64::NAN, None, Value::Null, whole) }
+            }
+        }
+    }
+}
+
+/// Index of the largest; the first of equals, and a NaN before all, as numpy has it.
+fn argmax(values: &[f64]) -> Option<usize> {
+    let mut best: Option<(usize, f64)> = None;
+    for (i, &value) in values.iter().enumerate() {
+        if best.is_none_or(|(_, top)| !top.is_nan() && (value > top || value.is_nan())) {
+            best = Some((i, value));
+        }
+    }
+    best.map(|(i, _)| i)
+}
+
+fn metrics(scores: &[Score]) -> Vec<Metric> {
+    let ll = |score: &Score| score.sample.log_likelihoods[0];
+    if scores.iter().any(|score| score.size.is_some()) {
+        let total: f64 = scores.iter().map(ll).sum();
+        let (words, bytes) = scores.iter().filter_map(|s| s.size).fold((0, 0), |(w, b), (x, y)| (w + x, b + y));
+        let metric = |name, value| Metric { name, value, stderr: None };
+        return vec![
+            metric("word_perplexity", (-total / words as f64).exp()),
+            metric("byte_perplexity", (-total / bytes as f64).exp()),
+            metric("bits_per_byte", -total / bytes as f64 / LN_2),
+        ];
+    }
+    let averaged = |name, values: Vec<f64>| Metric { name, value: mean(&values), stderr: standard_error(&values) };
+    let mut all = Vec::new();
+    if scores.iter().any(|score| score.word) {
+        let lls: Vec<f64> = scores.iter().map(ll).collect();
+        all.push(Metric { name: "perplexity", value: (-mean(&lls)).exp(), stderr: perplexity_error(&lls) });
+    }
+    all.push(averaged("acc", scores.iter().map(|score| score.acc).collect()));
+    let norm: Vec<f64> = scores.iter().filter_map(|score| score.acc_norm).collect();
+    if !norm.is_empty() {
+        all.push(averaged("acc_norm", norm));
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn likelihood(log_likelihood: f64, tokens: usize) -> Likelihood {
+        Likelihood { log_likelihood, greedy: log_likelihood > -1.0, tokens }
+    }
+
+    #[test]
+    fn the_first_of_equals_and_any_nan_win() {
+        assert_eq!(argmax(&[1.0, 3.0, 3.0]), Some(1));
+        assert_eq!(argmax(&[1.0, f64::NAN, 3.0, f64::NAN]), Some(1));
+        assert_eq!(argmax(&[f64::NEG_INFINITY]), Some(0));
+        assert_eq!(argmax(&[]), None);
+    }
+
+    #[test]
+    fn normalised_by_characters_or_by_tokens() {
+        let texts = vec!["añ".to_owned(), "abcd".to_owned()];
+        let found = [likelihood(-3.0, 1), likelihood(-4.0, 4)];
+        let choices = Document::Choices { context: String::new(), choices: texts.clone(), gold: Some(1) };
+        let score = Score::of(&choices, &found);
+        assert_eq!((score.acc, score.acc_norm), (0.0, Some(1.0)), "-3/2 against -4/4");
+        let endings = Document::Endings { context: String::new(), endings: texts, gold: Some(0) };
+        let score = Score::of(&endings, &[likelihood(-3.0, 3), likelihood(-4.0, 2)]);
+        assert_eq!((score.acc, score.acc_norm), (1.0, Some(1.0)));
+        let unanswerable = Document::Choices { context: String::new(), choices: vec!["a".into()], gold: None };
+        assert_eq!(Score::of(&unanswerable, &[likelihood(-1.0, 1)]).acc, 0.0);
+    }
+
+    #[test]
+    fn words_truths_and_pages() {
+        let word = Document::Word { context: String::new(), continuation: " w".into() };
+        let scores: Vec<Score> = [-0.5, -2.0].iter().map(|&ll| Score::of(&word, &[likelihood(ll, 1)])).collect();
+        let found = metrics(&scores);
+        assert_eq!(found.iter().map(|m| m.name).collect::<Vec<_>>(), ["perplexity", "acc"]);
+        assert!((found[0].value - 1.25f64.exp()).abs() < 1e-12 && found[1].value == 0.5);
+        let truths = Document::Truths { context: String::new(), choices: vec![], truths: vec![true, false] };
+        let score = Score::of(&truths, &[likelihood(3f64.ln(), 1), likelihood(0.0, 1)]);
+        assert!((score.acc - 0.75).abs() < 1e-12);
+        let page = Document::Page { text: String::new(), words: 2, bytes: 8 };
+        let found = metrics(&[Score::of(&page, &[likelihood(-2.0, 1), likelihood(-2.0, 1)])]);
+        assert!((found[0].value - 2f64.exp()).abs() < 1e-12 && (found[2].value - 0.5 / LN_2).abs() < 1e-12);
+    }
+
+    #[test]
+    fn limits_take_the_first_documents() {
+        let extent = |limit| Extent { num_fewshot: 0, limit };
+        assert_eq!(
+            [None, Some(0.25), Some(3.0), Some(1.0), Some(99.0)].map(|l| extent(l).documents(10)),
+            [10, 3, 3, 1, 10]
+        );
+    }
+}

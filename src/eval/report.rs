@@ -1,0 +1,122 @@
+//! Results in the shape of the lm-evaluation-harness: what reads its files reads ours.
+
+use super::benchmark::{Metric, Prepared, TaskResult};
+use super::statistics::pooled_error;
+use super::tasks::GROUPS;
+use serde_json::{Map, Value, json};
+
+/// A task or group with its metrics, as a table shows it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Line {
+    /// Task or group.
+    pub name: String,
+    /// Examples before each question.
+    pub shots: usize,
+    /// Documents evaluated.
+    pub documents: usize,
+    /// Its metrics.
+    pub metrics: Vec<Metric>,
+}
+
+/// One line for each task, then one for each group that is there as a whole.
+pub fn lines(tasks: &[Prepared], results: &[TaskResult]) -> Vec<Line> {
+    let line = |(task, result): (&Prepared, &TaskResult)| Line {
+        name: task.task.name.clone(),
+        shots: task.shots,
+        documents: task.documents(),
+        metrics: result.metrics.clone(),
+    };
+    let mut lines: Vec<Line> = tasks.iter().zip(results).map(line).collect();
+    let groups: Vec<Line> = groups(&lines);
+    lines.extend(groups);
+    lines
+}
+
+/// Micro averages of MMLU's groups, and of all of it, of which every subject was evaluated.
+fn groups(lines: &[Line]) -> Vec<Line> {
+    let group = |name: String, members: Vec<&str>| -> Option<Line> {
+        let of = |member: &str| lines.iter().find(|line| line.name.strip_prefix("mmlu_") == Some(member));
+        let parts: Option<Vec<&Line>> = members.into_iter().map(of).collect();
+        let parts = parts?;
+        let documents: usize = parts.iter().map(|part| part.documents).sum();
+        let sum: f64 = parts.iter().map(|part| part.metrics[0].value * part.documents as f64).sum();
+        let errors: Option<Vec<(f64, usize)>> =
+            parts.iter().map(|part| Some((part.metrics[0].stderr?, part.documents))).collect();
+        let stderr = errors.map(|errors| pooled_error(&errors));
+        let metrics = vec![Metric { name: "acc", value: sum / documents as f64, stderr }];
+        Some(Line { name, shots: parts[0].shots, documents, metrics })
+    };
+    let all = group("mmlu".into(), GROUPS.iter().flat_map(|(_, members)| members.iter().copied()).collect());
+    let each = GROUPS.iter().filter_map(|(name, members)| group(format!("mmlu_{name}"), members.to_vec()));
+    all.into_iter().chain(each).collect()
+}
+
+/// The results file; `config` is kept in it as it is.
+pub fn harness_json(tasks: &[Prepared], results: &[TaskResult], config: Value, with_samples: bool) -> Value {
+    let lines = lines(tasks, results);
+    let (mut all, mut groups, mut shots, mut counts) = (Map::new(), Map::new(), Map::new(), Map::new());
+    for line in &lines {
+        let values = metrics_json(line);
+        shots.insert(line.name.clone(), line.shots.into());
+        match tasks.iter().find(|task| task.task.name == line.name) {
+            Some(task) => {
+                let n = json!({"original": task.all_documents, "effective": line.documents});
+                counts.insert(line.name.clone(), n);
+            }
+            None => drop(groups.insert(line.name.clone(), values.clone())),
+        }
+        all.insert(line.name.clone(), values);
+    }
+    let mut report = json!({"results": all, "groups": groups, "n-shot": shots, "n-samples": counts, "config": config});
+    if with_samples {
+        let samples = tasks.iter().zip(results).map(|(task, result)| (task.task.name.clone(), samples_json(result)));
+        report["samples"] = Value::Object(samples.collect());
+    }
+    report
+}
+
+fn metrics_json(line: &Line) -> Value {
+    let mut values = Map::new();
+    values.insert("alias".into(), line.name.clone().into());
+    for Metric { name, value, stderr } in &line.metrics {
+        values.insert(format!("{name},none"), json!(value));
+        values.insert(format!("{name}_stderr,none"), stderr.map_or_else(|| "N/A".into(), |error| json!(error)));
+    }
+    values.insert("sample_len".into(), line.documents.into());
+    Value::Object(values)
+}
+
+fn samples_json(result: &TaskResult) -> Value {
+    let sample = |(i, sample): (usize, &super::benchmark::Sample)| json!({"doc_id": i, "ll": sample.log_likelihoods, "target": sample.target});
+    result.samples.iter().enumerate().map(sample).collect()
+}
+
+/// The table for people: one row per task and metric.
+pub fn table(lines: &[Line]) -> String {
+    let mut rows = vec![["task", "shots", "documents", "metric", "value", "±"].map(str::to_owned)];
+    for line in lines {
+        for (i, metric) in line.metrics.iter().enumerate() {
+            let first = |text: String| if i == 0 { text } else { String::new() };
+            rows.push([
+                first(line.name.clone()),
+                first(line.shots.to_string()),
+                first(line.documents.to_string()),
+                metric.name.to_owned(),
+                format!("{:.4}", metric.value),
+                metric.stderr.map_or_else(String::new, |error| format!("{error:.4}")),
+            ]);
+        }
+    }
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: [usize; 6] = std::array::from_fn(width);
+    let mut out = String::new();
+    for row in &rows {
+        let cells = row.iter().zip(widths).enumerate().map(|(i, (cell, width))| match i {
+            0 | 3 => format!("{cell:width$}"),
+            _ => format!("{cell:>width$}"),
+        });
+        out += cells.collect::<Vec<_>>().join("  ").trim_end();
+        out.push('\n');
+    }
+    out
+}

@@ -1,0 +1,94 @@
+//! Sequences that share their beginnings, laid out as one row of tokens in which every shared part stands once.
+//!
+//! The choices of one question share the question, the questions of one subject their examples: each part is a node, and a token sees
+//! the nodes above its own and its own node up to itself. Evaluation computes every part once, and no token of padding.
+
+use candle_core::{Result, bail};
+
+/// A run of tokens of the row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Its first token's place in the row.
+    pub start: usize,
+    /// Its number of tokens, at least one.
+    pub len: usize,
+    /// What it continues, among the nodes before it.
+    pub parent: Option<usize>,
+    /// Position of its first token in its sequence.
+    pub position: usize,
+}
+
+/// All nodes of a row, in its order and without gaps.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Forest {
+    nodes: Vec<Node>,
+    positions: Vec<u32>,
+}
+
+impl Forest {
+    /// Adds the next `len` tokens of the row, which continue `parent`; returns the new node's number.
+    ///
+    /// # Errors
+    /// If there are no tokens or no such parent.
+    pub fn push(&mut self, len: usize, parent: Option<usize>) -> Result<usize> {
+        if len == 0 || parent.is_some_and(|p| p >= self.nodes.len()) {
+            bail!("a node of {len} tokens cannot continue {parent:?} of {}", self.nodes.len());
+        }
+        let position = parent.map_or(0, |p| self.nodes[p].position + self.nodes[p].len);
+        self.nodes.push(Node { start: self.positions.len(), len, parent, position });
+        self.positions.extend((position..position + len).map(|p| p as u32));
+        Ok(self.nodes.len() - 1)
+    }
+
+    /// The nodes.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// Tokens of the row.
+    pub fn len(&self) -> usize {
+        self.positions.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.positions.is_empty()
+    }
+
+    /// Position of the token at `place` in its sequence.
+    pub fn position(&self, place: usize) -> usize {
+        self.positions[place] as usize
+    }
+
+    /// The largest position, for the size of tables.
+    pub fn longest(&self) -> usize {
+        self.positions.iter().copied().max().unwrap_or(0) as usize
+    }
+
+    /// The nodes that the tokens of `node` see, from the root to itself.
+    pub fn line(&self, node: usize) -> Vec<Node> {
+        let mut line: Vec<Node> =
+            std::iter::successors(Some(self.nodes[node]), |n| n.parent.map(|p| self.nodes[p])).collect();
+        line.reverse();
+        line
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_continue_those_of_the_parent() {
+        let mut forest = Forest::default();
+        let root = forest.push(3, None).unwrap();
+        let (a, _) = (forest.push(2, Some(root)).unwrap(), forest.push(1, Some(root)).unwrap());
+        let leaf = forest.push(1, Some(a)).unwrap();
+        forest.push(2, None).unwrap();
+        let positions: Vec<_> = (0..forest.len()).map(|i| forest.position(i)).collect();
+        assert_eq!(positions, [0, 1, 2, 3, 4, 3, 5, 0, 1]);
+        assert_eq!(forest.line(leaf).iter().map(|n| n.start).collect::<Vec<_>>(), [0, 3, 6]);
+        assert_eq!((forest.longest(), forest.len(), forest.is_empty()), (5, 9, false));
+        assert!(forest.push(0, None).is_err() && forest.push(1, Some(9)).is_err());
+    }
+}
