@@ -1,32 +1,35 @@
-//! How a run begins: `pretrain` makes a fresh state in a new run directory, `resume` continues one from its newest good checkpoint or
-//! from one named. From there on both are the same [`Run`].
+//! How a run begins: `pretrain` makes a fresh state in a new run directory. How one goes on: `resume.rs`. From there on both are the same
+//! [`Run`].
 
-use super::run::{Logs, Parts, Run};
-use super::state::{Saved, State, VERSION};
+use super::footprint::Footprint;
+use super::requests::{NOTHING_TO_RESUME, Requests};
+use super::resume::make_loader;
+use super::run::{Logs, Parts, Place, Run};
+use super::state::State;
 use crate::checkpoint::{self, Opened};
-use crate::config::{Change, Config};
+use crate::config::Config;
 use crate::data::corpus::Corpus;
-use crate::data::loader::{Loader, Plan};
 use crate::data::tokenizer::Tokenizer;
+use crate::eval::benchmark::{Extent, Prepared};
+use crate::eval::dataset::Library;
+use crate::eval::tasks::{self, Task};
 use crate::metrics::{Console, Events, MetricsLog, SampleLog};
 use crate::runtime::error::{Exit, fail, note};
-use crate::runtime::files::{Lock, create_dirs, lock, read_bounded, write_atomic};
+use crate::runtime::files::{Lock, create_dirs, lock, write_atomic};
 use crate::runtime::memory;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::json;
 use std::path::{Path, PathBuf};
-
-/// A configuration file is text written by people.
-const MAX_CONFIG: u64 = 1 << 20;
 
 /// A new run in `out`, trained to its end. Nothing is created before configuration, data and memory are known to be right.
 ///
 /// # Errors
 /// Those of configuration, data, and [`Run::train`].
 pub fn pretrain(mut config: Config, out: &Path, init_from: Option<&Path>, console: Console) -> Result<()> {
+    let requests = Requests::listen(out, NOTHING_TO_RESUME)?;
     refuse_existing_run(out)?;
     make_paths_absolute(&mut config)?;
-    let (parts, source) = fresh_parts(config, init_from, console)?;
+    let (parts, source) = fresh_parts(config, init_from, out, console)?;
     create_dirs(out)?;
     let held = lock(&out.join("run.lock"))?;
     refuse_existing_run_locked(out)?;
@@ -38,11 +41,37 @@ pub fn pretrain(mut config: Config, out: &Path, init_from: Option<&Path>, consol
         json!({"attempt": 1, "step": 0, "init_from": from, "build": super::identity(&parts.config.train)}),
     )?;
     write_atomic(&out.join("config.toml"), parts.config.to_toml().as_bytes())?;
-    start(parts, out, held, events, 1, console, false)
+    let begin = Begin { run_dir: out.to_path_buf(), held, requests, console };
+    begin.run(parts, Place { dir: out.to_path_buf(), attempt: 1, saved: false, repeats: false }, events, None)
 }
 
-fn fresh_parts(mut config: Config, init_from: Option<&Path>, console: Console) -> Result<(Parts, Option<Opened>)> {
-    check_machine(&config)?;
+/// A run directory that is ours, before its run is known.
+pub(super) struct Begin {
+    pub(super) run_dir: PathBuf,
+    pub(super) held: Lock,
+    pub(super) requests: Requests,
+    pub(super) console: Console,
+}
+
+impl Begin {
+    /// Opens the logs, which are cut to `resume_step`, and trains.
+    pub(super) fn run(self, parts: Parts, place: Place, events: Events, resume_step: Option<u64>) -> Result<()> {
+        let metrics = MetricsLog::open(&self.run_dir, resume_step)?;
+        let samples = SampleLog::open(&self.run_dir, resume_step)?;
+        let result = Run::new(parts, place, Logs { metrics, samples, events }, self.requests, self.console)?.train();
+        drop(self.held);
+        result
+    }
+}
+
+/// The parts of a run at step 0, and where its weights come from if they are not new.
+pub(super) fn fresh_parts(
+    mut config: Config,
+    init_from: Option<&Path>,
+    out: &Path,
+    console: Console,
+) -> Result<(Parts, Option<Opened>)> {
+    check_machine(&config, out)?;
     let source = init_from.map(Opened::open).transpose()?;
     if let Some(source) = &source {
         check_same_model(&config, source)?;
@@ -55,166 +84,21 @@ fn fresh_parts(mut config: Config, init_from: Option<&Path>, console: Console) -
     let corpus = Corpus::open(&config, tokenizer)?;
     config.data.stories = corpus.stories.or(config.data.stories);
     let loader = make_loader(&config, &corpus)?;
+    let benchmarks = benchmarks(&config, &corpus.tokenizer)?;
     let state = State::fresh(&config, source.as_ref())?;
     let fingerprint = corpus.fingerprint()?;
-    Ok((Parts { config, corpus, loader, state, fingerprint }, source))
+    Ok((Parts { config, corpus, loader, state, fingerprint, benchmarks }, source))
 }
 
-fn make_loader(config: &Config, corpus: &Corpus) -> Result<Loader> {
-    let data = &config.data;
-    let plan = Plan {
-        sequence_length: config.train.sequence_length,
-        seed: data.seed,
-        shuffle: data.shuffle,
-        weights: data.weights.clone(),
-        boundary: corpus.boundary.filter(|_| data.document_mask),
-    };
-    Loader::new(corpus.train.clone(), &plan)
-}
-
-/// Continues the run of `ckpt` (a run directory or one of its checkpoints), with `sets` applied to its configuration.
-///
-/// # Errors
-/// [`Exit::Data`] for a damaged checkpoint that was named or if none is good, [`Exit::Config`] for changes that cannot be made,
-/// and those of [`Run::train`].
-pub fn resume(ckpt: &Path, sets: &[String], console: Console) -> Result<()> {
-    let (run_dir, named) = locate(ckpt)?;
-    let held = lock(&run_dir.join("run.lock"))?;
-    let source = match &named {
-        Some(dir) => Some(Opened::open(dir)?),
-        None => newest(&run_dir, console)?,
-    };
-    let Some(source) = source else {
-        say(console, &format!("{}: no checkpoint was saved; starting again at step 0", run_dir.display()));
-        return restart(&run_dir, held, sets, console);
-    };
-    let saved: Saved = serde_json::from_value(source.trainer_state()?)
-        .map_err(|e| fail(Exit::Data, format!("{}/trainer_state.json: {e}", source.dir.display())))?;
-    if saved.version != VERSION {
-        let message = format!(
-            "{}: trainer state of version {}, this program knows {VERSION}",
-            source.dir.display(),
-            saved.version
-        );
-        return Err(fail(Exit::Data, message).hint("use the version of llama-lite that wrote it").into());
-    }
-    let mut config = Config::from_toml_str(&saved.config, "the checkpoint's config")?;
-    let changes = config.apply(sets)?;
-    refuse_changes(&config, &changes, saved.counters.step)?;
-    check_machine(&config)?;
-    say(console, "preparing the data ...");
-    let corpus = Corpus::open(&config, Some(Tokenizer::from_dir(&source.dir)?))?;
-    let fingerprint = corpus.fingerprint()?;
-    if fingerprint != saved.data_fingerprint && !config.data.accept_change {
-        return Err(fail(Exit::Data, "the training or validation data are not those the run began with")
-            .hint("restore them, or go on with the new ones: --set data.accept_change=true")
-            .into());
-    }
-    let schedule_changed = changes.iter().any(|c| c.key.starts_with("schedule.") || c.key == "optimizer.lr");
-    let state = State::resumed(&config, &source, &saved, schedule_changed)?;
-    let loader = make_loader(&config, &corpus)?;
-    let attempt = saved.attempt.max(last_start(&run_dir).attempt) + 1;
-    checkpoint::supersede(&run_dir, state.counters.step, attempt)?;
-    write_atomic(&run_dir.join("config.toml"), config.to_toml().as_bytes())?;
-    let mut events = Events::open(&run_dir)?;
-    let changes: Vec<_> = changes.iter().map(|c| json!({"key": c.key, "old": c.old, "new": c.new})).collect();
-    let from = source.dir.file_name().map(|n| n.to_string_lossy().into_owned());
-    let step = state.counters.step;
-    events.append(
-        "resume",
-        json!({"attempt": attempt, "step": step, "from": from, "changes": changes, "build": super::identity(&config.train)}),
-    )?;
-    start(Parts { config, corpus, loader, state, fingerprint }, &run_dir, held, events, attempt, console, true)
-}
-
-fn start(
-    parts: Parts,
-    dir: &Path,
-    held: Lock,
-    events: Events,
-    attempt: u64,
-    console: Console,
-    resumed: bool,
-) -> Result<()> {
-    let resume_step = resumed.then_some(parts.state.counters.step);
-    let logs =
-        Logs { metrics: MetricsLog::open(dir, resume_step)?, samples: SampleLog::open(dir, resume_step)?, events };
-    Run::new(parts, dir, held, logs, attempt, console, resumed)?.train()
-}
-
-/// A run that was stopped before its first checkpoint: from its beginning again, with the weights it began with.
-fn restart(run_dir: &Path, held: Lock, sets: &[String], console: Console) -> Result<()> {
-    let path = run_dir.join("config.toml");
-    let text = String::from_utf8_lossy(&read_bounded(&path, MAX_CONFIG, true)?).into_owned();
-    let mut config = Config::from_toml_str(&text, &path.display().to_string())?;
-    config.apply(sets)?;
-    let last = last_start(run_dir);
-    let (parts, source) = fresh_parts(config, last.init_from.as_deref(), console)?;
-    write_atomic(&path, parts.config.to_toml().as_bytes())?;
-    let (attempt, mut events) = (last.attempt + 1, Events::open(run_dir)?);
-    let from = source.map(|s| s.dir);
-    events.append(
-        "start",
-        json!({"attempt": attempt, "step": 0, "init_from": from, "build": super::identity(&parts.config.train)}),
-    )?;
-    start(parts, run_dir, held, events, attempt, console, false)
-}
-
-/// The run directory of `ckpt`, and the checkpoint if it names one.
-fn locate(ckpt: &Path) -> Result<(PathBuf, Option<PathBuf>)> {
-    if !ckpt.exists() {
-        return Err(fail(Exit::Io, format!("{}: no such directory", ckpt.display()))
-            .hint("--ckpt takes a run directory or a checkpoint inside one")
-            .into());
-    }
-    if ckpt.join("config.toml").exists() {
-        return Ok((ckpt.to_path_buf(), None));
-    }
-    if ckpt.file_name().is_some_and(|n| n.to_string_lossy().starts_with('.')) {
-        let message = format!("{}: set aside, no longer a checkpoint of its run", ckpt.display());
-        return Err(fail(Exit::Config, message)
-            .hint("rename it to step-NNNNNNNN first, or use it with pretrain --init-from")
-            .into());
-    }
-    let full = ckpt.canonicalize().with_context(|| ckpt.display().to_string())?;
-    match full.parent().and_then(Path::parent) {
-        Some(run) if run.join("config.toml").exists() => Ok((run.to_path_buf(), Some(full))),
-        _ => {
-            Err(fail(Exit::Config, format!("{}: neither a run directory nor a checkpoint inside one", ckpt.display()))
-                .hint("to start a new run from these weights: pretrain --config FILE --init-from DIR")
-                .into())
-        }
-    }
-}
-
-fn newest(run_dir: &Path, console: Console) -> Result<Option<Opened>> {
-    let found = checkpoint::newest_valid(run_dir)?;
-    for (dir, reason) in &found.quarantined {
-        say(console, &format!("warning: damaged checkpoint set aside as {}: {reason}", dir.display()));
-        Events::open(run_dir)?.append("quarantine", json!({"as": dir.display().to_string(), "reason": reason}))?;
-    }
-    found.newest.map(Opened::open_valid).transpose()
-}
-
-/// What the events know of a run's beginnings.
-#[derive(Default)]
-struct Begun {
-    /// The highest attempt; 0 if there is none.
-    attempt: u64,
-    /// Where its first weights came from.
-    init_from: Option<PathBuf>,
-}
-
-fn last_start(run_dir: &Path) -> Begun {
-    let mut begun = Begun::default();
-    let Ok(text) = std::fs::read_to_string(run_dir.join("events.jsonl")) else { return begun };
-    for event in text.lines().filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok()) {
-        begun.attempt = begun.attempt.max(event["attempt"].as_u64().unwrap_or(0));
-        if event["kind"] == "start" {
-            begun.init_from = event["init_from"].as_str().map(PathBuf::from);
-        }
-    }
-    begun
+/// The benchmark tasks of `config.eval`, read and encoded: what is wrong with them is found before the run begins.
+pub(super) fn benchmarks(config: &Config, tokenizer: &Tokenizer) -> Result<Vec<Prepared>> {
+    let eval = &config.eval;
+    let library = Library { dir: eval.data_dir.as_ref().map(PathBuf::from), hub: None };
+    let extent = Extent { num_fewshot: eval.num_fewshot, limit: eval.limit.map(|n| n as f64) };
+    let context = config.model.max_position_embeddings;
+    let tasks: Vec<Vec<Task>> = eval.tasks.iter().map(|name| tasks::find(name)).collect::<Result<_>>()?;
+    let prepare = |task| Prepared::new(task, extent, &library, tokenizer, context);
+    tasks.into_iter().flatten().map(prepare).collect()
 }
 
 /// A resume from another directory must find the same files.
@@ -223,6 +107,7 @@ fn make_paths_absolute(config: &mut Config) -> Result<()> {
     for list in [&mut config.data.train, &mut config.data.val] {
         *list = list.iter().map(absolute).collect::<Result<_>>()?;
     }
+    config.eval.data_dir = config.eval.data_dir.as_ref().map(absolute).transpose()?;
     if !["gpt2", "train"].contains(&config.data.tokenizer.as_str()) {
         config.data.tokenizer = absolute(&config.data.tokenizer)?;
     }
@@ -247,16 +132,20 @@ fn refuse_existing_run_locked(out: &Path) -> Result<()> {
         .into())
 }
 
-/// Refuses what this machine cannot do.
-fn check_machine(config: &Config) -> Result<()> {
+/// Refuses what this machine cannot do: before anything is created, and with the numbers.
+pub(super) fn check_machine(config: &Config, run_dir: &Path) -> Result<()> {
     if !super::precision(&config.train).supported() {
         return Err(fail(Exit::Config, "train.precision = \"bf16\": this processor has no AVX512_BF16")
             .hint("use \"auto\" or \"f32\"")
             .into());
     }
-    // Weights, gradients and two moments in f32.
-    let bytes = config.model.n_params().saturating_mul(16);
-    Ok(memory::check(bytes, "training this model (weights, gradients, moments)", "choose a smaller [model]")?)
+    let footprint = Footprint::of(config);
+    let what = "training this model (weights, gradients, moments, activations of a micro-batch)";
+    memory::check(footprint.needed(), what, "lower train.micro_batch_size, or choose a smaller [model]")?;
+    let there = checkpoint::sound(run_dir)?.len() as u64;
+    // One more than is kept: the new one is written before the oldest is deleted.
+    let more = (config.checkpoint.keep as u64).saturating_add(1).saturating_sub(there);
+    checkpoint::ensure_space(run_dir, config.model.n_params().saturating_mul(12).saturating_mul(more))
 }
 
 fn check_same_model(config: &Config, source: &Opened) -> Result<()> {
@@ -281,36 +170,8 @@ fn check_same_model(config: &Config, source: &Opened) -> Result<()> {
         .into())
 }
 
-/// A resume cannot change what the checkpoint's tensors and counters mean, nor what has had its effect already.
-fn refuse_changes(config: &Config, changes: &[Change], step: u64) -> Result<()> {
-    const FIXED: [&str; 3] = ["train.sequence_length", "train.seed", "data.tokenizer"];
-    const ORDER: [&str; 3] = ["data.seed", "data.shuffle", "data.weights"];
-    let fixed = |c: &&Change| c.key.starts_with("model.") || FIXED.contains(&c.key);
-    if let Some(c) = changes.iter().find(fixed) {
-        return Err(fail(Exit::Config, format!("{} cannot change on resume ({} -> {})", c.key, c.old, c.new))
-            .hint("start a new run, with --init-from if it should begin with these weights")
-            .into());
-    }
-    if let Some(c) = changes.iter().find(|c| ORDER.contains(&c.key)).filter(|_| !config.data.accept_change) {
-        return Err(fail(
-            Exit::Config,
-            format!("{} would repeat and drop data in mid-run ({} -> {})", c.key, c.old, c.new),
-        )
-        .hint("if that is meant: --set data.accept_change=true")
-        .into());
-    }
-    if config.train.steps < step {
-        return Err(fail(
-            Exit::Config,
-            format!("train.steps is {}, but the run is at step {step} already", config.train.steps),
-        )
-        .hint("resume an earlier checkpoint, or set train.steps higher")
-        .into());
-    }
-    Ok(())
-}
-
-fn say(console: Console, text: &str) {
+/// A line for whoever watches.
+pub(super) fn say(console: Console, text: &str) {
     if !console.quiet {
         note(text);
     }

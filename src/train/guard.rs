@@ -1,48 +1,203 @@
-//! Requests to stop from outside: signals and the `STOP` file. They are noticed between steps, so that what is saved is a whole
-//! step; a second Ctrl-C stops at once.
+//! The judge of every step, before the optimizer sees its gradient: is it finite, and is it like those before it?
+//!
+//! Its memory (the last accepted values, the refused steps, the rollbacks) is part of the run's state: a resumed run judges as the
+//! uninterrupted one. Refused values never enter the window, or one NaN would make every later comparison false.
 
-use crate::runtime::files::io_context;
-use anyhow::Result;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::flag;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use crate::config::GuardConfig;
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
 
-/// Consecutive refused updates after which a run is given up: the weights do not change any more, only the data do.
-pub const MAX_SKIPPED_IN_A_ROW: u64 = 10;
+/// Accepted values that a new one is compared with.
+const WINDOW: usize = 128;
 
-/// Listens for requests to stop.
-#[derive(Debug)]
-pub struct StopRequests {
-    asked: Arc<AtomicBool>,
-    file: PathBuf,
+/// With fewer, nothing is called a spike.
+const ENOUGH: usize = 64;
+
+/// So many refused updates in a row end the attempt to go on from these weights ...
+const MOST_IN_A_ROW: u64 = 3;
+
+/// ... as do so many ...
+const MOST_SKIPPED: usize = 10;
+
+/// ... within so many steps.
+const SPAN: u64 = 1000;
+
+/// What the guard thinks of a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Verdict {
+    /// The update is applied.
+    Accept,
+    /// The update is applied, and the user hears of it: so many standard deviations above the mean, and of what.
+    Spike(&'static str, f64),
+    /// The update is refused for such a spike.
+    RefuseSpike(&'static str, f64),
+    /// The update is refused: loss or gradient is not finite.
+    RefuseNonFinite,
 }
 
-impl StopRequests {
-    /// Listens to SIGINT, SIGTERM and SIGHUP, and for the file `STOP` in `run_dir`.
-    ///
-    /// # Errors
-    /// [`Exit::Io`](crate::runtime::error::Exit::Io) if the system refuses a handler.
-    pub fn listen(run_dir: &Path) -> Result<Self> {
-        let asked = Arc::new(AtomicBool::new(false));
-        let failed = || io_context("listen for signals for", run_dir);
-        // Registered first, so that it sees the flag of an EARLIER signal only.
-        flag::register_conditional_shutdown(SIGINT, 130, asked.clone()).map_err(failed())?;
-        for signal in [SIGINT, SIGTERM, SIGHUP] {
-            flag::register(signal, asked.clone()).map_err(failed())?;
+impl Verdict {
+    /// Whether the update is refused.
+    pub fn refuses(self) -> bool {
+        matches!(self, Verdict::RefuseSpike(..) | Verdict::RefuseNonFinite)
+    }
+}
+
+/// The guard's memory.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Guard {
+    losses: VecDeque<f64>,
+    grad_norms: VecDeque<f64>,
+    /// Refused updates in a row up to the last step.
+    pub skipped_in_a_row: u64,
+    /// The steps of the refused updates within the last thousand.
+    skipped: VecDeque<u64>,
+    /// Rollbacks of the run so far.
+    pub rollbacks: u64,
+}
+
+impl Guard {
+    /// Judges attempt number `step` and remembers it.
+    pub fn judge(&mut self, config: &GuardConfig, step: u64, loss: f64, grad_norm: f64) -> Verdict {
+        let verdict = self.verdict(config, loss, grad_norm);
+        while self.skipped.front().is_some_and(|&old| old + SPAN <= step) {
+            self.skipped.pop_front();
         }
-        Ok(Self { asked, file: run_dir.join("STOP") })
+        if verdict.refuses() {
+            self.skipped_in_a_row += 1;
+            self.skipped.push_back(step);
+        } else {
+            self.skipped_in_a_row = 0;
+            for (window, value) in [(&mut self.losses, loss), (&mut self.grad_norms, grad_norm)] {
+                if window.len() == WINDOW {
+                    window.pop_front();
+                }
+                window.push_back(value);
+            }
+        }
+        verdict
     }
 
-    /// Whether the run should stop now.
-    pub fn asked(&self) -> bool {
-        self.asked.load(Ordering::Relaxed) || self.file.exists()
+    fn verdict(&self, config: &GuardConfig, loss: f64, grad_norm: f64) -> Verdict {
+        if !loss.is_finite() || !grad_norm.is_finite() {
+            return Verdict::RefuseNonFinite;
+        }
+        let spikes = [("loss", z_score(&self.losses, loss)), ("gradient norm", z_score(&self.grad_norms, grad_norm))];
+        match spikes.into_iter().find(|(_, z)| *z > config.spike_sigma) {
+            Some((what, z)) if config.spike == "skip" => Verdict::RefuseSpike(what, z),
+            Some((what, z)) if config.spike == "warn" => Verdict::Spike(what, z),
+            _ => Verdict::Accept,
+        }
     }
 
-    /// The request has been honoured: a `STOP` file must not stop the resume as well.
-    pub fn honoured(&self) {
-        // Whether it was there or not, it is not now; a file that cannot be removed stops the resume, which is what it says.
-        let _ = std::fs::remove_file(&self.file);
+    /// Whether refusing has not helped: the weights themselves, or a stretch of data, must be left.
+    pub fn hopeless(&self) -> bool {
+        self.skipped_in_a_row >= MOST_IN_A_ROW || self.skipped.len() >= MOST_SKIPPED
+    }
+
+    /// Whether the last update was refused: what is saved now is not known to be well.
+    pub fn suspicious(&self) -> bool {
+        self.skipped_in_a_row > 0
+    }
+
+    /// Past trouble does not count any more.
+    pub fn forgive(&mut self) {
+        (self.skipped_in_a_row, self.rollbacks) = (0, 0);
+        self.skipped.clear();
+    }
+
+    /// The step before the present trouble began.
+    pub fn last_well(&self, step: u64) -> u64 {
+        let row_begins = step.saturating_sub(self.skipped_in_a_row);
+        self.skipped.front().map_or(row_begins, |&first| row_begins.min(first.saturating_sub(1)))
+    }
+}
+
+/// How many standard deviations `value` lies above the mean of `window`; 0 while the window says little.
+fn z_score(window: &VecDeque<f64>, value: f64) -> f64 {
+    if window.len() < ENOUGH {
+        return 0.0;
+    }
+    let n = window.len() as f64;
+    let mean = window.iter().sum::<f64>() / n;
+    let variance = window.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / n;
+    if variance > 0.0 { (value - mean) / variance.sqrt() } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(spike: &str) -> GuardConfig {
+        GuardConfig { spike: spike.into(), spike_sigma: 6.0, rollbacks: 2, hang_seconds: 120 }
+    }
+
+    /// `n` ordinary steps.
+    fn seasoned(n: u64) -> Guard {
+        let mut guard = Guard::default();
+        for step in 1..=n {
+            let wobble = (step % 7) as f64 * 0.01;
+            assert_eq!(guard.judge(&config("skip"), step, 3.0 + wobble, 1.0 - wobble), Verdict::Accept);
+        }
+        guard
+    }
+
+    #[test]
+    fn what_is_not_finite_is_refused_and_never_remembered() {
+        let mut guard = seasoned(100);
+        let before = guard.clone();
+        for (loss, norm) in [(f64::NAN, 1.0), (3.0, f64::NAN), (f64::INFINITY, 1.0), (3.0, f64::INFINITY)] {
+            let mut guard = guard.clone();
+            assert_eq!(guard.judge(&config("off"), 101, loss, norm), Verdict::RefuseNonFinite);
+            assert_eq!((&guard.losses, &guard.grad_norms), (&before.losses, &before.grad_norms));
+            assert_eq!((guard.skipped_in_a_row, guard.last_well(101)), (1, 100));
+        }
+        // A spike after it is still seen.
+        guard.judge(&config("warn"), 101, f64::NAN, f64::NAN);
+        assert!(matches!(guard.judge(&config("warn"), 102, 30.0, 1.0), Verdict::Spike("loss", z) if z > 6.0));
+    }
+
+    #[test]
+    fn a_spike_needs_sixty_four_values_before_it() {
+        for (n, seen) in [(63, false), (64, true), (500, true)] {
+            for (policy, refused) in [("off", false), ("warn", false), ("skip", true)] {
+                let verdict = seasoned(n).judge(&config(policy), n + 1, 3.0, 9.0);
+                assert_eq!(verdict.refuses(), seen && refused, "{n} {policy}");
+                assert_eq!(verdict != Verdict::Accept, seen && policy != "off", "{n} {policy}");
+            }
+        }
+        assert_eq!(seasoned(200).judge(&config("skip"), 201, 0.1, 0.1), Verdict::Accept, "low is well");
+        assert_eq!(seasoned(500).losses.len(), WINDOW);
+    }
+
+    #[test]
+    fn three_in_a_row_or_ten_in_a_thousand_are_hopeless() {
+        let mut guard = seasoned(100);
+        for step in 101..=103 {
+            assert!(!guard.hopeless());
+            guard.judge(&config("off"), step, f64::NAN, 1.0);
+        }
+        assert!(guard.hopeless());
+        assert_eq!(guard.last_well(103), 100);
+        for (gap, hopeless) in [(100, true), (112, false)] {
+            let mut guard = seasoned(10);
+            for i in 0..10u64 {
+                assert!(!guard.hopeless());
+                let step = 20 + i * gap;
+                guard.judge(&config("off"), step, f64::NAN, 1.0);
+                guard.judge(&config("off"), step + 1, 3.0, 1.0);
+            }
+            assert_eq!(guard.hopeless(), hopeless, "every {gap} steps");
+            assert!(!guard.suspicious());
+        }
+    }
+
+    #[test]
+    fn its_memory_survives_being_saved() {
+        let mut guard = seasoned(90);
+        guard.judge(&config("off"), 91, f64::NAN, 1.0);
+        let text = serde_json::to_string(&guard).unwrap();
+        assert_eq!(serde_json::from_str::<Guard>(&text).unwrap(), guard);
+        assert_eq!(serde_json::from_str::<Guard>("{}").unwrap(), Guard::default());
     }
 }

@@ -1,24 +1,46 @@
-//! Training: how a run begins, its loop, its state.
+//! Training: how a run begins and goes on, its loop, its state.
 //!
 //! | file | holds |
 //! |---|---|
-//! | `begin.rs` | `pretrain` and `resume`: they differ only in how the state is made |
-//! | `run.rs` | the loop, and what happens between steps |
+//! | `begin.rs`, `resume.rs` | `pretrain` and `resume`: they differ only in how the state is made |
+//! | `run.rs` | the loop; `run/`: what happens between steps |
 //! | `step.rs` | one optimizer step |
 //! | `state.rs` | everything a checkpoint must hold |
 //! | `optimizer.rs`, `schedule.rs` | AdamW's rules, the learning rate |
-//! | `guard.rs` | requests to stop |
+//! | `guard.rs` | the judge of every step |
+//! | `saver.rs`, `snapshot.rs` | checkpoints written beside training |
+//! | `requests.rs` | signals and the `STOP` file |
+//! | `watchdog.rs` | the end of a run that is stuck |
+//! | `oracle.rs`, `verify.rs` | repeated steps must give the same bits |
+//! | `reset.rs` | state given up on purpose |
+//! | `poison.rs` | checkpoints whose loading panics |
+//! | `footprint.rs` | the memory a run takes |
+//! | `tests.rs` | a whole run against power losses and failing disks |
 
 pub mod begin;
+pub mod footprint;
 pub mod guard;
 pub mod optimizer;
+pub mod oracle;
+pub mod poison;
+pub mod requests;
+pub mod reset;
+pub mod resume;
 pub mod run;
+pub mod saver;
 pub mod schedule;
+pub mod snapshot;
 pub mod state;
 pub mod step;
+#[cfg(test)]
+mod tests;
+pub mod verify;
+pub mod watchdog;
 
 use crate::config::TrainConfig;
 use crate::ops::precision::Precision;
+use crate::runtime::machine;
+use serde_json::Value;
 
 /// What matrix products are computed in here: `train.precision` with "auto" resolved for the CPU.
 fn precision(config: &TrainConfig) -> Precision {
@@ -26,11 +48,14 @@ fn precision(config: &TrainConfig) -> Precision {
 }
 
 /// What produced a run's numbers: build and machine, from an allow-list (never the environment).
-pub fn identity(config: &TrainConfig) -> serde_json::Value {
+pub fn identity(config: &TrainConfig) -> Value {
     serde_json::json!({
         "version": crate::VERSION,
         "arch": std::env::consts::ARCH,
         "os": std::env::consts::OS,
+        "kernel": machine::kernel(),
+        "host": machine::host(),
+        "cpu": machine::cpu(),
         "simd": crate::ops::simd_level(),
         "threads": rayon::current_num_threads(),
         "device": "cpu",
@@ -39,4 +64,12 @@ pub fn identity(config: &TrainConfig) -> serde_json::Value {
             Precision::Bf16 => "bf16",
         },
     })
+}
+
+/// What of two identities differs and may change results: (key, then, now). Hosts, kernels and threads do not; what an older version did
+/// not record is not compared.
+fn differences<'a>(then: &'a Value, now: &'a Value) -> Vec<(&'static str, &'a Value, &'a Value)> {
+    let keys = ["version", "arch", "os", "cpu", "simd", "device", "dtype"];
+    let pairs = keys.into_iter().map(|key| (key, &then[key], &now[key]));
+    pairs.filter(|(_, a, b)| a != b && !a.is_null() && !b.is_null()).collect()
 }

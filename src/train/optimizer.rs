@@ -2,7 +2,7 @@
 
 use crate::config::OptimizerConfig;
 use crate::model::params::Layout;
-use crate::ops::adamw::{Flat, Hyper, Range, adamw, global_norm};
+use crate::ops::adamw::{Flat, Hyper, Range, adamw};
 use candle_core::{Device, Result, Tensor};
 
 /// AdamW over a model's flat buffers.
@@ -30,13 +30,9 @@ impl Optimizer {
         })
     }
 
-    /// Applies one update of `params` with rate `lr` and returns the gradient's norm before clipping. If `loss` or the norm is not
-    /// finite nothing changes at all, the count of updates included: the decision is a branch, because 0 times NaN is NaN.
-    pub fn update(&mut self, params: &Tensor, grad: &Tensor, loss: f64, lr: f64) -> Result<f64> {
-        let norm = global_norm(grad)?;
-        if !norm.is_finite() || !loss.is_finite() {
-            return Ok(norm);
-        }
+    /// Applies one update of `params` with rate `lr`; `norm` is the gradient's before clipping. Whether to call this at all is the
+    /// guard's decision: a refused update is one that is not computed, because 0 times NaN is NaN.
+    pub fn update(&mut self, params: &Tensor, grad: &Tensor, norm: f64, lr: f64) -> Result<()> {
         self.updates += 1;
         let limit = self.config.grad_clip;
         let hyper = Hyper {
@@ -49,7 +45,6 @@ impl Optimizer {
             clip: if limit > 0.0 { (limit / (norm + 1e-6)).min(1.0) } else { 1.0 },
         };
         let flat = Flat { param: params, grad, exp_avg: &self.exp_avg, exp_avg_sq: &self.exp_avg_sq };
-        adamw(&flat, &self.ranges, &hyper)?;
-        Ok(norm)
+        adamw(&flat, &self.ranges, &hyper)
     }
 }

@@ -33,6 +33,13 @@ pub struct Schedule {
     warmup_steps: u64,
     decay_steps: u64,
     horizon: u64,
+    /// The update it begins with; not 0 only after it was reset on purpose.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    origin: u64,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 impl Schedule {
@@ -57,10 +64,22 @@ impl Schedule {
             Kind::Wsd => (horizon / 5).max(1),
             Kind::Cosine | Kind::Linear | Kind::Constant => horizon,
         });
-        let schedule =
-            Self { kind, lr, min_lr: config.min_lr, warmup_steps: config.warmup_steps, decay_steps, horizon };
+        let schedule = Self {
+            kind,
+            lr,
+            min_lr: config.min_lr,
+            warmup_steps: config.warmup_steps,
+            decay_steps,
+            horizon,
+            origin: 0,
+        };
         schedule.check()?;
         Ok(schedule)
+    }
+
+    /// The same schedule beginning anew after `step` steps.
+    pub fn from_step(self, step: u64) -> Self {
+        Self { origin: step, ..self }
     }
 
     fn check(&self) -> Result<(), Failure> {
@@ -101,6 +120,7 @@ impl Schedule {
     ///                       cosine: c = (1 + cos(pi r)) / 2      linear, wsd: c = 1 - r
     /// ```
     pub fn lr(&self, it: u64) -> f64 {
+        let it = it.saturating_sub(self.origin);
         if it < self.warmup_steps {
             return self.lr * (it + 1) as f64 / self.warmup_steps as f64;
         }

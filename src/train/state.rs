@@ -3,16 +3,17 @@
 //! Randomness and data order are counter-based (keyed by seed and purpose), so the state of "the RNG" at any step is a pair of
 //! seeds, and the data cursor is one integer.
 
+use super::guard::Guard;
 use super::optimizer::Optimizer;
 use super::schedule::Schedule;
-use crate::checkpoint::{Contents, Opened, TensorRef};
+use crate::checkpoint::Opened;
 use crate::config::Config;
 use crate::data::order::Chain;
-use crate::data::tokenizer::Tokenizer;
 use crate::model::Llama;
 use crate::model::init::init;
-use crate::model::params::{Layout, Spec, Weights};
+use crate::model::params::{Layout, Weights};
 use crate::runtime::error::{Exit, fail};
+use crate::runtime::failpoint::failpoint;
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -31,8 +32,6 @@ pub struct Counters {
     pub chain: String,
     /// AdamW's t: updates applied.
     pub updates: u64,
-    /// Skipped steps in a row up to this one.
-    pub skipped_in_a_row: u64,
 }
 
 /// `trainer_state.json`.
@@ -47,6 +46,15 @@ pub struct Saved {
     pub attempt: u64,
     /// The frozen learning-rate schedule.
     pub schedule: Schedule,
+    /// What the guard remembers. Not in version 1.
+    #[serde(default)]
+    pub guard: Guard,
+    /// Where the data of the run were advanced past their order. Not in version 1.
+    #[serde(default)]
+    pub data_offsets: Vec<DataOffset>,
+    /// Pieces of state given up on purpose at this very step, as `--reset` names them. Not in version 1.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reset: Vec<String>,
     /// Keys of the counter-based random streams.
     pub rng: Rng,
     /// Identifies the training tokens.
@@ -66,8 +74,37 @@ pub struct Rng {
     pub data_seed: u64,
 }
 
-/// Layout of `trainer_state.json` written by this version.
-pub const VERSION: u32 = 1;
+/// A stretch of data that a rollback or a reset leaves out (or repeats): after `step`, the next sequence is `to` instead of `from`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataOffset {
+    /// The step after which the order was left.
+    pub step: u64,
+    /// The sequence that would have come.
+    pub from: u64,
+    /// The sequence that came.
+    pub to: u64,
+}
+
+/// Layout of `trainer_state.json` written by this version; older ones are read.
+pub const VERSION: u32 = 2;
+
+impl Saved {
+    /// Of a verified checkpoint.
+    ///
+    /// # Errors
+    /// [`Exit::Data`] if it is not ours or of a newer version.
+    pub fn of(source: &Opened) -> Result<Self> {
+        let at = || format!("{}/trainer_state.json", source.dir.display());
+        let value = source.trainer_state()?;
+        let version = value["version"].as_u64().unwrap_or(0);
+        if version > u64::from(VERSION) {
+            let message = format!("{}: version {version}, this program knows up to {VERSION}", at());
+            return Err(fail(Exit::Data, message).hint("use the version of llama-lite that wrote it").into());
+        }
+        let wrong = |e| fail(Exit::Data, format!("{}: {e}", at())).hint("use another checkpoint");
+        Ok(serde_json::from_value(value).map_err(wrong)?)
+    }
+}
 
 /// Model, gradients, optimizer and counters of a run.
 pub struct State {
@@ -81,6 +118,12 @@ pub struct State {
     pub optimizer: Optimizer,
     /// Learning rate of every step.
     pub schedule: Schedule,
+    /// Judges every step.
+    pub guard: Guard,
+    /// See [`Saved::data_offsets`].
+    pub data_offsets: Vec<DataOffset>,
+    /// See [`Saved::reset`].
+    pub reset: Vec<String>,
     /// The rest.
     pub counters: Counters,
     /// [`Counters::chain`], parsed.
@@ -97,32 +140,37 @@ impl State {
         };
         let schedule = Schedule::new(&config.schedule, config.optimizer.lr, config.train.steps)?;
         let chain = Chain::default();
-        let counters = Counters {
-            step: 0,
-            tokens: 0,
-            next_sequence: 0,
-            chain: chain.to_string(),
-            updates: 0,
-            skipped_in_a_row: 0,
-        };
+        let counters = Counters { step: 0, tokens: 0, next_sequence: 0, chain: chain.to_string(), updates: 0 };
         Self::assemble(config, layout, flat, schedule, counters)
     }
 
     /// The run of a verified checkpoint, bit for bit. The schedule is the saved one unless `schedule_changed`.
     pub fn resumed(config: &Config, source: &Opened, saved: &Saved, schedule_changed: bool) -> Result<Self> {
         let layout = Layout::new(&config.model);
-        let flat = read_flat(&layout, "", |sink| source.read_weights(sink))?;
-        let schedule = if schedule_changed {
-            Schedule::new(&config.schedule, config.optimizer.lr, config.train.steps)?
-        } else {
-            saved.schedule.clone()
-        };
-        let mut state = Self::assemble(config, layout, flat, schedule, saved.counters.clone())?;
-        let layout = &state.model.layout;
-        state.optimizer.exp_avg = read_flat(layout, ".exp_avg", |sink| source.read_moments(sink))?;
-        state.optimizer.exp_avg_sq = read_flat(layout, ".exp_avg_sq", |sink| source.read_moments(sink))?;
-        state.optimizer.updates = saved.counters.updates;
+        let flat = layout.zeros(&Device::Cpu)?;
+        let mut state = Self::assemble(config, layout, flat, saved.schedule.clone(), saved.counters.clone())?;
+        state.restore(source, saved)?;
+        if schedule_changed {
+            state.schedule = Schedule::new(&config.schedule, config.optimizer.lr, config.train.steps)?;
+        }
         Ok(state)
+    }
+
+    /// Makes this state that of a verified checkpoint of the same model, bit for bit. After an error it is neither.
+    pub fn restore(&mut self, source: &Opened, saved: &Saved) -> Result<()> {
+        assert!(failpoint("panicked-load", saved.counters.step).is_none(), "planted");
+        let layout = &self.model.layout;
+        read_into(&self.model.flat, layout, "", |sink| source.read_weights(sink))?;
+        read_into(&self.optimizer.exp_avg, layout, ".exp_avg", |sink| source.read_moments(sink))?;
+        read_into(&self.optimizer.exp_avg_sq, layout, ".exp_avg_sq", |sink| source.read_moments(sink))?;
+        self.optimizer.updates = saved.counters.updates;
+        self.counters = saved.counters.clone();
+        self.chain = self.counters.chain.parse().context("trainer_state.json")?;
+        self.schedule = saved.schedule.clone();
+        self.guard = saved.guard.clone();
+        self.data_offsets = saved.data_offsets.clone();
+        self.reset = saved.reset.clone();
+        Ok(())
     }
 
     fn assemble(config: &Config, layout: Layout, flat: Tensor, schedule: Schedule, counters: Counters) -> Result<Self> {
@@ -132,56 +180,25 @@ impl State {
         let grads = Weights::views(&grad, &config.model, &layout)?;
         let chain = counters.chain.parse().context("trainer_state.json")?;
         let model = Llama::new(&config.model, flat)?.with_precision(super::precision(&config.train));
-        Ok(Self { model, grad, grads, optimizer, schedule, counters, chain })
+        let (guard, data_offsets, reset) = Default::default();
+        Ok(Self { model, grad, grads, optimizer, schedule, guard, data_offsets, reset, counters, chain })
     }
-
-    /// Gives `write` the contents of a checkpoint of this state: slices of the live buffers, no copy.
-    pub fn with_contents<R>(
-        &self,
-        saved: &Saved,
-        tokenizer: &Tokenizer,
-        write: impl FnOnce(&Contents) -> Result<R>,
-    ) -> Result<R> {
-        let config = &self.model.config;
-        let trainer_state = serde_json::to_value(saved)?;
-        let tokenizer_files = tokenizer.files(config.max_position_embeddings)?;
-        let flats = [&self.model.flat, &self.optimizer.exp_avg, &self.optimizer.exp_avg_sq];
-        self.model.layout.with_slices(flats, |layout, [w, m, v]| {
-            let mut moments = named_tensors(layout, m, ".exp_avg");
-            moments.extend(named_tensors(layout, v, ".exp_avg_sq"));
-            write(&Contents {
-                step: self.counters.step,
-                tokens: self.counters.tokens,
-                weights: named_tensors(layout, w, ""),
-                moments,
-                model: config,
-                tokenizer_files,
-                bos: tokenizer.bos_id(),
-                eos: tokenizer.eos_id(),
-                trainer_state,
-            })
-        })?
-    }
-}
-
-/// The tensors of a flat buffer under their names plus `suffix`.
-fn named_tensors<'a>(layout: &Layout, data: &'a [f32], suffix: &str) -> Vec<TensorRef<'a>> {
-    let tensor = |s: &Spec| TensorRef {
-        name: format!("{}{suffix}", s.name),
-        shape: s.shape.clone(),
-        data: &data[s.start..s.start + s.len],
-    };
-    layout.specs.iter().map(tensor).collect()
 }
 
 /// A sink that is handed tensors by name.
 type Sink<'a> = &'a mut dyn FnMut(&str, &[usize], Vec<f32>) -> Result<()>;
 
-/// The flat buffer of all tensors `<name><suffix>` that `read` delivers; others are passed over, missing ones refused.
+/// A flat buffer of all tensors `<name><suffix>` that `read` delivers.
 fn read_flat(layout: &Layout, suffix: &str, read: impl FnOnce(Sink) -> Result<()>) -> Result<Tensor> {
+    let flat = layout.zeros(&Device::Cpu)?;
+    read_into(&flat, layout, suffix, read)?;
+    Ok(flat)
+}
+
+/// Fills `flat` with all tensors `<name><suffix>` that `read` delivers; others are passed over, missing ones refused.
+fn read_into(flat: &Tensor, layout: &Layout, suffix: &str, read: impl FnOnce(Sink) -> Result<()>) -> Result<()> {
     let by_name: BTreeMap<String, usize> =
         layout.specs.iter().enumerate().map(|(i, s)| (format!("{}{suffix}", s.name), i)).collect();
-    let mut flat = vec![0f32; layout.total];
     let mut seen = vec![false; layout.specs.len()];
     read(&mut |name, shape, data| {
         let Some(&i) = by_name.get(name) else { return Ok(()) };
@@ -198,7 +215,7 @@ fn read_flat(layout: &Layout, suffix: &str, read: impl FnOnce(Sink) -> Result<()
                 .hint("the weights are damaged or their training diverged: use others")
                 .into());
         }
-        flat[spec.start..spec.start + spec.len].copy_from_slice(&data);
+        flat.slice_set(&Tensor::from_vec(data, spec.len, flat.device())?, 0, spec.start)?;
         seen[i] = true;
         Ok(())
     })?;
@@ -206,7 +223,7 @@ fn read_flat(layout: &Layout, suffix: &str, read: impl FnOnce(Sink) -> Result<()
         let message = format!("tensor {}{suffix} is missing", layout.specs[i].name);
         return Err(fail(Exit::Data, message).hint("use another checkpoint").into());
     }
-    Ok(Tensor::from_vec(flat, layout.total, &Device::Cpu)?)
+    Ok(())
 }
 
 /// The model of a checkpoint or Hugging Face directory, weights alone.

@@ -1,10 +1,13 @@
-//! One optimizer step: forward and backward over the micro-batches of its sequences, then the update.
+//! One optimizer step: forward and backward over the micro-batches of its sequences, the guard's verdict, then the update.
 
+use super::guard::Verdict;
 use super::state::State;
-use crate::config::TrainConfig;
+use crate::config::Config;
 use crate::data::boundary::Boundary;
 use crate::eval::segments;
-use crate::ops::adamw::zero;
+use crate::ops::adamw::{global_norm, zero};
+use crate::runtime::error::{Exit, Failure, fail};
+use crate::runtime::failpoint::failpoint;
 use anyhow::Result;
 use candle_core::{Device, Tensor};
 
@@ -17,40 +20,42 @@ pub struct StepReport {
     pub grad_norm: f64,
     /// Rate used.
     pub lr: f64,
-    /// The update was refused because loss or norm is not finite.
-    pub skipped: bool,
+    /// What the guard thought of it.
+    pub verdict: Verdict,
+}
+
+impl StepReport {
+    /// Whether the update was refused.
+    pub fn skipped(&self) -> bool {
+        self.verdict.refuses()
+    }
 }
 
 /// Trains on `sequences` (T + 1 tokens each, one after the other) and advances the counters.
 ///
 /// Every gradient is that of the mean loss over ALL tokens of the step: each micro-batch is scaled by 1 / tokens, not averaged
 /// by itself, so the result does not depend on the micro-batch size beyond rounding.
-pub fn step(
-    state: &mut State,
-    config: &TrainConfig,
-    sequences: &[u32],
-    boundary: Option<Boundary>,
-) -> Result<StepReport> {
-    let (t, width) = (config.sequence_length, config.sequence_length + 1);
-    let tokens = sequences.len() / width * t;
-    zero(&state.grad)?;
-    let mut nats = 0f64;
-    for rows in sequences.chunks(config.micro_batch_size * width) {
-        let n = rows.len() / width;
-        let part =
-            |from: usize| -> Vec<u32> { rows.chunks_exact(width).flat_map(|r| &r[from..from + t]).copied().collect() };
-        let (inputs, targets) = (part(0), part(1));
-        let segments = segments(&inputs, t, boundary)?;
-        let inputs = Tensor::from_vec(inputs, (n, t), &Device::Cpu)?;
-        let targets = Tensor::from_vec(targets, n * t, &Device::Cpu)?;
-        let scale = 1.0 / tokens as f32;
-        let losses = state.model.loss_and_backward(&inputs, &targets, segments.as_ref(), scale, &state.grads)?;
-        nats += losses.to_vec1::<f32>()?.iter().map(|&x| x as f64).sum::<f64>();
+///
+/// # Errors
+/// Those of the device. The state is then what it was: only the gradient, which the next step clears, has been touched.
+pub fn step(state: &mut State, config: &Config, sequences: &[u32], boundary: Option<Boundary>) -> Result<StepReport> {
+    let width = config.train.sequence_length + 1;
+    let tokens = sequences.len() / width * config.train.sequence_length;
+    let attempt = state.counters.step + 1;
+    let mut loss = forward_and_backward(state, config, sequences, boundary)? / tokens as f64;
+    let of_data = failpoint("loss-of-sequence", state.counters.next_sequence);
+    if let Some(planted) = failpoint("loss", attempt).or(of_data) {
+        loss = planted;
     }
-    let loss = nats / tokens as f64;
     let lr = state.schedule.lr(state.counters.step);
-    let grad_norm = state.optimizer.update(&state.model.flat, &state.grad, loss, lr)?;
-    let skipped = !loss.is_finite() || !grad_norm.is_finite();
+    let grad_norm = global_norm(&state.grad)?;
+    let verdict = state.guard.judge(&config.guard, attempt, loss, grad_norm);
+    if !verdict.refuses() {
+        state.optimizer.update(&state.model.flat, &state.grad, grad_norm, lr)?;
+    }
+    if let Some(planted) = failpoint("weight", attempt) {
+        state.model.flat.slice_set(&Tensor::from_vec(vec![planted as f32], 1, &Device::Cpu)?, 0, 0)?;
+    }
     for row in sequences.chunks_exact(width) {
         state.chain.extend(row);
     }
@@ -60,6 +65,52 @@ pub fn step(
     counters.next_sequence += (sequences.len() / width) as u64;
     counters.chain = state.chain.to_string();
     counters.updates = state.optimizer.updates;
-    counters.skipped_in_a_row = if skipped { counters.skipped_in_a_row + 1 } else { 0 };
-    Ok(StepReport { loss, grad_norm, lr, skipped })
+    Ok(StepReport { loss, grad_norm, lr, verdict })
+}
+
+/// Leaves the gradient of the mean loss in `state.grad`; returns the sum of the losses in nats.
+fn forward_and_backward(state: &State, config: &Config, sequences: &[u32], boundary: Option<Boundary>) -> Result<f64> {
+    let (t, width) = (config.train.sequence_length, config.train.sequence_length + 1);
+    let scale = 1.0 / (sequences.len() / width * t) as f32;
+    zero(&state.grad)?;
+    let mut nats = 0f64;
+    for (i, rows) in sequences.chunks(config.train.micro_batch_size * width).enumerate() {
+        let n = rows.len() / width;
+        plant_faults(state, i, n)?;
+        let part =
+            |from: usize| -> Vec<u32> { rows.chunks_exact(width).flat_map(|r| &r[from..from + t]).copied().collect() };
+        let (inputs, targets) = (part(0), part(1));
+        let segments = segments(&inputs, t, boundary)?;
+        let inputs = Tensor::from_vec(inputs, (n, t), &Device::Cpu)?;
+        let targets = Tensor::from_vec(targets, n * t, &Device::Cpu)?;
+        let losses = state.model.loss_and_backward(&inputs, &targets, segments.as_ref(), scale, &state.grads)?;
+        nats += losses.to_vec1::<f32>()?.iter().map(|&x| x as f64).sum::<f64>();
+    }
+    Ok(nats)
+}
+
+/// In tests: one element of the gradient set before micro-batch `i`, a device too small for `rows` rows, a step that hangs.
+fn plant_faults(state: &State, i: usize, rows: usize) -> Result<()> {
+    let attempt = state.counters.step + 1;
+    if let Some(value) = failpoint("gradient", 1000 * attempt + i as u64) {
+        let value = Tensor::from_vec(vec![value as f32], 1, &Device::Cpu)?;
+        state.grad.slice_set(&value, 0, state.model.layout.total / 2)?;
+    }
+    // From the second micro-batch on, where gradients have been accumulated already.
+    let limit = failpoint("memory", attempt).filter(|_| i > 0).or_else(|| failpoint("memory-at-once", attempt));
+    if limit.is_some_and(|most| rows as f64 > most) {
+        return Err(fail(Exit::Memory, format!("out of memory with {rows} rows")).into());
+    }
+    if let Some(seconds) = failpoint("hang", attempt) {
+        std::thread::sleep(std::time::Duration::from_secs_f64(seconds));
+    }
+    Ok(())
+}
+
+/// Whether `error` is a device out of memory, which a smaller micro-batch may cure.
+pub fn is_out_of_memory(error: &anyhow::Error) -> bool {
+    let classified = |f: &Failure| f.exit == Exit::Memory;
+    // cudarc's errors have no type of their own for it by the time that candle has wrapped them.
+    let cuda = |text: String| text.contains("OUT_OF_MEMORY") || text.contains("out of memory");
+    error.chain().any(|e| e.downcast_ref::<Failure>().is_some_and(classified) || cuda(e.to_string()))
 }

@@ -1,0 +1,104 @@
+//! Requests from outside: signals and the `STOP` file. They are honoured between steps, so that what is saved is a whole step; a second
+//! Ctrl-C stops at once.
+//!
+//! The handlers are installed before anything else is done. Until training begins there is nothing new to save, and the process simply
+//! ends with the code that the signal calls for.
+
+use crate::runtime::files::io_context;
+use crate::runtime::machine::ignores;
+use anyhow::Result;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::flag;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A request to stop cut something short that is not worth finishing: a validation, a sample.
+#[derive(Debug)]
+pub struct StopAsked;
+
+impl std::fmt::Display for StopAsked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("asked to stop")
+    }
+}
+
+impl std::error::Error for StopAsked {}
+
+/// Listens for requests.
+#[derive(Clone, Debug)]
+pub struct Requests {
+    /// Training has not begun: signals end the process.
+    starting: Arc<AtomicBool>,
+    stop: Arc<AtomicBool>,
+    save: Arc<AtomicBool>,
+    file: PathBuf,
+}
+
+/// Exit codes of SIGINT, SIGTERM and SIGHUP before training begins.
+pub type EarlyExits = [i32; 3];
+
+/// For a run that does not exist yet: as if there were no handler.
+pub const NOTHING_TO_RESUME: EarlyExits = [130, 143, 129];
+
+/// For a run that can be resumed: try again.
+pub const RESUME_ME: EarlyExits = [75; 3];
+
+impl Requests {
+    /// Listens to SIGINT, SIGTERM and SIGHUP (stop), to SIGUSR1 (save), and for the file `STOP` in `run_dir`. A signal that the
+    /// parent process has us ignore (`nohup`) is left ignored.
+    ///
+    /// # Errors
+    /// [`Exit::Io`](crate::runtime::error::Exit::Io) if the system refuses a handler.
+    pub fn listen(run_dir: &Path, early: EarlyExits) -> Result<Self> {
+        let requests = Self {
+            starting: Arc::new(AtomicBool::new(true)),
+            stop: Arc::default(),
+            save: Arc::default(),
+            file: run_dir.join("STOP"),
+        };
+        let failed = || io_context("listen for signals for", run_dir);
+        flag::register(SIGUSR1, requests.save.clone()).map_err(failed())?;
+        for (signal, code) in [SIGINT, SIGTERM, SIGHUP].into_iter().zip(early) {
+            if ignores(signal) {
+                continue;
+            }
+            flag::register_conditional_shutdown(signal, code, requests.starting.clone()).map_err(failed())?;
+            if signal == SIGINT {
+                // Registered before the flag is, so that it sees the flag of an EARLIER signal only.
+                flag::register_conditional_shutdown(SIGINT, 130, requests.stop.clone()).map_err(failed())?;
+            }
+            flag::register(signal, requests.stop.clone()).map_err(failed())?;
+        }
+        Ok(requests)
+    }
+
+    /// From now on signals are honoured between steps.
+    pub fn training_begins(&self) {
+        self.starting.store(false, Ordering::SeqCst);
+    }
+
+    /// Whether the run should stop now.
+    pub fn stop_asked(&self) -> bool {
+        self.stop.load(Ordering::Relaxed) || self.file.exists()
+    }
+
+    /// Whether a checkpoint was asked for since the last call.
+    pub fn save_asked(&self) -> bool {
+        self.save.swap(false, Ordering::Relaxed)
+    }
+
+    /// For long work that is not a step.
+    ///
+    /// # Errors
+    /// [`StopAsked`] if the run should stop.
+    pub fn check(&self) -> Result<()> {
+        if self.stop_asked() { Err(StopAsked.into()) } else { Ok(()) }
+    }
+
+    /// The request has been honoured: a `STOP` file must not stop the resume as well.
+    pub fn honoured(&self) {
+        // Whether it was there or not, it is not now; a file that cannot be removed stops the resume, which is what it says.
+        let _ = std::fs::remove_file(&self.file);
+    }
+}

@@ -1,0 +1,252 @@
+//! How a run goes on: from its newest good checkpoint, from one that was named, or, if it never saved, from its beginning.
+
+use super::begin::{Begin, benchmarks, check_machine, fresh_parts, say};
+use super::poison;
+use super::requests::{RESUME_ME, Requests};
+use super::reset::{Piece, reset};
+use super::run::{Parts, Place};
+use super::state::{Saved, State};
+use crate::checkpoint::{self, Opened};
+use crate::config::{Change, Config};
+use crate::data::corpus::Corpus;
+use crate::data::loader::{Loader, Plan};
+use crate::data::tokenizer::Tokenizer;
+use crate::metrics::{Console, Events, read_events};
+use crate::runtime::error::{Exit, fail};
+use crate::runtime::files::{lock, read_bounded, write_atomic};
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// A configuration file is text written by people.
+const MAX_CONFIG: u64 = 1 << 20;
+
+/// Continues the run of `ckpt` (a run directory or one of its checkpoints), with `sets` applied to its configuration and `pieces` of its
+/// state given up.
+///
+/// # Errors
+/// [`Exit::Data`] for a damaged checkpoint that was named or if none is good, [`Exit::Config`] for changes that cannot be made,
+/// and those of [`Run::train`](super::run::Run::train).
+pub fn resume(ckpt: &Path, sets: &[String], pieces: &BTreeSet<Piece>, console: Console) -> Result<()> {
+    let (run_dir, named) = locate(ckpt)?;
+    let requests = Requests::listen(&run_dir, RESUME_ME)?;
+    let held = lock(&run_dir.join("run.lock"))?;
+    let source = match &named {
+        Some(dir) => Some(Opened::open(dir)?),
+        None => newest(&run_dir, console)?,
+    };
+    let begin = Begin { run_dir, held, requests, console };
+    match source {
+        Some(source) => go_on(begin, &source, sets, pieces),
+        None if !pieces.is_empty() => {
+            Err(fail(Exit::Config, format!("{}: no checkpoint was saved: nothing to reset", begin.run_dir.display()))
+                .hint("resume it without --reset: it starts again at step 0")
+                .into())
+        }
+        None => restart(begin, sets),
+    }
+}
+
+fn go_on(begin: Begin, source: &Opened, sets: &[String], pieces: &BTreeSet<Piece>) -> Result<()> {
+    let saved = Saved::of(source)?;
+    let mut config = config_of(&saved)?;
+    let changes = config.apply(sets)?;
+    refuse_changes(&config, &changes, saved.counters.step)?;
+    check_machine(&config, &begin.run_dir)?;
+    let (corpus, fingerprint) = open_corpus(&config, source, begin.console)?;
+    if fingerprint != saved.data_fingerprint && !config.data.accept_change {
+        return Err(fail(Exit::Data, "the training or validation data are not those the run began with")
+            .hint("restore them, or go on with the new ones: --set data.accept_change=true")
+            .into());
+    }
+    let schedule_changed = changes.iter().any(|c| c.key.starts_with("schedule.") || c.key == "optimizer.lr");
+    let mut state = poison::counted(&source.dir, || State::resumed(&config, source, &saved, schedule_changed))?;
+    if changes.iter().any(alters_numbers) {
+        state.guard.forgive(); // whoever changes something wants it tried
+    }
+    reset(&mut state, &mut config, pieces)?;
+    let loader = make_loader(&config, &corpus)?;
+    let benchmarks = benchmarks(&config, &corpus.tokenizer)?;
+    let attempt = saved.attempt.max(last_start(&begin.run_dir)?.attempt) + 1;
+    let step = state.counters.step;
+    checkpoint::supersede(&begin.run_dir, step, attempt)?;
+    write_atomic(&begin.run_dir.join("config.toml"), config.to_toml().as_bytes())?;
+    let mut events = Events::open(&begin.run_dir)?;
+    let build = super::identity(&config.train);
+    let listed: Vec<_> = changes.iter().map(|c| json!({"key": c.key, "old": c.old, "new": c.new})).collect();
+    let from = source.dir.file_name().map(|n| n.to_string_lossy().into_owned());
+    events.append(
+        "resume",
+        json!({"attempt": attempt, "step": step, "from": from, "changes": listed, "reset": state.reset, "build": build}),
+    )?;
+    note_hardware(&mut events, &saved.build, &build, step, begin.console)?;
+    if !pieces.is_empty() {
+        // The checkpoint as it was stays beside the one that is about to take its place.
+        checkpoint::set_aside(&source.dir, &format!(".superseded-{step}-{attempt}"))?;
+    }
+    let place = Place {
+        dir: begin.run_dir.clone(),
+        attempt,
+        saved: pieces.is_empty(),
+        repeats: pieces.is_empty() && !changes.iter().any(alters_numbers),
+    };
+    begin.run(Parts { config, corpus, loader, state, fingerprint, benchmarks }, place, events, Some(step))
+}
+
+/// Whether steps taken again after `change` come out otherwise.
+fn alters_numbers(change: &Change) -> bool {
+    let section = change.key.split('.').next().unwrap_or_default();
+    change.key != "train.steps" && !["checkpoint", "eval", "sample", "log"].contains(&section)
+}
+
+/// Another machine or build is allowed, and said: the same bits are then not promised.
+fn note_hardware(events: &mut Events, then: &Value, now: &Value, step: u64, console: Console) -> Result<()> {
+    let differences = super::differences(then, now);
+    if differences.is_empty() {
+        return Ok(());
+    }
+    let list: Vec<String> = differences.iter().map(|(key, a, b)| format!("{key} was {a}, is {b}")).collect();
+    say(console, &format!("note: bit-exactness is not promised from step {step} on: {}", list.join("; ")));
+    let changes: Vec<_> = differences.iter().map(|(key, a, b)| json!({"key": key, "old": a, "new": b})).collect();
+    events.append("hardware", json!({"step": step, "changes": changes}))
+}
+
+/// A run that was stopped before its first checkpoint: from its beginning again, with the weights it began with.
+fn restart(begin: Begin, sets: &[String]) -> Result<()> {
+    let run_dir = begin.run_dir.clone();
+    say(begin.console, &format!("{}: no checkpoint was saved; starting again at step 0", run_dir.display()));
+    let path = run_dir.join("config.toml");
+    let text = String::from_utf8_lossy(&read_bounded(&path, MAX_CONFIG, true)?).into_owned();
+    let mut config = Config::from_toml_str(&text, &path.display().to_string())?;
+    let changes = config.apply(sets)?;
+    let last = last_start(&run_dir)?;
+    let (parts, source) = fresh_parts(config, last.init_from.as_deref(), &run_dir, begin.console)?;
+    write_atomic(&path, parts.config.to_toml().as_bytes())?;
+    let (attempt, mut events) = (last.attempt + 1, Events::open(&run_dir)?);
+    let from = source.map(|s| s.dir);
+    events.append(
+        "start",
+        json!({"attempt": attempt, "step": 0, "init_from": from, "build": super::identity(&parts.config.train)}),
+    )?;
+    let repeats = !changes.iter().any(alters_numbers);
+    begin.run(parts, Place { dir: run_dir, attempt, saved: false, repeats }, events, None)
+}
+
+/// The configuration that a checkpoint was made with.
+pub(super) fn config_of(saved: &Saved) -> Result<Config> {
+    Config::from_toml_str(&saved.config, "the checkpoint's config")
+}
+
+/// The run's data with the tokenizer of its checkpoint, and their fingerprint.
+pub(super) fn open_corpus(config: &Config, source: &Opened, console: Console) -> Result<(Corpus, String)> {
+    say(console, "preparing the data ...");
+    let corpus = Corpus::open(config, Some(Tokenizer::from_dir(&source.dir)?))?;
+    let fingerprint = corpus.fingerprint()?;
+    Ok((corpus, fingerprint))
+}
+
+/// The order of a run's sequences.
+pub(super) fn make_loader(config: &Config, corpus: &Corpus) -> Result<Loader> {
+    let data = &config.data;
+    let plan = Plan {
+        sequence_length: config.train.sequence_length,
+        seed: data.seed,
+        shuffle: data.shuffle,
+        weights: data.weights.clone(),
+        boundary: corpus.boundary.filter(|_| data.document_mask),
+    };
+    Loader::new(corpus.train.clone(), &plan)
+}
+
+/// The run directory of `ckpt`, and the checkpoint if it names one.
+pub(super) fn locate(ckpt: &Path) -> Result<(PathBuf, Option<PathBuf>)> {
+    if !ckpt.exists() {
+        return Err(fail(Exit::Io, format!("{}: no such directory", ckpt.display()))
+            .hint("--ckpt takes a run directory or a checkpoint inside one")
+            .into());
+    }
+    if ckpt.join("config.toml").exists() {
+        return Ok((ckpt.to_path_buf(), None));
+    }
+    if ckpt.file_name().is_some_and(|n| n.to_string_lossy().starts_with('.')) {
+        let message = format!("{}: set aside, no longer a checkpoint of its run", ckpt.display());
+        return Err(fail(Exit::Config, message)
+            .hint("rename it to step-NNNNNNNN first, or use it with pretrain --init-from")
+            .into());
+    }
+    let full = ckpt.canonicalize().with_context(|| ckpt.display().to_string())?;
+    match full.parent().and_then(Path::parent) {
+        Some(run) if run.join("config.toml").exists() => Ok((run.to_path_buf(), Some(full))),
+        _ => {
+            Err(fail(Exit::Config, format!("{}: neither a run directory nor a checkpoint inside one", ckpt.display()))
+                .hint("to start a new run from these weights: pretrain --config FILE --init-from DIR")
+                .into())
+        }
+    }
+}
+
+fn newest(run_dir: &Path, console: Console) -> Result<Option<Opened>> {
+    let found = checkpoint::newest_valid(run_dir)?;
+    for (dir, reason) in &found.quarantined {
+        say(console, &format!("warning: damaged checkpoint set aside as {}: {reason}", dir.display()));
+        Events::open(run_dir)?.append("quarantine", json!({"as": dir.display().to_string(), "reason": reason}))?;
+    }
+    let Some(valid) = found.newest else { return Ok(None) };
+    if let Some(dir) = poison::set_aside(&valid)? {
+        let reason = "loading it has panicked twice";
+        say(console, &format!("warning: checkpoint set aside as {}: {reason}", dir.display()));
+        Events::open(run_dir)?.append("quarantine", json!({"as": dir.display().to_string(), "reason": reason}))?;
+        return newest(run_dir, console);
+    }
+    Opened::open_valid(valid).map(Some)
+}
+
+/// What the events know of a run's beginnings.
+#[derive(Default)]
+struct Begun {
+    /// The highest attempt; 0 if there is none.
+    attempt: u64,
+    /// Where its first weights came from.
+    init_from: Option<PathBuf>,
+}
+
+fn last_start(run_dir: &Path) -> Result<Begun> {
+    let mut begun = Begun::default();
+    for event in read_events(run_dir)? {
+        begun.attempt = begun.attempt.max(event["attempt"].as_u64().unwrap_or(0));
+        if event["kind"] == "start" {
+            begun.init_from = event["init_from"].as_str().map(PathBuf::from);
+        }
+    }
+    Ok(begun)
+}
+
+/// A resume cannot change what the checkpoint's tensors and counters mean, nor what has had its effect already.
+fn refuse_changes(config: &Config, changes: &[Change], step: u64) -> Result<()> {
+    const FIXED: [&str; 3] = ["train.sequence_length", "train.seed", "data.tokenizer"];
+    const ORDER: [&str; 3] = ["data.seed", "data.shuffle", "data.weights"];
+    let fixed = |c: &&Change| c.key.starts_with("model.") || FIXED.contains(&c.key);
+    if let Some(c) = changes.iter().find(fixed) {
+        return Err(fail(Exit::Config, format!("{} cannot change on resume ({} -> {})", c.key, c.old, c.new))
+            .hint("start a new run, with --init-from if it should begin with these weights")
+            .into());
+    }
+    if let Some(c) = changes.iter().find(|c| ORDER.contains(&c.key)).filter(|_| !config.data.accept_change) {
+        return Err(fail(
+            Exit::Config,
+            format!("{} would repeat and drop data in mid-run ({} -> {})", c.key, c.old, c.new),
+        )
+        .hint("if that is meant: --set data.accept_change=true")
+        .into());
+    }
+    if config.train.steps < step {
+        return Err(fail(
+            Exit::Config,
+            format!("train.steps is {}, but the run is at step {step} already", config.train.steps),
+        )
+        .hint("resume an earlier checkpoint, or set train.steps higher")
+        .into());
+    }
+    Ok(())
+}

@@ -1,0 +1,149 @@
+//! Validation and samples. A request to stop cuts them short: what was not logged is made up for when the run is resumed, so that its
+//! logs are those of a run that was never stopped.
+
+use super::Run;
+use crate::eval::benchmark::evaluate;
+use crate::eval::report::lines;
+use crate::eval::score;
+use crate::metrics::{Eval, Record, SampleRecord, Val, read, read_samples};
+use crate::runtime::failpoint::failpoint;
+use crate::sample::sampler::{Sampler, SamplerConfig};
+use crate::sample::{Limits, encode_prompt, generate};
+use crate::train::requests::StopAsked;
+use anyhow::Result;
+use std::path::Path;
+use std::time::Instant;
+
+/// The validations that the run has logged so far.
+pub(super) fn validation_curve(dir: &Path) -> Result<Vec<(f64, f64)>> {
+    let records = read(&dir.join("metrics.jsonl"))?;
+    Ok(records.iter().filter_map(|r| if let Record::Val(val) = r { Some(point(val)) } else { None }).collect())
+}
+
+/// A validation as the plot shows it.
+fn point(val: &Val) -> (f64, f64) {
+    (val.step as f64, if val.bits_per_byte.is_finite() { val.bits_per_byte } else { val.loss })
+}
+
+/// Nothing, if it was only cut short.
+fn unless_stopped<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Err(error) if error.is::<StopAsked>() => Ok(None),
+        done => done.map(Some),
+    }
+}
+
+impl Run {
+    /// Before the first step: what belongs to the present one and is not in the logs.
+    pub(super) fn catch_up(&mut self) -> Result<()> {
+        let step = self.state.counters.step;
+        if self.due(self.config.eval.every) && !self.curve.iter().any(|(at, _)| *at == step as f64) {
+            self.validate()?;
+        }
+        if self.due(self.tasks_every()) && !self.logged_tasks(step)? {
+            self.benchmark()?;
+        }
+        if self.config.sample.every > 0 && self.due(self.config.sample.every) {
+            let logged = read_samples(&self.place.dir.join("samples.jsonl"))?;
+            self.sample(logged.iter().filter(|sample| sample.step == step).count())?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn validate(&mut self) -> Result<()> {
+        let Some(rows) = &self.corpus.val else { return Ok(()) };
+        let begun = Instant::now();
+        let step = self.state.counters.step;
+        self.progress.doing("validating");
+        self.watchdog.begins(format!("validating at step {step}"));
+        let (requests, watchdog) = (&self.requests, &self.watchdog);
+        let alive = |_| {
+            watchdog.alive();
+            if let Some(seconds) = failpoint("slow-validation", step) {
+                std::thread::sleep(std::time::Duration::from_secs_f64(seconds));
+            }
+            requests.check()
+        };
+        let result = score(&self.state.model, rows, &self.lengths, self.config.train.micro_batch_size, alive);
+        let Some(result) = unless_stopped(result)? else { return Ok(()) };
+        let val = Val {
+            step,
+            loss: result.loss,
+            bits_per_byte: result.bits_per_byte(),
+            tokens: result.tokens,
+            floor_bits_per_byte: self.corpus.floor.map(|f| f.bits_per_byte),
+        };
+        self.curve.push(point(&val));
+        self.progress.val(&val);
+        self.log(Record::Val(val))?;
+        self.progress.interruption("validation", self.config.eval.every, begun.elapsed());
+        Ok(())
+    }
+
+    /// Steps between runs of the benchmark tasks.
+    pub(super) fn tasks_every(&self) -> u64 {
+        match self.config.eval.tasks_every {
+            0 => self.config.eval.every,
+            every => every,
+        }
+    }
+
+    /// Whether the tasks' metrics at `step` are in the log: they are written all together.
+    fn logged_tasks(&self, step: u64) -> Result<bool> {
+        let records = read(&self.place.dir.join("metrics.jsonl"))?;
+        Ok(records.iter().any(|record| matches!(record, Record::Eval(eval) if eval.step == step)))
+    }
+
+    pub(super) fn benchmark(&mut self) -> Result<()> {
+        if self.benchmarks.is_empty() {
+            return Ok(());
+        }
+        let (begun, step) = (Instant::now(), self.state.counters.step);
+        self.progress.doing("running benchmark tasks");
+        self.watchdog.begins(format!("running benchmark tasks at step {step}"));
+        let (requests, watchdog) = (&self.requests, &self.watchdog);
+        let alive = |_, _| {
+            watchdog.alive();
+            requests.check()
+        };
+        let Some(results) = unless_stopped(evaluate(&self.state.model, &self.benchmarks, alive))? else {
+            return Ok(());
+        };
+        for line in lines(&self.benchmarks, &results) {
+            for metric in &line.metrics {
+                let (task, name) = (line.name.clone(), metric.name.to_owned());
+                let stderr = metric.stderr.unwrap_or(f64::NAN);
+                self.log(Record::Eval(Eval { step, task, metric: name, value: metric.value, stderr }))?;
+            }
+            self.progress.task(step, &line.name, &line.metrics.iter().map(|m| (m.name, m.value)).collect::<Vec<_>>());
+        }
+        self.progress.interruption("tasks", self.tasks_every(), begun.elapsed());
+        Ok(())
+    }
+
+    /// Continues every prompt but the first `logged` ones.
+    pub(super) fn sample(&mut self, logged: usize) -> Result<()> {
+        let begun = Instant::now();
+        let s = &self.config.sample;
+        let rule = SamplerConfig { temperature: s.temperature, top_k: s.top_k, top_p: s.top_p, ..Default::default() };
+        let (tokenizer, step) = (&self.corpus.tokenizer, self.state.counters.step);
+        self.progress.doing("sampling");
+        self.watchdog.begins(format!("sampling at step {step}"));
+        for (i, prompt) in s.prompts.iter().enumerate().skip(logged) {
+            let mut sampler = Sampler::new(rule.clone(), tokenizer.vocab_size(), s.seed, i as u64)?;
+            let ids = encode_prompt(tokenizer, prompt)?;
+            let alive = |_: usize, _: &str| {
+                self.watchdog.alive();
+                self.requests.check()
+            };
+            let limits = Limits { max_tokens: s.max_tokens, ..Default::default() };
+            let made = generate(&self.state.model, tokenizer, &ids, std::slice::from_mut(&mut sampler), &limits, alive);
+            let Some(made) = unless_stopped(made)? else { return Ok(()) };
+            let text = made.into_iter().map(|made| made.text).next().unwrap_or_default();
+            self.progress.sample(step, prompt, &text);
+            self.logs.samples.append(&SampleRecord { step, prompt: prompt.clone(), text, seed: s.seed })?;
+        }
+        self.progress.interruption("samples", s.every, begun.elapsed());
+        Ok(())
+    }
+}

@@ -1,0 +1,71 @@
+//! What is said before the first step: the size of the run, the data, the memory it takes.
+
+use super::Run;
+use crate::data::loader::Drawn;
+use crate::data::rows::Rows;
+use crate::metrics::count;
+use crate::train::footprint::Footprint;
+
+/// Fewer validation tokens than this make a noisy number.
+const FEW_TARGETS: u64 = 2000;
+
+impl Run {
+    pub(super) fn introduce(&mut self) {
+        let lines = [self.size(), self.mixture(), self.floor(), self.validation()].concat();
+        let (at, steps) = (self.state.counters.step, self.config.train.steps);
+        let verb = match at {
+            0 => "starting".into(),
+            _ if at < steps => format!("resuming at step {at}"),
+            _ => format!("nothing to do: it has its {at} steps; for more: --set train.steps=N"),
+        };
+        self.progress.print(&format!("{lines}\n{verb} · {}", self.place.dir.display()));
+    }
+
+    fn sequences(&self) -> u64 {
+        let train = &self.config.train;
+        train.steps * (train.tokens_per_step / train.sequence_length) as u64
+    }
+
+    fn size(&self) -> String {
+        let (model, train) = (&self.config.model, &self.config.train);
+        let drawn = self.data.loader().drawn(self.sequences());
+        let passes =
+            if let [one] = drawn.as_slice() { format!("{:.2} passes", one.passes) } else { "a mixture".into() };
+        format!(
+            "{} parameters · {} steps of {} tokens · {passes} over {} training tokens · {} of memory",
+            count(model.n_params()),
+            count(train.steps),
+            count(train.tokens_per_step as u64),
+            count(self.corpus.train_tokens()),
+            Footprint::of(&self.config),
+        )
+    }
+
+    fn mixture(&self) -> String {
+        let all = self.sequences();
+        let drawn = self.data.loader().drawn(all);
+        let line = |Drawn { name, sequences, passes }: &Drawn| {
+            format!("\n{:5.1} % {passes:.2} passes over {name}", 100.0 * *sequences as f64 / all as f64)
+        };
+        drawn.iter().filter(|_| drawn.len() > 1).map(line).collect()
+    }
+
+    fn floor(&self) -> String {
+        self.corpus.floor.as_ref().map_or_else(String::new, |floor| {
+            format!(
+                "\nvalidation floor {:.4} ± {:.4} bits per byte: the exact entropy of the {} validation stories",
+                floor.bits_per_byte, floor.stderr, floor.stories
+            )
+        })
+    }
+
+    fn validation(&self) -> String {
+        match self.corpus.val.as_ref().map(Rows::targets) {
+            None => "\nno validation split: give data.val, or a directory with val shards".into(),
+            Some(n) if n < FEW_TARGETS => format!(
+                "\nwarning: only {n} validation tokens, their loss says little: give data.val or raise data.val_fraction"
+            ),
+            Some(n) => format!("\n{} validation tokens", count(n)),
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Steps that go wrong: refused updates, the way back to the last good checkpoint, a device out of memory.
+//!
+//! The ladder: refuse the update; after three in a row (or ten in a thousand steps) go back to the last checkpoint from before the
+//! trouble and past the data that led to it; after `guard.rollbacks` of those, stop and leave a report.
+
+use super::Run;
+use crate::checkpoint::{self, Opened};
+use crate::metrics::{MetricsLog, SampleLog};
+use crate::model::params::Spec;
+use crate::runtime::error::{Exit, fail};
+use crate::runtime::files::write_atomic;
+use crate::train::footprint::Footprint;
+use crate::train::guard::Verdict;
+use crate::train::oracle::Oracle;
+use crate::train::state::{DataOffset, Saved};
+use crate::train::step::StepReport;
+use anyhow::Result;
+use serde_json::{Value, json};
+use std::time::Instant;
+
+/// JSON has no other numbers.
+fn finite(x: f64) -> Option<f64> {
+    x.is_finite().then_some(x)
+}
+
+impl Run {
+    /// What the guard's verdict on the last step leads to.
+    pub(super) fn react(&mut self, report: StepReport) -> Result<()> {
+        let step = self.state.counters.step;
+        let numbers = format!("loss {}, gradient norm {}", report.loss, report.grad_norm);
+        let why = match report.verdict {
+            Verdict::Accept => return Ok(()),
+            Verdict::Spike(what, z) => {
+                self.progress.warn(&format!("step {step}: {numbers}: the {what} is {z:.1} deviations above its mean"));
+                let event = json!({"step": step, "quantity": what, "deviations": z, "loss": report.loss, "grad_norm": report.grad_norm});
+                return self.logs.events.append("spike", event);
+            }
+            Verdict::RefuseSpike(what, z) => format!("the {what} is {z:.1} deviations above its mean"),
+            Verdict::RefuseNonFinite => "not finite".into(),
+        };
+        self.progress.warn(&format!("step {step}: {numbers}: update refused ({why})"));
+        let event =
+            json!({"step": step, "loss": finite(report.loss), "grad_norm": finite(report.grad_norm), "why": why});
+        self.logs.events.append("skip", event)?;
+        if self.state.guard.hopeless() {
+            return self.roll_back(&format!("refusing updates does not help ({numbers})"));
+        }
+        Ok(())
+    }
+
+    /// Goes on from the last checkpoint before the trouble, past the data seen since; gives up if that was tried often enough.
+    pub(super) fn roll_back(&mut self, why: &str) -> Result<()> {
+        let (step, next) = (self.state.counters.step, self.state.counters.next_sequence);
+        let tried = self.state.guard.rollbacks;
+        if tried >= self.config.guard.rollbacks {
+            return Err(self.give_up(&format!("{why}, nor do {tried} rollbacks")));
+        }
+        // What is still being written was copied in the middle of the trouble, or before it: then it may be the one.
+        if let Some(done) = self.wait_for_save()?
+            && let Ok(dir) = &done.result
+        {
+            self.acknowledge(done.step, dir, done.took)?;
+        }
+        let well = self.state.guard.last_well(step);
+        let Some(valid) = checkpoint::newest_valid_until(&self.place.dir, well)?.newest else {
+            return Err(self.give_up(&format!("{why}, and there is no checkpoint from before it")));
+        };
+        let source = Opened::open_valid(valid)?;
+        let saved = Saved::of(&source)?;
+        checkpoint::supersede(&self.place.dir, saved.counters.step, self.place.attempt)?;
+        let schedule = self.state.schedule.clone();
+        self.state.restore(&source, &saved)?;
+        self.state.schedule = schedule;
+        let (to_step, from) = (saved.counters.step, saved.counters.next_sequence);
+        self.state.guard.rollbacks = tried + 1;
+        self.state.counters.next_sequence = next;
+        self.state.data_offsets.push(DataOffset { step: to_step, from, to: next });
+        // The steps after it are taken again, with other data.
+        self.logs.metrics = MetricsLog::open(&self.place.dir, Some(to_step))?;
+        self.logs.samples = SampleLog::open(&self.place.dir, Some(to_step))?;
+        self.oracle = Oracle::default();
+        self.curve.retain(|(at, _)| *at <= to_step as f64);
+        self.saved_step = Some(to_step);
+        self.progress.warn(&format!(
+            "step {step}: {why}: going back to step {to_step}, and on with the data after sequence {next}"
+        ));
+        let event = json!({"step": step, "to_step": to_step, "skipped_sequences": [from, next], "rollbacks": tried + 1, "why": why});
+        self.logs.events.append("rollback", event)
+    }
+
+    /// Leaves a report and what can be saved.
+    fn give_up(&mut self, why: &str) -> anyhow::Error {
+        let (begun, step) = (Instant::now(), self.state.counters.step);
+        let report = self.place.dir.join(format!("diverged-step-{step:08}.json"));
+        let written = self
+            .findings(why)
+            .and_then(|findings| write_atomic(&report, format!("{findings:#}\n").as_bytes()))
+            .and_then(|()| self.logs.events.append("diverged", json!({"step": step, "why": why})));
+        // Weights that are finite are worth keeping: every bad update was refused. Others are never published.
+        if self.saved_step != Some(step)
+            && let Ok(dir) = self.write_live()
+        {
+            let _ = self.acknowledge(step, &dir, begun.elapsed());
+        }
+        let ending = if written.is_ok() { format!("; see {}", report.display()) } else { String::new() };
+        fail(Exit::Diverged, format!("step {step}: {why}{ending}"))
+            .hint("resume an earlier checkpoint with a lower optimizer.lr or a longer schedule.warmup_steps")
+            .into()
+    }
+
+    /// What is known of the step at which the run ends.
+    fn findings(&self, why: &str) -> Result<Value> {
+        let counters = &self.state.counters;
+        let count = (self.config.train.tokens_per_step / self.config.train.sequence_length) as u64;
+        let flats = [&self.state.model.flat, &self.state.grad];
+        let tensors: Vec<Value> = self.state.model.layout.with_slices(flats, |layout, [weights, grad]| {
+            let of = |s: &Spec| {
+                let range = s.start..s.start + s.len;
+                let (weights, grad) = (summary(&weights[range.clone()]), summary(&grad[range]));
+                json!({"name": s.name, "weight": weights, "gradient": grad})
+            };
+            layout.specs.iter().map(of).collect()
+        })?;
+        Ok(json!({
+            "step": counters.step,
+            "why": why,
+            "sequences": {"first": counters.next_sequence.saturating_sub(count), "count": count},
+            "chain": counters.chain,
+            "updates": counters.updates,
+            "guard": self.state.guard,
+            "data_offsets": self.state.data_offsets,
+            "tensors": tensors,
+        }))
+    }
+
+    /// The step is taken again with half as many sequences at once; their number and order stay.
+    pub(super) fn halve_micro_batch(&mut self, error: anyhow::Error) -> Result<()> {
+        let (now, step) = (self.config.train.micro_batch_size, self.state.counters.step + 1);
+        if now == 1 {
+            let message = format!(
+                "step {step}: {error:#}, with one sequence at a time; {} were expected",
+                Footprint::of(&self.config)
+            );
+            return Err(fail(Exit::Memory, message)
+                .hint("shorten train.sequence_length or choose a smaller model")
+                .into());
+        }
+        self.config.train.micro_batch_size = now / 2;
+        self.progress.warn(&format!("step {step}: {error:#}: train.micro_batch_size is {} from now on", now / 2));
+        self.logs.events.append(
+            "out_of_memory",
+            json!({"step": step, "error": format!("{error:#}"), "micro_batch_size": {"old": now, "new": now / 2}}),
+        )
+    }
+}
+
+/// Norm of the finite elements, and how many are not.
+fn summary(values: &[f32]) -> Value {
+    let finite = values.iter().filter(|x| x.is_finite());
+    let squares: f64 = finite.map(|&x| f64::from(x) * f64::from(x)).sum();
+    json!({"norm": squares.sqrt(), "not_finite": values.iter().filter(|x| !x.is_finite()).count()})
+}

@@ -1,0 +1,128 @@
+//! A state as a checkpoint: the live buffers themselves, or a copy of them that training cannot change any more.
+
+use super::state::{Saved, State};
+use crate::checkpoint::{Contents, TensorRef};
+use crate::config::ModelConfig;
+use crate::data::tokenizer::Tokenizer;
+use crate::model::params::{Layout, Spec};
+use anyhow::Result;
+use rayon::prelude::*;
+
+/// Elements copied by one task.
+const PIECE: usize = 1 << 18;
+
+/// Copies of weights and of both moments.
+pub type Flats = [Vec<f32>; 3];
+
+/// A checkpoint without its tensors' values.
+#[derive(Debug)]
+struct Frame {
+    layout: Layout,
+    model: ModelConfig,
+    step: u64,
+    tokens: u64,
+    tokenizer_files: Vec<(&'static str, Vec<u8>)>,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    trainer_state: serde_json::Value,
+}
+
+/// A checkpoint in memory.
+#[derive(Debug)]
+pub struct Snapshot {
+    frame: Frame,
+    flats: Flats,
+}
+
+/// Gives `write` the contents of a checkpoint of `state`: slices of the live buffers, no copy.
+///
+/// # Errors
+/// Those of `write`.
+pub fn with_contents<R>(
+    state: &State,
+    saved: &Saved,
+    tokenizer: &Tokenizer,
+    write: impl FnOnce(&Contents) -> Result<R>,
+) -> Result<R> {
+    let frame = Frame::of(state, saved, tokenizer)?;
+    state.model.layout.with_slices(flats(state), |_, slices| write(&frame.contents(slices)))?
+}
+
+impl Snapshot {
+    /// Copies `state` into `flats`, whose memory is used again.
+    ///
+    /// # Errors
+    /// Those of reading the tokenizer's files.
+    pub fn take(state: &State, saved: &Saved, tokenizer: &Tokenizer, mut flats: Flats) -> Result<Self> {
+        let frame = Frame::of(state, saved, tokenizer)?;
+        state.model.layout.with_slices(self::flats(state), |layout, slices| {
+            for (copy, live) in flats.iter_mut().zip(slices) {
+                copy.resize(layout.total, 0.0);
+                let pieces = copy.par_chunks_mut(PIECE).zip(live.par_chunks(PIECE));
+                pieces.for_each(|(copy, live)| copy.copy_from_slice(live));
+            }
+        })?;
+        Ok(Self { frame, flats })
+    }
+
+    /// The last step it contains.
+    pub fn step(&self) -> u64 {
+        self.frame.step
+    }
+
+    /// As a checkpoint is written.
+    pub fn contents(&self) -> Contents<'_> {
+        self.frame.contents(self.flats.each_ref().map(Vec::as_slice))
+    }
+
+    /// Its memory, for the next one.
+    pub fn into_flats(self) -> Flats {
+        self.flats
+    }
+}
+
+fn flats(state: &State) -> [&candle_core::Tensor; 3] {
+    [&state.model.flat, &state.optimizer.exp_avg, &state.optimizer.exp_avg_sq]
+}
+
+impl Frame {
+    fn of(state: &State, saved: &Saved, tokenizer: &Tokenizer) -> Result<Self> {
+        let model = state.model.config.clone();
+        Ok(Self {
+            layout: state.model.layout.clone(),
+            tokenizer_files: tokenizer.files(model.max_position_embeddings)?,
+            model,
+            step: state.counters.step,
+            tokens: state.counters.tokens,
+            bos: tokenizer.bos_id(),
+            eos: tokenizer.eos_id(),
+            trainer_state: serde_json::to_value(saved)?,
+        })
+    }
+
+    fn contents<'a>(&'a self, [w, m, v]: [&'a [f32]; 3]) -> Contents<'a> {
+        let mut moments = named_tensors(&self.layout, m, ".exp_avg");
+        moments.extend(named_tensors(&self.layout, v, ".exp_avg_sq"));
+        Contents {
+            step: self.step,
+            tokens: self.tokens,
+            weights: named_tensors(&self.layout, w, ""),
+            moments,
+            model: &self.model,
+            tokenizer_files: self.tokenizer_files.clone(),
+            bos: self.bos,
+            eos: self.eos,
+            trainer_state: self.trainer_state.clone(),
+        }
+    }
+}
+
+/// The tensors of a flat buffer under their names plus `suffix`.
+fn named_tensors<'a>(layout: &Layout, data: &'a [f32], suffix: &str) -> Vec<TensorRef<'a>> {
+    let tensor = |s: &Spec| TensorRef {
+        name: format!("{}{suffix}", s.name),
+        shape: s.shape.clone(),
+        data: &data[s.start..s.start + s.len],
+    };
+    layout.specs.iter().map(tensor).collect()
+}

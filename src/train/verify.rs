@@ -1,0 +1,167 @@
+//! `resume --verify K`: takes K steps from a checkpoint again, without writing anything, and compares them with what the run logged.
+//!
+//! An uncertain case is never a pass: where the records are missing, or where the run did something between the steps that a replay
+//! does not repeat, the answer is that nothing was verified.
+
+use super::identity;
+use super::oracle::{Mismatch, train_mismatch};
+use super::resume::{config_of, locate, make_loader, open_corpus};
+use super::state::{Saved, State};
+use super::step::step;
+use crate::checkpoint::{self, Opened};
+use crate::metrics::{Console, Record, Train, read, read_events};
+use anyhow::Result;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+
+/// What a verification has found.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Every record of these steps came out the same, bit for bit; so many records were compared.
+    Pass(RangeInclusive<u64>, usize),
+    /// The first quantity that did not, and what may explain it.
+    Fail(Mismatch, String),
+    /// Why there is nothing to compare.
+    Unverified(String),
+}
+
+/// Replays `count` steps from `ckpt`: a checkpoint, or a run directory (its newest checkpoint with so many logged steps after it).
+///
+/// # Errors
+/// Those of reading the checkpoint and the data.
+pub fn verify(ckpt: &Path, count: u64, console: Console) -> Result<(PathBuf, Outcome)> {
+    let (run_dir, named) = locate(ckpt)?;
+    let records = Records::read(&run_dir)?;
+    let Some(dir) = named.or(choose(&run_dir, &records, count)?) else {
+        let nothing = format!("no checkpoint of {} is followed by {count} logged steps", run_dir.display());
+        return Ok((run_dir, Outcome::Unverified(nothing)));
+    };
+    let source = Opened::open(&dir)?;
+    let saved = Saved::of(&source)?;
+    let first = saved.counters.step + 1;
+    let steps = first..=saved.counters.step.saturating_add(count);
+    if let Some(missing) = steps.clone().find(|step| !records.0.contains_key(step)) {
+        return Ok((dir, Outcome::Unverified(format!("step {missing} was never logged"))));
+    }
+    if let Some(what) = disturbance(&run_dir, saved.counters.step, *steps.end())? {
+        return Ok((dir, Outcome::Unverified(what)));
+    }
+    let outcome = replay(&source, &saved, steps, &records, console)?;
+    Ok((dir, outcome))
+}
+
+/// The logged training steps of a run: what `metrics.jsonl` says of each, then what killed attempts had said.
+struct Records(BTreeMap<u64, Vec<Train>>);
+
+impl Records {
+    fn read(run_dir: &Path) -> Result<Self> {
+        let mut files = vec![run_dir.join("metrics.jsonl")];
+        if let Ok(entries) = std::fs::read_dir(run_dir.join("replaced")) {
+            let paths = entries.flatten().map(|entry| entry.path());
+            let mut tails: Vec<_> = paths.filter(|p| !p.to_string_lossy().ends_with(".samples.jsonl")).collect();
+            tails.sort();
+            files.extend(tails);
+        }
+        let mut steps: BTreeMap<u64, Vec<Train>> = BTreeMap::new();
+        for file in files {
+            for record in read(&file)? {
+                if let Record::Train(train) = record {
+                    steps.entry(train.step).or_default().push(train);
+                }
+            }
+        }
+        Ok(Self(steps))
+    }
+
+    /// How many steps from `first` on are logged without a gap, up to `most`.
+    fn run_of(&self, first: u64, most: u64) -> u64 {
+        (0..most).take_while(|i| self.0.contains_key(&(first + i))).count() as u64
+    }
+}
+
+/// The newest checkpoint that is followed by `count` logged steps.
+fn choose(run_dir: &Path, records: &Records, count: u64) -> Result<Option<PathBuf>> {
+    let sound = checkpoint::sound(run_dir)?;
+    let enough = |valid: &&checkpoint::Valid| records.run_of(valid.manifest.step + 1, count) == count;
+    Ok(sound.iter().find(enough).map(|valid| valid.dir.clone()))
+}
+
+/// What the run did after step `from` and before step `to` that a replay of the steps does not repeat.
+fn disturbance(run_dir: &Path, from: u64, to: u64) -> Result<Option<String>> {
+    let between = |step: &Value| step.as_u64().is_some_and(|step| (from..to).contains(&step));
+    for event in read_events(run_dir)? {
+        let what = match event["kind"].as_str().unwrap_or_default() {
+            "rollback" if between(&event["to_step"]) => "was rolled back to",
+            "resume" if between(&event["step"]) && has_items(&event["changes"]) => {
+                "was resumed with another configuration at"
+            }
+            "resume" if between(&event["step"]) && has_items(&event["reset"]) => "was resumed with a reset at",
+            "out_of_memory" if between(&event["step"]) => "ran out of memory and changed its micro-batch at",
+            _ => continue,
+        };
+        let step = if event["kind"] == "rollback" { &event["to_step"] } else { &event["step"] };
+        return Ok(Some(format!("the run {what} step {step}, which a replay does not repeat")));
+    }
+    Ok(None)
+}
+
+fn has_items(list: &Value) -> bool {
+    list.as_array().is_some_and(|items| !items.is_empty())
+}
+
+fn replay(
+    source: &Opened,
+    saved: &Saved,
+    steps: RangeInclusive<u64>,
+    records: &Records,
+    console: Console,
+) -> Result<Outcome> {
+    let config = config_of(saved)?;
+    let (corpus, fingerprint) = open_corpus(&config, source, console)?;
+    if fingerprint != saved.data_fingerprint {
+        return Ok(Outcome::Unverified("the training or validation data are not those of the run".into()));
+    }
+    let loader = make_loader(&config, &corpus)?;
+    let mut state = State::resumed(&config, source, saved, false)?;
+    let count = config.train.tokens_per_step / config.train.sequence_length;
+    let mut compared = 0;
+    for at in steps.clone() {
+        let sequences = loader.sequences(state.counters.next_sequence, count)?;
+        let report = step(&mut state, &config, &sequences, loader.boundary())?;
+        let counters = &state.counters;
+        let now = Train {
+            step: counters.step,
+            loss: if report.skipped() { f64::NAN } else { report.loss },
+            grad_norm: report.grad_norm,
+            lr: report.lr,
+            tokens: counters.tokens,
+            tokens_per_second: f64::NAN,
+            mfu: f64::NAN,
+            data_seconds: f64::NAN,
+            chain: counters.chain.clone(),
+            skipped: report.skipped(),
+            reset: vec![],
+        };
+        for then in &records.0[&at] {
+            if let Some(mismatch) = train_mismatch(then, &now) {
+                return Ok(Outcome::Fail(mismatch, explain(&saved.build, &identity(&config.train))));
+            }
+            compared += 1;
+        }
+    }
+    Ok(Outcome::Pass(steps, compared))
+}
+
+/// What differs between the machine and build that made the checkpoint and these.
+fn explain(then: &Value, now: &Value) -> String {
+    let differences = super::differences(then, now);
+    if differences.is_empty() {
+        return "same program, processor and settings: the record or the checkpoint's data were altered, the hardware errs, or the \
+                program is at fault"
+            .into();
+    }
+    let list: Vec<String> = differences.iter().map(|(key, a, b)| format!("{key} was {a}, is {b}")).collect();
+    format!("this may be why: {}", list.join("; "))
+}
