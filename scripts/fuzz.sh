@@ -1,10 +1,12 @@
 #!/bin/sh
-# Fuzzes every parser of untrusted files: scripts/fuzz.sh [SECONDS per target, default 60]
+# Fuzzes the parsers of untrusted files: scripts/fuzz.sh [SECONDS per target, default 60] [TARGET..., default all]
 # Needs a nightly toolchain and cargo-fuzz (cargo install cargo-fuzz). What it finds is left in fuzz/artifacts.
 set -eu
 cd "$(dirname "$0")/.."
 seconds=${1:-60}
-for target in $(cargo +nightly fuzz list); do
+[ $# -eq 0 ] || shift
+[ $# -gt 0 ] || set -- $(cargo +nightly fuzz list)
+for target in "$@"; do
     mkdir -p "fuzz/corpus/$target"
     cp -n fuzz/seeds/"$target"/* "fuzz/corpus/$target/"
     cargo +nightly fuzz run "$target" -- -max_total_time="$seconds" -malloc_limit_mb=64 -timeout=5 -rss_limit_mb=1024

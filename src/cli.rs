@@ -3,7 +3,7 @@
 //! Only definitions: what a command does is in `main.rs`. Wrong usage is clap's own error with exit code 2; keys and
 //! values of `--set` are left to the configuration, which reports all its problems at once.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -145,6 +145,8 @@ impl Pretrain {
 #[command(after_help = "Examples:
   llama-lite resume --ckpt runs/quickstart
   llama-lite resume --ckpt runs/quickstart --set train.steps=2000
+  llama-lite resume --ckpt runs/quickstart --verify 20
+  llama-lite resume --ckpt runs/quickstart/checkpoints/step-00001000 --reset optimizer
 
 Raising train.steps leaves the learning rates as they were configured; set schedule.decay_steps to change them.")]
 pub struct Resume {
@@ -154,23 +156,69 @@ pub struct Resume {
     /// Change one configuration key of the run; may be repeated, later ones win
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
+    /// Give up pieces of the run's state on purpose, to see what each is for
+    #[arg(long, value_name = "PIECE,...", value_delimiter = ',')]
+    pub reset: Vec<Piece>,
+    /// Take N steps again, writing nothing, and compare them with what the run logged
+    #[arg(long, value_name = "N", conflicts_with_all = ["set", "reset"])]
+    pub verify: Option<NonZeroU64>,
+}
+
+/// A piece of a run's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum Piece {
+    /// moments and optimizer_step
+    Optimizer,
+    /// AdamW's moments become 0
+    Moments,
+    /// AdamW's count of updates becomes 0
+    OptimizerStep,
+    /// The seed becomes another one
+    Rng,
+    /// The data begin anew
+    Data,
+    /// The learning rate begins anew, warm-up included
+    Schedule,
 }
 
 /// `llama-lite eval`
 #[derive(Args, Clone, Debug)]
-#[command(
-    after_help = "Example: llama-lite eval --ckpt runs/quickstart --data book.txt notes.jsonl --output result.json"
-)]
+#[command(after_help = "Examples:
+  llama-lite eval --ckpt runs/quickstart --data book.txt notes.jsonl --output result.json
+  llama-lite eval --ckpt runs/llama-124m --tasks hellaswag,piqa --data-dir benchmarks --limit 500
+  llama-lite eval --run runs/llama-124m --tasks arc_easy --download")]
 pub struct Eval {
     /// Checkpoint, run directory (its newest valid checkpoint) or Hugging Face Llama directory
-    #[arg(long, value_name = "DIR")]
-    pub ckpt: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "run")]
+    pub ckpt: Option<PathBuf>,
+    /// Run directory: every kept checkpoint of it
+    #[arg(long, value_name = "RUN_DIR", conflicts_with = "ckpt")]
+    pub run: Option<PathBuf>,
     /// Text files (.txt, .jsonl), token shards or a prepared directory
-    #[arg(long, value_name = "PATH", num_args = 1.., required = true)]
+    #[arg(long, value_name = "PATH", num_args = 1.., required_unless_present = "tasks")]
     pub data: Vec<PathBuf>,
-    /// Write the result to this file as well, as JSON
+    /// Benchmark tasks, by their names in the lm-evaluation-harness
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    pub tasks: Vec<String>,
+    /// Directory with the tasks' data: TASK/SPLIT.jsonl or .parquet, or copies of data sets as OWNER/NAME
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Get data sets that are not in --data-dir from the Hugging Face Hub
+    #[arg(long)]
+    pub download: bool,
+    /// Examples before each question
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub num_fewshot: usize,
+    /// The first N documents of each task; below 1, a share of them
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub limit: Option<f64>,
+    /// Write the results to this file as well, as JSON in the harness's shape
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+    /// With every document's log-likelihoods in that file
+    #[arg(long, requires = "output")]
+    pub log_samples: bool,
 }
 
 /// `llama-lite sample`
@@ -178,6 +226,7 @@ pub struct Eval {
 #[command(after_help = "Examples:
   llama-lite sample --ckpt runs/quickstart --prompt 'One day'
   llama-lite sample --ckpt runs/quickstart --greedy --max-tokens 40 --json < prompt.txt
+  llama-lite sample --ckpt tuned --chat
 
 Without --prompt and --prompt-file the prompt is read from standard input; if that is a terminal, it is empty.")]
 pub struct Sample {
@@ -187,10 +236,13 @@ pub struct Sample {
     /// Text to be continued
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: Option<String>,
-    /// File with the text to be continued
+    /// File with the text to be continued; a .jsonl file has one prompt per line, a string or {"prompt": ...}
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     pub prompt_file: Option<PathBuf>,
-    /// Longest continuation, in tokens
+    /// Talk with a model that was tuned for conversations; /help tells what can be done
+    #[arg(long, conflicts_with_all = ["prompt", "prompt_file", "json", "num_samples"])]
+    pub chat: bool,
+    /// Longest continuation or answer, in tokens
     #[arg(long, value_name = "N", default_value_t = 128)]
     pub max_tokens: usize,
     /// Divides the logits: lower is more predictable, 0 is --greedy
@@ -208,6 +260,18 @@ pub struct Sample {
     /// Make tokens that have occurred less likely by this factor; 1 = do not
     #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = positive, allow_negative_numbers = true)]
     pub repetition_penalty: f64,
+    /// Make tokens less likely for each time they have occurred in the continuation
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub frequency_penalty: f64,
+    /// Make tokens that have occurred in the continuation less likely
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub presence_penalty: f64,
+    /// End before this text; may be repeated
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub stop: Vec<String>,
+    /// With --json: log-probabilities of every token and of the N likeliest at its place
+    #[arg(long, value_name = "N", requires = "json")]
+    pub logprobs: Option<usize>,
     /// Fixes the draws [default: a random one, which is printed]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,

@@ -11,7 +11,7 @@
 //!
 //! | module | may use |
 //! |---|---|
-//! | `config`, `runtime` | (`config` uses `runtime::error`) |
+//! | `config`, `runtime` | (`config` uses `runtime`) |
 //! | `ops` | `runtime` |
 //! | `model` | `config`, `runtime`, `ops` |
 //! | `data`, `metrics` | `config`, `runtime` |

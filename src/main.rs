@@ -3,6 +3,7 @@
 use clap::Parser;
 use llama_lite::cli::Cli;
 use llama_lite::commands;
+use llama_lite::runtime::error::{Exit, fail};
 use std::process::ExitCode;
 
 // Training allocates and frees the same activations every step: an allocator that keeps its pages saves a page fault and a zeroing
@@ -13,7 +14,13 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     keep_freed_pages();
     let cli = Cli::parse();
-    match commands::run(cli) {
+    // A panic is a bug, which has an exit code of its own; what it has to say is on stderr already.
+    let result = std::panic::catch_unwind(|| commands::run(cli)).unwrap_or_else(|_| {
+        Err(fail(Exit::Internal, "a panic")
+            .hint("this is a bug; please report it with the command and its output")
+            .into())
+    });
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => commands::report(&error),
     }

@@ -1,6 +1,6 @@
 //! `data verify`, `data inspect`; `data prepare` is next door.
 
-use super::{prepare, print};
+use super::{harmless, prepare, print};
 use crate::cli::{Data, Inspect, SplitName};
 use crate::data::corpus::named_tokenizer;
 use crate::data::shards::excerpt::{Place, excerpt};
@@ -35,12 +35,6 @@ fn run_inspect(args: &Inspect) -> Result<()> {
     let excerpt = excerpt(&args.dir, split, place, args.max_tokens.get())?;
     let text = harmless(&tokenizer.decode(&excerpt.ids, false)?);
     print(&format!("{}\n\n{text}\n\n{} tokens: {:?}", excerpt.title, excerpt.ids.len(), excerpt.ids))
-}
-
-/// Text of strangers: nothing in it may steer the terminal.
-fn harmless(text: &str) -> String {
-    let shown = |c: char| if c.is_control() && !['\n', '\t'].contains(&c) { char::REPLACEMENT_CHARACTER } else { c };
-    text.chars().map(shown).collect()
 }
 
 fn place(args: &Inspect) -> Option<Place> {

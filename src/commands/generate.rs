@@ -2,14 +2,16 @@
 
 use super::{Loaded, load, print};
 use crate::cli::Sample;
+use crate::data::tokenizer::Tokenizer;
 use crate::metrics::Console;
-use crate::runtime::error::note;
+use crate::runtime::error::{Exit, fail, note};
 use crate::runtime::files::read_bounded;
-use crate::sample::sampler::{Sampler, SamplerConfig};
-use crate::sample::{Generated, encode_prompt, generate};
+use crate::sample::sampler::{Sampler, SamplerConfig, TokenLogprobs};
+use crate::sample::{Generated, Limits, TOGETHER, encode_prompt, generate};
 use anyhow::{Context, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::io::{IsTerminal, Read, Write};
+use std::path::Path;
 
 /// A prompt is read by a model with a bounded context.
 const MAX_PROMPT: u64 = 64 << 20;
@@ -21,32 +23,67 @@ pub(super) fn run(args: &Sample, console: Console) -> Result<()> {
         top_p: args.top_p,
         min_p: args.min_p,
         repetition_penalty: args.repetition_penalty,
+        frequency_penalty: args.frequency_penalty,
+        presence_penalty: args.presence_penalty,
         greedy: args.greedy,
     };
     rule.validate()?;
-    let prompt = prompt(args)?;
-    let Loaded { tokenizer, model, .. } = load(&args.ckpt)?;
-    let ids = encode_prompt(&tokenizer, &prompt)?;
+    let seed = args.seed.unwrap_or_else(random_seed);
+    if args.chat {
+        return super::chat::run(args, rule, seed, console);
+    }
+    let prompts = prompts(args)?;
+    let loaded = load(&args.ckpt)?;
+    for (i, prompt) in prompts.iter().enumerate() {
+        if i > 0 && !args.json {
+            write_now("\n")?;
+        }
+        continue_prompt(args, &loaded, &rule, prompt, seed, console)?;
+    }
+    Ok(())
+}
+
+fn continue_prompt(
+    args: &Sample,
+    loaded: &Loaded,
+    rule: &SamplerConfig,
+    prompt: &str,
+    seed: u64,
+    console: Console,
+) -> Result<()> {
+    let Loaded { tokenizer, model, .. } = loaded;
+    let ids = encode_prompt(tokenizer, prompt)?;
     if ids.len() > model.config.max_position_embeddings && !console.quiet {
         let (n, context) = (ids.len(), model.config.max_position_embeddings);
         note(&format!("note: the prompt has {n} tokens, the context {context}: only its end is used"));
     }
-    let seed = args.seed.unwrap_or_else(random_seed);
-    let limit = tokenizer.vocab_size();
-    for index in 0..args.num_samples.get() {
-        let mut sampler = Sampler::new(rule.clone(), limit, seed, index as u64)?;
-        if !args.json {
-            begin_text(index, &prompt)?;
+    let limits = Limits { max_tokens: args.max_tokens, stop: args.stop.clone(), logprobs: args.logprobs };
+    let all: Vec<u64> = (0..args.num_samples.get() as u64).collect();
+    // One sample streams; several are made together, and each is shown when all of its group are done.
+    let streams = all.len() == 1 && !args.json;
+    for group in all.chunks(TOGETHER) {
+        let sampler = |&i: &u64| Sampler::new(rule.clone(), tokenizer.vocab_size(), seed, i);
+        let mut samplers: Vec<Sampler> = group.iter().map(sampler).collect::<Result<_, _>>()?;
+        if streams {
+            write_now(prompt)?;
         }
-        let made = generate(&model, &tokenizer, &ids, &mut sampler, args.max_tokens, |piece| {
-            if args.json { Ok(()) } else { write_now(piece) }
-        })?;
-        if args.json {
-            let line = json!({"prompt": prompt, "text": made.text, "token_ids": made.token_ids, "seed": seed,
-                "finish_reason": made.finish_reason});
-            print(&line.to_string())?;
-        } else {
-            write_now("\n")?;
+        let made =
+            generate(
+                model,
+                tokenizer,
+                &ids,
+                &mut samplers,
+                &limits,
+                |_, piece| {
+                    if streams { write_now(piece) } else { Ok(()) }
+                },
+            )?;
+        for (index, made) in group.iter().zip(&made) {
+            match (args.json, streams) {
+                (true, _) => print(&json_line(prompt, made, seed, tokenizer).to_string())?,
+                (false, true) => write_now("\n")?,
+                (false, false) => write_now(&format!("{}{prompt}{}\n", if *index > 0 { "\n" } else { "" }, made.text))?,
+            }
         }
         if !console.quiet {
             note(&speed(&made, seed));
@@ -55,11 +92,28 @@ pub(super) fn run(args: &Sample, console: Console) -> Result<()> {
     Ok(())
 }
 
-fn prompt(args: &Sample) -> Result<String> {
+fn json_line(prompt: &str, made: &Generated, seed: u64, tokenizer: &Tokenizer) -> Value {
+    let mut line = json!({"prompt": prompt, "text": made.text, "token_ids": made.token_ids, "seed": seed,
+        "finish_reason": made.finish_reason});
+    if !made.logprobs.is_empty() {
+        let text = |id: u32| tokenizer.decode(&[id], false).unwrap_or_default();
+        let token = |id: u32, logprob: f64| json!({"token_id": id, "token": text(id), "logprob": logprob});
+        let entry = |t: &TokenLogprobs| {
+            let mut entry = token(t.id, t.logprob);
+            entry["top"] = t.top.iter().map(|&(id, logprob)| token(id, logprob)).collect();
+            entry
+        };
+        line["logprobs"] = made.logprobs.iter().map(entry).collect();
+    }
+    line
+}
+
+fn prompts(args: &Sample) -> Result<Vec<String>> {
     if let Some(text) = &args.prompt {
-        return Ok(text.clone());
+        return Ok(vec![text.clone()]);
     }
     let bytes = match &args.prompt_file {
+        Some(path) if path.extension().is_some_and(|e| e == "jsonl") => return prompt_lines(path),
         Some(path) => read_bounded(path, MAX_PROMPT, true)?,
         None if std::io::stdin().is_terminal() => Vec::new(),
         None => {
@@ -70,18 +124,28 @@ fn prompt(args: &Sample) -> Result<String> {
     };
     // An editor's newline at the end of the file is no part of the prompt.
     let text = String::from_utf8_lossy(&bytes);
-    Ok(text.strip_suffix('\n').unwrap_or(&text).to_string())
+    Ok(vec![text.strip_suffix('\n').unwrap_or(&text).to_string()])
+}
+
+/// One prompt per line: a JSON string, or an object with one.
+fn prompt_lines(path: &Path) -> Result<Vec<String>> {
+    let bytes = read_bounded(path, MAX_PROMPT, true)?;
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let prompt = |(n, line): (usize, &str)| {
+        let value = serde_json::from_str::<Value>(line).ok();
+        let text = value.as_ref().and_then(|v| v.as_str().or_else(|| v["prompt"].as_str()));
+        text.map(str::to_owned).ok_or_else(|| {
+            fail(Exit::Data, format!("{}:{}: no prompt", path.display(), n + 1))
+                .hint("every line is a JSON string or {\"prompt\": \"...\"}")
+                .into()
+        })
+    };
+    lines.map(prompt).collect()
 }
 
 fn random_seed() -> u64 {
     rand::random::<u32>() as u64
-}
-
-fn begin_text(index: usize, prompt: &str) -> Result<()> {
-    if index > 0 {
-        write_now("\n")?;
-    }
-    write_now(prompt)
 }
 
 fn write_now(text: &str) -> Result<()> {
@@ -90,8 +154,15 @@ fn write_now(text: &str) -> Result<()> {
     Ok(out.flush()?)
 }
 
-fn speed(made: &Generated, seed: u64) -> String {
-    let (n, decoding) = (made.token_ids.len(), made.decoding.as_secs_f64());
-    let rate = if n > 1 && decoding > 0.0 { format!("{:.0} tokens/s", (n - 1) as f64 / decoding) } else { "-".into() };
-    format!("[{n} tokens, {rate}, first after {:.0} ms, seed {seed}]", made.first_token.as_secs_f64() * 1e3)
+fn speed(made: &[Generated], seed: u64) -> String {
+    let tokens: usize = made.iter().map(|made| made.token_ids.len()).sum();
+    let decoding = made.iter().map(|made| made.decoding.as_secs_f64()).fold(0.0, f64::max);
+    let after_first = tokens.saturating_sub(made.len());
+    let rate = if after_first > 0 && decoding > 0.0 {
+        format!("{:.0} tokens/s", after_first as f64 / decoding)
+    } else {
+        "-".into()
+    };
+    let first = made.iter().map(|made| made.first_token.as_secs_f64()).fold(0.0, f64::max);
+    format!("[{tokens} tokens, {rate}, first after {:.0} ms, seed {seed}]", first * 1e3)
 }

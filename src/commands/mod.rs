@@ -1,11 +1,13 @@
 //! One function per command: it turns arguments into inputs, calls the library, and prints what belongs on stdout.
 
+mod chat;
 mod data;
 mod doctor;
+mod evaluate;
 mod export;
 mod generate;
 mod prepare;
-mod score;
+mod resume;
 
 use crate::checkpoint::Opened;
 use crate::cli::{Cli, Color, Command, Device, Global, Pretrain};
@@ -34,8 +36,8 @@ pub fn run(cli: Cli) -> Result<()> {
     let console = console(global);
     match cli.command {
         Command::Pretrain(args) => pretrain(&args, console),
-        Command::Resume(args) => begin::resume(&args.ckpt, &args.set, console),
-        Command::Eval(args) => score::run(&args, console),
+        Command::Resume(args) => resume::run(&args, console),
+        Command::Eval(args) => evaluate::run(&args, console),
         Command::Sample(args) => generate::run(&args, console),
         Command::Data(command) => data::run(command, console),
         Command::Export(args) => export::run(&args, console),
@@ -53,17 +55,11 @@ fn pretrain(args: &Pretrain, console: Console) -> Result<()> {
 
 /// Prints a failure and gives its exit code.
 pub fn report(error: &anyhow::Error) -> ExitCode {
+    let Some(exit) = exit_of(error) else { return ExitCode::SUCCESS };
     let failure = error.chain().find_map(classified);
-    let io = error.chain().find_map(|e| e.downcast_ref::<std::io::Error>());
-    if io.is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe) {
-        // Whoever read our stdout has seen enough.
-        return ExitCode::SUCCESS;
-    }
-    let exit = failure.map_or(if io.is_some() { Exit::Io } else { Exit::Internal }, |f| f.exit);
-    let verb = if exit == Exit::Stopped { "stopped" } else { "error" };
     let text = match failure {
         Some(f) if exit == Exit::Stopped => f.message.clone(),
-        _ => format!("{verb}: {error:#}"),
+        _ => format!("error: {error:#}"),
     };
     let general = match exit {
         Exit::Internal => "this looks like a bug; please report it with the command and its output",
@@ -72,8 +68,25 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
         _ => "see llama-lite --help",
     };
     let hint = failure.and_then(|f| f.hint.as_deref()).unwrap_or(general);
-    note(&format!("{text}\nhint: {hint}"));
+    // Names and values from the files of strangers are quoted.
+    note(&harmless(&format!("{text}\nhint: {hint}")));
     ExitCode::from(exit as u8)
+}
+
+/// The class of a failure; none if it is only that whoever read our stdout has seen enough.
+fn exit_of(error: &anyhow::Error) -> Option<Exit> {
+    let io = error.chain().find_map(|e| e.downcast_ref::<std::io::Error>());
+    if io.is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe) {
+        return None;
+    }
+    let unclassified = if io.is_some() { Exit::Io } else { Exit::Internal };
+    Some(error.chain().find_map(classified).map_or(unclassified, |failure| failure.exit))
+}
+
+/// Text of strangers: nothing in it may steer the terminal.
+fn harmless(text: &str) -> String {
+    let shown = |c: char| if c.is_control() && !['\n', '\t'].contains(&c) { char::REPLACEMENT_CHARACTER } else { c };
+    text.chars().map(shown).collect()
 }
 
 /// The failure that an error is, or that an I/O error of a writer carries.
@@ -154,3 +167,6 @@ fn ignore_file_size_signal() {
     // Failing to install it changes nothing else.
     let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, caught);
 }
+
+#[cfg(test)]
+mod tests;

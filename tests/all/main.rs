@@ -6,19 +6,38 @@
 //! | `huggingface.rs` | logits, gradients and greedy text against files made by transformers |
 //! | `resume.rs` | a resumed run is the uninterrupted run, bit for bit |
 //! | `data.rs` | preparing corpora and training on shards: kills, faults, changes |
+//! | `replay.rs` | `resume --verify`, `--reset`, checkpoints of earlier formats |
 //! | `exactly_once.rs` | the data loader through 10,000 random histories |
 //! | `training.rs` | micro-batches, schedule horizon, validation, refused updates |
+//! | `generation.rs` | `sample`: texts, prompts, conversations |
+//! | `benchmarks.rs` | benchmark tasks against the harness's numbers |
+//! | `torture.rs` | the promises of reliability, each broken on purpose many times |
 //! | `commands.rs` | every command as a user meets it: output, files, exit codes, hints |
+//! | `bad_config.rs` | a configuration that is refused leaves nothing behind |
+//! | `damaged.rs`, `damaged_data.rs` | every file that is read, damaged: no panic, no memory out of proportion |
+//! | `hostile_names.rs` | names in manifests, links and pipes: nothing outside is opened, nothing is waited for |
 //! | `tidy.rs` | the rules of the code base |
 
 #![allow(clippy::unwrap_used)]
 
+mod allocation;
 mod autograd;
+mod bad_config;
+mod benchmarks;
 mod commands;
+#[path = "../../src/runtime/damage.rs"]
+mod damage;
+mod damaged;
+mod damaged_data;
 mod data;
 mod exactly_once;
+mod generation;
+#[cfg(target_os = "linux")]
+mod hostile_names;
 mod huggingface;
+mod replay;
 mod resume;
 mod support;
 mod tidy;
+mod torture;
 mod training;

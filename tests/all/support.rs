@@ -1,12 +1,22 @@
 //! Running the program, and reading what it wrote.
 
 use serde_json::Value;
+use signal_hook::consts::{SIGHUP, SIGINT};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// The program, to be run on two threads: tests run beside each other.
 pub(crate) fn program(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_llama-lite"));
+    let path = env!("CARGO_BIN_EXE_llama-lite");
+    // Tests that run in the background or under nohup ignore signals, and the program would too.
+    let ignored = [SIGINT, SIGHUP].into_iter().any(llama_lite::runtime::machine::ignores);
+    let mut command = if ignored {
+        let mut env = Command::new("env");
+        env.args(["--default-signal=INT,HUP", path]);
+        env
+    } else {
+        Command::new(path)
+    };
     command.args(args).env_remove("NO_COLOR").current_dir(root());
     command.args(["--threads", "2"]);
     command
@@ -45,6 +55,12 @@ pub(crate) fn stderr(output: &Output) -> String {
 
 pub(crate) fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// A temporary directory, in memory where there is such a place: for thousands of small files.
+pub(crate) fn memory_dir() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
 }
 
 /// A path as an argument.
@@ -130,8 +146,8 @@ pub(crate) fn assert_same_checkpoint(a: &Path, b: &Path) {
     let state = |dir: &Path| -> Value {
         let mut s: Value = serde_json::from_slice(&std::fs::read(dir.join("trainer_state.json")).unwrap()).unwrap();
         let fields = s.as_object_mut().unwrap();
-        // Which attempt wrote it, and the configuration's step count, may differ; the state may not.
-        ["attempt", "config"].iter().for_each(|f| drop(fields.shift_remove(*f)));
+        // Which attempt wrote it, what that knew of its machine, and the configuration's step count may differ; the state may not.
+        ["attempt", "build", "config"].iter().for_each(|f| drop(fields.shift_remove(*f)));
         s
     };
     assert_eq!(state(a), state(b));

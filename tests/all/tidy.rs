@@ -148,7 +148,7 @@ fn every_op_is_in_the_gradient_tests() {
             assert!(checked.contains(&op), "{path} is not in ops/selftest.rs");
         } else {
             assert!(
-                ["mod", "cpu", "gemm", "precision", "segments", "selftest"].contains(&op),
+                ["mod", "cpu", "forest", "gemm", "precision", "segments", "selftest"].contains(&op),
                 "{path} has no reference"
             );
         }

@@ -1,0 +1,186 @@
+//! `sample --chat`: a conversation with a model that was tuned for it.
+//!
+//! Ctrl-C stops an answer, Ctrl-D (or /quit) ends the conversation. When it grows beyond the model's context, the oldest exchange is
+//! left out of what the model sees; the system message stays.
+
+use super::{Loaded, load};
+use crate::cli::Sample;
+use crate::data::chat::{ChatTemplate, Message};
+use crate::metrics::Console;
+use crate::runtime::error::{Exit, fail, note};
+use crate::runtime::files::write_atomic;
+use crate::sample::sampler::{Sampler, SamplerConfig};
+use crate::sample::{Limits, generate};
+use anyhow::Result;
+use rustyline::DefaultEditor;
+use rustyline::error::ReadlineError;
+use serde_json::json;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+const HELP: &str =
+    "/reset forgets the conversation · /system TEXT sets the instructions · /save FILE writes it as JSON · /quit";
+
+/// An answer was cut short.
+#[derive(Debug)]
+struct Interrupted;
+
+impl std::fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("interrupted")
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
+struct Chat<'a> {
+    args: &'a Sample,
+    loaded: Loaded,
+    template: ChatTemplate,
+    rule: SamplerConfig,
+    seed: u64,
+    messages: Vec<Message>,
+    interrupted: Arc<AtomicBool>,
+    console: Console,
+}
+
+pub(super) fn run(args: &Sample, rule: SamplerConfig, seed: u64, console: Console) -> Result<()> {
+    let loaded = load(&args.ckpt)?;
+    let template = ChatTemplate::from_dir(&loaded.source.dir, &loaded.tokenizer)?.ok_or_else(|| {
+        fail(
+            Exit::Config,
+            format!("{}: it has no chat template: it was not tuned for conversations", loaded.source.dir.display()),
+        )
+        .hint("continue a text instead with --prompt; or put a chat_template.jinja into its directory")
+    })?;
+    let interrupted = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(signal_hook::consts::SIGINT, interrupted.clone())?;
+    if !console.quiet {
+        note(HELP);
+    }
+    Chat { args, loaded, template, rule, seed, messages: Vec::new(), interrupted, console }.talk()
+}
+
+fn is_terminal_trouble(error: &ReadlineError) -> anyhow::Error {
+    fail(Exit::Io, format!("cannot read from the terminal: {error}")).hint("use --prompt instead").into()
+}
+
+impl Chat<'_> {
+    fn talk(&mut self) -> Result<()> {
+        let mut editor = DefaultEditor::new().map_err(|e| is_terminal_trouble(&e))?;
+        loop {
+            let line = match editor.readline("> ") {
+                Ok(line) => line,
+                Err(ReadlineError::Interrupted) => continue,
+                Err(ReadlineError::Eof) => return Ok(()),
+                Err(error) => return Err(is_terminal_trouble(&error)),
+            };
+            let line = line.trim();
+            if line.is_empty() {
+                continue;
+            }
+            // A line that cannot be remembered is only not remembered.
+            let _ = editor.add_history_entry(line);
+            if line == "/quit" {
+                return Ok(());
+            }
+            let done = if line.starts_with('/') { self.command(line) } else { self.answer(line) };
+            if let Err(error) = done {
+                super::report(&error); // and the conversation goes on
+            }
+        }
+    }
+
+    fn command(&mut self, line: &str) -> Result<()> {
+        let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
+        match (word, rest.trim()) {
+            ("/reset", _) => self.messages.retain(|message| message.role == "system"),
+            ("/system", "") => self.messages.retain(|message| message.role != "system"),
+            ("/system", text) => {
+                self.messages.retain(|message| message.role != "system");
+                self.messages.insert(0, Message::new("system", text));
+            }
+            ("/save", "") => note("give a file: /save FILE"),
+            ("/save", file) => {
+                let text = format!("{:#}\n", json!({"messages": self.messages}));
+                write_atomic(Path::new(file), text.as_bytes())?;
+                note(&format!("saved {file}"));
+            }
+            _ => note(HELP),
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, line: &str) -> Result<()> {
+        self.messages.push(Message::new("user", line));
+        let prompt = match self.prompt() {
+            Ok(prompt) => prompt,
+            Err(error) => {
+                self.messages.pop();
+                return Err(error);
+            }
+        };
+        let turn = self.messages.len() as u64;
+        let mut sampler = Sampler::new(self.rule.clone(), self.loaded.tokenizer.vocab_size(), self.seed, turn)?;
+        let limits = Limits { max_tokens: self.args.max_tokens, stop: self.args.stop.clone(), logprobs: None };
+        self.interrupted.store(false, Ordering::SeqCst);
+        let mut said = String::new();
+        let made = generate(
+            &self.loaded.model,
+            &self.loaded.tokenizer,
+            &prompt,
+            std::slice::from_mut(&mut sampler),
+            &limits,
+            |_, piece| {
+                said.push_str(piece);
+                let mut out = std::io::stdout().lock();
+                out.write_all(piece.as_bytes())?;
+                out.flush()?;
+                if self.interrupted.swap(false, Ordering::SeqCst) { Err(Interrupted.into()) } else { Ok(()) }
+            },
+        );
+        println_now()?;
+        match made {
+            Err(error) if !error.is::<Interrupted>() => {
+                self.messages.pop();
+                return Err(error);
+            }
+            _ => self.messages.push(Message::new("assistant", said.trim())),
+        }
+        Ok(())
+    }
+
+    /// The ids of the conversation, as much of its end as leaves room for an answer.
+    fn prompt(&self) -> Result<Vec<u32>> {
+        let context = self.loaded.model.config.max_position_embeddings;
+        let room = context.saturating_sub(self.args.max_tokens.min(context / 2));
+        let mut messages = self.messages.clone();
+        loop {
+            let text = self.template.render(&messages, true)?;
+            // The template writes the special tokens itself, the beginning of the text among them.
+            let ids = self.loaded.tokenizer.encode_rendered(&text)?;
+            let oldest = messages.iter().position(|message| message.role != "system");
+            let last = messages.len() - 1;
+            match oldest {
+                Some(oldest) if ids.len() > room && oldest < last => {
+                    let exchange = 2.min(last - oldest);
+                    messages.drain(oldest..oldest + exchange);
+                }
+                _ => {
+                    if messages.len() < self.messages.len() && !self.console.quiet {
+                        note("note: the conversation is longer than the model's context: its beginning is left out");
+                    }
+                    return Ok(ids);
+                }
+            }
+        }
+    }
+}
+
+fn println_now() -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(b"\n")?;
+    Ok(out.flush()?)
+}

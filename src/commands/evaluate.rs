@@ -1,0 +1,174 @@
+//! `eval`: loss, bits per byte and perplexity of a model on text or shards; benchmark tasks as the lm-evaluation-harness scores them.
+
+use super::{Loaded, load, print};
+use crate::checkpoint;
+use crate::cli::Eval;
+use crate::data::corpus::evaluation_tokens;
+use crate::data::hub::Hub;
+use crate::data::prepare::source::ReadOptions;
+use crate::data::rows::Rows;
+use crate::eval::benchmark::{Extent, Prepared, TaskResult, evaluate};
+use crate::eval::dataset::Library;
+use crate::eval::report::{harness_json, lines, table};
+use crate::eval::{ByteLengths, Score, score, tasks};
+use crate::metrics::Console;
+use crate::runtime::error::{Exit, fail, note};
+use crate::runtime::files::write_atomic;
+use anyhow::Result;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::time::Instant;
+
+/// Tokens scored at a time: bounds the memory of activations.
+const TOKENS_AT_ONCE: usize = 8192;
+
+pub(super) fn run(args: &Eval, console: Console) -> Result<()> {
+    match (&args.ckpt, &args.run) {
+        (Some(ckpt), _) => one(args, ckpt, console),
+        (None, Some(run)) => trajectory(args, run, console),
+        (None, None) => Err(fail(Exit::Config, "no model").hint("give --ckpt DIR or --run RUN_DIR").into()),
+    }
+}
+
+fn one(args: &Eval, ckpt: &Path, console: Console) -> Result<()> {
+    let (report, text) = evaluate_model(args, ckpt, console)?;
+    if let Some(path) = &args.output {
+        write_atomic(path, format!("{report:#}\n").as_bytes())?;
+    }
+    print(&text)
+}
+
+/// Every kept checkpoint of a run, in the order of steps: one table, and one series for each task and metric.
+fn trajectory(args: &Eval, run: &Path, console: Console) -> Result<()> {
+    let mut checkpoints = checkpoint::sound(run)?;
+    checkpoints.reverse();
+    if checkpoints.is_empty() {
+        return Err(fail(Exit::Io, format!("{} holds no checkpoints", run.display()))
+            .hint("give the directory of a run that has saved, or --ckpt DIR")
+            .into());
+    }
+    let (mut series, mut reports) = (serde_json::Map::new(), serde_json::Map::new());
+    let mut text = String::new();
+    for valid in &checkpoints {
+        let step = valid.manifest.step;
+        let (report, table) = evaluate_model(args, &valid.dir, console)?;
+        text += &format!("step {step}\n{table}\n");
+        for (task, metrics) in report["results"].as_object().into_iter().flatten() {
+            for (metric, value) in metrics.as_object().into_iter().flatten().filter(|(_, value)| value.is_f64()) {
+                let points = &mut series.entry(format!("{task}/{metric}")).or_insert_with(|| json!([]));
+                if let Some(points) = points.as_array_mut() {
+                    points.push(json!([step, value]));
+                }
+            }
+        }
+        reports.insert(step.to_string(), report);
+    }
+    if let Some(path) = &args.output {
+        let all = json!({"run": run.display().to_string(), "series": series, "checkpoints": reports});
+        write_atomic(path, format!("{all:#}\n").as_bytes())?;
+    }
+    print(&text)
+}
+
+/// The results file of one model, and what is printed.
+fn evaluate_model(args: &Eval, ckpt: &Path, console: Console) -> Result<(Value, String)> {
+    let loaded = load(ckpt)?;
+    let (mut report, mut text) = if args.tasks.is_empty() {
+        (json!({"results": {}, "config": {}}), String::new())
+    } else {
+        run_tasks(args, &loaded, console)?
+    };
+    if !args.data.is_empty() {
+        let (result, context) = score_text(args, &loaded, console)?;
+        let finite = |x: f64| x.is_finite().then_some(x);
+        let bits_per_byte = result.bits_per_byte();
+        report["results"]["data"] = json!({
+            "loss": finite(result.loss), "bits_per_byte": finite(bits_per_byte), "perplexity": finite(result.loss.exp()),
+            "tokens": result.tokens, "bytes": result.bytes,
+        });
+        report["config"]["data"] = args.data.iter().map(|path| path.display().to_string()).collect();
+        report["config"]["context"] = context.into();
+        text += &format!(
+            "loss {:.4} nats per token · {bits_per_byte:.4} bits per byte · perplexity {:.3} · {} tokens\n",
+            result.loss,
+            result.loss.exp(),
+            result.tokens,
+        );
+    }
+    report["config"]["ckpt"] = loaded.source.dir.display().to_string().into();
+    report["config"]["version"] = crate::VERSION.into();
+    Ok((report, text))
+}
+
+fn score_text(args: &Eval, loaded: &Loaded, console: Console) -> Result<(Score, usize)> {
+    let Loaded { tokenizer, model, .. } = loaded;
+    let patterns: Vec<String> = args.data.iter().map(|p| p.to_string_lossy().into_owned()).collect();
+    let (tokens, bytes) = evaluation_tokens(&patterns, tokenizer, model.config.vocab_size, &ReadOptions::default())?;
+    let length = model.config.max_position_embeddings;
+    let mut rows = Rows::windows(tokens, length, u64::MAX);
+    rows.text_bytes = bytes;
+    if rows.is_empty() {
+        return Err(fail(Exit::Data, format!("{}: no text to score", patterns.join(" ")))
+            .hint("give a file with text")
+            .into());
+    }
+    let bar = bar(rows.len(), "windows", console);
+    let batch = (TOKENS_AT_ONCE / rows.length()).max(1);
+    let result = score(model, &rows, &ByteLengths::new(tokenizer), batch, |done| {
+        bar.set_position(done as u64);
+        Ok(())
+    })?;
+    bar.finish_and_clear();
+    Ok((result, length))
+}
+
+fn run_tasks(args: &Eval, loaded: &Loaded, console: Console) -> Result<(Value, String)> {
+    let (prepared, results) = score_tasks(args, loaded, console)?;
+    let config = json!({
+        "model": "llama-lite", "dtype": "float32", "limit": args.limit, "num_fewshot": args.num_fewshot,
+        "max_length": loaded.model.config.max_position_embeddings,
+    });
+    let report = harness_json(&prepared, &results, config, args.log_samples);
+    Ok((report, table(&lines(&prepared, &results))))
+}
+
+fn score_tasks(args: &Eval, loaded: &Loaded, console: Console) -> Result<(Vec<Prepared>, Vec<TaskResult>)> {
+    let hub = args.download.then(Hub::from_env).transpose()?;
+    let library = Library { dir: args.data_dir.clone(), hub };
+    let extent = Extent { num_fewshot: args.num_fewshot, limit: args.limit };
+    let context = loaded.model.config.max_position_embeddings;
+    let mut prepared: Vec<Prepared> = Vec::new();
+    for name in &args.tasks {
+        for task in tasks::find(name)? {
+            if !prepared.iter().any(|known| known.task.name == task.name) {
+                prepared.push(Prepared::new(task, extent, &library, &loaded.tokenizer, context)?);
+            }
+        }
+    }
+    let begun = Instant::now();
+    let documents: usize = prepared.iter().map(Prepared::documents).sum();
+    let bar = bar(0, "requests", console);
+    let results = evaluate(&loaded.model, &prepared, |done, all| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+        Ok(())
+    })?;
+    bar.finish_and_clear();
+    if !console.quiet {
+        let seconds = begun.elapsed().as_secs_f64();
+        note(&format!("{documents} documents in {seconds:.1} s · {:.1} documents/s", documents as f64 / seconds));
+    }
+    Ok((prepared, results))
+}
+
+fn bar(length: usize, what: &str, console: Console) -> ProgressBar {
+    if !console.terminal || console.quiet {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(length as u64);
+    if let Ok(style) = ProgressStyle::with_template(&format!("{{bar:30}} {{pos}}/{{len}} {what}  {{eta}} left")) {
+        bar.set_style(style);
+    }
+    bar
+}

@@ -1,0 +1,53 @@
+//! `resume`: goes on with a run, or takes some of its steps again to compare them.
+
+use super::print;
+use crate::cli::{Piece as Word, Resume};
+use crate::metrics::Console;
+use crate::runtime::error::{Exit, fail};
+use crate::train::reset::Piece;
+use crate::train::resume::resume;
+use crate::train::verify::{Outcome, verify};
+use anyhow::Result;
+use std::collections::BTreeSet;
+
+pub(super) fn run(args: &Resume, console: Console) -> Result<()> {
+    if let Some(steps) = args.verify {
+        return replay(args, steps.get(), console);
+    }
+    let pieces: BTreeSet<Piece> = args.reset.iter().flat_map(|word| pieces(*word)).copied().collect();
+    resume(&args.ckpt, &args.set, &pieces, console)
+}
+
+fn pieces(word: Word) -> &'static [Piece] {
+    match word {
+        Word::Optimizer => &[Piece::Moments, Piece::OptimizerStep],
+        Word::Moments => &[Piece::Moments],
+        Word::OptimizerStep => &[Piece::OptimizerStep],
+        Word::Rng => &[Piece::Rng],
+        Word::Data => &[Piece::Data],
+        Word::Schedule => &[Piece::Schedule],
+    }
+}
+
+fn replay(args: &Resume, steps: u64, console: Console) -> Result<()> {
+    let (place, outcome) = verify(&args.ckpt, steps, console)?;
+    let place = place.display();
+    match outcome {
+        Outcome::Pass(steps, records) => print(&format!(
+            "PASS steps {}..{} from {place}: loss, gradient norm and data of {records} records came out the same, bit for bit",
+            steps.start(),
+            steps.end()
+        )),
+        Outcome::Fail(m, why) => {
+            let what = format!("step {}: {} was {}, replayed it is {}", m.step, m.quantity, m.recorded, m.replayed);
+            print(&format!("FAIL {what}"))?;
+            Err(fail(Exit::Data, format!("{place}: {what}")).hint(why).into())
+        }
+        Outcome::Unverified(why) => {
+            print(&format!("UNVERIFIED {why}"))?;
+            Err(fail(Exit::Data, format!("{place}: nothing was verified: {why}"))
+                .hint("give a checkpoint that is followed by enough logged steps, or a smaller --verify")
+                .into())
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! Saves beside training: slow ones, refused ones, and repeated steps that must come out the same.
+
+use super::Lab;
+
+#[test]
+fn training_goes_on_while_a_checkpoint_is_written() {
+    let lab = Lab::new();
+    lab.pretrain("run", "", &["train.steps=400", "checkpoint.every=200"], 0);
+    lab.pretrain("slow", "slow-save@200=1", &["train.steps=400", "checkpoint.every=200"], 0);
+    let saves = lab.events("slow", "save");
+    let seconds = |i: usize, key: &str| saves[i][key].as_f64().unwrap();
+    assert_eq!((saves[0]["step"].as_u64(), saves[1]["step"].as_u64()), (Some(200), Some(400)));
+    assert!(seconds(0, "seconds") >= 1.0 && seconds(0, "stall_seconds") < 0.5 * seconds(0, "seconds"), "{saves:?}");
+    assert!(lab.state("run", 400) == lab.state("slow", 400));
+    assert!(lab.state("run", 200) == lab.state("slow", 200), "the state of step 200, though training had gone on");
+    lab.pretrain("at-once", "", &["train.steps=400", "checkpoint.every=200", "checkpoint.background=false"], 0);
+    assert!(lab.state("run", 200) == lab.state("at-once", 200));
+}
+
+/// What a run is worth whose disk refuses one save in a while: nothing less.
+#[test]
+fn a_refused_save_is_told_and_tried_again() {
+    let lab = Lab::new();
+    let said = lab.pretrain("run", "failed-save@4-8=1", &[], 0);
+    assert!(said.contains("not saved (try 2)"), "{said}");
+    let failed: Vec<_> = lab.events("run", "save_failed").iter().map(|e| e["step"].as_u64()).collect();
+    assert_eq!(failed, [Some(4), Some(8)]);
+    lab.pretrain("well", "", &[], 0);
+    assert!(lab.state("run", 12) == lab.state("well", 12));
+}
+
+#[test]
+fn three_refused_saves_end_the_run_or_pause_it() {
+    let lab = Lab::new();
+    let sets = ["checkpoint.every=2"];
+    lab.pretrain("run", "failed-save=1", &sets, 74);
+    assert_eq!(lab.events("run", "save_failed").len(), 3);
+    lab.resume("run", "", &[], 0);
+    // Paused, it saves what stands when the disk takes it (which a planted fault of the thread does not touch).
+    let said = lab.pretrain("paused", "failed-save@0-6=1", &[&sets[..], &["checkpoint.on_full=pause"]].concat(), 0);
+    assert!(said.contains("paused at step"), "{said}");
+    assert!(lab.state("run", 12) == lab.state("paused", 12));
+}
+
+/// The steps after the last checkpoint of an attempt that ended at step 8.
+fn broken_off(lab: &Lab) {
+    lab.pretrain("run", "hang@8=60", &["guard.hang_seconds=1", "eval.every=2"], 70);
+    assert_eq!(lab.train("run").len(), 7);
+}
+
+#[test]
+fn repeated_steps_are_compared_with_what_was_logged_the_first_time() {
+    let lab = Lab::new();
+    broken_off(&lab);
+    lab.copy("run", "forged");
+    lab.copy("run", "changed");
+    lab.resume("run", "", &[], 0);
+    assert!(lab.events("run", "replay_mismatch").is_empty());
+    assert_eq!(lab.lines("run/replaced/attempt-1.jsonl").len(), 4, "steps 5 to 7 and a validation");
+    // One digit of one logged loss.
+    let path = lab.path("forged/metrics.jsonl");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let forge = |line: &str| {
+        let loss = serde_json::from_str::<serde_json::Value>(line).unwrap()["loss"].to_string();
+        let other = format!("{}{}", &loss[..loss.len() - 1], if loss.ends_with('1') { 2 } else { 1 });
+        if line.contains("\"train\",\"step\":6") { line.replace(&loss, &other) } else { line.to_owned() }
+    };
+    let forged: Vec<String> = text.lines().map(forge).collect();
+    assert_ne!(text, forged.join("\n") + "\n");
+    std::fs::write(&path, forged.join("\n") + "\n").unwrap();
+    let said = lab.resume("forged", "", &[], 0);
+    assert!(said.contains("step 6: loss was"), "{said}");
+    let found = lab.events("forged", "replay_mismatch");
+    assert_eq!((found.len(), &found[0]["step"], &found[0]["quantity"]), (1, &6.into(), &"loss".into()));
+    // With another configuration other numbers are no surprise.
+    lab.resume("changed", "", &["optimizer.lr=1e-3"], 0);
+    assert!(lab.events("changed", "replay_mismatch").is_empty());
+}
+
+#[test]
+fn a_validation_that_was_not_logged_is_made_up_for() {
+    let lab = Lab::new();
+    lab.pretrain("well", "", &[], 0);
+    // Validation at step 4 takes long enough to be interrupted in.
+    let mut child = Lab::command(
+        "slow-validation@4=0.2",
+        &["pretrain", "--config", lab.path("tiny.toml").to_str().unwrap(), "--out", lab.path("run").to_str().unwrap()],
+    )
+    .spawn()
+    .unwrap();
+    let begun = std::time::Instant::now();
+    let four = || std::fs::read_to_string(lab.path("run/metrics.jsonl")).is_ok_and(|t| t.contains("\"step\":4"));
+    while !four() {
+        assert!(begun.elapsed().as_secs() < 60);
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let asked = std::time::Instant::now();
+    std::process::Command::new("kill").arg("-TERM").arg(child.id().to_string()).status().unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(75));
+    assert!(asked.elapsed().as_secs_f64() < 2.0, "{:?}", asked.elapsed());
+    assert_eq!(lab.train("run").len(), 4);
+    lab.resume("run", "", &[], 0);
+    let losses = |run: &str| -> Vec<String> {
+        lab.lines(&format!("{run}/metrics.jsonl"))
+            .iter()
+            .map(|r| format!("{} {} {}", r["kind"], r["step"], r["loss"]))
+            .collect()
+    };
+    assert_eq!(losses("well"), losses("run"));
+}
