@@ -68,7 +68,7 @@ fn go_on(begin: Begin, source: &Opened, sets: &[String], pieces: &BTreeSet<Piece
     reset(&mut state, &mut config, pieces)?;
     let loader = make_loader(&config, &corpus)?;
     let benchmarks = benchmarks(&config, &corpus.tokenizer)?;
-    let attempt = saved.attempt.max(last_start(&begin.run_dir)?.attempt) + 1;
+    let attempt = saved.attempt.max(last_start(&begin.run_dir)?.attempt).saturating_add(1);
     let step = state.counters.step;
     checkpoint::supersede(&begin.run_dir, step, attempt)?;
     write_atomic(&begin.run_dir.join("config.toml"), config.to_toml().as_bytes())?;
@@ -123,7 +123,7 @@ fn restart(begin: Begin, sets: &[String]) -> Result<()> {
     let last = last_start(&run_dir)?;
     let (parts, source) = fresh_parts(config, last.init_from.as_deref(), &run_dir, begin.console)?;
     write_atomic(&path, parts.config.to_toml().as_bytes())?;
-    let (attempt, mut events) = (last.attempt + 1, Events::open(&run_dir)?);
+    let (attempt, mut events) = (last.attempt.saturating_add(1), Events::open(&run_dir)?);
     let from = source.map(|s| s.dir);
     events.append(
         "start",
