@@ -15,7 +15,7 @@ use crate::config::{Config, print_config};
 use crate::data::tokenizer::Tokenizer;
 use crate::metrics::{self, Console};
 use crate::model::Llama;
-use crate::runtime::error::{Exit, Failure, fail, note};
+use crate::runtime::error::{Exit, fail, failure_in, note};
 use crate::runtime::memory;
 use crate::train::begin;
 use crate::train::state::load_model;
@@ -56,7 +56,7 @@ fn pretrain(args: &Pretrain, console: Console) -> Result<()> {
 /// Prints a failure and gives its exit code.
 pub fn report(error: &anyhow::Error) -> ExitCode {
     let Some(exit) = exit_of(error) else { return ExitCode::SUCCESS };
-    let failure = error.chain().find_map(classified);
+    let failure = failure_in(error);
     let text = match failure {
         Some(f) if exit == Exit::Stopped => f.message.clone(),
         _ => format!("error: {error:#}"),
@@ -80,19 +80,13 @@ fn exit_of(error: &anyhow::Error) -> Option<Exit> {
         return None;
     }
     let unclassified = if io.is_some() { Exit::Io } else { Exit::Internal };
-    Some(error.chain().find_map(classified).map_or(unclassified, |failure| failure.exit))
+    Some(failure_in(error).map_or(unclassified, |failure| failure.exit))
 }
 
 /// Text of strangers: nothing in it may steer the terminal.
 fn harmless(text: &str) -> String {
     let shown = |c: char| if c.is_control() && !['\n', '\t'].contains(&c) { char::REPLACEMENT_CHARACTER } else { c };
     text.chars().map(shown).collect()
-}
-
-/// The failure that an error is, or that an I/O error of a writer carries.
-fn classified<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e Failure> {
-    let carried = || error.downcast_ref::<std::io::Error>()?.get_ref()?.downcast_ref::<Failure>();
-    error.downcast_ref::<Failure>().or_else(carried)
 }
 
 /// A model directory ready for use.

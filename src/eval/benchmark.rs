@@ -128,7 +128,7 @@ pub fn evaluate(
     tasks: &[Prepared],
     mut done: impl FnMut(usize, usize) -> Result<()>,
 ) -> Result<Vec<TaskResult>> {
-    let requests: Vec<Request> = tasks.iter().flat_map(|task| task.requests.iter().flatten().cloned()).collect();
+    let requests: Vec<&Request> = tasks.iter().flat_map(|task| task.requests.iter().flatten()).collect();
     let all = likelihoods(model, &requests, |n| done(n, requests.len()))?;
     let mut rest = all.as_slice();
     let result = |task: &Prepared| {

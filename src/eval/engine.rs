@@ -44,7 +44,7 @@ pub struct Likelihood {
 /// Those of the model's ops and of `done`.
 pub fn likelihoods(
     model: &Llama,
-    requests: &[Request],
+    requests: &[&Request],
     mut done: impl FnMut(usize) -> Result<()>,
 ) -> Result<Vec<Likelihood>> {
     // In the order of their tokens, those that begin alike stand together.
@@ -54,7 +54,7 @@ pub fn likelihoods(
     let mut from = 0;
     while from < order.len() {
         let to = from + batch_len(requests, &order[from..]);
-        let batch: Vec<&Request> = order[from..to].iter().map(|&i| &requests[i]).collect();
+        let batch: Vec<&Request> = order[from..to].iter().map(|&i| requests[i]).collect();
         for (&i, likelihood) in order[from..to].iter().zip(score_batch(model, &batch)?) {
             results[i] = likelihood;
         }
@@ -69,7 +69,7 @@ fn common(a: &[u32], b: &[u32]) -> usize {
 }
 
 /// How many of the requests, in this order, make a batch; at least one.
-fn batch_len(requests: &[Request], order: &[usize]) -> usize {
+fn batch_len(requests: &[&Request], order: &[usize]) -> usize {
     let mut tokens = 0;
     for (n, &i) in order.iter().enumerate() {
         let fed = requests[i].fed();
@@ -202,7 +202,7 @@ mod tests {
     fn together_they_are_what_they_are_alone() {
         let (model, requests) = (model(), requests());
         let mut heard = Vec::new();
-        let found = likelihoods(&model, &requests, |n| {
+        let found = likelihoods(&model, &requests.iter().collect::<Vec<_>>(), |n| {
             heard.push(n);
             Ok(())
         })

@@ -3,14 +3,12 @@
 //! Unlike the metrics it is never cut: a start, a crash and the resume after it all stay. It is also the only log that
 //! carries wall-clock time, which is for display alone: nothing is ordered or measured by it.
 
-use crate::runtime::files::{Appender, append_log, read_bounded};
+use super::jsonl::parsed;
+use crate::runtime::files::{Appender, append_log};
 use anyhow::Result;
 use serde_json::{Map, Value};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
-
-/// A run of a million saves has a fifth of this.
-const MAX_BYTES: u64 = 1 << 30;
 
 /// `RUN/events.jsonl`, open for appending.
 #[derive(Debug)]
@@ -47,8 +45,7 @@ pub fn read_events(run_dir: &Path) -> Result<Vec<Value>> {
     if path.symlink_metadata().is_err() {
         return Ok(Vec::new());
     }
-    let bytes = read_bounded(&path, MAX_BYTES, false)?;
-    Ok(bytes.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect())
+    parsed(&path, false)
 }
 
 fn line(time: SystemTime, kind: &str, fields: Value) -> String {

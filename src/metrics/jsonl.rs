@@ -9,6 +9,7 @@ use crate::metrics::Record;
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::{Appender, Syncer, append_log, create_dirs, read_bounded, write_atomic};
 use anyhow::Result;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -117,7 +118,12 @@ impl SampleLog {
 /// # Errors
 /// [`Exit::Io`] if the file cannot be read.
 pub fn read(path: &Path) -> Result<Vec<Record>> {
-    let bytes = read_bounded(path, MAX_BYTES, true)?;
+    parsed(path, true)
+}
+
+/// The lines of the log `path` that are a `T`, in order; a link is followed only when `follow`.
+pub(super) fn parsed<T: DeserializeOwned>(path: &Path, follow: bool) -> Result<Vec<T>> {
+    let bytes = read_bounded(path, MAX_BYTES, follow)?;
     Ok(bytes.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect())
 }
 
@@ -126,8 +132,7 @@ pub fn read(path: &Path) -> Result<Vec<Record>> {
 /// # Errors
 /// [`Exit::Io`] if the file cannot be read.
 pub fn read_samples(path: &Path) -> Result<Vec<SampleRecord>> {
-    let bytes = read_bounded(path, MAX_BYTES, true)?;
-    Ok(bytes.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect())
+    parsed(path, true)
 }
 
 fn append(log: &mut Appender, record: &impl Serialize) -> Result<()> {

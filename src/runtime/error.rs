@@ -63,6 +63,14 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
+/// The failure that `error` is, whatever context it has, or that an I/O error of a writer carries.
+pub fn failure_in(error: &anyhow::Error) -> Option<&Failure> {
+    error.chain().find_map(|e| {
+        let carried = || e.downcast_ref::<std::io::Error>()?.get_ref()?.downcast_ref::<Failure>();
+        e.downcast_ref::<Failure>().or_else(carried)
+    })
+}
+
 /// Writes a line to stderr. Nobody can be told that stderr itself fails, and a run must not die of it.
 pub fn note(text: &str) {
     use std::io::Write;

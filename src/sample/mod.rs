@@ -126,13 +126,14 @@ pub fn generate(
     for made in 0..room {
         let rows = if made == 0 { 1 } else { width };
         let inputs = Tensor::from_vec(feed, (rows, if made == 0 { prompt.len() } else { 1 }), &Device::Cpu)?;
-        let logits = model.next_logits(&inputs, &mut cache)?.to_vec2::<f32>()?;
-        if made == 0 && width > 1 {
+        let mut logits = model.next_logits(&inputs, &mut cache)?.to_vec2::<f32>()?;
+        if rows < width {
             cache = cache.repeated(width)?;
+            logits = vec![logits.swap_remove(0); width];
         }
-        for (i, draft) in drafts.iter_mut().enumerate().filter(|(_, draft)| draft.finished.is_none()) {
-            let mut logits = logits[if made == 0 { 0 } else { i }].clone();
-            draft.extend(&mut logits, tokenizer, limits, begun, |piece| on_text(i, piece))?;
+        let open = drafts.iter_mut().zip(&mut logits).enumerate().filter(|(_, (draft, _))| draft.finished.is_none());
+        for (i, (draft, logits)) in open {
+            draft.extend(logits, tokenizer, limits, begun, |piece| on_text(i, piece))?;
         }
         if drafts.iter().all(|draft| draft.finished.is_some()) {
             break;

@@ -1,7 +1,7 @@
 //! How a run begins: `pretrain` makes a fresh state in a new run directory. How one goes on: `resume.rs`. From there on both are the same
 //! [`Run`].
 
-use super::footprint::Footprint;
+use super::footprint::{Footprint, checkpoint_bytes};
 use super::requests::{NOTHING_TO_RESUME, Requests};
 use super::resume::make_loader;
 use super::run::{Logs, Parts, Place, Run};
@@ -145,7 +145,7 @@ pub(super) fn check_machine(config: &Config, run_dir: &Path) -> Result<()> {
     let there = checkpoint::sound(run_dir)?.len() as u64;
     // One more than is kept: the new one is written before the oldest is deleted.
     let more = (config.checkpoint.keep as u64).saturating_add(1).saturating_sub(there);
-    checkpoint::ensure_space(run_dir, config.model.n_params().saturating_mul(12).saturating_mul(more))
+    checkpoint::ensure_space(run_dir, checkpoint_bytes(&config.model).saturating_mul(more))
 }
 
 fn check_same_model(config: &Config, source: &Opened) -> Result<()> {

@@ -1,6 +1,6 @@
 //! How much memory a run takes, known before it takes any.
 
-use crate::config::Config;
+use crate::config::{Config, ModelConfig};
 use std::fmt;
 
 /// Bytes by class.
@@ -16,6 +16,11 @@ pub struct Footprint {
 
 /// Largest chunk of logits held at once, in bytes: `ops/cross_entropy.rs`.
 const LOGITS: u64 = 128 << 20;
+
+/// A checkpoint's tensors, in memory or on the disk: weights and two moments in f32.
+pub fn checkpoint_bytes(model: &ModelConfig) -> u64 {
+    model.n_params().saturating_mul(12)
+}
 
 impl Footprint {
     /// Of training with `config`.
@@ -33,7 +38,7 @@ impl Footprint {
         let params = m.n_params();
         Self {
             state: params.saturating_mul(16),
-            snapshot: if config.checkpoint.background { params.saturating_mul(12) } else { 0 },
+            snapshot: if config.checkpoint.background { checkpoint_bytes(m) } else { 0 },
             activations: saved.saturating_add(logits),
         }
     }

@@ -68,8 +68,17 @@ pub fn identity(config: &TrainConfig) -> Value {
 
 /// What of two identities differs and may change results: (key, then, now). Hosts, kernels and threads do not; what an older version did
 /// not record is not compared.
-fn differences<'a>(then: &'a Value, now: &'a Value) -> Vec<(&'static str, &'a Value, &'a Value)> {
+fn differences<'a>(then: &'a Value, now: &'a Value) -> Vec<Difference<'a>> {
     let keys = ["version", "arch", "os", "cpu", "simd", "device", "dtype"];
     let pairs = keys.into_iter().map(|key| (key, &then[key], &now[key]));
     pairs.filter(|(_, a, b)| a != b && !a.is_null() && !b.is_null()).collect()
+}
+
+/// A key of two identities, its value then, its value now.
+type Difference<'a> = (&'static str, &'a Value, &'a Value);
+
+/// Differences in words.
+fn told(differences: &[Difference]) -> String {
+    let told: Vec<String> = differences.iter().map(|(key, a, b)| format!("{key} was {a}, is {b}")).collect();
+    told.join("; ")
 }

@@ -106,8 +106,7 @@ fn note_hardware(events: &mut Events, then: &Value, now: &Value, step: u64, cons
     if differences.is_empty() {
         return Ok(());
     }
-    let list: Vec<String> = differences.iter().map(|(key, a, b)| format!("{key} was {a}, is {b}")).collect();
-    say(console, &format!("note: bit-exactness is not promised from step {step} on: {}", list.join("; ")));
+    say(console, &format!("note: bit-exactness is not promised from step {step} on: {}", super::told(&differences)));
     let changes: Vec<_> = differences.iter().map(|(key, a, b)| json!({"key": key, "old": a, "new": b})).collect();
     events.append("hardware", json!({"step": step, "changes": changes}))
 }

@@ -16,7 +16,7 @@ use super::oracle::Oracle;
 use super::requests::Requests;
 use super::saver::Saver;
 use super::state::State;
-use super::step::{StepReport, is_out_of_memory, step};
+use super::step::{is_out_of_memory, step};
 use super::watchdog::Watchdog;
 use crate::config::Config;
 use crate::data::corpus::Corpus;
@@ -176,27 +176,15 @@ impl Run {
         };
         let took = begun.elapsed();
         self.watchdog.step(took);
-        let record = self.train_record(report, took, data_seconds);
+        let record = Train {
+            tokens_per_second: self.config.train.tokens_per_step as f64 / took.as_secs_f64(),
+            data_seconds,
+            reset: std::mem::take(&mut self.state.reset),
+            ..report.record(&self.state.counters)
+        };
         self.progress.step(&record, took);
         self.log(Record::Train(record))?;
         self.react(report)
-    }
-
-    fn train_record(&mut self, report: StepReport, took: Duration, data_seconds: f64) -> Train {
-        let counters = &self.state.counters;
-        Train {
-            step: counters.step,
-            loss: if report.skipped() { f64::NAN } else { report.loss },
-            grad_norm: report.grad_norm,
-            lr: report.lr,
-            tokens: counters.tokens,
-            tokens_per_second: self.config.train.tokens_per_step as f64 / took.as_secs_f64(),
-            mfu: f64::NAN,
-            data_seconds,
-            chain: counters.chain.clone(),
-            skipped: report.skipped(),
-            reset: std::mem::take(&mut self.state.reset),
-        }
     }
 
     /// Appends to the metrics; a repeated record that differs from the first one is an event.

@@ -1,12 +1,13 @@
 //! One optimizer step: forward and backward over the micro-batches of its sequences, the guard's verdict, then the update.
 
 use super::guard::Verdict;
-use super::state::State;
+use super::state::{Counters, State};
 use crate::config::Config;
 use crate::data::boundary::Boundary;
 use crate::eval::segments;
+use crate::metrics::Train;
 use crate::ops::adamw::{global_norm, zero};
-use crate::runtime::error::{Exit, Failure, fail};
+use crate::runtime::error::{Exit, fail, failure_in};
 use crate::runtime::failpoint::failpoint;
 use anyhow::Result;
 use candle_core::{Device, Tensor};
@@ -28,6 +29,23 @@ impl StepReport {
     /// Whether the update was refused.
     pub fn skipped(&self) -> bool {
         self.verdict.refuses()
+    }
+
+    /// As the step that led to `counters` is logged; what a clock says of it is unknown here.
+    pub fn record(&self, counters: &Counters) -> Train {
+        Train {
+            step: counters.step,
+            loss: if self.skipped() { f64::NAN } else { self.loss },
+            grad_norm: self.grad_norm,
+            lr: self.lr,
+            tokens: counters.tokens,
+            tokens_per_second: f64::NAN,
+            mfu: f64::NAN,
+            data_seconds: f64::NAN,
+            chain: counters.chain.clone(),
+            skipped: self.skipped(),
+            reset: Vec::new(),
+        }
     }
 }
 
@@ -109,8 +127,7 @@ fn plant_faults(state: &State, i: usize, rows: usize) -> Result<()> {
 
 /// Whether `error` is a device out of memory, which a smaller micro-batch may cure.
 pub fn is_out_of_memory(error: &anyhow::Error) -> bool {
-    let classified = |f: &Failure| f.exit == Exit::Memory;
     // cudarc's errors have no type of their own for it by the time that candle has wrapped them.
     let cuda = |text: String| text.contains("OUT_OF_MEMORY") || text.contains("out of memory");
-    error.chain().any(|e| e.downcast_ref::<Failure>().is_some_and(classified) || cuda(e.to_string()))
+    failure_in(error).is_some_and(|f| f.exit == Exit::Memory) || error.chain().any(|e| cuda(e.to_string()))
 }

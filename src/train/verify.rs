@@ -130,20 +130,7 @@ fn replay(
     for at in steps.clone() {
         let sequences = loader.sequences(state.counters.next_sequence, count)?;
         let report = step(&mut state, &config, &sequences, loader.boundary())?;
-        let counters = &state.counters;
-        let now = Train {
-            step: counters.step,
-            loss: if report.skipped() { f64::NAN } else { report.loss },
-            grad_norm: report.grad_norm,
-            lr: report.lr,
-            tokens: counters.tokens,
-            tokens_per_second: f64::NAN,
-            mfu: f64::NAN,
-            data_seconds: f64::NAN,
-            chain: counters.chain.clone(),
-            skipped: report.skipped(),
-            reset: vec![],
-        };
+        let now = report.record(&state.counters);
         for then in &records.0[&at] {
             if let Some(mismatch) = train_mismatch(then, &now) {
                 return Ok(Outcome::Fail(mismatch, explain(&saved.build, &identity(&config.train))));
@@ -162,6 +149,5 @@ fn explain(then: &Value, now: &Value) -> String {
                 program is at fault"
             .into();
     }
-    let list: Vec<String> = differences.iter().map(|(key, a, b)| format!("{key} was {a}, is {b}")).collect();
-    format!("this may be why: {}", list.join("; "))
+    format!("this may be why: {}", super::told(&differences))
 }

@@ -40,7 +40,7 @@ impl Run {
         if self.due(self.config.eval.every) && !self.curve.iter().any(|(at, _)| *at == step as f64) {
             self.validate()?;
         }
-        if self.due(self.tasks_every()) && !self.logged_tasks(step)? {
+        if !self.benchmarks.is_empty() && self.due(self.tasks_every()) && !self.logged_tasks(step)? {
             self.benchmark()?;
         }
         if self.config.sample.every > 0 && self.due(self.config.sample.every) {

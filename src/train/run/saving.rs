@@ -4,8 +4,9 @@ use super::Run;
 use crate::checkpoint::Retention;
 use crate::data::loader::Drawn;
 use crate::metrics::{ascii_plot, count};
-use crate::runtime::error::{Exit, Failure, fail, note};
+use crate::runtime::error::{Exit, fail, failure_in, note};
 use crate::runtime::memory;
+use crate::train::footprint::checkpoint_bytes;
 use crate::train::saver::{Done, Job, write};
 use crate::train::snapshot::{Snapshot, with_contents};
 use crate::train::state::{Rng, Saved, VERSION};
@@ -24,7 +25,7 @@ const RETRY: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 const LONGEST_SAVE: Duration = Duration::from_secs(3600);
 
 fn exit_of(error: &anyhow::Error) -> Option<Exit> {
-    error.chain().find_map(|e| e.downcast_ref::<Failure>()).map(|failure| failure.exit)
+    failure_in(error).map(|failure| failure.exit)
 }
 
 impl Run {
@@ -169,7 +170,7 @@ impl Run {
 
     /// Whether a copy of weights and moments fits into memory beside what is there.
     fn has_room_for_a_copy(&self) -> bool {
-        let copy = self.config.model.n_params().saturating_mul(12);
+        let copy = checkpoint_bytes(&self.config.model);
         let room = memory::available().is_none_or(|free| self.saver.holds_memory() || free > copy + copy / 8);
         self.config.checkpoint.background && room
     }
