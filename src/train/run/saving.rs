@@ -125,12 +125,14 @@ impl Run {
     /// The disk is full or fails. Older checkpoints are as they were; training goes on without a new one, but not for long.
     fn refused_save(&mut self, step: u64, error: anyhow::Error) -> Result<()> {
         self.refused_saves += 1;
-        let (n, ending) = (self.refused_saves, self.state.counters.step == self.config.train.steps);
+        let (n, present) = (self.refused_saves, self.state.counters.step);
+        let ending = present == self.config.train.steps || self.requests.stop_asked();
         self.progress.warn(&format!("step {step}: not saved (try {n}): {error:#}"));
         // On a full disk this may fail as well, and says nothing that stderr does not.
         let event = json!({"step": step, "error": format!("{error:#}"), "in_a_row": n});
         let _ = self.logs.events.append("save_failed", event);
-        let needed = n >= MOST_REFUSED || ending || self.requests.stop_asked();
+        // An older state that was refused while the run ends is no matter: the present one is about to be tried.
+        let needed = n >= MOST_REFUSED || (ending && step == present);
         match (needed, self.config.checkpoint.on_full.as_str()) {
             (false, _) => Ok(()),
             (true, "pause") => self.pause_until_saved(),
