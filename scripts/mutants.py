@@ -57,7 +57,7 @@ MUTANTS = [
      "            self.skipped.push_back(step);\n        }\n        {", LIB, "train::guard"),
     ("a save is acknowledged before it is written", "src/train/run/saving.rs",
      "        self.stalled = begun.elapsed();\n        self.progress.interruption(\"saving\", self.config.checkpoint.every, self.stalled);\n        Ok(())",
-     "        self.saved_step = Some(self.state.counters.step);\n        Ok(())", LIB, "commands::tests::saving"),
+     "        let dir = self.place.dir.clone();\n        self.acknowledge(self.state.counters.step, &dir, begun.elapsed())", LIB, "commands::tests::saving"),
 ]
 
 

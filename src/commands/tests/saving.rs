@@ -25,6 +25,8 @@ fn a_refused_save_is_told_and_tried_again() {
     assert!(said.contains("not saved (try 2)"), "{said}");
     let failed: Vec<_> = lab.events("run", "save_failed").iter().map(|e| e["step"].as_u64()).collect();
     assert_eq!(failed, [Some(4), Some(8)]);
+    let saved: Vec<_> = lab.events("run", "save").iter().map(|e| e["step"].as_u64()).collect();
+    assert_eq!(saved, [Some(12)], "a save is told when it is durable, not before");
     lab.pretrain("well", "", &[], 0);
     assert!(lab.state("run", 12) == lab.state("well", 12));
 }
