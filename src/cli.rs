@@ -4,12 +4,15 @@
 //! values of `--set` are left to the configuration, which reports all its problems at once.
 
 use std::num::{NonZeroU64, NonZeroUsize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 mod data;
+mod sft;
+
+pub use sft::Sft;
 
 pub use data::{Data, EotPlace, Inspect, Prepare, SplitName, Verify};
 
@@ -89,6 +92,8 @@ pub enum Command {
     Pretrain(Pretrain),
     /// Go on with an interrupted run, exactly as if it had not stopped
     Resume(Resume),
+    /// Fine-tune a model on conversations
+    Sft(Sft),
     /// Measure loss, bits per byte and perplexity of a model on text
     Eval(Eval),
     /// Let a model write
@@ -135,9 +140,14 @@ pub struct Pretrain {
 impl Pretrain {
     /// The run's directory: `--out`, or `runs/<stem of the configuration>`.
     pub fn run_dir(&self) -> PathBuf {
-        let stem = self.config.file_stem().unwrap_or(self.config.as_os_str());
-        self.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(stem))
+        run_dir(self.out.as_ref(), &self.config)
     }
+}
+
+/// Where a run with `config` goes.
+fn run_dir(out: Option<&PathBuf>, config: &Path) -> PathBuf {
+    let stem = config.file_stem().unwrap_or(config.as_os_str());
+    out.cloned().unwrap_or_else(|| PathBuf::from("runs").join(stem))
 }
 
 /// `llama-lite resume`
@@ -304,6 +314,9 @@ pub struct Export {
     /// Leave out the rows of the vocabulary beyond the tokenizer's ids
     #[arg(long)]
     pub trim_vocab: bool,
+    /// Of adapters: write their model with the adapters in its weights
+    #[arg(long)]
+    pub merge_lora: bool,
 }
 
 /// Number formats of exported weights.

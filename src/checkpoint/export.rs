@@ -85,7 +85,7 @@ fn copy_small(source: &Opened, writer: &mut Writer) -> Result<()> {
         writer.json(names::GENERATION, &hf::generation_json(source.bos, &source.eos))?;
     }
     for name in TOKENIZER_FILES {
-        let path = source.dir.join(name);
+        let path = source.tokenizer_dir().join(name);
         if path.exists() {
             let (mut from, _) = files::open_input(&path, source.manifest.is_none())?;
             let mut to = writer.txn.file(name)?;

@@ -178,7 +178,8 @@ pub fn resolve(ckpt: &Path) -> Result<PathBuf> {
 /// [`resolve`], keeping the verification: none means that `ckpt` is itself a model directory, not yet verified.
 pub(super) fn resolve_verified(ckpt: &Path) -> Result<Option<Valid>> {
     let present = |name: &str| ckpt.join(name).symlink_metadata().is_ok();
-    if present(names::CONFIG) || present(names::MANIFEST) || present(names::TRAINER) {
+    let itself = [names::CONFIG, names::ADAPTER_CONFIG, names::MANIFEST, names::TRAINER];
+    if itself.into_iter().any(present) {
         return Ok(None);
     }
     if let Err(error) = std::fs::metadata(ckpt) {

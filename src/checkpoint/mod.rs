@@ -9,8 +9,9 @@
 //! one tensor at a time, so that saving needs no second copy of the model in memory.
 //!
 //! [`manifest`] is the record of a checkpoint, [`save`] writes one, [`find`] lists and judges those of a run, [`retain`]
-//! deletes old ones, [`open`] reads; [`hf`] translates the configuration, [`tensors`] and [`half`] are the file format.
+//! deletes old ones, [`open`] reads, [`adapter`] beside whole models; [`hf`] translates the configuration, [`tensors`] and [`half`] are the file format.
 
+pub mod adapter;
 pub mod export;
 pub mod find;
 pub mod half;
@@ -46,6 +47,10 @@ pub mod names {
     pub const WEIGHTS: &str = "model.safetensors";
     /// Which shard holds which weight.
     pub const INDEX: &str = "model.safetensors.index.json";
+    /// What adapters are, and whose.
+    pub const ADAPTER_CONFIG: &str = "adapter_config.json";
+    /// Adapters, f32, PEFT's names; instead of the weights.
+    pub const ADAPTER: &str = "adapter_model.safetensors";
     /// AdamW's moments, f32: `<weight>.exp_avg` and `<weight>.exp_avg_sq`.
     pub const OPTIMIZER: &str = "optimizer.safetensors";
     /// All else that training needs to go on.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde_json::Value;
 
+use super::adapter::Adapter;
 use super::find::{Valid, resolve_verified};
 use super::hf::{self, EMBED, HfConfig, LM_HEAD, tensor_specs};
 use super::manifest::{Manifest, check_hashes, glance, valid_name};
@@ -41,6 +42,8 @@ pub struct Opened {
     /// Weight name -> index in `files`.
     place: BTreeMap<String, usize>,
     moments_verified: bool,
+    /// Set for a directory of adapters: the weights are those of its model, with the adapters in them.
+    adapter: Option<Adapter>,
 }
 
 impl Opened {
@@ -69,6 +72,9 @@ impl Opened {
 
     fn read(dir: PathBuf, manifest: Option<Manifest>, moments_verified: bool) -> Result<Opened> {
         let members = Members { dir: &dir, manifest: manifest.as_ref() };
+        if members.has(names::ADAPTER_CONFIG) && !members.has(names::CONFIG) {
+            return Opened::read_adapter(&dir, manifest.clone(), moments_verified);
+        }
         let config = members.json(names::CONFIG, MAX_CONFIG)?;
         let HfConfig { model, bos, mut eos } =
             hf::parse_config(&config, &dir.join(names::CONFIG).display().to_string())?;
@@ -91,7 +97,36 @@ impl Opened {
             }
         }
         check_tensors(&dir, &model, &files, &place)?;
-        Ok(Opened { dir, model, bos, eos, manifest, files, place, moments_verified })
+        Ok(Opened { dir, model, bos, eos, manifest, files, place, moments_verified, adapter: None })
+    }
+
+    fn read_adapter(dir: &Path, manifest: Option<Manifest>, moments_verified: bool) -> Result<Opened> {
+        let members = Members { dir, manifest: manifest.as_ref() };
+        let config = members.json(names::ADAPTER_CONFIG, MAX_CONFIG)?;
+        let adapter = Adapter::open(dir, &config, members.tensors(names::ADAPTER)?)?;
+        let base = &adapter.base;
+        let own = if members.has(names::GENERATION) {
+            hf::eos_ids(&members.json(names::GENERATION, MAX_CONFIG)?)
+        } else {
+            Vec::new()
+        };
+        let (model, bos, eos) = (base.model.clone(), base.bos, if own.is_empty() { base.eos.clone() } else { own });
+        let (files, place) = (Vec::new(), BTreeMap::new());
+        let dir = dir.to_owned();
+        Ok(Opened { dir, model, bos, eos, manifest, files, place, moments_verified, adapter: Some(adapter) })
+    }
+
+    /// The adapters, if it is a directory of them.
+    pub fn adapter(&self) -> Option<&Adapter> {
+        self.adapter.as_ref()
+    }
+
+    /// Where the tokenizer is: here, or with the model of adapters.
+    pub fn tokenizer_dir(&self) -> &Path {
+        match &self.adapter {
+            Some(adapter) if !self.dir.join("tokenizer.json").exists() => &adapter.base.dir,
+            _ => &self.dir,
+        }
     }
 
     /// Hands every weight to `sink` as f32, in the order of [`tensor_specs`], one in memory at a time.
@@ -106,6 +141,9 @@ impl Opened {
 
     /// One weight as f32.
     pub fn weight(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>)> {
+        if let Some(adapter) = &self.adapter {
+            return adapter.merged(name);
+        }
         match self.place.get(name) {
             Some(&n) => self.files[n].read(name),
             None => Err(fail(Exit::Data, format!("{} has no tensor {name}", self.dir.display())).into()),
@@ -114,6 +152,9 @@ impl Opened {
 
     /// A tied model may carry its head as well, if it is the embedding.
     pub(super) fn check_tied(&self) -> Result<()> {
+        if let Some(adapter) = &self.adapter {
+            return adapter.base.check_tied();
+        }
         if !(self.model.tie_word_embeddings && self.place.contains_key(LM_HEAD)) {
             return Ok(());
         }

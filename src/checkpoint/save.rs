@@ -12,7 +12,8 @@ use super::manifest::{self, Entry, Manifest, VERSION};
 use super::retain::{REREAD_BELOW, Retention, prune, sweep_leftovers};
 use super::tensors::{Spec, TensorRef, data_size, header, write_values};
 use super::{checkpoints_dir, hf, names, step_name};
-use crate::config::ModelConfig;
+use crate::config::{LoraConfig, ModelConfig};
+use crate::model::lora;
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::{self, Digest, DirTxn, io_context};
 
@@ -29,7 +30,7 @@ pub struct Contents<'a> {
     pub step: u64,
     /// Tokens consumed up to and including that step.
     pub tokens: u64,
-    /// The f32 master weights: the tensors of [`hf::tensor_specs`], in any order.
+    /// The f32 master weights: the tensors of [`hf::tensor_specs`], in any order; or adapters.
     pub weights: Vec<TensorRef<'a>>,
     /// The moments, `<weight>.exp_avg` and `<weight>.exp_avg_sq`.
     pub moments: Vec<TensorRef<'a>>,
@@ -39,8 +40,10 @@ pub struct Contents<'a> {
     pub tokenizer_files: Vec<(&'static str, Vec<u8>)>,
     /// Begin-of-text id, if the tokenizer has one.
     pub bos: Option<u32>,
-    /// End-of-text id, at which generation stops.
-    pub eos: Option<u32>,
+    /// Ids at which generation stops.
+    pub eos: Vec<u32>,
+    /// Set if `weights` are adapters: their kind, and the directory of their model.
+    pub adapter: Option<(&'a LoraConfig, &'a str)>,
     /// All else that training needs to go on.
     pub trainer_state: serde_json::Value,
 }
@@ -89,18 +92,25 @@ pub fn save_sharded(
 }
 
 fn write_contents(writer: &mut Writer, contents: &Contents<'_>, shard_bytes: usize) -> Result<()> {
-    let eos: Vec<u32> = contents.eos.into_iter().collect();
-    writer.json(names::CONFIG, &hf::config_json(contents.model, contents.bos, &eos, Dtype::F32))?;
-    writer.json(names::GENERATION, &hf::generation_json(contents.bos, &eos))?;
+    let eos = &contents.eos;
+    match contents.adapter {
+        None => writer.json(names::CONFIG, &hf::config_json(contents.model, contents.bos, eos, Dtype::F32))?,
+        Some((config, base)) => writer.json(names::ADAPTER_CONFIG, &super::adapter::json(config, base))?,
+    }
+    writer.json(names::GENERATION, &hf::generation_json(contents.bos, eos))?;
     for (name, bytes) in &contents.tokenizer_files {
         writer.bytes(name, bytes)?;
     }
     let specs: Vec<Spec<'_>> = contents.weights.iter().map(|t| (t.name.as_str(), t.shape.as_slice())).collect();
     let mut weights = contents.weights.iter();
-    writer.weights(&specs, Dtype::F32, shard_bytes, &mut |sink| match weights.next() {
+    let mut next = |sink: &mut Sink<'_>| match weights.next() {
         Some(tensor) => sink(tensor.data),
         None => Ok(()),
-    })?;
+    };
+    match contents.adapter {
+        None => writer.weights(&specs, Dtype::F32, shard_bytes, &mut next)?,
+        Some(_) => writer.tensor_file(names::ADAPTER, &specs, Dtype::F32, &mut next)?,
+    }
     let specs: Vec<Spec<'_>> = contents.moments.iter().map(|t| (t.name.as_str(), t.shape.as_slice())).collect();
     let mut moments = contents.moments.iter();
     writer.tensor_file(names::OPTIMIZER, &specs, Dtype::F32, &mut |sink| match moments.next() {
@@ -120,7 +130,10 @@ fn check(contents: &Contents<'_>) -> Result<()> {
         }
     }
     let mut given: Vec<_> = contents.weights.iter().map(|t| (t.name.clone(), t.shape.clone())).collect();
-    let mut wanted = hf::tensor_specs(contents.model);
+    let mut wanted = match contents.adapter {
+        None => hf::tensor_specs(contents.model),
+        Some((config, _)) => lora::specs(contents.model, config),
+    };
     given.sort();
     wanted.sort();
     if given != wanted {

@@ -85,7 +85,8 @@ impl Toy {
                 ("tokenizer_config.json", b"{}".to_vec()),
             ],
             bos: None,
-            eos: Some(19),
+            eos: vec![19],
+            adapter: None,
             trainer_state: serde_json::json!({ "step": self.step, "lr": 1.234_567_890_123_456_7e-5 }),
         }
     }

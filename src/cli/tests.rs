@@ -22,14 +22,16 @@ fn every_command_shows_an_example_and_pretrain_every_key() {
     let data = commands.iter().position(|command| command.get_name() == "data").unwrap();
     let nested = commands.remove(data);
     commands.extend(nested.get_subcommands().filter(|command| command.get_name() != "help").cloned());
-    assert_eq!(commands.len(), 9);
+    assert_eq!(commands.len(), 10);
     for mut command in commands {
         let name = command.get_name().to_string();
         let help = command.render_help().to_string();
         assert!(help.contains("Example") && help.contains(&format!("{name} ")), "{name}: {help}");
     }
-    let help = cli.find_subcommand_mut("pretrain").unwrap().render_long_help().to_string();
-    assert!(help.contains("grad_clip (number; 1.0)") && help.contains("Examples:"), "{help}");
+    for name in ["pretrain", "sft"] {
+        let help = cli.find_subcommand_mut(name).unwrap().render_long_help().to_string();
+        assert!(help.contains("grad_clip (number; 1.0)") && help.contains("Examples:"), "{help}");
+    }
 }
 
 #[test]

@@ -48,7 +48,7 @@ struct Chat<'a> {
 
 pub(super) fn run(args: &Sample, rule: SamplerConfig, seed: u64, console: Console) -> Result<()> {
     let loaded = load(&args.ckpt)?;
-    let template = ChatTemplate::from_dir(&loaded.source.dir, &loaded.tokenizer)?.ok_or_else(|| {
+    let template = ChatTemplate::from_dir(loaded.source.tokenizer_dir(), &loaded.tokenizer)?.ok_or_else(|| {
         fail(
             Exit::Config,
             format!("{}: it has no chat template: it was not tuned for conversations", loaded.source.dir.display()),

@@ -4,7 +4,7 @@ use crate::checkpoint::{self, Opened};
 use crate::cli::{Dtype, Export};
 use crate::data::tokenizer::Tokenizer;
 use crate::metrics::Console;
-use crate::runtime::error::note;
+use crate::runtime::error::{Exit, fail, note};
 use anyhow::Result;
 
 pub(super) fn run(args: &Export, console: Console) -> Result<()> {
@@ -13,9 +13,10 @@ pub(super) fn run(args: &Export, console: Console) -> Result<()> {
         Dtype::Bf16 => checkpoint::Dtype::Bf16,
         Dtype::F16 => checkpoint::Dtype::F16,
     };
+    refuse_unmerged(args)?;
     let trim = if args.trim_vocab {
         let source = Opened::open(&args.ckpt)?;
-        Some(Tokenizer::from_dir(&source.dir)?.vocab_size())
+        Some(Tokenizer::from_dir(source.tokenizer_dir())?.vocab_size())
     } else {
         None
     };
@@ -24,4 +25,18 @@ pub(super) fn run(args: &Export, console: Console) -> Result<()> {
         note(&format!("exported to {}", args.out.display()));
     }
     Ok(())
+}
+
+/// Adapters are no model, and a model has none: neither is guessed.
+fn refuse_unmerged(args: &Export) -> Result<()> {
+    let dir = args.ckpt.display();
+    match (Opened::open(&args.ckpt)?.adapter().is_some(), args.merge_lora) {
+        (true, false) => Err(fail(Exit::Config, format!("{dir}: adapters, not a model"))
+            .hint("add --merge-lora to write their model with the adapters in its weights")
+            .into()),
+        (false, true) => Err(fail(Exit::Config, format!("{dir}: there are no adapters to merge"))
+            .hint("leave --merge-lora out, or name a checkpoint of a run with a [lora] section")
+            .into()),
+        _ => Ok(()),
+    }
 }

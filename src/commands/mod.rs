@@ -8,6 +8,7 @@ mod export;
 mod generate;
 mod prepare;
 mod resume;
+mod sft;
 
 use crate::checkpoint::Opened;
 use crate::cli::{Cli, Color, Command, Device, Global, Pretrain};
@@ -37,6 +38,7 @@ pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Pretrain(args) => pretrain(&args, console),
         Command::Resume(args) => resume::run(&args, console),
+        Command::Sft(args) => sft::run(&args, console),
         Command::Eval(args) => evaluate::run(&args, console),
         Command::Sample(args) => generate::run(&args, console),
         Command::Data(command) => data::run(command, console),
@@ -98,7 +100,7 @@ struct Loaded {
 
 fn load(ckpt: &Path) -> Result<Loaded> {
     let source = Opened::open(ckpt)?;
-    let tokenizer = Tokenizer::from_dir(&source.dir)?;
+    let tokenizer = Tokenizer::from_dir(source.tokenizer_dir())?;
     let (ids, rows) = (tokenizer.vocab_size(), source.model.vocab_size);
     if ids > rows {
         return Err(fail(

@@ -21,14 +21,14 @@ use anyhow::Result;
 
 pub use reference::{reference, reference_text};
 pub use schema::{
-    CheckpointConfig, Config, DataConfig, EvalConfig, GuardConfig, LogConfig, ModelConfig, OptimizerConfig,
-    SampleConfig, ScheduleConfig, TrainConfig,
+    CheckpointConfig, Config, DataConfig, EvalConfig, GuardConfig, LogConfig, LoraConfig, ModelConfig, OptimizerConfig,
+    SampleConfig, ScheduleConfig, SftConfig, TARGETS as LORA_TARGETS, TrainConfig,
 };
 
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::read_bounded;
 use problems::Problems;
-use source::{Entries, Format};
+use source::{Entries, Format, Raw};
 
 /// A configuration is text written by people.
 const MAX_BYTES: u64 = 1 << 20;
@@ -51,21 +51,17 @@ impl Config {
     /// [`Exit::Io`] if the file cannot be read, [`Exit::Data`] if it is too large to be a configuration, else [`Exit::Config`]
     /// with one line for each problem.
     pub fn load(path: &Path, sets: &[String]) -> Result<Self> {
-        let file = path.display().to_string();
-        let format = match path.extension().and_then(|extension| extension.to_str()) {
-            Some("toml") => Format::Toml,
-            Some("json") => Format::Json,
-            _ => {
-                let failure = fail(Exit::Config, format!("{file}: not a configuration file by its name"));
-                return Err(failure.hint("it must end in .toml or .json").into());
-            }
-        };
-        let bytes = read_bounded(path, MAX_BYTES, true)?;
-        let text = String::from_utf8(bytes).map_err(|error| {
-            let at = error.utf8_error().valid_up_to();
-            fail(Exit::Config, format!("{file}: not UTF-8 text (byte {at})")).hint("save the file as UTF-8")
-        })?;
-        Self::read(&text, &file, format, sets)
+        let (text, format) = text_of(path)?;
+        Self::read(&text, &path.display().to_string(), format, sets, &[])
+    }
+
+    /// [`load`](Self::load) for fine-tuning, of which the command line says more than the file.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn load_tuning(path: &Path, sets: &[String], given: &Tuned) -> Result<Self> {
+        let (text, format) = text_of(path)?;
+        Self::read(&text, &path.display().to_string(), format, sets, &given.entries())
     }
 
     /// The configuration that TOML text describes; `name` stands for its file in messages.
@@ -73,14 +69,17 @@ impl Config {
     /// # Errors
     /// [`Exit::Config`] with one line for each problem.
     pub fn from_toml_str(text: &str, name: &str) -> Result<Self> {
-        Self::read(text, name, Format::Toml, &[])
+        Self::read(text, name, Format::Toml, &[], &[])
     }
 
-    fn read(text: &str, file: &str, format: Format, sets: &[String]) -> Result<Self> {
+    fn read(text: &str, file: &str, format: Format, sets: &[String], supplied: &[Supplied]) -> Result<Self> {
         let mut problems = Problems::default();
         let mut entries = Entries::parse(text, file, format, &mut problems);
         for set in sets {
             entries.set(set, &mut problems);
+        }
+        for (key, value, origin) in supplied {
+            entries.supply(key, value.clone(), origin);
         }
         // Of a text that cannot be read nothing is known: every key would seem to be missing.
         if let (false, Some(failure)) = (problems.readable(), problems.failure()) {
@@ -128,6 +127,76 @@ impl Config {
         *self = changed;
         Ok(changes)
     }
+}
+
+/// A key that the command line gives: name, value, where it comes from.
+type Supplied = (&'static str, Raw, &'static str);
+
+/// What is known of a fine-tuning run before its configuration is read.
+#[derive(Clone, Debug)]
+pub struct Tuned<'a> {
+    /// The model's directory.
+    pub base: &'a Path,
+    /// The model's shape.
+    pub model: &'a ModelConfig,
+    /// `--data`.
+    pub data: &'a [String],
+    /// How many steps the data give; not known before they are read.
+    pub steps: Option<u64>,
+}
+
+impl Tuned<'_> {
+    fn entries(&self) -> Vec<Supplied> {
+        let (m, ckpt) = (self.model, "--ckpt");
+        let size = |n: usize| Raw::Integer(i64::try_from(n).unwrap_or(i64::MAX));
+        let base = Raw::String(self.base.to_string_lossy().into_owned());
+        let data = Raw::List(self.data.iter().cloned().map(Raw::String).collect());
+        vec![
+            ("model.hidden_size", size(m.hidden_size), ckpt),
+            ("model.intermediate_size", size(m.intermediate_size), ckpt),
+            ("model.num_hidden_layers", size(m.num_hidden_layers), ckpt),
+            ("model.num_attention_heads", size(m.num_attention_heads), ckpt),
+            ("model.num_key_value_heads", size(m.num_key_value_heads), ckpt),
+            ("model.head_dim", size(m.head_dim), ckpt),
+            ("model.vocab_size", size(m.vocab_size), ckpt),
+            ("model.max_position_embeddings", size(m.max_position_embeddings), ckpt),
+            ("model.rms_norm_eps", Raw::Float(m.rms_norm_eps), ckpt),
+            ("model.rope_theta", Raw::Float(m.rope_theta), ckpt),
+            ("model.tie_word_embeddings", Raw::Bool(m.tie_word_embeddings), ckpt),
+            ("model.initializer_range", Raw::Float(m.initializer_range), ckpt),
+            ("model.residual_scaling", Raw::Bool(m.residual_scaling), ckpt),
+            ("train.sequence_length", size(m.max_position_embeddings), ckpt),
+            (
+                "train.steps",
+                Raw::Integer(self.steps.map_or(UNKNOWN_STEPS, |n| i64::try_from(n).unwrap_or(i64::MAX))),
+                "--data",
+            ),
+            ("data.train", data, "--data"),
+            ("data.tokenizer", base.clone(), ckpt),
+            ("sft.base", base, ckpt),
+        ]
+    }
+}
+
+/// Stands for a number of steps that follows from data that are not read yet; more than any run has.
+const UNKNOWN_STEPS: i64 = 1 << 30;
+
+/// Text and language of a configuration file.
+fn text_of(path: &Path) -> Result<(String, Format)> {
+    let file = path.display();
+    let format = match path.extension().and_then(|extension| extension.to_str()) {
+        Some("toml") => Format::Toml,
+        Some("json") => Format::Json,
+        _ => {
+            let failure = fail(Exit::Config, format!("{file}: not a configuration file by its name"));
+            return Err(failure.hint("it must end in .toml or .json").into());
+        }
+    };
+    let text = String::from_utf8(read_bounded(path, MAX_BYTES, true)?).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        fail(Exit::Config, format!("{file}: not UTF-8 text (byte {at})")).hint("save the file as UTF-8")
+    })?;
+    Ok((text, format))
 }
 
 /// The keys in which two configurations differ.

@@ -46,6 +46,10 @@ macro_rules! section {
     };
 }
 
+mod tune;
+
+pub use tune::{LoraConfig, SftConfig, TARGETS};
+
 /// A whole configuration, complete and checked.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Config {
@@ -69,6 +73,12 @@ pub struct Config {
     pub sample: SampleConfig,
     /// Logging.
     pub log: LogConfig,
+    /// Fine-tuning.
+    #[serde(skip_serializing_if = "SftConfig::is_absent")]
+    pub sft: SftConfig,
+    /// Adapters of fine-tuning.
+    #[serde(skip_serializing_if = "LoraConfig::is_absent")]
+    pub lora: LoraConfig,
 }
 
 impl Config {
@@ -85,6 +95,8 @@ impl Config {
             eval: visitor.section(),
             sample: visitor.section(),
             log: visitor.section(),
+            sft: visitor.section(),
+            lora: visitor.section(),
         }
     }
 
@@ -100,6 +112,15 @@ impl Config {
         self.eval.write(each);
         self.sample.write(each);
         self.log.write(each);
+        if self.is_sft() {
+            self.sft.write(each);
+            self.lora.write(each);
+        }
+    }
+
+    /// Whether it is one of fine-tuning.
+    pub fn is_sft(&self) -> bool {
+        !self.sft.is_absent()
     }
 }
 

@@ -41,6 +41,8 @@ pub(super) struct Entry {
 #[derive(Clone, Debug)]
 pub(super) struct Entries {
     list: Vec<Entry>,
+    /// The sections that are there, empty ones too.
+    pub(super) sections: Vec<String>,
     /// The file as a whole: the place of what is missing.
     pub(super) file: String,
 }
@@ -55,7 +57,7 @@ pub(super) enum Format {
 impl Entries {
     /// The entries of a file's text. Faults of syntax and structure go to `problems`.
     pub(super) fn parse(text: &str, file: &str, format: Format, problems: &mut Problems) -> Self {
-        let mut entries = Self { list: Vec::new(), file: file.to_string() };
+        let mut entries = Self { list: Vec::new(), sections: Vec::new(), file: file.to_string() };
         let root = match format {
             Format::Toml => parse_toml(text, file, problems),
             Format::Json => parse_json(text, file, problems),
@@ -68,6 +70,7 @@ impl Entries {
                 problems.add(place(file, text, spot), &section, what, hint);
                 continue;
             };
+            entries.sections.push(section.clone());
             for (name, spot, value) in keys {
                 let key = format!("{section}.{name}");
                 entries.list.push(Entry { key, value, origin: place(file, text, spot) });

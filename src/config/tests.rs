@@ -36,11 +36,11 @@ const BASE_JSON: &str = r#"{"model": {"hidden_size": 64, "intermediate_size": 12
 
 fn load(text: &str, sets: &[&str]) -> Result<Config> {
     let sets: Vec<_> = sets.iter().map(ToString::to_string).collect();
-    Config::read(text, "a.toml", Format::Toml, &sets)
+    Config::read(text, "a.toml", Format::Toml, &sets, &[])
 }
 
 fn load_json(text: &str) -> Result<Config> {
-    Config::read(text, "a.json", Format::Json, &[])
+    Config::read(text, "a.json", Format::Json, &[], &[])
 }
 
 fn failure(result: Result<impl std::fmt::Debug>) -> Failure {
@@ -190,7 +190,14 @@ fn every_configuration_we_ship_loads() {
         assert_eq!(Config::from_toml_str(&config.to_toml(), name).unwrap(), config);
     }
     let files = std::fs::read_dir(configs()).unwrap();
-    assert_eq!(files.count(), expected.len(), "a configuration without a test");
+    // Fine-tuning takes its model from the command line.
+    let model = Config::load(&configs().join("llama-124m.toml"), &[]).unwrap().model;
+    let data = ["alpaca.json".to_owned()];
+    let tuned = Tuned { base: Path::new("/base"), model: &model, data: &data, steps: Some(500) };
+    let config = Config::load_tuning(&configs().join("sft-alpaca.toml"), &[], &tuned).unwrap();
+    assert_eq!((config.lora.rank, config.train.steps, config.schedule.decay_steps), (16, 500, Some(500)));
+    assert_eq!(Config::from_toml_str(&config.to_toml(), "sft").unwrap(), config);
+    assert_eq!(files.count(), expected.len() + 1, "a configuration without a test");
 }
 
 #[test]
@@ -282,7 +289,7 @@ proptest! {
     ) {
         let (base, format) = if json { (BASE_JSON, Format::Json) } else { (BASE, Format::Toml) };
         let sets: Vec<_> = set.into_iter().collect();
-        match Config::read(&mutate(base, &edits), "file", format, &sets) {
+        match Config::read(&mutate(base, &edits), "file", format, &sets, &[]) {
             Ok(config) => {
                 prop_assert_eq!(&Config::from_toml_str(&config.to_toml(), "again").unwrap(), &config);
                 prop_assert!(print_config(&config).contains("# parameters: "));

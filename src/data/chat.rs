@@ -11,6 +11,7 @@ use anyhow::Result;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, ErrorKind, Value, context};
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 use std::path::Path;
 
 /// Steps of the interpreter: a real template needs some hundreds for each message.
@@ -26,6 +27,9 @@ const MAX_SETTINGS: u64 = 16 << 20;
 const MAX_OUTPUT: usize = 16 << 20;
 
 const NAME: &str = "chat_template";
+
+/// Written around what `{% generation %}` encloses, then taken out again. No text has them: they are no characters (Unicode 23.7).
+const MARKS: [char; 2] = ['\u{fdd0}', '\u{fdd1}'];
 
 /// Something that was said.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +51,8 @@ impl Message {
 #[derive(Clone, Debug)]
 pub struct ChatTemplate {
     source: String,
+    /// What is run: the source, with marks where it has `{% generation %}`.
+    program: String,
     bos: String,
     eos: String,
 }
@@ -73,7 +79,8 @@ impl ChatTemplate {
     /// [`Exit::Data`] if it is none.
     pub fn new(source: String, tokenizer: &Tokenizer) -> Result<Self> {
         let name = |id: Option<u32>| id.and_then(|id| tokenizer.decode(&[id], false).ok()).unwrap_or_default();
-        let template = Self { source, bos: name(tokenizer.bos_id()), eos: name(tokenizer.eos_id()) };
+        let program = marked(&source);
+        let template = Self { source, program, bos: name(tokenizer.bos_id()), eos: name(tokenizer.eos_id()) };
         if template.source.len() as u64 > MAX_SOURCE {
             let message = format!("the chat template has {} bytes", template.source.len());
             return Err(fail(Exit::Data, message)
@@ -94,6 +101,40 @@ impl ChatTemplate {
     /// # Errors
     /// [`Exit::Data`] if the template refuses them or does not end.
     pub fn render(&self, messages: &[Message], open: bool) -> Result<String> {
+        let text = self.run(messages, open)?;
+        Ok(if text.contains(MARKS) { text.replace(MARKS, "") } else { text })
+    }
+
+    /// The text of `messages`, and the bytes of it that are answers, ends of turn included: what `{% generation %}` encloses, or, in a
+    /// template without it, what each answer adds to the text that asks for it.
+    ///
+    /// # Errors
+    /// [`Exit::Data`] as for [`render`](Self::render), and if the text so far changes when an answer is added to it.
+    pub fn render_answers(&self, messages: &[Message]) -> Result<(String, Vec<Range<usize>>)> {
+        let whole = self.run(messages, false)?;
+        if self.program != self.source {
+            return Ok(between_marks(&whole));
+        }
+        let mut answers = Vec::new();
+        for i in (0..messages.len()).filter(|&i| messages[i].role == "assistant") {
+            let asked = self.run(&messages[..i], true)?;
+            let answered = if i + 1 == messages.len() { whole.clone() } else { self.run(&messages[..=i], false)? };
+            if !answered.starts_with(&asked) || !whole.starts_with(&answered) {
+                return Err(fail(Exit::Data, "the chat template rewrites earlier turns: its answers cannot be found")
+                    .hint("put {% generation %} ... {% endgeneration %} around the answers in the template")
+                    .into());
+            }
+            answers.push(asked.len()..answered.len());
+        }
+        Ok((whole, answers))
+    }
+
+    fn run(&self, messages: &[Message], open: bool) -> Result<String> {
+        if messages.iter().any(|m| m.content.contains(MARKS)) {
+            return Err(fail(Exit::Data, "a message holds U+FDD0 or U+FDD1, which are no characters")
+                .hint("remove them from the data")
+                .into());
+        }
         let environment = self.environment()?;
         let said = messages.iter().map(|m| Value::from_pairs([("role", &m.role), ("content", &m.content)]));
         let values = context! {
@@ -118,9 +159,45 @@ impl ChatTemplate {
         });
         // A conversation must not change with the day: templates that ask for the date get a fixed one.
         environment.add_function("strftime_now", |_: String| "1 January 2025".to_owned());
-        environment.add_template(NAME, &self.source).map_err(|e| wrong(&e))?;
+        environment.add_filter("answer_marks", |text: String| format!("{}{text}{}", MARKS[0], MARKS[1]));
+        environment.add_template(NAME, &self.program).map_err(|e| wrong(&e))?;
         Ok(environment)
     }
+}
+
+/// `source` with blocks that minijinja knows in the place of Hugging Face's `{% generation %}`.
+fn marked(source: &str) -> String {
+    let mut program = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some((before, from)) = rest.split_once("{%") {
+        program.push_str(before);
+        program.push_str("{%");
+        let Some((tag, after)) = from.split_once("%}") else {
+            rest = from;
+            continue;
+        };
+        match tag.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+') {
+            "generation" => program.push_str(&tag.replace("generation", "filter answer_marks")),
+            "endgeneration" => program.push_str(&tag.replace("endgeneration", "endfilter")),
+            _ => program.push_str(tag),
+        }
+        program.push_str("%}");
+        rest = after;
+    }
+    program + rest
+}
+
+/// `text` without marks, and what stood between them.
+fn between_marks(text: &str) -> (String, Vec<Range<usize>>) {
+    let (mut plain, mut answers, mut start) = (String::with_capacity(text.len()), Vec::new(), 0);
+    for c in text.chars() {
+        match c {
+            c if c == MARKS[0] => start = plain.len(),
+            c if c == MARKS[1] => answers.push(start..plain.len()),
+            c => plain.push(c),
+        }
+    }
+    (plain, answers)
 }
 
 fn of_settings(path: &Path) -> Result<Option<String>> {

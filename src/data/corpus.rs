@@ -6,9 +6,11 @@
 mod shards;
 mod stories;
 mod text;
+mod tune;
 
 use super::Tokens;
 use super::boundary::Boundary;
+use super::instruct::Tuning;
 use super::loader::Source;
 use super::prepare::source::ReadOptions;
 use super::rows::Rows;
@@ -36,6 +38,10 @@ pub struct Corpus {
     pub floor: Option<Floor>,
     /// Training stories used, for the built-in corpus.
     pub stories: Option<u64>,
+    /// Conversations, of a fine-tuning run: they take the place of `train`.
+    pub tuning: Option<Tuning>,
+    /// Validation rows of the data that a fine-tuned model was made from.
+    pub base_val: Option<Rows>,
 }
 
 impl Corpus {
@@ -44,7 +50,9 @@ impl Corpus {
     /// # Errors
     /// [`Exit::Io`] and [`Exit::Data`] from the files, [`Exit::Config`] where data and configuration do not fit.
     pub fn open(config: &Config, tokenizer: Option<Tokenizer>) -> Result<Self> {
-        let corpus = if config.data.source.is_some() {
+        let corpus = if config.is_sft() {
+            tune::open(config, tokenizer)?
+        } else if config.data.source.is_some() {
             stories::open(config, tokenizer)?
         } else if let Some(train) = shards::paths_of_each(&config.data.train, ShardSplit::Train)? {
             shards::open(config, tokenizer, train)?
@@ -65,7 +73,8 @@ impl Corpus {
 
     /// Training tokens of all sources.
     pub fn train_tokens(&self) -> u64 {
-        self.train.iter().map(|source| source.tokens.total()).sum()
+        let tuned = self.tuning.as_ref().map_or(0, |tuning| tuning.proof.tokens);
+        tuned + self.train.iter().map(|source| source.tokens.total()).sum::<u64>()
     }
 
     /// Identifies training and validation tokens: a resume refuses other ones.
@@ -73,7 +82,9 @@ impl Corpus {
     /// # Errors
     /// Those of reading shards.
     pub fn fingerprint(&self) -> Result<String> {
-        let train = self.train.iter().map(|source| source.tokens.fingerprint()).collect::<Result<Vec<_>>>()?.join(" ");
+        let mut train = self.train.iter().map(|source| source.tokens.fingerprint()).collect::<Result<Vec<_>>>()?;
+        train.extend(self.tuning.as_ref().map(|tuning| tuning.train.fingerprint()));
+        let train = train.join(" ");
         let val = self.val.as_ref().map(Rows::fingerprint).transpose()?.unwrap_or_default();
         let both = format!("{train} {val}");
         Ok(blake3::hash(both.as_bytes()).to_hex().to_string())

@@ -2,10 +2,13 @@
 //! nothing is remembered but `k`, so a resume repeats and drops nothing.
 
 use super::Tokens;
+use super::batch::Batch;
 use super::boundary::Boundary;
+use super::instruct::PackedRows;
 use super::mixture::Mixture;
 use super::order::Order;
 use anyhow::Result;
+use std::sync::Arc;
 
 /// Tokens that are drawn from in a proportion of their own.
 #[derive(Clone, Debug)]
@@ -34,10 +37,16 @@ pub struct Plan {
 /// The training sequences of a run.
 #[derive(Clone, Debug)]
 pub struct Loader {
-    sources: Vec<(Source, Order)>,
-    mixture: Option<Mixture>,
+    kind: Kind,
     sequence_length: usize,
-    boundary: Option<Boundary>,
+}
+
+#[derive(Clone, Debug)]
+enum Kind {
+    /// Windows over long streams of tokens.
+    Windows { sources: Vec<(Source, Order)>, mixture: Option<Mixture>, boundary: Option<Boundary> },
+    /// Rows of conversations.
+    Examples { rows: Arc<PackedRows>, order: Order },
 }
 
 /// What a source has given.
@@ -66,23 +75,39 @@ impl Loader {
             Ok((source, Order::new(windows, seed, plan.shuffle)?))
         };
         let sources = sources.into_iter().enumerate().map(ordered).collect::<Result<_>>()?;
-        Ok(Self { sources, mixture, sequence_length: plan.sequence_length, boundary: plan.boundary })
+        let kind = Kind::Windows { sources, mixture, boundary: plan.boundary };
+        Ok(Self { kind, sequence_length: plan.sequence_length })
     }
 
-    /// Windows in one pass over all sources.
+    /// Rows of conversations in a keyed order, if `shuffle`.
+    ///
+    /// # Errors
+    /// [`Exit::Data`](crate::runtime::error::Exit::Data) if there are none.
+    pub fn of_examples(rows: Arc<PackedRows>, seed: u64, shuffle: bool) -> Result<Self> {
+        let order = Order::new(rows.len() as u64, seed, shuffle)?;
+        let sequence_length = rows.length();
+        Ok(Self { kind: Kind::Examples { rows, order }, sequence_length })
+    }
+
+    /// Windows or rows in one pass over all sources.
     pub fn windows(&self) -> u64 {
-        self.sources.iter().map(|(_, order)| order.windows()).sum()
-    }
-
-    /// How documents are told apart, if attention is to stay inside them.
-    pub fn boundary(&self) -> Option<Boundary> {
-        self.boundary
+        match &self.kind {
+            Kind::Windows { sources, .. } => sources.iter().map(|(_, order)| order.windows()).sum(),
+            Kind::Examples { order, .. } => order.windows(),
+        }
     }
 
     /// What the first `sequences` sequences of the run take from each source.
     pub fn drawn(&self, sequences: u64) -> Vec<Drawn<'_>> {
-        let counts = self.mixture.as_ref().map_or_else(|| vec![sequences], |mixture| mixture.counts(sequences));
-        let pairs = self.sources.iter().zip(counts);
+        let (sources, mixture) = match &self.kind {
+            Kind::Windows { sources, mixture, .. } => (sources, mixture),
+            Kind::Examples { order, .. } => {
+                let passes = sequences as f64 / order.windows() as f64;
+                return vec![Drawn { name: "conversations", sequences, passes }];
+            }
+        };
+        let counts = mixture.as_ref().map_or_else(|| vec![sequences], |mixture| mixture.counts(sequences));
+        let pairs = sources.iter().zip(counts);
         let drawn = pairs.map(|((source, order), sequences)| Drawn {
             name: &source.name,
             sequences,
@@ -91,16 +116,42 @@ impl Loader {
         drawn.collect()
     }
 
-    /// Sequences `first..first + count` of the run, T + 1 tokens each, one after the other.
+    /// Sequences `first..first + count` of the run.
     ///
     /// # Errors
     /// Those of reading shards.
-    pub fn sequences(&self, first: u64, count: usize) -> Result<Vec<u32>> {
+    pub fn batch(&self, first: u64, count: usize) -> Result<Batch> {
+        match &self.kind {
+            Kind::Windows { sources, mixture, boundary } => {
+                let windows = self.read(sources, mixture.as_ref(), first, count)?;
+                Ok(Batch::windows(&windows, self.sequence_length, *boundary))
+            }
+            Kind::Examples { rows, order } => {
+                let mut lists = [Vec::new(), Vec::new(), Vec::new()];
+                for k in first..first + count as u64 {
+                    let (_, row) = order.window(k);
+                    let parts = rows.read(row as usize, 1);
+                    lists.iter_mut().zip(parts).for_each(|(list, part)| list.extend(part));
+                }
+                let [inputs, targets, starts] = lists;
+                Ok(Batch { length: self.sequence_length, inputs, targets, starts: Some(starts) })
+            }
+        }
+    }
+
+    /// Windows of T + 1 tokens, one after the other.
+    fn read(
+        &self,
+        sources: &[(Source, Order)],
+        mixture: Option<&Mixture>,
+        first: u64,
+        count: usize,
+    ) -> Result<Vec<u32>> {
         let width = self.sequence_length + 1;
         let mut rows = vec![0; count * width];
         for (k, row) in (first..).zip(rows.chunks_exact_mut(width)) {
-            let (source, index) = self.mixture.as_ref().map_or((0, k), |mixture| mixture.place(k));
-            let (source, order) = &self.sources[source];
+            let (source, index) = mixture.map_or((0, k), |mixture| mixture.place(k));
+            let (source, order) = &sources[source];
             let (_, window) = order.window(index);
             source.tokens.read(window * self.sequence_length as u64, row)?;
         }
@@ -112,7 +163,6 @@ impl Loader {
 mod tests {
     use super::*;
     use std::collections::BTreeMap;
-    use std::sync::Arc;
 
     fn source(ids: std::ops::Range<u32>) -> Source {
         Source { name: format!("{ids:?}"), tokens: Tokens::Memory(Arc::new(ids.collect())) }
@@ -128,8 +178,7 @@ mod tests {
             let loader = Loader::new(vec![source(0..105)], &plan(shuffle, vec![])).unwrap();
             assert_eq!(loader.windows(), 13);
             for epoch in 0..3 {
-                let rows = loader.sequences(epoch * 13, 13).unwrap();
-                let mut targets: Vec<u32> = rows.chunks_exact(9).flat_map(|row| row[1..].to_vec()).collect();
+                let mut targets = loader.batch(epoch * 13, 13).unwrap().targets;
                 assert_eq!(targets.is_sorted(), !shuffle);
                 targets.sort_unstable();
                 assert_eq!(targets, (1..105).collect::<Vec<_>>());
@@ -141,9 +190,9 @@ mod tests {
     fn a_mixture_draws_by_weight_and_each_source_in_whole_passes() {
         let sources = vec![source(0..81), source(1000..1161)];
         let loader = Loader::new(sources, &plan(true, vec![3.0, 1.0])).unwrap();
-        let rows = loader.sequences(0, 4096).unwrap();
+        let batch = loader.batch(0, 4096).unwrap();
         let mut seen: BTreeMap<u32, u64> = BTreeMap::new();
-        rows.chunks_exact(9).for_each(|row| *seen.entry(row[0]).or_default() += 1);
+        batch.inputs.chunks_exact(8).for_each(|row| *seen.entry(row[0]).or_default() += 1);
         let drawn = loader.drawn(4096);
         assert_eq!((drawn[0].sequences, drawn[1].sequences), (3072, 1024));
         assert_eq!((drawn[0].passes, drawn[1].passes), (307.2, 51.2));

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `corpus.rs`, `corpus/` | what a configuration's `[data]` means: tokenizer, training tokens, validation rows, floor |
 //! | `loader.rs` | training sequences: batch = f(seed, step) |
+//! | `batch.rs` | the sequences of a step |
 //! | `prefetch.rs` | the next step's sequences, read while this one is computed |
 //! | `mixture.rs` | several sources by weight |
 //! | `boundary.rs` | where documents begin in a stream of tokens |
@@ -12,13 +13,17 @@
 //! | `stories.rs` | the built-in corpus and its exact entropy |
 //! | `tokenizer.rs` | GPT-2's, trained and loaded tokenizers |
 //! | `chat.rs` | conversations as text |
+//! | `instruct.rs` | conversations to learn from |
+//! | `table.rs` | whole rows of JSON and Parquet files |
 //! | `hub.rs` | data sets of the Hugging Face Hub |
 //! | `prepare.rs`, `shards.rs`, `npy.rs` | text files to token shards, and reading them |
 
+pub mod batch;
 pub mod boundary;
 pub mod chat;
 pub mod corpus;
 pub mod hub;
+pub mod instruct;
 pub mod loader;
 pub mod mixture;
 pub mod npy;
@@ -28,6 +33,7 @@ pub mod prepare;
 pub mod rows;
 pub mod shards;
 pub mod stories;
+pub mod table;
 pub mod tokenizer;
 
 use anyhow::Result;

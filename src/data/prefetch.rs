@@ -3,6 +3,7 @@
 //! What is read ahead is a guess: that the next step goes on where this one ends. A wrong guess costs a read, never a wrong
 //! sequence, because results carry what they were asked for.
 
+use super::batch::Batch;
 use super::loader::Loader;
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::failpoint::failpoint;
@@ -16,7 +17,7 @@ type Request = (u64, usize);
 pub struct Prefetch {
     loader: Loader,
     requests: Sender<Request>,
-    results: Receiver<Result<Vec<u32>>>,
+    results: Receiver<Result<Batch>>,
     /// What the thread is reading or has read.
     ahead: Option<Request>,
 }
@@ -33,7 +34,7 @@ impl Prefetch {
         let work = move || {
             for (first, count) in asked {
                 assert!(failpoint("panicked-prefetch", first).is_none(), "planted");
-                if answers.send(reader.sequences(first, count)).is_err() {
+                if answers.send(reader.batch(first, count)).is_err() {
                     return;
                 }
             }
@@ -47,11 +48,11 @@ impl Prefetch {
         &self.loader
     }
 
-    /// Sequences `first..first + count`, as [`Loader::sequences`] gives them; begins to read as many after them.
+    /// Sequences `first..first + count`, as [`Loader::batch`] gives them; begins to read as many after them.
     ///
     /// # Errors
     /// Those of reading shards; [`Exit::Internal`] if the thread has died.
-    pub fn sequences(&mut self, first: u64, count: usize) -> Result<Vec<u32>> {
+    pub fn batch(&mut self, first: u64, count: usize) -> Result<Batch> {
         let died = || fail(Exit::Internal, "the thread that reads data has died");
         let ready = match self.ahead.take() {
             Some(asked) => {
@@ -60,11 +61,11 @@ impl Prefetch {
             }
             None => None,
         };
-        let sequences = ready.unwrap_or_else(|| self.loader.sequences(first, count))?;
+        let batch = ready.unwrap_or_else(|| self.loader.batch(first, count))?;
         let next = (first + count as u64, count);
         self.requests.send(next).map_err(|_| died())?;
         self.ahead = Some(next);
-        Ok(sequences)
+        Ok(batch)
     }
 }
 
@@ -83,7 +84,7 @@ mod tests {
         let mut ahead = Prefetch::new(loader.clone()).unwrap();
         // In order, repeated, with another count, back and forth.
         for (first, count) in [(0, 4), (4, 4), (8, 4), (8, 4), (12, 2), (14, 6), (0, 6), (6, 6), (1000, 1)] {
-            assert_eq!(ahead.sequences(first, count).unwrap(), loader.sequences(first, count).unwrap());
+            assert_eq!(ahead.batch(first, count).unwrap(), loader.batch(first, count).unwrap());
         }
     }
 }

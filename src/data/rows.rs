@@ -2,7 +2,9 @@
 
 use super::Tokens;
 use super::boundary::Boundary;
+use super::instruct::PackedRows;
 use anyhow::Result;
+use std::sync::Arc;
 
 /// The target of a position that is not scored.
 pub const IGNORE: u32 = u32::MAX;
@@ -25,6 +27,8 @@ enum Kind {
     Windows { tokens: Tokens, targets: u64 },
     /// Whole documents, as many as fit into a row, so that each is read from its beginning.
     Packed { inputs: Vec<u32>, targets: Vec<u32> },
+    /// Conversations, of which the answers are scored, each in a context of its own.
+    Examples(Arc<PackedRows>),
 }
 
 impl Rows {
@@ -49,6 +53,12 @@ impl Rows {
         Self { kind, length, rows, text_bytes: None, boundary: None }
     }
 
+    /// Conversations, of which the answers are scored.
+    pub fn examples(rows: PackedRows) -> Self {
+        let (length, count) = (rows.length(), rows.len());
+        Self { kind: Kind::Examples(Arc::new(rows)), length, rows: count, text_bytes: None, boundary: None }
+    }
+
     /// Number of rows.
     pub fn len(&self) -> usize {
         self.rows
@@ -64,6 +74,7 @@ impl Rows {
         match &self.kind {
             Kind::Windows { targets, .. } => *targets,
             Kind::Packed { targets, .. } => targets.iter().filter(|&&t| t != IGNORE).count() as u64,
+            Kind::Examples(rows) => rows.trained(),
         }
     }
 
@@ -83,6 +94,9 @@ impl Rows {
             Kind::Windows { tokens, targets } => {
                 hasher.update(&targets.to_le_bytes()).update(tokens.fingerprint()?.as_bytes());
             }
+            Kind::Examples(rows) => {
+                hasher.update(rows.fingerprint().as_bytes());
+            }
             Kind::Packed { inputs, targets } => {
                 for list in [inputs, targets] {
                     let bytes: Vec<u8> = list.iter().flat_map(|id| id.to_le_bytes()).collect();
@@ -93,12 +107,24 @@ impl Rows {
         Ok(hasher.finalize().to_hex().to_string())
     }
 
+    /// Where the contexts of rows `first..first + count` begin, whose inputs are `inputs`; none where a row is one context.
+    pub fn starts(&self, first: usize, count: usize, inputs: &[u32]) -> Option<Vec<u32>> {
+        if let Kind::Examples(rows) = &self.kind {
+            return Some(rows.read(first, count)[2].to_vec());
+        }
+        self.boundary.map(|b| inputs.chunks_exact(self.length).flat_map(|row| b.starts(row)).collect())
+    }
+
     /// Inputs and targets of rows `first..first + count`, row by row. Unscored positions have target [`IGNORE`].
     ///
     /// # Errors
     /// Those of reading shards.
     pub fn read(&self, first: usize, count: usize) -> Result<(Vec<u32>, Vec<u32>)> {
         match &self.kind {
+            Kind::Examples(rows) => {
+                let [inputs, targets, _] = rows.read(first, count);
+                Ok((inputs.to_vec(), targets.to_vec()))
+            }
             Kind::Packed { inputs, targets } => {
                 let range = first * self.length..(first + count) * self.length;
                 Ok((inputs[range.clone()].to_vec(), targets[range].to_vec()))
@@ -150,7 +176,6 @@ impl Packer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
     fn scored(rows: &Rows) -> Vec<(u32, u32)> {
         let (x, y) = rows.read(0, rows.len()).unwrap();

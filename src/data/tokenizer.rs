@@ -23,6 +23,7 @@ mod words;
 
 use std::fs::File;
 use std::io::Read;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
@@ -46,7 +47,7 @@ pub struct Tokenizer {
 }
 
 struct Inner {
-    engine: Engine,
+    engine: Arc<Engine>,
     ends: Ends,
     /// The bytes of tokenizer.json, once asked for.
     json: OnceLock<Vec<u8>>,
@@ -114,7 +115,7 @@ impl Tokenizer {
     fn from_byte_bpe(engine: ByteBpe) -> Self {
         let engine = Engine::Byte(Box::new(engine));
         let ends = Ends::usual(&engine);
-        Self { inner: Arc::new(Inner { engine, ends, json: OnceLock::new() }) }
+        Self { inner: Arc::new(Inner { engine: engine.into(), ends, json: OnceLock::new() }) }
     }
 
     fn load(path: &Path, of_model: bool) -> Result<Self> {
@@ -129,13 +130,13 @@ impl Tokenizer {
             Some(dir) if path.ends_with("tokenizer.json") => Ends::read(dir, of_model, &engine)?,
             _ => Ends::usual(&engine),
         };
-        Ok(Self { inner: Arc::new(Inner { engine, ends, json: OnceLock::new() }) })
+        Ok(Self { inner: Arc::new(Inner { engine: engine.into(), ends, json: OnceLock::new() }) })
     }
 
     /// Encodes a prompt: special tokens' strings give their ids, and what the file says to add (a beginning of text)
     /// is added, as Hugging Face does by default.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        match &self.inner.engine {
+        match &*self.inner.engine {
             Engine::Byte(engine) => Ok(engine.encode(text)),
             Engine::Hub(engine) => engine.encode(text),
         }
@@ -143,15 +144,33 @@ impl Tokenizer {
 
     /// Encodes what a chat template has written: special tokens' strings give their ids, and nothing is added to them.
     pub fn encode_rendered(&self, text: &str) -> Result<Vec<u32>> {
-        match &self.inner.engine {
+        match &*self.inner.engine {
             Engine::Byte(engine) => Ok(engine.encode(text)),
             Engine::Hub(engine) => engine.encode_rendered(text),
         }
     }
 
+    /// [`encode_rendered`](Self::encode_rendered), with the bytes of `text` that each id stands for.
+    pub fn encode_rendered_with_places(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
+        let engine = match &*self.inner.engine {
+            Engine::Hub(engine) => return engine.encode_rendered_with_places(text),
+            Engine::Byte(engine) => engine,
+        };
+        let mut at = 0;
+        let place = |id: u32| {
+            let length = match engine.name_of(id).filter(|_| engine.is_special(id)) {
+                Some(name) => name.len(),
+                None => engine.tokens().get(id as usize).map_or(0, Vec::len),
+            };
+            at += length;
+            (id, at - length..at)
+        };
+        Ok(engine.encode(text).into_iter().map(place).collect())
+    }
+
     /// Encodes a document of a corpus: nothing in it is special, and nothing is added.
     pub fn encode_ordinary(&self, text: &str) -> Result<Vec<u32>> {
-        match &self.inner.engine {
+        match &*self.inner.engine {
             Engine::Byte(engine) => Ok(engine.encode_ordinary(text)),
             Engine::Hub(engine) => engine.encode_ordinary(text),
         }
@@ -165,7 +184,7 @@ impl Tokenizer {
     /// The text of `ids`. Malformed UTF-8 becomes U+FFFD; ids outside the vocabulary (the padding rows of a model) have
     /// no text. Fails only for tokenizers whose decoder itself fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        if let Engine::Hub(engine) = &self.inner.engine
+        if let Engine::Hub(engine) = &*self.inner.engine
             && engine.decodes_as_a_whole()
         {
             return engine.decode(ids, skip_special);
@@ -230,6 +249,21 @@ impl Tokenizer {
         Ok(vec![("tokenizer.json", self.json().to_vec()), ("tokenizer_config.json", config)])
     }
 
+    /// The same tokenizer for conversations written by the chat template `source`, in which `end_of_turn` ends an answer.
+    pub fn for_chat(&self, source: &str, end_of_turn: Option<u32>) -> Self {
+        let mut ends = self.inner.ends.clone();
+        ends.chat_template = Some(source.to_owned());
+        ends.stops.extend(end_of_turn.filter(|id| !ends.stops.contains(id)));
+        let inner = Inner { engine: self.inner.engine.clone(), ends, json: self.inner.json.clone() };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// How it writes conversations, if it says so.
+    pub fn chat_template(&self) -> Option<&str> {
+        let ends = &self.inner.ends;
+        ends.chat_template.as_deref().or_else(|| ends.config.as_ref()?.get("chat_template")?.as_str())
+    }
+
     /// BLAKE3 of tokenizer.json, in hex: equal for tokenizers saved and loaded again, and for all files of GPT-2's own
     /// vocabulary. Files that run in Hugging Face's crate are hashed as they are.
     pub fn fingerprint(&self) -> String {
@@ -237,25 +271,26 @@ impl Tokenizer {
     }
 
     fn json(&self) -> &[u8] {
-        match &self.inner.engine {
+        match &*self.inner.engine {
             Engine::Hub(engine) => &engine.json,
             Engine::Byte(engine) => self.inner.json.get_or_init(|| engine.to_json()),
         }
     }
 
-    fn is_special(&self, id: u32) -> bool {
+    /// Whether `id` is a token of its own, such as the end of text, that no ordinary text gives.
+    pub fn is_special(&self, id: u32) -> bool {
         self.inner.engine.is_special(id)
     }
 
     fn piece(&self, id: u32) -> Piece<'_> {
-        match &self.inner.engine {
+        match &*self.inner.engine {
             Engine::Byte(engine) => engine.tokens().get(id as usize).map_or(Piece::Unknown, |t| Piece::Bytes(t)),
             Engine::Hub(engine) => engine.piece(id),
         }
     }
 
     fn strips_first_space(&self) -> bool {
-        matches!(&self.inner.engine, Engine::Hub(engine) if engine.strips_first_space())
+        matches!(&*self.inner.engine, Engine::Hub(engine) if engine.strips_first_space())
     }
 }
 

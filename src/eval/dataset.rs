@@ -2,10 +2,10 @@
 
 use super::tasks::Task;
 use crate::data::hub::{Hub, HubName};
+use crate::data::table::parquet_rows;
 use crate::runtime::error::{Exit, fail};
-use crate::runtime::files::{open_input, read_bounded};
-use anyhow::{Context, Result};
-use parquet::file::reader::{FileReader, SerializedFileReader};
+use crate::runtime::files::read_bounded;
+use anyhow::Result;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -119,7 +119,7 @@ fn download(hub: &Hub, task: &Task, split: &str) -> Result<Vec<PathBuf>> {
 fn read_all(files: &[PathBuf]) -> Result<Vec<Value>> {
     let mut rows = Vec::new();
     for file in files {
-        rows.extend(if is_parquet(file) { parquet(file)? } else { jsonl(file)? });
+        rows.extend(if is_parquet(file) { parquet_rows(file)? } else { jsonl(file)? });
     }
     if rows.is_empty() {
         let names: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
@@ -139,25 +139,6 @@ fn jsonl(path: &Path) -> Result<Vec<Value>> {
         })
     };
     lines.map(row).collect()
-}
-
-fn parquet(path: &Path) -> Result<Vec<Value>> {
-    let (file, size) = open_input(path, true)?;
-    let wrong = |e: &dyn std::fmt::Display| {
-        anyhow::Error::from(
-            fail(Exit::Data, format!("{}: {e}", path.display())).hint("the file is damaged: get the data set again"),
-        )
-    };
-    if size > MAX_BYTES {
-        return Err(wrong(&"larger than any split of a benchmark"));
-    }
-    // The library panics on some damaged files.
-    let read = crate::runtime::guard::guarded(|| -> Result<Vec<Value>> {
-        let reader = SerializedFileReader::new(file).map_err(|e| wrong(&e))?;
-        let rows = reader.get_row_iter(None).map_err(|e| wrong(&e))?;
-        rows.map(|row| Ok(row.map_err(|e| wrong(&e))?.to_json_value())).collect()
-    });
-    read.map_err(|panic| wrong(&panic)).and_then(|rows| rows).with_context(|| format!("reading {}", path.display()))
 }
 
 #[cfg(test)]

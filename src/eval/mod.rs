@@ -19,7 +19,6 @@ pub mod report;
 pub mod statistics;
 pub mod tasks;
 
-use crate::data::boundary::Boundary;
 use crate::data::rows::{self, Rows};
 use crate::data::tokenizer::Tokenizer;
 use crate::model::Llama;
@@ -74,15 +73,6 @@ impl ByteLengths {
     }
 }
 
-/// The documents of `inputs`, rows of `length`, if they are to be kept apart.
-///
-/// # Errors
-/// None that a boundary can cause.
-pub fn segments(inputs: &[u32], length: usize, boundary: Option<Boundary>) -> Result<Option<Segments>> {
-    let starts = |b: Boundary| inputs.chunks_exact(length).flat_map(|row| b.starts(row)).collect();
-    Ok(boundary.map(|b| Segments::new(starts(b), length)).transpose()?)
-}
-
 /// Scores all `rows`, `batch` at a time; the result does not depend on `batch` beyond rounding. `done` hears the rows so far
 /// and can end it.
 ///
@@ -101,7 +91,8 @@ pub fn score(
         let (inputs, targets) = rows.read(first, count)?;
         tokens += targets.iter().filter(|&&t| t != rows::IGNORE).count() as u64;
         bytes = bytes.zip(lengths.count(&targets)).map(|(a, b)| a + b);
-        let segments = segments(&inputs, rows.length(), rows.boundary)?;
+        let starts = rows.starts(first, count, &inputs);
+        let segments = starts.map(|starts| Segments::new(starts, rows.length())).transpose()?;
         let inputs = Tensor::from_vec(inputs, (count, rows.length()), &Device::Cpu)?;
         let n = targets.len();
         let losses = model.losses(&inputs, &Tensor::from_vec(targets, n, &Device::Cpu)?, segments.as_ref())?;

@@ -50,8 +50,11 @@ pub struct Train {
     /// The learning rate used.
     #[serde(deserialize_with = "null_is_nan")]
     pub lr: f64,
-    /// Tokens trained on so far, this step included.
+    /// Tokens trained on so far, this step included; of fine-tuning, places fed.
     pub tokens: u64,
+    /// How many tokens of this step had a loss; written only where that is not all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trained_tokens: Option<u64>,
     /// Of this step, without evaluation and saving.
     #[serde(deserialize_with = "null_is_nan")]
     pub tokens_per_second: f64,
@@ -121,6 +124,7 @@ mod tests {
             grad_norm: 0.1,
             lr: 6e-4,
             tokens: step * 512,
+            trained_tokens: None,
             tokens_per_second: 1e4,
             mfu: 0.5,
             data_seconds: 1e-5,

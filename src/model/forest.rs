@@ -1,11 +1,10 @@
 //! Forward for evaluation: a [`Forest`] of sequences in, the log-probabilities of the wanted tokens out.
 
 use super::Llama;
-use super::block::{Block, Stream};
+use super::block::{Block, Product, Stream};
 use crate::ops::attention::attention_forest;
 use crate::ops::cross_entropy::{Scored, score};
 use crate::ops::forest::Forest;
-use crate::ops::linear::linear;
 use crate::ops::rms_norm::{Normed, add_rms_norm};
 use crate::ops::rope::{Rope, rope};
 use crate::ops::segments::Places;
@@ -26,13 +25,13 @@ impl Block {
     fn forward_forest(&self, stream: Stream, tables: &Rope, forest: &Forest) -> Result<Stream> {
         let w = &self.weights;
         let Normed { h: x, y: n1, .. } = add_rms_norm(&stream.h, stream.branch.as_ref(), &w.input_layernorm, self.eps)?;
-        let qkv = linear(&n1, &w.qkv_proj, self.precision)?;
+        let qkv = self.project(Product::Qkv, &n1, None)?;
         rope(&qkv, tables, self.heads.q + self.heads.kv, Places::In(forest))?;
         let attn = attention_forest(&qkv, forest, self.heads, self.precision)?;
-        let o = linear(&attn, &w.o_proj, self.precision)?;
+        let o = self.project(Product::O, &attn, None)?;
         let Normed { h, y: n2, .. } = add_rms_norm(&x, Some(&o), &w.post_attention_layernorm, self.eps)?;
-        let gate_up = linear(&n2, &w.gate_up_proj, self.precision)?;
-        let out = linear(&swiglu(&gate_up)?, &w.down_proj, self.precision)?;
+        let gate_up = self.project(Product::GateUp, &n2, None)?;
+        let out = self.project(Product::Down, &swiglu(&gate_up)?, None)?;
         Ok(Stream { h, branch: Some(out) })
     }
 }

@@ -7,6 +7,9 @@
 //! | `params.rs` | the flat buffer and its views |
 //! | `init.rs` | every initialisation rule |
 //! | `kv_cache.rs` | keys and values for generation |
+//! | `lora.rs` | adapters beside frozen weights |
+//! | `noise.rs` | dropout, noise on embeddings |
+//! | `forest.rs` | forward for evaluation |
 //!
 //! The model does no I/O and knows no optimizer.
 
@@ -14,7 +17,9 @@ pub mod block;
 pub mod forest;
 pub mod init;
 pub mod kv_cache;
+pub mod lora;
 pub mod names;
+pub mod noise;
 pub mod params;
 
 use crate::config::ModelConfig;
@@ -26,9 +31,11 @@ use crate::ops::precision::Precision;
 use crate::ops::rms_norm::{Normed, add_rms_norm, rms_norm_backward};
 use crate::ops::rope::Rope;
 use crate::ops::segments::{Places, Segments};
-use block::{Block, Stream};
+use block::{Block, BlockGrads, Context, Stream};
 use candle_core::{Result, Tensor, bail};
 use kv_cache::KvCache;
+use lora::{Adapters, BlockAdapters};
+use noise::Noise;
 use params::{Layout, Weights};
 
 /// A LLaMA over one flat buffer of weights.
@@ -43,6 +50,39 @@ pub struct Llama {
     blocks: Vec<Block>,
     rope: Rope,
     precision: Precision,
+    /// Trained beside the weights, which are then frozen.
+    pub adapters: Option<Adapters>,
+}
+
+/// Gradients of what is trained of a model: views of a flat buffer.
+#[derive(Clone, Debug)]
+pub enum Grads {
+    /// Of all weights.
+    Weights(Weights),
+    /// Of its adapters.
+    Adapters(Vec<BlockAdapters>),
+}
+
+impl Grads {
+    fn weights(&self) -> Option<&Weights> {
+        if let Self::Weights(weights) = self { Some(weights) } else { None }
+    }
+
+    fn block(&self, i: usize) -> BlockGrads<'_> {
+        match self {
+            Self::Weights(weights) => BlockGrads::Weights(&weights.blocks[i]),
+            Self::Adapters(blocks) => BlockGrads::Adapters(&blocks[i]),
+        }
+    }
+}
+
+/// What a training step feeds besides tokens.
+#[derive(Clone, Copy, Default)]
+pub struct Feed<'a> {
+    /// Documents in the rows; none: a row is one context.
+    pub segments: Option<&'a Segments>,
+    /// What is random about it.
+    pub noise: Option<&'a Noise>,
 }
 
 impl Llama {
@@ -51,16 +91,18 @@ impl Llama {
         let layout = Layout::new(config);
         let weights = Weights::views(&flat, config, &layout)?;
         let heads = Heads { q: config.num_attention_heads, kv: config.num_key_value_heads, dim: config.head_dim };
-        let block = |w: &params::BlockWeights| Block {
+        let block = |(index, w): (usize, &params::BlockWeights)| Block {
             weights: w.clone(),
             heads,
             eps: config.rms_norm_eps,
             precision: Precision::F32,
+            index,
+            adapters: None,
         };
-        let blocks = weights.blocks.iter().map(block).collect();
+        let blocks = weights.blocks.iter().enumerate().map(block).collect();
         let rope = Rope::new(config.head_dim, config.rope_theta, config.max_position_embeddings);
         let precision = Precision::F32;
-        Ok(Self { config: config.clone(), layout, flat, weights, blocks, rope, precision })
+        Ok(Self { config: config.clone(), layout, flat, weights, blocks, rope, precision, adapters: None })
     }
 
     /// The same model with matrix products in `precision`.
@@ -70,38 +112,68 @@ impl Llama {
         self
     }
 
+    /// The same model with `adapters` beside its weights, which they share: an update of their buffer is an update of the model.
+    pub fn with_adapters(mut self, adapters: Adapters) -> Self {
+        let scale = lora::scale(&adapters.config);
+        for (block, adapters) in self.blocks.iter_mut().zip(&adapters.blocks) {
+            block.adapters = Some((adapters.clone(), scale));
+        }
+        self.adapters = Some(adapters);
+        self
+    }
+
+    /// Layout and buffer of what is trained: the adapters if there are any, else the weights.
+    pub fn trained(&self) -> (&Layout, &Tensor) {
+        self.adapters.as_ref().map_or((&self.layout, &self.flat), |adapters| (&adapters.layout, &adapters.flat))
+    }
+
+    /// Views of `flat`, a buffer of gradients of what is trained.
+    pub fn grads(&self, flat: &Tensor) -> Result<Grads> {
+        match &self.adapters {
+            None => Ok(Grads::Weights(Weights::views(flat, &self.config, &self.layout)?)),
+            Some(adapters) => Ok(Grads::Adapters(lora::views(flat, &self.config, &adapters.config)?)),
+        }
+    }
+
     /// Losses of every position (b·t), and the gradients of `scale · Σ losses` ADDED to `grads`.
     ///
     /// `inputs` (b, t) u32; `targets` (b·t) u32, [`IGNORE`](crate::ops::cross_entropy::IGNORE) where nothing is trained; a row
-    /// is one context, or several documents apart from each other as `segments` says.
+    /// is one context, or several documents apart from each other as `feed` says.
     pub fn loss_and_backward(
         &self,
         inputs: &Tensor,
         targets: &Tensor,
-        segments: Option<&Segments>,
+        feed: Feed,
         scale: f32,
-        grads: &Weights,
+        grads: &Grads,
     ) -> Result<Tensor> {
-        let places = Places::of(segments);
+        let Feed { segments, noise } = feed;
+        let cx = Context { rope: &self.rope, places: Places::of(segments), noise };
+        let all = grads.weights();
         let mut saved = Vec::with_capacity(self.blocks.len());
         let mut stream = self.embed(inputs)?;
+        if let Some(noise) = noise {
+            stream.h = noise.on_embeddings(stream.h, cx.places)?;
+        }
         for block in &self.blocks {
-            let (above, s) = block.forward(stream, &self.rope, places)?;
+            let (above, s) = block.forward(stream, cx)?;
             saved.push(s);
             stream = above;
         }
         let Normed { h, y, rstd } = self.final_norm(&stream)?;
         drop(stream);
         let rows = y.flatten_to(1)?;
-        let (losses, dy) =
-            cross_entropy_and_backward(&rows, &self.weights.lm_head, targets, scale, &grads.lm_head, self.precision)?;
+        let (head, dhead) = (&self.weights.lm_head, all.map(|grads| &grads.lm_head));
+        let (losses, dy) = cross_entropy_and_backward(&rows, head, targets, scale, dhead, self.precision)?;
         let dy = dy.reshape(y.shape())?;
-        let mut dx = rms_norm_backward(&dy, &h, &rstd, &self.weights.norm, None, &grads.norm)?;
+        let mut dx = rms_norm_backward(&dy, &h, &rstd, &self.weights.norm, None, all.map(|grads| &grads.norm))?;
         drop((h, y, rows, dy));
-        for ((block, s), grads) in self.blocks.iter().zip(saved).zip(&grads.blocks).rev() {
-            dx = block.backward(s, dx, (&self.rope, places), grads)?;
+        for (i, (block, s)) in self.blocks.iter().zip(saved).enumerate().rev() {
+            dx = block.backward(s, dx, cx, grads.block(i))?;
         }
-        embedding_backward(inputs, &dx, &grads.embed_tokens)?;
+        if let Some(grads) = all {
+            embedding_backward(inputs, &dx, &grads.embed_tokens)?;
+        }
         Ok(losses)
     }
 
@@ -133,9 +205,10 @@ impl Llama {
 
     /// Normed output of the last block (b, t, c).
     fn hidden(&self, inputs: &Tensor, places: Places) -> Result<Tensor> {
+        let cx = Context { rope: &self.rope, places, noise: None };
         let mut stream = self.embed(inputs)?;
         for block in &self.blocks {
-            stream = block.forward(stream, &self.rope, places)?.0;
+            stream = block.forward(stream, cx)?.0;
         }
         Ok(self.final_norm(&stream)?.y)
     }
@@ -150,185 +223,4 @@ impl Llama {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-    use candle_core::Device;
-
-    /// A model small enough for finite differences, with grouped heads.
-    pub(crate) fn tiny(tied: bool) -> ModelConfig {
-        ModelConfig {
-            hidden_size: 24,
-            intermediate_size: 40,
-            num_hidden_layers: 2,
-            num_attention_heads: 4,
-            num_key_value_heads: 2,
-            head_dim: 6,
-            vocab_size: 33,
-            max_position_embeddings: 16,
-            rms_norm_eps: 1e-5,
-            rope_theta: 10_000.0,
-            tie_word_embeddings: tied,
-            initializer_range: 0.02,
-            residual_scaling: false,
-        }
-    }
-
-    /// Weights large enough that every gradient matters.
-    fn model(config: &ModelConfig) -> Llama {
-        let mut config = config.clone();
-        config.initializer_range = 0.3;
-        let layout = Layout::new(&config);
-        Llama::new(&config, init::init(&config, &layout, 3).unwrap()).unwrap()
-    }
-
-    fn batch(b: usize, t: usize, vocab: u32) -> (Tensor, Tensor) {
-        let ids: Vec<u32> = (0..(b * (t + 1)) as u32).map(|i| (i * i * 7 + i * 3 + 1) % vocab).collect();
-        let rows = Tensor::from_vec(ids, (b, t + 1), &Device::Cpu).unwrap();
-        let inputs = rows.narrow(1, 0, t).unwrap().contiguous().unwrap();
-        let targets = rows.narrow(1, 1, t).unwrap().contiguous().unwrap().flatten_all().unwrap();
-        (inputs, targets)
-    }
-
-    fn mean_loss(model: &Llama, inputs: &Tensor, targets: &Tensor) -> f64 {
-        let losses = model.losses(inputs, targets, None).unwrap().to_vec1::<f32>().unwrap();
-        losses.iter().map(|&x| x as f64).sum::<f64>() / losses.len() as f64
-    }
-
-    #[test]
-    fn gradients_agree_with_finite_differences() {
-        for tied in [false, true] {
-            let model = model(&tiny(tied));
-            let (inputs, targets) = batch(2, 9, 33);
-            let flat_grads = model.layout.zeros(&Device::Cpu).unwrap();
-            let grads = Weights::views(&flat_grads, &model.config, &model.layout).unwrap();
-            model.loss_and_backward(&inputs, &targets, None, 1.0 / 18.0, &grads).unwrap();
-            let g = flat_grads.to_vec1::<f32>().unwrap();
-            let w = model.flat.to_vec1::<f32>().unwrap();
-            // The direction of the gradient itself inside each tensor: the derivative along it is its norm.
-            for spec in &model.layout.specs {
-                let range = spec.start..spec.start + spec.len;
-                let norm = g[range.clone()].iter().map(|x| (*x as f64).powi(2)).sum::<f64>().sqrt();
-                let step = 2e-2 / (1.0 + norm);
-                let along = |sign: f64| {
-                    let mut moved = w.clone();
-                    for i in range.clone() {
-                        moved[i] += (sign * step * g[i] as f64 / norm) as f32;
-                    }
-                    let flat = Tensor::from_vec(moved, w.len(), &Device::Cpu).unwrap();
-                    mean_loss(&Llama::new(&model.config, flat).unwrap(), &inputs, &targets)
-                };
-                let slope = (along(1.0) - along(-1.0)) / (2.0 * step);
-                assert!((slope / norm - 1.0).abs() < 5e-3, "{}: slope {slope}, norm {norm}", spec.name);
-            }
-        }
-    }
-
-    #[test]
-    fn cached_forward_equals_the_full_one_in_any_chunking() {
-        let model = model(&tiny(false));
-        let (inputs, _) = batch(2, 12, 33);
-        let all = model.logits(&inputs).unwrap();
-        for chunks in [vec![12], vec![1; 12], vec![5, 1, 6]] {
-            let mut cache = KvCache::new(&model.config, 2, 12, &Device::Cpu).unwrap();
-            let mut at = 0;
-            for n in chunks {
-                let logits = model.next_logits(&inputs.narrow(1, at, n).unwrap(), &mut cache).unwrap();
-                at += n;
-                let want = all.narrow(1, at - 1, 1).unwrap().squeeze(1).unwrap();
-                assert!(crate::ops::selftest::difference(&logits, &want).unwrap() < 1e-5);
-            }
-            assert!(model.next_logits(&inputs.narrow(1, 0, 1).unwrap(), &mut cache).is_err());
-        }
-    }
-
-    #[test]
-    fn ignored_targets_train_nothing_and_micro_batches_add_up() {
-        use crate::ops::cross_entropy::IGNORE;
-        let model = model(&tiny(true));
-        let (inputs, targets) = batch(4, 8, 33);
-        let run = |parts: usize, targets: &Tensor| {
-            let flat = model.layout.zeros(&Device::Cpu).unwrap();
-            let grads = Weights::views(&flat, &model.config, &model.layout).unwrap();
-            for i in 0..parts {
-                let n = 4 / parts;
-                let x = inputs.narrow(0, i * n, n).unwrap().contiguous().unwrap();
-                let y = targets.narrow(0, i * n * 8, n * 8).unwrap();
-                model.loss_and_backward(&x, &y, None, 1.0 / 32.0, &grads).unwrap();
-            }
-            flat
-        };
-        let whole = run(1, &targets);
-        for parts in [2, 4] {
-            assert!(crate::ops::selftest::difference(&run(parts, &targets), &whole).unwrap() < 1e-5);
-        }
-        let none = Tensor::full(IGNORE, 32, &Device::Cpu).unwrap();
-        assert!(run(2, &none).to_vec1::<f32>().unwrap().iter().all(|&g| g == 0.0));
-    }
-
-    /// Losses and gradients of documents in one row with segments are those of the documents in rows of their own.
-    #[test]
-    fn documents_kept_apart_are_documents_alone() {
-        use crate::ops::cross_entropy::IGNORE;
-        let model = model(&tiny(false));
-        let ids: Vec<u32> = (0..13).map(|i| (i * i * 5 + 2) % 33).collect();
-        let lengths = [5usize, 1, 6];
-        let run = |rows: &[std::ops::Range<usize>], starts: Option<Vec<u32>>| {
-            let width = rows.iter().map(|r| r.len()).max().unwrap();
-            let (mut x, mut y) = (Vec::new(), Vec::new());
-            for r in rows {
-                x.extend(ids[r.clone()].iter().copied().chain(std::iter::repeat_n(0, width - r.len())));
-                y.extend(
-                    ids[r.start + 1..r.end + 1].iter().copied().chain(std::iter::repeat_n(IGNORE, width - r.len())),
-                );
-            }
-            let n = y.len();
-            let inputs = Tensor::from_vec(x, (rows.len(), width), &Device::Cpu).unwrap();
-            let targets = Tensor::from_vec(y, n, &Device::Cpu).unwrap();
-            let segments = starts.map(|starts| Segments::new(starts, width).unwrap());
-            let flat = model.layout.zeros(&Device::Cpu).unwrap();
-            let grads = Weights::views(&flat, &model.config, &model.layout).unwrap();
-            let losses = model.loss_and_backward(&inputs, &targets, segments.as_ref(), 1.0, &grads).unwrap();
-            let alone = model.losses(&inputs, &targets, segments.as_ref()).unwrap();
-            assert!(crate::ops::selftest::difference(&alone, &losses).unwrap() < 1e-6);
-            (losses.sum_all().unwrap().to_scalar::<f32>().unwrap(), flat)
-        };
-        let mut at = 0;
-        let apart = lengths.map(|n| {
-            at += n;
-            at - n..at
-        });
-        let starts = apart.iter().flat_map(|r| std::iter::repeat_n(r.start as u32, r.len())).collect();
-        let range = 0..12;
-        let whole = std::slice::from_ref(&range);
-        let (packed, alone) = (run(whole, Some(starts)), run(&apart, None));
-        assert!((packed.0 / alone.0 - 1.0).abs() < 1e-5, "{} {}", packed.0, alone.0);
-        assert!(crate::ops::selftest::difference(&packed.1, &alone.1).unwrap() < 1e-5);
-        let one_context = run(whole, None);
-        assert!((one_context.0 / alone.0 - 1.0).abs() > 1e-3);
-    }
-
-    #[test]
-    fn the_number_of_threads_does_not_change_a_bit() {
-        let mut config = tiny(false);
-        config.max_position_embeddings = 160;
-        config.vocab_size = 700;
-        config.hidden_size = 96;
-        config.intermediate_size = 200;
-        let model = model(&config);
-        let (inputs, targets) = batch(3, 150, 700);
-        let run = |threads: usize| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| {
-                let flat = model.layout.zeros(&Device::Cpu).unwrap();
-                let grads = Weights::views(&flat, &config, &model.layout).unwrap();
-                let losses = model.loss_and_backward(&inputs, &targets, None, 1.0, &grads).unwrap();
-                (losses.to_vec1::<f32>().unwrap(), flat.to_vec1::<f32>().unwrap())
-            })
-        };
-        let one = run(1);
-        assert!(one.1.iter().any(|&g| g != 0.0));
-        for threads in [2, 4] {
-            assert!(run(threads) == one, "{threads} threads gave other bits than one");
-        }
-    }
-}
+pub(crate) mod tests;

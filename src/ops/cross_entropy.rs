@@ -141,13 +141,14 @@ pub fn score(x_nc: &Tensor, w_vc: &Tensor, targets_n: &Tensor, precision: Precis
     })
 }
 
-/// Loss of each row (n) and the gradient of `x` (n, c) for the loss `scale · Σ rows`; accumulates the head's gradient into `dw`.
+/// Loss of each row (n) and the gradient of `x` (n, c) for the loss `scale · Σ rows`; accumulates the head's gradient into `dw`;
+/// without one the head is frozen.
 pub fn cross_entropy_and_backward(
     x_nc: &Tensor,
     w_vc: &Tensor,
     targets_n: &Tensor,
     scale: f32,
-    dw_vc: &Tensor,
+    dw_vc: Option<&Tensor>,
     precision: Precision,
 ) -> Result<(Tensor, Tensor)> {
     let (n, c, vocab, targets) = check("cross_entropy", x_nc, w_vc, targets_n)?;
@@ -163,6 +164,7 @@ pub fn cross_entropy_and_backward(
             head.chunk(logits, from, losses, |z, target| row_loss_and_gradient(z, target, scale));
             let dz = Mat::new(logits, rows, vocab, vocab);
             matmul(dx, c, Into::Overwrite, 1.0, dz, Mat::new(w, vocab, c, c), precision);
+            let Some(dw_vc) = dw_vc else { continue };
             cpu::update("cross_entropy", dw_vc, |dw| {
                 matmul(dw, c, Into::Accumulate, 1.0, dz.t(), Mat::new(&x[from * c..], rows, c, c), precision);
                 Ok(())

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | [`embedding`] | gather rows | scatter-add, by columns so that the order of additions is fixed |
 //! | [`linear`] | `y = x Wᵀ` | `dx = dy W`, `dW += dyᵀ x` |
+//! | [`lora`] | `y += s (x Aᵀ) Bᵀ` beside a frozen layer | `dA`, `dB`, and its share of `dx` |
 //! | [`rms_norm`] | residual add + RMSNorm in one pass | input gradient joins the residual's; weight gradient in two stages |
 //! | [`rope`] | rotation in place on packed QKV | the inverse rotation |
 //! | [`swiglu`] | `silu(gate) · up` on packed gate-up | both halves in one pass |
@@ -26,6 +27,7 @@ pub mod embedding;
 pub mod forest;
 pub(crate) mod gemm;
 pub mod linear;
+pub mod lora;
 pub mod precision;
 pub mod rms_norm;
 pub mod rope;

@@ -111,14 +111,15 @@ pub fn rms_norm_recompute(h: &Tensor, rstd_n: &Tensor, w_c: &Tensor) -> Result<T
     cpu::tensor(y, h.dims())
 }
 
-/// Gradient of `h` (…, c): the norm's share plus `dres`, the gradient that reaches `h` past the norm. Accumulates `dw` (c).
+/// Gradient of `h` (…, c): the norm's share plus `dres`, the gradient that reaches `h` past the norm. Accumulates `dw` (c); without
+/// one the weight is frozen.
 pub fn rms_norm_backward(
     dy: &Tensor,
     h: &Tensor,
     rstd_n: &Tensor,
     w_c: &Tensor,
     dres: Option<&Tensor>,
-    dw_c: &Tensor,
+    dw_c: Option<&Tensor>,
 ) -> Result<Tensor> {
     let c = channels("rms_norm_backward", h, w_c)?;
     if dy.dims() != h.dims() || dres.is_some_and(|d| d.dims() != h.dims()) {
@@ -147,6 +148,7 @@ pub fn rms_norm_backward(
         });
         Ok((dh, partials))
     })?;
+    let Some(dw_c) = dw_c else { return cpu::tensor(dh, h.dims()) };
     cpu::update("rms_norm_backward", dw_c, |dw| {
         for partial in partials.chunks_exact(c) {
             for (dw, p) in dw.iter_mut().zip(partial) {

@@ -7,7 +7,7 @@ use super::attention::Heads;
 use super::precision::Precision::F32;
 use super::rope::Rope;
 use super::segments::{Places, Segments};
-use super::{adamw, attention, cross_entropy, embedding, linear, rms_norm, rope, swiglu};
+use super::{adamw, attention, cross_entropy, embedding, linear, lora, rms_norm, rope, swiglu};
 use candle_core::{DType, Device, Result, Tensor, Var};
 
 /// Largest accepted difference, relative to the largest element of the oracle (f32, sums of up to a few thousand terms).
@@ -32,9 +32,10 @@ impl Outcome {
 type Check = fn(&mut Inputs) -> Result<f64>;
 
 /// Every op of the training path with its check; a new op without an entry fails `tests/tidy.rs`.
-const CHECKS: [(&str, Check); 8] = [
+const CHECKS: [(&str, Check); 9] = [
     ("embedding", check_embedding),
     ("linear", check_linear),
+    ("lora", check_lora),
     ("rms_norm", check_rms_norm),
     ("rope", check_rope),
     ("swiglu", check_swiglu),
@@ -167,6 +168,45 @@ fn check_linear(inputs: &mut Inputs) -> Result<f64> {
     Ok(found)
 }
 
+/// One, two and three projections with an adapter each inside a packed one, some rows without any; with and without dropout.
+fn check_lora(inputs: &mut Inputs) -> Result<f64> {
+    let mut found = 0.0f64;
+    let shapes: [(usize, usize, usize, &[std::ops::Range<usize>]); 3] =
+        [(3, 7, 2, &[0..2, 2..5]), (65, 33, 4, &[0..40, 60..72]), (128, 64, 16, &[0..64, 64..80, 80..96])];
+    for (n, i, r, rows) in shapes {
+        for p in [0.0, 0.3] {
+            let o = rows.last().map_or(0, |rows| rows.end) + 3;
+            let (x, w) = (Var::from_tensor(&inputs.tensor(&[n, i])?)?, inputs.tensor(&[o, i])?);
+            let a = Var::from_tensor(&inputs.tensor(&[rows.len() * r, i])?)?;
+            let bs: Vec<Var> =
+                rows.iter().map(|rows| Var::from_tensor(&inputs.tensor(&[rows.len(), r])?)).collect::<Result<_>>()?;
+            let adapter = |a: &Tensor, bs: &[Tensor]| lora::Adapter {
+                a: a.clone(),
+                parts: rows.iter().zip(bs).map(|(rows, b)| lora::Part { rows: rows.clone(), b: b.clone() }).collect(),
+            };
+            let weights = adapter(&a, &bs.iter().map(|b| b.as_tensor().clone()).collect::<Vec<_>>());
+            let dropout = lora::Dropout { p, key: 5, first: 11 };
+            let mask = Tensor::from_vec(dropout.of(&vec![1.0; n * i]), (n, i), &Device::Cpu)?;
+            let (dropout, mask) = if p > 0.0 { (Some(&dropout), Some(&mask)) } else { (None, None) };
+            let want = lora::reference(&x, &w, &weights, 1.5, mask)?;
+            let dy = inputs.tensor(&[n, o])?;
+            let vars: Vec<&Var> = [&x, &a].into_iter().chain(&bs).collect();
+            let oracle = autograd(&want, &dy, &vars)?;
+            let y = linear::linear(&x, &w, F32)?;
+            lora::lora(&y, &x, &weights, 1.5, dropout, F32)?;
+            let ones: Vec<Tensor> = bs.iter().map(|b| b.ones_like()).collect::<Result<_>>()?;
+            let grads = adapter(&a.ones_like()?, &ones);
+            let dx = linear::linear_backward_input(&dy, &w, F32)?;
+            lora::lora_backward(&dx, &dy, &x, &weights, &grads, 1.5, dropout, F32)?;
+            let mut got = vec![dx, (grads.a - 1.0)?];
+            got.extend(grads.parts.iter().map(|part| &part.b - 1.0).collect::<Result<Vec<_>>>()?);
+            let pairs: Vec<_> = got.iter().zip(&oracle).chain([(&y, &want)]).collect();
+            found = found.max(worst(&pairs)?);
+        }
+    }
+    Ok(found)
+}
+
 fn check_rms_norm(inputs: &mut Inputs) -> Result<f64> {
     let (mut found, eps) = (0.0f64, 1e-5);
     for (n, c) in [(1, 1), (3, 17), (300, 128), (9, 500)] {
@@ -179,7 +219,7 @@ fn check_rms_norm(inputs: &mut Inputs) -> Result<f64> {
         let oracle = autograd(&through_both, &through_both.ones_like()?, &[&x, &w])?;
         let normed = rms_norm::add_rms_norm(&x, Some(&delta), &w, eps)?;
         let dw = zeros_like(&w)?;
-        let dx = rms_norm::rms_norm_backward(&dy, &normed.h, &normed.rstd, &w, Some(&dres), &dw)?;
+        let dx = rms_norm::rms_norm_backward(&dy, &normed.h, &normed.rstd, &w, Some(&dres), Some(&dw))?;
         let again = rms_norm::rms_norm_recompute(&normed.h, &normed.rstd, &w)?;
         let alone = rms_norm::add_rms_norm(&h, None, &w, eps)?.y;
         let pairs = [(&normed.y, &want), (&normed.h, &h), (&again, &want), (&alone, &want)];
@@ -257,7 +297,7 @@ fn check_cross_entropy(inputs: &mut Inputs) -> Result<f64> {
         let want = cross_entropy::reference(&x, &w, &targets)?;
         let oracle = autograd(&want, &(want.ones_like()? * scale as f64)?, &[&x, &w])?;
         let dw = zeros_like(&w)?;
-        let (losses, dx) = cross_entropy::cross_entropy_and_backward(&x, &w, &targets, scale, &dw, F32)?;
+        let (losses, dx) = cross_entropy::cross_entropy_and_backward(&x, &w, &targets, scale, Some(&dw), F32)?;
         let alone = cross_entropy::cross_entropy(&x, &w, &targets, F32)?;
         let pairs = [(&losses, &want), (&alone, &want), (&dx, &oracle[0]), (&dw, &oracle[1])];
         found = found.max(worst(&pairs)?);

@@ -9,6 +9,7 @@ use super::state::State;
 use crate::checkpoint::{self, Opened};
 use crate::config::Config;
 use crate::data::corpus::Corpus;
+use crate::data::hub::HubName;
 use crate::data::tokenizer::Tokenizer;
 use crate::eval::benchmark::{Extent, Prepared};
 use crate::eval::dataset::Library;
@@ -30,9 +31,26 @@ pub fn pretrain(mut config: Config, out: &Path, init_from: Option<&Path>, consol
     refuse_existing_run(out)?;
     make_paths_absolute(&mut config)?;
     let (parts, source) = fresh_parts(config, init_from, out, console)?;
+    begin_fresh(Fresh { parts, source, requests, console }, out, |_| Ok(()))
+}
+
+/// A run that has no directory yet.
+pub(super) struct Fresh {
+    pub(super) parts: Parts,
+    /// Where its weights come from, if they are not new.
+    pub(super) source: Option<Opened>,
+    pub(super) requests: Requests,
+    pub(super) console: Console,
+}
+
+/// Makes the directory `out`, with what `also` puts there, and trains.
+pub(super) fn begin_fresh(run: Fresh, out: &Path, also: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let Fresh { parts, source, requests, console } = run;
+    refuse_existing_run(out)?;
     create_dirs(out)?;
     let held = lock(&out.join("run.lock"))?;
     refuse_existing_run_locked(out)?;
+    also(out)?;
     let mut events = Events::open(out)?;
     // Durable before the configuration makes this a run: a restart must begin with the same weights.
     let from = source.map(|s| std::path::absolute(s.dir)).transpose()?;
@@ -83,11 +101,16 @@ pub(super) fn fresh_parts(
     };
     let corpus = Corpus::open(&config, tokenizer)?;
     config.data.stories = corpus.stories.or(config.data.stories);
+    Ok((assemble(config, corpus, source.as_ref())?, source))
+}
+
+/// What a run at step 0 is made of.
+pub(super) fn assemble(config: Config, corpus: Corpus, source: Option<&Opened>) -> Result<Parts> {
     let loader = make_loader(&config, &corpus)?;
     let benchmarks = benchmarks(&config, &corpus.tokenizer)?;
-    let state = State::fresh(&config, source.as_ref())?;
+    let state = State::fresh(&config, source)?;
     let fingerprint = corpus.fingerprint()?;
-    Ok((Parts { config, corpus, loader, state, fingerprint, benchmarks }, source))
+    Ok(Parts { config, corpus, loader, state, fingerprint, benchmarks })
 }
 
 /// The benchmark tasks of `config.eval`, read and encoded: what is wrong with them is found before the run begins.
@@ -102,14 +125,21 @@ pub(super) fn benchmarks(config: &Config, tokenizer: &Tokenizer) -> Result<Vec<P
 }
 
 /// A resume from another directory must find the same files.
-fn make_paths_absolute(config: &mut Config) -> Result<()> {
-    let absolute = |p: &String| -> Result<String> { Ok(std::path::absolute(p)?.to_string_lossy().into_owned()) };
-    for list in [&mut config.data.train, &mut config.data.val] {
+pub(super) fn make_paths_absolute(config: &mut Config) -> Result<()> {
+    let absolute = |p: &String| -> Result<String> {
+        // What is no path is refused by name where it is read.
+        let path = if HubName::is(p) { PathBuf::from(p) } else { std::path::absolute(p)? };
+        Ok(path.to_string_lossy().into_owned())
+    };
+    for list in [&mut config.data.train, &mut config.data.val, &mut config.sft.base_val] {
         *list = list.iter().map(absolute).collect::<Result<_>>()?;
     }
     config.eval.data_dir = config.eval.data_dir.as_ref().map(absolute).transpose()?;
     if !["gpt2", "train"].contains(&config.data.tokenizer.as_str()) {
         config.data.tokenizer = absolute(&config.data.tokenizer)?;
+    }
+    if config.sft.template.contains(['/', '.']) {
+        config.sft.template = absolute(&config.sft.template)?;
     }
     Ok(())
 }
@@ -145,10 +175,10 @@ pub(super) fn check_machine(config: &Config, run_dir: &Path) -> Result<()> {
     let there = checkpoint::sound(run_dir)?.len() as u64;
     // One more than is kept: the new one is written before the oldest is deleted.
     let more = (config.checkpoint.keep as u64).saturating_add(1).saturating_sub(there);
-    checkpoint::ensure_space(run_dir, checkpoint_bytes(&config.model).saturating_mul(more))
+    checkpoint::ensure_space(run_dir, checkpoint_bytes(config).saturating_mul(more))
 }
 
-fn check_same_model(config: &Config, source: &Opened) -> Result<()> {
+pub(super) fn check_same_model(config: &Config, source: &Opened) -> Result<()> {
     let (mut ours, mut theirs) = (config.model.clone(), source.model.clone());
     // These do not touch the weights.
     for m in [&mut ours, &mut theirs] {

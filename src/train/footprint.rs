@@ -1,6 +1,7 @@
 //! How much memory a run takes, known before it takes any.
 
-use crate::config::{Config, ModelConfig};
+use crate::config::Config;
+use crate::model::lora;
 use std::fmt;
 
 /// Bytes by class.
@@ -17,9 +18,14 @@ pub struct Footprint {
 /// Largest chunk of logits held at once, in bytes: `ops/cross_entropy.rs`.
 const LOGITS: u64 = 128 << 20;
 
-/// A checkpoint's tensors, in memory or on the disk: weights and two moments in f32.
-pub fn checkpoint_bytes(model: &ModelConfig) -> u64 {
-    model.n_params().saturating_mul(12)
+/// Parameters that are trained.
+pub fn trained_params(config: &Config) -> u64 {
+    if config.lora.is_absent() { config.model.n_params() } else { lora::n_params(&config.model, &config.lora) }
+}
+
+/// A checkpoint's tensors, in memory or on the disk: what is trained and two moments in f32.
+pub fn checkpoint_bytes(config: &Config) -> u64 {
+    trained_params(config).saturating_mul(12)
 }
 
 impl Footprint {
@@ -35,10 +41,11 @@ impl Footprint {
         // The block at work holds about as much again in gradients and recomputed values.
         let saved = tokens.saturating_mul(4 * block).saturating_mul(size(m.num_hidden_layers) + 2);
         let logits = tokens.saturating_mul(4 * size(m.vocab_size)).min(LOGITS).saturating_mul(2);
-        let params = m.n_params();
+        let trained = trained_params(config);
+        let frozen = if config.lora.is_absent() { 0 } else { m.n_params() };
         Self {
-            state: params.saturating_mul(16),
-            snapshot: if config.checkpoint.background { checkpoint_bytes(m) } else { 0 },
+            state: trained.saturating_mul(16).saturating_add(frozen.saturating_mul(4)),
+            snapshot: if config.checkpoint.background { checkpoint_bytes(config) } else { 0 },
             activations: saved.saturating_add(logits),
         }
     }

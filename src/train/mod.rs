@@ -3,6 +3,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `begin.rs`, `resume.rs` | `pretrain` and `resume`: they differ only in how the state is made |
+//! | `tune.rs` | `sft`: the same with conversations and a model to begin with |
 //! | `run.rs` | the loop; `run/`: what happens between steps |
 //! | `step.rs` | one optimizer step |
 //! | `state.rs` | everything a checkpoint must hold |
@@ -34,6 +35,7 @@ pub mod state;
 pub mod step;
 #[cfg(test)]
 mod tests;
+pub mod tune;
 pub mod verify;
 pub mod watchdog;
 

@@ -95,6 +95,7 @@ mod tests {
             grad_norm: 0.5,
             lr: 1e-3,
             tokens: step * 8,
+            trained_tokens: None,
             tokens_per_second: 1.0,
             mfu: f64::NAN,
             data_seconds: 0.0,

@@ -148,6 +148,9 @@ pub(super) fn open_corpus(config: &Config, source: &Opened, console: Console) ->
 /// The order of a run's sequences.
 pub(super) fn make_loader(config: &Config, corpus: &Corpus) -> Result<Loader> {
     let data = &config.data;
+    if let Some(tuning) = &corpus.tuning {
+        return Loader::of_examples(tuning.train.clone(), data.seed, data.shuffle);
+    }
     let plan = Plan {
         sequence_length: config.train.sequence_length,
         seed: data.seed,
@@ -224,8 +227,17 @@ fn last_start(run_dir: &Path) -> Result<Begun> {
 /// A resume cannot change what the checkpoint's tensors and counters mean, nor what has had its effect already.
 fn refuse_changes(config: &Config, changes: &[Change], step: u64) -> Result<()> {
     const FIXED: [&str; 3] = ["train.sequence_length", "train.seed", "data.tokenizer"];
+    const FREE: [&str; 6] = [
+        "lora.dropout",
+        "sft.neftune_alpha",
+        "sft.max_truncated",
+        "sft.judged_prompts",
+        "sft.judged_tokens",
+        "sft.base_val",
+    ];
     const ORDER: [&str; 3] = ["data.seed", "data.shuffle", "data.weights"];
-    let fixed = |c: &&Change| c.key.starts_with("model.") || FIXED.contains(&c.key);
+    let tuned = |key: &str| (key.starts_with("sft.") || key.starts_with("lora.")) && !FREE.contains(&key);
+    let fixed = |c: &&Change| c.key.starts_with("model.") || FIXED.contains(&c.key) || tuned(c.key);
     if let Some(c) = changes.iter().find(fixed) {
         return Err(fail(Exit::Config, format!("{} cannot change on resume ({} -> {})", c.key, c.old, c.new))
             .hint("start a new run, with --init-from if it should begin with these weights")

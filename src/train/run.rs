@@ -3,12 +3,14 @@
 //! | file | holds |
 //! |---|---|
 //! | `run/interludes.rs` | validation and samples |
+//! | `run/judge.rs` | answers of a fine-tuned model, and what it forgets |
 //! | `run/saving.rs` | checkpoints, stopping early, the end |
 //! | `run/trouble.rs` | refused updates, rollbacks, a device out of memory |
 //! | `run/introduce.rs` | what is said before the first step |
 
 mod interludes;
 mod introduce;
+mod judge;
 mod saving;
 mod trouble;
 
@@ -164,12 +166,11 @@ impl Run {
         let begun = Instant::now();
         let count = self.config.train.tokens_per_step / self.config.train.sequence_length;
         self.watchdog.begins(format!("waiting for the data of step {}", self.state.counters.step + 1));
-        let sequences = self.data.sequences(self.state.counters.next_sequence, count)?;
+        let batch = self.data.batch(self.state.counters.next_sequence, count)?;
         let data_seconds = begun.elapsed().as_secs_f64();
         self.watchdog.begins(format!("step {}", self.state.counters.step + 1));
-        let boundary = self.data.loader().boundary();
         let report = loop {
-            match step(&mut self.state, &self.config, &sequences, boundary) {
+            match step(&mut self.state, &self.config, &batch) {
                 Err(error) if is_out_of_memory(&error) => self.halve_micro_batch(error)?,
                 done => break done?,
             }

@@ -2,7 +2,7 @@
 
 use super::state::{Saved, State};
 use crate::checkpoint::{Contents, TensorRef};
-use crate::config::ModelConfig;
+use crate::config::{LoraConfig, ModelConfig};
 use crate::data::tokenizer::Tokenizer;
 use crate::model::params::{Layout, Spec};
 use anyhow::Result;
@@ -23,7 +23,8 @@ struct Frame {
     tokens: u64,
     tokenizer_files: Vec<(&'static str, Vec<u8>)>,
     bos: Option<u32>,
-    eos: Option<u32>,
+    eos: Vec<u32>,
+    adapter: Option<(LoraConfig, String)>,
     trainer_state: serde_json::Value,
 }
 
@@ -45,7 +46,7 @@ pub fn with_contents<R>(
     write: impl FnOnce(&Contents) -> Result<R>,
 ) -> Result<R> {
     let frame = Frame::of(state, saved, tokenizer)?;
-    state.model.layout.with_slices(flats(state), |_, slices| write(&frame.contents(slices)))?
+    state.model.trained().0.with_slices(flats(state), |_, slices| write(&frame.contents(slices)))?
 }
 
 impl Snapshot {
@@ -55,7 +56,7 @@ impl Snapshot {
     /// Those of reading the tokenizer's files.
     pub fn take(state: &State, saved: &Saved, tokenizer: &Tokenizer, mut flats: Flats) -> Result<Self> {
         let frame = Frame::of(state, saved, tokenizer)?;
-        state.model.layout.with_slices(self::flats(state), |layout, slices| {
+        state.model.trained().0.with_slices(self::flats(state), |layout, slices| {
             for (copy, live) in flats.iter_mut().zip(slices) {
                 copy.resize(layout.total, 0.0);
                 let pieces = copy.par_chunks_mut(PIECE).zip(live.par_chunks(PIECE));
@@ -82,20 +83,23 @@ impl Snapshot {
 }
 
 fn flats(state: &State) -> [&candle_core::Tensor; 3] {
-    [&state.model.flat, &state.optimizer.exp_avg, &state.optimizer.exp_avg_sq]
+    [state.model.trained().1, &state.optimizer.exp_avg, &state.optimizer.exp_avg_sq]
 }
 
 impl Frame {
     fn of(state: &State, saved: &Saved, tokenizer: &Tokenizer) -> Result<Self> {
         let model = state.model.config.clone();
+        let adapter = state.model.adapters.as_ref();
+        let adapter = adapter.map(|adapters| (adapters.config.clone(), base_dir(saved)));
         Ok(Self {
-            layout: state.model.layout.clone(),
+            layout: state.model.trained().0.clone(),
             tokenizer_files: tokenizer.files(model.max_position_embeddings)?,
             model,
             step: state.counters.step,
             tokens: state.counters.tokens,
             bos: tokenizer.bos_id(),
-            eos: tokenizer.eos_id(),
+            eos: tokenizer.stop_ids().to_vec(),
+            adapter,
             trainer_state: serde_json::to_value(saved)?,
         })
     }
@@ -111,10 +115,17 @@ impl Frame {
             model: &self.model,
             tokenizer_files: self.tokenizer_files.clone(),
             bos: self.bos,
-            eos: self.eos,
+            eos: self.eos.clone(),
+            adapter: self.adapter.as_ref().map(|(config, base)| (config, base.as_str())),
             trainer_state: self.trainer_state.clone(),
         }
     }
+}
+
+/// Where the weights beside adapters are.
+fn base_dir(saved: &Saved) -> String {
+    let config = super::resume::config_of(saved);
+    config.ok().and_then(|config| config.sft.base).unwrap_or_default()
 }
 
 /// The tensors of a flat buffer under their names plus `suffix`.

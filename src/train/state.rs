@@ -9,15 +9,17 @@ use super::schedule::Schedule;
 use crate::checkpoint::Opened;
 use crate::config::Config;
 use crate::data::order::Chain;
-use crate::model::Llama;
 use crate::model::init::init;
-use crate::model::params::{Layout, Weights};
+use crate::model::lora;
+use crate::model::params::Layout;
+use crate::model::{Grads, Llama};
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::failpoint::failpoint;
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// The numbers of a run, as `trainer_state.json` keeps them beside the tensors.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -63,6 +65,9 @@ pub struct Saved {
     pub config: String,
     /// Machine and build.
     pub build: serde_json::Value,
+    /// Identifies the frozen weights beside adapters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
 }
 
 /// Seeds from which every random draw of a run follows.
@@ -112,8 +117,8 @@ pub struct State {
     pub model: Llama,
     /// Gradients of the step in progress, flat.
     pub grad: Tensor,
-    /// Views of `grad` under the model's names.
-    pub grads: Weights,
+    /// Views of `grad` under the names of what is trained.
+    pub grads: Grads,
     /// Moments and rules.
     pub optimizer: Optimizer,
     /// Learning rate of every step.
@@ -128,27 +133,41 @@ pub struct State {
     pub counters: Counters,
     /// [`Counters::chain`], parsed.
     pub chain: Chain,
+    /// See [`Saved::base`].
+    pub base: Option<String>,
 }
 
 impl State {
-    /// A run at step 0: fresh weights, or those of `init_from`.
+    /// A run at step 0: fresh weights, or those of `init_from`, and fresh adapters if the configuration has any.
     pub fn fresh(config: &Config, init_from: Option<&Opened>) -> Result<Self> {
         let layout = Layout::new(&config.model);
         let flat = match init_from {
             None => init(&config.model, &layout, config.train.seed)?,
             Some(source) => read_flat(&layout, "", |sink| source.read_weights(sink))?,
         };
+        let model = model(config, flat)?;
         let schedule = Schedule::new(&config.schedule, config.optimizer.lr, config.train.steps)?;
         let chain = Chain::default();
         let counters = Counters { step: 0, tokens: 0, next_sequence: 0, chain: chain.to_string(), updates: 0 };
-        Self::assemble(config, layout, flat, schedule, counters)
+        let digest = model.adapters.is_some().then(|| base_digest(&model.flat, &model.layout)).transpose()?;
+        let mut state = Self::assemble(config, model, schedule, counters)?;
+        state.base = digest;
+        Ok(state)
     }
 
     /// The run of a verified checkpoint, bit for bit. The schedule is the saved one unless `schedule_changed`.
     pub fn resumed(config: &Config, source: &Opened, saved: &Saved, schedule_changed: bool) -> Result<Self> {
         let layout = Layout::new(&config.model);
-        let flat = layout.zeros(&Device::Cpu)?;
-        let mut state = Self::assemble(config, layout, flat, saved.schedule.clone(), saved.counters.clone())?;
+        let flat = match source.adapter() {
+            None => layout.zeros(&Device::Cpu)?,
+            Some(adapter) => {
+                let flat = read_flat(&layout, "", |sink| adapter.base.read_weights(sink))?;
+                check_base(&flat, saved.base.as_deref(), &adapter.base.dir)?;
+                flat
+            }
+        };
+        let model = model(config, flat)?;
+        let mut state = Self::assemble(config, model, saved.schedule.clone(), saved.counters.clone())?;
         state.restore(source, saved)?;
         if schedule_changed {
             state.schedule = Schedule::new(&config.schedule, config.optimizer.lr, config.train.steps)?;
@@ -159,8 +178,11 @@ impl State {
     /// Makes this state that of a verified checkpoint of the same model, bit for bit. After an error it is neither.
     pub fn restore(&mut self, source: &Opened, saved: &Saved) -> Result<()> {
         assert!(failpoint("panicked-load", saved.counters.step).is_none(), "planted");
-        let layout = &self.model.layout;
-        read_into(&self.model.flat, layout, "", |sink| source.read_weights(sink))?;
+        let (layout, flat) = self.model.trained();
+        match source.adapter() {
+            None => read_into(flat, layout, "", |sink| source.read_weights(sink))?,
+            Some(adapter) => read_into(flat, layout, "", |sink| adapter.read(sink))?,
+        }
         read_into(&self.optimizer.exp_avg, layout, ".exp_avg", |sink| source.read_moments(sink))?;
         read_into(&self.optimizer.exp_avg_sq, layout, ".exp_avg_sq", |sink| source.read_moments(sink))?;
         self.optimizer.updates = saved.counters.updates;
@@ -170,19 +192,55 @@ impl State {
         self.guard = saved.guard.clone();
         self.data_offsets = saved.data_offsets.clone();
         self.reset = saved.reset.clone();
+        self.base = saved.base.clone();
         Ok(())
     }
 
-    fn assemble(config: &Config, layout: Layout, flat: Tensor, schedule: Schedule, counters: Counters) -> Result<Self> {
-        let device = Device::Cpu;
-        let optimizer = Optimizer::new(&config.optimizer, &layout, &device)?;
-        let grad = layout.zeros(&device)?;
-        let grads = Weights::views(&grad, &config.model, &layout)?;
+    fn assemble(config: &Config, model: Llama, schedule: Schedule, counters: Counters) -> Result<Self> {
+        let (layout, flat) = model.trained();
+        let optimizer = Optimizer::new(&config.optimizer, layout, flat.device())?;
+        let grad = layout.zeros(flat.device())?;
+        let grads = model.grads(&grad)?;
         let chain = counters.chain.parse().context("trainer_state.json")?;
-        let model = Llama::new(&config.model, flat)?.with_precision(super::precision(&config.train));
-        let (guard, data_offsets, reset) = Default::default();
-        Ok(Self { model, grad, grads, optimizer, schedule, guard, data_offsets, reset, counters, chain })
+        let (guard, data_offsets, reset, base) = Default::default();
+        Ok(Self { model, grad, grads, optimizer, schedule, guard, data_offsets, reset, counters, chain, base })
     }
+}
+
+/// The model of `config` over its weights `flat`, with fresh adapters if it has any.
+fn model(config: &Config, flat: Tensor) -> Result<Llama> {
+    let model = Llama::new(&config.model, flat)?.with_precision(super::precision(&config.train));
+    if config.lora.is_absent() {
+        return Ok(model);
+    }
+    Ok(model.with_adapters(lora::init(&config.model, &config.lora, config.train.seed)?))
+}
+
+/// Identifies frozen weights.
+///
+/// # Errors
+/// Those of reading them.
+pub fn base_digest(flat: &Tensor, layout: &Layout) -> Result<String> {
+    let digest = layout.with_slices([flat], |_, [values]| {
+        let mut hasher = blake3::Hasher::new_derive_key("llama-lite base weights v1");
+        for piece in values.chunks(1 << 16) {
+            let bytes: Vec<u8> = piece.iter().flat_map(|x| x.to_le_bytes()).collect();
+            hasher.update(&bytes);
+        }
+        hasher.finalize().to_hex().to_string()
+    })?;
+    Ok(digest)
+}
+
+/// Adapters mean nothing beside other weights than those they were trained with.
+fn check_base(flat: &Tensor, known: Option<&str>, dir: &Path) -> Result<()> {
+    let Some(known) = known else { return Ok(()) };
+    let n = flat.elem_count();
+    if base_digest(flat, &Layout { specs: Vec::new(), total: n })? == known {
+        return Ok(());
+    }
+    let message = format!("{}: the weights are not those that the adapters were trained with", dir.display());
+    Err(fail(Exit::Data, message).hint("restore the model that `sft` was started from").into())
 }
 
 /// A sink that is handed tensors by name.

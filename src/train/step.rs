@@ -3,10 +3,12 @@
 use super::guard::Verdict;
 use super::state::{Counters, State};
 use crate::config::Config;
-use crate::data::boundary::Boundary;
-use crate::eval::segments;
+use crate::data::batch::Batch;
 use crate::metrics::Train;
+use crate::model::Feed;
+use crate::model::noise::Noise;
 use crate::ops::adamw::{global_norm, zero};
+use crate::ops::segments::Segments;
 use crate::runtime::error::{Exit, fail, failure_in};
 use crate::runtime::failpoint::failpoint;
 use anyhow::Result;
@@ -23,6 +25,8 @@ pub struct StepReport {
     pub lr: f64,
     /// What the guard thought of it.
     pub verdict: Verdict,
+    /// Number of trained tokens, where that is not all of them.
+    pub trained: Option<u64>,
 }
 
 impl StepReport {
@@ -39,6 +43,7 @@ impl StepReport {
             grad_norm: self.grad_norm,
             lr: self.lr,
             tokens: counters.tokens,
+            trained_tokens: self.trained,
             tokens_per_second: f64::NAN,
             mfu: f64::NAN,
             data_seconds: f64::NAN,
@@ -49,18 +54,16 @@ impl StepReport {
     }
 }
 
-/// Trains on `sequences` (T + 1 tokens each, one after the other) and advances the counters.
+/// Trains on `batch` and advances the counters.
 ///
-/// Every gradient is that of the mean loss over ALL tokens of the step: each micro-batch is scaled by 1 / tokens, not averaged
+/// Every gradient is that of the mean loss over ALL trained tokens of the step: each micro-batch is scaled by 1 / tokens, not averaged
 /// by itself, so the result does not depend on the micro-batch size beyond rounding.
 ///
 /// # Errors
 /// Those of the device. The state is then what it was: only the gradient, which the next step clears, has been touched.
-pub fn step(state: &mut State, config: &Config, sequences: &[u32], boundary: Option<Boundary>) -> Result<StepReport> {
-    let width = config.train.sequence_length + 1;
-    let tokens = sequences.len() / width * config.train.sequence_length;
-    let attempt = state.counters.step + 1;
-    let mut loss = forward_and_backward(state, config, sequences, boundary)? / tokens as f64;
+pub fn step(state: &mut State, config: &Config, batch: &Batch) -> Result<StepReport> {
+    let (attempt, trained) = (state.counters.step + 1, batch.trained());
+    let mut loss = forward_and_backward(state, config, batch)? / trained as f64;
     let of_data = failpoint("loss-of-sequence", state.counters.next_sequence);
     if let Some(planted) = failpoint("loss", attempt).or(of_data) {
         loss = planted;
@@ -69,42 +72,50 @@ pub fn step(state: &mut State, config: &Config, sequences: &[u32], boundary: Opt
     let grad_norm = global_norm(&state.grad)?;
     let verdict = state.guard.judge(&config.guard, attempt, loss, grad_norm);
     if !verdict.refuses() {
-        state.optimizer.update(&state.model.flat, &state.grad, grad_norm, lr)?;
+        state.optimizer.update(state.model.trained().1, &state.grad, grad_norm, lr)?;
     }
     if let Some(planted) = failpoint("weight", attempt) {
-        state.model.flat.slice_set(&Tensor::from_vec(vec![planted as f32], 1, &Device::Cpu)?, 0, 0)?;
+        state.model.trained().1.slice_set(&Tensor::from_vec(vec![planted as f32], 1, &Device::Cpu)?, 0, 0)?;
     }
-    for row in sequences.chunks_exact(width) {
-        state.chain.extend(row);
+    for row in 0..batch.rows() {
+        state.chain.extend(&batch.identity(row));
     }
     let counters = &mut state.counters;
     counters.step += 1;
-    counters.tokens += tokens as u64;
-    counters.next_sequence += (sequences.len() / width) as u64;
+    counters.tokens += batch.inputs.len() as u64;
+    counters.next_sequence += batch.rows() as u64;
     counters.chain = state.chain.to_string();
     counters.updates = state.optimizer.updates;
-    Ok(StepReport { loss, grad_norm, lr, verdict })
+    let trained = config.is_sft().then_some(trained as u64);
+    Ok(StepReport { loss, grad_norm, lr, verdict, trained })
 }
 
 /// Leaves the gradient of the mean loss in `state.grad`; returns the sum of the losses in nats.
-fn forward_and_backward(state: &State, config: &Config, sequences: &[u32], boundary: Option<Boundary>) -> Result<f64> {
-    let (t, width) = (config.train.sequence_length, config.train.sequence_length + 1);
-    let scale = 1.0 / (sequences.len() / width * t) as f32;
+fn forward_and_backward(state: &State, config: &Config, batch: &Batch) -> Result<f64> {
+    let scale = 1.0 / batch.trained() as f32;
     zero(&state.grad)?;
     let mut nats = 0f64;
-    for (i, rows) in sequences.chunks(config.train.micro_batch_size * width).enumerate() {
-        let n = rows.len() / width;
-        plant_faults(state, i, n)?;
-        let part =
-            |from: usize| -> Vec<u32> { rows.chunks_exact(width).flat_map(|r| &r[from..from + t]).copied().collect() };
-        let (inputs, targets) = (part(0), part(1));
-        let segments = segments(&inputs, t, boundary)?;
-        let inputs = Tensor::from_vec(inputs, (n, t), &Device::Cpu)?;
-        let targets = Tensor::from_vec(targets, n * t, &Device::Cpu)?;
-        let losses = state.model.loss_and_backward(&inputs, &targets, segments.as_ref(), scale, &state.grads)?;
+    for (i, first) in (0..batch.rows()).step_by(config.train.micro_batch_size).enumerate() {
+        let Batch { length, inputs, targets, starts } = batch.part(first, config.train.micro_batch_size);
+        let rows = inputs.len() / length;
+        plant_faults(state, i, rows)?;
+        let segments = starts.map(|starts| Segments::new(starts, length)).transpose()?;
+        let noise = noise(config, state.counters.step, (first * length) as u64);
+        let inputs = Tensor::from_vec(inputs, (rows, length), &Device::Cpu)?;
+        let targets = Tensor::from_vec(targets, rows * length, &Device::Cpu)?;
+        let feed = Feed { segments: segments.as_ref(), noise: noise.as_ref() };
+        let losses = state.model.loss_and_backward(&inputs, &targets, feed, scale, &state.grads)?;
         nats += losses.to_vec1::<f32>()?.iter().map(|&x| x as f64).sum::<f64>();
     }
     Ok(nats)
+}
+
+/// What is random about the step after `step`, from its token `first_token` on.
+fn noise(config: &Config, step: u64, first_token: u64) -> Option<Noise> {
+    let dropout = if config.lora.is_absent() { 0.0 } else { config.lora.dropout };
+    let neftune = config.sft.neftune_alpha;
+    let key = Noise::key(config.train.seed, step);
+    (config.is_sft() && (dropout > 0.0 || neftune > 0.0)).then_some(Noise { key, dropout, neftune, first_token })
 }
 
 /// In tests: one element of the gradient set before micro-batch `i`, a device too small for `rows` rows, a step that hangs.
@@ -112,7 +123,7 @@ fn plant_faults(state: &State, i: usize, rows: usize) -> Result<()> {
     let attempt = state.counters.step + 1;
     if let Some(value) = failpoint("gradient", 1000 * attempt + i as u64) {
         let value = Tensor::from_vec(vec![value as f32], 1, &Device::Cpu)?;
-        state.grad.slice_set(&value, 0, state.model.layout.total / 2)?;
+        state.grad.slice_set(&value, 0, state.model.trained().0.total / 2)?;
     }
     // From the second micro-batch on, where gradients have been accumulated already.
     let limit = failpoint("memory", attempt).filter(|_| i > 0).or_else(|| failpoint("memory-at-once", attempt));

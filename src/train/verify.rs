@@ -128,8 +128,8 @@ fn replay(
     let count = config.train.tokens_per_step / config.train.sequence_length;
     let mut compared = 0;
     for at in steps.clone() {
-        let sequences = loader.sequences(state.counters.next_sequence, count)?;
-        let report = step(&mut state, &config, &sequences, loader.boundary())?;
+        let batch = loader.batch(state.counters.next_sequence, count)?;
+        let report = step(&mut state, &config, &batch)?;
         let now = report.record(&state.counters);
         for then in &records.0[&at] {
             if let Some(mismatch) = train_mismatch(then, &now) {

@@ -2,8 +2,8 @@
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use llama_lite::config::ModelConfig;
-use llama_lite::model::params::{Layout, Weights};
-use llama_lite::model::{Llama, init::init};
+use llama_lite::model::params::Layout;
+use llama_lite::model::{Feed, Llama, init::init};
 use llama_lite::ops::attention::{self, Heads};
 use llama_lite::ops::rope::{self, Rope};
 use llama_lite::ops::segments::Places;
@@ -96,8 +96,9 @@ fn loss_and_every_gradient_agree_with_autograd() {
             let want = reference_losses(&vars, &config, &inputs, &targets).unwrap();
             let oracle = want.mean_all().unwrap().backward().unwrap();
             let flat_grads = layout.zeros(&Device::Cpu).unwrap();
-            let grads = Weights::views(&flat_grads, &config, &layout).unwrap();
-            let losses = model.loss_and_backward(&inputs, &targets, None, 1.0 / (b * t) as f32, &grads).unwrap();
+            let grads = model.grads(&flat_grads).unwrap();
+            let losses =
+                model.loss_and_backward(&inputs, &targets, Feed::default(), 1.0 / (b * t) as f32, &grads).unwrap();
             assert!(difference(&losses, &want).unwrap() < 1e-5);
             assert!(difference(&model.losses(&inputs, &targets, None).unwrap(), &want).unwrap() < 1e-5);
             for spec in &layout.specs {

@@ -45,7 +45,8 @@ fn read(data: &mut Prefetch, first: u64, count: usize, life: &Life) -> Vec<u32> 
         let (from, to) = (count * rank / life.ranks, count * (rank + 1) / life.ranks);
         for at in (from..to).step_by(life.micro_batch) {
             let n = life.micro_batch.min(to - at);
-            rows.extend(data.sequences(first + at as u64, n).unwrap());
+            let batch = data.batch(first + at as u64, n).unwrap();
+            rows.extend((0..n).flat_map(|row| batch.identity(row)));
         }
     }
     rows
@@ -82,8 +83,8 @@ proptest! {
             }
         }
         let mut straight = Chain::default();
-        let all = loader.sequences(0, end as usize).unwrap();
-        all.chunks_exact(T + 1).for_each(|row| straight.extend(row));
+        let all = loader.batch(0, end as usize).unwrap();
+        (0..all.rows()).for_each(|row| straight.extend(&all.identity(row)));
         prop_assert_eq!(chain, straight);
         let mut firsts: Vec<u32> = kept.chunks_exact(T + 1).map(|row| row[0]).collect();
         firsts.sort_unstable();

@@ -3,8 +3,8 @@
 use crate::support::root;
 use candle_core::{DType, Device, Tensor, safetensors};
 use llama_lite::checkpoint::Opened;
+use llama_lite::model::Feed;
 use llama_lite::model::kv_cache::KvCache;
-use llama_lite::model::params::Weights;
 use llama_lite::ops::selftest::difference;
 use llama_lite::train::state::load_model;
 use std::collections::HashMap;
@@ -48,9 +48,9 @@ fn every_gradient_equals_torch() {
         let want = expected(name);
         let (inputs, targets) = (ids(&want["input_ids"]), ids(&want["target_ids"]).flatten_all().unwrap());
         let flat = model.layout.zeros(&Device::Cpu).unwrap();
-        let grads = Weights::views(&flat, &model.config, &model.layout).unwrap();
+        let grads = model.grads(&flat).unwrap();
         let scale = 1.0 / targets.elem_count() as f32;
-        model.loss_and_backward(&inputs, &targets, None, scale, &grads).unwrap();
+        model.loss_and_backward(&inputs, &targets, Feed::default(), scale, &grads).unwrap();
         for spec in &model.layout.specs {
             let theirs = want.get(&format!("grad.{}", spec.name)).unwrap_or_else(|| panic!("{name}: no {}", spec.name));
             let ours = flat.narrow(0, spec.start, spec.len).unwrap().reshape(spec.shape.as_slice()).unwrap();

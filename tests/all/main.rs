@@ -10,6 +10,7 @@
 //! | `exactly_once.rs` | the data loader through 10,000 random histories |
 //! | `training.rs` | micro-batches, schedule horizon, validation, refused updates |
 //! | `generation.rs` | `sample`: texts, prompts, conversations |
+//! | `sft.rs` | fine-tuning: proof, adapters, resume to the bit, formats |
 //! | `benchmarks.rs` | benchmark tasks against the harness's numbers |
 //! | `torture.rs` | the promises of reliability, each broken on purpose many times |
 //! | `commands.rs` | every command as a user meets it: output, files, exit codes, hints |
@@ -37,6 +38,7 @@ mod hostile_names;
 mod huggingface;
 mod replay;
 mod resume;
+mod sft;
 mod support;
 mod tidy;
 mod torture;

@@ -127,10 +127,14 @@ fn every_preset_loads() {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(root().join("configs")).unwrap() {
         let path = entry.unwrap().path();
-        llama_lite::config::Config::load(&path, &[]).unwrap_or_else(|e| panic!("{}: {e:#}", path.display()));
-        names.push(path.file_stem().unwrap().to_string_lossy().into_owned());
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        // Fine-tuning takes its model from the command line: config/tests.rs.
+        if !name.starts_with("sft-") {
+            llama_lite::config::Config::load(&path, &[]).unwrap_or_else(|e| panic!("{}: {e:#}", path.display()));
+        }
+        names.push(name);
     }
-    for name in ["quickstart", "develop", "llama-124m", "llama-978m", "llama-1.7b"] {
+    for name in ["quickstart", "develop", "llama-124m", "llama-978m", "llama-1.7b", "sft-alpaca"] {
         assert!(names.iter().any(|n| n == name), "configs/{name}.toml is missing");
     }
 }

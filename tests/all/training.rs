@@ -3,6 +3,7 @@
 use crate::support::{TINY, arg, assert_same_checkpoint, checkpoint, config, fails, ok, pretrain, records, run};
 use candle_core::Device;
 use llama_lite::config::Config;
+use llama_lite::data::batch::Batch;
 use llama_lite::ops::precision::Precision;
 use llama_lite::train::state::State;
 use llama_lite::train::step::step;
@@ -61,7 +62,8 @@ fn an_update_that_is_not_finite_changes_nothing() {
     let config = Config::from_toml_str(TINY, "tiny.toml").unwrap();
     let mut state = State::fresh(&config, None).unwrap();
     let sequences: Vec<u32> = (0..4 * 33).map(|i| i * 7 % 320).collect();
-    step(&mut state, &config, &sequences, None).unwrap();
+    let batch = Batch::windows(&sequences, 32, None);
+    step(&mut state, &config, &batch).unwrap();
     let mut poisoned = state.model.flat.to_vec1::<f32>().unwrap();
     let healthy = poisoned.clone();
     poisoned[5000] = f32::NAN;
@@ -71,12 +73,12 @@ fn an_update_that_is_not_finite_changes_nothing() {
     };
     set(&state, poisoned);
     let before = state.optimizer.exp_avg.to_vec1::<f32>().unwrap();
-    let report = step(&mut state, &config, &sequences, None).unwrap();
+    let report = step(&mut state, &config, &batch).unwrap();
     assert!(report.skipped());
     assert_eq!((state.counters.step, state.counters.updates, state.counters.tokens), (2, 1, 256));
     assert_eq!(state.optimizer.exp_avg.to_vec1::<f32>().unwrap(), before);
     set(&state, healthy);
-    assert!(!step(&mut state, &config, &sequences, None).unwrap().skipped());
+    assert!(!step(&mut state, &config, &batch).unwrap().skipped());
     assert_eq!((state.counters.step, state.counters.updates), (3, 2));
 }
 

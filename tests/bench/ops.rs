@@ -10,8 +10,8 @@
 
 use candle_core::{Device, Result, Tensor};
 use llama_lite::config::ModelConfig;
-use llama_lite::model::params::{Layout, Weights};
-use llama_lite::model::{Llama, init};
+use llama_lite::model::params::Layout;
+use llama_lite::model::{Feed, Llama, init};
 use llama_lite::ops::adamw::{Flat, Hyper, adamw, global_norm, zero};
 use llama_lite::ops::attention::{Heads, attention, attention_backward};
 use llama_lite::ops::cross_entropy::cross_entropy_and_backward;
@@ -143,7 +143,7 @@ impl Bench {
         self.time("add + rms_norm", 2 * layers + 1, 0.0, 4 * n * c, || add_rms_norm(&x, Some(&d), &w, 1e-5).map(drop))?;
         self.time("rms_norm recompute", 2 * layers, 0.0, 2 * n * c, || rms_norm_recompute(&x, &rstd, &w).map(drop))?;
         self.time("rms_norm backward", 2 * layers + 1, 0.0, 4 * n * c, || {
-            rms_norm_backward(&d, &x, &rstd, &w, Some(&d), &dw).map(drop)
+            rms_norm_backward(&d, &x, &rstd, &w, Some(&d), Some(&dw)).map(drop)
         })
     }
 
@@ -153,7 +153,7 @@ impl Bench {
         let ids: Vec<u32> = (0..TOKENS as u32).map(|i| i * 7919 % v as u32).collect();
         let (ids, p) = (Tensor::from_vec(ids, TOKENS, &Device::Cpu)?, self.precision);
         self.time("head + loss", 1, 6e-9 * (TOKENS * c * v) as f64, 3 * v * c, || {
-            cross_entropy_and_backward(&x, &w, &ids, 1e-3, &dw, p).map(drop)
+            cross_entropy_and_backward(&x, &w, &ids, 1e-3, Some(&dw), p).map(drop)
         })?;
         self.time("embedding", 1, 0.0, 2 * TOKENS * c, || embedding(&ids, &w).map(drop))?;
         self.time("embedding backward", 1, 0.0, 3 * TOKENS * c, || embedding_backward(&ids, &x, &dw))?;
@@ -175,14 +175,14 @@ impl Bench {
         let model = Llama::new(&self.config, init::init(&self.config, &layout, 1)?)?.with_precision(self.precision);
         let [grad, exp_avg, exp_avg_sq] = [0, 1, 2].map(|_| layout.zeros(&Device::Cpu));
         let (grad, exp_avg, exp_avg_sq) = (grad?, exp_avg?, exp_avg_sq?);
-        let grads = Weights::views(&grad, &self.config, &layout)?;
+        let grads = model.grads(&grad)?;
         let ids: Vec<u32> = (0..TOKENS as u32).map(|i| i * 7919 % v).collect();
         let (x, y) =
             (Tensor::from_vec(ids.clone(), (b, t), &Device::Cpu)?, Tensor::from_vec(ids, TOKENS, &Device::Cpu)?);
         let hyper = Hyper { lr: 1e-5, betas: (0.9, 0.95), eps: 1e-8, weight_decay: 0.1, t: 5, clip: 0.5 };
         median(|| {
             zero(&grad)?;
-            model.loss_and_backward(&x, &y, None, 1e-3, &grads)?;
+            model.loss_and_backward(&x, &y, Feed::default(), 1e-3, &grads)?;
             global_norm(&grad)?;
             let flat = Flat { param: &model.flat, grad: &grad, exp_avg: &exp_avg, exp_avg_sq: &exp_avg_sq };
             adamw(&flat, &layout.decay_ranges(), &hyper)

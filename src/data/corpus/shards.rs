@@ -119,5 +119,14 @@ pub(super) fn open(config: &Config, tokenizer: Option<Tokenizer>, train: Vec<Vec
         Ok(Source { name: names.join(" "), tokens: tokens(paths, &tokenizer, vocab)? })
     };
     let train = train.iter().zip(groups(config)).map(source).collect::<Result<Vec<_>>>()?;
-    Ok(Corpus { boundary: boundary(&train, separator), train, val, floor: None, stories: None, tokenizer })
+    Ok(Corpus {
+        boundary: boundary(&train, separator),
+        train,
+        val,
+        floor: None,
+        stories: None,
+        tokenizer,
+        tuning: None,
+        base_val: None,
+    })
 }

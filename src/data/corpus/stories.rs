@@ -55,6 +55,8 @@ pub(super) fn open(config: &Config, tokenizer: Option<Tokenizer>) -> Result<Corp
         val: Some(rows),
         floor: Some(floor),
         stories: Some(count),
+        tuning: None,
+        base_val: None,
     })
 }
 

@@ -36,7 +36,16 @@ pub(super) fn open(config: &Config, tokenizer: Option<Tokenizer>) -> Result<Corp
         Some(shards::named_val(config, &tokenizer)?)
     };
     let val = val.map(|tokens| val_rows(config, tokens, separator)).transpose()?;
-    Ok(Corpus { boundary: boundary(&train, separator), tokenizer, train, val, floor: None, stories: None })
+    Ok(Corpus {
+        boundary: boundary(&train, separator),
+        tokenizer,
+        train,
+        val,
+        floor: None,
+        stories: None,
+        tuning: None,
+        base_val: None,
+    })
 }
 
 /// Where `data` says the text is in its files.

@@ -103,6 +103,19 @@ impl Body {
 }
 
 impl Raw {
+    /// The JSON value it holds; none for a blank line.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words.
+    pub fn value(self) -> Result<Option<serde_json::Value>, String> {
+        match self.body {
+            Body::Json { bytes, .. } if bytes.trim_ascii().is_empty() => Ok(None),
+            Body::Json { bytes, .. } => serde_json::from_slice(&bytes).map(Some).map_err(|e| e.to_string()),
+            Body::Text { .. } => Err("a text, not a record".into()),
+            Body::Bad { detail, .. } => Err(detail),
+        }
+    }
+
     /// Looks into it; `text_field` names the JSON field that holds the text.
     pub fn parse(self, text_field: &str) -> Record {
         let content = match self.body {

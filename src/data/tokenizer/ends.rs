@@ -18,13 +18,15 @@ const USUAL_EOS: [&str; 5] = [END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "
 const USUAL_BOS: [&str; 4] = ["<|begin_of_text|>", "<s>", "<bos>", END_OF_TEXT];
 
 /// The ids that end and begin a text, and the `tokenizer_config.json` they came with.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Ends {
     pub(super) eos: Option<u32>,
     pub(super) bos: Option<u32>,
     /// All ids that end a generated text, `eos` first.
     pub(super) stops: Vec<u32>,
     pub(super) config: Option<Map<String, Value>>,
+    /// How conversations are written, if that is not what `config` says.
+    pub(super) chat_template: Option<String>,
 }
 
 impl Ends {
@@ -33,7 +35,7 @@ impl Ends {
         let special = |token: &&str| engine.id_of(token).filter(|id| engine.is_special(*id));
         let eos = USUAL_EOS.iter().find_map(special);
         let bos = USUAL_BOS.iter().find_map(special);
-        Self { eos, bos, stops: eos.into_iter().collect(), config: None }
+        Self { eos, bos, stops: eos.into_iter().collect(), config: None, chat_template: None }
     }
 
     /// The ends named by the files in `dir`: the tokenizer's, and if `of_model` also those of the model's settings.
@@ -62,7 +64,7 @@ impl Ends {
         if listed.len() > 1 {
             stops.extend(listed.into_iter().filter(|id| Some(*id) != eos));
         }
-        Ok(Self { eos, bos, stops, config })
+        Ok(Self { eos, bos, stops, config, chat_template: None })
     }
 
     /// The bytes of `tokenizer_config.json` for a model of `max_length` positions. `token_of` gives an id's text.
@@ -79,6 +81,9 @@ impl Ends {
             }
         };
         config.insert("model_max_length".into(), max_length.into());
+        if let Some(template) = &self.chat_template {
+            config.insert("chat_template".into(), template.as_str().into());
+        }
         Ok(serde_json::to_vec_pretty(&config)?)
     }
 }

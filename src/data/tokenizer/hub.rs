@@ -3,6 +3,7 @@
 //! The crate answers some bad files by a panic, in loading or at the first use, so all calls are caught, and a file is
 //! tried before it is accepted. Truncation and padding that a file asks for are switched off: they would cut documents.
 
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use anyhow::Result;
@@ -127,6 +128,15 @@ impl Hub {
 
     pub(super) fn encode_rendered(&self, text: &str) -> Result<Vec<u32>> {
         caught(|| Ok(self.tokenizer.encode_fast(text, false)?.get_ids().to_vec())).map_err(failed)
+    }
+
+    pub(super) fn encode_rendered_with_places(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
+        let run = || {
+            let encoding = self.tokenizer.encode(text, false)?;
+            let places = encoding.get_offsets().iter().map(|(start, end)| *start..*end);
+            Ok(encoding.get_ids().iter().copied().zip(places).collect())
+        };
+        caught(run).map_err(failed)
     }
 
     pub(super) fn encode_ordinary(&self, text: &str) -> Result<Vec<u32>> {

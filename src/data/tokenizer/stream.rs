@@ -147,7 +147,7 @@ mod tests {
 
     /// Text of `ids` by Hugging Face's crate itself.
     fn hugging_face(tokenizer: &Tokenizer, ids: &[u32], skip_special: bool) -> String {
-        let Engine::Hub(engine) = &tokenizer.inner.engine else { unreachable!("a file for the crate") };
+        let Engine::Hub(engine) = &*tokenizer.inner.engine else { unreachable!("a file for the crate") };
         engine.decode(ids, skip_special).unwrap()
     }
 

@@ -63,7 +63,7 @@ fn saved_tokenizers_load_as_themselves() {
         save(&tokenizer, dir.path());
         for again in [Tokenizer::from_dir(dir.path()), Tokenizer::from_file(&dir.path().join("tokenizer.json"))] {
             let again = again.unwrap();
-            assert!(matches!(again.inner.engine, Engine::Byte(_)));
+            assert!(matches!(*again.inner.engine, Engine::Byte(_)));
             assert_eq!(again.fingerprint(), tokenizer.fingerprint());
             assert_eq!((again.eos_id(), again.bos_id()), (tokenizer.eos_id(), tokenizer.bos_id()));
             assert_eq!(again.files(1024).unwrap(), tokenizer.files(1024).unwrap());

@@ -1,7 +1,8 @@
 //! Validation and samples. A request to stop cuts them short: what was not logged is made up for when the run is resumed, so that its
 //! logs are those of a run that was never stopped.
 
-use super::Run;
+use super::{Run, judge};
+use crate::data::chat::Message;
 use crate::eval::benchmark::evaluate;
 use crate::eval::report::lines;
 use crate::eval::score;
@@ -26,7 +27,7 @@ fn point(val: &Val) -> (f64, f64) {
 }
 
 /// Nothing, if it was only cut short.
-fn unless_stopped<T>(result: Result<T>) -> Result<Option<T>> {
+pub(super) fn unless_stopped<T>(result: Result<T>) -> Result<Option<T>> {
     match result {
         Err(error) if error.is::<StopAsked>() => Ok(None),
         done => done.map(Some),
@@ -40,12 +41,17 @@ impl Run {
         if self.due(self.config.eval.every) && !self.curve.iter().any(|(at, _)| *at == step as f64) {
             self.validate()?;
         }
+        if self.corpus.tuning.is_some() && self.due(self.config.eval.every) {
+            self.judge()?; // what of it is missing
+        }
         if !self.benchmarks.is_empty() && self.due(self.tasks_every()) && !self.logged_tasks(step)? {
             self.benchmark()?;
         }
         if self.config.sample.every > 0 && self.due(self.config.sample.every) {
             let logged = read_samples(&self.place.dir.join("samples.jsonl"))?;
-            self.sample(logged.iter().filter(|sample| sample.step == step).count())?;
+            let ours =
+                |sample: &&SampleRecord| sample.step == step && self.config.sample.prompts.contains(&sample.prompt);
+            self.sample(logged.iter().filter(ours).count())?;
         }
         Ok(())
     }
@@ -77,7 +83,7 @@ impl Run {
         self.progress.val(&val);
         self.log(Record::Val(val))?;
         self.progress.interruption("validation", self.config.eval.every, begun.elapsed());
-        Ok(())
+        self.judge()
     }
 
     /// Steps between runs of the benchmark tasks.
@@ -90,8 +96,13 @@ impl Run {
 
     /// Whether the tasks' metrics at `step` are in the log: they are written all together.
     fn logged_tasks(&self, step: u64) -> Result<bool> {
+        self.logged(step, |task| ![judge::ANSWERS, judge::BASE].contains(&task))
+    }
+
+    /// Whether a metric of a task for which `wanted` holds is in the log for `step`.
+    pub(super) fn logged(&self, step: u64, wanted: impl Fn(&str) -> bool) -> Result<bool> {
         let records = read(&self.place.dir.join("metrics.jsonl"))?;
-        Ok(records.iter().any(|record| matches!(record, Record::Eval(eval) if eval.step == step)))
+        Ok(records.iter().any(|record| matches!(record, Record::Eval(eval) if eval.step == step && wanted(&eval.task))))
     }
 
     pub(super) fn benchmark(&mut self) -> Result<()> {
@@ -121,6 +132,15 @@ impl Run {
         Ok(())
     }
 
+    /// The ids of a configured prompt; in fine-tuning it is what a user says.
+    fn prompt(&self, text: &str) -> Result<Vec<u32>> {
+        let tokenizer = &self.corpus.tokenizer;
+        match &self.corpus.tuning {
+            Some(tuning) => tokenizer.encode_rendered(&tuning.template.render(&[Message::new("user", text)], true)?),
+            None => encode_prompt(tokenizer, text),
+        }
+    }
+
     /// Continues every prompt but the first `logged` ones.
     pub(super) fn sample(&mut self, logged: usize) -> Result<()> {
         let begun = Instant::now();
@@ -131,7 +151,7 @@ impl Run {
         self.watchdog.begins(format!("sampling at step {step}"));
         for (i, prompt) in s.prompts.iter().enumerate().skip(logged) {
             let mut sampler = Sampler::new(rule.clone(), tokenizer.vocab_size(), s.seed, i as u64)?;
-            let ids = encode_prompt(tokenizer, prompt)?;
+            let ids = self.prompt(prompt)?;
             let alive = |_: usize, _: &str| {
                 self.watchdog.alive();
                 self.requests.check()

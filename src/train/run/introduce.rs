@@ -4,7 +4,7 @@ use super::Run;
 use crate::data::loader::Drawn;
 use crate::data::rows::Rows;
 use crate::metrics::count;
-use crate::train::footprint::Footprint;
+use crate::train::footprint::{Footprint, trained_params};
 
 /// Fewer validation tokens than this make a noisy number.
 const FEW_TARGETS: u64 = 2000;
@@ -31,8 +31,12 @@ impl Run {
         let drawn = self.data.loader().drawn(self.sequences());
         let passes =
             if let [one] = drawn.as_slice() { format!("{:.2} passes", one.passes) } else { "a mixture".into() };
+        let trained = match trained_params(&self.config) {
+            n if n < model.n_params() => format!(", {} of adapters trained", count(n)),
+            _ => String::new(),
+        };
         format!(
-            "{} parameters · {} steps of {} tokens · {passes} over {} training tokens · {} of memory",
+            "{} parameters{trained} · {} steps of {} tokens · {passes} over {} training tokens · {} of memory",
             count(model.n_params()),
             count(train.steps),
             count(train.tokens_per_step as u64),

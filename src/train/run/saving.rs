@@ -172,7 +172,7 @@ impl Run {
 
     /// Whether a copy of weights and moments fits into memory beside what is there.
     fn has_room_for_a_copy(&self) -> bool {
-        let copy = checkpoint_bytes(&self.config.model);
+        let copy = checkpoint_bytes(&self.config);
         let room = memory::available().is_none_or(|free| self.saver.holds_memory() || free > copy + copy / 8);
         self.config.checkpoint.background && room
     }
@@ -191,6 +191,7 @@ impl Run {
             data_fingerprint: self.fingerprint.clone(),
             config: self.config.to_toml(),
             build: crate::train::identity(&self.config.train),
+            base: state.base.clone(),
         }
     }
 

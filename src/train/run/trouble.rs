@@ -112,8 +112,9 @@ impl Run {
     fn findings(&self, why: &str) -> Result<Value> {
         let counters = &self.state.counters;
         let count = (self.config.train.tokens_per_step / self.config.train.sequence_length) as u64;
-        let flats = [&self.state.model.flat, &self.state.grad];
-        let tensors: Vec<Value> = self.state.model.layout.with_slices(flats, |layout, [weights, grad]| {
+        let (layout, flat) = self.state.model.trained();
+        let flats = [flat, &self.state.grad];
+        let tensors: Vec<Value> = layout.with_slices(flats, |layout, [weights, grad]| {
             let of = |s: &Spec| {
                 let range = s.start..s.start + s.len;
                 let (weights, grad) = (summary(&weights[range.clone()]), summary(&grad[range]));

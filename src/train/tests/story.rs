@@ -52,6 +52,7 @@ impl Point {
             grad_norm,
             lr,
             tokens,
+            trained_tokens: None,
             tokens_per_second,
             mfu,
             data_seconds,

@@ -1,0 +1,63 @@
+//! What joins the keys of fine-tuning.
+
+use super::{Rules, broken};
+use crate::config::nearest::nearest;
+use crate::config::schema::Config;
+
+/// Templates that are built in, and the word for the model's own.
+const TEMPLATES: [&str; 6] = ["vicuna", "alpaca", "chatml", "llama2", "zephyr", "model"];
+
+/// Computes what follows from other keys.
+pub(super) fn derive(rules: &mut Rules, config: &mut Config) {
+    let there = rules.entries.iter().any(|entry| entry.key.starts_with("lora."))
+        || rules.entries.sections.iter().any(|section| section == "lora");
+    let lora = &mut config.lora;
+    rules.default("lora.rank", &[], &mut lora.rank, || Ok(if there { 16 } else { 0 }));
+    let rank = lora.rank.max(1);
+    rules.default("lora.alpha", &["lora.rank"], &mut lora.alpha, || Ok(2.0 * rank as f64));
+}
+
+/// Checks what cannot be together.
+pub(super) fn rules(rules: &mut Rules, config: &Config) {
+    if !config.is_sft() {
+        refuse_elsewhere(rules);
+        return;
+    }
+    let data = &config.data;
+    rules.rule(&["sft.template"], || {
+        let name = config.sft.template.as_str();
+        let known = TEMPLATES.contains(&name) || name.contains(['/', '.']);
+        (!known).then(|| {
+            let near = nearest(name, &TEMPLATES).map_or(String::new(), |near| format!("did you mean {near:?}? "));
+            let what = format!("{name:?} is neither one of {} nor the path of a template", TEMPLATES.join(", "));
+            broken(what, format!("{near}a file in the current directory is written \"./{name}\""))
+        })
+    });
+    for (key, given) in [
+        ("data.source", data.source.is_some()),
+        ("data.weights", !data.weights.is_empty()),
+        ("data.document_mask", data.document_mask),
+        ("data.text_separator", data.text_separator.is_some()),
+    ] {
+        rules.rule(&[key], || {
+            given.then(|| broken("has no meaning in fine-tuning", "remove it: conversations come from --data"))
+        });
+    }
+    rules.rule(&["lora.targets", "lora.rank"], || {
+        (!config.lora.is_absent() && config.lora.targets.is_empty())
+            .then(|| broken("is empty: nothing would be trained", "name layers, or leave it out for all of them"))
+    });
+}
+
+/// Keys of fine-tuning in another command's configuration would do nothing.
+fn refuse_elsewhere(rules: &mut Rules) {
+    for section in ["sft", "lora"] {
+        let key = rules.entries.iter().map(|e| e.key.clone()).find(|key| key.starts_with(&format!("{section}.")));
+        let key = key.or_else(|| rules.entries.sections.iter().find(|s| *s == section).cloned());
+        if let Some(key) = key {
+            rules.rule(&[&key], || {
+                Some(broken("is of fine-tuning", "use the configuration with `llama-lite sft`, or remove the section"))
+            });
+        }
+    }
+}

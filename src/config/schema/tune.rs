@@ -1,0 +1,70 @@
+//! The keys of fine-tuning: `llama-lite sft` reads them, other commands refuse them.
+
+use serde::Serialize;
+
+use crate::config::field::Check::{AboveTo, Any, Choice, FromBelow, Within};
+use crate::config::field::Default::{Derived, Value};
+use crate::config::field::{Field as _, Section, Spec, Visitor};
+
+section! {
+    /// Supervised fine-tuning.
+    SftConfig = "sft" {
+        /// Directory of the model that is tuned: --ckpt.
+        base: Option<String> = Derived("--ckpt"), Any;
+        /// What the records look like; "auto" finds out.
+        format: String = Value("auto".into()), Choice(&["auto", "alpaca", "sharegpt", "messages", "prompt"]);
+        /// How a conversation is written: "vicuna", "alpaca", "chatml", "llama2", "zephyr", "model" (the template in the
+        /// model's directory) or the path of a Jinja chat_template.
+        template: String = Value("vicuna".into()), Any;
+        /// What is trained: every answer, the last answer of a conversation, or its whole text.
+        train_on: String = Value("answers".into()), Choice(&["answers", "last_answer", "all"]);
+        /// Passes over the data when train.steps is not given.
+        epochs: f64 = Value(3.0), AboveTo(0.0, 1e6);
+        /// Whether several conversations share a row, each with a context of its own; false pads every one to a row.
+        packing: bool = Value(true), Any;
+        /// Largest share of the records of which the end of an answer may be cut off for being too long.
+        max_truncated: f64 = Value(0.05), Within(0.0, 1.0);
+        /// NEFTune's alpha: noise on the embeddings in training. 0 = none.
+        neftune_alpha: f64 = Value(0.0), Within(0.0, 1e4);
+        /// Held-out prompts that are answered at every validation, to see whether answers end by themselves. 0 = none.
+        judged_prompts: usize = Value(16), Within(0.0, 1e6);
+        /// Longest of those answers, in tokens.
+        judged_tokens: usize = Value(256), Within(1.0, 1e6);
+        /// Text or shards on which the loss is followed to see what is forgotten; when empty, the validation data of the
+        /// run that the model is a checkpoint of.
+        base_val: Vec<String> = Value(Vec::new()), Any;
+    }
+}
+
+section! {
+    /// Low-rank adapters beside frozen weights. Without this section all weights are trained.
+    LoraConfig = "lora" {
+        /// Rank of the adapters; 0 trains all weights.
+        rank: usize = Derived("16 if there is a [lora], else 0"), Within(0.0, 65536.0);
+        /// The adapters' part is multiplied with alpha / rank.
+        alpha: f64 = Derived("2 x rank"), AboveTo(0.0, 1e6);
+        /// Share of an adapter's inputs that are dropped in training.
+        dropout: f64 = Value(0.0), FromBelow(0.0, 1.0);
+        /// The linear layers that have adapters, by Hugging Face's names.
+        targets: Vec<String> = Value(TARGETS.map(String::from).to_vec()), Choice(&TARGETS);
+        /// Whether it is alpha / sqrt(rank) instead (rsLoRA).
+        rslora: bool = Value(false), Any;
+    }
+}
+
+/// All linear layers of a block.
+pub const TARGETS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+
+impl SftConfig {
+    /// Whether it is the configuration of another command.
+    pub fn is_absent(&self) -> bool {
+        self.base.is_none()
+    }
+}
+
+impl LoraConfig {
+    /// Whether all weights are trained.
+    pub fn is_absent(&self) -> bool {
+        self.rank == 0
+    }
+}

@@ -1,0 +1,80 @@
+//! The sequences of a step as a model is fed with them.
+
+use super::boundary::Boundary;
+use super::rows::IGNORE;
+
+/// Rows of inputs and targets, row by row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// T, the places of a row.
+    pub length: usize,
+    /// What is read.
+    pub inputs: Vec<u32>,
+    /// What is predicted; [`IGNORE`] where nothing is trained.
+    pub targets: Vec<u32>,
+    /// Where the context of every place begins in its row; none: a row is one context.
+    pub starts: Option<Vec<u32>>,
+}
+
+impl Batch {
+    /// Windows of T + 1 tokens, one after the other: inputs and targets overlap by T. `boundary` keeps documents apart.
+    pub fn windows(sequences: &[u32], length: usize, boundary: Option<Boundary>) -> Self {
+        let part = |from: usize| -> Vec<u32> {
+            sequences.chunks_exact(length + 1).flat_map(|row| &row[from..from + length]).copied().collect()
+        };
+        let inputs = part(0);
+        let starts = boundary.map(|b| inputs.chunks_exact(length).flat_map(|row| b.starts(row)).collect());
+        Self { length, targets: part(1), starts, inputs }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.inputs.len() / self.length
+    }
+
+    /// Number of trained tokens.
+    pub fn trained(&self) -> usize {
+        self.targets.iter().filter(|&&target| target != IGNORE).count()
+    }
+
+    /// Rows `first..first + count`, or as many of them as there are.
+    pub fn part(&self, first: usize, count: usize) -> Self {
+        let last = (first + count).min(self.rows());
+        let of = |list: &[u32]| list[first * self.length..last * self.length].to_vec();
+        Self {
+            length: self.length,
+            inputs: of(&self.inputs),
+            targets: of(&self.targets),
+            starts: self.starts.as_deref().map(of),
+        }
+    }
+
+    /// What identifies a row: its T + 1 tokens; where targets are not just the next tokens, these too.
+    pub fn identity(&self, row: usize) -> Vec<u32> {
+        let range = row * self.length..(row + 1) * self.length;
+        let (inputs, targets) = (&self.inputs[range.clone()], &self.targets[range]);
+        let mut ids = inputs.to_vec();
+        if inputs[1..] == targets[..self.length - 1] {
+            ids.extend(targets.last());
+        } else {
+            ids.extend(targets);
+        }
+        ids
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_overlap_and_are_identified_by_their_tokens() {
+        let batch = Batch::windows(&[1, 2, 3, 3, 9, 4], 2, Some(Boundary { separator: 9, after: false }));
+        assert_eq!((batch.inputs.as_slice(), batch.targets.as_slice()), (&[1, 2, 3, 9][..], &[2, 3, 9, 4][..]));
+        assert_eq!(batch.starts, Some(vec![0, 0, 0, 1]));
+        assert_eq!((batch.identity(0), batch.identity(1)), (vec![1, 2, 3], vec![3, 9, 4]));
+        assert_eq!(batch.part(1, 5), Batch::windows(&[3, 9, 4], 2, Some(Boundary { separator: 9, after: false })));
+        let masked = Batch { targets: vec![IGNORE, 3, 9, 4], ..batch };
+        assert_eq!((masked.trained(), masked.identity(0)), (3, vec![1, 2, IGNORE, 3]));
+    }
+}

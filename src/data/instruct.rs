@@ -1,0 +1,24 @@
+//! Conversations to learn from: records → conversations → text by a chat template → ids and which of them are trained → rows.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `instruct/records.rs` | the formats of records: Alpaca, ShareGPT, messages, prompt and completion |
+//! | `instruct/template.rs` | the built-in chat templates, and the choice of one |
+//! | `instruct/mask.rs` | which tokens of a conversation are answers |
+//! | `instruct/pack.rs` | several conversations in a row, each with a context of its own |
+//! | `instruct/proof.rs` | what will be trained, shown and judged before it is |
+//! | `instruct/open.rs` | all of it, as a configuration asks |
+
+pub mod mask;
+pub mod open;
+pub mod pack;
+pub mod proof;
+pub mod records;
+pub mod template;
+
+#[cfg(test)]
+mod tests;
+
+pub use mask::Example;
+pub use open::{Judged, Tuning};
+pub use pack::PackedRows;

@@ -1,0 +1,143 @@
+//! Which tokens of a conversation are trained.
+//!
+//! The text is written as a whole and encoded as a whole, as it will be met later; a token is trained if any byte of it belongs to an
+//! answer. The token that ends an answer is part of it: a model that never saw it trained does not stop.
+
+use super::records::Conversation;
+use crate::data::chat::ChatTemplate;
+use crate::data::tokenizer::Tokenizer;
+use anyhow::{Context, Result};
+use std::ops::Range;
+
+/// A conversation as ids.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Example {
+    /// All of them.
+    pub ids: Vec<u32>,
+    /// Which of them are trained. The first id never is: nothing predicts it.
+    pub trained: Vec<bool>,
+    /// Trained answers that are there to their end.
+    pub ends: Vec<u32>,
+    /// Whether the end of an answer was cut off.
+    pub truncated: bool,
+}
+
+/// What of a conversation is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TrainOn {
+    /// Every answer.
+    Answers,
+    /// The last answer.
+    Last,
+    /// Everything.
+    All,
+}
+
+impl TrainOn {
+    /// As the configuration names it.
+    pub fn named(name: &str) -> Self {
+        match name {
+            "last_answer" => Self::Last,
+            "all" => Self::All,
+            _ => Self::Answers,
+        }
+    }
+}
+
+/// From conversations to examples.
+pub struct Encoder<'a> {
+    /// The model's tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// How turns are written.
+    pub template: &'a ChatTemplate,
+    /// What is trained.
+    pub train_on: TrainOn,
+    /// Most ids of an example.
+    pub longest: usize,
+}
+
+impl Encoder<'_> {
+    /// The ids of `conversation`, as many of its beginning as fit.
+    ///
+    /// # Errors
+    /// Those of the template, and of the tokenizer.
+    pub fn encode(&self, conversation: &Conversation) -> Result<Example> {
+        match conversation {
+            Conversation::Turns(turns) => {
+                let (text, mut answers) = self.template.render_answers(turns)?;
+                if self.train_on == TrainOn::Last {
+                    answers.drain(..answers.len().saturating_sub(1));
+                }
+                Ok(self.cut(self.tokenizer.encode_rendered_with_places(&text)?, &answers, text.len()))
+            }
+            Conversation::Plain { prompt, completion } => {
+                let text = format!("{prompt}{completion}");
+                let mut ids = self.tokenizer.encode_rendered_with_places(&text)?;
+                ids.splice(0..0, self.tokenizer.bos_id().map(|id| (id, 0..0)));
+                let end =
+                    self.tokenizer.eos_id().context("the tokenizer has no end of text to end a completion with")?;
+                ids.push((end, text.len()..text.len() + 1));
+                let answer = prompt.len()..text.len() + 1;
+                Ok(self.cut(ids, &[answer], text.len()))
+            }
+        }
+    }
+
+    /// The ids up to where the model is to answer, of the conversation without its last answer.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn prompt(&self, conversation: &Conversation) -> Result<Vec<u32>> {
+        match conversation {
+            Conversation::Turns(turns) => {
+                let asked = &turns[..turns.len().saturating_sub(1)];
+                self.tokenizer.encode_rendered(&self.template.render(asked, true)?)
+            }
+            Conversation::Plain { prompt, .. } => {
+                let mut ids: Vec<u32> = self.tokenizer.bos_id().into_iter().collect();
+                ids.extend(self.tokenizer.encode_rendered(prompt)?);
+                Ok(ids)
+            }
+        }
+    }
+
+    fn cut(&self, places: Vec<(u32, Range<usize>)>, answers: &[Range<usize>], text_bytes: usize) -> Example {
+        let all = 0..text_bytes + 1;
+        let spans: Vec<Range<usize>> = if self.train_on == TrainOn::All { vec![all] } else { answers.to_vec() };
+        let mut trained = vec![false; places.len()];
+        let (mut ends, mut truncated) = (Vec::new(), false);
+        for span in spans {
+            let inside = |(_, place): &(u32, Range<usize>)| place.start < span.end && span.start < place.end;
+            let Some(first) = places.iter().position(inside) else { continue };
+            let count = places[first..].iter().take_while(|place| inside(place)).count();
+            let last = self.end_of_turn(&places[first..first + count]);
+            let stop = first + last.map_or(count, |last| last + 1);
+            trained[first..stop].fill(true);
+            truncated |= stop > self.longest;
+            ends.extend(last.filter(|_| stop <= self.longest).map(|last| places[first + last].0));
+        }
+        let mut ids: Vec<u32> = places.into_iter().map(|(id, _)| id).collect();
+        ids.truncate(self.longest);
+        trained.truncate(self.longest);
+        if let Some(first) = trained.first_mut() {
+            *first = false;
+        }
+        Example { ids, trained, ends, truncated }
+    }
+
+    /// The index of the token that ends an answer: its last special one. What a template writes behind it (a line break) is not
+    /// trained, for generation has stopped by then.
+    fn end_of_turn(&self, answer: &[(u32, Range<usize>)]) -> Option<usize> {
+        let ends = |id: u32| self.tokenizer.is_special(id) || self.tokenizer.stop_ids().contains(&id);
+        let last = answer.iter().rposition(|(id, _)| ends(*id))?;
+        let rest: Vec<u32> = answer[last + 1..].iter().map(|(id, _)| *id).collect();
+        self.tokenizer.decode(&rest, false).is_ok_and(|text| text.trim().is_empty()).then_some(last)
+    }
+}
+
+impl Example {
+    /// Number of its trained tokens.
+    pub fn trained_tokens(&self) -> usize {
+        self.trained.iter().filter(|&&trained| trained).count()
+    }
+}

@@ -1,0 +1,179 @@
+use super::*;
+use candle_core::Device;
+
+/// A model small enough for finite differences, with grouped heads.
+pub(crate) fn tiny(tied: bool) -> ModelConfig {
+    ModelConfig {
+        hidden_size: 24,
+        intermediate_size: 40,
+        num_hidden_layers: 2,
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        head_dim: 6,
+        vocab_size: 33,
+        max_position_embeddings: 16,
+        rms_norm_eps: 1e-5,
+        rope_theta: 10_000.0,
+        tie_word_embeddings: tied,
+        initializer_range: 0.02,
+        residual_scaling: false,
+    }
+}
+
+/// Weights large enough that every gradient matters.
+fn model(config: &ModelConfig) -> Llama {
+    let mut config = config.clone();
+    config.initializer_range = 0.3;
+    let layout = Layout::new(&config);
+    Llama::new(&config, init::init(&config, &layout, 3).unwrap()).unwrap()
+}
+
+fn batch(b: usize, t: usize, vocab: u32) -> (Tensor, Tensor) {
+    let ids: Vec<u32> = (0..(b * (t + 1)) as u32).map(|i| (i * i * 7 + i * 3 + 1) % vocab).collect();
+    let rows = Tensor::from_vec(ids, (b, t + 1), &Device::Cpu).unwrap();
+    let inputs = rows.narrow(1, 0, t).unwrap().contiguous().unwrap();
+    let targets = rows.narrow(1, 1, t).unwrap().contiguous().unwrap().flatten_all().unwrap();
+    (inputs, targets)
+}
+
+fn mean_loss(model: &Llama, inputs: &Tensor, targets: &Tensor) -> f64 {
+    let losses = model.losses(inputs, targets, None).unwrap().to_vec1::<f32>().unwrap();
+    losses.iter().map(|&x| x as f64).sum::<f64>() / losses.len() as f64
+}
+
+#[test]
+fn gradients_agree_with_finite_differences() {
+    for tied in [false, true] {
+        let model = model(&tiny(tied));
+        let (inputs, targets) = batch(2, 9, 33);
+        let flat_grads = model.layout.zeros(&Device::Cpu).unwrap();
+        let grads = model.grads(&flat_grads).unwrap();
+        model.loss_and_backward(&inputs, &targets, Feed::default(), 1.0 / 18.0, &grads).unwrap();
+        let g = flat_grads.to_vec1::<f32>().unwrap();
+        let w = model.flat.to_vec1::<f32>().unwrap();
+        // The direction of the gradient itself inside each tensor: the derivative along it is its norm.
+        for spec in &model.layout.specs {
+            let range = spec.start..spec.start + spec.len;
+            let norm = g[range.clone()].iter().map(|x| (*x as f64).powi(2)).sum::<f64>().sqrt();
+            let step = 2e-2 / (1.0 + norm);
+            let along = |sign: f64| {
+                let mut moved = w.clone();
+                for i in range.clone() {
+                    moved[i] += (sign * step * g[i] as f64 / norm) as f32;
+                }
+                let flat = Tensor::from_vec(moved, w.len(), &Device::Cpu).unwrap();
+                mean_loss(&Llama::new(&model.config, flat).unwrap(), &inputs, &targets)
+            };
+            let slope = (along(1.0) - along(-1.0)) / (2.0 * step);
+            assert!((slope / norm - 1.0).abs() < 5e-3, "{}: slope {slope}, norm {norm}", spec.name);
+        }
+    }
+}
+
+#[test]
+fn cached_forward_equals_the_full_one_in_any_chunking() {
+    let model = model(&tiny(false));
+    let (inputs, _) = batch(2, 12, 33);
+    let all = model.logits(&inputs).unwrap();
+    for chunks in [vec![12], vec![1; 12], vec![5, 1, 6]] {
+        let mut cache = KvCache::new(&model.config, 2, 12, &Device::Cpu).unwrap();
+        let mut at = 0;
+        for n in chunks {
+            let logits = model.next_logits(&inputs.narrow(1, at, n).unwrap(), &mut cache).unwrap();
+            at += n;
+            let want = all.narrow(1, at - 1, 1).unwrap().squeeze(1).unwrap();
+            assert!(crate::ops::selftest::difference(&logits, &want).unwrap() < 1e-5);
+        }
+        assert!(model.next_logits(&inputs.narrow(1, 0, 1).unwrap(), &mut cache).is_err());
+    }
+}
+
+#[test]
+fn ignored_targets_train_nothing_and_micro_batches_add_up() {
+    use crate::ops::cross_entropy::IGNORE;
+    let model = model(&tiny(true));
+    let (inputs, targets) = batch(4, 8, 33);
+    let run = |parts: usize, targets: &Tensor| {
+        let flat = model.layout.zeros(&Device::Cpu).unwrap();
+        let grads = model.grads(&flat).unwrap();
+        for i in 0..parts {
+            let n = 4 / parts;
+            let x = inputs.narrow(0, i * n, n).unwrap().contiguous().unwrap();
+            let y = targets.narrow(0, i * n * 8, n * 8).unwrap();
+            model.loss_and_backward(&x, &y, Feed::default(), 1.0 / 32.0, &grads).unwrap();
+        }
+        flat
+    };
+    let whole = run(1, &targets);
+    for parts in [2, 4] {
+        assert!(crate::ops::selftest::difference(&run(parts, &targets), &whole).unwrap() < 1e-5);
+    }
+    let none = Tensor::full(IGNORE, 32, &Device::Cpu).unwrap();
+    assert!(run(2, &none).to_vec1::<f32>().unwrap().iter().all(|&g| g == 0.0));
+}
+
+/// Losses and gradients of documents in one row with segments are those of the documents in rows of their own.
+#[test]
+fn documents_kept_apart_are_documents_alone() {
+    use crate::ops::cross_entropy::IGNORE;
+    let model = model(&tiny(false));
+    let ids: Vec<u32> = (0..13).map(|i| (i * i * 5 + 2) % 33).collect();
+    let lengths = [5usize, 1, 6];
+    let run = |rows: &[std::ops::Range<usize>], starts: Option<Vec<u32>>| {
+        let width = rows.iter().map(|r| r.len()).max().unwrap();
+        let (mut x, mut y) = (Vec::new(), Vec::new());
+        for r in rows {
+            x.extend(ids[r.clone()].iter().copied().chain(std::iter::repeat_n(0, width - r.len())));
+            y.extend(ids[r.start + 1..r.end + 1].iter().copied().chain(std::iter::repeat_n(IGNORE, width - r.len())));
+        }
+        let n = y.len();
+        let inputs = Tensor::from_vec(x, (rows.len(), width), &Device::Cpu).unwrap();
+        let targets = Tensor::from_vec(y, n, &Device::Cpu).unwrap();
+        let segments = starts.map(|starts| Segments::new(starts, width).unwrap());
+        let flat = model.layout.zeros(&Device::Cpu).unwrap();
+        let grads = model.grads(&flat).unwrap();
+        let feed = Feed { segments: segments.as_ref(), noise: None };
+        let losses = model.loss_and_backward(&inputs, &targets, feed, 1.0, &grads).unwrap();
+        let alone = model.losses(&inputs, &targets, segments.as_ref()).unwrap();
+        assert!(crate::ops::selftest::difference(&alone, &losses).unwrap() < 1e-6);
+        (losses.sum_all().unwrap().to_scalar::<f32>().unwrap(), flat)
+    };
+    let mut at = 0;
+    let apart = lengths.map(|n| {
+        at += n;
+        at - n..at
+    });
+    let starts = apart.iter().flat_map(|r| std::iter::repeat_n(r.start as u32, r.len())).collect();
+    let range = 0..12;
+    let whole = std::slice::from_ref(&range);
+    let (packed, alone) = (run(whole, Some(starts)), run(&apart, None));
+    assert!((packed.0 / alone.0 - 1.0).abs() < 1e-5, "{} {}", packed.0, alone.0);
+    assert!(crate::ops::selftest::difference(&packed.1, &alone.1).unwrap() < 1e-5);
+    let one_context = run(whole, None);
+    assert!((one_context.0 / alone.0 - 1.0).abs() > 1e-3);
+}
+
+#[test]
+fn the_number_of_threads_does_not_change_a_bit() {
+    let mut config = tiny(false);
+    config.max_position_embeddings = 160;
+    config.vocab_size = 700;
+    config.hidden_size = 96;
+    config.intermediate_size = 200;
+    let model = model(&config);
+    let (inputs, targets) = batch(3, 150, 700);
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let flat = model.layout.zeros(&Device::Cpu).unwrap();
+            let grads = model.grads(&flat).unwrap();
+            let losses = model.loss_and_backward(&inputs, &targets, Feed::default(), 1.0, &grads).unwrap();
+            (losses.to_vec1::<f32>().unwrap(), flat.to_vec1::<f32>().unwrap())
+        })
+    };
+    let one = run(1);
+    assert!(one.1.iter().any(|&g| g != 0.0));
+    for threads in [2, 4] {
+        assert!(run(threads) == one, "{threads} threads gave other bits than one");
+    }
+}

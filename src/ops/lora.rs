@@ -1,0 +1,225 @@
+//! LoRA (Hu et al. 2021): a low-rank addition to a frozen linear layer, `y = x Wᵀ + s · (x' Aᵀ) Bᵀ`, `x' = dropout(x)`.
+//!
+//! Projections that are one product here (q ‖ k ‖ v, gate ‖ up) have an adapter each. Their `A` lie one below the other, so that
+//! `u = x' Aᵀ` is one product for all of them; each `B` then fills its own rows of the output.
+//!
+//! Backward, with `dyᵢ` the columns of part `i`: `duᵢ = s · dyᵢ Bᵢ`, `dBᵢ += s · dyᵢᵀ uᵢ`, `dA += duᵀ x'`, `dx += dropout(du A)`. `u` is
+//! computed again: it costs rank / outputs of the product it belongs to. The frozen weight has no gradient at all, which spares a third
+//! of full fine-tuning's work.
+
+use super::cpu;
+use super::gemm::{Into, Mat, matmul};
+use super::precision::Precision;
+use candle_core::{Result, Tensor, bail};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// The adapters of one packed projection: weights, or their gradients.
+#[derive(Clone, Debug)]
+pub struct Adapter {
+    /// (n·r, in): the `A` of its n parts, one below the other.
+    pub a: Tensor,
+    /// The parts, in the order of `a`.
+    pub parts: Vec<Part>,
+}
+
+/// The adapter of one projection inside a packed one.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// Its rows of the packed weight, which are its columns of the output.
+    pub rows: Range<usize>,
+    /// (rows, r)
+    pub b: Tensor,
+}
+
+/// Which elements of an input are dropped: a pure function of key and place, so that backward needs no mask and the result does not
+/// depend on the micro-batch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dropout {
+    /// Share of the elements, in [0, 1).
+    pub p: f32,
+    /// Of this step and layer.
+    pub key: u64,
+    /// Place of the first element among those of the whole step.
+    pub first: u64,
+}
+
+/// Pseudo-random bits of place `i` under `key` (the finaliser of SplitMix64, Steele et al. 2014, over a Weyl sequence).
+pub fn draw(key: u64, i: u64) -> u64 {
+    let mut z = key.wrapping_add(i.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+impl Dropout {
+    /// `x` with dropped elements 0 and the others larger by 1 / (1 - p).
+    pub fn of(&self, x: &[f32]) -> Vec<f32> {
+        let mut out = cpu::output(x.len());
+        let limit = (f64::from(self.p) * 2f64.powi(64)) as u64;
+        let keep = 1.0 / (1.0 - self.p);
+        let pieces = out.par_chunks_mut(cpu::PIECE).zip(x.par_chunks(cpu::PIECE)).enumerate();
+        pieces.for_each(|(piece, (out, x))| {
+            let first = self.first + (piece * cpu::PIECE) as u64;
+            for ((i, out), x) in (first..).zip(out).zip(x) {
+                *out = if draw(self.key, i) < limit { 0.0 } else { x * keep };
+            }
+        });
+        out
+    }
+
+    fn applied(dropout: Option<&Self>, x: &Tensor) -> Result<Tensor> {
+        let Some(dropout) = dropout else { return Ok(x.clone()) };
+        cpu::tensor(cpu::read("dropout", [x], |[x]| Ok(dropout.of(x)))?, x.dims())
+    }
+}
+
+/// The whole layer in candle's differentiable primitives, `mask` (…, in) standing for dropout.
+pub fn reference(x: &Tensor, w_oi: &Tensor, adapter: &Adapter, scale: f64, mask: Option<&Tensor>) -> Result<Tensor> {
+    let dropped = mask.map_or_else(|| Ok(x.clone()), |mask| x * mask)?;
+    let rank = adapter.a.dim(0)? / adapter.parts.len();
+    let mut y = x.matmul(&w_oi.t()?)?;
+    for (i, part) in adapter.parts.iter().enumerate() {
+        let u = dropped.matmul(&adapter.a.narrow(0, i * rank, rank)?.t()?)?;
+        let mine = (u.matmul(&part.b.t()?)? * scale)?;
+        let (before, after) = (part.rows.start, w_oi.dim(0)? - part.rows.end);
+        y = (y + mine.pad_with_zeros(1, before, after)?)?;
+    }
+    Ok(y)
+}
+
+/// Sizes of a product: rows of `x`, inputs, outputs, rank.
+struct Sizes {
+    rows: usize,
+    inner: usize,
+    outputs: usize,
+    rank: usize,
+}
+
+fn sizes(op: &str, x: &Tensor, y: &Tensor, adapter: &Adapter) -> Result<Sizes> {
+    let (all, inner) = adapter.a.dims2()?;
+    let outputs = y.dims().last().copied().unwrap_or(0);
+    let rank = all / adapter.parts.len().max(1);
+    let rows = x.elem_count() / inner.max(1);
+    let fits = |p: &Part| p.b.dims() == [p.rows.len(), rank] && p.rows.end <= outputs;
+    let whole = x.dims().last() == Some(&inner) && y.elem_count() == rows * outputs;
+    if !whole || rank * adapter.parts.len() != all || !adapter.parts.iter().all(fits) {
+        bail!("{op}: x {:?}, y {:?} and A {:?} do not fit", x.shape(), y.shape(), adapter.a.shape());
+    }
+    Ok(Sizes { rows, inner, outputs, rank })
+}
+
+/// `u = x' Aᵀ`, (rows, n·r).
+fn down(x: &[f32], a: &[f32], s: &Sizes, precision: Precision) -> Vec<f32> {
+    let all = a.len() / s.inner;
+    let mut u = cpu::output(s.rows * all);
+    let (x, a) = (Mat::new(x, s.rows, s.inner, s.inner), Mat::new(a, all, s.inner, s.inner));
+    matmul(&mut u, all, Into::Overwrite, 1.0, x, a.t(), precision);
+    u
+}
+
+/// Adds the adapters' part to `y` (…, out), the frozen layer's output for `x` (…, in), in place.
+pub fn lora(
+    y: &Tensor,
+    x: &Tensor,
+    adapter: &Adapter,
+    scale: f64,
+    dropout: Option<&Dropout>,
+    precision: Precision,
+) -> Result<()> {
+    let s = sizes("lora", x, y, adapter)?;
+    let x = Dropout::applied(dropout, x)?;
+    let u = cpu::read("lora", [&x, &adapter.a], |[x, a]| Ok(down(x, a, &s, precision)))?;
+    let all = s.rank * adapter.parts.len();
+    cpu::update("lora", y, |y| {
+        for (i, part) in adapter.parts.iter().enumerate() {
+            cpu::read("lora", [&part.b], |[b]| {
+                let u = Mat::new(&u[(i * s.rank).min(u.len())..], s.rows, s.rank, all);
+                let b = Mat::new(b, part.rows.len(), s.rank, s.rank).t();
+                matmul(&mut y[part.rows.start..], s.outputs, Into::Accumulate, scale as f32, u, b, precision);
+                Ok(())
+            })?;
+        }
+        Ok(())
+    })
+}
+
+/// Gradients for `dy` (…, out): accumulates those of the adapters into `grads` and adds that of the input to `dx` (…, in), in place.
+#[allow(clippy::too_many_arguments)]
+pub fn lora_backward(
+    dx: &Tensor,
+    dy: &Tensor,
+    x: &Tensor,
+    adapter: &Adapter,
+    grads: &Adapter,
+    scale: f64,
+    dropout: Option<&Dropout>,
+    precision: Precision,
+) -> Result<()> {
+    let s = sizes("lora_backward", x, dy, adapter)?;
+    if sizes("lora_backward", x, dy, grads)?.rank != s.rank || dx.elem_count() != x.elem_count() {
+        bail!("lora_backward: gradients do not have the shapes of what they belong to");
+    }
+    let x = Dropout::applied(dropout, x)?;
+    let all = s.rank * adapter.parts.len();
+    let scale = scale as f32;
+    let through = cpu::read("lora_backward", [dy, &x, &adapter.a], |[dy, x, a]| {
+        let u = down(x, a, &s, precision);
+        let mut du = cpu::output(s.rows * all);
+        for (i, (part, grad)) in adapter.parts.iter().zip(&grads.parts).enumerate() {
+            let dy = Mat::new(&dy[part.rows.start..], s.rows, part.rows.len(), s.outputs);
+            let u = Mat::new(&u[i * s.rank..], s.rows, s.rank, all);
+            cpu::update("lora_backward", &grad.b, |db| {
+                matmul(db, s.rank, Into::Accumulate, scale, dy.t(), u, precision);
+                Ok(())
+            })?;
+            cpu::read("lora_backward", [&part.b], |[b]| {
+                let b = Mat::new(b, part.rows.len(), s.rank, s.rank);
+                matmul(&mut du[i * s.rank..], all, Into::Overwrite, scale, dy, b, precision);
+                Ok(())
+            })?;
+        }
+        let du = Mat::new(&du, s.rows, all, all);
+        cpu::update("lora_backward", &grads.a, |da| {
+            let x = Mat::new(x, s.rows, s.inner, s.inner);
+            matmul(da, s.inner, Into::Accumulate, 1.0, du.t(), x, precision);
+            Ok(())
+        })?;
+        let mut through = cpu::output(s.rows * s.inner);
+        let a = Mat::new(a, all, s.inner, s.inner);
+        matmul(&mut through, s.inner, Into::Overwrite, 1.0, du, a, precision);
+        Ok(through)
+    })?;
+    let through = dropout.map(|dropout| dropout.of(&through)).unwrap_or(through);
+    cpu::update("lora_backward", dx, |dx| {
+        let pieces = dx.par_chunks_mut(cpu::PIECE).zip(through.par_chunks(cpu::PIECE));
+        pieces.for_each(|(dx, more)| dx.iter_mut().zip(more).for_each(|(dx, more)| *dx += more));
+        Ok(())
+    })
+}
+
+/// `W + s · B A`, the weight (out, in) of the layer and its adapter in one.
+pub fn merged(w_oi: &[f32], a_ri: &[f32], b_or: &[f32], rank: usize, scale: f64) -> Vec<f32> {
+    let (inner, outputs) = (a_ri.len() / rank, b_or.len() / rank);
+    let mut w = w_oi.to_vec();
+    let (a, b) = (Mat::new(a_ri, rank, inner, inner), Mat::new(b_or, outputs, rank, rank));
+    matmul(&mut w, inner, Into::Accumulate, scale as f32, b, a, Precision::F32);
+    w
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dropout_keeps_the_mean_and_depends_on_places_alone() {
+        let (x, all) = (vec![1f32; 100_000], Dropout { p: 0.25, key: 7, first: 0 });
+        let dropped = all.of(&x);
+        let share = dropped.iter().filter(|&&x| x == 0.0).count() as f64 / 1e5;
+        assert!((share - 0.25).abs() < 0.005, "{share}");
+        assert!(dropped.iter().all(|&x| x == 0.0 || (x - 4.0 / 3.0).abs() < 1e-6));
+        let second = Dropout { first: 40_000, ..all }.of(&x[..60_000]);
+        assert_eq!(second, dropped[40_000..]);
+        assert_ne!(Dropout { key: 8, ..all }.of(&x), dropped);
+    }
+}

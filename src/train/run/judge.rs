@@ -1,0 +1,105 @@
+//! What fine-tuning is for, looked at in the loop: do answers end by themselves, are they answers, and what has the model forgotten.
+
+use super::Run;
+use super::interludes::unless_stopped;
+use crate::data::instruct::Judged;
+use crate::eval::score;
+use crate::metrics::{Eval, Record, SampleRecord};
+use crate::sample::sampler::{Sampler, SamplerConfig};
+use crate::sample::{FinishReason, Limits, generate};
+use anyhow::Result;
+use std::time::Instant;
+
+/// Under which the judgements are logged.
+pub(super) const ANSWERS: &str = "answers";
+
+/// Under which the loss of the model that is tuned is logged, on the data it was made from.
+pub(super) const BASE: &str = "base_validation";
+
+/// Answers that are kept in samples.jsonl.
+const KEPT: usize = 2;
+
+impl Run {
+    /// After a validation of a fine-tuning run: what is not in the log yet.
+    pub(super) fn judge(&mut self) -> Result<()> {
+        let Some(tuning) = &self.corpus.tuning else { return Ok(()) };
+        let (judged, markers) = (tuning.judged.clone(), tuning.markers.clone());
+        let step = self.state.counters.step;
+        if !self.logged(step, |task| task == BASE)? {
+            self.base_validation()?;
+        }
+        if judged.is_empty() || self.logged(step, |task| task == ANSWERS)? {
+            return Ok(());
+        }
+        let begun = Instant::now();
+        self.progress.doing("answering");
+        self.watchdog.begins(format!("answering held-out prompts at step {step}"));
+        let (mut ended, mut proper, mut texts) = (0, 0, Vec::new());
+        for question in &judged {
+            let Some((text, finished)) = self.answer(question)? else { return Ok(()) };
+            let stopped = finished == FinishReason::Stop;
+            ended += usize::from(stopped);
+            proper += usize::from(stopped && is_answer(&text, &markers));
+            texts.push(text);
+        }
+        for (question, text) in judged.iter().zip(texts).take(KEPT) {
+            self.progress.sample(step, &format!("{} ->", question.question.trim_end()), &text);
+            self.logs.samples.append(&SampleRecord { step, prompt: question.question.clone(), text, seed: 0 })?;
+        }
+        for (name, count) in [("ended", ended), ("proper", proper)] {
+            self.log_share(name, count, judged.len())?;
+        }
+        let share = |count: usize| count as f64 / judged.len() as f64;
+        self.progress.task(step, ANSWERS, &[("ended", share(ended)), ("proper", share(proper))]);
+        self.progress.interruption("answers", self.config.eval.every, begun.elapsed());
+        Ok(())
+    }
+
+    /// The likeliest answer; none if it was cut short by a request to stop.
+    fn answer(&self, question: &Judged) -> Result<Option<(String, FinishReason)>> {
+        let (tokenizer, model) = (&self.corpus.tokenizer, &self.state.model);
+        let rule = SamplerConfig { greedy: true, ..Default::default() };
+        let mut sampler = Sampler::new(rule, tokenizer.vocab_size(), 0, 0)?;
+        let limits = Limits { max_tokens: self.config.sft.judged_tokens, ..Default::default() };
+        let alive = |_: usize, _: &str| {
+            self.watchdog.alive();
+            self.requests.check()
+        };
+        let made = generate(model, tokenizer, &question.prompt, std::slice::from_mut(&mut sampler), &limits, alive);
+        Ok(unless_stopped(made)?.and_then(|made| made.into_iter().next()).map(|made| (made.text, made.finish_reason)))
+    }
+
+    fn log_share(&mut self, name: &str, count: usize, n: usize) -> Result<()> {
+        let value = count as f64 / n as f64;
+        let stderr = if n > 1 { (value * (1.0 - value) / (n - 1) as f64).sqrt() } else { f64::NAN };
+        let (step, task, metric) = (self.state.counters.step, ANSWERS.to_owned(), name.to_owned());
+        self.log(Record::Eval(Eval { step, task, metric, value, stderr }))
+    }
+
+    /// The loss on the validation rows of the data that the tuned model was made from.
+    fn base_validation(&mut self) -> Result<()> {
+        let Some(rows) = &self.corpus.base_val else { return Ok(()) };
+        let step = self.state.counters.step;
+        self.progress.doing("validating on the base data");
+        self.watchdog.begins(format!("validating on the base data at step {step}"));
+        let (requests, watchdog) = (&self.requests, &self.watchdog);
+        let alive = |_| {
+            watchdog.alive();
+            requests.check()
+        };
+        let result = score(&self.state.model, rows, &self.lengths, self.config.train.micro_batch_size, alive);
+        let Some(result) = unless_stopped(result)? else { return Ok(()) };
+        let all = [("loss", result.loss), ("bits_per_byte", result.bits_per_byte())];
+        for (metric, value) in all.into_iter().filter(|(_, value)| value.is_finite()) {
+            let (task, metric) = (BASE.to_owned(), metric.to_owned());
+            self.log(Record::Eval(Eval { step, task, metric, value, stderr: f64::NAN }))?;
+        }
+        self.progress.task(step, BASE, &all);
+        Ok(())
+    }
+}
+
+/// Whether `text` is an answer and nothing else: it says something, and does not go on with the conversation on its own.
+fn is_answer(text: &str, markers: &[String]) -> bool {
+    !text.trim().is_empty() && !markers.iter().any(|marker| text.contains(marker))
+}

@@ -1,0 +1,133 @@
+//! How a fine-tuning run begins: a model, conversations, the proof of what will be trained; then it is a run like any other.
+
+use super::begin::{Fresh, assemble, begin_fresh, check_machine, check_same_model, make_paths_absolute, say};
+use super::requests::{NOTHING_TO_RESUME, Requests};
+use crate::checkpoint::Opened;
+use crate::config::{Config, Tuned};
+use crate::data::corpus::Corpus;
+use crate::data::instruct::open::Bad;
+use crate::data::instruct::proof::Proof;
+use crate::data::tokenizer::Tokenizer;
+use crate::metrics::Console;
+use crate::runtime::error::{Exit, fail, note};
+use crate::runtime::files::write_atomic;
+use anyhow::Result;
+use std::path::Path;
+
+/// Characters of the example that is shown before a run.
+const EXCERPT: usize = 1500;
+
+/// What is tuned, and on what.
+pub struct Request<'a> {
+    /// The configuration.
+    pub config: &'a Path,
+    /// Changes to it.
+    pub sets: &'a [String],
+    /// The model.
+    pub ckpt: &'a Path,
+    /// Files of records, on this machine.
+    pub data: &'a [String],
+}
+
+/// Data and model of a request, ready to begin.
+pub struct Tune {
+    config: Config,
+    corpus: Corpus,
+    source: Opened,
+    console: Console,
+}
+
+impl Tune {
+    /// Reads model and records.
+    ///
+    /// # Errors
+    /// Those of configuration, model and data.
+    pub fn open(request: &Request, console: Console) -> Result<Self> {
+        let source = Opened::open(request.ckpt)?;
+        if source.adapter().is_some() {
+            return Err(fail(Exit::Config, format!("{}: adapters, not a model", source.dir.display()))
+                .hint("make a model of them first: llama-lite export --merge-lora")
+                .into());
+        }
+        let base = std::path::absolute(&source.dir)?;
+        let data = request.data.iter().map(|path| Ok(std::path::absolute(path)?.to_string_lossy().into_owned()));
+        let data: Vec<String> = data.collect::<Result<_>>()?;
+        let tuned = |steps| Tuned { base: &base, model: &source.model, data: &data, steps };
+        let load = |steps| -> Result<Config> {
+            let mut config = Config::load_tuning(request.config, request.sets, &tuned(steps))?;
+            make_paths_absolute(&mut config)?;
+            Ok(config)
+        };
+        let config = load(None)?;
+        check_same_model(&config, &source)?;
+        say(console, "preparing the data ...");
+        let corpus = Corpus::open(&config, None)?;
+        let config = load(Some(steps(&config, &corpus)))?;
+        Ok(Self { config, corpus, source, console })
+    }
+
+    /// Shows what will be trained of the first `n` conversations, at most `limit` characters of each.
+    ///
+    /// # Errors
+    /// Those of decoding.
+    pub fn show(&self, n: usize, limit: usize) -> Result<Vec<String>> {
+        let Some((proof, tokenizer)) = self.proof() else { return Ok(Vec::new()) };
+        let marks =
+            if self.console.color { ["\x1b[32m", "\x1b[0m", "\x1b[2m", "\x1b[0m"] } else { ["⟦", "⟧", "", ""] };
+        proof.excerpts(tokenizer, n, limit, marks)
+    }
+
+    /// The counts, a line each.
+    pub fn counts(&self) -> Vec<String> {
+        self.proof().map_or_else(Vec::new, |(proof, _)| proof.lines())
+    }
+
+    /// Refuses data that would not teach what they are meant to.
+    ///
+    /// # Errors
+    /// [`Exit::Data`], saying why.
+    pub fn check(&self) -> Result<()> {
+        self.proof().map_or(Ok(()), |(proof, _)| Ok(proof.check()?))
+    }
+
+    fn proof(&self) -> Option<(&Proof, &Tokenizer)> {
+        let tuning = self.corpus.tuning.as_ref()?;
+        Some((&tuning.proof, &tuning.tokenizer))
+    }
+
+    /// Trains, in the new run directory `out`.
+    ///
+    /// # Errors
+    /// Those of data that should not be trained on, and of [`Run::train`](super::run::Run::train).
+    pub fn train(self, out: &Path) -> Result<()> {
+        let requests = Requests::listen(out, NOTHING_TO_RESUME)?;
+        if !self.console.quiet {
+            let colors = if self.console.color { "green" } else { "in ⟦ ⟧" };
+            note(&format!("what is trained is {colors}:\n"));
+            self.show(1, EXCERPT)?.iter().for_each(|text| note(text));
+            note(&format!("\n{}", self.counts().join("\n")));
+        }
+        self.check()?;
+        check_machine(&self.config, out)?;
+        let bad = self.corpus.tuning.as_ref().map(|tuning| tuning.bad.clone()).unwrap_or_default();
+        let parts = assemble(self.config, self.corpus, Some(&self.source))?;
+        let begun = Fresh { parts, source: Some(self.source), requests, console: self.console };
+        begin_fresh(begun, out, |dir| write_quarantine(dir, &bad))
+    }
+}
+
+/// As many steps as `sft.epochs` passes over the rows take.
+fn steps(config: &Config, corpus: &Corpus) -> u64 {
+    let rows = corpus.tuning.as_ref().map_or(0, |tuning| tuning.train.len());
+    let each = config.train.tokens_per_step / config.train.sequence_length;
+    ((config.sft.epochs * rows as f64 / each as f64).ceil() as u64).max(1)
+}
+
+/// The records that nothing is learned from, beside the run that left them out.
+fn write_quarantine(run_dir: &Path, bad: &[Bad]) -> Result<()> {
+    if bad.is_empty() {
+        return Ok(());
+    }
+    let lines = bad.iter().map(|record| Ok(serde_json::to_string(record)? + "\n")).collect::<Result<Vec<_>>>()?;
+    write_atomic(&run_dir.join("quarantine.jsonl"), lines.concat().as_bytes())
+}
