@@ -10,8 +10,16 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 if cargo deny --version >/dev/null 2>&1; then
-    cargo deny --log-level error check
-    echo "cargo deny: passed"
+    cargo deny --log-level error check bans licenses sources
+    echo "cargo deny: licences, bans and sources passed"
+    if cargo deny --log-level error check advisories >"$work/advisories" 2>&1; then
+        echo "cargo deny: advisories passed"
+    elif grep -q "failed to fetch advisory database" "$work/advisories"; then
+        echo "cargo deny: advisories NOT RUN (their database cannot be reached)"
+    else
+        cat "$work/advisories" >&2
+        exit 1
+    fi
 else
     echo "cargo deny: NOT RUN (cargo install cargo-deny)"
 fi

@@ -10,8 +10,12 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 mod data;
+mod plan;
+mod report;
 mod sft;
 
+pub use plan::Plan;
+pub use report::Report;
 pub use sft::Sft;
 
 pub use data::{Data, EotPlace, Inspect, Prepare, SplitName, Verify};
@@ -101,6 +105,10 @@ pub enum Command {
     /// Make and check training data
     #[command(subcommand)]
     Data(Data),
+    /// Tell what a run will take: parameters, memory, time, disk
+    Plan(Plan),
+    /// Show a run, or several, as one page: curves, samples, events, differences
+    Report(Report),
     /// Write a checkpoint as a Hugging Face model directory
     Export(Export),
     /// Show devices, features and a self-test of every operation

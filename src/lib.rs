@@ -33,6 +33,7 @@ pub mod eval;
 pub mod metrics;
 pub mod model;
 pub mod ops;
+pub mod report;
 pub mod runtime;
 pub mod sample;
 pub mod train;

@@ -6,7 +6,9 @@ mod doctor;
 mod evaluate;
 mod export;
 mod generate;
+mod plan;
 mod prepare;
+mod report;
 mod resume;
 mod sft;
 
@@ -42,6 +44,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Eval(args) => evaluate::run(&args, console),
         Command::Sample(args) => generate::run(&args, console),
         Command::Data(command) => data::run(command, console),
+        Command::Plan(args) => plan::run(&args, console),
+        Command::Report(args) => report::run(&args, console),
         Command::Export(args) => export::run(&args, console),
         Command::Doctor => doctor::run(),
     }

@@ -352,11 +352,6 @@ impl Rules<'_> {
                 broken(what, "write for example prompts = [\"Once upon a time\"]; \"\" starts from nothing")
             })
         });
-        self.rule(&["log.tensorboard"], || {
-            config.log.tensorboard.then(|| {
-                broken("TensorBoard files are not available in this build", "remove it; metrics.jsonl has every number")
-            })
-        });
     }
 }
 

@@ -334,7 +334,7 @@ section! {
     LogConfig = "log" {
         /// Steps between lines of the progress log, at most one every few seconds; metrics.jsonl has every step.
         every: u64 = Value(1), AtLeast(1.0);
-        /// Whether TensorBoard files are written (not available in this build).
+        /// Whether TensorBoard files are written, into the run's tensorboard/.
         tensorboard: bool = Value(false), Any;
     }
 }

@@ -14,6 +14,7 @@ mod jsonl;
 mod pace;
 mod plot;
 mod progress;
+mod tensorboard;
 
 pub use events::{Events, iso8601, read_events};
 pub use human::{count, duration, rate};
@@ -21,6 +22,7 @@ pub use jsonl::{Cut, MetricsLog, SampleLog, SampleRecord, read, read_samples};
 pub use pace::Pace;
 pub use plot::ascii_plot;
 pub use progress::{Color, Console, Progress};
+pub use tensorboard::TensorBoard;
 
 use serde::{Deserialize, Deserializer, Serialize};
 

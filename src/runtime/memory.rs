@@ -21,6 +21,14 @@ pub fn available() -> Option<u64> {
     Some(kib.saturating_mul(1024).min(limit().unwrap_or(u64::MAX)))
 }
 
+/// The most memory this process has held, where the system tells.
+pub fn peak() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
+    Some(kib.saturating_mul(1024))
+}
+
 /// The control group's limit of this process, if it has one.
 fn limit() -> Option<u64> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;

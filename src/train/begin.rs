@@ -14,7 +14,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::eval::benchmark::{Extent, Prepared};
 use crate::eval::dataset::Library;
 use crate::eval::tasks::{self, Task};
-use crate::metrics::{Console, Events, MetricsLog, SampleLog};
+use crate::metrics::{Console, Events, MetricsLog, SampleLog, TensorBoard};
 use crate::runtime::error::{Exit, fail, note};
 use crate::runtime::files::{Lock, create_dirs, lock, write_atomic};
 use crate::runtime::memory;
@@ -76,7 +76,9 @@ impl Begin {
     pub(super) fn run(self, parts: Parts, place: Place, events: Events, resume_step: Option<u64>) -> Result<()> {
         let metrics = MetricsLog::open(&self.run_dir, resume_step)?;
         let samples = SampleLog::open(&self.run_dir, resume_step)?;
-        let result = Run::new(parts, place, Logs { metrics, samples, events }, self.requests, self.console)?.train();
+        let board = parts.config.log.tensorboard.then(|| TensorBoard::open(&self.run_dir)).transpose()?;
+        let logs = Logs { metrics, samples, events, board };
+        let result = Run::new(parts, place, logs, self.requests, self.console)?.train();
         drop(self.held);
         result
     }

@@ -15,7 +15,7 @@
 //! | `oracle.rs`, `verify.rs` | repeated steps must give the same bits |
 //! | `reset.rs` | state given up on purpose |
 //! | `poison.rs` | checkpoints whose loading panics |
-//! | `footprint.rs` | the memory a run takes |
+//! | `footprint.rs`, `plan.rs` | the memory, time and disk a run takes |
 //! | `tests.rs` | a whole run against power losses and failing disks |
 
 pub mod begin;
@@ -23,6 +23,7 @@ pub mod footprint;
 pub mod guard;
 pub mod optimizer;
 pub mod oracle;
+pub mod plan;
 pub mod poison;
 pub mod requests;
 pub mod reset;

@@ -26,7 +26,7 @@ use crate::data::loader::Loader;
 use crate::data::prefetch::Prefetch;
 use crate::eval::ByteLengths;
 use crate::eval::benchmark::Prepared;
-use crate::metrics::{Console, Events, MetricsLog, Progress, Record, SampleLog, Train};
+use crate::metrics::{Console, Events, MetricsLog, Progress, Record, SampleLog, SampleRecord, TensorBoard, Train};
 use crate::runtime::thread;
 use anyhow::Result;
 use serde_json::json;
@@ -41,6 +41,8 @@ pub struct Logs {
     pub samples: SampleLog,
     /// History of attempts.
     pub events: Events,
+    /// The same records for TensorBoard, if they are wanted.
+    pub board: Option<TensorBoard>,
 }
 
 /// What a run is made of before it has a directory.
@@ -196,7 +198,18 @@ impl Run {
             let event = json!({"step": m.step, "quantity": m.quantity, "recorded": m.recorded, "replayed": m.replayed});
             self.logs.events.append("replay_mismatch", event)?;
         }
+        if let Some(board) = &mut self.logs.board {
+            board.append(&record)?;
+        }
         self.logs.metrics.append(&record)
+    }
+
+    /// Appends to the samples.
+    fn log_sample(&mut self, sample: &SampleRecord) -> Result<()> {
+        if let Some(board) = &mut self.logs.board {
+            board.append_sample(sample)?;
+        }
+        self.logs.samples.append(sample)
     }
 
     /// Validation, samples and checkpoint where they are due, in this order: what belongs to a step is logged before it is saved.

@@ -10,6 +10,7 @@
 //! | `exactly_once.rs` | the data loader through 10,000 random histories |
 //! | `training.rs` | micro-batches, schedule horizon, validation, refused updates |
 //! | `generation.rs` | `sample`: texts, prompts, conversations |
+//! | `insight.rs` | `plan`, `report`, event files |
 //! | `sft.rs` | fine-tuning: proof, adapters, resume to the bit, formats |
 //! | `benchmarks.rs` | benchmark tasks against the harness's numbers |
 //! | `torture.rs` | the promises of reliability, each broken on purpose many times |
@@ -36,6 +37,7 @@ mod generation;
 #[cfg(target_os = "linux")]
 mod hostile_names;
 mod huggingface;
+mod insight;
 mod replay;
 mod resume;
 mod sft;

@@ -30,13 +30,14 @@ fn code(text: &str) -> &str {
     text.split("#[cfg(test)]\nmod tests {").next().unwrap_or(text)
 }
 
-const ALLOWED: [(&str, &[&str]); 12] = [
+const ALLOWED: [(&str, &[&str]); 13] = [
     ("config", &["runtime"]),
     ("runtime", &[]),
     ("ops", &["runtime"]),
     ("model", &["config", "runtime", "ops"]),
     ("data", &["config", "runtime"]),
     ("metrics", &["config", "runtime"]),
+    ("report", &["runtime", "metrics"]),
     ("checkpoint", &["config", "runtime", "model", "data"]),
     ("sample", &["config", "runtime", "ops", "model", "data", "checkpoint"]),
     ("eval", &["config", "runtime", "ops", "model", "data", "checkpoint", "sample", "metrics"]),
@@ -44,7 +45,20 @@ const ALLOWED: [(&str, &[&str]); 12] = [
     ("cli", &["config"]),
     (
         "commands",
-        &["config", "runtime", "ops", "model", "data", "checkpoint", "sample", "eval", "metrics", "train", "cli"],
+        &[
+            "config",
+            "runtime",
+            "ops",
+            "model",
+            "data",
+            "checkpoint",
+            "sample",
+            "eval",
+            "metrics",
+            "train",
+            "report",
+            "cli",
+        ],
     ),
 ];
 

@@ -26,7 +26,8 @@ section! {
         max_truncated: f64 = Value(0.05), Within(0.0, 1.0);
         /// NEFTune's alpha: noise on the embeddings in training. 0 = none.
         neftune_alpha: f64 = Value(0.0), Within(0.0, 1e4);
-        /// Held-out prompts that are answered at every validation, to see whether answers end by themselves. 0 = none.
+        /// Held-out prompts that are answered, as [sample] says, at every validation, to see whether answers end by
+        /// themselves. 0 = none.
         judged_prompts: usize = Value(16), Within(0.0, 1e6);
         /// Longest of those answers, in tokens.
         judged_tokens: usize = Value(256), Within(1.0, 1e6);

@@ -179,7 +179,6 @@ fn refuses_impossible_data_schedules_and_services() {
             "300 is not a multiple of eval.every",
             "a multiple of eval.every",
         ),
-        (&["log.tensorboard=true"], "log.tensorboard", "not available in this build", "metrics.jsonl"),
         (&["sample.every=10"], "sample.prompts", "sample.every is 10, but there is no text", "Once upon a time"),
         (
             &["optimizer.lr"],

@@ -26,15 +26,28 @@ pub struct Appender {
 
 /// Opens the log `path`, made if missing, for appending; an incomplete last line is removed.
 pub fn append_log(path: &Path) -> Result<Appender> {
+    let file = open(path)?;
+    cut_torn_line(&file, path).map_err(|e| io_failure("prepare the log", path, &e))?;
+    finish(file, path)
+}
+
+/// Opens the file `path`, made if missing, for appending records that are no lines.
+pub fn append_bytes(path: &Path) -> Result<Appender> {
+    finish(open(path)?, path)
+}
+
+fn finish(file: File, path: &Path) -> Result<Appender> {
+    sync_dir(parent_of(path)).map_err(|e| io_failure("prepare the log", path, &e))?;
+    Ok(Appender { file, path: path.to_owned(), buffer: Vec::new() })
+}
+
+fn open(path: &Path) -> Result<File> {
     refuse_special(path)?;
     step(Op::Create(path)).map_err(|e| io_failure("open", path, &e))?;
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let mut options = OpenOptions::new();
     options.read(true).append(true).create(true).mode(0o644).custom_flags(flags.bits() as i32);
-    let file = options.open(path).map_err(|e| io_failure("open", path, &e))?;
-    let trimmed = cut_torn_line(&file, path);
-    trimmed.and_then(|()| sync_dir(parent_of(path))).map_err(|e| io_failure("prepare the log", path, &e))?;
-    Ok(Appender { file, path: path.to_owned(), buffer: Vec::new() })
+    Ok(options.open(path).map_err(|e| io_failure("open", path, &e))?)
 }
 
 impl Appender {
@@ -46,6 +59,17 @@ impl Appender {
         self.buffer.clear();
         self.buffer.extend_from_slice(line.as_bytes());
         self.buffer.push(b'\n');
+        self.write_buffer()
+    }
+
+    /// Appends `bytes`. An error leaves no part of them behind.
+    pub fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
+        self.buffer.clear();
+        self.buffer.extend_from_slice(bytes);
+        self.write_buffer()
+    }
+
+    fn write_buffer(&mut self) -> Result<()> {
         let Appender { file, path, buffer } = self;
         let start = file.metadata().map_err(|e| io_failure("append to", path, &e))?.len();
         step(Op::Append(path, buffer)).and_then(|()| file.write_all(buffer)).map_err(|e| {

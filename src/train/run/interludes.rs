@@ -132,6 +132,12 @@ impl Run {
         Ok(())
     }
 
+    /// How tokens are drawn in this run.
+    pub(super) fn rule(&self) -> SamplerConfig {
+        let s = &self.config.sample;
+        SamplerConfig { temperature: s.temperature, top_k: s.top_k, top_p: s.top_p, ..Default::default() }
+    }
+
     /// The ids of a configured prompt; in fine-tuning it is what a user says.
     fn prompt(&self, text: &str) -> Result<Vec<u32>> {
         let tokenizer = &self.corpus.tokenizer;
@@ -144,24 +150,24 @@ impl Run {
     /// Continues every prompt but the first `logged` ones.
     pub(super) fn sample(&mut self, logged: usize) -> Result<()> {
         let begun = Instant::now();
-        let s = &self.config.sample;
-        let rule = SamplerConfig { temperature: s.temperature, top_k: s.top_k, top_p: s.top_p, ..Default::default() };
-        let (tokenizer, step) = (&self.corpus.tokenizer, self.state.counters.step);
+        let s = self.config.sample.clone();
+        let (tokenizer, step) = (self.corpus.tokenizer.clone(), self.state.counters.step);
         self.progress.doing("sampling");
         self.watchdog.begins(format!("sampling at step {step}"));
         for (i, prompt) in s.prompts.iter().enumerate().skip(logged) {
-            let mut sampler = Sampler::new(rule.clone(), tokenizer.vocab_size(), s.seed, i as u64)?;
+            let mut sampler = Sampler::new(self.rule(), tokenizer.vocab_size(), s.seed, i as u64)?;
             let ids = self.prompt(prompt)?;
             let alive = |_: usize, _: &str| {
                 self.watchdog.alive();
                 self.requests.check()
             };
             let limits = Limits { max_tokens: s.max_tokens, ..Default::default() };
-            let made = generate(&self.state.model, tokenizer, &ids, std::slice::from_mut(&mut sampler), &limits, alive);
+            let made =
+                generate(&self.state.model, &tokenizer, &ids, std::slice::from_mut(&mut sampler), &limits, alive);
             let Some(made) = unless_stopped(made)? else { return Ok(()) };
             let text = made.into_iter().map(|made| made.text).next().unwrap_or_default();
             self.progress.sample(step, prompt, &text);
-            self.logs.samples.append(&SampleRecord { step, prompt: prompt.clone(), text, seed: s.seed })?;
+            self.log_sample(&SampleRecord { step, prompt: prompt.clone(), text, seed: s.seed })?;
         }
         self.progress.interruption("samples", s.every, begun.elapsed());
         Ok(())

@@ -5,7 +5,7 @@ use super::interludes::unless_stopped;
 use crate::data::instruct::Judged;
 use crate::eval::score;
 use crate::metrics::{Eval, Record, SampleRecord};
-use crate::sample::sampler::{Sampler, SamplerConfig};
+use crate::sample::sampler::Sampler;
 use crate::sample::{FinishReason, Limits, generate};
 use anyhow::Result;
 use std::time::Instant;
@@ -35,16 +35,17 @@ impl Run {
         self.progress.doing("answering");
         self.watchdog.begins(format!("answering held-out prompts at step {step}"));
         let (mut ended, mut proper, mut texts) = (0, 0, Vec::new());
-        for question in &judged {
-            let Some((text, finished)) = self.answer(question)? else { return Ok(()) };
+        for (i, question) in judged.iter().enumerate() {
+            let Some((text, finished)) = self.answer(question, i as u64)? else { return Ok(()) };
             let stopped = finished == FinishReason::Stop;
             ended += usize::from(stopped);
             proper += usize::from(stopped && is_answer(&text, &markers));
             texts.push(text);
         }
+        let seed = self.config.sample.seed;
         for (question, text) in judged.iter().zip(texts).take(KEPT) {
             self.progress.sample(step, &format!("{} ->", question.question.trim_end()), &text);
-            self.logs.samples.append(&SampleRecord { step, prompt: question.question.clone(), text, seed: 0 })?;
+            self.log_sample(&SampleRecord { step, prompt: question.question.clone(), text, seed })?;
         }
         for (name, count) in [("ended", ended), ("proper", proper)] {
             self.log_share(name, count, judged.len())?;
@@ -55,11 +56,11 @@ impl Run {
         Ok(())
     }
 
-    /// The likeliest answer; none if it was cut short by a request to stop.
-    fn answer(&self, question: &Judged) -> Result<Option<(String, FinishReason)>> {
+    /// An answer drawn as `[sample]` says, the same at every run; none if it was cut short by a request to stop. The likeliest one would
+    /// tell less: small models repeat themselves when nothing is left to chance.
+    fn answer(&self, question: &Judged, number: u64) -> Result<Option<(String, FinishReason)>> {
         let (tokenizer, model) = (&self.corpus.tokenizer, &self.state.model);
-        let rule = SamplerConfig { greedy: true, ..Default::default() };
-        let mut sampler = Sampler::new(rule, tokenizer.vocab_size(), 0, 0)?;
+        let mut sampler = Sampler::new(self.rule(), tokenizer.vocab_size(), self.config.sample.seed, number)?;
         let limits = Limits { max_tokens: self.config.sft.judged_tokens, ..Default::default() };
         let alive = |_: usize, _: &str| {
             self.watchdog.alive();

@@ -5,7 +5,7 @@
 
 use super::Run;
 use crate::checkpoint::{self, Opened};
-use crate::metrics::{MetricsLog, SampleLog};
+use crate::metrics::{MetricsLog, SampleLog, TensorBoard};
 use crate::model::params::Spec;
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::write_atomic;
@@ -78,6 +78,9 @@ impl Run {
         // The steps after it are taken again, with other data.
         self.logs.metrics = MetricsLog::open(&self.place.dir, Some(to_step))?;
         self.logs.samples = SampleLog::open(&self.place.dir, Some(to_step))?;
+        if self.logs.board.is_some() {
+            self.logs.board = Some(TensorBoard::open(&self.place.dir)?);
+        }
         self.oracle = Oracle::default();
         self.curve.retain(|(at, _)| *at <= to_step as f64);
         self.saved_step = Some(to_step);

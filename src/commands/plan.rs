@@ -1,0 +1,120 @@
+//! `plan`: parameters, memory, time and disk of a run that has not begun.
+
+use super::print;
+use crate::cli::Plan;
+use crate::config::Config;
+use crate::metrics::{Console, ascii_plot, count, duration, rate};
+use crate::runtime::error::{Exit, fail};
+use crate::runtime::memory;
+use crate::train::footprint::{Footprint, bytes, checkpoint_bytes};
+use crate::train::plan::{GPUS, Probe, disk, fit, flops, kept_checkpoints, parameters, probe, rates};
+use anyhow::Result;
+use std::time::Duration;
+
+/// Model FLOPs utilisations that a time is given for.
+const MFU: [f64; 2] = [0.4, 0.5];
+
+pub(super) fn run(args: &Plan, console: Console) -> Result<()> {
+    let mut config = Config::load(&args.config, &args.set)?;
+    let mut out = size(&config);
+    out.push_str(&memory_of(&config));
+    if let Some(limit) = args.fit {
+        out.push_str(&proposal(&config, limit)?);
+    }
+    out.push_str(&work(&config));
+    out.push_str(&format!("\n{}", ascii_plot(&rates(&config)?, 72, 10, None, "learning rate")));
+    if args.probe {
+        let probed;
+        (config, probed) = probe(config, console)?;
+        out.push_str(&measured(&config, &probed));
+    }
+    print(&out)
+}
+
+fn size(config: &Config) -> String {
+    let mut out = format!("parameters        {}\n", count(config.model.n_params()));
+    for (class, n) in parameters(config).iter().filter(|(_, n)| *n > 0) {
+        out.push_str(&format!("  {class:<15} {:>15}\n", count(*n)));
+    }
+    let per_token = config.model.flops_per_token(config.train.sequence_length);
+    out + &format!("FLOPs per token   {}\n", rate(per_token as f64))
+}
+
+fn memory_of(config: &Config) -> String {
+    let footprint = Footprint::of(config);
+    let here = memory::total().map_or_else(String::new, |total| format!(" of {} here", bytes(total)));
+    let mut out = format!("\nmemory            {}{here} (f32, CPU)\n", bytes(footprint.peak()));
+    for (class, n) in footprint.classes().iter().filter(|(_, n)| *n > 0) {
+        out.push_str(&format!("  {class:<15} {:>15}\n", bytes(*n)));
+    }
+    let mut other = config.clone();
+    let sequences = config.train.tokens_per_step / config.train.sequence_length;
+    for micro in [1, 2, 4, 8, 16, 32, 64].into_iter().filter(|micro| sequences.is_multiple_of(*micro)) {
+        other.train.micro_batch_size = micro;
+        let mark = if micro == config.train.micro_batch_size { " <" } else { "" };
+        out.push_str(&format!("  micro-batch {micro:<3} {:>15}{mark}\n", bytes(Footprint::of(&other).peak())));
+    }
+    out
+}
+
+fn proposal(config: &Config, limit: u64) -> Result<String> {
+    let sequences = config.train.tokens_per_step / config.train.sequence_length;
+    match fit(config, limit) {
+        Some(micro) => Ok(format!(
+            "\nfits into {}      train.micro_batch_size = {micro}, {} of them for each step\n",
+            bytes(limit),
+            sequences / micro
+        )),
+        None => Err(fail(Exit::Memory, format!("not even a micro-batch of one sequence fits into {}", bytes(limit)))
+            .hint("shorten train.sequence_length or choose a smaller [model]")
+            .into()),
+    }
+}
+
+fn work(config: &Config) -> String {
+    let train = &config.train;
+    let tokens = train.steps * train.tokens_per_step as u64;
+    let mut out = format!(
+        "\nsteps             {} of {} tokens: {} tokens, {:.3} per parameter\n",
+        count(train.steps),
+        count(train.tokens_per_step as u64),
+        count(tokens),
+        tokens as f64 / config.model.n_params() as f64,
+    );
+    out.push_str(&format!(
+        "checkpoints       {} each; at most {} of them, {}\n",
+        bytes(checkpoint_bytes(config)),
+        kept_checkpoints(config),
+        bytes(disk(config))
+    ));
+    out.push_str(&format!("FLOPs             {}\n", rate(flops(config))));
+    for (name, peak, _) in GPUS {
+        let at = |mfu: f64| {
+            let time = Duration::try_from_secs_f64(flops(config) / (peak * mfu)).unwrap_or(Duration::MAX);
+            format!("{} at {:.0} % MFU", duration(time), 100.0 * mfu)
+        };
+        out.push_str(&format!("  {name:<15} {}\n", MFU.map(at).join(", ")));
+    }
+    out
+}
+
+fn measured(config: &Config, probe: &Probe) -> String {
+    let time = |seconds: f64| duration(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX));
+    let speed = config.train.tokens_per_step as f64 / probe.step_seconds;
+    let validation = probe.validation_seconds.map_or_else(String::new, |s| format!(", {} a validation", time(s)));
+    let mut out = format!(
+        "\nprobe             {:.3} s a step ({} tokens/s){validation}: {} in all\n",
+        probe.step_seconds,
+        rate(speed),
+        time(probe.total(config))
+    );
+    if let Some(peak) = probe.peak {
+        let needed = Footprint::of(config).needed();
+        out.push_str(&format!(
+            "peak memory       {} measured, {} predicted without the copy being saved\n",
+            bytes(peak),
+            bytes(needed)
+        ));
+    }
+    out
+}

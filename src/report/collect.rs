@@ -1,0 +1,291 @@
+//! A run directory as the data of a report.
+
+use crate::metrics::{Eval, Record, SampleRecord, Train, Val, read, read_events, read_samples};
+use crate::runtime::error::{Exit, fail};
+use crate::runtime::files::read_bounded;
+use anyhow::Result;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Points of a curve: more than a screen has pixels.
+const POINTS: usize = 1500;
+
+/// Share of a step in the smoothed loss, if a run is not so short that all of it would be one.
+const SMOOTHING: f64 = 0.05;
+
+/// A configuration is text written by people.
+const MAX_CONFIG: u64 = 1 << 20;
+
+/// Events that change what the curves mean.
+const MARKED: [&str; 10] = [
+    "resume",
+    "hardware",
+    "skip",
+    "spike",
+    "rollback",
+    "out_of_memory",
+    "replay_mismatch",
+    "diverged",
+    "quarantine",
+    "finish",
+];
+
+/// What a report shows.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// The runs, in the order given.
+    pub runs: Vec<Run>,
+    /// Keys in which their configurations differ.
+    pub differences: Vec<Difference>,
+}
+
+/// A key with a value for each run.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct Difference {
+    /// `section.key`.
+    pub key: String,
+    /// One for each run; none where it has none.
+    pub values: Vec<Option<String>>,
+}
+
+/// A run.
+#[derive(Debug, Serialize)]
+pub struct Run {
+    /// What tells it from the others: the end of its path.
+    pub name: String,
+    /// The last step logged.
+    pub step: u64,
+    /// Whether it came to its end.
+    pub finished: bool,
+    /// Its steps, thinned.
+    pub train: Curve,
+    /// Its validations.
+    pub val: Vec<Point<Val>>,
+    /// Its evaluations.
+    pub evals: Vec<Point<Eval>>,
+    /// What it wrote.
+    pub samples: Vec<SampleRecord>,
+    /// What happened to it.
+    pub events: Vec<Event>,
+    /// Its resolved configuration.
+    pub config: BTreeMap<String, String>,
+    /// The machine and build of its last start.
+    pub build: Map<String, Value>,
+}
+
+/// A record and where it stands.
+#[derive(Debug, Serialize)]
+pub struct Point<T> {
+    /// Tokens trained on up to then.
+    pub seen: u64,
+    /// What was logged.
+    #[serde(flatten)]
+    pub record: T,
+    /// The floor under a validation loss, in bits per byte.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub floor: Option<f64>,
+}
+
+/// An entry of events.jsonl.
+#[derive(Debug, Serialize)]
+pub struct Event {
+    /// When, by the clock.
+    pub time: String,
+    /// After which step.
+    pub step: u64,
+    /// Tokens up to then.
+    pub tokens: u64,
+    /// What.
+    pub kind: String,
+    /// The rest of it.
+    pub text: String,
+    /// Whether the curves show it.
+    pub marked: bool,
+}
+
+/// The steps of a run: each point stands for one step or several.
+#[derive(Debug, Default, Serialize)]
+pub struct Curve {
+    /// The last step of each point.
+    pub step: Vec<u64>,
+    /// Tokens up to then.
+    pub tokens: Vec<u64>,
+    /// The last smoothed loss.
+    pub smooth: Vec<f64>,
+    /// The least loss.
+    pub low: Vec<f64>,
+    /// The largest loss.
+    pub high: Vec<f64>,
+    /// The largest gradient norm.
+    pub grad_norm: Vec<f64>,
+    /// The last rate.
+    pub lr: Vec<f64>,
+    /// The mean speed.
+    pub tokens_per_second: Vec<f64>,
+    /// The mean share of a step spent waiting for data.
+    pub data_share: Vec<f64>,
+}
+
+/// The report of the runs in `dirs`.
+///
+/// # Errors
+/// [`Exit::Io`] for a directory that is no run.
+pub fn collect(dirs: &[PathBuf]) -> Result<Report> {
+    let mut runs = dirs.iter().map(|dir| run(dir)).collect::<Result<Vec<_>>>()?;
+    tell_apart(&mut runs, dirs);
+    let differences = differences(&runs);
+    Ok(Report { runs, differences })
+}
+
+fn run(dir: &Path) -> Result<Run> {
+    let metrics = dir.join("metrics.jsonl");
+    if !metrics.exists() {
+        return Err(fail(Exit::Io, format!("{}: no run: it has no metrics.jsonl", dir.display()))
+            .hint("give the directory of a run, such as runs/quickstart")
+            .into());
+    }
+    let (mut train, mut val, mut evals) = (Vec::new(), Vec::new(), Vec::new());
+    for record in read(&metrics)? {
+        match record {
+            Record::Train(step) => train.push(step),
+            Record::Val(v) => val.push(v),
+            Record::Eval(eval) => evals.push(eval),
+        }
+    }
+    let tokens_at = |step: u64| tokens_at(&train, step);
+    let samples = dir.join("samples.jsonl");
+    let raw = read_events(dir)?;
+    let events: Vec<Event> = raw.iter().map(|event| told(event, &tokens_at)).collect();
+    let build = raw.iter().rev().find_map(|event| event["build"].as_object().cloned()).unwrap_or_default();
+    Ok(Run {
+        name: dir.display().to_string(),
+        step: train.last().map_or(0, |step| step.step),
+        finished: events.iter().any(|event| event.kind == "finish"),
+        val: val
+            .into_iter()
+            .map(|v| Point { seen: tokens_at(v.step), floor: v.floor_bits_per_byte, record: v })
+            .collect(),
+        evals: evals.into_iter().map(|e| Point { seen: tokens_at(e.step), floor: None, record: e }).collect(),
+        samples: if samples.exists() { read_samples(&samples)? } else { Vec::new() },
+        events,
+        config: config(dir)?,
+        build,
+        train: thin(&train),
+    })
+}
+
+/// Tokens after `step`, by the last record up to it.
+fn tokens_at(train: &[Train], step: u64) -> u64 {
+    let until = train.partition_point(|record| record.step <= step);
+    until.checked_sub(1).map_or(0, |i| train[i].tokens)
+}
+
+fn told(event: &Value, tokens_at: &impl Fn(u64) -> u64) -> Event {
+    let kind = event["kind"].as_str().unwrap_or_default().to_owned();
+    let step = event["step"].as_u64().or_else(|| event["to_step"].as_u64()).unwrap_or(0);
+    let mut rest = event.as_object().cloned().unwrap_or_default();
+    for key in ["time", "kind", "step", "build"] {
+        rest.shift_remove(key);
+    }
+    let said = |(key, value): (&String, &Value)| {
+        format!("{key} {}", value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+    };
+    Event {
+        time: event["time"].as_str().unwrap_or_default().to_owned(),
+        tokens: tokens_at(step),
+        text: rest.iter().filter(|(_, value)| !value.is_null()).map(said).collect::<Vec<_>>().join(", "),
+        marked: MARKED.contains(&kind.as_str()),
+        step,
+        kind,
+    }
+}
+
+fn config(dir: &Path) -> Result<BTreeMap<String, String>> {
+    let path = dir.join("config.toml");
+    let mut flat = BTreeMap::new();
+    if !path.exists() {
+        return Ok(flat);
+    }
+    let text = String::from_utf8_lossy(&read_bounded(&path, MAX_CONFIG, true)?).into_owned();
+    // Whatever a run's configuration was when it was written: a report shows it and judges nothing.
+    let table: toml::Table = text.parse().unwrap_or_default();
+    for (section, keys) in &table {
+        for (key, value) in keys.as_table().into_iter().flatten() {
+            flat.insert(format!("{section}.{key}"), value.to_string());
+        }
+    }
+    Ok(flat)
+}
+
+/// The steps as at most [`POINTS`] points.
+fn thin(train: &[Train]) -> Curve {
+    let mut curve = Curve::default();
+    let (mut smooth, mut weight) = (0.0, 0.0);
+    // Short runs are smoothed over fewer steps.
+    let keep = 1.0 - SMOOTHING.max(5.0 / train.len().max(1) as f64).min(1.0);
+    let mut tokens = 0;
+    for piece in train.chunks(train.len().div_ceil(POINTS).max(1)) {
+        for loss in piece.iter().map(|step| step.loss).filter(|loss| loss.is_finite()) {
+            smooth = keep * smooth + (1.0 - keep) * loss;
+            weight = keep * weight + (1.0 - keep);
+        }
+        let Some(last) = piece.last() else { continue };
+        let losses = || piece.iter().map(|step| step.loss);
+        let seconds: f64 = piece.iter().map(|step| step.data_seconds).sum();
+        let fed = last.tokens.saturating_sub(tokens) as f64;
+        let took: f64 = piece.iter().map(|step| fed / piece.len() as f64 / step.tokens_per_second).sum();
+        tokens = last.tokens;
+        curve.step.push(last.step);
+        curve.tokens.push(last.tokens);
+        curve.smooth.push(smooth / weight);
+        curve.low.push(losses().fold(f64::NAN, f64::min));
+        curve.high.push(losses().fold(f64::NAN, f64::max));
+        curve.grad_norm.push(piece.iter().map(|step| step.grad_norm).fold(f64::NAN, f64::max));
+        curve.lr.push(last.lr);
+        curve.tokens_per_second.push(fed / took);
+        curve.data_share.push(seconds / took);
+    }
+    curve
+}
+
+/// Names without what they have in common.
+fn tell_apart(runs: &mut [Run], dirs: &[PathBuf]) {
+    let parts: Vec<Vec<String>> =
+        dirs.iter().map(|dir| dir.iter().map(|part| part.to_string_lossy().into_owned()).collect()).collect();
+    let longest = parts.iter().map(Vec::len).max().unwrap_or(1);
+    let name = |parts: &[String], n: usize| parts[parts.len().saturating_sub(n)..].join("/");
+    for n in 1..=longest {
+        let names: Vec<String> = parts.iter().map(|parts| name(parts, n)).collect();
+        let mut distinct = names.clone();
+        distinct.sort();
+        distinct.dedup();
+        if distinct.len() == names.len() || n == longest {
+            runs.iter_mut().zip(names).for_each(|(run, name)| run.name = name);
+            return;
+        }
+    }
+}
+
+fn differences(runs: &[Run]) -> Vec<Difference> {
+    let mut keys: Vec<&String> = runs.iter().flat_map(|run| run.config.keys()).collect();
+    keys.sort();
+    keys.dedup();
+    let of = |key: &String| Difference {
+        key: key.clone(),
+        values: runs.iter().map(|run| run.config.get(key).cloned()).collect(),
+    };
+    keys.into_iter().map(of).filter(|d| d.values.iter().any(|value| *value != d.values[0])).collect()
+}
+
+impl Report {
+    /// As the page holds it. Numbers that are not finite are null.
+    pub(super) fn to_json(&self) -> Result<String> {
+        // Within a script element only "<" could end it or begin a comment.
+        Ok(json!(self).to_string().replace('<', "\\u003c"))
+    }
+}
+
+#[cfg(test)]
+mod tests;

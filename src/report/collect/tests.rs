@@ -1,0 +1,82 @@
+use super::*;
+use crate::report::{page, text};
+
+fn step(step: u64, loss: f64) -> Train {
+    Train {
+        step,
+        loss,
+        grad_norm: 1.0,
+        lr: 1e-3,
+        tokens: step * 100,
+        trained_tokens: None,
+        tokens_per_second: 50.0,
+        mfu: f64::NAN,
+        data_seconds: 0.5,
+        chain: "0".into(),
+        skipped: !loss.is_finite(),
+        reset: vec![],
+    }
+}
+
+/// A run of `n` steps, one of them refused.
+fn made(dir: &Path, n: u64, lr: &str) -> PathBuf {
+    std::fs::create_dir_all(dir).unwrap();
+    let mut lines = Vec::new();
+    for i in 1..=n {
+        lines.push(Record::Train(step(i, if i == 3 { f64::NAN } else { 2.0 + 1.0 / i as f64 })));
+    }
+    let val = Val { step: n, loss: 2.0, bits_per_byte: 1.0, tokens: 10, floor_bits_per_byte: Some(0.5) };
+    lines.push(Record::Val(val));
+    lines.push(Record::Eval(Eval { step: n, task: "piqa".into(), metric: "acc".into(), value: 0.6, stderr: 0.01 }));
+    let lines: String = lines.iter().map(|line| serde_json::to_string(line).unwrap() + "\n").collect();
+    std::fs::write(dir.join("metrics.jsonl"), lines).unwrap();
+    std::fs::write(dir.join("config.toml"), format!("[optimizer]\nlr = {lr}\n[train]\nsteps = {n}\n")).unwrap();
+    let sample = SampleRecord { step: 1, prompt: "</script><b>".into(), text: " x".into(), seed: 1 };
+    std::fs::write(dir.join("samples.jsonl"), serde_json::to_string(&sample).unwrap() + "\n").unwrap();
+    let events = "{\"time\":\"t\",\"kind\":\"start\",\"step\":0,\"build\":{\"cpu\":\"x\"}}\n{\"time\":\"u\",\"kind\":\"skip\",\"step\":3,\"why\":\"not finite\"}\n";
+    std::fs::write(dir.join("events.jsonl"), events).unwrap();
+    dir.to_owned()
+}
+
+#[test]
+fn a_run_becomes_points_that_keep_its_extremes() {
+    let dir = tempfile::tempdir().unwrap();
+    let report = collect(&[made(&dir.path().join("a"), 4000, "0.1")]).unwrap();
+    let run = &report.runs[0];
+    assert!(run.train.step.len() <= POINTS && run.train.step.last() == Some(&4000));
+    assert_eq!((run.name.as_str(), run.step, run.finished), ("a", 4000, false));
+    // The first point holds the largest loss, the refused step is no number among them.
+    assert_eq!(run.train.high[0], 3.0);
+    assert!(run.train.smooth.iter().all(|loss| (2.0..3.0).contains(loss)));
+    assert!((run.train.tokens_per_second[5] - 50.0).abs() < 1e-9 && (run.train.data_share[5] - 0.25).abs() < 1e-9);
+    assert_eq!((run.val[0].seen, run.evals[0].seen), (400_000, 400_000));
+    assert_eq!(
+        (run.events[1].tokens, run.events[1].marked, run.events[1].text.as_str()),
+        (300, true, "why not finite")
+    );
+    assert_eq!(run.build["cpu"], "x");
+}
+
+#[test]
+fn runs_are_compared_and_text_of_strangers_stays_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let dirs = [made(&dir.path().join("a/run"), 10, "0.1"), made(&dir.path().join("b/run"), 10, "0.2")];
+    let report = collect(&dirs).unwrap();
+    let names: Vec<_> = report.runs.iter().map(|run| run.name.as_str()).collect();
+    assert_eq!(names, ["a/run", "b/run"]);
+    let [d] = report.differences.as_slice() else { panic!("{:?}", report.differences) };
+    assert_eq!((d.key.as_str(), d.values.clone()), ("optimizer.lr", vec![Some("0.1".into()), Some("0.2".into())]));
+    let html = page(&report, Some(5)).unwrap();
+    assert_eq!(html.matches("</script>").count(), 2, "a sample ends no script");
+    assert!(
+        !html.contains("http://")
+            || html.matches("http://").count() == html.matches("http://www.w3.org/2000/svg").count()
+    );
+    assert!(html.contains("Content-Security-Policy") && html.contains("content=\"5\""));
+    let said = text(&report);
+    for part in ["a/run: step 10 of 10", "piqa  acc 0.6000 ± 0.0100", "skip  why not finite", "optimizer.lr: 0.1 | 0.2"]
+    {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert!(collect(&[dir.path().join("none")]).unwrap_err().to_string().contains("no metrics.jsonl"));
+}

@@ -1,0 +1,58 @@
+//! The page: one file that asks for nothing.
+
+use super::Report;
+use anyhow::Result;
+
+const STYLE: &str = include_str!("page.css");
+const SCRIPT: &str = include_str!("page.js");
+
+/// Nothing may be loaded, whatever is in the page.
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:";
+
+/// The report as HTML. With `refresh`, whoever looks at it sees a new one every so many seconds.
+///
+/// # Errors
+/// None that data of a run can cause.
+pub fn page(report: &Report, refresh: Option<u64>) -> Result<String> {
+    let names: Vec<&str> = report.runs.iter().map(|run| run.name.as_str()).collect();
+    let title = escaped(&names.join(", "));
+    let again = refresh.map_or_else(String::new, |s| format!("<meta http-equiv=\"refresh\" content=\"{s}\">\n"));
+    let states: Vec<String> = report.runs.iter().map(|run| escaped(&state(run))).collect();
+    let data = report.to_json()?;
+    Ok(format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"{POLICY}\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n{again}\
+         <link rel=\"icon\" href=\"data:,\">\n<title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n\
+         <header>\n<h1>{title}</h1>\n<p>{}</p>\n\
+         <div class=\"bar\"><label>against <select id=\"x\"><option value=\"tokens\">tokens</option><option value=\"step\">steps</option></select></label>\n\
+         <button id=\"theme\" type=\"button\">light / dark</button>\n\
+         <span class=\"dim\">dotted marks: events; arrow keys move within a chart</span></div>\n</header>\n<main>\n\
+         <section aria-label=\"Curves\"><div id=\"charts\" class=\"charts\"></div></section>\n\
+         <section id=\"evaluations\" hidden><h2>Evaluation</h2><div id=\"eval-charts\" class=\"charts\"></div></section>\n\
+         <section id=\"samples\" hidden><h2>Samples</h2></section>\n\
+         <section id=\"events\"><h2>Events</h2></section>\n\
+         <section id=\"differences\" hidden><h2>Differences in configuration</h2></section>\n\
+         <section id=\"builds\"><h2>Machine and build</h2></section>\n\
+         <section id=\"configs\"><h2>Configuration</h2></section>\n</main>\n\
+         <noscript>This page draws its charts with a script of its own; terminal form: llama-lite report --text.</noscript>\n\
+         <script type=\"application/json\" id=\"data\">{data}</script>\n<script>\n{SCRIPT}</script>\n</body>\n</html>\n",
+        states.join("<br>")
+    ))
+}
+
+/// Where a run stands, in a line.
+pub(super) fn state(run: &super::collect::Run) -> String {
+    let steps = run.config.get("train.steps").map_or_else(String::new, |steps| format!(" of {steps}"));
+    let ended = if run.finished { ", finished" } else { "" };
+    let val = run.val.last().map_or_else(String::new, |v| {
+        let bits = v.record.bits_per_byte;
+        let bits = if bits.is_finite() { format!(" ({bits:.4} bits per byte)") } else { String::new() };
+        format!(" · validation loss {:.4}{bits} at step {}", v.record.loss, v.record.step)
+    });
+    format!("{}: step {}{steps}{ended}{val}", run.name, run.step)
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}

@@ -1,0 +1,54 @@
+//! The report in a terminal.
+
+use super::Report;
+use super::page::state;
+use crate::metrics::ascii_plot;
+
+/// Size of a plot, in characters.
+const PLOT: (usize, usize) = (72, 14);
+
+/// Events shown of each run: the last ones.
+const EVENTS: usize = 12;
+
+/// State, curve, last scores, events and differences of every run.
+pub fn text(report: &Report) -> String {
+    let mut out = String::new();
+    for run in &report.runs {
+        out.push_str(&format!("{}\n\n", state(run)));
+        let bits = run.val.iter().any(|v| v.record.bits_per_byte.is_finite());
+        let (title, curve): (_, Vec<(f64, f64)>) = match run.val.len() {
+            0 | 1 => (
+                "training loss, smoothed",
+                run.train.step.iter().map(|&s| s as f64).zip(run.train.smooth.iter().copied()).collect(),
+            ),
+            _ if bits => (
+                "validation loss, bits per byte",
+                run.val.iter().map(|v| (v.record.step as f64, v.record.bits_per_byte)).collect(),
+            ),
+            _ => ("validation loss", run.val.iter().map(|v| (v.record.step as f64, v.record.loss)).collect()),
+        };
+        let floor = run.val.iter().find_map(|v| v.floor).filter(|_| bits);
+        out.push_str(&ascii_plot(&curve, PLOT.0, PLOT.1, floor, title));
+        if let Some(last) = run.evals.last() {
+            out.push_str("\nscores\n");
+            for e in run.evals.iter().filter(|e| e.record.step == last.record.step) {
+                let (r, error) = (&e.record, e.record.stderr);
+                let error = if error.is_finite() { format!(" ± {error:.4}") } else { String::new() };
+                out.push_str(&format!("  step {}  {}  {} {:.4}{error}\n", r.step, r.task, r.metric, r.value));
+            }
+        }
+        out.push_str("\nevents\n");
+        for event in run.events.iter().skip(run.events.len().saturating_sub(EVENTS)) {
+            out.push_str(&format!("  {}  step {}  {}  {}\n", event.time, event.step, event.kind, event.text));
+        }
+        out.push('\n');
+    }
+    if report.runs.len() > 1 {
+        out.push_str("differences in configuration\n");
+        for d in &report.differences {
+            let values: Vec<&str> = d.values.iter().map(|v| v.as_deref().unwrap_or("none")).collect();
+            out.push_str(&format!("  {}: {}\n", d.key, values.join(" | ")));
+        }
+    }
+    out
+}

@@ -1,0 +1,179 @@
+//! `plan`: what a run will take, before it is begun; and, with a probe, measured on a few of its steps.
+
+use super::begin::{fresh_parts, make_paths_absolute};
+use super::footprint::{Footprint, checkpoint_bytes};
+use super::schedule::Schedule;
+use super::step::step;
+use crate::config::Config;
+use crate::eval::{ByteLengths, score};
+use crate::metrics::Console;
+use crate::runtime::memory;
+use anyhow::Result;
+use std::path::Path;
+use std::time::Instant;
+
+/// Steps of a probe; the first one warms up and does not count.
+const PROBED: usize = 4;
+
+/// Peak of dense bf16 matrix products by the makers' sheets, in FLOP/s, and the card's memory in bytes.
+pub const GPUS: [(&str, f64, u64); 4] = [
+    ("A100 80 GB", 312e12, 80_000_000_000),
+    ("H100", 989.5e12, 80_000_000_000),
+    ("H200", 989.5e12, 141_000_000_000),
+    ("RTX 4090", 165.2e12, 24_000_000_000),
+];
+
+/// Parts of a model's parameters by what they do.
+pub fn parameters(config: &Config) -> Vec<(&'static str, u64)> {
+    let mut classes = vec![("embedding", 0), ("attention", 0), ("feed-forward", 0), ("norms", 0), ("head", 0)];
+    for (name, shape) in crate::model::names::tensor_specs(&config.model) {
+        let class = match name.as_str() {
+            n if n.contains("embed_tokens") => 0,
+            n if n.contains("self_attn") => 1,
+            n if n.contains("mlp.") => 2,
+            n if n.contains("norm") => 3,
+            _ => 4,
+        };
+        classes[class].1 += shape.iter().product::<usize>() as u64;
+    }
+    classes
+}
+
+/// Floating-point operations of the whole run.
+pub fn flops(config: &Config) -> f64 {
+    let tokens = config.train.steps as f64 * config.train.tokens_per_step as f64;
+    tokens * config.model.flops_per_token(config.train.sequence_length) as f64
+}
+
+/// Checkpoints on the disk when the run has ended, one being written included.
+pub fn kept_checkpoints(config: &Config) -> u64 {
+    let (c, steps) = (&config.checkpoint, config.train.steps);
+    let often = steps.checked_div(c.keep_every).unwrap_or(0);
+    let early = if c.log_spaced { u64::from(steps.ilog2()) + 1 } else { 0 };
+    let written = steps.checked_div(c.every).unwrap_or(0).max(1) + early;
+    (often + early + c.keep as u64 + 1).min(written + 1)
+}
+
+/// Bytes of those checkpoints.
+pub fn disk(config: &Config) -> u64 {
+    checkpoint_bytes(config).saturating_mul(kept_checkpoints(config))
+}
+
+/// The learning rate over the run, as points of a plot.
+///
+/// # Errors
+/// Those of the schedule.
+pub fn rates(config: &Config) -> Result<Vec<(f64, f64)>> {
+    let schedule = Schedule::new(&config.schedule, config.optimizer.lr, config.train.steps)?;
+    let steps = config.train.steps;
+    let points = steps.clamp(1, 400);
+    let at = |i: u64| i * steps.saturating_sub(1) / points.saturating_sub(1).max(1);
+    Ok((0..points).map(|i| ((at(i) + 1) as f64, schedule.lr(at(i)))).collect())
+}
+
+/// The largest micro-batch whose training fits into `limit` bytes, with the same tokens per step; none if not even one sequence does.
+pub fn fit(config: &Config, limit: u64) -> Option<usize> {
+    let sequences = config.train.tokens_per_step / config.train.sequence_length;
+    let fits = |micro: &usize| {
+        let mut smaller = config.clone();
+        smaller.train.micro_batch_size = *micro;
+        sequences.is_multiple_of(*micro) && Footprint::of(&smaller).peak() <= limit
+    };
+    (1..=sequences).rev().find(fits)
+}
+
+/// What a few steps have shown.
+#[derive(Clone, Copy, Debug)]
+pub struct Probe {
+    /// Of a step.
+    pub step_seconds: f64,
+    /// Of a validation; none without validation data.
+    pub validation_seconds: Option<f64>,
+    /// Most memory this process has held.
+    pub peak: Option<u64>,
+}
+
+impl Probe {
+    /// Seconds that the whole run will take, saving aside.
+    pub fn total(&self, config: &Config) -> f64 {
+        let validations = config.train.steps.checked_div(config.eval.every).unwrap_or(1) + 2;
+        config.train.steps as f64 * self.step_seconds + validations as f64 * self.validation_seconds.unwrap_or(0.0)
+    }
+}
+
+/// Takes a few steps of the run of `config`, on its own data, and writes nothing.
+///
+/// # Errors
+/// Those of data and memory.
+pub fn probe(mut config: Config, console: Console) -> Result<(Config, Probe)> {
+    make_paths_absolute(&mut config)?;
+    let (mut parts, _) = fresh_parts(config, None, Path::new("."), console)?;
+    let config = parts.config;
+    let count = config.train.tokens_per_step / config.train.sequence_length;
+    let mut seconds = Vec::new();
+    for _ in 0..PROBED {
+        let begun = Instant::now();
+        let batch = parts.loader.batch(parts.state.counters.next_sequence, count)?;
+        step(&mut parts.state, &config, &batch)?;
+        seconds.push(begun.elapsed().as_secs_f64());
+    }
+    let begun = Instant::now();
+    let lengths = ByteLengths::new(&parts.corpus.tokenizer);
+    let validation = parts.corpus.val.as_ref().map(|rows| {
+        score(&parts.state.model, rows, &lengths, config.train.micro_batch_size, |_| Ok(()))
+            .map(|_| begun.elapsed().as_secs_f64())
+    });
+    let mut timed = seconds.split_off(1);
+    timed.sort_by(f64::total_cmp);
+    let probe = Probe {
+        step_seconds: timed[timed.len() / 2],
+        validation_seconds: validation.transpose()?,
+        peak: memory::peak(),
+    };
+    Ok((config, probe))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(more: &str) -> Config {
+        let text = "[model]\nhidden_size = 64\nintermediate_size = 128\nnum_hidden_layers = 2\nnum_attention_heads = 4\nvocab_size = 512\n\
+            [data]\nsource = \"stories\"\ntokenizer = \"train\"\n[train]\nsequence_length = 64\nmicro_batch_size = 2\n\
+            tokens_per_step = 1536\nsteps = 1000\n";
+        Config::from_toml_str(&format!("{text}{more}"), "a.toml").unwrap()
+    }
+
+    #[test]
+    fn classes_add_up_to_the_model() {
+        let config = config("");
+        let total: u64 = parameters(&config).iter().map(|(_, n)| n).sum();
+        assert_eq!(total, config.model.n_params());
+        let classes: u64 = Footprint::of(&config).classes().iter().map(|(_, n)| n).sum();
+        assert_eq!(classes, Footprint::of(&config).peak());
+    }
+
+    #[test]
+    fn the_largest_micro_batch_that_fits_divides_the_step() {
+        let config = config("");
+        // 24 sequences a step.
+        assert_eq!(fit(&config, u64::MAX), Some(24));
+        assert_eq!(fit(&config, 1000), None);
+        let mut of_eight = config.clone();
+        of_eight.train.micro_batch_size = 8;
+        assert_eq!(fit(&config, Footprint::of(&of_eight).peak()), Some(8));
+        of_eight.train.micro_batch_size = 11;
+        assert_eq!(fit(&config, Footprint::of(&of_eight).peak()), Some(8));
+    }
+
+    #[test]
+    fn the_disk_holds_what_is_kept() {
+        // 1000 steps: the last two, one being written, and every 200th.
+        let kept = config("[checkpoint]\nevery = 100\nkeep = 2\nkeep_every = 200\n");
+        assert_eq!(kept_checkpoints(&kept), 5 + 2 + 1);
+        assert_eq!(disk(&kept), 8 * 12 * kept.model.n_params());
+        assert_eq!(kept_checkpoints(&config("[checkpoint]\nevery = 0\n")), 2);
+        let rates = rates(&kept).unwrap();
+        assert_eq!((rates.len(), rates[399].0), (400, 1000.0));
+    }
+}
