@@ -34,6 +34,9 @@ def main() -> None:
         elif line["kind"] == "val":
             for key in ["loss", "bits_per_byte"]:
                 want(f"val/{key}", line["step"], line[key])
+        elif line["kind"] == "layers":
+            for i, name in enumerate(line["names"]):
+                want(f"layer_grad_norm/{name}", line["step"], line["grad_norm"][i])
         else:
             want(f"eval/{line['task']}/{line['metric']}", line["step"], line["value"])
     failed = False

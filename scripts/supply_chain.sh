@@ -24,6 +24,9 @@ else
     echo "cargo deny: NOT RUN (cargo install cargo-deny)"
 fi
 
+# mimalloc's C sources name the time of their compilation.
+SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
+export SOURCE_DATE_EPOCH
 cargo fetch --locked
 build() { CARGO_TARGET_DIR="$1" cargo build --release --locked --offline --quiet; }
 if unshare -rn true 2>/dev/null; then

@@ -10,13 +10,17 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 mod data;
+mod fork;
 mod plan;
 mod report;
 mod sft;
+mod why;
 
+pub use fork::Fork;
 pub use plan::Plan;
 pub use report::Report;
 pub use sft::Sft;
+pub use why::Why;
 
 pub use data::{Data, EotPlace, Inspect, Prepare, SplitName, Verify};
 
@@ -105,6 +109,10 @@ pub enum Command {
     /// Make and check training data
     #[command(subcommand)]
     Data(Data),
+    /// Go on from one checkpoint in several ways, each a run of its own
+    Fork(Fork),
+    /// Tell which documents made up a step of a run, and how the model took them
+    Why(Why),
     /// Tell what a run will take: parameters, memory, time, disk
     Plan(Plan),
     /// Show a run, or several, as one page: curves, samples, events, differences

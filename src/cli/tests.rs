@@ -22,7 +22,7 @@ fn every_command_shows_an_example_and_pretrain_every_key() {
     let data = commands.iter().position(|command| command.get_name() == "data").unwrap();
     let nested = commands.remove(data);
     commands.extend(nested.get_subcommands().filter(|command| command.get_name() != "help").cloned());
-    assert_eq!(commands.len(), 12);
+    assert_eq!(commands.len(), 14);
     for mut command in commands {
         let name = command.get_name().to_string();
         let help = command.render_help().to_string();

@@ -5,12 +5,14 @@ mod data;
 mod doctor;
 mod evaluate;
 mod export;
+mod fork;
 mod generate;
 mod plan;
 mod prepare;
 mod report;
 mod resume;
 mod sft;
+mod why;
 
 use crate::checkpoint::Opened;
 use crate::cli::{Cli, Color, Command, Device, Global, Pretrain};
@@ -44,6 +46,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Eval(args) => evaluate::run(&args, console),
         Command::Sample(args) => generate::run(&args, console),
         Command::Data(command) => data::run(command, console),
+        Command::Fork(args) => fork::run(&args, console),
+        Command::Why(args) => why::run(&args, console),
         Command::Plan(args) => plan::run(&args, console),
         Command::Report(args) => report::run(&args, console),
         Command::Export(args) => export::run(&args, console),

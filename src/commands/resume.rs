@@ -18,7 +18,7 @@ pub(super) fn run(args: &Resume, console: Console) -> Result<()> {
     resume(&args.ckpt, &args.set, &pieces, console)
 }
 
-fn pieces(word: Word) -> &'static [Piece] {
+pub(super) fn pieces(word: Word) -> &'static [Piece] {
     match word {
         Word::Optimizer => &[Piece::Moments, Piece::OptimizerStep],
         Word::Moments => &[Piece::Moments],

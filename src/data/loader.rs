@@ -116,6 +116,18 @@ impl Loader {
         drawn.collect()
     }
 
+    /// The source of sequence `k`, and the token of it that it begins with; none of conversations, which are no stream.
+    pub fn place(&self, k: u64) -> (&str, Option<u64>) {
+        match &self.kind {
+            Kind::Windows { sources, mixture, .. } => {
+                let (source, index) = mixture.as_ref().map_or((0, k), |mixture| mixture.place(k));
+                let (source, order) = &sources[source];
+                (&source.name, Some(order.window(index).1 * self.sequence_length as u64))
+            }
+            Kind::Examples { .. } => ("conversations", None),
+        }
+    }
+
     /// Sequences `first..first + count` of the run.
     ///
     /// # Errors

@@ -36,6 +36,8 @@ pub enum Record {
     Val(Val),
     /// One metric of one benchmark task.
     Eval(Eval),
+    /// Norms of every layer.
+    Layers(Layers),
 }
 
 /// An optimizer step, attempted or applied.
@@ -74,6 +76,21 @@ pub struct Train {
     /// The pieces of state that were given up before this step on purpose; written only if there are any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reset: Vec<String>,
+}
+
+/// Norms of every layer in a step: of a list of layers, each list has one number for each.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Layers {
+    /// Counted from 1.
+    pub step: u64,
+    /// "embedding", the numbers of the blocks, "norm", "head".
+    pub names: Vec<String>,
+    /// Of the gradient before clipping.
+    pub grad_norm: Vec<f64>,
+    /// Of the weights after the update.
+    pub weight_norm: Vec<f64>,
+    /// Of what the update has changed.
+    pub update_norm: Vec<f64>,
 }
 
 /// The loss on the fixed validation tokens.

@@ -6,7 +6,7 @@
 //!
 //! The clock is not in the metrics; a record's time is that of the run's first start plus the time that steps took.
 
-use super::{Eval, Record, SampleRecord, Train, Val, read, read_samples};
+use super::{Eval, Layers, Record, SampleRecord, Train, Val, read, read_samples};
 use crate::runtime::files::{Appender, append_bytes, create_dirs, write_atomic};
 use anyhow::Result;
 use std::path::Path;
@@ -93,7 +93,8 @@ impl Clock {
 
 fn step_of(record: &Record) -> u64 {
     match record {
-        Record::Train(Train { step, .. }) | Record::Val(Val { step, .. }) | Record::Eval(Eval { step, .. }) => *step,
+        Record::Train(Train { step, .. }) | Record::Val(Val { step, .. }) => *step,
+        Record::Eval(Eval { step, .. }) | Record::Layers(Layers { step, .. }) => *step,
     }
 }
 
@@ -120,6 +121,13 @@ fn of_record(time: f64, record: &Record) -> Vec<u8> {
         Record::Eval(e) => {
             let tag = format!("eval/{}/{}", e.task, e.metric);
             vec![(format!("{tag}_stderr"), e.stderr), (tag, e.value)]
+        }
+        Record::Layers(l) => {
+            let ratios = l.update_norm.iter().zip(&l.weight_norm).map(|(update, weight)| update / weight);
+            let of = |(name, (ratio, grad)): (&String, (f64, &f64))| {
+                [(format!("update_to_weight/{name}"), ratio), (format!("layer_grad_norm/{name}"), *grad)]
+            };
+            l.names.iter().zip(ratios.zip(&l.grad_norm)).flat_map(of).collect()
         }
     };
     let values: Vec<u8> =

@@ -1,6 +1,6 @@
 //! A run directory as the data of a report.
 
-use crate::metrics::{Eval, Record, SampleRecord, Train, Val, read, read_events, read_samples};
+use crate::metrics::{Eval, Layers, Record, SampleRecord, Train, Val, read, read_events, read_samples};
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::read_bounded;
 use anyhow::Result;
@@ -65,6 +65,8 @@ pub struct Run {
     pub val: Vec<Point<Val>>,
     /// Its evaluations.
     pub evals: Vec<Point<Eval>>,
+    /// Norms of its layers.
+    pub layers: Vec<Point<Layers>>,
     /// What it wrote.
     pub samples: Vec<SampleRecord>,
     /// What happened to it.
@@ -146,12 +148,13 @@ fn run(dir: &Path) -> Result<Run> {
             .hint("give the directory of a run, such as runs/quickstart")
             .into());
     }
-    let (mut train, mut val, mut evals) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut train, mut val, mut evals, mut layers) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for record in read(&metrics)? {
         match record {
             Record::Train(step) => train.push(step),
             Record::Val(v) => val.push(v),
             Record::Eval(eval) => evals.push(eval),
+            Record::Layers(norms) => layers.push(norms),
         }
     }
     let tokens_at = |step: u64| tokens_at(&train, step);
@@ -168,12 +171,19 @@ fn run(dir: &Path) -> Result<Run> {
             .map(|v| Point { seen: tokens_at(v.step), floor: v.floor_bits_per_byte, record: v })
             .collect(),
         evals: evals.into_iter().map(|e| Point { seen: tokens_at(e.step), floor: None, record: e }).collect(),
+        layers: thinned(layers).map(|l| Point { seen: tokens_at(l.step), floor: None, record: l }).collect(),
         samples: if samples.exists() { read_samples(&samples)? } else { Vec::new() },
         events,
         config: config(dir)?,
         build,
         train: thin(&train),
     })
+}
+
+/// Every so many of `records` that a curve has not more points than it can show.
+fn thinned<T>(records: Vec<T>) -> impl Iterator<Item = T> {
+    let every = records.len().div_ceil(POINTS / 4).max(1);
+    records.into_iter().step_by(every)
 }
 
 /// Tokens after `step`, by the last record up to it.

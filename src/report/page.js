@@ -129,7 +129,7 @@ function paint(c) {
   }));
   if (options.floor) draw(plot, "line", { x1: left, x2: width - right, y1: py(options.floor), y2: py(options.floor), stroke: "currentColor", "stroke-dasharray": "6 4" });
   for (const s of series) {
-    const stroke = color(s.run);
+    const stroke = s.color ?? color(s.run);
     if (s.band) {
       const up = s.points.map((p) => `${px(p[state.x])},${py(p.high)}`), down = s.points.map((p) => `${px(p[state.x])},${py(p.low)}`).reverse();
       // Of single steps the band is a line.
@@ -159,7 +159,7 @@ function legend(c, pick) {
   c.read.replaceChildren();
   for (const s of c.series) {
     const p = pick(s), item = make(c.read, "span");
-    make(item, "span", { class: "key", style: `background:${color(s.run)}${s.dash ? ";opacity:.55" : ""}` });
+    make(item, "span", { class: "key", style: `background:${s.color ?? color(s.run)}${s.dash ? ";opacity:.55" : ""}` });
     item.append(`${s.name}: ${Number.isFinite(p.y) ? short(p.y) : "refused"} (step ${p.step})  `);
   }
 }
@@ -190,6 +190,22 @@ function curves() {
   chart(parent, "Gradient norm before clipping", of("grad_norm", "norm"), { log: true });
   chart(parent, "Tokens per second", of("tokens_per_second", "speed"));
   chart(parent, "Share of a step spent waiting for data", of("data_share", "share"));
+}
+
+// One line for each layer of a run, dark to bright from the bottom up; of many layers some.
+function layers() {
+  for (const run of data.runs) {
+    if (!run.layers.length) continue;
+    const names = run.layers[0].names, every = Math.ceil(names.length / 12);
+    const chosen = names.map((name, i) => [name, i]).filter(([, i]) => i % every === 0 || i === names.length - 1);
+    const lines = (value) => chosen.map(([name, i]) => ({
+      run: 0, name, color: `hsl(${(280 * i) / names.length}, 65%, 50%)`,
+      points: run.layers.map((l) => ({ step: l.step, tokens: l.seen, y: value(l, i) })),
+    }));
+    const parent = document.getElementById("charts");
+    chart(parent, label(run, "update / weight, by layer"), lines((l, i) => l.update_norm[i] / l.weight_norm[i]), { log: true });
+    chart(parent, label(run, "gradient norm, by layer"), lines((l, i) => l.grad_norm[i]), { log: true });
+  }
 }
 
 function evaluations() {
@@ -268,6 +284,7 @@ function tables() {
 
 function repaint() { charts.forEach(paint); }
 curves();
+layers();
 evaluations();
 samples();
 tables();

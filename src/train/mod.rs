@@ -12,15 +12,22 @@
 //! | `saver.rs`, `snapshot.rs` | checkpoints written beside training |
 //! | `requests.rs` | signals and the `STOP` file |
 //! | `watchdog.rs` | the end of a run that is stuck |
+//! | `fork.rs` | branches from one checkpoint |
 //! | `oracle.rs`, `verify.rs` | repeated steps must give the same bits |
 //! | `reset.rs` | state given up on purpose |
 //! | `poison.rs` | checkpoints whose loading panics |
+//! | `indicators.rs` | norms of every layer |
+//! | `numerics.rs` | whether this machine and build compute the same bits |
 //! | `footprint.rs`, `plan.rs` | the memory, time and disk a run takes |
+//! | `why.rs` | the documents of a step |
 //! | `tests.rs` | a whole run against power losses and failing disks |
 
 pub mod begin;
 pub mod footprint;
+pub mod fork;
 pub mod guard;
+pub mod indicators;
+pub mod numerics;
 pub mod optimizer;
 pub mod oracle;
 pub mod plan;
@@ -39,6 +46,7 @@ mod tests;
 pub mod tune;
 pub mod verify;
 pub mod watchdog;
+pub mod why;
 
 use crate::config::TrainConfig;
 use crate::ops::precision::Precision;
@@ -66,13 +74,14 @@ pub fn identity(config: &TrainConfig) -> Value {
             Precision::F32 => "f32",
             Precision::Bf16 => "bf16",
         },
+        "numerics": numerics::fingerprint(),
     })
 }
 
 /// What of two identities differs and may change results: (key, then, now). Hosts, kernels and threads do not; what an older version did
 /// not record is not compared.
 fn differences<'a>(then: &'a Value, now: &'a Value) -> Vec<Difference<'a>> {
-    let keys = ["version", "arch", "os", "cpu", "simd", "device", "dtype"];
+    let keys = ["version", "arch", "os", "cpu", "simd", "device", "dtype", "numerics"];
     let pairs = keys.into_iter().map(|key| (key, &then[key], &now[key]));
     pairs.filter(|(_, a, b)| a != b && !a.is_null() && !b.is_null()).collect()
 }

@@ -34,7 +34,7 @@ impl Oracle {
             match record {
                 Record::Train(train) => drop(oracle.train.insert(train.step, train)),
                 Record::Val(val) => drop(oracle.val.insert(val.step, val)),
-                Record::Eval(_) => {}
+                Record::Eval(_) | Record::Layers(_) => {}
             }
         }
         oracle
@@ -46,7 +46,7 @@ impl Oracle {
         let mismatch = match record {
             Record::Train(now) => self.train.remove(&now.step).and_then(|then| train_mismatch(&then, now)),
             Record::Val(now) => self.val.remove(&now.step).and_then(|then| val_mismatch(&then, now)),
-            Record::Eval(_) => None,
+            Record::Eval(_) | Record::Layers(_) => None,
         };
         if mismatch.is_some() {
             *self = Self::default();

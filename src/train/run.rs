@@ -14,6 +14,7 @@ mod judge;
 mod saving;
 mod trouble;
 
+use super::indicators::layers;
 use super::oracle::Oracle;
 use super::requests::Requests;
 use super::saver::Saver;
@@ -187,6 +188,10 @@ impl Run {
         };
         self.progress.step(&record, took);
         self.log(Record::Train(record))?;
+        let every = self.config.log.layers_every;
+        if every > 0 && self.state.counters.step.is_multiple_of(every) && !report.skipped() {
+            self.log(Record::Layers(layers(&self.state, &self.config, &report)?))?;
+        }
         self.react(report)
     }
 

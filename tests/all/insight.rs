@@ -88,3 +88,88 @@ fn reports_and_event_files_show_a_run_and_its_resume() {
     assert!(TINY.contains("lr = 1e-2"));
     assert!(fails(&["report", arg(dir.path())], 74).contains("no metrics.jsonl"));
 }
+
+/// A document of random letters among stories: in the step that meets it, it is the one with the largest loss; and the steps add up to
+/// the data of the run.
+#[test]
+fn a_planted_document_is_ranked_first_in_its_step() {
+    const GARBAGE: &str = "qzxj vkwq zzqx jjkv xqzw kvjx qqzz wxkj zvqx jkxw ";
+    let dir = tempfile::tempdir().unwrap();
+    let story = |i: usize| format!("One day, cat {} saw a red ball. The ball was big. The cat was happy.", i % 7);
+    let mut lines: Vec<String> = (0..400).map(|i| serde_json::json!({"text": story(i)}).to_string()).collect();
+    lines.insert(211, serde_json::json!({"text": GARBAGE.repeat(6)}).to_string());
+    std::fs::write(dir.path().join("text.jsonl"), lines.join("\n")).unwrap();
+    let text = TINY
+        .replace("source = \"stories\"\n", &format!("train = [{:?}]\n", dir.path().join("text.jsonl")))
+        .replace("stories = 60\nval_stories = 8\n", "");
+    let (config, run) = (config(dir.path(), &text), dir.path().join("run"));
+    ok(&[
+        "pretrain",
+        "--config",
+        arg(&config),
+        "--out",
+        arg(&run),
+        "--set",
+        "train.steps=40",
+        "--set",
+        "checkpoint.every=20",
+        "--quiet",
+    ]);
+    ok(&[
+        "resume",
+        "--ckpt",
+        arg(&run),
+        "--set",
+        "train.steps=120",
+        "--set",
+        "checkpoint.every=40",
+        "--set",
+        "eval.every=0",
+        "--quiet",
+    ]);
+    let quiet = llama_lite::metrics::Console { quiet: true, terminal: false, color: false };
+    let why = |step: u64| stdout(&ok(&["why", arg(&run), "--step", &step.to_string(), "--full", "--quiet"]));
+    let step = (1..=120)
+        .find(|&step| {
+            llama_lite::train::why::why(&run, step, quiet).unwrap().parts.iter().any(|part| part.text.contains("qzxj"))
+        })
+        .expect("a pass holds every document");
+    let said = why(step);
+    let first = said.split("\nloss ").nth(1).unwrap();
+    assert!(first.contains("qzxj"), "{said}");
+    assert_eq!(said.matches("\nloss ").count(), 4, "{said}");
+    // The mean over the step is near the loss that was logged, by a model of some steps before.
+    assert!(said.contains("logged loss"), "{said}");
+    assert!(fails(&["why", arg(&run), "--step", "121"], 78).contains("steps 1 to 120"));
+}
+
+/// The branch without changes is the run itself; the others differ from their first step on, and say what they are.
+#[test]
+fn branches_go_on_from_one_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = pretrain(dir.path(), "run", &[]);
+    let out = dir.path().join("forks");
+    let ckpt = run.join("checkpoints/step-00000004");
+    let branches = ["exact", "weights-only: reset=optimizer", "hot: optimizer.lr=5e-2"];
+    let mut args = vec!["fork", arg(&ckpt), "--steps", "8", "--out", arg(&out), "--quiet"];
+    branches.iter().for_each(|branch| args.extend(["--branch", branch]));
+    ok(&args);
+    let train = |dir: &Path| -> Vec<serde_json::Value> {
+        let all = crate::support::records(&dir.join("metrics.jsonl"));
+        all.into_iter().filter(|r| r["kind"] == "train").collect()
+    };
+    let [whole, exact, weights, hot] =
+        [run.clone(), out.join("exact"), out.join("weights-only"), out.join("hot")].map(|dir| train(&dir));
+    assert_eq!(whole, exact);
+    let read = |run: &Path| std::fs::read(run.join("checkpoints/step-00000012/model.safetensors")).unwrap();
+    assert!(read(&run) == read(&out.join("exact")));
+    for (name, other) in [("weights-only", &weights), ("hot", &hot)] {
+        assert_eq!(other.len(), 12, "{name}");
+        assert_eq!(other[..4], whole[..4], "{name}");
+        assert_eq!(other[4]["loss"], whole[4]["loss"], "{name}: the first loss is before the first update");
+        assert_ne!(other[5]["loss"], whole[5]["loss"], "{name}");
+    }
+    assert_eq!(weights[4]["reset"].as_array().unwrap().len(), 2);
+    assert!(fails(&args, 78).contains("is there already"));
+    assert!(fails(&["fork", arg(&ckpt), "--steps", "1", "--branch", "a: lr=1"], 78).contains("section.key=value"));
+}

@@ -34,13 +34,13 @@ max_truncated = 0.5
 
 const LORA: &str = "[lora]\nrank = 4\ndropout = 0.1\n";
 
-struct Bench {
+pub(crate) struct Bench {
     dir: tempfile::TempDir,
 }
 
 impl Bench {
     /// A model of a few steps, records of a few formats, and both kinds of configuration.
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let bench = Self { dir: tempfile::tempdir().unwrap() };
         bench.write("base.toml", &TINY.replace("warmup_steps = 2", "warmup_steps = 0"));
         let at = |name: &str| bench.path(name).display().to_string();
@@ -65,7 +65,7 @@ impl Bench {
         bench
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -73,7 +73,7 @@ impl Bench {
         std::fs::write(self.path(name), text).unwrap();
     }
 
-    fn args(&self, config: &str, data: &str, more: &[&str]) -> Vec<String> {
+    pub(crate) fn args(&self, config: &str, data: &str, more: &[&str]) -> Vec<String> {
         let at = |name: &str| self.path(name).display().to_string();
         let mut args = vec![
             "sft".to_owned(),
@@ -100,7 +100,7 @@ impl Bench {
 }
 
 /// What a run has logged.
-fn logged(run: &Path) -> Vec<serde_json::Value> {
+pub(crate) fn logged(run: &Path) -> Vec<serde_json::Value> {
     records(&run.join("metrics.jsonl"))
 }
 

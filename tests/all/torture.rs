@@ -6,7 +6,7 @@
 //! | file | breaks |
 //! |---|---|
 //! | `subject.rs` | nothing: the run that is tortured, and the one that is not, to compare with |
-//! | `kill.rs` | SIGKILL at random moments of training, `eval`, `export` and `data prepare` |
+//! | `kill.rs` | SIGKILL at random moments of training, `sft`, `eval`, `export` and `data prepare` |
 //! | `syscalls.rs` | SIGKILL at, and failure of, chosen system calls, injected by strace |
 //! | `corruption.rs` | every file of a checkpoint |
 //! | `disk.rs` | limits of file size, a disk that is full |

@@ -2,6 +2,7 @@
 
 use super::subject::{Running, Subject, announced, begins, contents, copy_tree, reached, resume, saved, trained};
 use super::{count, draws, figures};
+use crate::sft::{Bench, logged};
 use crate::support::{arg, checkpoint, program, root};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
@@ -198,4 +199,52 @@ fn kills_of_preparation() {
         &format!("{kills} kills, {unfinished} left a directory that is refused; finished ones equal; seed {SEED}"),
     );
     assert!(unfinished > 0, "no kill came in time");
+}
+
+/// Fine-tuning of both kinds, killed until it ends: the same logs and tensors.
+#[test]
+fn kills_of_fine_tuning() {
+    const SEED: u64 = 4;
+    let bench = Bench::new();
+    let more = ["--set", "train.steps=40", "--set", "sft.epochs=1"];
+    let (mut draw, wanted, mut kills, mut runs) = (draws(SEED), count(4, 20), 0, 0);
+    for (config, tensors) in [("lora.toml", "adapter_model.safetensors"), ("full.toml", "model.safetensors")] {
+        let start = |out: &Path| {
+            let args = bench.args(config, "records.json", &[&more[..], &["--out", arg(out)]].concat());
+            program(&args.iter().map(String::as_str).collect::<Vec<_>>())
+        };
+        let whole = bench.path(&format!("whole-{config}"));
+        let begun = Instant::now();
+        Running::start(&mut start(&whole)).ends_well();
+        let (length, out) = (begun.elapsed(), bench.path(&format!("killed-{config}")));
+        let mine = kills + wanted.div_ceil(2);
+        loop {
+            let is_run = out.join("config.toml").exists();
+            let mut command = if is_run { program(&["resume", "--ckpt", arg(&out)]) } else { start(&out) };
+            let running = Running::start(&mut command);
+            if kills >= mine {
+                running.ends_well();
+                break;
+            }
+            std::thread::sleep(moment(&mut draw, length));
+            if running.kill() {
+                kills += 1;
+            } else {
+                runs += 1;
+                remove(&out); // it had ended: once more
+            }
+        }
+        assert_eq!(logged(&whole), logged(&out), "{config}");
+        for file in [tensors, "optimizer.safetensors"] {
+            let read = |run: &Path| std::fs::read(run.join("checkpoints/step-00000040").join(file)).unwrap();
+            assert!(read(&whole) == read(&out), "{config}: {file}");
+        }
+    }
+    figures(
+        "R1",
+        "kills_of_fine_tuning",
+        &format!(
+            "{kills} kills of sft and its resumes ({runs} ended before), adapters and whole models: all equal; seed {SEED}"
+        ),
+    );
 }

@@ -1,0 +1,32 @@
+//! `why`: the documents of a step.
+
+use super::{harmless, print};
+use crate::cli::Why;
+use crate::metrics::Console;
+use crate::train::why::why;
+use anyhow::Result;
+
+/// Characters of a sequence that are shown.
+const SHOWN: usize = 300;
+
+pub(super) fn run(args: &Why, console: Console) -> Result<()> {
+    let found = why(&args.run, args.step, console)?;
+    let logged = found.logged.map_or_else(String::new, |loss| format!(", logged loss {loss:.4}"));
+    let mut out = format!(
+        "step {}: {} sequences{logged}; losses by the checkpoint of step {}\n",
+        args.step,
+        found.parts.len(),
+        found.judged_by
+    );
+    for part in &found.parts {
+        let limit = if args.full { usize::MAX } else { SHOWN };
+        let cut: String = part.text.chars().take(limit).collect();
+        let more = if cut.len() < part.text.len() { " ..." } else { "" };
+        let indented = cut.replace('\n', "\n    ");
+        out.push_str(&format!(
+            "\nloss {:.4}  sequence {}  {}\n    {indented}{more}\n",
+            part.loss, part.sequence, part.place
+        ));
+    }
+    print(&harmless(&out))
+}

@@ -1,0 +1,153 @@
+//! `fork`: short branches from one checkpoint, each a run of its own, to see what a change does.
+//!
+//! A branch begins as a copy of the run up to the checkpoint and goes on as any resume does: with other settings, or with pieces of its
+//! state given up. A branch without either is the run itself, bit for bit: what the others are compared with.
+
+use super::reset::Piece;
+use super::resume::{locate, resume};
+use crate::checkpoint::{self, Opened};
+use crate::metrics::{Console, Events, read_events};
+use crate::runtime::error::{Exit, fail};
+use crate::runtime::files::{AtomicFile, create_dirs, io_context, open_input, read_bounded, write_atomic};
+use anyhow::Result;
+use serde_json::json;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// Logs of a run are held in memory to be copied.
+const MAX_LOG: u64 = 1 << 30;
+
+/// A branch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Branch {
+    /// The name of its directory.
+    pub name: String,
+    /// Settings that are other than the run's.
+    pub sets: Vec<String>,
+    /// Pieces of state that it begins without.
+    pub pieces: BTreeSet<Piece>,
+}
+
+impl Branch {
+    /// Reads `NAME: KEY=VALUE, reset=PIECE+PIECE`, of which all but the name can be missing.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words.
+    pub fn parse(text: &str, piece: impl Fn(&str) -> Option<Vec<Piece>>) -> Result<Self, String> {
+        let (name, changes) = text.split_once(':').unwrap_or((text, ""));
+        let name = name.trim();
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
+            return Err(format!("{name:?} cannot be a branch's name: letters, digits, - and _ can"));
+        }
+        let mut branch = Self { name: name.to_owned(), sets: Vec::new(), pieces: BTreeSet::new() };
+        for change in split_changes(changes) {
+            match change.split_once('=') {
+                Some(("reset", pieces)) => {
+                    for word in pieces.split('+') {
+                        branch
+                            .pieces
+                            .extend(piece(word.trim()).ok_or_else(|| format!("no piece of state is called {word:?}"))?);
+                    }
+                }
+                Some((key, _)) if key.contains('.') => branch.sets.push(change.to_owned()),
+                _ => return Err(format!("{change:?} is neither section.key=value nor reset=PIECE")),
+            }
+        }
+        Ok(branch)
+    }
+}
+
+/// Cuts at commas that are not inside brackets, which lists have.
+fn split_changes(text: &str) -> impl Iterator<Item = &str> {
+    let mut depth = 0;
+    let cut = move |c: char| {
+        depth += i32::from(c == '[') - i32::from(c == ']');
+        c == ',' && depth == 0
+    };
+    text.split(cut).map(str::trim).filter(|change| !change.is_empty())
+}
+
+/// Runs every branch `steps` steps on from `ckpt`, in a directory of its name under `out`; returns these directories.
+///
+/// # Errors
+/// [`Exit::Config`] if a directory is there already or a name is given twice; those of [`resume`].
+pub fn fork(ckpt: &Path, branches: &[Branch], steps: u64, out: &Path, console: Console) -> Result<Vec<PathBuf>> {
+    let (run_dir, named) = locate(ckpt)?;
+    let dir = match named {
+        Some(dir) => dir,
+        None => checkpoint::resolve(&run_dir)?,
+    };
+    let source = Opened::open(&dir)?;
+    let Some(at) = source.manifest.as_ref().map(|manifest| manifest.step) else {
+        return Err(fail(Exit::Config, format!("{}: not a checkpoint of a run", dir.display())).into());
+    };
+    let mut dirs: Vec<PathBuf> = branches.iter().map(|branch| out.join(&branch.name)).collect();
+    if let Some(taken) = dirs.iter().find(|dir| dir.exists()) {
+        return Err(fail(Exit::Config, format!("{} is there already", taken.display()))
+            .hint("choose another --out or another name")
+            .into());
+    }
+    dirs.sort();
+    dirs.dedup();
+    if dirs.len() != branches.len() {
+        return Err(fail(Exit::Config, "two branches have one name").hint("give each a name of its own").into());
+    }
+    for branch in branches {
+        let to = out.join(&branch.name);
+        copy(&run_dir, &dir, &to, at)?;
+        // What is set comes after the length, so that a branch can have its own.
+        let mut sets = vec![format!("train.steps={}", at.saturating_add(steps))];
+        sets.extend(branch.sets.iter().cloned());
+        let from = to.join("checkpoints").join(checkpoint::step_name(at));
+        resume(&from, &sets, &branch.pieces, console)?;
+    }
+    Ok(branches.iter().map(|branch| out.join(&branch.name)).collect())
+}
+
+/// The run as it was at the checkpoint: a resume cuts the logs.
+fn copy(run_dir: &Path, checkpoint: &Path, to: &Path, at: u64) -> Result<()> {
+    let kept = to.join("checkpoints").join(checkpoint::step_name(at));
+    create_dirs(&kept)?;
+    for entry in std::fs::read_dir(checkpoint)? {
+        let entry = entry?;
+        copy_file(&entry.path(), &kept.join(entry.file_name()))?;
+    }
+    for name in ["metrics.jsonl", "samples.jsonl", "config.toml"] {
+        let path = run_dir.join(name);
+        if path.exists() {
+            write_atomic(&to.join(name), &read_bounded(&path, MAX_LOG, false)?)?;
+        }
+    }
+    let started = read_events(run_dir)?.into_iter().find(|event| event["kind"] == "start");
+    let (build, from) = started.map_or_else(Default::default, |e| (e["build"].clone(), e["init_from"].clone()));
+    let forked = json!({"attempt": 1, "step": 0, "init_from": from, "build": build, "forked_from": checkpoint.display().to_string()});
+    Events::open(to)?.append("start", forked)
+}
+
+fn copy_file(from: &Path, to: &Path) -> Result<()> {
+    let (mut source, _) = open_input(from, false)?;
+    let mut target = AtomicFile::create(to)?;
+    std::io::copy(&mut source, &mut target).map_err(io_context("copy", from))?;
+    target.commit()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn branches_are_names_and_changes() {
+        let piece = |word: &str| (word == "moments").then(|| vec![Piece::Moments]);
+        let parse = |text: &str| Branch::parse(text, piece);
+        let exact = parse("exact").unwrap();
+        assert_eq!((exact.name.as_str(), exact.sets.len(), exact.pieces.len()), ("exact", 0, 0));
+        let other = parse(" hot : optimizer.lr=1e-2, sample.prompts=[\"a, b\", \"c\"] ,reset=moments").unwrap();
+        assert_eq!(other.name, "hot");
+        assert_eq!(other.sets, ["optimizer.lr=1e-2", "sample.prompts=[\"a, b\", \"c\"]"]);
+        assert_eq!(other.pieces.into_iter().collect::<Vec<_>>(), [Piece::Moments]);
+        for wrong in ["", ": a.b=1", "../x", "a b", "x: lr", "x: reset=nothing", ".hidden"] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! What the layers do: norms of gradients, weights and updates, layer by layer. Trouble shows here before it shows in the loss.
+//!
+//! The update is not recorded while it is made: it follows from weights and moments after it, so that steps between two records cost
+//! nothing, and a record one more pass over the buffers.
+
+use super::state::State;
+use super::step::StepReport;
+use crate::config::Config;
+use crate::metrics::Layers;
+use crate::model::params::{Layout, Spec};
+use anyhow::Result;
+use rayon::prelude::*;
+
+/// Elements summed by one task.
+const PIECE: usize = 1 << 16;
+
+/// Squares summed over a piece or a layer.
+#[derive(Clone, Copy, Debug, Default)]
+struct Squares {
+    grad: f64,
+    weight: f64,
+    update: f64,
+}
+
+/// The constants of the last update that weights and moments do not tell.
+struct Rule {
+    keep: f64,
+    step_size: f64,
+    inverse_sqrt_correction2: f64,
+    eps: f64,
+}
+
+/// The norms of the step that `report` is of, whose gradient is still in `state`.
+///
+/// # Errors
+/// Those of reading the buffers.
+pub fn layers(state: &State, config: &Config, report: &StepReport) -> Result<Layers> {
+    let (layout, flat) = state.model.trained();
+    let (optimizer, t) = (&state.optimizer, state.optimizer.updates.min(i32::MAX as u64) as i32);
+    let [beta1, beta2] = config.optimizer.betas;
+    let rule = |decay: bool| Rule {
+        keep: 1.0 - if decay { report.lr * config.optimizer.weight_decay } else { 0.0 },
+        step_size: report.lr / (1.0 - beta1.powi(t)),
+        inverse_sqrt_correction2: 1.0 / (1.0 - beta2.powi(t)).sqrt(),
+        eps: config.optimizer.eps,
+    };
+    let flats = [flat, &state.grad, &optimizer.exp_avg, &optimizer.exp_avg_sq];
+    let sums: Vec<Squares> = layout.with_slices(flats, |layout: &Layout, slices| {
+        layout.specs.iter().map(|spec| of_tensor(spec, slices, &rule(spec.shape.len() >= 2))).collect()
+    })?;
+    let mut all = Layers { step: state.counters.step, ..Layers::default() };
+    let mut at = Squares::default();
+    let names: Vec<String> = layout.specs.iter().map(|spec| group(&spec.name)).collect();
+    for (i, sum) in sums.iter().enumerate() {
+        at = Squares { grad: at.grad + sum.grad, weight: at.weight + sum.weight, update: at.update + sum.update };
+        if names.get(i + 1) != Some(&names[i]) {
+            all.names.push(names[i].clone());
+            all.grad_norm.push(at.grad.sqrt());
+            all.weight_norm.push(at.weight.sqrt());
+            all.update_norm.push(at.update.sqrt());
+            at = Squares::default();
+        }
+    }
+    Ok(all)
+}
+
+fn of_tensor(spec: &Spec, slices: [&[f32]; 4], rule: &Rule) -> Squares {
+    let range = spec.start..spec.start + spec.len;
+    let [w, g, m, v] = slices.map(|slice| &slice[range.clone()]);
+    let pieces: Vec<Squares> = w
+        .par_chunks(PIECE)
+        .zip(g.par_chunks(PIECE))
+        .zip(m.par_chunks(PIECE).zip(v.par_chunks(PIECE)))
+        .map(|((w, g), (m, v))| of_piece([w, g, m, v], rule))
+        .collect();
+    // In the order of the pieces, whatever the number of threads.
+    pieces.iter().fold(Squares::default(), |a, b| Squares {
+        grad: a.grad + b.grad,
+        weight: a.weight + b.weight,
+        update: a.update + b.update,
+    })
+}
+
+fn of_piece([w, g, m, v]: [&[f32]; 4], rule: &Rule) -> Squares {
+    let mut sums = Squares::default();
+    for ((w, g), (m, v)) in w.iter().zip(g).zip(m.iter().zip(v)) {
+        let (w, g, m, v) = (f64::from(*w), f64::from(*g), f64::from(*m), f64::from(*v));
+        let moved = rule.step_size * m / (v.sqrt() * rule.inverse_sqrt_correction2 + rule.eps);
+        let before = (w + moved) / rule.keep;
+        sums.grad += g * g;
+        sums.weight += w * w;
+        sums.update += (w - before) * (w - before);
+    }
+    sums
+}
+
+/// The layer of a tensor: the number of its block, or what it is.
+fn group(name: &str) -> String {
+    let inner = name.split_once("layers.").and_then(|(_, rest)| rest.split_once('.'));
+    match inner {
+        Some((number, _)) => number.to_owned(),
+        None if name.contains("embed_tokens") => "embedding".into(),
+        None if name.contains("lm_head") => "head".into(),
+        None => "norm".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::batch::Batch;
+    use crate::train::step::step;
+
+    /// What is reckoned back is what the weights have moved by.
+    #[test]
+    fn updates_are_the_differences_of_the_weights() {
+        let text = "[model]\nhidden_size = 32\nintermediate_size = 48\nnum_hidden_layers = 3\nnum_attention_heads = 4\nvocab_size = 320\n\
+            [data]\nsource = \"stories\"\ntokenizer = \"train\"\n[train]\nsequence_length = 16\nmicro_batch_size = 4\nsteps = 9\n\
+            [optimizer]\nlr = 1e-2\n";
+        let config = Config::from_toml_str(text, "a.toml").unwrap();
+        let mut state = State::fresh(&config, None).unwrap();
+        for seed in 0..4u32 {
+            let before = state.model.flat.to_vec1::<f32>().unwrap();
+            let ids: Vec<u32> = (0..4 * 17).map(|i| (i * 7 + seed * 31) % 320).collect();
+            let report = step(&mut state, &config, &Batch::windows(&ids, 16, None)).unwrap();
+            let found = layers(&state, &config, &report).unwrap();
+            assert_eq!(found.names, ["embedding", "0", "1", "2", "norm", "head"]);
+            let after = state.model.flat.to_vec1::<f32>().unwrap();
+            let norm = |of: &dyn Fn(usize) -> f64, range: std::ops::Range<usize>| {
+                range.map(|i| of(i) * of(i)).sum::<f64>().sqrt()
+            };
+            let mut blocks = state.model.layout.specs.iter().filter(|s| s.name.contains("layers.1."));
+            let (first, last) = (blocks.clone().next().unwrap(), blocks.next_back().unwrap());
+            let range = first.start..last.start + last.len;
+            let moved = norm(&|i| f64::from(after[i]) - f64::from(before[i]), range.clone());
+            assert!((found.update_norm[2] / moved - 1.0).abs() < 1e-3, "{} {moved}", found.update_norm[2]);
+            let weight = norm(&|i| f64::from(after[i]), range);
+            assert!((found.weight_norm[2] / weight - 1.0).abs() < 1e-9);
+            let all = found.grad_norm.iter().map(|x| x * x).sum::<f64>().sqrt();
+            assert!((all / report.grad_norm - 1.0).abs() < 1e-6, "{all} {}", report.grad_norm);
+        }
+    }
+}
