@@ -331,3 +331,51 @@ fn packed_examples_are_examples_alone() {
         assert!(difference(&packed.2, &padded.2).unwrap() < 1e-5);
     }
 }
+
+/// Adapters of strangers: whatever a byte of their files becomes, the answer is a model or an error, never a panic.
+#[test]
+fn damaged_adapters_are_errors() {
+    use llama_lite::checkpoint::Opened;
+    let bench = Bench::new();
+    let tuned = bench.path("tuned");
+    assert!(
+        bench
+            .sft("lora.toml", "records.json", &["--out", arg(&tuned), "--quiet", "--set", "train.steps=1"])
+            .status
+            .success()
+    );
+    let (from, plain) = (tuned.join("checkpoints/step-00000001"), bench.path("plain"));
+    std::fs::create_dir(&plain).unwrap();
+    let names = ["adapter_config.json", "adapter_model.safetensors"];
+    for name in names {
+        std::fs::copy(from.join(name), plain.join(name)).unwrap();
+    }
+    let read = || Opened::open(&plain).and_then(|opened| opened.read_weights(&mut |_, _, _| Ok(())));
+    read().unwrap();
+    let mut refused = 0;
+    for name in names {
+        let whole = std::fs::read(plain.join(name)).unwrap();
+        let places = whole.len().min(2000);
+        for i in 0..120 {
+            let mut bytes = whole.clone();
+            match i % 4 {
+                0 => bytes[i * places / 120] ^= 1 << (i % 8),
+                1 => bytes[i * places / 120] = b'9',
+                2 => bytes.truncate(i * whole.len() / 120),
+                _ => bytes[i * places / 120] = 0,
+            }
+            std::fs::write(plain.join(name), bytes).unwrap();
+            refused += usize::from(std::panic::catch_unwind(read).unwrap().is_err());
+        }
+        std::fs::write(plain.join(name), whole).unwrap();
+    }
+    assert!(refused > 120, "{refused} of 240 were noticed");
+    // Kinds that are computed otherwise are refused by name.
+    let config = std::fs::read_to_string(plain.join("adapter_config.json")).unwrap();
+    for (was, is) in
+        [("\"use_dora\": false", "\"use_dora\": true"), ("\"bias\": \"none\"", "\"bias\": \"all\""), ("LORA", "IA3")]
+    {
+        std::fs::write(plain.join("adapter_config.json"), config.replace(was, is)).unwrap();
+        assert!(format!("{:#}", read().unwrap_err()).contains("is not supported"), "{is}");
+    }
+}
