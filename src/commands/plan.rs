@@ -48,7 +48,7 @@ fn memory_of(config: &Config) -> String {
         out.push_str(&format!("  {class:<15} {:>15}\n", bytes(*n)));
     }
     let mut other = config.clone();
-    let sequences = config.train.tokens_per_step / config.train.sequence_length;
+    let sequences = config.train.sequences_per_step();
     for micro in [1, 2, 4, 8, 16, 32, 64].into_iter().filter(|micro| sequences.is_multiple_of(*micro)) {
         other.train.micro_batch_size = micro;
         let mark = if micro == config.train.micro_batch_size { " <" } else { "" };
@@ -58,7 +58,7 @@ fn memory_of(config: &Config) -> String {
 }
 
 fn proposal(config: &Config, limit: u64) -> Result<String> {
-    let sequences = config.train.tokens_per_step / config.train.sequence_length;
+    let sequences = config.train.sequences_per_step();
     match fit(config, limit) {
         Some(micro) => Ok(format!(
             "\nfits into {}      train.micro_batch_size = {micro}, {} of them for each step\n",
@@ -88,7 +88,7 @@ fn work(config: &Config) -> String {
         bytes(disk(config))
     ));
     out.push_str(&format!("FLOPs             {}\n", rate(flops(config))));
-    for (name, peak, _) in GPUS {
+    for (name, peak) in GPUS {
         let at = |mfu: f64| {
             let time = Duration::try_from_secs_f64(flops(config) / (peak * mfu)).unwrap_or(Duration::MAX);
             format!("{} at {:.0} % MFU", duration(time), 100.0 * mfu)

@@ -1,12 +1,19 @@
 //! What follows from a model's shape alone: its parameters and the arithmetic of one token.
 
-use super::schema::ModelConfig;
+use super::schema::{ModelConfig, TrainConfig};
 
 /// Tensors of one shape: `columns` is `None` for the vectors of the norms.
 struct Group {
     tensors: usize,
     rows: usize,
     columns: Option<usize>,
+}
+
+impl TrainConfig {
+    /// Sequences in one optimizer step.
+    pub fn sequences_per_step(&self) -> usize {
+        self.tokens_per_step / self.sequence_length
+    }
 }
 
 impl ModelConfig {

@@ -19,6 +19,7 @@ pub mod report;
 pub mod statistics;
 pub mod tasks;
 
+use crate::data::batch::Batch;
 use crate::data::rows::{self, Rows};
 use crate::data::tokenizer::Tokenizer;
 use crate::model::Llama;
@@ -73,6 +74,19 @@ impl ByteLengths {
     }
 }
 
+/// The sum of the losses of `batch`, in nats.
+///
+/// # Errors
+/// Those of the model's ops.
+pub fn total_loss(model: &Llama, batch: Batch) -> Result<f64> {
+    let Batch { length, inputs, targets, starts } = batch;
+    let segments = starts.map(|starts| Segments::new(starts, length)).transpose()?;
+    let n = inputs.len();
+    let inputs = Tensor::from_vec(inputs, (n / length, length), &Device::Cpu)?;
+    let losses = model.losses(&inputs, &Tensor::from_vec(targets, n, &Device::Cpu)?, segments.as_ref())?;
+    Ok(losses.to_vec1::<f32>()?.iter().map(|&x| f64::from(x)).sum())
+}
+
 /// Scores all `rows`, `batch` at a time; the result does not depend on `batch` beyond rounding. `done` hears the rows so far
 /// and can end it.
 ///
@@ -92,11 +106,7 @@ pub fn score(
         tokens += targets.iter().filter(|&&t| t != rows::IGNORE).count() as u64;
         bytes = bytes.zip(lengths.count(&targets)).map(|(a, b)| a + b);
         let starts = rows.starts(first, count, &inputs);
-        let segments = starts.map(|starts| Segments::new(starts, rows.length())).transpose()?;
-        let inputs = Tensor::from_vec(inputs, (count, rows.length()), &Device::Cpu)?;
-        let n = targets.len();
-        let losses = model.losses(&inputs, &Tensor::from_vec(targets, n, &Device::Cpu)?, segments.as_ref())?;
-        nats += losses.to_vec1::<f32>()?.iter().map(|&x| x as f64).sum::<f64>();
+        nats += total_loss(model, Batch { length: rows.length(), inputs, targets, starts })?;
         done(first + count)?;
     }
     Ok(Score { loss: nats / tokens as f64, tokens, bytes: rows.text_bytes.or(bytes) })

@@ -4,14 +4,15 @@
 //! norm and checkpoints work on them as they do on a whole model. The weights they belong to stay as they are.
 
 use super::names::tensor_specs;
-use super::params::{Layout, Spec};
+use super::params::{Cursor, Layout, Spec};
 use crate::config::{LoraConfig, ModelConfig};
 pub use crate::ops::lora::merged;
 use crate::ops::lora::{Adapter, Part};
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{Device, Result, Tensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
+use std::collections::BTreeMap;
 
 /// Modules that can have an adapter, in groups of one matrix product.
 pub const MODULES: [&[&str]; 4] = [
@@ -49,8 +50,8 @@ pub struct Adapters {
 impl Adapters {
     /// Adapters over `flat`, which they share.
     pub fn new(model: &ModelConfig, config: &LoraConfig, flat: Tensor) -> Result<Self> {
-        let layout = layout(model, config);
-        let blocks = views(&flat, model, config)?;
+        let layout = Layout::of(specs(model, config));
+        let blocks = views(&flat, &layout, model, config)?;
         Ok(Self { config: config.clone(), layout, flat, blocks })
     }
 }
@@ -71,45 +72,25 @@ fn is_target(config: &LoraConfig, module: &str) -> bool {
     config.targets.iter().any(|target| module.ends_with(target.as_str()))
 }
 
-/// Names and shapes of all adapters, in the order of their buffer: per layer and product, all `A`, then all `B`.
-fn layout(model: &ModelConfig, config: &LoraConfig) -> Layout {
-    let shapes: std::collections::BTreeMap<_, _> = tensor_specs(model).into_iter().collect();
-    let (mut total, mut specs) = (0, Vec::new());
-    let mut add = |name: String, shape: Vec<usize>| {
-        let len = shape.iter().product();
-        specs.push(Spec { name, shape, start: total, len });
-        total += len;
-    };
+/// Names and shapes of all adapters of `model`, in the order of their buffer: per layer and product, all `A`, then all `B`.
+pub fn specs(model: &ModelConfig, config: &LoraConfig) -> Vec<(String, Vec<usize>)> {
+    let shapes: BTreeMap<_, _> = tensor_specs(model).into_iter().collect();
+    let mut specs = Vec::new();
     for layer in 0..model.num_hidden_layers {
         for group in MODULES {
             let targets = || group.iter().filter(|module| is_target(config, module));
             let shape = |module: &str| &shapes[&format!("model.layers.{layer}.{module}.weight")];
-            for module in targets() {
-                add(format!("{PREFIX}model.layers.{layer}.{module}{A}"), vec![config.rank, shape(module)[1]]);
-            }
-            for module in targets() {
-                add(format!("{PREFIX}model.layers.{layer}.{module}{B}"), vec![shape(module)[0], config.rank]);
-            }
+            let name = |module: &str, matrix: &str| format!("{PREFIX}model.layers.{layer}.{module}{matrix}");
+            specs.extend(targets().map(|module| (name(module, A), vec![config.rank, shape(module)[1]])));
+            specs.extend(targets().map(|module| (name(module, B), vec![shape(module)[0], config.rank])));
         }
     }
-    Layout { specs, total }
+    specs
 }
 
-/// Views of a flat buffer: values or gradients.
-pub fn views(flat: &Tensor, model: &ModelConfig, config: &LoraConfig) -> Result<Vec<BlockAdapters>> {
-    let layout = layout(model, config);
-    if flat.dims() != [layout.total] {
-        bail!("a flat buffer of {} elements is wanted, not {:?}", layout.total, flat.shape());
-    }
-    let mut specs = layout.specs.iter();
-    let mut take = |n: usize| -> Result<Tensor> {
-        let group: Vec<&Spec> = specs.by_ref().take(n).collect();
-        let (Some(first), len) = (group.first(), group.iter().map(|s| s.len).sum::<usize>()) else {
-            bail!("the layout has too few adapters")
-        };
-        let columns = first.shape.last().copied().unwrap_or(1);
-        flat.narrow(0, first.start, len)?.reshape((len / columns, columns))
-    };
+/// Views of a flat buffer of this `layout`: values or gradients.
+pub fn views(flat: &Tensor, layout: &Layout, model: &ModelConfig, config: &LoraConfig) -> Result<Vec<BlockAdapters>> {
+    let mut cursor = Cursor::new(flat, layout)?;
     let (heads, kv) = (model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim);
     let widths: [&[usize]; 4] =
         [&[heads, kv, kv], &[model.hidden_size], &[model.intermediate_size; 2], &[model.hidden_size]];
@@ -123,8 +104,8 @@ pub fn views(flat: &Tensor, model: &ModelConfig, config: &LoraConfig) -> Result<
         if ranges.is_empty() {
             return Ok(None);
         }
-        let a = take(ranges.len())?;
-        let parts = ranges.into_iter().map(|rows| Ok(Part { rows, b: take(1)? })).collect::<Result<_>>()?;
+        let a = cursor.take(ranges.len())?;
+        let parts = ranges.into_iter().map(|rows| Ok(Part { rows, b: cursor.take(1)? })).collect::<Result<_>>()?;
         Ok(Some(Adapter { a, parts }))
     };
     let mut block = || -> Result<BlockAdapters> {
@@ -134,20 +115,15 @@ pub fn views(flat: &Tensor, model: &ModelConfig, config: &LoraConfig) -> Result<
     (0..model.num_hidden_layers).map(|_| block()).collect()
 }
 
-/// Names and shapes of all adapters of `model`.
-pub fn specs(model: &ModelConfig, config: &LoraConfig) -> Vec<(String, Vec<usize>)> {
-    layout(model, config).specs.into_iter().map(|spec| (spec.name, spec.shape)).collect()
-}
-
 /// Number of parameters of the adapters of `model`.
 pub fn n_params(model: &ModelConfig, config: &LoraConfig) -> u64 {
-    layout(model, config).total as u64
+    Layout::of(specs(model, config)).total as u64
 }
 
 /// Fresh adapters, which change nothing: `B` is 0, `A` uniform within 1 / sqrt(in), as PEFT begins. Each matrix draws from a stream of
 /// its own, keyed by seed and name.
 pub fn init(model: &ModelConfig, config: &LoraConfig, seed: u64) -> Result<Adapters> {
-    let layout = layout(model, config);
+    let layout = Layout::of(specs(model, config));
     let matrices: Vec<Vec<f32>> = layout.specs.par_iter().map(|spec| fresh(spec, seed)).collect();
     let flat = Tensor::from_vec(matrices.concat(), layout.total, &Device::Cpu)?;
     Adapters::new(model, config, flat)

@@ -131,7 +131,7 @@ impl Llama {
     pub fn grads(&self, flat: &Tensor) -> Result<Grads> {
         match &self.adapters {
             None => Ok(Grads::Weights(Weights::views(flat, &self.config, &self.layout)?)),
-            Some(adapters) => Ok(Grads::Adapters(lora::views(flat, &self.config, &adapters.config)?)),
+            Some(adapters) => Ok(Grads::Adapters(lora::views(flat, &adapters.layout, &self.config, &adapters.config)?)),
         }
     }
 

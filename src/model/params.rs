@@ -35,8 +35,13 @@ pub struct Layout {
 impl Layout {
     /// The layout of a model of this shape.
     pub fn new(config: &ModelConfig) -> Self {
+        Self::of(tensor_specs(config))
+    }
+
+    /// The tensors of these names and shapes, one after the other.
+    pub fn of(tensors: Vec<(String, Vec<usize>)>) -> Self {
         let mut total = 0;
-        let specs = tensor_specs(config)
+        let specs = tensors
             .into_iter()
             .map(|(name, shape)| {
                 let (start, len) = (total, shape.iter().product());
@@ -100,10 +105,7 @@ pub struct Weights {
 impl Weights {
     /// Views into `flat`, which must have `layout.total` elements.
     pub fn views(flat: &Tensor, config: &ModelConfig, layout: &Layout) -> Result<Self> {
-        if flat.dims() != [layout.total] {
-            bail!("a flat buffer of {} elements is wanted, not {:?}", layout.total, flat.shape());
-        }
-        let mut cursor = Cursor { flat, specs: layout.specs.iter() };
+        let mut cursor = Cursor::new(flat, layout)?;
         let (c, kv) = (config.hidden_size, config.num_key_value_heads);
         let embed_tokens = cursor.take(1)?;
         let blocks = (0..config.num_hidden_layers)
@@ -124,14 +126,23 @@ impl Weights {
     }
 }
 
-struct Cursor<'a> {
+/// Takes views of a flat buffer in the order of its layout.
+pub(super) struct Cursor<'a> {
     flat: &'a Tensor,
     specs: std::slice::Iter<'a, Spec>,
 }
 
-impl Cursor<'_> {
+impl<'a> Cursor<'a> {
+    /// At the beginning of `flat`, which must have `layout.total` elements.
+    pub(super) fn new(flat: &'a Tensor, layout: &'a Layout) -> Result<Self> {
+        if flat.dims() != [layout.total] {
+            bail!("a flat buffer of {} elements is wanted, not {:?}", layout.total, flat.shape());
+        }
+        Ok(Self { flat, specs: layout.specs.iter() })
+    }
+
     /// The next `n` adjacent tensors as one view of as many rows as they have together.
-    fn take(&mut self, n: usize) -> Result<Tensor> {
+    pub(super) fn take(&mut self, n: usize) -> Result<Tensor> {
         let group: Vec<&Spec> = self.specs.by_ref().take(n).collect();
         let (Some(first), len) = (group.first(), group.iter().map(|s| s.len).sum::<usize>()) else {
             bail!("the layout has too few tensors")

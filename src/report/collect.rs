@@ -5,7 +5,7 @@ use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::read_bounded;
 use anyhow::Result;
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -85,9 +85,6 @@ pub struct Point<T> {
     /// What was logged.
     #[serde(flatten)]
     pub record: T,
-    /// The floor under a validation loss, in bits per byte.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub floor: Option<f64>,
 }
 
 /// An entry of events.jsonl.
@@ -166,12 +163,9 @@ fn run(dir: &Path) -> Result<Run> {
         name: dir.display().to_string(),
         step: train.last().map_or(0, |step| step.step),
         finished: events.iter().any(|event| event.kind == "finish"),
-        val: val
-            .into_iter()
-            .map(|v| Point { seen: tokens_at(v.step), floor: v.floor_bits_per_byte, record: v })
-            .collect(),
-        evals: evals.into_iter().map(|e| Point { seen: tokens_at(e.step), floor: None, record: e }).collect(),
-        layers: thinned(layers).map(|l| Point { seen: tokens_at(l.step), floor: None, record: l }).collect(),
+        val: val.into_iter().map(|v| Point { seen: tokens_at(v.step), record: v }).collect(),
+        evals: evals.into_iter().map(|e| Point { seen: tokens_at(e.step), record: e }).collect(),
+        layers: thinned(layers).map(|l| Point { seen: tokens_at(l.step), record: l }).collect(),
         samples: if samples.exists() { read_samples(&samples)? } else { Vec::new() },
         events,
         config: config(dir)?,
@@ -293,7 +287,7 @@ impl Report {
     /// As the page holds it. Numbers that are not finite are null.
     pub(super) fn to_json(&self) -> Result<String> {
         // Within a script element only "<" could end it or begin a comment.
-        Ok(json!(self).to_string().replace('<', "\\u003c"))
+        Ok(serde_json::to_string(self)?.replace('<', "\\u003c"))
     }
 }
 

@@ -184,7 +184,7 @@ function curves() {
     points: points(run, "smooth", (i) => ({ low: run.train.low[i] ?? NaN, high: run.train.high[i] ?? NaN })).filter((p) => Number.isFinite(p.low)),
   }));
   chart(parent, "Loss, nats per token (line: smoothed; band: all steps)", [...smooth, ...vals("loss", "validation")]);
-  const floor = data.runs.map((run) => run.val.map((v) => v.floor).find((f) => f)).find((f) => f);
+  const floor = data.runs.map((run) => run.val.map((v) => v.floor_bits_per_byte).find((f) => f)).find((f) => f);
   chart(parent, `Validation, bits per byte${floor ? " (dashed: the exact floor)" : ""}`, vals("bits_per_byte", "validation"), { floor });
   chart(parent, "Learning rate", of("lr", "rate"));
   chart(parent, "Gradient norm before clipping", of("grad_norm", "norm"), { log: true });

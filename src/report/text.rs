@@ -27,7 +27,7 @@ pub fn text(report: &Report) -> String {
             ),
             _ => ("validation loss", run.val.iter().map(|v| (v.record.step as f64, v.record.loss)).collect()),
         };
-        let floor = run.val.iter().find_map(|v| v.floor).filter(|_| bits);
+        let floor = run.val.iter().find_map(|v| v.record.floor_bits_per_byte).filter(|_| bits);
         out.push_str(&ascii_plot(&curve, PLOT.0, PLOT.1, floor, title));
         if let Some(last) = run.evals.last() {
             out.push_str("\nscores\n");

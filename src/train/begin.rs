@@ -30,7 +30,9 @@ pub fn pretrain(mut config: Config, out: &Path, init_from: Option<&Path>, consol
     let requests = Requests::listen(out, NOTHING_TO_RESUME)?;
     refuse_existing_run(out)?;
     make_paths_absolute(&mut config)?;
-    let (parts, source) = fresh_parts(config, init_from, out, console)?;
+    check_machine(&config)?;
+    check_disk(&config, out)?;
+    let (parts, source) = fresh_parts(config, init_from, console)?;
     begin_fresh(Fresh { parts, source, requests, console }, out, |_| Ok(()))
 }
 
@@ -88,10 +90,8 @@ impl Begin {
 pub(super) fn fresh_parts(
     mut config: Config,
     init_from: Option<&Path>,
-    out: &Path,
     console: Console,
 ) -> Result<(Parts, Option<Opened>)> {
-    check_machine(&config, out)?;
     let source = init_from.map(Opened::open).transpose()?;
     if let Some(source) = &source {
         check_same_model(&config, source)?;
@@ -165,7 +165,7 @@ fn refuse_existing_run_locked(out: &Path) -> Result<()> {
 }
 
 /// Refuses what this machine cannot do: before anything is created, and with the numbers.
-pub(super) fn check_machine(config: &Config, run_dir: &Path) -> Result<()> {
+pub(super) fn check_machine(config: &Config) -> Result<()> {
     if !super::precision(&config.train).supported() {
         return Err(fail(Exit::Config, "train.precision = \"bf16\": this processor has no AVX512_BF16")
             .hint("use \"auto\" or \"f32\"")
@@ -174,6 +174,11 @@ pub(super) fn check_machine(config: &Config, run_dir: &Path) -> Result<()> {
     let footprint = Footprint::of(config);
     let what = "training this model (weights, gradients, moments, activations of a micro-batch)";
     memory::check(footprint.needed(), what, "lower train.micro_batch_size, or choose a smaller [model]")?;
+    Ok(())
+}
+
+/// Refuses a run whose checkpoints do not fit onto the disk: before anything is created.
+pub(super) fn check_disk(config: &Config, run_dir: &Path) -> Result<()> {
     let there = checkpoint::sound(run_dir)?.len() as u64;
     // One more than is kept: the new one is written before the oldest is deleted.
     let more = (config.checkpoint.keep as u64).saturating_add(1).saturating_sub(there);

@@ -1,6 +1,6 @@
 //! `plan`: what a run will take, before it is begun; and, with a probe, measured on a few of its steps.
 
-use super::begin::{fresh_parts, make_paths_absolute};
+use super::begin::{check_machine, fresh_parts};
 use super::footprint::{Footprint, checkpoint_bytes};
 use super::schedule::Schedule;
 use super::step::step;
@@ -9,19 +9,14 @@ use crate::eval::{ByteLengths, score};
 use crate::metrics::Console;
 use crate::runtime::memory;
 use anyhow::Result;
-use std::path::Path;
 use std::time::Instant;
 
 /// Steps of a probe; the first one warms up and does not count.
 const PROBED: usize = 4;
 
-/// Peak of dense bf16 matrix products by the makers' sheets, in FLOP/s, and the card's memory in bytes.
-pub const GPUS: [(&str, f64, u64); 4] = [
-    ("A100 80 GB", 312e12, 80_000_000_000),
-    ("H100", 989.5e12, 80_000_000_000),
-    ("H200", 989.5e12, 141_000_000_000),
-    ("RTX 4090", 165.2e12, 24_000_000_000),
-];
+/// Peak of dense bf16 matrix products by the makers' sheets, in FLOP/s.
+pub const GPUS: [(&str, f64); 4] =
+    [("A100 80 GB", 312e12), ("H100", 989.5e12), ("H200", 989.5e12), ("RTX 4090", 165.2e12)];
 
 /// Parts of a model's parameters by what they do.
 pub fn parameters(config: &Config) -> Vec<(&'static str, u64)> {
@@ -73,7 +68,7 @@ pub fn rates(config: &Config) -> Result<Vec<(f64, f64)>> {
 
 /// The largest micro-batch whose training fits into `limit` bytes, with the same tokens per step; none if not even one sequence does.
 pub fn fit(config: &Config, limit: u64) -> Option<usize> {
-    let sequences = config.train.tokens_per_step / config.train.sequence_length;
+    let sequences = config.train.sequences_per_step();
     let fits = |micro: &usize| {
         let mut smaller = config.clone();
         smaller.train.micro_batch_size = *micro;
@@ -105,11 +100,11 @@ impl Probe {
 ///
 /// # Errors
 /// Those of data and memory.
-pub fn probe(mut config: Config, console: Console) -> Result<(Config, Probe)> {
-    make_paths_absolute(&mut config)?;
-    let (mut parts, _) = fresh_parts(config, None, Path::new("."), console)?;
+pub fn probe(config: Config, console: Console) -> Result<(Config, Probe)> {
+    check_machine(&config)?;
+    let (mut parts, _) = fresh_parts(config, None, console)?;
     let config = parts.config;
-    let count = config.train.tokens_per_step / config.train.sequence_length;
+    let count = config.train.sequences_per_step();
     let mut seconds = Vec::new();
     for _ in 0..PROBED {
         let begun = Instant::now();

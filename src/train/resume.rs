@@ -1,6 +1,6 @@
 //! How a run goes on: from its newest good checkpoint, from one that was named, or, if it never saved, from its beginning.
 
-use super::begin::{Begin, benchmarks, check_machine, fresh_parts, say};
+use super::begin::{Begin, benchmarks, check_disk, check_machine, fresh_parts, say};
 use super::poison;
 use super::requests::{RESUME_ME, Requests};
 use super::reset::{Piece, reset};
@@ -53,7 +53,8 @@ fn go_on(begin: Begin, source: &Opened, sets: &[String], pieces: &BTreeSet<Piece
     let mut config = config_of(&saved)?;
     let changes = config.apply(sets)?;
     refuse_changes(&config, &changes, saved.counters.step)?;
-    check_machine(&config, &begin.run_dir)?;
+    check_machine(&config)?;
+    check_disk(&config, &begin.run_dir)?;
     let (corpus, fingerprint) = open_corpus(&config, source, begin.console)?;
     if fingerprint != saved.data_fingerprint && !config.data.accept_change {
         return Err(fail(Exit::Data, "the training or validation data are not those the run began with")
@@ -124,8 +125,10 @@ fn restart(begin: Begin, sets: &[String]) -> Result<()> {
     let text = String::from_utf8_lossy(&read_bounded(&path, MAX_CONFIG, true)?).into_owned();
     let mut config = Config::from_toml_str(&text, &path.display().to_string())?;
     let changes = config.apply(sets)?;
+    check_machine(&config)?;
+    check_disk(&config, &run_dir)?;
     let last = last_start(&run_dir)?;
-    let (parts, source) = fresh_parts(config, last.init_from.as_deref(), &run_dir, begin.console)?;
+    let (parts, source) = fresh_parts(config, last.init_from.as_deref(), begin.console)?;
     write_atomic(&path, parts.config.to_toml().as_bytes())?;
     let (attempt, mut events) = (last.attempt.saturating_add(1), Events::open(&run_dir)?);
     let from = source.map(|s| s.dir);

@@ -167,7 +167,7 @@ impl Run {
 
     fn one_step(&mut self) -> Result<()> {
         let begun = Instant::now();
-        let count = self.config.train.tokens_per_step / self.config.train.sequence_length;
+        let count = self.config.train.sequences_per_step();
         self.watchdog.begins(format!("waiting for the data of step {}", self.state.counters.step + 1));
         let batch = self.data.batch(self.state.counters.next_sequence, count)?;
         let data_seconds = begun.elapsed().as_secs_f64();
@@ -225,6 +225,7 @@ impl Run {
         self.poll_save()?;
         if self.due(self.config.eval.every) {
             self.validate()?;
+            self.judge()?;
         }
         if self.due(self.tasks_every()) {
             self.benchmark()?;

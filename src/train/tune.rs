@@ -1,6 +1,8 @@
 //! How a fine-tuning run begins: a model, conversations, the proof of what will be trained; then it is a run like any other.
 
-use super::begin::{Fresh, assemble, begin_fresh, check_machine, check_same_model, make_paths_absolute, say};
+use super::begin::{
+    Fresh, assemble, begin_fresh, check_disk, check_machine, check_same_model, make_paths_absolute, say,
+};
 use super::requests::{NOTHING_TO_RESUME, Requests};
 use crate::checkpoint::Opened;
 use crate::config::{Config, Tuned};
@@ -108,7 +110,8 @@ impl Tune {
             note(&format!("\n{}", self.counts().join("\n")));
         }
         self.check()?;
-        check_machine(&self.config, out)?;
+        check_machine(&self.config)?;
+        check_disk(&self.config, out)?;
         let bad = self.corpus.tuning.as_ref().map(|tuning| tuning.bad.clone()).unwrap_or_default();
         let parts = assemble(self.config, self.corpus, Some(&self.source))?;
         let begun = Fresh { parts, source: Some(self.source), requests, console: self.console };
@@ -119,7 +122,7 @@ impl Tune {
 /// As many steps as `sft.epochs` passes over the rows take.
 fn steps(config: &Config, corpus: &Corpus) -> u64 {
     let rows = corpus.tuning.as_ref().map_or(0, |tuning| tuning.train.len());
-    let each = config.train.tokens_per_step / config.train.sequence_length;
+    let each = config.train.sequences_per_step();
     ((config.sft.epochs * rows as f64 / each as f64).ceil() as u64).max(1)
 }
 

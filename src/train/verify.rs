@@ -125,7 +125,7 @@ fn replay(
     }
     let loader = make_loader(&config, &corpus)?;
     let mut state = State::resumed(&config, source, saved, false)?;
-    let count = config.train.tokens_per_step / config.train.sequence_length;
+    let count = config.train.sequences_per_step();
     let mut compared = 0;
     for at in steps.clone() {
         let batch = loader.batch(state.counters.next_sequence, count)?;

@@ -7,18 +7,16 @@ use super::resume::{config_of, make_loader, open_corpus};
 use super::state::{Saved, load_model};
 use crate::checkpoint::{self, Opened};
 use crate::config::Config;
-use crate::data::batch::Batch;
 use crate::data::loader::Loader;
 use crate::data::rows::IGNORE;
 use crate::data::shards::excerpt::{Place, excerpt};
 use crate::data::shards::manifest::Split;
 use crate::data::tokenizer::Tokenizer;
+use crate::eval::total_loss;
 use crate::metrics::{Console, Record, read};
 use crate::model::Llama;
-use crate::ops::segments::Segments;
 use crate::runtime::error::{Exit, fail};
 use anyhow::Result;
-use candle_core::{Device, Tensor};
 use std::path::Path;
 
 /// A sequence of a step.
@@ -122,14 +120,6 @@ fn part(loader: &Loader, model: &Llama, tokenizer: &Tokenizer, sequence: u64) ->
     let mut ids = batch.inputs.clone();
     ids.extend(batch.targets.last().filter(|&&id| id != IGNORE));
     let text = tokenizer.decode(&ids, false)?;
-    Ok(Part { sequence, place, text, loss: mean_loss(model, batch)? })
-}
-
-fn mean_loss(model: &Llama, batch: Batch) -> Result<f64> {
-    let Batch { length, inputs, targets, starts } = batch;
-    let trained = targets.iter().filter(|&&target| target != IGNORE).count();
-    let segments = starts.map(|starts| Segments::new(starts, length)).transpose()?;
-    let inputs = Tensor::from_vec(inputs, (1, length), &Device::Cpu)?;
-    let losses = model.losses(&inputs, &Tensor::from_vec(targets, length, &Device::Cpu)?, segments.as_ref())?;
-    Ok(losses.to_vec1::<f32>()?.iter().map(|&x| f64::from(x)).sum::<f64>() / trained.max(1) as f64)
+    let trained = batch.trained().max(1) as f64;
+    Ok(Part { sequence, place, text, loss: total_loss(model, batch)? / trained })
 }

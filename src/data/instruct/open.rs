@@ -64,7 +64,7 @@ pub struct Tuning {
 
 /// A conversation and where it came from.
 struct Found {
-    file: usize,
+    file: Arc<str>,
     line: u64,
     conversation: Conversation,
 }
@@ -94,11 +94,9 @@ pub fn open(config: &Config, resumed: Option<Tokenizer>) -> Result<Tuning> {
         train_on: TrainOn::named(&config.sft.train_on),
         longest: config.train.sequence_length + 1,
     };
-    let judged = judged(config, &encoder, &held_out)?;
-    let paths = expand(&config.data.train)?;
-    let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
-    let examples = encode(&encoder, train, &names, &mut bad)?;
-    let val = encode(&encoder, held_out, &names, &mut bad)?;
+    let judged = judged(config, &encoder, &held_out);
+    let examples = encode(&encoder, train, &mut bad);
+    let val = encode(&encoder, held_out, &mut bad);
     let mut proof = Proof::new(config, format, said, (records, bad.len()), &examples);
     let usable = |examples: Vec<Example>| -> Vec<Example> {
         examples.into_iter().filter(|example| example.trained_tokens() > 0).collect()
@@ -137,8 +135,9 @@ fn read(
 ) -> Result<(Format, Vec<Found>)> {
     let paths = expand(patterns)?;
     let mut rows = Vec::new();
-    for (file, path) in paths.iter().enumerate() {
-        rows.extend(table::rows(path)?.into_iter().map(|row| (file, row)));
+    for path in &paths {
+        let file: Arc<str> = path.display().to_string().into();
+        rows.extend(table::rows(path)?.into_iter().map(|row| (file.clone(), row)));
     }
     let named = format.or_else(|| Format::named(&config.sft.format));
     let format = named.or_else(|| sniff(rows.iter().take(SNIFFED).filter_map(|(_, row)| row.value.as_ref().ok())));
@@ -162,7 +161,7 @@ fn read(
     for (file, line, conversation) in read {
         match conversation {
             Ok(conversation) => found.push(Found { file, line, conversation }),
-            Err(what) => bad.push(Bad { file: paths[file].display().to_string(), line, what }),
+            Err(what) => bad.push(Bad { file: file.to_string(), line, what }),
         }
     }
     Ok((format, found))
@@ -197,7 +196,7 @@ fn split(found: Vec<Found>, fraction: f64) -> (Vec<Found>, Vec<Found>) {
     (train, held_out)
 }
 
-fn encode(encoder: &Encoder, found: Vec<Found>, names: &[String], bad: &mut Vec<Bad>) -> Result<Vec<Example>> {
+fn encode(encoder: &Encoder, found: Vec<Found>, bad: &mut Vec<Bad>) -> Vec<Example> {
     let made: Vec<_> = found.par_iter().map(|found| encoder.encode(&found.conversation)).collect();
     let mut examples = Vec::with_capacity(made.len());
     for (found, made) in found.iter().zip(made) {
@@ -205,12 +204,11 @@ fn encode(encoder: &Encoder, found: Vec<Found>, names: &[String], bad: &mut Vec<
             Ok(example) => examples.push(example),
             // Whatever a template does not take is a record that cannot be learned from.
             Err(error) => {
-                let file = names.get(found.file).cloned().unwrap_or_default();
-                bad.push(Bad { file, line: found.line, what: format!("{error:#}") });
+                bad.push(Bad { file: found.file.to_string(), line: found.line, what: format!("{error:#}") });
             }
         }
     }
-    Ok(examples)
+    examples
 }
 
 /// As many of the first examples as have at most `limit` trained tokens together; at least one.
@@ -225,7 +223,7 @@ fn within(mut examples: Vec<Example>, limit: u64) -> Vec<Example> {
     examples
 }
 
-fn judged(config: &Config, encoder: &Encoder, held_out: &[Found]) -> Result<Vec<Judged>> {
+fn judged(config: &Config, encoder: &Encoder, held_out: &[Found]) -> Vec<Judged> {
     let mut judged = Vec::new();
     for found in held_out {
         if judged.len() == config.sft.judged_prompts {
@@ -237,7 +235,7 @@ fn judged(config: &Config, encoder: &Encoder, held_out: &[Found]) -> Result<Vec<
             judged.push(Judged { prompt, question: found.conversation.opening().to_owned() });
         }
     }
-    Ok(judged)
+    judged
 }
 
 /// What the template writes between a question and its answer, and between that and the next question.

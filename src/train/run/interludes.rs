@@ -3,9 +3,10 @@
 
 use super::{Run, judge};
 use crate::data::chat::Message;
+use crate::data::rows::Rows;
 use crate::eval::benchmark::evaluate;
 use crate::eval::report::lines;
-use crate::eval::score;
+use crate::eval::{Score, score};
 use crate::metrics::{Eval, Record, SampleRecord, Val, read, read_samples};
 use crate::runtime::failpoint::failpoint;
 use crate::sample::sampler::{Sampler, SamplerConfig};
@@ -42,7 +43,12 @@ impl Run {
             self.validate()?;
         }
         if self.corpus.tuning.is_some() && self.due(self.config.eval.every) {
-            self.judge()?; // what of it is missing
+            if !self.logged(step, |task| task == judge::BASE)? {
+                self.base_validation()?;
+            }
+            if !self.logged(step, |task| task == judge::ANSWERS)? {
+                self.judge_answers()?;
+            }
         }
         if !self.benchmarks.is_empty() && self.due(self.tasks_every()) && !self.logged_tasks(step)? {
             self.benchmark()?;
@@ -62,16 +68,7 @@ impl Run {
         let step = self.state.counters.step;
         self.progress.doing("validating");
         self.watchdog.begins(format!("validating at step {step}"));
-        let (requests, watchdog) = (&self.requests, &self.watchdog);
-        let alive = |_| {
-            watchdog.alive();
-            if let Some(seconds) = failpoint("slow-validation", step) {
-                std::thread::sleep(std::time::Duration::from_secs_f64(seconds));
-            }
-            requests.check()
-        };
-        let result = score(&self.state.model, rows, &self.lengths, self.config.train.micro_batch_size, alive);
-        let Some(result) = unless_stopped(result)? else { return Ok(()) };
+        let Some(result) = self.score(rows)? else { return Ok(()) };
         let val = Val {
             step,
             loss: result.loss,
@@ -83,7 +80,20 @@ impl Run {
         self.progress.val(&val);
         self.log(Record::Val(val))?;
         self.progress.interruption("validation", self.config.eval.every, begun.elapsed());
-        self.judge()
+        Ok(())
+    }
+
+    /// The present model on `rows`; none if it was cut short by a request to stop.
+    pub(super) fn score(&self, rows: &Rows) -> Result<Option<Score>> {
+        let step = self.state.counters.step;
+        let alive = |_| {
+            self.watchdog.alive();
+            if let Some(seconds) = failpoint("slow-validation", step) {
+                std::thread::sleep(std::time::Duration::from_secs_f64(seconds));
+            }
+            self.requests.check()
+        };
+        unless_stopped(score(&self.state.model, rows, &self.lengths, self.config.train.micro_batch_size, alive))
     }
 
     /// Steps between runs of the benchmark tasks.
@@ -100,7 +110,7 @@ impl Run {
     }
 
     /// Whether a metric of a task for which `wanted` holds is in the log for `step`.
-    pub(super) fn logged(&self, step: u64, wanted: impl Fn(&str) -> bool) -> Result<bool> {
+    fn logged(&self, step: u64, wanted: impl Fn(&str) -> bool) -> Result<bool> {
         let records = read(&self.place.dir.join("metrics.jsonl"))?;
         Ok(records.iter().any(|record| matches!(record, Record::Eval(eval) if eval.step == step && wanted(&eval.task))))
     }

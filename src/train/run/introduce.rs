@@ -23,7 +23,7 @@ impl Run {
 
     fn sequences(&self) -> u64 {
         let train = &self.config.train;
-        train.steps * (train.tokens_per_step / train.sequence_length) as u64
+        train.steps * (train.sequences_per_step()) as u64
     }
 
     fn size(&self) -> String {

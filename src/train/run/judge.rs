@@ -3,7 +3,6 @@
 use super::Run;
 use super::interludes::unless_stopped;
 use crate::data::instruct::Judged;
-use crate::eval::score;
 use crate::metrics::{Eval, Record, SampleRecord};
 use crate::sample::sampler::Sampler;
 use crate::sample::{FinishReason, Limits, generate};
@@ -20,18 +19,19 @@ pub(super) const BASE: &str = "base_validation";
 const KEPT: usize = 2;
 
 impl Run {
-    /// After a validation of a fine-tuning run: what is not in the log yet.
+    /// What is looked at after every validation of a fine-tuning run.
     pub(super) fn judge(&mut self) -> Result<()> {
-        let Some(tuning) = &self.corpus.tuning else { return Ok(()) };
-        let (judged, markers) = (tuning.judged.clone(), tuning.markers.clone());
-        let step = self.state.counters.step;
-        if !self.logged(step, |task| task == BASE)? {
-            self.base_validation()?;
-        }
-        if judged.is_empty() || self.logged(step, |task| task == ANSWERS)? {
+        self.base_validation()?;
+        self.judge_answers()
+    }
+
+    /// Whether answers to the held-out prompts end, and are answers.
+    pub(super) fn judge_answers(&mut self) -> Result<()> {
+        let Some(tuning) = self.corpus.tuning.as_ref().filter(|tuning| !tuning.judged.is_empty()) else {
             return Ok(());
-        }
-        let begun = Instant::now();
+        };
+        let (judged, markers) = (tuning.judged.clone(), tuning.markers.clone());
+        let (begun, step) = (Instant::now(), self.state.counters.step);
         self.progress.doing("answering");
         self.watchdog.begins(format!("answering held-out prompts at step {step}"));
         let (mut ended, mut proper, mut texts) = (0, 0, Vec::new());
@@ -78,18 +78,12 @@ impl Run {
     }
 
     /// The loss on the validation rows of the data that the tuned model was made from.
-    fn base_validation(&mut self) -> Result<()> {
+    pub(super) fn base_validation(&mut self) -> Result<()> {
         let Some(rows) = &self.corpus.base_val else { return Ok(()) };
         let step = self.state.counters.step;
         self.progress.doing("validating on the base data");
         self.watchdog.begins(format!("validating on the base data at step {step}"));
-        let (requests, watchdog) = (&self.requests, &self.watchdog);
-        let alive = |_| {
-            watchdog.alive();
-            requests.check()
-        };
-        let result = score(&self.state.model, rows, &self.lengths, self.config.train.micro_batch_size, alive);
-        let Some(result) = unless_stopped(result)? else { return Ok(()) };
+        let Some(result) = self.score(rows)? else { return Ok(()) };
         let all = [("loss", result.loss), ("bits_per_byte", result.bits_per_byte())];
         for (metric, value) in all.into_iter().filter(|(_, value)| value.is_finite()) {
             let (task, metric) = (BASE.to_owned(), metric.to_owned());

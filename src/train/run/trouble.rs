@@ -114,7 +114,7 @@ impl Run {
     /// What is known of the step at which the run ends.
     fn findings(&self, why: &str) -> Result<Value> {
         let counters = &self.state.counters;
-        let count = (self.config.train.tokens_per_step / self.config.train.sequence_length) as u64;
+        let count = (self.config.train.sequences_per_step()) as u64;
         let (layout, flat) = self.state.model.trained();
         let flats = [flat, &self.state.grad];
         let tensors: Vec<Value> = layout.with_slices(flats, |layout, [weights, grad]| {
