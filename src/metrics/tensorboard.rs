@@ -216,6 +216,8 @@ mod tests {
     fn checksums_are_castagnolis() {
         assert_eq!(crc32c(b"123456789"), 0xe306_9283);
         assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
+        // What TensorBoard itself (masked_crc32c) makes of the length of a record of 24 bytes.
+        assert_eq!(masked_crc(&24u64.to_le_bytes()), [0xa3, 0x7f, 0x4b, 0x22]);
     }
 
     /// Lengths of the records of a file, all checksums compared.
