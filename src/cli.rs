@@ -185,8 +185,11 @@ pub struct Resume {
     /// Give up pieces of the run's state on purpose, to see what each is for
     #[arg(long, value_name = "PIECE,...", value_delimiter = ',')]
     pub reset: Vec<Piece>,
+    /// Pass over N sequences of the data first
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub skip: u64,
     /// Take N steps again, writing nothing, and compare them with what the run logged
-    #[arg(long, value_name = "N", conflicts_with_all = ["set", "reset"])]
+    #[arg(long, value_name = "N", conflicts_with_all = ["set", "reset", "skip"])]
     pub verify: Option<NonZeroU64>,
 }
 

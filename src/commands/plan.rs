@@ -7,7 +7,7 @@ use crate::metrics::{Console, ascii_plot, count, duration, rate};
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::memory;
 use crate::train::footprint::{Footprint, bytes, checkpoint_bytes};
-use crate::train::plan::{GPUS, Probe, disk, fit, flops, kept_checkpoints, parameters, probe, rates};
+use crate::train::plan::{GPUS, Probe, disk, fit, flops, kept_checkpoints, parameters, passes, probe, rates};
 use anyhow::Result;
 use std::time::Duration;
 
@@ -22,6 +22,11 @@ pub(super) fn run(args: &Plan, console: Console) -> Result<()> {
         out.push_str(&proposal(&config, limit)?);
     }
     out.push_str(&work(&config));
+    match passes(&config) {
+        Ok(known) => out.push_str(&known.as_deref().map_or_else(unread, over_data)),
+        // What is planned may be about to be prepared.
+        Err(error) => out.push_str(&format!("data              not read: {error:#}\n")),
+    }
     out.push_str(&format!("\n{}", ascii_plot(&rates(&config)?, 72, 10, None, "learning rate")));
     if args.probe {
         let probed;
@@ -87,7 +92,7 @@ fn work(config: &Config) -> String {
         kept_checkpoints(config),
         bytes(disk(config))
     ));
-    out.push_str(&format!("FLOPs             {}\n", rate(flops(config))));
+    out.push_str(&format!("FLOPs             {:.3e}\n", flops(config)));
     for (name, peak) in GPUS {
         let at = |mfu: f64| {
             let time = Duration::try_from_secs_f64(flops(config) / (peak * mfu)).unwrap_or(Duration::MAX);
@@ -98,16 +103,36 @@ fn work(config: &Config) -> String {
     out
 }
 
+fn unread() -> String {
+    "data              epochs are known with --probe, which reads the text, or once the shards are there\n".to_owned()
+}
+
+fn over_data(passes: &[(String, f64)]) -> String {
+    passes.iter().map(|(name, passes)| format!("data              {passes:.2} epochs of {name}\n")).collect()
+}
+
 fn measured(config: &Config, probe: &Probe) -> String {
     let time = |seconds: f64| duration(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX));
     let speed = config.train.tokens_per_step as f64 / probe.step_seconds;
-    let validation = probe.validation_seconds.map_or_else(String::new, |s| format!(", {} a validation", time(s)));
     let mut out = format!(
-        "\nprobe             {:.3} s a step ({} tokens/s){validation}: {} in all\n",
+        "\n{}probe             {:.3} s a step ({} tokens/s)",
+        over_data(&probe.passes),
         probe.step_seconds,
-        rate(speed),
-        time(probe.total(config))
+        rate(speed)
     );
+    let others = [
+        ("validation", probe.validation_seconds.unwrap_or(0.0)),
+        ("round of samples", probe.sample_seconds),
+        ("round of tasks", probe.task_seconds),
+    ];
+    for (what, seconds) in others.into_iter().filter(|(_, seconds)| *seconds > 1e-3) {
+        out.push_str(&format!(", {seconds:.3} s a {what}"));
+    }
+    let total = probe.total(config);
+    out.push_str(&format!(
+        "\ntime              {} ({total:.0} s) in all, reading data and saving aside\n",
+        time(total)
+    ));
     if let Some(peak) = probe.peak {
         let needed = Footprint::of(config).needed();
         out.push_str(&format!(

@@ -5,7 +5,7 @@ use crate::cli::{Piece as Word, Resume};
 use crate::metrics::Console;
 use crate::runtime::error::{Exit, fail};
 use crate::train::reset::Piece;
-use crate::train::resume::resume;
+use crate::train::resume::{Changes, resume};
 use crate::train::verify::{Outcome, verify};
 use anyhow::Result;
 use std::collections::BTreeSet;
@@ -15,7 +15,7 @@ pub(super) fn run(args: &Resume, console: Console) -> Result<()> {
         return replay(args, steps.get(), console);
     }
     let pieces: BTreeSet<Piece> = args.reset.iter().flat_map(|word| pieces(*word)).copied().collect();
-    resume(&args.ckpt, &args.set, &pieces, console)
+    resume(&args.ckpt, &Changes { sets: args.set.clone(), pieces, skip: args.skip }, console)
 }
 
 pub(super) fn pieces(word: Word) -> &'static [Piece] {

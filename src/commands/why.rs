@@ -13,10 +13,13 @@ pub(super) fn run(args: &Why, console: Console) -> Result<()> {
     let found = why(&args.run, args.step, console)?;
     let logged = found.logged.map_or_else(String::new, |loss| format!(", logged loss {loss:.4}"));
     let mut out = format!(
-        "step {}: {} sequences{logged}; losses by the checkpoint of step {}\n",
+        "step {}: {} sequences{logged}; {}\n",
         args.step,
         found.parts.len(),
-        found.judged_by
+        match found.exact {
+            true => "losses as they were in the step".to_owned(),
+            false => format!("losses by the checkpoint of step {}", found.judged_by),
+        }
     );
     for part in &found.parts {
         let limit = if args.full { usize::MAX } else { SHOWN };

@@ -334,8 +334,10 @@ section! {
     LogConfig = "log" {
         /// Steps between lines of the progress log, at most one every few seconds; metrics.jsonl has every step.
         every: u64 = Value(1), AtLeast(1.0);
-        /// Steps between records of the norms of every layer's gradient, weights and update. 0 = none.
+        /// Steps between records of what every layer does: norms of gradient, weights and update, AdamW's step, the largest logits. 0 = none.
         layers_every: u64 = Value(50), Any;
+        /// Whether the loss of every sequence is written, into sequences.jsonl: "why" shows it.
+        sequences: bool = Value(false), Any;
         /// Whether TensorBoard files are written, into the run's tensorboard/.
         tensorboard: bool = Value(false), Any;
     }

@@ -1,6 +1,6 @@
 //! What follows from a model's shape alone: its parameters and the arithmetic of one token.
 
-use super::schema::{ModelConfig, TrainConfig};
+use super::schema::{LogConfig, ModelConfig, TrainConfig};
 
 /// Tensors of one shape: `columns` is `None` for the vectors of the norms.
 struct Group {
@@ -13,6 +13,13 @@ impl TrainConfig {
     /// Sequences in one optimizer step.
     pub fn sequences_per_step(&self) -> usize {
         self.tokens_per_step / self.sequence_length
+    }
+}
+
+impl LogConfig {
+    /// Whether step `step` is one whose layers are recorded.
+    pub fn layers_due(&self, step: u64) -> bool {
+        self.layers_every > 0 && step.is_multiple_of(self.layers_every)
     }
 }
 

@@ -71,6 +71,15 @@ impl Corpus {
         Ok(corpus)
     }
 
+    /// Whether the training data of `config` are shards, which are there without being read as text first.
+    ///
+    /// # Errors
+    /// [`Exit::Io`] and [`Exit::Config`] for paths that lead nowhere.
+    pub fn of_shards(config: &Config) -> Result<bool> {
+        let text = config.is_sft() || config.data.source.is_some();
+        Ok(!text && shards::paths_of_each(&config.data.train, ShardSplit::Train)?.is_some())
+    }
+
     /// Training tokens of all sources.
     pub fn train_tokens(&self) -> u64 {
         let tuned = self.tuning.as_ref().map_or(0, |tuning| tuning.proof.tokens);

@@ -1,4 +1,4 @@
-//! The logs of a run that stay in step with its checkpoints: `metrics.jsonl` and `samples.jsonl`.
+//! The logs of a run that stay in step with its checkpoints: `metrics.jsonl`, `samples.jsonl`, `times.jsonl` and `sequences.jsonl`.
 //!
 //! A killed run leaves lines behind that are newer than its last checkpoint. Resuming repeats those steps, so the
 //! lines are cut first, or every repeated step would be logged twice. They are kept in `RUN/replaced/`, because a
@@ -12,6 +12,8 @@ use anyhow::Result;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 /// A log of a million steps is a quarter of this.
@@ -28,15 +30,50 @@ pub struct Cut {
     pub kept_in: Option<PathBuf>,
 }
 
+/// What such a log holds.
+pub trait Logged: Serialize + DeserializeOwned {
+    /// The file in the run directory.
+    const FILE: &'static str;
+    /// What tells its cut tails from those of the other logs, in `replaced/`.
+    const TAIL: &'static str;
+}
+
+impl Logged for Record {
+    const FILE: &'static str = "metrics.jsonl";
+    const TAIL: &'static str = "";
+}
+
+impl Logged for SampleRecord {
+    const FILE: &'static str = "samples.jsonl";
+    const TAIL: &'static str = ".samples";
+}
+
+impl Logged for Times {
+    const FILE: &'static str = "times.jsonl";
+    const TAIL: &'static str = ".times";
+}
+
+impl Logged for Sequences {
+    const FILE: &'static str = "sequences.jsonl";
+    const TAIL: &'static str = ".sequences";
+}
+
 /// `RUN/metrics.jsonl`, open for appending.
+pub type MetricsLog = StepLog<Record>;
+
+/// `RUN/samples.jsonl`, open for appending.
+pub type SampleLog = StepLog<SampleRecord>;
+
+/// A log of a run, open for appending.
 #[derive(Debug)]
-pub struct MetricsLog {
+pub struct StepLog<T> {
     log: Appender,
     /// What was cut when the log was opened.
     pub cut: Cut,
+    of: PhantomData<T>,
 }
 
-impl MetricsLog {
+impl<T: Logged> StepLog<T> {
     /// Opens the log of `run_dir`. `resume_step` is the step of the checkpoint the run goes on from: lines of later
     /// steps are cut, those of the step itself stay, because it was validated before it was saved. `None` is a run
     /// that begins at step 0 (again): everything is cut.
@@ -44,16 +81,18 @@ impl MetricsLog {
     /// # Errors
     /// [`Exit::Io`] if the files cannot be read or written.
     pub fn open(run_dir: &Path, resume_step: Option<u64>) -> Result<Self> {
-        let (log, cut) = open(run_dir, "metrics.jsonl", "", resume_step)?;
-        Ok(Self { log, cut })
+        let (log, cut) = open(run_dir, T::FILE, T::TAIL, resume_step)?;
+        Ok(Self { log, cut, of: PhantomData })
     }
 
     /// Appends `record` as one line.
     ///
     /// # Errors
     /// [`Exit::Io`] if the file cannot be written.
-    pub fn append(&mut self, record: &Record) -> Result<()> {
-        append(&mut self.log, record)
+    pub fn append(&mut self, record: &T) -> Result<()> {
+        let line = serde_json::to_string(record)
+            .map_err(|error| fail(Exit::Internal, format!("a log record that is no JSON: {error}")))?;
+        self.log.line(&line)
     }
 
     /// What makes all lines written so far durable. Used before a checkpoint is saved: resuming from it relies on them.
@@ -78,39 +117,25 @@ pub struct SampleRecord {
     pub seed: u64,
 }
 
-/// `RUN/samples.jsonl`, open for appending; cut on resume like the metrics.
-#[derive(Debug)]
-pub struct SampleLog {
-    log: Appender,
-    /// What was cut when the log was opened.
-    pub cut: Cut,
+/// Where time went: between the step before and this one there can be several. The clock's readings of a run; `metrics.jsonl` has
+/// what must come out the same when a step is repeated.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Times {
+    /// The last step the model has taken.
+    pub step: u64,
+    /// Seconds, by what they were spent on: all of a step by its parts, or one thing that was done after it.
+    pub seconds: BTreeMap<String, f64>,
 }
 
-impl SampleLog {
-    /// As [`MetricsLog::open`].
-    ///
-    /// # Errors
-    /// [`Exit::Io`] if the files cannot be read or written.
-    pub fn open(run_dir: &Path, resume_step: Option<u64>) -> Result<Self> {
-        let (log, cut) = open(run_dir, "samples.jsonl", ".samples", resume_step)?;
-        Ok(Self { log, cut })
-    }
-
-    /// Appends `record` as one line.
-    ///
-    /// # Errors
-    /// [`Exit::Io`] if the file cannot be written.
-    pub fn append(&mut self, record: &SampleRecord) -> Result<()> {
-        append(&mut self.log, record)
-    }
-
-    /// As [`MetricsLog::syncer`].
-    ///
-    /// # Errors
-    /// [`Exit::Io`] if the system gives no handle.
-    pub fn syncer(&self) -> Result<Syncer> {
-        self.log.syncer()
-    }
+/// The losses of the sequences of a step.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Sequences {
+    /// Counted from 1.
+    pub step: u64,
+    /// The index of the first one over all steps of the run.
+    pub first: u64,
+    /// Mean over the trained tokens of each, in nats, before the update.
+    pub losses: Vec<f64>,
 }
 
 /// The records of a metrics log, in its order. Lines of other kinds and a torn last line are passed over.
@@ -127,18 +152,13 @@ pub(super) fn parsed<T: DeserializeOwned>(path: &Path, follow: bool) -> Result<V
     Ok(bytes.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect())
 }
 
-/// The samples of `samples.jsonl`, as [`read`].
+/// All records of a log of the run in `run_dir`, as [`read`]; none if it has no such log.
 ///
 /// # Errors
 /// [`Exit::Io`] if the file cannot be read.
-pub fn read_samples(path: &Path) -> Result<Vec<SampleRecord>> {
-    parsed(path, true)
-}
-
-fn append(log: &mut Appender, record: &impl Serialize) -> Result<()> {
-    let line = serde_json::to_string(record)
-        .map_err(|error| fail(Exit::Internal, format!("a log record that is no JSON: {error}")))?;
-    log.line(&line)
+pub fn read_log<T: Logged>(run_dir: &Path) -> Result<Vec<T>> {
+    let path = run_dir.join(T::FILE);
+    if path.symlink_metadata().is_ok() { parsed(&path, true) } else { Ok(Vec::new()) }
 }
 
 fn open(run_dir: &Path, name: &str, tail_suffix: &str, resume_step: Option<u64>) -> Result<(Appender, Cut)> {

@@ -18,7 +18,7 @@ mod tensorboard;
 
 pub use events::{Events, iso8601, read_events};
 pub use human::{count, duration, rate};
-pub use jsonl::{Cut, MetricsLog, SampleLog, SampleRecord, read, read_samples};
+pub use jsonl::{Cut, Logged, MetricsLog, SampleLog, SampleRecord, Sequences, StepLog, Times, read, read_log};
 pub use pace::Pace;
 pub use plot::ascii_plot;
 pub use progress::{Color, Console, Progress};
@@ -73,12 +73,15 @@ pub struct Train {
     /// The update was refused; written only when true.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub skipped: bool,
+    /// What of machine and build was another before this step, so that its bits may be too; written only if anything was.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hardware: Vec<String>,
     /// The pieces of state that were given up before this step on purpose; written only if there are any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reset: Vec<String>,
 }
 
-/// Norms of every layer in a step: of a list of layers, each list has one number for each.
+/// What the layers do in a step; each list of norms has one number for each name.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Layers {
     /// Counted from 1.
@@ -91,6 +94,15 @@ pub struct Layers {
     pub weight_norm: Vec<f64>,
     /// Of what the update has changed.
     pub update_norm: Vec<f64>,
+    /// Root mean square of AdamW's step before the learning rate, `m̂ / (√v̂ + ε)`: 1 where all gradients agree, near 0 where they cancel.
+    #[serde(default)]
+    pub adam_step: Vec<f64>,
+    /// The largest logit of attention, of every block.
+    #[serde(default)]
+    pub attention_logit_max: Vec<f64>,
+    /// Root mean square of the head's logits.
+    #[serde(default, deserialize_with = "null_is_nan")]
+    pub logit_rms: f64,
 }
 
 /// The loss on the fixed validation tokens.
@@ -133,10 +145,10 @@ fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Err
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    pub(super) fn train(step: u64) -> Train {
+    pub(crate) fn train(step: u64) -> Train {
         Train {
             step,
             loss: 2.5,
@@ -149,11 +161,12 @@ mod tests {
             data_seconds: 1e-5,
             chain: "0f".into(),
             skipped: false,
+            hardware: Vec::new(),
             reset: vec![],
         }
     }
 
-    pub(super) fn val(step: u64) -> Val {
+    pub(crate) fn val(step: u64) -> Val {
         Val { step, loss: 1.0, bits_per_byte: 0.3 - 0.1, tokens: 1000, floor_bits_per_byte: None }
     }
 

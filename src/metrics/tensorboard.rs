@@ -6,7 +6,7 @@
 //!
 //! The clock is not in the metrics; a record's time is that of the run's first start plus the time that steps took.
 
-use super::{Eval, Layers, Record, SampleRecord, Train, Val, read, read_samples};
+use super::{Eval, Layers, Record, SampleRecord, Train, Val, read_log};
 use crate::runtime::files::{Appender, append_bytes, create_dirs, write_atomic};
 use anyhow::Result;
 use std::path::Path;
@@ -36,8 +36,7 @@ impl TensorBoard {
     /// # Errors
     /// Those of reading the logs and writing the file.
     pub fn open(run_dir: &Path) -> Result<Self> {
-        let records = read_if_there(&run_dir.join("metrics.jsonl"), read)?;
-        let samples = read_if_there(&run_dir.join("samples.jsonl"), read_samples)?;
+        let (records, samples) = (read_log::<Record>(run_dir)?, read_log::<SampleRecord>(run_dir)?);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         let mut clock = Clock { seconds: 0.0, tokens: 0 };
         records.iter().for_each(|record| clock.see(record));
@@ -74,10 +73,6 @@ impl TensorBoard {
     pub fn append_sample(&mut self, sample: &SampleRecord) -> Result<()> {
         self.log.bytes(&of_sample(self.clock.seconds, sample))
     }
-}
-
-fn read_if_there<T>(path: &Path, read: impl Fn(&Path) -> Result<Vec<T>>) -> Result<Vec<T>> {
-    if path.symlink_metadata().is_ok() { read(path) } else { Ok(Vec::new()) }
 }
 
 impl Clock {
@@ -127,7 +122,11 @@ fn of_record(time: f64, record: &Record) -> Vec<u8> {
             let of = |(name, (ratio, grad)): (&String, (f64, &f64))| {
                 [(format!("update_to_weight/{name}"), ratio), (format!("layer_grad_norm/{name}"), *grad)]
             };
-            l.names.iter().zip(ratios.zip(&l.grad_norm)).flat_map(of).collect()
+            let steps = l.names.iter().zip(&l.adam_step).map(|(name, x)| (format!("adam_step/{name}"), *x));
+            let most = l.attention_logit_max.iter().enumerate();
+            let most = most.map(|(block, x)| (format!("attention_logit_max/{block}"), *x));
+            let norms = l.names.iter().zip(ratios.zip(&l.grad_norm)).flat_map(of);
+            norms.chain(steps).chain(most).chain([("train/logit_rms".to_owned(), l.logit_rms)]).collect()
         }
     };
     let values: Vec<u8> =

@@ -11,7 +11,7 @@ use super::kv_cache::LayerCache;
 use super::lora::BlockAdapters;
 use super::noise::Noise;
 use super::params::BlockWeights;
-use crate::ops::attention::{Heads, attention, attention_backward, attention_cached};
+use crate::ops::attention::{Heads, attention, attention_backward, attention_cached, max_logit};
 use crate::ops::linear::{linear, linear_backward, linear_backward_input};
 use crate::ops::lora::{Adapter, Dropout, lora, lora_backward};
 use crate::ops::precision::Precision;
@@ -163,6 +163,11 @@ impl Block {
         let out = self.project(Product::Down, &swiglu(&gate_up)?, cx.noise)?;
         let above = Stream { h: h.clone(), branch: Some(out) };
         Ok((above, Saved { x, rstd1, qkv, attn, lse, h, rstd2, gate_up }))
+    }
+
+    /// The largest logit of the attention that left `saved`.
+    pub fn max_logit(&self, saved: &Saved, cx: Context) -> Result<f32> {
+        max_logit(&saved.qkv, self.heads, cx.places.segments())
     }
 
     /// From the gradient of the stream above to that of the stream below; accumulates what is trained into `grads`.

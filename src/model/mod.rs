@@ -24,7 +24,7 @@ pub mod params;
 
 use crate::config::ModelConfig;
 use crate::ops::attention::Heads;
-use crate::ops::cross_entropy::{cross_entropy, cross_entropy_and_backward};
+use crate::ops::cross_entropy::{cross_entropy, cross_entropy_and_backward, logit_squares};
 use crate::ops::embedding::{embedding, embedding_backward};
 use crate::ops::linear::linear;
 use crate::ops::precision::Precision;
@@ -37,6 +37,7 @@ use kv_cache::KvCache;
 use lora::{Adapters, BlockAdapters};
 use noise::Noise;
 use params::{Layout, Weights};
+use std::time::{Duration, Instant};
 
 /// A LLaMA over one flat buffer of weights.
 pub struct Llama {
@@ -83,6 +84,55 @@ pub struct Feed<'a> {
     pub segments: Option<&'a Segments>,
     /// What is random about it.
     pub noise: Option<&'a Noise>,
+    /// Whether to look at [`Observed`] on the way.
+    pub observe: bool,
+}
+
+/// What a training pass leaves besides gradients.
+pub struct Pass {
+    /// Losses of every position (b·t), in nats.
+    pub losses: Tensor,
+    /// Where its time went.
+    pub times: PassTimes,
+    /// If it was asked for.
+    pub observed: Option<Observed>,
+}
+
+/// The time of a pass by its parts. On a device that works on its own it is that of giving it the work.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PassTimes {
+    /// Embedding and blocks.
+    pub forward: Duration,
+    /// Logits and loss, forward and backward in one.
+    pub head: Duration,
+    /// Blocks and embedding.
+    pub backward: Duration,
+}
+
+/// What a pass has seen that shows trouble early.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// The largest logit of every block's attention.
+    pub attention_logit_max: Vec<f32>,
+    /// Sum of the squares of the head's logits.
+    pub logit_squares: f64,
+    /// How many they are.
+    pub logits: f64,
+}
+
+impl Observed {
+    /// This and `other`, of other rows.
+    pub fn and(mut self, other: Self) -> Self {
+        for (a, b) in self.attention_logit_max.iter_mut().zip(other.attention_logit_max) {
+            *a = a.max(b);
+        }
+        Self { logit_squares: self.logit_squares + other.logit_squares, logits: self.logits + other.logits, ..self }
+    }
+
+    /// Root of the mean square of the head's logits.
+    pub fn logit_rms(&self) -> f64 {
+        (self.logit_squares / self.logits).sqrt()
+    }
 }
 
 impl Llama {
@@ -135,7 +185,7 @@ impl Llama {
         }
     }
 
-    /// Losses of every position (b·t), and the gradients of `scale · Σ losses` ADDED to `grads`.
+    /// A training pass: losses of every position, and the gradients of `scale · Σ losses` ADDED to `grads`.
     ///
     /// `inputs` (b, t) u32; `targets` (b·t) u32, [`IGNORE`](crate::ops::cross_entropy::IGNORE) where nothing is trained; a row
     /// is one context, or several documents apart from each other as `feed` says.
@@ -146,8 +196,10 @@ impl Llama {
         feed: Feed,
         scale: f32,
         grads: &Grads,
-    ) -> Result<Tensor> {
-        let Feed { segments, noise } = feed;
+    ) -> Result<Pass> {
+        let Feed { segments, noise, observe } = feed;
+        let (begun, mut times) = (Instant::now(), PassTimes::default());
+        let mut logit_max = Vec::new();
         let cx = Context { rope: &self.rope, places: Places::of(segments), noise };
         let all = grads.weights();
         let mut saved = Vec::with_capacity(self.blocks.len());
@@ -157,14 +209,20 @@ impl Llama {
         }
         for block in &self.blocks {
             let (above, s) = block.forward(stream, cx)?;
+            if observe {
+                logit_max.push(block.max_logit(&s, cx)?);
+            }
             saved.push(s);
             stream = above;
         }
         let Normed { h, y, rstd } = self.final_norm(&stream)?;
         drop(stream);
         let rows = y.flatten_to(1)?;
+        times.forward = begun.elapsed();
         let (head, dhead) = (&self.weights.lm_head, all.map(|grads| &grads.lm_head));
         let (losses, dy) = cross_entropy_and_backward(&rows, head, targets, scale, dhead, self.precision)?;
+        let observed = observe.then(|| self.observed(&rows, logit_max)).transpose()?;
+        times.head = begun.elapsed() - times.forward;
         let dy = dy.reshape(y.shape())?;
         let mut dx = rms_norm_backward(&dy, &h, &rstd, &self.weights.norm, None, all.map(|grads| &grads.norm))?;
         drop((h, y, rows, dy));
@@ -174,7 +232,13 @@ impl Llama {
         if let Some(grads) = all {
             embedding_backward(inputs, &dx, &grads.embed_tokens)?;
         }
-        Ok(losses)
+        times.backward = begun.elapsed() - times.forward - times.head;
+        Ok(Pass { losses, times, observed })
+    }
+
+    fn observed(&self, rows: &Tensor, attention_logit_max: Vec<f32>) -> Result<Observed> {
+        let logit_squares = logit_squares(rows, &self.weights.lm_head, self.precision)?;
+        Ok(Observed { attention_logit_max, logit_squares, logits: (rows.dim(0)? * self.config.vocab_size) as f64 })
     }
 
     /// Losses of every position (b·t), without gradients and without saving activations.

@@ -25,7 +25,7 @@ use super::precision::Precision;
 use super::segments::Segments;
 use backward::backward_kv_head;
 use candle_core::{D, DType, Result, Tensor, bail};
-use forward::{FEW, KeysAndValues, few_queries, forward_head};
+use forward::{FEW, KeysAndValues, few_queries, forward_head, head_max_logit};
 use rayon::prelude::*;
 use span::Rows;
 pub use tree::attention_forest;
@@ -71,6 +71,14 @@ impl Heads {
 
 /// The same in candle's differentiable primitives, with the whole score matrix.
 pub fn reference(qkv: &Tensor, heads: Heads, segments: Option<&Segments>) -> Result<Tensor> {
+    let ((b, t), (scores, v)) = (heads.check("attention reference", qkv)?, reference_scores(qkv, heads, segments)?);
+    let shifted = scores.broadcast_sub(&scores.detach().max_keepdim(D::Minus1)?)?.exp()?;
+    let p = shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)?;
+    p.matmul(&v)?.transpose(1, 2)?.reshape((b, t, heads.out()))
+}
+
+/// Logits (b, h, t, t), -inf where a query does not see a key, and values (b, h, t, d).
+pub(super) fn reference_scores(qkv: &Tensor, heads: Heads, segments: Option<&Segments>) -> Result<(Tensor, Tensor)> {
     let (b, t) = heads.check("attention reference", qkv)?;
     let part = |from: usize, n: usize| -> Result<Tensor> {
         let x = qkv.narrow(2, from * heads.dim, n * heads.dim)?.reshape((b, t, n, heads.dim))?.transpose(1, 2)?;
@@ -85,9 +93,7 @@ pub fn reference(qkv: &Tensor, heads: Heads, segments: Option<&Segments>) -> Res
     };
     let mask = (0..b * t * t).map(|i| if hidden(i / (t * t), i / t % t, i % t) { f32::NEG_INFINITY } else { 0.0 });
     let scores = scores.broadcast_add(&Tensor::from_vec(mask.collect::<Vec<_>>(), (b, 1, t, t), qkv.device())?)?;
-    let shifted = scores.broadcast_sub(&scores.detach().max_keepdim(D::Minus1)?)?.exp()?;
-    let p = shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)?;
-    p.matmul(&v)?.transpose(1, 2)?.reshape((b, t, heads.out()))
+    Ok((scores, v))
 }
 
 /// Packed `qkv` (b, t, (h + 2k)·d), already rotated → output (b, t, h·d) and log-sum-exp (b, h, t).
@@ -122,6 +128,25 @@ pub fn attention(
         Ok((out, lse))
     })?;
     Ok((cpu::tensor(out, (b, t, out_width))?, cpu::tensor(lse, (b, heads.q, t))?))
+}
+
+/// The largest logit `q·k / √d` of a query and a key it sees, of packed `qkv` as [`attention`] takes it: where logits grow without bound,
+/// attention collapses onto single keys before the loss shows it (Dehghani et al. 2023).
+pub fn max_logit(qkv: &Tensor, heads: Heads, segments: Option<&Segments>) -> Result<f32> {
+    let (b, t) = heads.check("max_logit", qkv)?;
+    check_segments("max_logit", segments, b, t)?;
+    cpu::read("max_logit", [qkv], |[qkv]| {
+        let of = |task: usize| {
+            let (sequence, head) = (task / heads.q, task % heads.q);
+            let rows = |column: usize| {
+                let from = sequence * t * heads.packed() + column * heads.dim;
+                Rows { data: qkv, from, stride: heads.packed(), dim: heads.dim }
+            };
+            let starts = segments.map(|s| s.row(sequence));
+            head_max_logit(rows(head), rows(heads.q + head / heads.group()), t, heads.scale(), starts)
+        };
+        Ok((0..b * heads.q).into_par_iter().map(of).reduce(|| f32::NEG_INFINITY, f32::max))
+    })
 }
 
 fn check_segments(op: &str, segments: Option<&Segments>, b: usize, t: usize) -> Result<()> {

@@ -141,6 +141,23 @@ pub fn score(x_nc: &Tensor, w_vc: &Tensor, targets_n: &Tensor, precision: Precis
     })
 }
 
+/// Sum of the squares of all logits.
+pub fn logit_squares(x_nc: &Tensor, w_vc: &Tensor, precision: Precision) -> Result<f64> {
+    let ((n, channels), vocab) = (x_nc.dims2()?, w_vc.dim(0)?);
+    let targets = vec![IGNORE; n];
+    cpu::read("logit_squares", [x_nc, w_vc], |[x, w]| {
+        let head = Head { x, w, targets: &targets, channels, vocab, precision };
+        let step = head.rows_per_chunk();
+        let mut squares = vec![0f64; n];
+        let mut logits = cpu::output(step.min(n) * vocab);
+        for (i, squares) in squares.chunks_mut(step).enumerate() {
+            let logits = &mut logits[..squares.len() * vocab];
+            head.chunk(logits, i * step, squares, |z, _| cpu::simd!(f64::from(cpu::dot(z, z))));
+        }
+        Ok(squares.iter().sum())
+    })
+}
+
 /// Loss of each row (n) and the gradient of `x` (n, c) for the loss `scale · Σ rows`; accumulates the head's gradient into `dw`;
 /// without one the head is frozen.
 pub fn cross_entropy_and_backward(

@@ -273,6 +273,9 @@ fn check_attention(inputs: &mut Inputs) -> Result<f64> {
         let (out, lse) = attention::attention(&qkv, heads, Some(&segments), F32)?;
         let dqkv = attention::attention_backward(&qkv, &out, &lse, &dy, heads, Some(&segments), F32)?;
         found = found.max(worst(&[(&out, &masked), (&dqkv, &oracle[0])])?);
+        let (scores, _) = attention::reference_scores(&qkv, heads, Some(&segments))?;
+        let top = Tensor::new(attention::max_logit(&qkv, heads, Some(&segments))?, &Device::Cpu)?;
+        found = found.max(difference(&top, &scores.max_all()?)?);
 
         let want = attention::reference(&qkv, heads, None)?;
         let oracle = autograd(&want, &dy, &[&qkv])?;
@@ -299,6 +302,9 @@ fn check_cross_entropy(inputs: &mut Inputs) -> Result<f64> {
         let dw = zeros_like(&w)?;
         let (losses, dx) = cross_entropy::cross_entropy_and_backward(&x, &w, &targets, scale, Some(&dw), F32)?;
         let alone = cross_entropy::cross_entropy(&x, &w, &targets, F32)?;
+        let squares = Tensor::new(cross_entropy::logit_squares(&x, &w, F32)?, &Device::Cpu)?;
+        let want_squares = x.matmul(&w.t()?)?.sqr()?.sum_all()?;
+        found = found.max(difference(&squares, &want_squares)?);
         let pairs = [(&losses, &want), (&alone, &want), (&dx, &oracle[0]), (&dw, &oracle[1])];
         found = found.max(worst(&pairs)?);
     }

@@ -1,9 +1,15 @@
 //! A run directory as the data of a report.
 
-use crate::metrics::{Eval, Layers, Record, SampleRecord, Train, Val, read, read_events, read_samples};
+mod clock;
+mod compare;
+
+use crate::config::Config;
+use crate::metrics::{Eval, Layers, Record, SampleRecord, Times, Train, Val, read, read_events, read_log};
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::read_bounded;
 use anyhow::Result;
+use clock::{Parts, parts, spent};
+use compare::{Difference, differences, given_up, replicas, tell_apart};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -39,15 +45,8 @@ pub struct Report {
     pub runs: Vec<Run>,
     /// Keys in which their configurations differ.
     pub differences: Vec<Difference>,
-}
-
-/// A key with a value for each run.
-#[derive(Debug, PartialEq, Eq, Serialize)]
-pub struct Difference {
-    /// `section.key`.
-    pub key: String,
-    /// One for each run; none where it has none.
-    pub values: Vec<Option<String>>,
+    /// Runs that differ in their seeds alone: what lies between them is noise.
+    pub replicas: Vec<Vec<usize>>,
 }
 
 /// A run.
@@ -67,10 +66,18 @@ pub struct Run {
     pub evals: Vec<Point<Eval>>,
     /// Norms of its layers.
     pub layers: Vec<Point<Layers>>,
+    /// State that was given up or data that were skipped on the way, on purpose.
+    pub given_up: Vec<String>,
     /// What it wrote.
     pub samples: Vec<SampleRecord>,
     /// What happened to it.
     pub events: Vec<Event>,
+    /// Seconds spent in all, by what they were spent on.
+    pub spent: BTreeMap<String, f64>,
+    /// The parts of its steps, thinned.
+    pub parts: Parts,
+    /// Floating-point operations of training on one token.
+    pub flops_per_token: Option<u64>,
     /// Its resolved configuration.
     pub config: BTreeMap<String, String>,
     /// The machine and build of its last start.
@@ -123,8 +130,8 @@ pub struct Curve {
     pub lr: Vec<f64>,
     /// The mean speed.
     pub tokens_per_second: Vec<f64>,
-    /// The mean share of a step spent waiting for data.
-    pub data_share: Vec<f64>,
+    /// The mean utilisation of the device, where its peak is known.
+    pub mfu: Vec<f64>,
 }
 
 /// The report of the runs in `dirs`.
@@ -134,8 +141,8 @@ pub struct Curve {
 pub fn collect(dirs: &[PathBuf]) -> Result<Report> {
     let mut runs = dirs.iter().map(|dir| run(dir)).collect::<Result<Vec<_>>>()?;
     tell_apart(&mut runs, dirs);
-    let differences = differences(&runs);
-    Ok(Report { runs, differences })
+    let (differences, replicas) = (differences(&runs), replicas(&runs));
+    Ok(Report { runs, differences, replicas })
 }
 
 fn run(dir: &Path) -> Result<Run> {
@@ -155,9 +162,10 @@ fn run(dir: &Path) -> Result<Run> {
         }
     }
     let tokens_at = |step: u64| tokens_at(&train, step);
-    let samples = dir.join("samples.jsonl");
+    let (samples, times) = (read_log::<SampleRecord>(dir)?, read_log::<Times>(dir)?);
     let raw = read_events(dir)?;
     let events: Vec<Event> = raw.iter().map(|event| told(event, &tokens_at)).collect();
+    let text = config(dir)?;
     let build = raw.iter().rev().find_map(|event| event["build"].as_object().cloned()).unwrap_or_default();
     Ok(Run {
         name: dir.display().to_string(),
@@ -166,9 +174,13 @@ fn run(dir: &Path) -> Result<Run> {
         val: val.into_iter().map(|v| Point { seen: tokens_at(v.step), record: v }).collect(),
         evals: evals.into_iter().map(|e| Point { seen: tokens_at(e.step), record: e }).collect(),
         layers: thinned(layers).map(|l| Point { seen: tokens_at(l.step), record: l }).collect(),
-        samples: if samples.exists() { read_samples(&samples)? } else { Vec::new() },
+        samples,
+        spent: spent(&times),
+        parts: parts(&times, &tokens_at),
+        given_up: given_up(&raw),
         events,
-        config: config(dir)?,
+        flops_per_token: flops_per_token(&text),
+        config: flat(&text),
         build,
         train: thin(&train),
     })
@@ -206,13 +218,22 @@ fn told(event: &Value, tokens_at: &impl Fn(u64) -> u64) -> Event {
     }
 }
 
-fn config(dir: &Path) -> Result<BTreeMap<String, String>> {
+/// The resolved configuration of a run; nothing where there is none.
+fn config(dir: &Path) -> Result<String> {
     let path = dir.join("config.toml");
-    let mut flat = BTreeMap::new();
     if !path.exists() {
-        return Ok(flat);
+        return Ok(String::new());
     }
-    let text = String::from_utf8_lossy(&read_bounded(&path, MAX_CONFIG, true)?).into_owned();
+    Ok(String::from_utf8_lossy(&read_bounded(&path, MAX_CONFIG, true)?).into_owned())
+}
+
+fn flops_per_token(text: &str) -> Option<u64> {
+    let config = Config::from_toml_str(text, "config.toml").ok()?;
+    Some(config.model.flops_per_token(config.train.sequence_length))
+}
+
+fn flat(text: &str) -> BTreeMap<String, String> {
+    let mut flat = BTreeMap::new();
     // Whatever a run's configuration was when it was written: a report shows it and judges nothing.
     let table: toml::Table = text.parse().unwrap_or_default();
     for (section, keys) in &table {
@@ -220,7 +241,7 @@ fn config(dir: &Path) -> Result<BTreeMap<String, String>> {
             flat.insert(format!("{section}.{key}"), value.to_string());
         }
     }
-    Ok(flat)
+    flat
 }
 
 /// The steps as at most [`POINTS`] points.
@@ -237,7 +258,6 @@ fn thin(train: &[Train]) -> Curve {
         }
         let Some(last) = piece.last() else { continue };
         let losses = || piece.iter().map(|step| step.loss);
-        let seconds: f64 = piece.iter().map(|step| step.data_seconds).sum();
         let fed = last.tokens.saturating_sub(tokens) as f64;
         let took: f64 = piece.iter().map(|step| fed / piece.len() as f64 / step.tokens_per_second).sum();
         tokens = last.tokens;
@@ -249,38 +269,9 @@ fn thin(train: &[Train]) -> Curve {
         curve.grad_norm.push(piece.iter().map(|step| step.grad_norm).fold(f64::NAN, f64::max));
         curve.lr.push(last.lr);
         curve.tokens_per_second.push(fed / took);
-        curve.data_share.push(seconds / took);
+        curve.mfu.push(piece.iter().map(|step| step.mfu).sum::<f64>() / piece.len() as f64);
     }
     curve
-}
-
-/// Names without what they have in common.
-fn tell_apart(runs: &mut [Run], dirs: &[PathBuf]) {
-    let parts: Vec<Vec<String>> =
-        dirs.iter().map(|dir| dir.iter().map(|part| part.to_string_lossy().into_owned()).collect()).collect();
-    let longest = parts.iter().map(Vec::len).max().unwrap_or(1);
-    let name = |parts: &[String], n: usize| parts[parts.len().saturating_sub(n)..].join("/");
-    for n in 1..=longest {
-        let names: Vec<String> = parts.iter().map(|parts| name(parts, n)).collect();
-        let mut distinct = names.clone();
-        distinct.sort();
-        distinct.dedup();
-        if distinct.len() == names.len() || n == longest {
-            runs.iter_mut().zip(names).for_each(|(run, name)| run.name = name);
-            return;
-        }
-    }
-}
-
-fn differences(runs: &[Run]) -> Vec<Difference> {
-    let mut keys: Vec<&String> = runs.iter().flat_map(|run| run.config.keys()).collect();
-    keys.sort();
-    keys.dedup();
-    let of = |key: &String| Difference {
-        key: key.clone(),
-        values: runs.iter().map(|run| run.config.get(key).cloned()).collect(),
-    };
-    keys.into_iter().map(of).filter(|d| d.values.iter().any(|value| *value != d.values[0])).collect()
 }
 
 impl Report {

@@ -29,7 +29,10 @@ pub fn page(report: &Report, refresh: Option<u64>) -> Result<String> {
          <button id=\"theme\" type=\"button\">light / dark</button>\n\
          <span class=\"dim\">dotted marks: events; arrow keys move within a chart</span></div>\n</header>\n<main>\n\
          <section aria-label=\"Curves\"><div id=\"charts\" class=\"charts\"></div></section>\n\
-         <section id=\"evaluations\" hidden><h2>Evaluation</h2><div id=\"eval-charts\" class=\"charts\"></div></section>\n\
+         <section id=\"layers\" hidden><h2>Layers</h2></section>\n\
+         <section id=\"times\" hidden><h2>Where the time went</h2></section>\n\
+         <section id=\"evaluations\" hidden><h2>Evaluation</h2>\n\
+         <div class=\"bar\"><label>against <select id=\"scores\"><option value=\"\">the same as above</option><option value=\"val\">validation loss</option></select></label></div>\n<div id=\"eval-charts\" class=\"charts\"></div></section>\n\
          <section id=\"samples\" hidden><h2>Samples</h2></section>\n\
          <section id=\"events\"><h2>Events</h2></section>\n\
          <section id=\"differences\" hidden><h2>Differences in configuration</h2></section>\n\

@@ -14,7 +14,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::eval::benchmark::{Extent, Prepared};
 use crate::eval::dataset::Library;
 use crate::eval::tasks::{self, Task};
-use crate::metrics::{Console, Events, MetricsLog, SampleLog, TensorBoard};
+use crate::metrics::{Console, Events};
 use crate::runtime::error::{Exit, fail, note};
 use crate::runtime::files::{Lock, create_dirs, lock, write_atomic};
 use crate::runtime::memory;
@@ -62,7 +62,12 @@ pub(super) fn begin_fresh(run: Fresh, out: &Path, also: impl FnOnce(&Path) -> Re
     )?;
     write_atomic(&out.join("config.toml"), parts.config.to_toml().as_bytes())?;
     let begin = Begin { run_dir: out.to_path_buf(), held, requests, console };
-    begin.run(parts, Place { dir: out.to_path_buf(), attempt: 1, saved: false, repeats: false }, events, None)
+    begin.run(
+        parts,
+        Place { dir: out.to_path_buf(), attempt: 1, saved: false, repeats: false, moved: None },
+        events,
+        None,
+    )
 }
 
 /// A run directory that is ours, before its run is known.
@@ -76,10 +81,7 @@ pub(super) struct Begin {
 impl Begin {
     /// Opens the logs, which are cut to `resume_step`, and trains.
     pub(super) fn run(self, parts: Parts, place: Place, events: Events, resume_step: Option<u64>) -> Result<()> {
-        let metrics = MetricsLog::open(&self.run_dir, resume_step)?;
-        let samples = SampleLog::open(&self.run_dir, resume_step)?;
-        let board = parts.config.log.tensorboard.then(|| TensorBoard::open(&self.run_dir)).transpose()?;
-        let logs = Logs { metrics, samples, events, board };
+        let logs = Logs::open(&self.run_dir, &parts.config.log, events, resume_step)?;
         let result = Run::new(parts, place, logs, self.requests, self.console)?.train();
         drop(self.held);
         result

@@ -4,32 +4,29 @@
 //! state given up. A branch without either is the run itself, bit for bit: what the others are compared with.
 
 use super::reset::Piece;
-use super::resume::{locate, resume};
+use super::resume::{Changes, locate, resume};
 use crate::checkpoint::{self, Opened};
 use crate::metrics::{Console, Events, read_events};
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::{AtomicFile, create_dirs, io_context, open_input, read_bounded, write_atomic};
 use anyhow::Result;
 use serde_json::json;
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Logs of a run are held in memory to be copied.
 const MAX_LOG: u64 = 1 << 30;
 
 /// A branch.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Branch {
     /// The name of its directory.
     pub name: String,
-    /// Settings that are other than the run's.
-    pub sets: Vec<String>,
-    /// Pieces of state that it begins without.
-    pub pieces: BTreeSet<Piece>,
+    /// What is other than in the run.
+    pub changes: Changes,
 }
 
 impl Branch {
-    /// Reads `NAME: KEY=VALUE, reset=PIECE+PIECE`, of which all but the name can be missing.
+    /// Reads `NAME: KEY=VALUE, reset=PIECE+PIECE, skip=SEQUENCES`, of which all but the name can be missing.
     ///
     /// # Errors
     /// What is wrong with it, in words.
@@ -40,21 +37,28 @@ impl Branch {
         if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
             return Err(format!("{name:?} cannot be a branch's name: letters, digits, - and _ can"));
         }
-        let mut branch = Self { name: name.to_owned(), sets: Vec::new(), pieces: BTreeSet::new() };
+        let mut wanted = Changes::default();
         for change in split_changes(changes) {
             match change.split_once('=') {
                 Some(("reset", pieces)) => {
                     for word in pieces.split('+') {
-                        branch
+                        wanted
                             .pieces
                             .extend(piece(word.trim()).ok_or_else(|| format!("no piece of state is called {word:?}"))?);
                     }
                 }
-                Some((key, _)) if key.contains('.') => branch.sets.push(change.to_owned()),
-                _ => return Err(format!("{change:?} is neither section.key=value nor reset=PIECE")),
+                Some(("skip", n)) => {
+                    wanted.skip = n.trim().parse().map_err(|_| format!("{n:?} is no number of sequences"))?;
+                }
+                Some((key, _)) if key.contains('.') => wanted.sets.push(change.to_owned()),
+                _ => return Err(format!("{change:?} is neither section.key=value nor reset=PIECE nor skip=SEQUENCES")),
             }
         }
-        Ok(branch)
+        if wanted.sets.iter().any(|set| set.starts_with("data.")) {
+            // In a run a change of its data may be a mistake; in a branch it is what the branch is for.
+            wanted.sets.push("data.accept_change=true".to_owned());
+        }
+        Ok(Self { name: name.to_owned(), changes: wanted })
     }
 }
 
@@ -97,10 +101,10 @@ pub fn fork(ckpt: &Path, branches: &[Branch], steps: u64, out: &Path, console: C
         let to = out.join(&branch.name);
         copy(&run_dir, &dir, &to, at)?;
         // What is set comes after the length, so that a branch can have its own.
-        let mut sets = vec![format!("train.steps={}", at.saturating_add(steps))];
-        sets.extend(branch.sets.iter().cloned());
+        let mut wanted = branch.changes.clone();
+        wanted.sets.insert(0, format!("train.steps={}", at.saturating_add(steps)));
         let from = to.join("checkpoints").join(checkpoint::step_name(at));
-        resume(&from, &sets, &branch.pieces, console)?;
+        resume(&from, &wanted, console)?;
     }
     Ok(branches.iter().map(|branch| out.join(&branch.name)).collect())
 }
@@ -141,12 +145,14 @@ mod tests {
         let piece = |word: &str| (word == "moments").then(|| vec![Piece::Moments]);
         let parse = |text: &str| Branch::parse(text, piece);
         let exact = parse("exact").unwrap();
-        assert_eq!((exact.name.as_str(), exact.sets.len(), exact.pieces.len()), ("exact", 0, 0));
+        assert_eq!((exact.name.as_str(), exact.changes.sets.len(), exact.changes.pieces.len()), ("exact", 0, 0));
         let other = parse(" hot : optimizer.lr=1e-2, sample.prompts=[\"a, b\", \"c\"] ,reset=moments").unwrap();
         assert_eq!(other.name, "hot");
-        assert_eq!(other.sets, ["optimizer.lr=1e-2", "sample.prompts=[\"a, b\", \"c\"]"]);
-        assert_eq!(other.pieces.into_iter().collect::<Vec<_>>(), [Piece::Moments]);
-        for wrong in ["", ": a.b=1", "../x", "a b", "x: lr", "x: reset=nothing", ".hidden"] {
+        assert_eq!(other.changes.sets, ["optimizer.lr=1e-2", "sample.prompts=[\"a, b\", \"c\"]"]);
+        assert_eq!(other.changes.pieces.into_iter().collect::<Vec<_>>(), [Piece::Moments]);
+        let late = parse("late: skip=64, data.seed=3").unwrap().changes;
+        assert_eq!((late.skip, late.sets), (64, vec!["data.seed=3".to_owned(), "data.accept_change=true".to_owned()]));
+        for wrong in ["x: skip=few", "", ": a.b=1", "../x", "a b", "x: lr", "x: reset=nothing", ".hidden"] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
     }

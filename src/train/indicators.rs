@@ -1,4 +1,5 @@
-//! What the layers do: norms of gradients, weights and updates, layer by layer. Trouble shows here before it shows in the loss.
+//! What the layers do: norms of gradients, weights and updates, layer by layer, and the largest logits. Trouble shows here before it
+//! shows in the loss.
 //!
 //! The update is not recorded while it is made: it follows from weights and moments after it, so that steps between two records cost
 //! nothing, and a record one more pass over the buffers.
@@ -20,12 +21,29 @@ struct Squares {
     grad: f64,
     weight: f64,
     update: f64,
+    /// Of `m̂ / (√v̂ + ε)`.
+    adam: f64,
+    /// Elements.
+    n: f64,
+}
+
+impl Squares {
+    fn and(self, other: &Self) -> Self {
+        Self {
+            grad: self.grad + other.grad,
+            weight: self.weight + other.weight,
+            update: self.update + other.update,
+            adam: self.adam + other.adam,
+            n: self.n + other.n,
+        }
+    }
 }
 
 /// The constants of the last update that weights and moments do not tell.
 struct Rule {
     keep: f64,
-    step_size: f64,
+    lr: f64,
+    inverse_correction1: f64,
     inverse_sqrt_correction2: f64,
     eps: f64,
 }
@@ -40,7 +58,8 @@ pub fn layers(state: &State, config: &Config, report: &StepReport) -> Result<Lay
     let [beta1, beta2] = config.optimizer.betas;
     let rule = |decay: bool| Rule {
         keep: 1.0 - if decay { report.lr * config.optimizer.weight_decay } else { 0.0 },
-        step_size: report.lr / (1.0 - beta1.powi(t)),
+        lr: report.lr,
+        inverse_correction1: 1.0 / (1.0 - beta1.powi(t)),
         inverse_sqrt_correction2: 1.0 / (1.0 - beta2.powi(t)).sqrt(),
         eps: config.optimizer.eps,
     };
@@ -49,15 +68,20 @@ pub fn layers(state: &State, config: &Config, report: &StepReport) -> Result<Lay
         layout.specs.iter().map(|spec| of_tensor(spec, slices, &rule(spec.shape.len() >= 2))).collect()
     })?;
     let mut all = Layers { step: state.counters.step, ..Layers::default() };
+    if let Some(observed) = &report.observed {
+        all.attention_logit_max = observed.attention_logit_max.iter().map(|&x| f64::from(x)).collect();
+        all.logit_rms = observed.logit_rms();
+    }
     let mut at = Squares::default();
     let names: Vec<String> = layout.specs.iter().map(|spec| group(&spec.name)).collect();
     for (i, sum) in sums.iter().enumerate() {
-        at = Squares { grad: at.grad + sum.grad, weight: at.weight + sum.weight, update: at.update + sum.update };
+        at = at.and(sum);
         if names.get(i + 1) != Some(&names[i]) {
             all.names.push(names[i].clone());
             all.grad_norm.push(at.grad.sqrt());
             all.weight_norm.push(at.weight.sqrt());
             all.update_norm.push(at.update.sqrt());
+            all.adam_step.push((at.adam / at.n).sqrt());
             at = Squares::default();
         }
     }
@@ -74,19 +98,16 @@ fn of_tensor(spec: &Spec, slices: [&[f32]; 4], rule: &Rule) -> Squares {
         .map(|((w, g), (m, v))| of_piece([w, g, m, v], rule))
         .collect();
     // In the order of the pieces, whatever the number of threads.
-    pieces.iter().fold(Squares::default(), |a, b| Squares {
-        grad: a.grad + b.grad,
-        weight: a.weight + b.weight,
-        update: a.update + b.update,
-    })
+    pieces.iter().fold(Squares::default(), |all, piece| all.and(piece))
 }
 
 fn of_piece([w, g, m, v]: [&[f32]; 4], rule: &Rule) -> Squares {
-    let mut sums = Squares::default();
+    let mut sums = Squares { n: w.len() as f64, ..Squares::default() };
     for ((w, g), (m, v)) in w.iter().zip(g).zip(m.iter().zip(v)) {
         let (w, g, m, v) = (f64::from(*w), f64::from(*g), f64::from(*m), f64::from(*v));
-        let moved = rule.step_size * m / (v.sqrt() * rule.inverse_sqrt_correction2 + rule.eps);
-        let before = (w + moved) / rule.keep;
+        let direction = rule.inverse_correction1 * m / (v.sqrt() * rule.inverse_sqrt_correction2 + rule.eps);
+        let before = (w + rule.lr * direction) / rule.keep;
+        sums.adam += direction * direction;
         sums.grad += g * g;
         sums.weight += w * w;
         sums.update += (w - before) * (w - before);
@@ -110,19 +131,24 @@ mod tests {
     use super::*;
     use crate::data::batch::Batch;
     use crate::train::step::step;
+    use candle_core::{Device, Tensor};
 
     /// What is reckoned back is what the weights have moved by.
     #[test]
     fn updates_are_the_differences_of_the_weights() {
         let text = "[model]\nhidden_size = 32\nintermediate_size = 48\nnum_hidden_layers = 3\nnum_attention_heads = 4\nvocab_size = 320\n\
-            [data]\nsource = \"stories\"\ntokenizer = \"train\"\n[train]\nsequence_length = 16\nmicro_batch_size = 4\nsteps = 9\n\
+            [data]\nsource = \"stories\"\ntokenizer = \"train\"\n[log]\nlayers_every = 1\n[train]\nsequence_length = 16\nmicro_batch_size = 4\nsteps = 9\n\
             [optimizer]\nlr = 1e-2\n";
         let config = Config::from_toml_str(text, "a.toml").unwrap();
         let mut state = State::fresh(&config, None).unwrap();
         for seed in 0..4u32 {
             let before = state.model.flat.to_vec1::<f32>().unwrap();
             let ids: Vec<u32> = (0..4 * 17).map(|i| (i * 7 + seed * 31) % 320).collect();
-            let report = step(&mut state, &config, &Batch::windows(&ids, 16, None)).unwrap();
+            let batch = Batch::windows(&ids, 16, None);
+            let inputs = Tensor::from_slice(&batch.inputs, (4, 16), &Device::Cpu).unwrap();
+            let squares = state.model.logits(&inputs).unwrap().sqr().unwrap();
+            let rms = squares.mean_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+            let report = step(&mut state, &config, &batch).unwrap();
             let found = layers(&state, &config, &report).unwrap();
             assert_eq!(found.names, ["embedding", "0", "1", "2", "norm", "head"]);
             let after = state.model.flat.to_vec1::<f32>().unwrap();
@@ -138,6 +164,17 @@ mod tests {
             assert!((found.weight_norm[2] / weight - 1.0).abs() < 1e-9);
             let all = found.grad_norm.iter().map(|x| x * x).sum::<f64>().sqrt();
             assert!((all / report.grad_norm - 1.0).abs() < 1e-6, "{all} {}", report.grad_norm);
+            // Norms do not decay: their update is AdamW's step alone, and the first step is 1 wherever there is a gradient (not all ids occur).
+            let n = state.model.layout.specs.iter().find(|s| s.name == "model.norm.weight").unwrap().len as f64;
+            let by_step = report.lr * n.sqrt() * found.adam_step[4];
+            assert!((found.update_norm[4] / by_step - 1.0).abs() < 1e-3, "{} {by_step}", found.update_norm[4]);
+            assert!(
+                seed > 0 || found.adam_step[1..].iter().all(|step| (0.9..1.01).contains(step)),
+                "{:?}",
+                found.adam_step
+            );
+            assert!((f64::from(rms) / found.logit_rms - 1.0).abs() < 1e-4, "{rms} {}", found.logit_rms);
+            assert!(found.attention_logit_max.len() == 3 && found.attention_logit_max.iter().all(|x| x.is_finite()));
         }
     }
 }

@@ -17,7 +17,8 @@
 //! | `reset.rs` | state given up on purpose |
 //! | `poison.rs` | checkpoints whose loading panics |
 //! | `indicators.rs` | norms of every layer |
-//! | `numerics.rs` | whether this machine and build compute the same bits |
+//! | `moved.rs` | a run on another machine than before |
+//! | `numerics.rs` | whether this machine and build compute the same bits, and what rounding does to a loss |
 //! | `footprint.rs`, `plan.rs` | the memory, time and disk a run takes |
 //! | `why.rs` | the documents of a step |
 //! | `tests.rs` | a whole run against power losses and failing disks |
@@ -27,6 +28,7 @@ pub mod footprint;
 pub mod fork;
 pub mod guard;
 pub mod indicators;
+pub mod moved;
 pub mod numerics;
 pub mod optimizer;
 pub mod oracle;
@@ -76,21 +78,4 @@ pub fn identity(config: &TrainConfig) -> Value {
         },
         "numerics": numerics::fingerprint(),
     })
-}
-
-/// What of two identities differs and may change results: (key, then, now). Hosts, kernels and threads do not; what an older version did
-/// not record is not compared.
-fn differences<'a>(then: &'a Value, now: &'a Value) -> Vec<Difference<'a>> {
-    let keys = ["version", "arch", "os", "cpu", "simd", "device", "dtype", "numerics"];
-    let pairs = keys.into_iter().map(|key| (key, &then[key], &now[key]));
-    pairs.filter(|(_, a, b)| a != b && !a.is_null() && !b.is_null()).collect()
-}
-
-/// A key of two identities, its value then, its value now.
-type Difference<'a> = (&'static str, &'a Value, &'a Value);
-
-/// Differences in words.
-fn told(differences: &[Difference]) -> String {
-    let told: Vec<String> = differences.iter().map(|(key, a, b)| format!("{key} was {a}, is {b}")).collect();
-    told.join("; ")
 }

@@ -101,6 +101,7 @@ mod tests {
             data_seconds: 0.0,
             chain: "ab".into(),
             skipped: false,
+            hardware: Vec::new(),
             reset: vec![],
         }
     }

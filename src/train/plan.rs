@@ -1,18 +1,32 @@
 //! `plan`: what a run will take, before it is begun; and, with a probe, measured on a few of its steps.
 
-use super::begin::{check_machine, fresh_parts};
+use super::begin::{benchmarks, check_machine, fresh_parts};
 use super::footprint::{Footprint, checkpoint_bytes};
+use super::resume::make_loader;
 use super::schedule::Schedule;
 use super::step::step;
 use crate::config::Config;
+use crate::data::corpus::Corpus;
+use crate::data::loader::Loader;
+use crate::data::tokenizer::Tokenizer;
+use crate::eval::benchmark::evaluate;
 use crate::eval::{ByteLengths, score};
 use crate::metrics::Console;
+use crate::model::Llama;
 use crate::runtime::memory;
+use crate::sample::sampler::{Sampler, SamplerConfig};
+use crate::sample::{Limits, encode_prompt, generate};
 use anyhow::Result;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Steps of a probe; the first one warms up and does not count.
 const PROBED: usize = 4;
+
+/// Short steps are taken more often, for this long.
+const PROBE_TIME: Duration = Duration::from_secs(5);
+
+/// Documents of each benchmark task that a probe evaluates.
+const PROBED_DOCUMENTS: u64 = 16;
 
 /// Peak of dense bf16 matrix products by the makers' sheets, in FLOP/s.
 pub const GPUS: [(&str, f64); 4] =
@@ -32,6 +46,23 @@ pub fn parameters(config: &Config) -> Vec<(&'static str, u64)> {
         classes[class].1 += shape.iter().product::<usize>() as u64;
     }
     classes
+}
+
+/// How often the run passes over each of its sources: (name, passes). None where that is not known before the data are read as text.
+///
+/// # Errors
+/// Those of the data, if they are shards.
+pub fn passes(config: &Config) -> Result<Option<Vec<(String, f64)>>> {
+    if !Corpus::of_shards(config)? {
+        return Ok(None);
+    }
+    let corpus = Corpus::open(config, None)?;
+    Ok(Some(passes_of(config, &make_loader(config, &corpus)?)))
+}
+
+fn passes_of(config: &Config, loader: &Loader) -> Vec<(String, f64)> {
+    let all = config.train.steps * config.train.sequences_per_step() as u64;
+    loader.drawn(all).iter().map(|drawn| (drawn.name.to_owned(), drawn.passes)).collect()
 }
 
 /// Floating-point operations of the whole run.
@@ -78,21 +109,33 @@ pub fn fit(config: &Config, limit: u64) -> Option<usize> {
 }
 
 /// What a few steps have shown.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Probe {
     /// Of a step.
     pub step_seconds: f64,
     /// Of a validation; none without validation data.
     pub validation_seconds: Option<f64>,
+    /// Of continuing all prompts.
+    pub sample_seconds: f64,
+    /// Of all benchmark tasks, reckoned from some documents of each.
+    pub task_seconds: f64,
     /// Most memory this process has held.
     pub peak: Option<u64>,
+    /// How often the run passes over each of its sources.
+    pub passes: Vec<(String, f64)>,
 }
 
 impl Probe {
     /// Seconds that the whole run will take, saving aside.
     pub fn total(&self, config: &Config) -> f64 {
-        let validations = config.train.steps.checked_div(config.eval.every).unwrap_or(1) + 2;
-        config.train.steps as f64 * self.step_seconds + validations as f64 * self.validation_seconds.unwrap_or(0.0)
+        // At the ends of the run, and every so many steps between them.
+        let times = |every: u64| (config.train.steps.saturating_sub(1).checked_div(every).unwrap_or(0) + 2) as f64;
+        let samples = if config.sample.every > 0 { times(config.sample.every) } else { 0.0 };
+        let tasks = if config.eval.tasks_every > 0 { config.eval.tasks_every } else { config.eval.every };
+        config.train.steps as f64 * self.step_seconds
+            + times(config.eval.every) * self.validation_seconds.unwrap_or(0.0)
+            + samples * self.sample_seconds
+            + times(tasks) * self.task_seconds
     }
 }
 
@@ -105,8 +148,8 @@ pub fn probe(config: Config, console: Console) -> Result<(Config, Probe)> {
     let (mut parts, _) = fresh_parts(config, None, console)?;
     let config = parts.config;
     let count = config.train.sequences_per_step();
-    let mut seconds = Vec::new();
-    for _ in 0..PROBED {
+    let (started, mut seconds) = (Instant::now(), Vec::new());
+    while seconds.len() < PROBED || (started.elapsed() < PROBE_TIME && (seconds.len() as u64) < config.train.steps) {
         let begun = Instant::now();
         let batch = parts.loader.batch(parts.state.counters.next_sequence, count)?;
         step(&mut parts.state, &config, &batch)?;
@@ -118,14 +161,42 @@ pub fn probe(config: Config, console: Console) -> Result<(Config, Probe)> {
         score(&parts.state.model, rows, &lengths, config.train.micro_batch_size, |_| Ok(()))
             .map(|_| begun.elapsed().as_secs_f64())
     });
+    let peak = memory::peak();
     let mut timed = seconds.split_off(1);
     timed.sort_by(f64::total_cmp);
     let probe = Probe {
         step_seconds: timed[timed.len() / 2],
         validation_seconds: validation.transpose()?,
-        peak: memory::peak(),
+        sample_seconds: sample_seconds(&config, &parts.state.model, &parts.corpus.tokenizer)?,
+        task_seconds: task_seconds(&config, &parts.state.model, &parts.corpus.tokenizer)?,
+        peak,
+        passes: passes_of(&config, &parts.loader),
     };
     Ok((config, probe))
+}
+
+fn sample_seconds(config: &Config, model: &Llama, tokenizer: &Tokenizer) -> Result<f64> {
+    let begun = Instant::now();
+    let limits = Limits { max_tokens: config.sample.max_tokens, ..Default::default() };
+    for prompt in config.sample.prompts.iter().filter(|_| config.sample.every > 0) {
+        let mut sampler = Sampler::new(SamplerConfig::default(), tokenizer.vocab_size(), config.sample.seed, 0)?;
+        let ids = encode_prompt(tokenizer, prompt)?;
+        generate(model, tokenizer, &ids, std::slice::from_mut(&mut sampler), &limits, |_, _| Ok(()))?;
+    }
+    Ok(begun.elapsed().as_secs_f64())
+}
+
+fn task_seconds(config: &Config, model: &Llama, tokenizer: &Tokenizer) -> Result<f64> {
+    let mut some = config.clone();
+    some.eval.limit = Some(config.eval.limit.map_or(PROBED_DOCUMENTS, |limit| limit.min(PROBED_DOCUMENTS)));
+    let mut seconds = 0.0;
+    for (part, whole) in benchmarks(&some, tokenizer)?.into_iter().zip(benchmarks(config, tokenizer)?) {
+        let begun = Instant::now();
+        let share = whole.documents() as f64 / part.documents().max(1) as f64;
+        evaluate(model, &[part], |_, _| Ok(()))?;
+        seconds += begun.elapsed().as_secs_f64() * share;
+    }
+    Ok(seconds)
 }
 
 #[cfg(test)]

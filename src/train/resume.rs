@@ -1,6 +1,8 @@
 //! How a run goes on: from its newest good checkpoint, from one that was named, or, if it never saved, from its beginning.
 
 use super::begin::{Begin, benchmarks, check_disk, check_machine, fresh_parts, say};
+use super::moved::Moved;
+use super::numerics::rounding_of_loss;
 use super::poison;
 use super::requests::{RESUME_ME, Requests};
 use super::reset::{Piece, reset};
@@ -15,20 +17,37 @@ use crate::metrics::{Console, Events, read_events};
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::{lock, read_bounded, write_atomic};
 use anyhow::{Context, Result};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// A configuration file is text written by people.
 const MAX_CONFIG: u64 = 1 << 20;
 
-/// Continues the run of `ckpt` (a run directory or one of its checkpoints), with `sets` applied to its configuration and `pieces` of its
-/// state given up.
+/// What a resume changes on purpose.
+#[derive(Clone, Debug, Default)]
+pub struct Changes {
+    /// Settings, as on the command line.
+    pub sets: Vec<String>,
+    /// Pieces of state given up.
+    pub pieces: BTreeSet<Piece>,
+    /// Sequences of data passed over.
+    pub skip: u64,
+}
+
+impl Changes {
+    /// Whether the state is no longer that of the checkpoint.
+    fn alter_state(&self) -> bool {
+        !self.pieces.is_empty() || self.skip > 0
+    }
+}
+
+/// Continues the run of `ckpt` (a run directory or one of its checkpoints), with `wanted` changes.
 ///
 /// # Errors
 /// [`Exit::Data`] for a damaged checkpoint that was named or if none is good, [`Exit::Config`] for changes that cannot be made,
 /// and those of [`Run::train`](super::run::Run::train).
-pub fn resume(ckpt: &Path, sets: &[String], pieces: &BTreeSet<Piece>, console: Console) -> Result<()> {
+pub fn resume(ckpt: &Path, wanted: &Changes, console: Console) -> Result<()> {
     let (run_dir, named) = locate(ckpt)?;
     let requests = Requests::listen(&run_dir, RESUME_ME)?;
     let held = lock(&run_dir.join("run.lock"))?;
@@ -38,20 +57,21 @@ pub fn resume(ckpt: &Path, sets: &[String], pieces: &BTreeSet<Piece>, console: C
     };
     let begin = Begin { run_dir, held, requests, console };
     match source {
-        Some(source) => go_on(begin, &source, sets, pieces),
-        None if !pieces.is_empty() => {
-            Err(fail(Exit::Config, format!("{}: no checkpoint was saved: nothing to reset", begin.run_dir.display()))
-                .hint("resume it without --reset: it starts again at step 0")
-                .into())
-        }
-        None => restart(begin, sets),
+        Some(source) => go_on(begin, &source, wanted),
+        None if wanted.alter_state() => Err(fail(
+            Exit::Config,
+            format!("{}: no checkpoint was saved: nothing to reset or skip", begin.run_dir.display()),
+        )
+        .hint("resume it without --reset and --skip: it starts again at step 0")
+        .into()),
+        None => restart(begin, &wanted.sets),
     }
 }
 
-fn go_on(begin: Begin, source: &Opened, sets: &[String], pieces: &BTreeSet<Piece>) -> Result<()> {
+fn go_on(begin: Begin, source: &Opened, wanted: &Changes) -> Result<()> {
     let saved = Saved::of(source)?;
     let mut config = config_of(&saved)?;
-    let changes = config.apply(sets)?;
+    let changes = config.apply(&wanted.sets)?;
     refuse_changes(&config, &changes, saved.counters.step)?;
     check_machine(&config)?;
     check_disk(&config, &begin.run_dir)?;
@@ -66,7 +86,8 @@ fn go_on(begin: Begin, source: &Opened, sets: &[String], pieces: &BTreeSet<Piece
     if changes.iter().any(alters_numbers) {
         state.guard.forgive(); // whoever changes something wants it tried
     }
-    reset(&mut state, &mut config, pieces)?;
+    reset(&mut state, &mut config, &wanted.pieces)?;
+    let skipped = (wanted.skip > 0).then(|| state.skip(wanted.skip));
     let loader = make_loader(&config, &corpus)?;
     let benchmarks = benchmarks(&config, &corpus.tokenizer)?;
     let attempt = saved.attempt.max(last_start(&begin.run_dir)?.attempt).saturating_add(1);
@@ -79,18 +100,28 @@ fn go_on(begin: Begin, source: &Opened, sets: &[String], pieces: &BTreeSet<Piece
     let from = source.dir.file_name().map(|n| n.to_string_lossy().into_owned());
     events.append(
         "resume",
-        json!({"attempt": attempt, "step": step, "from": from, "changes": listed, "reset": state.reset, "build": build}),
+        json!({"attempt": attempt, "step": step, "from": from, "changes": listed, "reset": state.reset, "skipped_sequences": skipped, "build": build}),
     )?;
-    note_hardware(&mut events, &saved.build, &build, step, begin.console)?;
-    if !pieces.is_empty() {
+    let moved = Moved::between(&saved.build, &build);
+    if let Some(moved) = &moved {
+        let rows = config.train.micro_batch_size;
+        let rounding = moved.changes_bits().then(|| loader.batch(state.counters.next_sequence, rows)).transpose()?;
+        let rounding = rounding.map(|batch| rounding_of_loss(&state, &batch, moved.unit())).transpose()?;
+        events.append("hardware", moved.event(step, rounding))?;
+        if moved.changes_bits() {
+            say(begin.console, &moved.note(step, rounding));
+        }
+    }
+    if wanted.alter_state() {
         // The checkpoint as it was stays beside the one that is about to take its place.
         checkpoint::set_aside(&source.dir, &format!(".superseded-{step}-{attempt}"))?;
     }
     let place = Place {
         dir: begin.run_dir.clone(),
         attempt,
-        saved: pieces.is_empty(),
-        repeats: pieces.is_empty() && !changes.iter().any(alters_numbers),
+        saved: !wanted.alter_state(),
+        repeats: !wanted.alter_state() && !changes.iter().any(alters_numbers),
+        moved,
     };
     begin.run(Parts { config, corpus, loader, state, fingerprint, benchmarks }, place, events, Some(step))
 }
@@ -99,22 +130,6 @@ fn go_on(begin: Begin, source: &Opened, sets: &[String], pieces: &BTreeSet<Piece
 fn alters_numbers(change: &Change) -> bool {
     let section = change.key.split('.').next().unwrap_or_default();
     change.key != "train.steps" && !["checkpoint", "eval", "sample", "log"].contains(&section)
-}
-
-/// Another machine or build is allowed, and said: the same bits are then not promised.
-fn note_hardware(events: &mut Events, then: &Value, now: &Value, step: u64, console: Console) -> Result<()> {
-    let differences = super::differences(then, now);
-    if differences.is_empty() {
-        return Ok(());
-    }
-    let same = !then["numerics"].is_null() && then["numerics"] == now["numerics"];
-    let checked = if same { "; a fixed forward and backward still gives the same bits here" } else { "" };
-    say(
-        console,
-        &format!("note: bit-exactness is not promised from step {step} on: {}{checked}", super::told(&differences)),
-    );
-    let changes: Vec<_> = differences.iter().map(|(key, a, b)| json!({"key": key, "old": a, "new": b})).collect();
-    events.append("hardware", json!({"step": step, "changes": changes}))
 }
 
 /// A run that was stopped before its first checkpoint: from its beginning again, with the weights it began with.
@@ -137,7 +152,7 @@ fn restart(begin: Begin, sets: &[String]) -> Result<()> {
         json!({"attempt": attempt, "step": 0, "init_from": from, "build": super::identity(&parts.config.train)}),
     )?;
     let repeats = !changes.iter().any(alters_numbers);
-    begin.run(parts, Place { dir: run_dir, attempt, saved: false, repeats }, events, None)
+    begin.run(parts, Place { dir: run_dir, attempt, saved: false, repeats, moved: None }, events, None)
 }
 
 /// The configuration that a checkpoint was made with.

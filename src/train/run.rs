@@ -15,23 +15,28 @@ mod saving;
 mod trouble;
 
 use super::indicators::layers;
+use super::moved::{Moved, Pace};
 use super::oracle::Oracle;
 use super::requests::Requests;
 use super::saver::Saver;
 use super::state::State;
 use super::step::{is_out_of_memory, step};
 use super::watchdog::Watchdog;
-use crate::config::Config;
+use crate::config::{Config, LogConfig};
 use crate::data::corpus::Corpus;
 use crate::data::loader::Loader;
 use crate::data::prefetch::Prefetch;
 use crate::eval::ByteLengths;
 use crate::eval::benchmark::Prepared;
-use crate::metrics::{Console, Events, MetricsLog, Progress, Record, SampleLog, SampleRecord, TensorBoard, Train};
+use crate::metrics::{
+    Console, Events, MetricsLog, Progress, Record, SampleLog, SampleRecord, Sequences, StepLog, TensorBoard, Times,
+    Train,
+};
 use crate::runtime::thread;
 use anyhow::Result;
 use serde_json::json;
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// The logs of a run, open for writing.
@@ -40,10 +45,31 @@ pub struct Logs {
     pub metrics: MetricsLog,
     /// In-loop samples.
     pub samples: SampleLog,
+    /// Where time went.
+    pub times: StepLog<Times>,
+    /// Losses of sequences, if they are wanted.
+    pub sequences: Option<StepLog<Sequences>>,
     /// History of attempts.
     pub events: Events,
     /// The same records for TensorBoard, if they are wanted.
     pub board: Option<TensorBoard>,
+}
+
+impl Logs {
+    /// Opens the logs of the run in `dir` beside `events`, cut to `resume_step`.
+    ///
+    /// # Errors
+    /// Those of the files.
+    pub fn open(dir: &Path, config: &LogConfig, events: Events, resume_step: Option<u64>) -> Result<Self> {
+        Ok(Self {
+            metrics: StepLog::open(dir, resume_step)?,
+            samples: StepLog::open(dir, resume_step)?,
+            times: StepLog::open(dir, resume_step)?,
+            sequences: config.sequences.then(|| StepLog::open(dir, resume_step)).transpose()?,
+            board: config.tensorboard.then(|| TensorBoard::open(dir)).transpose()?,
+            events,
+        })
+    }
 }
 
 /// What a run is made of before it has a directory.
@@ -72,6 +98,8 @@ pub struct Place {
     pub saved: bool,
     /// The steps that follow repeat logged ones: with the same configuration they must give the same bits.
     pub repeats: bool,
+    /// The run was on another machine, build or number of threads before.
+    pub moved: Option<Moved>,
 }
 
 /// A run in progress: the only writer of its directory.
@@ -95,6 +123,8 @@ pub struct Run {
     refused_saves: u32,
     /// How long the last save held training up.
     stalled: Duration,
+    /// The speed before and after a change of machine, while that is measured.
+    pace: Option<Pace>,
     /// Validation losses, for the plot at the end.
     curve: Vec<(f64, f64)>,
     /// The step of the newest durable checkpoint of this attempt.
@@ -118,6 +148,7 @@ impl Run {
             watchdog: Watchdog::start(&place.dir, Duration::from_secs(config.guard.hang_seconds))?,
             saver: Saver::new()?,
             data: Prefetch::new(loader)?,
+            pace: place.moved.is_some().then(|| Pace::before(&place.dir, step)).transpose()?.flatten(),
             refused_saves: 0,
             stalled: Duration::ZERO,
             config,
@@ -180,19 +211,35 @@ impl Run {
         };
         let took = begun.elapsed();
         self.watchdog.step(took);
+        let step_now = self.state.counters.step;
         let record = Train {
             tokens_per_second: self.config.train.tokens_per_step as f64 / took.as_secs_f64(),
             data_seconds,
             reset: std::mem::take(&mut self.state.reset),
+            hardware: self.place.moved.take().map(|moved| moved.mark()).unwrap_or_default(),
             ..report.record(&self.state.counters)
         };
         self.progress.step(&record, took);
+        if let Some(event) = self.pace.as_mut().and_then(|pace| pace.step(&record)) {
+            self.logs.events.append("speed", event)?;
+            self.pace = None;
+        }
         self.log(Record::Train(record))?;
-        let every = self.config.log.layers_every;
-        if every > 0 && self.state.counters.step.is_multiple_of(every) && !report.skipped() {
+        self.logs.times.append(&report.times(step_now, data_seconds, took))?;
+        if let (Some(log), Some(sequences)) = (&mut self.logs.sequences, &report.sequences) {
+            log.append(sequences)?;
+        }
+        if self.config.log.layers_due(step_now) && !report.skipped() {
             self.log(Record::Layers(layers(&self.state, &self.config, &report)?))?;
         }
         self.react(report)
+    }
+
+    /// Training was held up for `took` by `what`, as it is every `every` steps.
+    fn held_up(&mut self, what: &'static str, every: u64, took: Duration) -> Result<()> {
+        self.progress.interruption(what, every, took);
+        let seconds = BTreeMap::from([(what.to_owned(), took.as_secs_f64())]);
+        self.logs.times.append(&Times { step: self.state.counters.step, seconds })
     }
 
     /// Appends to the metrics; a repeated record that differs from the first one is an event.

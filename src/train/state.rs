@@ -175,6 +175,15 @@ impl State {
         Ok(state)
     }
 
+    /// Passes over `n` sequences of the data; returns the first one of them and the one after the last.
+    pub fn skip(&mut self, n: u64) -> [u64; 2] {
+        let (step, from) = (self.counters.step, self.counters.next_sequence);
+        let to = from.saturating_add(n);
+        self.counters.next_sequence = to;
+        self.data_offsets.push(DataOffset { step, from, to });
+        [from, to]
+    }
+
     /// Makes this state that of a verified checkpoint of the same model, bit for bit. After an error it is neither.
     pub fn restore(&mut self, source: &Opened, saved: &Saved) -> Result<()> {
         assert!(failpoint("panicked-load", saved.counters.step).is_none(), "planted");

@@ -4,18 +4,20 @@ use super::guard::Verdict;
 use super::state::{Counters, State};
 use crate::config::Config;
 use crate::data::batch::Batch;
-use crate::metrics::Train;
-use crate::model::Feed;
+use crate::data::rows::IGNORE;
+use crate::metrics::{Sequences, Times, Train};
 use crate::model::noise::Noise;
+use crate::model::{Feed, Observed, Pass, PassTimes};
 use crate::ops::adamw::{global_norm, zero};
 use crate::ops::segments::Segments;
 use crate::runtime::error::{Exit, fail, failure_in};
 use crate::runtime::failpoint::failpoint;
 use anyhow::Result;
 use candle_core::{Device, Tensor};
+use std::time::{Duration, Instant};
 
 /// What a step reports.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct StepReport {
     /// Mean over the step's tokens, before the update.
     pub loss: f64,
@@ -27,12 +29,34 @@ pub struct StepReport {
     pub verdict: Verdict,
     /// Number of trained tokens, where that is not all of them.
     pub trained: Option<u64>,
+    /// What was seen on the way, if `log.layers_every` asks for it.
+    pub observed: Option<Observed>,
+    /// Of every sequence, if `log.sequences` asks for it.
+    pub sequences: Option<Sequences>,
+    /// Of the forward and backward passes.
+    pub passes: PassTimes,
+    /// Of gradient norm and update.
+    pub optimizer: Duration,
 }
 
 impl StepReport {
     /// Whether the update was refused.
     pub fn skipped(&self) -> bool {
         self.verdict.refuses()
+    }
+
+    /// What the clock says of the parts of step `step`, all of which took `total` after `data` seconds of waiting.
+    pub fn times(&self, step: u64, data: f64, total: Duration) -> Times {
+        let PassTimes { forward, head, backward } = self.passes;
+        let parts = [
+            ("forward", forward),
+            ("head", head),
+            ("backward", backward),
+            ("optimizer", self.optimizer),
+            ("step", total),
+        ];
+        let seconds = parts.map(|(name, time)| (name.to_owned(), time.as_secs_f64()));
+        Times { step, seconds: seconds.into_iter().chain([("data".to_owned(), data)]).collect() }
     }
 
     /// As the step that led to `counters` is logged; what a clock says of it is unknown here.
@@ -49,6 +73,7 @@ impl StepReport {
             data_seconds: f64::NAN,
             chain: counters.chain.clone(),
             skipped: self.skipped(),
+            hardware: Vec::new(),
             reset: Vec::new(),
         }
     }
@@ -63,17 +88,20 @@ impl StepReport {
 /// Those of the device. The state is then what it was: only the gradient, which the next step clears, has been touched.
 pub fn step(state: &mut State, config: &Config, batch: &Batch) -> Result<StepReport> {
     let (attempt, trained) = (state.counters.step + 1, batch.trained());
-    let mut loss = forward_and_backward(state, config, batch)? / trained as f64;
+    let passed = forward_and_backward(state, config, batch)?;
+    let mut loss = passed.nats / trained as f64;
     let of_data = failpoint("loss-of-sequence", state.counters.next_sequence);
     if let Some(planted) = failpoint("loss", attempt).or(of_data) {
         loss = planted;
     }
     let lr = state.schedule.lr(state.counters.step);
+    let begun = Instant::now();
     let grad_norm = global_norm(&state.grad)?;
     let verdict = state.guard.judge(&config.guard, attempt, loss, grad_norm);
     if !verdict.refuses() {
         state.optimizer.update(state.model.trained().1, &state.grad, grad_norm, lr)?;
     }
+    let optimizer = begun.elapsed();
     if let Some(planted) = failpoint("weight", attempt) {
         state.model.trained().1.slice_set(&Tensor::from_vec(vec![planted as f32], 1, &Device::Cpu)?, 0, 0)?;
     }
@@ -81,20 +109,58 @@ pub fn step(state: &mut State, config: &Config, batch: &Batch) -> Result<StepRep
         state.chain.extend(&batch.identity(row));
     }
     let counters = &mut state.counters;
+    let (first, losses) = (counters.next_sequence, passed.sequences);
+    let sequences = losses.map(|losses| Sequences { step: attempt, first, losses });
     counters.step += 1;
     counters.tokens += batch.inputs.len() as u64;
     counters.next_sequence += batch.rows() as u64;
     counters.chain = state.chain.to_string();
     counters.updates = state.optimizer.updates;
     let trained = config.is_sft().then_some(trained as u64);
-    Ok(StepReport { loss, grad_norm, lr, verdict, trained })
+    let (observed, passes) = (passed.observed, passed.times);
+    Ok(StepReport { loss, grad_norm, lr, verdict, trained, observed, sequences, passes, optimizer })
 }
 
-/// Leaves the gradient of the mean loss in `state.grad`; returns the sum of the losses in nats.
-fn forward_and_backward(state: &State, config: &Config, batch: &Batch) -> Result<f64> {
+/// All passes of a step.
+#[derive(Default)]
+struct Passed {
+    /// Sum of the losses.
+    nats: f64,
+    sequences: Option<Vec<f64>>,
+    observed: Option<Observed>,
+    times: PassTimes,
+}
+
+impl Passed {
+    fn add(&mut self, pass: Pass, length: usize, targets: &[u32]) -> Result<()> {
+        let losses = pass.losses.to_vec1::<f32>()?;
+        self.nats += losses.iter().map(|&x| x as f64).sum::<f64>();
+        if let Some(sequences) = &mut self.sequences {
+            sequences.extend(losses.chunks(length).zip(targets.chunks(length)).map(mean));
+        }
+        self.observed = match (self.observed.take(), pass.observed) {
+            (Some(a), Some(b)) => Some(a.and(b)),
+            (a, b) => a.or(b),
+        };
+        self.times.forward += pass.times.forward;
+        self.times.head += pass.times.head;
+        self.times.backward += pass.times.backward;
+        Ok(())
+    }
+}
+
+/// Mean loss of the trained tokens of a row.
+fn mean((losses, targets): (&[f32], &[u32])) -> f64 {
+    let trained = targets.iter().filter(|&&target| target != IGNORE).count();
+    losses.iter().map(|&x| f64::from(x)).sum::<f64>() / trained.max(1) as f64
+}
+
+/// Leaves the gradient of the mean loss in `state.grad`.
+fn forward_and_backward(state: &State, config: &Config, batch: &Batch) -> Result<Passed> {
     let scale = 1.0 / batch.trained() as f32;
     zero(&state.grad)?;
-    let mut nats = 0f64;
+    let mut passed = Passed { sequences: config.log.sequences.then(Vec::new), ..Passed::default() };
+    let observe = config.log.layers_due(state.counters.step + 1);
     for (i, first) in (0..batch.rows()).step_by(config.train.micro_batch_size).enumerate() {
         let Batch { length, inputs, targets, starts } = batch.part(first, config.train.micro_batch_size);
         let rows = inputs.len() / length;
@@ -102,12 +168,11 @@ fn forward_and_backward(state: &State, config: &Config, batch: &Batch) -> Result
         let segments = starts.map(|starts| Segments::new(starts, length)).transpose()?;
         let noise = noise(config, state.counters.step, (first * length) as u64);
         let inputs = Tensor::from_vec(inputs, (rows, length), &Device::Cpu)?;
-        let targets = Tensor::from_vec(targets, rows * length, &Device::Cpu)?;
-        let feed = Feed { segments: segments.as_ref(), noise: noise.as_ref() };
-        let losses = state.model.loss_and_backward(&inputs, &targets, feed, scale, &state.grads)?;
-        nats += losses.to_vec1::<f32>()?.iter().map(|&x| x as f64).sum::<f64>();
+        let wanted = Tensor::from_slice(&targets, rows * length, &Device::Cpu)?;
+        let feed = Feed { segments: segments.as_ref(), noise: noise.as_ref(), observe };
+        passed.add(state.model.loss_and_backward(&inputs, &wanted, feed, scale, &state.grads)?, length, &targets)?;
     }
-    Ok(nats)
+    Ok(passed)
 }
 
 /// What is random about the step after `step`, from its token `first_token` on.

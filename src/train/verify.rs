@@ -4,6 +4,7 @@
 //! does not repeat, the answer is that nothing was verified.
 
 use super::identity;
+use super::moved::Moved;
 use super::oracle::{Mismatch, train_mismatch};
 use super::resume::{config_of, locate, make_loader, open_corpus};
 use super::state::{Saved, State};
@@ -143,11 +144,10 @@ fn replay(
 
 /// What differs between the machine and build that made the checkpoint and these.
 fn explain(then: &Value, now: &Value) -> String {
-    let differences = super::differences(then, now);
-    if differences.is_empty() {
-        return "same program, processor and settings: the record or the checkpoint's data were altered, the hardware errs, or the \
-                program is at fault"
-            .into();
+    match Moved::between(then, now).filter(Moved::changes_bits) {
+        Some(moved) => format!("this may be why: {}", moved.told()),
+        None => "same program, processor and settings: the record or the checkpoint's data were altered, the hardware errs, or the \
+                 program is at fault"
+            .into(),
     }
-    format!("this may be why: {}", super::told(&differences))
 }

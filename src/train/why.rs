@@ -1,6 +1,6 @@
 //! `why`: which documents made up a step, and what the model thought of each.
 //!
-//! Nothing was recorded for this: the order of the data is a pure function of seed and sequence, and the sequences of a step follow from
+//! Nothing need be recorded for this: the order of the data is a pure function of seed and sequence, and the sequences of a step follow from
 //! the tokens logged so far and the offsets that rollbacks have left. So it works for any step of any run whose data are still there.
 
 use super::resume::{config_of, make_loader, open_corpus};
@@ -13,7 +13,7 @@ use crate::data::shards::excerpt::{Place, excerpt};
 use crate::data::shards::manifest::Split;
 use crate::data::tokenizer::Tokenizer;
 use crate::eval::total_loss;
-use crate::metrics::{Console, Record, read};
+use crate::metrics::{Console, Record, Sequences, read, read_log};
 use crate::model::Llama;
 use crate::runtime::error::{Exit, fail};
 use anyhow::Result;
@@ -41,6 +41,8 @@ pub struct Why {
     pub judged_by: u64,
     /// The loss that was logged; none if it was not (yet), or not finite.
     pub logged: Option<f64>,
+    /// The losses of the sequences are those of the step itself: they were logged.
+    pub exact: bool,
 }
 
 /// Explains step `step` of the run in `run_dir`.
@@ -74,12 +76,18 @@ pub fn why(run_dir: &Path, step: u64, console: Console) -> Result<Why> {
     let judge = sound.iter().find(|valid| valid.manifest.step < step).or(sound.last());
     let judge = judge.map_or(Ok(source), |valid| Opened::open(&valid.dir))?;
     let judged_by = judge.manifest.as_ref().map_or(0, |manifest| manifest.step);
-    let model = load_model(&judge)?;
-    let mut parts = (first..first + count as u64)
-        .map(|sequence| part(&loader, &model, &corpus.tokenizer, sequence))
+    let logs: Vec<Sequences> = read_log(run_dir)?;
+    let known = logs.into_iter().find(|log| (log.step, log.first, log.losses.len()) == (step, first, count));
+    let losses = match known {
+        Some(ref log) => log.losses.clone(),
+        None => losses(&load_model(&judge)?, &loader, first, count)?,
+    };
+    let mut parts = (first..)
+        .zip(losses)
+        .map(|(sequence, loss)| part(&loader, &corpus.tokenizer, sequence, loss))
         .collect::<Result<Vec<_>>>()?;
     parts.sort_by(|a, b| b.loss.total_cmp(&a.loss));
-    Ok(Why { parts, judged_by, logged })
+    Ok(Why { parts, judged_by, logged, exact: known.is_some() })
 }
 
 /// The first sequence of `step`, how many it has, and the loss that was logged.
@@ -108,7 +116,16 @@ fn sequences(run_dir: &Path, config: &Config, saved: &Saved, step: u64) -> Resul
     Ok((first, count as usize, loss))
 }
 
-fn part(loader: &Loader, model: &Llama, tokenizer: &Tokenizer, sequence: u64) -> Result<Part> {
+fn losses(model: &Llama, loader: &Loader, first: u64, count: usize) -> Result<Vec<f64>> {
+    let of = |sequence| {
+        let batch = loader.batch(sequence, 1)?;
+        let trained = batch.trained().max(1) as f64;
+        Ok(total_loss(model, batch)? / trained)
+    };
+    (first..first + count as u64).map(of).collect()
+}
+
+fn part(loader: &Loader, tokenizer: &Tokenizer, sequence: u64, loss: f64) -> Result<Part> {
     let batch = loader.batch(sequence, 1)?;
     let (source, start) = loader.place(sequence);
     let of_shards = start.and_then(|at| excerpt(Path::new(source), Split::Train, Place::Token(at), 1).ok());
@@ -120,6 +137,5 @@ fn part(loader: &Loader, model: &Llama, tokenizer: &Tokenizer, sequence: u64) ->
     let mut ids = batch.inputs.clone();
     ids.extend(batch.targets.last().filter(|&&id| id != IGNORE));
     let text = tokenizer.decode(&ids, false)?;
-    let trained = batch.trained().max(1) as f64;
-    Ok(Part { sequence, place, text, loss: total_loss(model, batch)? / trained })
+    Ok(Part { sequence, place, text, loss })
 }

@@ -42,6 +42,7 @@ fn a_plan_says_what_a_run_takes() {
     ] {
         assert!(said.contains(part), "{part}: {said}");
     }
+    assert!(said.contains("epochs are known with --probe"), "its shards are yet to be prepared: {said}");
     assert!(
         fails(&["plan", "--config", "configs/llama-1.7b.toml", "--fit", "1GB"], 71).contains("not even a micro-batch")
     );
@@ -67,10 +68,24 @@ fn reports_and_event_files_show_a_run_and_its_resume() {
     let dir = tempfile::tempdir().unwrap();
     let run = pretrain(dir.path(), "run", &["train.steps=6", "schedule.decay_steps=12", "log.tensorboard=true"]);
     let lines = |name: &str| std::fs::read_to_string(run.join(name)).unwrap().lines().count();
+    let clock = |run: &Path| crate::support::records(&run.join("times.jsonl"));
     let all = || 1 + lines("metrics.jsonl") + lines("samples.jsonl");
     assert_eq!(frames(&run), all());
     ok(&["resume", "--ckpt", arg(&run.join("checkpoints/step-00000004")), "--set", "train.steps=12", "--quiet"]);
     assert_eq!(frames(&run), all());
+    // Each step once, and its parts are all of it but a little; besides them what came between the steps.
+    let times = clock(&run);
+    let steps: Vec<_> = times.iter().filter(|t| t["seconds"].get("step").is_some()).collect();
+    assert_eq!(steps.iter().map(|t| t["step"].as_u64().unwrap()).collect::<Vec<_>>(), (1..=12).collect::<Vec<_>>());
+    for step in steps {
+        let seconds = step["seconds"].as_object().unwrap();
+        let whole = seconds["step"].as_f64().unwrap();
+        let parts: f64 = seconds.iter().filter(|(name, _)| *name != "step").map(|(_, s)| s.as_f64().unwrap()).sum();
+        assert!(seconds.len() == 6 && (0.5 * whole..=whole).contains(&parts), "{step}");
+    }
+    for what in ["validation", "samples", "saving"] {
+        assert!(times.iter().any(|t| t["seconds"].get(what).is_some()), "{what}");
+    }
     ok(&["report", arg(&run), "--watch", "--quiet"]); // ends, because the run has
     let page = std::fs::read_to_string(run.join("report.html")).unwrap();
     assert!(page.contains("step 12 of 12, finished") && page.contains("train.steps") && page.contains("One day"));
@@ -125,6 +140,8 @@ fn a_planted_document_is_ranked_first_in_its_step() {
         "checkpoint.every=40",
         "--set",
         "eval.every=0",
+        "--set",
+        "log.sequences=true",
         "--quiet",
     ]);
     let quiet = llama_lite::metrics::Console { quiet: true, terminal: false, color: false };
@@ -138,8 +155,13 @@ fn a_planted_document_is_ranked_first_in_its_step() {
     let first = said.split("\nloss ").nth(1).unwrap();
     assert!(first.contains("qzxj"), "{said}");
     assert_eq!(said.matches("\nloss ").count(), 4, "{said}");
-    // The mean over the step is near the loss that was logged, by a model of some steps before.
     assert!(said.contains("logged loss"), "{said}");
+    // Where the losses of the sequences were logged they make up the loss of the step; elsewhere a model of some steps before judges.
+    let found = |step| llama_lite::train::why::why(&run, step, quiet).unwrap();
+    let (late, early) = (found(97), found(31));
+    let mean = late.parts.iter().map(|part| part.loss).sum::<f64>() / late.parts.len() as f64;
+    assert!(late.exact && (mean - late.logged.unwrap()).abs() < 1e-6, "{mean} {:?}", late.logged);
+    assert!(!early.exact && early.judged_by == 20, "{}", early.judged_by);
     assert!(fails(&["why", arg(&run), "--step", "121"], 78).contains("steps 1 to 120"));
 }
 
@@ -150,7 +172,8 @@ fn branches_go_on_from_one_checkpoint() {
     let run = pretrain(dir.path(), "run", &[]);
     let out = dir.path().join("forks");
     let ckpt = run.join("checkpoints/step-00000004");
-    let branches = ["exact", "weights-only: reset=optimizer", "hot: optimizer.lr=5e-2"];
+    let branches =
+        ["exact", "weights-only: reset=optimizer", "hot: optimizer.lr=5e-2", "late: skip=8", "other: data.seed=7"];
     let mut args = vec!["fork", arg(&ckpt), "--steps", "8", "--out", arg(&out), "--quiet"];
     branches.iter().for_each(|branch| args.extend(["--branch", branch]));
     ok(&args);
@@ -170,6 +193,65 @@ fn branches_go_on_from_one_checkpoint() {
         assert_ne!(other[5]["loss"], whole[5]["loss"], "{name}");
     }
     assert_eq!(weights[4]["reset"].as_array().unwrap().len(), 2);
+    // Two steps of four sequences are passed over: what the run saw in step 7 the branch sees in step 5.
+    let quiet = llama_lite::metrics::Console { quiet: true, terminal: false, color: false };
+    let seen = |run: &Path, step| -> Vec<String> {
+        llama_lite::train::why::why(run, step, quiet).unwrap().parts.into_iter().map(|part| part.text).collect()
+    };
+    let sorted = |mut texts: Vec<String>| {
+        texts.sort();
+        texts
+    };
+    assert_eq!(sorted(seen(&out.join("late"), 5)), sorted(seen(&run, 7)));
+    assert_ne!(sorted(seen(&out.join("other"), 5)), sorted(seen(&run, 5)));
     assert!(fails(&args, 78).contains("is there already"));
     assert!(fails(&["fork", arg(&ckpt), "--steps", "1", "--branch", "a: lr=1"], 78).contains("section.key=value"));
+}
+
+/// Another processor is allowed, and said everywhere: in the terminal, the events, the metrics, the report. Another number of threads
+/// changes the speed alone.
+#[test]
+fn a_run_that_moves_to_another_machine_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = pretrain(dir.path(), "run", &["train.steps=4", "schedule.decay_steps=60", "log.layers_every=2"]);
+    let events = |kind: &str| -> Vec<serde_json::Value> {
+        crate::support::records(&run.join("events.jsonl")).into_iter().filter(|e| e["kind"] == kind).collect()
+    };
+    let train = |step: usize| -> serde_json::Value {
+        let all = crate::support::records(&run.join("metrics.jsonl"));
+        all.into_iter().filter(|r| r["kind"] == "train").nth(step - 1).unwrap()
+    };
+    let go_on = |steps: &str| crate::support::stderr(&ok(&["resume", "--ckpt", arg(&run), "--set", steps]));
+    crate::support::restate(&run.join("checkpoints/step-00000004"), |text| {
+        text.replace("\"threads\": 2", "\"threads\": 3")
+    });
+    assert!(!go_on("train.steps=8").contains("bit-exactness"));
+    assert_eq!(events("hardware")[0]["changes"][0]["key"], "threads");
+    assert!(train(5).get("hardware").is_none());
+
+    let elsewhere = |text: String| {
+        let mut state: serde_json::Value = serde_json::from_str(&text).unwrap();
+        state["build"]["cpu"] = "Another Processor".into();
+        state["build"]["numerics"] = "0123456789abcdef".into();
+        serde_json::to_string_pretty(&state).unwrap()
+    };
+    crate::support::restate(&run.join("checkpoints/step-00000008"), elsewhere);
+    let said = go_on("train.steps=32");
+    assert!(said.contains("bit-exactness is not promised from step 8 on: cpu was \"Another Processor\""), "{said}");
+    assert_eq!(train(9)["hardware"], serde_json::json!(["cpu", "numerics"]));
+    assert!(train(10).get("hardware").is_none());
+    let event = &events("hardware")[1];
+    let expected = event["expected_loss_difference"].as_f64().unwrap();
+    assert!((1e-10..1e-5).contains(&expected), "{event}");
+    let speed = events("speed");
+    assert_eq!((speed.len(), &speed[0]["step"]), (1, &29.into()), "after 20 steps and one to warm up");
+    assert!(speed[0]["ratio"].as_f64().unwrap() > 0.0);
+    let report = stdout(&ok(&["report", arg(&run), "--text"]));
+    assert!(report.contains("expected_loss_difference") && report.contains("tokens_per_second_before"), "{report}");
+    // What the layers do is logged along the way: attention logits of each block, and the rest of each layer.
+    let layers = crate::support::records(&run.join("metrics.jsonl")).into_iter().filter(|r| r["kind"] == "layers");
+    let layers: Vec<_> = layers.collect();
+    assert_eq!(layers.len(), 16);
+    assert_eq!(layers[0]["attention_logit_max"].as_array().unwrap().len(), 2);
+    assert_eq!(layers[0]["adam_step"].as_array().unwrap().len(), layers[0]["names"].as_array().unwrap().len());
 }

@@ -37,7 +37,7 @@ const ALLOWED: [(&str, &[&str]); 13] = [
     ("model", &["config", "runtime", "ops"]),
     ("data", &["config", "runtime"]),
     ("metrics", &["config", "runtime"]),
-    ("report", &["runtime", "metrics"]),
+    ("report", &["config", "runtime", "metrics"]),
     ("checkpoint", &["config", "runtime", "model", "data"]),
     ("sample", &["config", "runtime", "ops", "model", "data", "checkpoint"]),
     ("eval", &["config", "runtime", "ops", "model", "data", "checkpoint", "sample", "metrics"]),

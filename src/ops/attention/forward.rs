@@ -75,6 +75,26 @@ pub(super) fn forward_head(
     }
 }
 
+/// The largest logit that any query of a head has with a key it sees.
+pub(super) fn head_max_logit(q: Rows, keys: Rows, queries: usize, scale: f32, starts: Option<&[u32]>) -> f32 {
+    let keys_t = Packed::new(keys.mat(0, queries).t(), Precision::F32);
+    let mut logits = cpu::output(BLOCK.min(queries) * queries);
+    let mut most = f32::NEG_INFINITY;
+    for first in (0..queries).step_by(BLOCK) {
+        let span = Span::new(first, queries, 0, starts);
+        let logits = &mut logits[..span.rows * span.keys];
+        let keys = keys_t.panels().columns(span.lo..span.lo + span.keys);
+        // SAFETY: `logits` is exclusively borrowed and holds rows x keys.
+        unsafe { matmul_packed(logits.as_mut_ptr(), span.keys, Into::Overwrite, scale, q.mat(first, span.rows), keys) };
+        cpu::simd!({
+            for (i, row) in logits.chunks_exact(span.keys).enumerate() {
+                most = most.max(cpu::max(&row[span.seen(i)]));
+            }
+        });
+    }
+    most
+}
+
 /// Fewer queries than this are not worth packing keys and values for.
 pub(super) const FEW: usize = 8;
 

@@ -14,6 +14,7 @@ fn step(step: u64, loss: f64) -> Train {
         data_seconds: 0.5,
         chain: "0".into(),
         skipped: !loss.is_finite(),
+        hardware: Vec::new(),
         reset: vec![],
     }
 }
@@ -25,6 +26,14 @@ fn made(dir: &Path, n: u64, lr: &str) -> PathBuf {
     for i in 1..=n {
         lines.push(Record::Train(step(i, if i == 3 { f64::NAN } else { 2.0 + 1.0 / i as f64 })));
     }
+    let parts =
+        [("data", 0.25), ("forward", 0.5), ("head", 0.125), ("backward", 1.0), ("optimizer", 0.025), ("step", 2.0)];
+    let mut times: Vec<Times> = Vec::new();
+    let seconds = |parts: &[(&str, f64)]| parts.iter().map(|&(name, s)| (name.to_owned(), s)).collect();
+    times.extend((1..=n).map(|step| Times { step, seconds: seconds(&parts) }));
+    times.push(Times { step: n, seconds: seconds(&[("validation", 7.0)]) });
+    let times: String = times.iter().map(|times| serde_json::to_string(times).unwrap() + "\n").collect();
+    std::fs::write(dir.join("times.jsonl"), times).unwrap();
     let val = Val { step: n, loss: 2.0, bits_per_byte: 1.0, tokens: 10, floor_bits_per_byte: Some(0.5) };
     lines.push(Record::Val(val));
     lines.push(Record::Eval(Eval { step: n, task: "piqa".into(), metric: "acc".into(), value: 0.6, stderr: 0.01 }));
@@ -48,7 +57,13 @@ fn a_run_becomes_points_that_keep_its_extremes() {
     // The first point holds the largest loss, the refused step is no number among them.
     assert_eq!(run.train.high[0], 3.0);
     assert!(run.train.smooth.iter().all(|loss| (2.0..3.0).contains(loss)));
-    assert!((run.train.tokens_per_second[5] - 50.0).abs() < 1e-9 && (run.train.data_share[5] - 0.25).abs() < 1e-9);
+    assert!((run.train.tokens_per_second[5] - 50.0).abs() < 1e-9);
+    // 4000 steps of 2 s, of which 0.1 s are in no part, and one validation.
+    assert_eq!((run.spent["forward"], run.spent["validation"]), (2000.0, 7.0));
+    assert!((run.spent["other"] - 400.0).abs() < 1e-6 && !run.spent.contains_key("step"));
+    assert!(run.parts.step.len() <= POINTS && run.parts.seconds["backward"].iter().all(|&s| s == 1.0));
+    assert_eq!(run.parts.tokens.last(), Some(&400_000));
+    assert_eq!(run.flops_per_token, None, "of half a configuration nothing is known");
     assert_eq!((run.val[0].seen, run.evals[0].seen), (400_000, 400_000));
     assert_eq!(
         (run.events[1].tokens, run.events[1].marked, run.events[1].text.as_str()),
@@ -66,6 +81,7 @@ fn runs_are_compared_and_text_of_strangers_stays_text() {
     assert_eq!(names, ["a/run", "b/run"]);
     let [d] = report.differences.as_slice() else { panic!("{:?}", report.differences) };
     assert_eq!((d.key.as_str(), d.values.clone()), ("optimizer.lr", vec![Some("0.1".into()), Some("0.2".into())]));
+    assert!(report.replicas.is_empty());
     let html = page(&report, Some(5)).unwrap();
     assert_eq!(html.matches("</script>").count(), 2, "a sample ends no script");
     assert!(
@@ -79,4 +95,18 @@ fn runs_are_compared_and_text_of_strangers_stays_text() {
         assert!(said.contains(part), "{part}: {said}");
     }
     assert!(collect(&[dir.path().join("none")]).unwrap_err().to_string().contains("no metrics.jsonl"));
+}
+
+/// Two seeds of one configuration are replicas; not so a run that was given other data on the way.
+#[test]
+fn runs_that_differ_in_their_seeds_show_the_noise() {
+    let dir = tempfile::tempdir().unwrap();
+    let dirs: Vec<PathBuf> = ["a", "b", "c", "d"].iter().map(|name| made(&dir.path().join(name), 4, "0.1")).collect();
+    for (i, dir) in dirs.iter().enumerate() {
+        let seed = format!("[optimizer]\nlr = {}\n[data]\nseed = {i}\n", if i == 1 { 0.2 } else { 0.1 });
+        std::fs::write(dir.join("config.toml"), seed).unwrap();
+    }
+    let skipped = "{\"time\":\"t\",\"kind\":\"resume\",\"step\":2,\"reset\":[],\"skipped_sequences\":[8,16]}\n";
+    std::fs::write(dirs[3].join("events.jsonl"), skipped).unwrap();
+    assert_eq!(collect(&dirs).unwrap().replicas, [[0, 2]]);
 }

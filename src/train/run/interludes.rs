@@ -7,7 +7,7 @@ use crate::data::rows::Rows;
 use crate::eval::benchmark::evaluate;
 use crate::eval::report::lines;
 use crate::eval::{Score, score};
-use crate::metrics::{Eval, Record, SampleRecord, Val, read, read_samples};
+use crate::metrics::{Eval, Record, SampleRecord, Val, read, read_log};
 use crate::runtime::failpoint::failpoint;
 use crate::sample::sampler::{Sampler, SamplerConfig};
 use crate::sample::{Limits, encode_prompt, generate};
@@ -54,7 +54,7 @@ impl Run {
             self.benchmark()?;
         }
         if self.config.sample.every > 0 && self.due(self.config.sample.every) {
-            let logged = read_samples(&self.place.dir.join("samples.jsonl"))?;
+            let logged: Vec<SampleRecord> = read_log(&self.place.dir)?;
             let ours =
                 |sample: &&SampleRecord| sample.step == step && self.config.sample.prompts.contains(&sample.prompt);
             self.sample(logged.iter().filter(ours).count())?;
@@ -79,8 +79,7 @@ impl Run {
         self.curve.push(point(&val));
         self.progress.val(&val);
         self.log(Record::Val(val))?;
-        self.progress.interruption("validation", self.config.eval.every, begun.elapsed());
-        Ok(())
+        self.held_up("validation", self.config.eval.every, begun.elapsed())
     }
 
     /// The present model on `rows`; none if it was cut short by a request to stop.
@@ -138,8 +137,7 @@ impl Run {
             }
             self.progress.task(step, &line.name, &line.metrics.iter().map(|m| (m.name, m.value)).collect::<Vec<_>>());
         }
-        self.progress.interruption("tasks", self.tasks_every(), begun.elapsed());
-        Ok(())
+        self.held_up("tasks", self.tasks_every(), begun.elapsed())
     }
 
     /// How tokens are drawn in this run.
@@ -179,7 +177,6 @@ impl Run {
             self.progress.sample(step, prompt, &text);
             self.log_sample(&SampleRecord { step, prompt: prompt.clone(), text, seed: s.seed })?;
         }
-        self.progress.interruption("samples", s.every, begun.elapsed());
-        Ok(())
+        self.held_up("samples", s.every, begun.elapsed())
     }
 }

@@ -52,8 +52,7 @@ impl Run {
         }
         let share = |count: usize| count as f64 / judged.len() as f64;
         self.progress.task(step, ANSWERS, &[("ended", share(ended)), ("proper", share(proper))]);
-        self.progress.interruption("answers", self.config.eval.every, begun.elapsed());
-        Ok(())
+        self.held_up("answers", self.config.eval.every, begun.elapsed())
     }
 
     /// An answer drawn as `[sample]` says, the same at every run; none if it was cut short by a request to stop. The likeliest one would
@@ -80,6 +79,7 @@ impl Run {
     /// The loss on the validation rows of the data that the tuned model was made from.
     pub(super) fn base_validation(&mut self) -> Result<()> {
         let Some(rows) = &self.corpus.base_val else { return Ok(()) };
+        let begun = Instant::now();
         let step = self.state.counters.step;
         self.progress.doing("validating on the base data");
         self.watchdog.begins(format!("validating on the base data at step {step}"));
@@ -90,7 +90,7 @@ impl Run {
             self.log(Record::Eval(Eval { step, task, metric, value, stderr: f64::NAN }))?;
         }
         self.progress.task(step, BASE, &all);
-        Ok(())
+        self.held_up("base validation", self.config.eval.every, begun.elapsed())
     }
 }
 

@@ -51,8 +51,7 @@ impl Run {
             logs: vec![self.logs.metrics.syncer()?, self.logs.samples.syncer()?],
         })?;
         self.stalled = begun.elapsed();
-        self.progress.interruption("saving", self.config.checkpoint.every, self.stalled);
-        Ok(())
+        self.held_up("saving", self.config.checkpoint.every, self.stalled)
     }
 
     /// Makes logs and then a checkpoint durable before anything else is done.
@@ -67,8 +66,10 @@ impl Run {
         self.watchdog.begins(format!("saving at step {step}"));
         let result = self.write_live();
         self.stalled = begun.elapsed();
-        self.progress.interruption("saving", self.config.checkpoint.every, self.stalled);
-        self.judge_save(step, result, self.stalled)
+        let stalled = self.stalled;
+        self.judge_save(step, result, stalled)?;
+        // Only then: on a disk that has refused the checkpoint there may be no room for this either.
+        self.held_up("saving", self.config.checkpoint.every, stalled)
     }
 
     pub(super) fn write_live(&mut self) -> Result<PathBuf> {

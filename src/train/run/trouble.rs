@@ -3,9 +3,9 @@
 //! The ladder: refuse the update; after three in a row (or ten in a thousand steps) go back to the last checkpoint from before the
 //! trouble and past the data that led to it; after `guard.rollbacks` of those, stop and leave a report.
 
-use super::Run;
+use super::{Logs, Run};
 use crate::checkpoint::{self, Opened};
-use crate::metrics::{MetricsLog, SampleLog, TensorBoard};
+use crate::metrics::Events;
 use crate::model::params::Spec;
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::write_atomic;
@@ -76,11 +76,8 @@ impl Run {
         self.state.counters.next_sequence = next;
         self.state.data_offsets.push(DataOffset { step: to_step, from, to: next });
         // The steps after it are taken again, with other data.
-        self.logs.metrics = MetricsLog::open(&self.place.dir, Some(to_step))?;
-        self.logs.samples = SampleLog::open(&self.place.dir, Some(to_step))?;
-        if self.logs.board.is_some() {
-            self.logs.board = Some(TensorBoard::open(&self.place.dir)?);
-        }
+        let events = Events::open(&self.place.dir)?;
+        self.logs = Logs::open(&self.place.dir, &self.config.log, events, Some(to_step))?;
         self.oracle = Oracle::default();
         self.curve.retain(|(at, _)| *at <= to_step as f64);
         self.saved_step = Some(to_step);

@@ -58,6 +58,7 @@ impl Point {
             data_seconds,
             chain,
             skipped: false,
+            hardware: Vec::new(),
             reset: vec![],
         };
         let val = Val { step, loss, bits_per_byte: loss / 3.0, tokens: 1000, floor_bits_per_byte: None };
