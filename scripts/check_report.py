@@ -40,7 +40,10 @@ def main() -> None:
     def shot(name: str) -> None:
         if args.screenshots:
             args.screenshots.mkdir(parents=True, exist_ok=True)
+            size = browser.get_window_size()
+            browser.set_window_size(size["width"], browser.execute_script("return document.documentElement.scrollHeight") + 150)
             browser.save_screenshot(str(args.screenshots / f"{name}.png"))
+            browser.set_window_size(size["width"], size["height"])
 
     address = args.page.resolve().as_uri()
     browser.get(address)
@@ -69,6 +72,19 @@ def main() -> None:
         last, steps = text.text, int(slider.get_attribute("max"))
         slider.send_keys(Keys.HOME)
         check(f"a slider over {steps + 1} steps changes the text", steps == 0 or text.text != last)
+    layers = browser.find_elements(By.CSS_SELECTOR, "#layers select")
+    wanted = sum(bool(run["layers"]) for run in data["runs"])
+    shown = "return [...document.querySelectorAll('#layers figure')].findIndex(f => f.offsetParent)"
+    first = browser.execute_script(shown)
+    if layers:
+        layers[0].send_keys(Keys.ARROW_DOWN)
+    check("the layers of another run can be chosen", bool(layers) == (wanted > 1) and (not layers or browser.execute_script(shown) != first))
+    scores = browser.find_elements(By.CSS_SELECTOR, "#evaluations:not([hidden]) #scores")
+    for select in scores:
+        score = "return document.querySelector('#eval-charts path').getAttribute('d')"
+        before = browser.execute_script(score)
+        select.find_element(By.CSS_SELECTOR, "option[value=val]").click()
+        check("scores can be seen against validation loss", browser.execute_script(score) != before)
     path = "return document.querySelector('figure path').getAttribute('d')"
     tokens = browser.execute_script(path)
     browser.find_element(By.CSS_SELECTOR, "#x option[value=step]").click()

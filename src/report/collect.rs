@@ -205,16 +205,51 @@ fn told(event: &Value, tokens_at: &impl Fn(u64) -> u64) -> Event {
     for key in ["time", "kind", "step", "build"] {
         rest.shift_remove(key);
     }
-    let said = |(key, value): (&String, &Value)| {
-        format!("{key} {}", value.as_str().map_or_else(|| value.to_string(), str::to_owned))
-    };
+    let said = |(key, value): (&String, &Value)| format!("{key} {}", shown(value));
     Event {
-        time: event["time"].as_str().unwrap_or_default().to_owned(),
+        time: event["time"]
+            .as_str()
+            .map_or_else(String::new, |time| time.split('.').next().unwrap_or(time).replace('T', " ")),
         tokens: tokens_at(step),
-        text: rest.iter().filter(|(_, value)| !value.is_null()).map(said).collect::<Vec<_>>().join(", "),
+        text: rest
+            .iter()
+            .filter(|(_, value)| !value.is_null() && **value != Value::Array(Vec::new()))
+            .map(said)
+            .collect::<Vec<_>>()
+            .join(", "),
         marked: MARKED.contains(&kind.as_str()),
         step,
         kind,
+    }
+}
+
+/// A value as a reader wants it: changes with arrows, texts without quotes.
+fn shown(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Array(all) => all.iter().map(shown).collect::<Vec<_>>().join("; "),
+        Value::Object(of) if of.contains_key("key") => {
+            format!("{} {} → {}", shown(&value["key"]), shown(&value["old"]), shown(&value["new"]))
+        }
+        Value::Object(of) => {
+            of.iter().map(|(key, value)| format!("{key} {}", shown(value))).collect::<Vec<_>>().join(" ")
+        }
+        _ => short(value),
+    }
+}
+
+/// Numbers with four digits: more of them say nothing to a reader.
+fn short(value: &Value) -> String {
+    match value.as_f64().filter(|_| value.is_f64()) {
+        Some(x) if x.abs() >= 1e4 => format!("{x:.0}"),
+        Some(x) if (1e-3..1e4).contains(&x.abs()) => {
+            let digits = (3 - x.abs().log10().floor() as i32).clamp(0, 9) as usize;
+            let text = format!("{x:.digits$}");
+            let trimmed = text.trim_end_matches('0').trim_end_matches('.');
+            if text.contains('.') { trimmed.to_owned() } else { text }
+        }
+        Some(x) if x != 0.0 => format!("{x:.3e}"),
+        _ => value.to_string(),
     }
 }
 

@@ -1,7 +1,7 @@
 "use strict";
 // All data are in the page; nothing is fetched. Text of runs and models is only ever set as textContent.
 const data = JSON.parse(document.getElementById("data").textContent);
-const COLORS = ["#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#be185d", "#65a30d"];
+const COLORS = ["#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#be185d", "#65a30d", "#92400e", "#475569", "#c026d3", "#0f766e"];
 const color = (i) => COLORS[i % COLORS.length];
 const NS = "http://www.w3.org/2000/svg";
 const state = { x: "tokens", scores: "" };
@@ -165,7 +165,8 @@ function legend(c, pick) {
   for (const s of c.series) {
     const p = pick(s), item = make(c.read, "span");
     make(item, "span", { class: "key", style: `background:${s.color ?? color(s.run)}${s.dash ? ";opacity:.55" : ""}` });
-    item.append(`${s.name}: ${Number.isFinite(p.y) ? short(p.y) : "refused"} (step ${p.step})  `);
+    if (s.noise) item.append(`${s.name}: ± ${short(p.high)} (step ${p.step})  `);
+    else item.append(`${s.name}: ${Number.isFinite(p.y) ? short(p.y) : "refused"} (step ${p.step})  `);
   }
 }
 
@@ -217,7 +218,7 @@ function against(parent) {
     return { step: v.step, tokens: v.seen, y: 0, low: -two, high: two };
   };
   const band = group.length ? [{
-    run: 0, name: `± 2 standard deviations of ${group.length} seeds, here 0`, band: true, color: "#8a8f99",
+    run: 0, name: `2 standard deviations of ${group.length} seeds`, band: true, noise: true, color: "#8a8f99",
     points: data.runs[group[0]].val.map(spread).filter((p) => Number.isFinite(p.high)),
   }] : [];
   const noise = group.length ? "grey: what seeds alone do" : "no two runs differ in their seeds alone, so noise is not known";

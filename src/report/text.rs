@@ -10,7 +10,7 @@ const PLOT: (usize, usize) = (72, 14);
 /// Events shown of each run: the last ones.
 const EVENTS: usize = 12;
 
-/// State, curve, last scores, events and differences of every run.
+/// State, curve, what the time went into, last scores, events and differences of every run.
 pub fn text(report: &Report) -> String {
     let mut out = String::new();
     for run in &report.runs {
@@ -29,6 +29,14 @@ pub fn text(report: &Report) -> String {
         };
         let floor = run.val.iter().find_map(|v| v.record.floor_bits_per_byte).filter(|_| bits);
         out.push_str(&ascii_plot(&curve, PLOT.0, PLOT.1, floor, title));
+        let all: f64 = run.spent.values().sum();
+        if all > 0.0 {
+            let mut spent: Vec<(&String, &f64)> = run.spent.iter().collect();
+            spent.sort_by(|a, b| b.1.total_cmp(a.1));
+            let share = |(what, seconds): (&String, &f64)| format!("{what} {:.1} %", 100.0 * seconds / all);
+            let spent: Vec<String> = spent.into_iter().map(share).collect();
+            out.push_str(&format!("\ntime  {all:.0} s: {}\n", spent.join(", ")));
+        }
         if let Some(last) = run.evals.last() {
             out.push_str("\nscores\n");
             for e in run.evals.iter().filter(|e| e.record.step == last.record.step) {

@@ -110,3 +110,11 @@ fn runs_that_differ_in_their_seeds_show_the_noise() {
     std::fs::write(dirs[3].join("events.jsonl"), skipped).unwrap();
     assert_eq!(collect(&dirs).unwrap().replicas, [[0, 2]]);
 }
+
+#[test]
+fn numbers_of_events_are_short() {
+    let said = |x: f64| short(&x.into());
+    let all = [30351.56973, 0.58894638, 1.5, 2.0, 1234.56, 12.0, 1e-7, 0.0, -0.25, 100.0].map(said);
+    assert_eq!(all, ["30352", "0.5889", "1.5", "2", "1235", "12", "1.000e-7", "0.0", "-0.25", "100"]);
+    assert_eq!(short(&serde_json::json!(1200)), "1200");
+}
