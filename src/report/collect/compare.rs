@@ -51,9 +51,9 @@ pub(super) fn replicas(runs: &[Run]) -> Vec<Vec<usize>> {
     let but_seeds = |run: &Run| -> BTreeMap<String, String> {
         run.config.clone().into_iter().filter(|(key, _)| !SEEDS.contains(&key.as_str())).collect()
     };
-    let mut groups: BTreeMap<(BTreeMap<String, String>, Vec<String>), Vec<usize>> = BTreeMap::new();
+    let mut groups: BTreeMap<_, Vec<usize>> = BTreeMap::new();
     for (i, run) in runs.iter().enumerate().filter(|(_, run)| !run.config.is_empty()) {
-        groups.entry((but_seeds(run), run.given_up.clone())).or_default().push(i);
+        groups.entry((but_seeds(run), &run.given_up)).or_default().push(i);
     }
     groups.into_values().filter(|group| group.len() > 1).collect()
 }
