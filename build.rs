@@ -1,4 +1,8 @@
-//! Puts the commit into the version string, so that every checkpoint and report can say what made it.
+//! Puts the commit into the version string, so that every checkpoint and report can say what made it; compiles the CUDA kernels if asked to.
+
+#[cfg(feature = "cuda")]
+#[path = "src/ops/cuda/build.rs"]
+mod cuda;
 
 use std::process::Command;
 
@@ -8,6 +12,14 @@ fn git(args: &[&str]) -> Option<String> {
 }
 
 fn main() {
+    name_commit();
+    #[cfg(feature = "cuda")]
+    if let Err(error) = cuda::build() {
+        println!("cargo::error={error}");
+    }
+}
+
+fn name_commit() {
     // Also right in a source archive without git: then the version alone is printed.
     let commit = git(&["rev-parse", "--short=12", "HEAD"]).unwrap_or_default();
     let dirty = git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|s| !s.is_empty());

@@ -2,13 +2,13 @@
 
 use super::print;
 use crate::ops::precision::Precision;
-use crate::ops::{selftest, simd_level};
+use crate::ops::{device, selftest, simd_level};
 use crate::runtime::error::{Exit, fail};
 use anyhow::Result;
 
 pub(super) fn run() -> Result<()> {
     let mut text = format!(
-        "llama-lite {}\nplatform   {} {}\ncpu        {} threads, {}, bf16 products: {}\ncuda       not in this build\n\nself-test  (largest relative difference \
+        "llama-lite {}\nplatform   {} {}\ncpu        {} threads, {}, bf16 products: {}\ngpu        {}\n\nself-test  (largest relative difference \
          from candle's autograd, at most {:.0e})\n",
         crate::VERSION,
         std::env::consts::OS,
@@ -16,6 +16,7 @@ pub(super) fn run() -> Result<()> {
         rayon::current_num_threads(),
         simd_level(),
         if Precision::Bf16.supported() { "yes" } else { "no" },
+        gpu(),
         selftest::TOLERANCE,
     );
     let outcomes = selftest::run()?;
@@ -23,11 +24,41 @@ pub(super) fn run() -> Result<()> {
         text += &format!("  {:<14} {:.1e}  {}\n", o.op, o.difference, if o.passed() { "ok" } else { "FAILED" });
     }
     print(&text)?;
-    let failed: Vec<&str> = outcomes.iter().filter(|o| !o.passed()).map(|o| o.op).collect();
+    let mut failed: Vec<String> = outcomes.iter().filter(|o| !o.passed()).map(|o| o.op.to_owned()).collect();
+    failed.extend(on_gpu()?);
     if failed.is_empty() {
         return print("\nall operations compute what they should");
     }
     Err(fail(Exit::Internal, format!("self-test failed: {}", failed.join(", ")))
         .hint("do not trust training on this machine; please report this output")
         .into())
+}
+
+fn gpu() -> String {
+    match device::describe() {
+        Some((name, driver)) => format!("{name}, driver for {driver}"),
+        None if cfg!(feature = "cuda") => "none is used: there is none, no driver was found, or --device cpu".into(),
+        None => "not in this build".into(),
+    }
+}
+
+/// Compares the GPU's kernels with the CPU, if there is one; returns what failed.
+#[cfg(feature = "cuda")]
+fn on_gpu() -> Result<Vec<String>> {
+    if device::used().is_cpu() {
+        return Ok(Vec::new());
+    }
+    let mut text = "\nkernels    (largest relative difference from the CPU's results, and the limit)\n".to_owned();
+    let found = crate::ops::gpu_selftest(device::used())?;
+    for a in &found {
+        let verdict = if a.passed() { "ok" } else { "FAILED" };
+        text += &format!("  {:<32} {:.1e} of {:.1e}  {verdict}\n", a.what, a.difference, a.limit);
+    }
+    print(&text)?;
+    Ok(found.iter().filter(|a| !a.passed()).map(|a| a.what.clone()).collect())
+}
+
+#[cfg(not(feature = "cuda"))]
+fn on_gpu() -> Result<Vec<String>> {
+    Ok(Vec::new())
 }

@@ -20,6 +20,7 @@ use crate::config::{Config, print_config};
 use crate::data::tokenizer::Tokenizer;
 use crate::metrics::{self, Console};
 use crate::model::Llama;
+use crate::ops::device::{self, Wanted, choose};
 use crate::runtime::error::{Exit, fail, failure_in, note};
 use crate::runtime::memory;
 use crate::train::begin;
@@ -119,6 +120,11 @@ fn load(ckpt: &Path) -> Result<Loaded> {
         .into());
     }
     memory::check(source.model.n_params().saturating_mul(4), "this model in f32", "use a machine with more memory")?;
+    if source.adapter().is_some() && !device::used().is_cpu() {
+        return Err(fail(Exit::Config, "LoRA adapters do not work on a GPU yet")
+            .hint("use --device cpu, or merge them: export --merge-lora")
+            .into());
+    }
     let model = load_model(&source)?;
     Ok(Loaded { source, tokenizer, model })
 }
@@ -143,12 +149,12 @@ fn console(global: &Global) -> Console {
 }
 
 fn check_device(global: &Global) -> Result<()> {
-    match global.device {
-        Device::Auto | Device::Cpu => Ok(()),
-        Device::Cuda(_) => {
-            Err(fail(Exit::Config, "--device cuda: this build has no CUDA support").hint("use --device cpu").into())
-        }
-    }
+    let wanted = match global.device {
+        Device::Auto => Wanted::Auto,
+        Device::Cpu => Wanted::Cpu,
+        Device::Cuda(number) => Wanted::Gpu(number),
+    };
+    Ok(choose(wanted)?)
 }
 
 /// More threads than any machine has cores only cost memory and patience.

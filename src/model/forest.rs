@@ -9,7 +9,7 @@ use crate::ops::rms_norm::{Normed, add_rms_norm};
 use crate::ops::rope::{Rope, rope};
 use crate::ops::segments::Places;
 use crate::ops::swiglu::swiglu;
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Device, Result, Tensor, bail};
 
 /// A token whose probability is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ impl Llama {
             bail!("{} tokens for a forest of {}", row.len(), forest.len());
         }
         let device = self.flat.device();
-        let mut stream = self.embed(&Tensor::from_vec(row, (1, forest.len()), device)?)?;
+        let mut stream = self.embed(&Tensor::from_vec(row, (1, forest.len()), &Device::Cpu)?)?;
         for block in &self.blocks {
             stream = block.forward_forest(stream, &self.rope, forest)?;
         }
@@ -51,7 +51,7 @@ impl Llama {
         let places = Tensor::from_vec(places, wanted.len(), device)?;
         let rows = self.final_norm(&stream)?.y.squeeze(0)?.index_select(&places, 0)?;
         let targets: Vec<u32> = wanted.iter().map(|w| w.target).collect();
-        score(&rows, &self.weights.lm_head, &Tensor::from_vec(targets, wanted.len(), device)?, self.precision)
+        score(&rows, &self.weights.lm_head, &Tensor::from_vec(targets, wanted.len(), &Device::Cpu)?, self.precision)
     }
 }
 
@@ -61,7 +61,6 @@ mod tests {
     use super::*;
     use crate::model::init::init;
     use crate::model::params::Layout;
-    use candle_core::Device;
 
     /// Every token of every sequence of a forest has the loss that it has in a row of its own.
     #[test]

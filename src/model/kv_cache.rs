@@ -53,12 +53,12 @@ pub struct KvCache {
 
 impl KvCache {
     /// Room for `capacity` positions of `batch` sequences.
-    pub fn new(config: &ModelConfig, batch: usize, capacity: usize, device: &Device) -> Result<Self> {
+    pub fn new(config: &ModelConfig, batch: usize, capacity: usize, dtype: DType, device: &Device) -> Result<Self> {
         let shape = (batch, capacity, config.num_key_value_heads * config.head_dim);
         let layer = || -> Result<LayerCache> {
             Ok(LayerCache {
-                keys: Tensor::zeros(shape, DType::F32, device)?,
-                values: Tensor::zeros(shape, DType::F32, device)?,
+                keys: Tensor::zeros(shape, dtype, device)?,
+                values: Tensor::zeros(shape, dtype, device)?,
                 len: 0,
             })
         };

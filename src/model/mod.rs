@@ -26,13 +26,14 @@ use crate::config::ModelConfig;
 use crate::ops::attention::Heads;
 use crate::ops::cross_entropy::{cross_entropy, cross_entropy_and_backward, logit_squares};
 use crate::ops::embedding::{embedding, embedding_backward};
+use crate::ops::is_on_gpu;
 use crate::ops::linear::linear;
 use crate::ops::precision::Precision;
 use crate::ops::rms_norm::{Normed, add_rms_norm, rms_norm_backward};
 use crate::ops::rope::Rope;
 use crate::ops::segments::{Places, Segments};
 use block::{Block, BlockGrads, Context, Stream};
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use kv_cache::KvCache;
 use lora::{Adapters, BlockAdapters};
 use noise::Noise;
@@ -51,6 +52,8 @@ pub struct Llama {
     blocks: Vec<Block>,
     rope: Rope,
     precision: Precision,
+    /// The weights rounded to bf16, which a GPU computes with in that precision; the norms' are not taken from it.
+    copy: Option<Tensor>,
     /// Trained beside the weights, which are then frozen.
     pub adapters: Option<Adapters>,
 }
@@ -150,16 +153,45 @@ impl Llama {
             adapters: None,
         };
         let blocks = weights.blocks.iter().enumerate().map(block).collect();
-        let rope = Rope::new(config.head_dim, config.rope_theta, config.max_position_embeddings);
+        let rope = Rope::new(config.head_dim, config.rope_theta, config.max_position_embeddings).on(flat.device())?;
         let precision = Precision::F32;
-        Ok(Self { config: config.clone(), layout, flat, weights, blocks, rope, precision, adapters: None })
+        Ok(Self { config: config.clone(), layout, flat, weights, blocks, rope, precision, copy: None, adapters: None })
     }
 
-    /// The same model with matrix products in `precision`.
-    pub fn with_precision(mut self, precision: Precision) -> Self {
+    /// The same model with matrix products in `precision`; on a GPU bf16 is that of weights and activations, too.
+    pub fn with_precision(mut self, precision: Precision) -> Result<Self> {
         self.precision = precision;
         self.blocks.iter_mut().for_each(|block| block.precision = precision);
-        self
+        if precision == Precision::Bf16 && is_on_gpu(&self.flat) {
+            let copy = Tensor::zeros(self.layout.total, DType::BF16, self.flat.device())?;
+            self.weights = Weights::views(&copy, &self.config, &self.layout)?.with_norms_of(&self.weights);
+            for (block, weights) in self.blocks.iter_mut().zip(&self.weights.blocks) {
+                block.weights = weights.clone();
+            }
+            self.copy = Some(copy);
+            self.refresh()?;
+        }
+        Ok(self)
+    }
+
+    /// Rounds the weights anew, where they are computed with rounded: after every change of [`flat`](Self::flat) but those by the optimizer.
+    pub fn refresh(&self) -> Result<()> {
+        #[cfg(any(test, feature = "cuda"))]
+        if let Some(copy) = &self.copy {
+            return crate::ops::cuda::round_to_bf16(&self.flat, copy);
+        }
+        Ok(())
+    }
+
+    /// The rounded weights that an update must keep in step.
+    pub fn copy(&self) -> Option<&Tensor> {
+        self.copy.as_ref()
+    }
+
+    /// An empty cache for `batch` sequences of up to `capacity` positions.
+    pub fn cache(&self, batch: usize, capacity: usize) -> Result<KvCache> {
+        let dtype = self.copy.as_ref().map_or(DType::F32, Tensor::dtype);
+        KvCache::new(&self.config, batch, capacity, dtype, self.flat.device())
     }
 
     /// The same model with `adapters` beside its weights, which they share: an update of their buffer is an update of the model.
@@ -209,7 +241,8 @@ impl Llama {
         }
         for block in &self.blocks {
             let (above, s) = block.forward(stream, cx)?;
-            if observe {
+            // The GPU has no kernels for what is observed.
+            if observe && !is_on_gpu(&self.flat) {
                 logit_max.push(block.max_logit(&s, cx)?);
             }
             saved.push(s);
@@ -221,7 +254,7 @@ impl Llama {
         times.forward = begun.elapsed();
         let (head, dhead) = (&self.weights.lm_head, all.map(|grads| &grads.lm_head));
         let (losses, dy) = cross_entropy_and_backward(&rows, head, targets, scale, dhead, self.precision)?;
-        let observed = observe.then(|| self.observed(&rows, logit_max)).transpose()?;
+        let observed = (observe && !is_on_gpu(&self.flat)).then(|| self.observed(&rows, logit_max)).transpose()?;
         times.head = begun.elapsed() - times.forward;
         let dy = dy.reshape(y.shape())?;
         let mut dx = rms_norm_backward(&dy, &h, &rstd, &self.weights.norm, None, all.map(|grads| &grads.norm))?;
@@ -264,7 +297,7 @@ impl Llama {
         }
         let last = |x: &Tensor| x.narrow(1, t - 1, 1)?.contiguous();
         let stream = Stream { h: last(&stream.h)?, branch: stream.branch.as_ref().map(last).transpose()? };
-        linear(&self.final_norm(&stream)?.y, &self.weights.lm_head, self.precision)?.squeeze(1)
+        linear(&self.final_norm(&stream)?.y, &self.weights.lm_head, self.precision)?.squeeze(1)?.to_dtype(DType::F32)
     }
 
     /// Normed output of the last block (b, t, c).

@@ -63,7 +63,8 @@ impl Layout {
         flats: [&Tensor; N],
         f: impl FnOnce(&Self, [&[f32]; N]) -> R,
     ) -> Result<R> {
-        cpu::read("with_slices", flats, |slices| Ok(f(self, slices)))
+        let host = flats.iter().map(|flat| flat.to_device(&Device::Cpu)).collect::<Result<Vec<_>>>()?;
+        cpu::read("with_slices", std::array::from_fn(|i| &host[i]), |slices| Ok(f(self, slices)))
     }
 
     /// The ranges of the optimizer: weight decay on tensors with two dimensions, none on norms.
@@ -123,6 +124,18 @@ impl Weights {
         let norm = cursor.take(1)?.reshape(c)?;
         let lm_head = if config.tie_word_embeddings { embed_tokens.clone() } else { cursor.take(1)? };
         Ok(Self { embed_tokens, blocks, norm, lm_head })
+    }
+}
+
+impl Weights {
+    /// The same with the weights of the norms as `exact` has them.
+    pub fn with_norms_of(mut self, exact: &Self) -> Self {
+        self.norm = exact.norm.clone();
+        for (block, exact) in self.blocks.iter_mut().zip(&exact.blocks) {
+            block.input_layernorm = exact.input_layernorm.clone();
+            block.post_attention_layernorm = exact.post_attention_layernorm.clone();
+        }
+        self
     }
 }
 

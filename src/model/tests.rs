@@ -76,7 +76,7 @@ fn cached_forward_equals_the_full_one_in_any_chunking() {
     let (inputs, _) = batch(2, 12, 33);
     let all = model.logits(&inputs).unwrap();
     for chunks in [vec![12], vec![1; 12], vec![5, 1, 6]] {
-        let mut cache = KvCache::new(&model.config, 2, 12, &Device::Cpu).unwrap();
+        let mut cache = model.cache(2, 12).unwrap();
         let mut at = 0;
         for n in chunks {
             let logits = model.next_logits(&inputs.narrow(1, at, n).unwrap(), &mut cache).unwrap();

@@ -3,7 +3,7 @@
 //! With `g` the clipped gradient and `t` the number of APPLIED updates: `m = β₁ m + (1 - β₁) g`, `v = β₂ v + (1 - β₂) g²`,
 //! `p = p (1 - lr · wd)`, `p = p - lr / (1 - β₁ᵗ) · m / (√v / √(1 - β₂ᵗ) + ε)`: the order of operations of PyTorch's AdamW.
 
-use super::cpu;
+use super::{cpu, on_gpu};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
@@ -34,6 +34,8 @@ pub struct Flat<'a> {
     pub exp_avg: &'a Tensor,
     /// Second moment, updated.
     pub exp_avg_sq: &'a Tensor,
+    /// The weights rounded to bf16 for the products of a GPU, updated; none on the CPU.
+    pub copy: Option<&'a Tensor>,
 }
 
 /// A range of the flat buffers with one decay rule.
@@ -59,6 +61,16 @@ struct Coefficients {
     step_size: f32,
     inverse_sqrt_correction2: f32,
     eps: f32,
+}
+
+#[cfg(any(test, feature = "cuda"))]
+impl Coefficients {
+    /// As the kernel's struct has them.
+    fn in_order(self) -> [f32; 9] {
+        let Self { clip, beta1, beta2, one_minus_beta1, one_minus_beta2, keep, step_size, .. } = self;
+        let last = [self.inverse_sqrt_correction2, self.eps];
+        [clip, beta1, beta2, one_minus_beta1, one_minus_beta2, keep, step_size, last[0], last[1]]
+    }
 }
 
 impl Hyper {
@@ -101,6 +113,7 @@ pub fn adamw(flat: &Flat, ranges: &[Range], hyper: &Hyper) -> Result<()> {
     {
         bail!("adamw: buffers or ranges do not fit {n} parameters");
     }
+    on_gpu!(flat.param, adamw_on_gpu(flat, ranges, hyper));
     let op = "adamw";
     cpu::read(op, [flat.grad], |[g]| {
         cpu::update(op, flat.param, |p| {
@@ -116,6 +129,13 @@ pub fn adamw(flat: &Flat, ranges: &[Range], hyper: &Hyper) -> Result<()> {
             })
         })
     })
+}
+
+/// [`adamw`] by one kernel; `ranges` lie one after the other and leave nothing out.
+#[cfg(any(test, feature = "cuda"))]
+pub(super) fn adamw_on_gpu(flat: &Flat, ranges: &[Range], hyper: &Hyper) -> Result<()> {
+    let keep: Vec<f32> = ranges.iter().map(|r| hyper.coefficients(r.decay).keep).collect();
+    super::cuda::adamw(flat, ranges, &keep, hyper.coefficients(false).in_order())
 }
 
 fn update_range(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], k: Coefficients) {
@@ -139,6 +159,7 @@ fn update_range(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], k: Coeff
 
 /// Square root of the sum of squares of all elements, gathered in f64 over fixed pieces.
 pub fn global_norm(grad: &Tensor) -> Result<f64> {
+    on_gpu!(grad, super::cuda::global_norm(grad));
     cpu::read("global_norm", [grad], |[g]| {
         let partials: Vec<f64> = g.par_chunks(cpu::PIECE).map(|piece| cpu::simd!(sum_of_squares(piece))).collect();
         Ok(partials.iter().sum::<f64>().sqrt())
@@ -162,6 +183,7 @@ fn sum_of_squares(piece: &[f32]) -> f64 {
 
 /// Sets every element to 0.
 pub fn zero(t: &Tensor) -> Result<()> {
+    on_gpu!(t, t.zero_set());
     cpu::update("zero", t, |x| {
         x.par_chunks_mut(cpu::PIECE).for_each(|x| x.fill(0.0));
         Ok(())

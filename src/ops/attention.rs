@@ -21,10 +21,11 @@ mod span;
 mod tree;
 
 use super::cpu::{self, SharedMut};
+use super::on_gpu;
 use super::precision::Precision;
 use super::segments::Segments;
 use backward::backward_kv_head;
-use candle_core::{D, DType, Result, Tensor, bail};
+use candle_core::{D, Result, Tensor, bail};
 use forward::{FEW, KeysAndValues, few_queries, forward_head, head_max_logit};
 use rayon::prelude::*;
 use span::Rows;
@@ -105,6 +106,7 @@ pub fn attention(
 ) -> Result<(Tensor, Tensor)> {
     let (b, t) = heads.check("attention", qkv)?;
     check_segments("attention", segments, b, t)?;
+    on_gpu!(qkv, super::cuda::attention(qkv, heads, segments));
     let (d, width, out_width) = (heads.dim, heads.packed(), heads.out());
     let (out, lse) = cpu::read("attention", [qkv], |[qkv]| {
         let (mut out, mut lse) = (cpu::output(b * t * out_width), cpu::output(b * heads.q * t));
@@ -171,6 +173,7 @@ pub fn attention_backward(
     if out.dims() != [b, t, heads.out()] || dout.dims() != out.dims() || lse.dims() != [b, heads.q, t] {
         bail!("attention_backward: shapes of output, gradient or log-sum-exp do not fit qkv {:?}", qkv.shape());
     }
+    on_gpu!(qkv, super::cuda::attention_backward(qkv, out, lse, dout, heads, segments));
     let dqkv = cpu::read("attention_backward", [qkv, out, lse, dout], |slices| {
         let mut dqkv = cpu::output(b * t * heads.packed());
         let shared = SharedMut::new(&mut dqkv);
@@ -189,13 +192,11 @@ pub fn attention_backward(
 pub fn attention_cached(q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads, start: usize) -> Result<Tensor> {
     let (b, t, _) = q.dims3()?;
     let (capacity, d) = (k.dim(1)?, heads.dim);
-    if q.dtype() != DType::F32
-        || k.dims() != [b, capacity, heads.kv * d]
-        || v.dims() != k.dims()
-        || start + t > capacity
+    if q.dtype() != k.dtype() || k.dims() != [b, capacity, heads.kv * d] || v.dims() != k.dims() || start + t > capacity
     {
         bail!("attention_cached: q {:?} at {start} does not fit the cache {:?}", q.shape(), k.shape());
     }
+    on_gpu!(q, super::cuda::attention_cached(q, k, v, heads, start));
     let (q_width, kv_width) = (heads.out(), heads.kv * d);
     let out = cpu::read("attention_cached", [q, k, v], |[q, k, v]| {
         let (mut out, mut lse) = (cpu::output(b * t * q_width), cpu::output(b * heads.q * t));

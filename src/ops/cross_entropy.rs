@@ -5,9 +5,9 @@
 //! gradient accumulation gives the mean over the step whatever the micro-batch. Rows whose target is [`IGNORE`] cost nothing and
 //! train nothing.
 
-use super::cpu;
 use super::gemm::{Into, Mat, matmul};
 use super::precision::Precision;
+use super::{cpu, on_gpu};
 use candle_core::{D, Result, Tensor, bail};
 use rayon::prelude::*;
 
@@ -91,6 +91,7 @@ fn check(op: &str, x: &Tensor, w: &Tensor, targets: &Tensor) -> Result<(usize, u
 /// Loss of each row, (n); 0 where ignored.
 pub fn cross_entropy(x_nc: &Tensor, w_vc: &Tensor, targets_n: &Tensor, precision: Precision) -> Result<Tensor> {
     let (n, channels, vocab, targets) = check("cross_entropy", x_nc, w_vc, targets_n)?;
+    on_gpu!(x_nc, super::cuda::cross_entropy(x_nc, w_vc, &targets));
     let losses = cpu::read("cross_entropy", [x_nc, w_vc], |[x, w]| {
         let head = Head { x, w, targets: &targets, channels, vocab, precision };
         let step = head.rows_per_chunk();
@@ -122,6 +123,7 @@ pub struct Scored {
 /// [`cross_entropy`] that also tells whether the target is the likeliest token.
 pub fn score(x_nc: &Tensor, w_vc: &Tensor, targets_n: &Tensor, precision: Precision) -> Result<Vec<Scored>> {
     let (n, channels, vocab, targets) = check("score", x_nc, w_vc, targets_n)?;
+    on_gpu!(x_nc, super::cuda::score(x_nc, w_vc, &targets));
     cpu::read("score", [x_nc, w_vc], |[x, w]| {
         let head = Head { x, w, targets: &targets, channels, vocab, precision };
         let step = head.rows_per_chunk();
@@ -169,6 +171,7 @@ pub fn cross_entropy_and_backward(
     precision: Precision,
 ) -> Result<(Tensor, Tensor)> {
     let (n, c, vocab, targets) = check("cross_entropy", x_nc, w_vc, targets_n)?;
+    on_gpu!(x_nc, super::cuda::cross_entropy_and_backward(x_nc, w_vc, &targets, scale, dw_vc));
     let mut losses = cpu::output(n);
     let dx = cpu::read("cross_entropy", [x_nc, w_vc], |[x, w]| {
         let head = Head { x, w, targets: &targets, channels: c, vocab, precision };

@@ -4,6 +4,7 @@
 //! all tokens in order over its own columns, and no sum depends on scheduling.
 
 use super::cpu::{self, SharedMut};
+use super::on_gpu;
 use candle_core::{D, Result, Tensor, bail};
 use rayon::prelude::*;
 
@@ -27,6 +28,9 @@ fn checked_ids(op: &str, ids: &Tensor, vocab: usize) -> Result<Vec<u32>> {
 pub fn embedding(ids: &Tensor, table_vc: &Tensor) -> Result<Tensor> {
     let (v, c) = table_vc.dims2()?;
     let id_list = checked_ids("embedding", ids, v)?;
+    let mut shape = ids.dims().to_vec();
+    shape.push(c);
+    on_gpu!(table_vc, super::cuda::embedding(&id_list, &shape, table_vc));
     let rows = cpu::read("embedding", [table_vc], |[table]| {
         let mut out = Vec::with_capacity(id_list.len() * c);
         for &id in &id_list {
@@ -34,8 +38,6 @@ pub fn embedding(ids: &Tensor, table_vc: &Tensor) -> Result<Tensor> {
         }
         Ok(out)
     })?;
-    let mut shape = ids.dims().to_vec();
-    shape.push(c);
     cpu::tensor(rows, shape)
 }
 
@@ -46,6 +48,7 @@ pub fn embedding_backward(ids: &Tensor, dy: &Tensor, dtable_vc: &Tensor) -> Resu
     if dy.dim(D::Minus1)? != c || dy.elem_count() != id_list.len() * c {
         bail!("embedding_backward: dy {:?} does not fit {} ids and {c} channels", dy.shape(), id_list.len());
     }
+    on_gpu!(dy, super::cuda::embedding_backward(&id_list, dy, dtable_vc));
     cpu::read("embedding_backward", [dy], |[dy]| {
         cpu::update("embedding_backward", dtable_vc, |dtable| {
             let table = SharedMut::new(dtable);

@@ -5,6 +5,7 @@
 
 use super::cpu::{self, SharedMut};
 use super::gemm::{Into, Mat, matmul};
+use super::on_gpu;
 use super::precision::Precision;
 use candle_core::{D, Result, Tensor, bail};
 use rayon::prelude::*;
@@ -42,6 +43,7 @@ const FEW_ROWS: usize = 8;
 /// `x (…, in) Wᵀ (in, out)` → (…, out).
 pub fn linear(x: &Tensor, w_oi: &Tensor, precision: Precision) -> Result<Tensor> {
     let (rows, o, i) = sizes("linear", x, 1, w_oi)?;
+    on_gpu!(x, super::cuda::linear(x, w_oi, &with_last_dim(x, o)));
     let y = cpu::read("linear", [x, w_oi], |[x, w]| {
         let mut y = cpu::output(rows * o);
         if rows < FEW_ROWS {
@@ -75,6 +77,7 @@ fn few_rows(y: &mut [f32], x: &[f32], w: &[f32], inner: usize) {
 /// Gradient of the input: `dy (…, out) W (out, in)` → (…, in).
 pub fn linear_backward_input(dy: &Tensor, w_oi: &Tensor, precision: Precision) -> Result<Tensor> {
     let (rows, o, i) = sizes("linear_backward_input", dy, 0, w_oi)?;
+    on_gpu!(dy, super::cuda::linear_backward_input(dy, w_oi, &with_last_dim(dy, i)));
     let dx = cpu::read("linear_backward_input", [dy, w_oi], |[dy, w]| {
         let mut dx = cpu::output(rows * i);
         matmul(&mut dx, i, Into::Overwrite, 1.0, Mat::new(dy, rows, o, o), Mat::new(w, o, i, i), precision);
@@ -89,6 +92,7 @@ pub fn linear_backward_weight(dy: &Tensor, x: &Tensor, dw_oi: &Tensor, precision
     if dy.elem_count() != rows * o {
         bail!("linear_backward_weight: dy {:?} does not fit x {:?}", dy.shape(), x.shape());
     }
+    on_gpu!(dy, super::cuda::linear_backward_weight(dy, x, dw_oi));
     cpu::read("linear_backward_weight", [dy, x], |[dy, x]| {
         cpu::update("linear_backward_weight", dw_oi, |dw| {
             matmul(dw, i, Into::Accumulate, 1.0, Mat::new(dy, rows, o, o).t(), Mat::new(x, rows, i, i), precision);

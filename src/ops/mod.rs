@@ -17,12 +17,17 @@
 //!
 //! Invariants: an op knows shapes, never a Llama. Gradients of weights are ACCUMULATED into the tensor given for them.
 //! Every reduction runs in an order fixed by the shapes alone, matrix products included ([`gemm`]), so the bits do not depend on the
-//! number of threads. candle's autograd appears only in [`selftest`], as the oracle.
+//! number of threads. What runs on a GPU is in `cuda/`; each op hands over at its beginning. candle's autograd appears only in [`selftest`], as the oracle.
+
+use candle_core::Tensor;
 
 pub mod adamw;
 pub mod attention;
 pub(crate) mod cpu;
 pub mod cross_entropy;
+#[cfg(any(test, feature = "cuda"))]
+pub(crate) mod cuda;
+pub mod device;
 pub mod embedding;
 pub mod forest;
 pub(crate) mod gemm;
@@ -34,6 +39,35 @@ pub mod rope;
 pub mod segments;
 pub mod selftest;
 pub mod swiglu;
+
+/// Whether the work on `t` is done by the kernels of a GPU.
+pub fn is_on_gpu(t: &Tensor) -> bool {
+    #[cfg(test)]
+    if cuda::is_emulated() {
+        return true;
+    }
+    t.device().is_cuda()
+}
+
+/// Hands the work over to the GPU if that is where the tensor is.
+macro_rules! on_gpu {
+    ($tensor:expr, $work:expr) => {
+        #[cfg(any(test, feature = "cuda"))]
+        if $crate::ops::is_on_gpu($tensor) {
+            return $work;
+        }
+    };
+}
+use on_gpu;
+
+/// Compares every kernel of the GPU `device` with the CPU.
+///
+/// # Errors
+/// Those of the device.
+#[cfg(feature = "cuda")]
+pub(crate) fn gpu_selftest(device: &candle_core::Device) -> candle_core::Result<Vec<cuda::selftest::Agreement>> {
+    cuda::selftest::run(device)
+}
 
 /// The instruction set that the CPU ops run with here.
 pub fn simd_level() -> String {

@@ -5,7 +5,7 @@
 //! `dh = dres + r (g - ĥ · mean(g · ĥ))`, where `dres` is what arrives over the residual path, and `dw += Σ_rows dy · ĥ`, summed first
 //! inside fixed pieces of rows, then over the pieces in order.
 
-use super::cpu;
+use super::{cpu, on_gpu};
 use candle_core::{D, Result, Tensor, bail};
 use rayon::prelude::*;
 
@@ -41,10 +41,11 @@ fn reciprocal_rms(h: &[f32], eps: f32) -> f32 {
 /// RMSNorm of `x + delta` (or of `x` alone), both (…, c), with weight `w` (c).
 pub fn add_rms_norm(x: &Tensor, delta: Option<&Tensor>, w_c: &Tensor, eps: f64) -> Result<Normed> {
     let c = channels("rms_norm", x, w_c)?;
-    let Some(delta) = delta else { return norm_alone(x, w_c, eps as f32, c) };
-    if x.dims() != delta.dims() {
-        bail!("rms_norm: x {:?} and delta {:?} differ in shape", x.shape(), delta.shape());
+    if delta.is_some_and(|delta| x.dims() != delta.dims()) {
+        bail!("rms_norm: x {:?} and delta differ in shape", x.shape());
     }
+    on_gpu!(x, super::cuda::add_rms_norm(x, delta, w_c, eps));
+    let Some(delta) = delta else { return norm_alone(x, w_c, eps as f32, c) };
     let (h, y, rstd) = cpu::read("rms_norm", [x, delta, w_c], |[x, delta, w]| {
         let (mut h, mut y, mut rstd) = (cpu::output(x.len()), cpu::output(x.len()), cpu::output(x.len() / c));
         let rows = cpu::rows_per_piece(c);
@@ -95,6 +96,7 @@ fn scale_row(y: &mut [f32], h: &[f32], r: f32, w: &[f32]) {
 /// The normalised rows again, from the saved `h` and `rstd`.
 pub fn rms_norm_recompute(h: &Tensor, rstd_n: &Tensor, w_c: &Tensor) -> Result<Tensor> {
     let c = channels("rms_norm_recompute", h, w_c)?;
+    on_gpu!(h, super::cuda::rms_norm_recompute(h, rstd_n, w_c));
     let y = cpu::read("rms_norm_recompute", [h, rstd_n, w_c], |[h, rstd, w]| {
         let mut y = cpu::output(h.len());
         let rows = cpu::rows_per_piece(c);
@@ -125,6 +127,7 @@ pub fn rms_norm_backward(
     if dy.dims() != h.dims() || dres.is_some_and(|d| d.dims() != h.dims()) {
         bail!("rms_norm_backward: gradients do not have the shape {:?} of h", h.shape());
     }
+    on_gpu!(h, super::cuda::rms_norm_backward(dy, h, rstd_n, w_c, dres, dw_c));
     let (dh, partials) = cpu::read("rms_norm_backward", [dy, h, rstd_n, w_c, dres.unwrap_or(dy)], |slices| {
         let [dy, h, rstd, w, dres_rows] = slices;
         let mut dh = cpu::output(h.len());

@@ -4,9 +4,9 @@
 //! `x'ᵢ = xᵢ cos θᵢ - xᵢ₊d/₂ sin θᵢ`, `x'ᵢ₊d/₂ = xᵢ₊d/₂ cos θᵢ + xᵢ sin θᵢ`. A rotation's backward is the rotation by `-θ`.
 //! Packed rows are (h query heads ‖ k key heads ‖ k value heads), each d wide; the value heads stay as they are.
 
-use super::cpu;
 use super::segments::Places;
-use candle_core::{Result, Tensor, bail};
+use super::{cpu, on_gpu};
+use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
 /// Cosines and sines of all angles, (positions, d/2) each, in f32.
@@ -15,6 +15,8 @@ pub struct Rope {
     cos: Vec<f32>,
     sin: Vec<f32>,
     half: usize,
+    /// The same two (positions, d/2) where the model is, if that is a GPU.
+    on_gpu: Option<(Tensor, Tensor)>,
 }
 
 impl Rope {
@@ -26,7 +28,16 @@ impl Rope {
             (0..half).map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / head_dim as f32)).collect();
         let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
         let (sin, cos) = angles.map(f32::sin_cos).unzip();
-        Self { cos, sin, half }
+        Self { cos, sin, half, on_gpu: None }
+    }
+
+    /// The same tables, also on `device`.
+    pub fn on(mut self, device: &Device) -> Result<Self> {
+        let (cos, sin) = self.tensors()?;
+        if super::is_on_gpu(&cos) || !device.is_cpu() {
+            self.on_gpu = Some((cos.to_device(device)?, sin.to_device(device)?));
+        }
+        Ok(self)
     }
 
     /// How many positions the tables cover.
@@ -47,12 +58,7 @@ pub fn reference(qkv: &Tensor, rope: &Rope, rotated_heads: usize, places: Places
     let (half, d) = (rope.half, 2 * rope.half);
     let heads = qkv.reshape((b, t, width / d, d))?;
     let (cos, sin) = rope.tensors()?;
-    let position = |place: usize| match places {
-        Places::From(start) => start + place % t,
-        Places::Within(segments) => segments.position(place),
-        Places::In(forest) => forest.position(place),
-    };
-    let positions: Vec<u32> = (0..b * t).map(|place| position(place) as u32).collect();
+    let positions: Vec<u32> = (0..b * t).map(|place| position(places, place, t) as u32).collect();
     let positions = Tensor::from_vec(positions, b * t, qkv.device())?;
     let cos = cos.index_select(&positions, 0)?.reshape((b, t, 1, half))?;
     let sin = sin.index_select(&positions, 0)?.reshape((b, t, 1, half))?;
@@ -63,6 +69,28 @@ pub fn reference(qkv: &Tensor, rope: &Rope, rotated_heads: usize, places: Places
     let turned = Tensor::cat(&[a, c], 3)?;
     let rest = heads.narrow(2, rotated_heads, width / d - rotated_heads)?;
     Tensor::cat(&[turned, rest], 2)?.reshape((b, t, width))
+}
+
+/// Where place `place` of a batch of rows of `t` stands.
+#[inline(always)]
+fn position(places: Places, place: usize, t: usize) -> usize {
+    match places {
+        Places::From(start) => start + place % t,
+        Places::Within(segments) => segments.position(place),
+        Places::In(forest) => forest.position(place),
+    }
+}
+
+#[cfg(any(test, feature = "cuda"))]
+fn turn_on_gpu(qkv: &Tensor, rope: &Rope, heads: usize, places: Places, sign: f32) -> Result<()> {
+    use super::cuda::Positions;
+    let Some((cos, sin)) = &rope.on_gpu else { bail!("rope: the tables are not on the GPU") };
+    let (b, t, _) = qkv.dims3()?;
+    let positions = match places {
+        Places::From(start) => Positions::From(start),
+        _ => Positions::Each((0..b * t).map(|place| position(places, place, t) as u32).collect()),
+    };
+    super::cuda::rope(qkv, (cos, sin), positions, heads, sign)
 }
 
 /// Rotates the first `rotated_heads` heads of packed `qkv` (b, t, (h + 2k)·d) in place, each row as `places` says.
@@ -90,17 +118,14 @@ fn turn(op: &'static str, qkv: &Tensor, rope: &Rope, rotated_heads: usize, place
     if last >= rope.positions() {
         bail!("{op}: position {last} is beyond the {} of the tables", rope.positions());
     }
+    on_gpu!(qkv, turn_on_gpu(qkv, rope, rotated_heads, places, sign));
     cpu::update(op, qkv, |qkv| {
         let rows = cpu::rows_per_piece(width);
         qkv.par_chunks_mut(rows * width).enumerate().for_each(|(piece, chunk)| {
             cpu::simd!({
                 for (r, row) in chunk.chunks_exact_mut(width).enumerate() {
                     let place = piece * rows + r;
-                    let position = match places {
-                        Places::From(start) => start + place % t,
-                        Places::Within(segments) => segments.position(place),
-                        Places::In(forest) => forest.position(place),
-                    };
+                    let position = position(places, place, t);
                     let cos = &rope.cos[position * half..][..half];
                     let sin = &rope.sin[position * half..][..half];
                     for head in row.chunks_exact_mut(d).take(rotated_heads) {

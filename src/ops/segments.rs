@@ -61,6 +61,11 @@ impl Segments {
         self.t == t && self.starts.len() == b * t
     }
 
+    /// Starts of all rows, one after the other.
+    pub fn starts(&self) -> &[u32] {
+        &self.starts
+    }
+
     /// Starts of row `i`; rising, each at most its position.
     pub fn row(&self, i: usize) -> &[u32] {
         &self.starts[i * self.t..][..self.t]

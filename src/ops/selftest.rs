@@ -320,7 +320,7 @@ fn check_adamw(inputs: &mut Inputs) -> Result<f64> {
     for decay in [true, false] {
         let want = adamw::reference(&p, &g, &m, &v, &hyper, decay)?;
         let (p, m, v) = (p.copy()?, m.copy()?, v.copy()?);
-        let flat = adamw::Flat { param: &p, grad: &g, exp_avg: &m, exp_avg_sq: &v };
+        let flat = adamw::Flat { param: &p, grad: &g, exp_avg: &m, exp_avg_sq: &v, copy: None };
         adamw::adamw(&flat, &[adamw::Range { start: 0, len: n, decay }], &hyper)?;
         found = found.max(worst(&[(&p, &want[0]), (&m, &want[1]), (&v, &want[2])])?);
     }

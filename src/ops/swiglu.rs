@@ -3,7 +3,7 @@
 //! Packed rows are (gate ‖ up), each f wide, so that one GEMM feeds it. Backward, with `s = σ(gate)`:
 //! `dgate = dact · up · s (1 + gate (1 - s))`, `dup = dact · silu(gate)`.
 
-use super::cpu;
+use super::{cpu, on_gpu};
 use candle_core::{D, Result, Tensor, bail};
 use rayon::prelude::*;
 
@@ -27,6 +27,7 @@ fn half(gate_up: &Tensor) -> Result<usize> {
 /// (…, 2f) → (…, f).
 pub fn swiglu(gate_up: &Tensor) -> Result<Tensor> {
     let f = half(gate_up)?;
+    on_gpu!(gate_up, super::cuda::swiglu(gate_up));
     let act = cpu::read("swiglu", [gate_up], |[gate_up]| {
         let mut act = cpu::output(gate_up.len() / 2);
         let rows = cpu::rows_per_piece(f);
@@ -55,6 +56,7 @@ pub fn swiglu_backward(gate_up: &Tensor, dact: &Tensor) -> Result<Tensor> {
     if dact.elem_count() * 2 != gate_up.elem_count() {
         bail!("swiglu_backward: dact {:?} does not fit {:?}", dact.shape(), gate_up.shape());
     }
+    on_gpu!(gate_up, super::cuda::swiglu_backward(gate_up, dact));
     let dgate_up = cpu::read("swiglu_backward", [gate_up, dact], |[gate_up, dact]| {
         let mut out = cpu::output(gate_up.len());
         let rows = cpu::rows_per_piece(2 * f);

@@ -8,7 +8,6 @@ mod stops;
 
 use crate::data::tokenizer::{DecodeStream, Tokenizer};
 use crate::model::Llama;
-use crate::model::kv_cache::KvCache;
 use crate::runtime::error::{Exit, fail};
 use anyhow::Result;
 use candle_core::{Device, Tensor};
@@ -121,7 +120,7 @@ pub fn generate(
     let mut drafts: Vec<Draft> = samplers.iter_mut().map(draft).collect();
     let width = drafts.len();
     let capacity = (prompt.len() + room).min(context);
-    let mut cache = KvCache::new(&model.config, 1, capacity, &Device::Cpu)?;
+    let mut cache = model.cache(1, capacity)?;
     let mut feed = prompt.to_vec();
     for made in 0..room {
         let rows = if made == 0 { 1 } else { width };

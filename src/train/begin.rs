@@ -15,6 +15,8 @@ use crate::eval::benchmark::{Extent, Prepared};
 use crate::eval::dataset::Library;
 use crate::eval::tasks::{self, Task};
 use crate::metrics::{Console, Events};
+use crate::ops::device;
+use crate::ops::precision::Precision;
 use crate::runtime::error::{Exit, fail, note};
 use crate::runtime::files::{Lock, create_dirs, lock, write_atomic};
 use crate::runtime::memory;
@@ -168,6 +170,9 @@ fn refuse_existing_run_locked(out: &Path) -> Result<()> {
 
 /// Refuses what this machine cannot do: before anything is created, and with the numbers.
 pub(super) fn check_machine(config: &Config) -> Result<()> {
+    if !device::used().is_cpu() {
+        return check_gpu(config);
+    }
     if !super::precision(&config.train).supported() {
         return Err(fail(Exit::Config, "train.precision = \"bf16\": this processor has no AVX512_BF16")
             .hint("use \"auto\" or \"f32\"")
@@ -177,6 +182,31 @@ pub(super) fn check_machine(config: &Config) -> Result<()> {
     let what = "training this model (weights, gradients, moments, activations of a micro-batch)";
     memory::check(footprint.needed(), what, "lower train.micro_batch_size, or choose a smaller [model]")?;
     Ok(())
+}
+
+/// Refuses what the GPU has no kernels for. Whether the memory suffices shows when it does not: then the micro-batch is halved.
+fn check_gpu(config: &Config) -> Result<()> {
+    let head = config.model.head_dim;
+    let missing = [
+        (!config.lora.is_absent(), "LoRA".to_owned()),
+        (config.is_sft() && config.sft.neftune_alpha > 0.0, "sft.neftune_alpha".to_owned()),
+        (!config.eval.tasks.is_empty(), "eval.tasks".to_owned()),
+        (
+            super::precision(&config.train) == Precision::Bf16 && ![64, 128].contains(&head),
+            format!("bf16 with model.head_dim = {head}"),
+        ),
+        (!config.model.hidden_size.is_multiple_of(8), "a model.hidden_size that is no multiple of 8".to_owned()),
+        (
+            !config.model.intermediate_size.is_multiple_of(8),
+            "a model.intermediate_size that is no multiple of 8".to_owned(),
+        ),
+    ];
+    match missing.into_iter().find(|(wanted, _)| *wanted) {
+        None => Ok(()),
+        Some((_, what)) => {
+            Err(fail(Exit::Config, format!("{what} does not work on a GPU yet")).hint("use --device cpu").into())
+        }
+    }
 }
 
 /// Refuses a run whose checkpoints do not fit onto the disk: before anything is created.

@@ -51,17 +51,23 @@ pub mod watchdog;
 pub mod why;
 
 use crate::config::TrainConfig;
+use crate::ops::device;
 use crate::ops::precision::Precision;
 use crate::runtime::machine;
 use serde_json::Value;
 
-/// What matrix products are computed in here: `train.precision` with "auto" resolved for the CPU.
+/// What is computed in here: `train.precision`, where "auto" is f32 on the CPU and bf16 on a GPU.
 fn precision(config: &TrainConfig) -> Precision {
-    if config.precision == "bf16" { Precision::Bf16 } else { Precision::F32 }
+    match config.precision.as_str() {
+        "bf16" => Precision::Bf16,
+        "auto" if !device::used().is_cpu() => Precision::Bf16,
+        _ => Precision::F32,
+    }
 }
 
 /// What produced a run's numbers: build and machine, from an allow-list (never the environment).
 pub fn identity(config: &TrainConfig) -> Value {
+    let (gpu, driver) = device::describe().unzip();
     serde_json::json!({
         "version": crate::VERSION,
         "arch": std::env::consts::ARCH,
@@ -71,7 +77,9 @@ pub fn identity(config: &TrainConfig) -> Value {
         "cpu": machine::cpu(),
         "simd": crate::ops::simd_level(),
         "threads": rayon::current_num_threads(),
-        "device": "cpu",
+        "device": if device::used().is_cpu() { "cpu" } else { "cuda" },
+        "gpu": gpu,
+        "driver": driver,
         "dtype": match precision(config) {
             Precision::F32 => "f32",
             Precision::Bf16 => "bf16",

@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 use std::path::Path;
 
 /// What may change bits.
-const BITS: [&str; 8] = ["version", "arch", "os", "cpu", "simd", "device", "dtype", "numerics"];
+const BITS: [&str; 9] = ["version", "arch", "os", "cpu", "simd", "device", "gpu", "dtype", "numerics"];
 
 /// What changes the speed alone.
-const SPEED: [&str; 1] = ["threads"];
+const SPEED: [&str; 2] = ["threads", "driver"];
 
 /// Steps whose speeds are compared, before and after; the first one warms up and does not count.
 const COMPARED: usize = 20;

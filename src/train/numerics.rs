@@ -8,8 +8,8 @@ use crate::eval::total_loss;
 use crate::model::init::init;
 use crate::model::params::Layout;
 use crate::model::{Feed, Llama};
-use crate::ops::cpu;
 use crate::ops::lora::draw;
+use crate::ops::{cpu, device};
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 use std::sync::LazyLock;
@@ -45,11 +45,11 @@ pub fn fingerprint() -> &'static str {
 
 fn compute() -> Result<String> {
     let layout = Layout::new(&MODEL);
-    let model = Llama::new(&MODEL, init(&MODEL, &layout, 1)?)?;
+    let model = Llama::new(&MODEL, init(&MODEL, &layout, 1)?.to_device(device::used())?)?;
     let ids: Vec<u32> = (0..2 * 77).map(|i| (i * i * 7 + i * 3 + 1) % 331).collect();
     let inputs = Tensor::from_vec(ids.clone(), (2, 77), &Device::Cpu)?;
     let targets = Tensor::from_vec(ids.iter().map(|id| (id * 5 + 2) % 331).collect(), 2 * 77, &Device::Cpu)?;
-    let flat = layout.zeros(&Device::Cpu)?;
+    let flat = layout.zeros(device::used())?;
     let grads = model.grads(&flat)?;
     let losses = model.loss_and_backward(&inputs, &targets, Feed::default(), 1.0 / 154.0, &grads)?.losses;
     let mut hasher = blake3::Hasher::new_derive_key("llama-lite numerics v1");

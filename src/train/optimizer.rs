@@ -30,9 +30,9 @@ impl Optimizer {
         })
     }
 
-    /// Applies one update of `params` with rate `lr`; `norm` is the gradient's before clipping. Whether to call this at all is the
+    /// Applies one update of `params` (and of `copy`, their rounding, if there is one) with rate `lr`; `norm` is the gradient's before clipping. Whether to call this at all is the
     /// guard's decision: a refused update is one that is not computed, because 0 times NaN is NaN.
-    pub fn update(&mut self, params: &Tensor, grad: &Tensor, norm: f64, lr: f64) -> Result<()> {
+    pub fn update(&mut self, params: &Tensor, copy: Option<&Tensor>, grad: &Tensor, norm: f64, lr: f64) -> Result<()> {
         self.updates += 1;
         let limit = self.config.grad_clip;
         let hyper = Hyper {
@@ -44,7 +44,7 @@ impl Optimizer {
             // As torch.nn.utils.clip_grad_norm_.
             clip: if limit > 0.0 { (limit / (norm + 1e-6)).min(1.0) } else { 1.0 },
         };
-        let flat = Flat { param: params, grad, exp_avg: &self.exp_avg, exp_avg_sq: &self.exp_avg_sq };
+        let flat = Flat { param: params, grad, exp_avg: &self.exp_avg, exp_avg_sq: &self.exp_avg_sq, copy };
         adamw(&flat, &self.ranges, &hyper)
     }
 }

@@ -32,6 +32,13 @@ const PROBED_DOCUMENTS: u64 = 16;
 pub const GPUS: [(&str, f64); 4] =
     [("A100 80 GB", 312e12), ("H100", 989.5e12), ("H200", 989.5e12), ("RTX 4090", 165.2e12)];
 
+/// The peak of the GPU of this name, in FLOP/s; none if it is not known.
+pub fn peak_of(name: &str) -> Option<f64> {
+    GPUS.iter()
+        .find(|(known, _)| known.split(' ').all(|word| name.contains(word) || word == "GB"))
+        .map(|(_, peak)| *peak)
+}
+
 /// Parts of a model's parameters by what they do.
 pub fn parameters(config: &Config) -> Vec<(&'static str, u64)> {
     let mut classes = vec![("embedding", 0), ("attention", 0), ("feed-forward", 0), ("norms", 0), ("head", 0)];
@@ -208,6 +215,15 @@ mod tests {
             [data]\nsource = \"stories\"\ntokenizer = \"train\"\n[train]\nsequence_length = 64\nmicro_batch_size = 2\n\
             tokens_per_step = 1536\nsteps = 1000\n";
         Config::from_toml_str(&format!("{text}{more}"), "a.toml").unwrap()
+    }
+
+    #[test]
+    fn gpus_are_known_by_their_names() {
+        assert_eq!(peak_of("NVIDIA H200"), Some(989.5e12));
+        assert_eq!(peak_of("NVIDIA H100 80GB HBM3"), Some(989.5e12));
+        assert_eq!(peak_of("NVIDIA A100-SXM4-80GB"), Some(312e12));
+        assert_eq!(peak_of("NVIDIA GeForce RTX 4090"), Some(165.2e12));
+        assert_eq!(peak_of("NVIDIA T4"), None);
     }
 
     #[test]

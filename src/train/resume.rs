@@ -14,6 +14,7 @@ use crate::data::corpus::Corpus;
 use crate::data::loader::{Loader, Plan};
 use crate::data::tokenizer::Tokenizer;
 use crate::metrics::{Console, Events, read_events};
+use crate::ops::device;
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::{lock, read_bounded, write_atomic};
 use anyhow::{Context, Result};
@@ -105,7 +106,8 @@ fn go_on(begin: Begin, source: &Opened, wanted: &Changes) -> Result<()> {
     let moved = Moved::between(&saved.build, &build);
     if let Some(moved) = &moved {
         let rows = config.train.micro_batch_size;
-        let rounding = moved.changes_bits().then(|| loader.batch(state.counters.next_sequence, rows)).transpose()?;
+        let measured = moved.changes_bits() && device::used().is_cpu();
+        let rounding = measured.then(|| loader.batch(state.counters.next_sequence, rows)).transpose()?;
         let rounding = rounding.map(|batch| rounding_of_loss(&state, &batch, moved.unit())).transpose()?;
         events.append("hardware", moved.event(step, rounding))?;
         if moved.changes_bits() {

@@ -17,6 +17,7 @@ mod trouble;
 use super::indicators::layers;
 use super::moved::{Moved, Pace};
 use super::oracle::Oracle;
+use super::plan::peak_of;
 use super::requests::Requests;
 use super::saver::Saver;
 use super::state::State;
@@ -32,6 +33,7 @@ use crate::metrics::{
     Console, Events, MetricsLog, Progress, Record, SampleLog, SampleRecord, Sequences, StepLog, TensorBoard, Times,
     Train,
 };
+use crate::ops::device;
 use crate::runtime::thread;
 use anyhow::Result;
 use serde_json::json;
@@ -125,6 +127,10 @@ pub struct Run {
     stalled: Duration,
     /// The speed before and after a change of machine, while that is measured.
     pace: Option<Pace>,
+    /// Of training, by the convention of `model.flops_per_token`.
+    flops_per_token: f64,
+    /// FLOP/s that the device can do at most, if that is known.
+    peak: Option<f64>,
     /// Validation losses, for the plot at the end.
     curve: Vec<(f64, f64)>,
     /// The step of the newest durable checkpoint of this attempt.
@@ -149,6 +155,8 @@ impl Run {
             saver: Saver::new()?,
             data: Prefetch::new(loader)?,
             pace: place.moved.is_some().then(|| Pace::before(&place.dir, step)).transpose()?.flatten(),
+            flops_per_token: config.model.flops_per_token(config.train.sequence_length) as f64,
+            peak: device::describe().and_then(|(name, _)| peak_of(&name)),
             refused_saves: 0,
             stalled: Duration::ZERO,
             config,
@@ -212,8 +220,10 @@ impl Run {
         let took = begun.elapsed();
         self.watchdog.step(took);
         let step_now = self.state.counters.step;
+        let tokens_per_second = self.config.train.tokens_per_step as f64 / took.as_secs_f64();
         let record = Train {
-            tokens_per_second: self.config.train.tokens_per_step as f64 / took.as_secs_f64(),
+            tokens_per_second,
+            mfu: self.peak.map_or(f64::NAN, |peak| tokens_per_second * self.flops_per_token / peak),
             data_seconds,
             reset: std::mem::take(&mut self.state.reset),
             hardware: self.place.moved.take().map(|moved| moved.mark()).unwrap_or_default(),

@@ -13,6 +13,8 @@ use crate::model::init::init;
 use crate::model::lora;
 use crate::model::params::Layout;
 use crate::model::{Grads, Llama};
+use crate::ops::device;
+use crate::ops::precision::Precision;
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::failpoint::failpoint;
 use anyhow::{Context, Result};
@@ -194,6 +196,7 @@ impl State {
         }
         read_into(&self.optimizer.exp_avg, layout, ".exp_avg", |sink| source.read_moments(sink))?;
         read_into(&self.optimizer.exp_avg_sq, layout, ".exp_avg_sq", |sink| source.read_moments(sink))?;
+        self.model.refresh()?;
         self.optimizer.updates = saved.counters.updates;
         self.counters = saved.counters.clone();
         self.chain = self.counters.chain.parse().context("trainer_state.json")?;
@@ -218,7 +221,8 @@ impl State {
 
 /// The model of `config` over its weights `flat`, with fresh adapters if it has any.
 fn model(config: &Config, flat: Tensor) -> Result<Llama> {
-    let model = Llama::new(&config.model, flat)?.with_precision(super::precision(&config.train));
+    let flat = flat.to_device(device::used())?;
+    let model = Llama::new(&config.model, flat)?.with_precision(super::precision(&config.train))?;
     if config.lora.is_absent() {
         return Ok(model);
     }
@@ -299,5 +303,9 @@ fn read_into(flat: &Tensor, layout: &Layout, suffix: &str, read: impl FnOnce(Sin
 /// Those of reading the files.
 pub fn load_model(source: &Opened) -> Result<Llama> {
     let layout = Layout::new(&source.model);
-    Ok(Llama::new(&source.model, read_flat(&layout, "", |sink| source.read_weights(sink))?)?)
+    let flat = read_flat(&layout, "", |sink| source.read_weights(sink))?.to_device(device::used())?;
+    // The GPU's bf16 kernels of attention are for heads of these widths.
+    let rounded = !device::used().is_cpu() && [64, 128].contains(&source.model.head_dim);
+    let precision = if rounded { Precision::Bf16 } else { Precision::F32 };
+    Ok(Llama::new(&source.model, flat)?.with_precision(precision)?)
 }

@@ -99,11 +99,14 @@ pub fn step(state: &mut State, config: &Config, batch: &Batch) -> Result<StepRep
     let grad_norm = global_norm(&state.grad)?;
     let verdict = state.guard.judge(&config.guard, attempt, loss, grad_norm);
     if !verdict.refuses() {
-        state.optimizer.update(state.model.trained().1, &state.grad, grad_norm, lr)?;
+        let (weights, copy) = (state.model.trained().1, state.model.copy());
+        state.optimizer.update(weights, copy, &state.grad, grad_norm, lr)?;
     }
     let optimizer = begun.elapsed();
     if let Some(planted) = failpoint("weight", attempt) {
-        state.model.trained().1.slice_set(&Tensor::from_vec(vec![planted as f32], 1, &Device::Cpu)?, 0, 0)?;
+        let weights = state.model.trained().1;
+        weights.slice_set(&Tensor::from_vec(vec![planted as f32], 1, weights.device())?, 0, 0)?;
+        state.model.refresh()?;
     }
     for row in 0..batch.rows() {
         state.chain.extend(&batch.identity(row));
@@ -159,6 +162,7 @@ fn mean((losses, targets): (&[f32], &[u32])) -> f64 {
 fn forward_and_backward(state: &State, config: &Config, batch: &Batch) -> Result<Passed> {
     let scale = 1.0 / batch.trained() as f32;
     zero(&state.grad)?;
+    let mut passes = Vec::new();
     let mut passed = Passed { sequences: config.log.sequences.then(Vec::new), ..Passed::default() };
     let observe = config.log.layers_due(state.counters.step + 1);
     for (i, first) in (0..batch.rows()).step_by(config.train.micro_batch_size).enumerate() {
@@ -170,7 +174,11 @@ fn forward_and_backward(state: &State, config: &Config, batch: &Batch) -> Result
         let inputs = Tensor::from_vec(inputs, (rows, length), &Device::Cpu)?;
         let wanted = Tensor::from_slice(&targets, rows * length, &Device::Cpu)?;
         let feed = Feed { segments: segments.as_ref(), noise: noise.as_ref(), observe };
-        passed.add(state.model.loss_and_backward(&inputs, &wanted, feed, scale, &state.grads)?, length, &targets)?;
+        passes.push((state.model.loss_and_backward(&inputs, &wanted, feed, scale, &state.grads)?, length, targets));
+    }
+    // Looked at only now: a device that works on its own need not wait between micro-batches.
+    for (pass, length, targets) in passes {
+        passed.add(pass, length, &targets)?;
     }
     Ok(passed)
 }
@@ -187,7 +195,7 @@ fn noise(config: &Config, step: u64, first_token: u64) -> Option<Noise> {
 fn plant_faults(state: &State, i: usize, rows: usize) -> Result<()> {
     let attempt = state.counters.step + 1;
     if let Some(value) = failpoint("gradient", 1000 * attempt + i as u64) {
-        let value = Tensor::from_vec(vec![value as f32], 1, &Device::Cpu)?;
+        let value = Tensor::from_vec(vec![value as f32], 1, state.grad.device())?;
         state.grad.slice_set(&value, 0, state.model.trained().0.total / 2)?;
     }
     // From the second micro-batch on, where gradients have been accumulated already.

@@ -4,6 +4,7 @@
 //! find at each moment; [`power_loss`] and [`failing_disk`] break it there.
 
 mod failing_disk;
+mod gpu;
 mod power_loss;
 mod story;
 

@@ -4,7 +4,6 @@ use crate::support::root;
 use candle_core::{DType, Device, Tensor, safetensors};
 use llama_lite::checkpoint::Opened;
 use llama_lite::model::Feed;
-use llama_lite::model::kv_cache::KvCache;
 use llama_lite::ops::selftest::difference;
 use llama_lite::train::state::load_model;
 use std::collections::HashMap;
@@ -68,7 +67,7 @@ fn greedy_continuations_equal_generate() {
         let theirs = ids(&want["greedy_ids"]).to_vec1::<u32>().unwrap();
         let mut feed = ids(&want["prompt_ids"]).to_vec1::<u32>().unwrap();
         let capacity = feed.len() + theirs.len();
-        let mut cache = KvCache::new(&model.config, 1, capacity, &Device::Cpu).unwrap();
+        let mut cache = model.cache(1, capacity).unwrap();
         let mut ours: Vec<u32> = Vec::new();
         while ours.len() < theirs.len() {
             let x = Tensor::from_slice(&feed, (1, feed.len()), &Device::Cpu).unwrap();

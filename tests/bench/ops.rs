@@ -164,7 +164,7 @@ impl Bench {
         let ranges = layout.decay_ranges();
         self.time("zero gradients", 1, 0.0, layout.total, || zero(&grad))?;
         self.time("gradient norm", 1, 0.0, layout.total, || global_norm(&grad).map(drop))?;
-        let flat = Flat { param: &param, grad: &grad, exp_avg: &exp_avg, exp_avg_sq: &exp_avg_sq };
+        let flat = Flat { param: &param, grad: &grad, exp_avg: &exp_avg, exp_avg_sq: &exp_avg_sq, copy: None };
         self.time("AdamW", 1, 0.0, 7 * layout.total, || adamw(&flat, &ranges, &hyper))
     }
 
@@ -172,7 +172,7 @@ impl Bench {
     fn step(&self) -> Result<f64> {
         let layout = Layout::new(&self.config);
         let (b, t, v) = (TOKENS / self.sequence, self.sequence, self.config.vocab_size as u32);
-        let model = Llama::new(&self.config, init::init(&self.config, &layout, 1)?)?.with_precision(self.precision);
+        let model = Llama::new(&self.config, init::init(&self.config, &layout, 1)?)?.with_precision(self.precision)?;
         let [grad, exp_avg, exp_avg_sq] = [0, 1, 2].map(|_| layout.zeros(&Device::Cpu));
         let (grad, exp_avg, exp_avg_sq) = (grad?, exp_avg?, exp_avg_sq?);
         let grads = model.grads(&grad)?;
@@ -184,7 +184,7 @@ impl Bench {
             zero(&grad)?;
             model.loss_and_backward(&x, &y, Feed::default(), 1e-3, &grads)?;
             global_norm(&grad)?;
-            let flat = Flat { param: &model.flat, grad: &grad, exp_avg: &exp_avg, exp_avg_sq: &exp_avg_sq };
+            let flat = Flat { param: &model.flat, grad: &grad, exp_avg: &exp_avg, exp_avg_sq: &exp_avg_sq, copy: None };
             adamw(&flat, &layout.decay_ranges(), &hyper)
         })
     }

@@ -139,7 +139,7 @@ fn merged_weights_are_the_model_with_its_adapters() {
         let (ours, theirs) = (model.logits(&inputs).unwrap(), merged.logits(&inputs).unwrap());
         assert!(difference(&ours, &theirs).unwrap() < 1e-5);
         // Token by token as well.
-        let mut cache = crate::model::kv_cache::KvCache::new(&model.config, 2, 8, &Device::Cpu).unwrap();
+        let mut cache = model.cache(2, 8).unwrap();
         let last = model.next_logits(&inputs, &mut cache).unwrap();
         assert!(difference(&last, &theirs.narrow(1, 7, 1).unwrap().squeeze(1).unwrap()).unwrap() < 1e-5);
     }

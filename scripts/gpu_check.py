@@ -1,0 +1,304 @@
+#!/usr/bin/env python3
+"""The checks of gpu_check.sh, which sets the libraries up and tells the arguments.
+
+  kernels  llama-lite doctor: every kernel's values and gradients against the CPU's, in f32 and bf16
+  losses   200 steps of a small model: CPU f32, GPU f32, GPU bf16, and PyTorch in f32 and bf16 from the same weights and data
+  exact    the same run twice has the same bits, and so has one that was stopped and resumed
+  bench    the 1.7B model at several micro-batches, llama-lite and PyTorch in turns on the same card, with peak memory; MFU by the convention
+           6 N + 12 L T d of the parameters in products, of the card's dense bf16 peak
+
+A micro-batch that does not fit is a row of the table. `--quick` takes a tiny model and few steps: it checks this script, with --device cpu
+even where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+SMALL = dict(hidden_size=256, intermediate_size=704, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=64,
+             vocab_size=4096, rope_theta=10000.0, rms_norm_eps=1e-5, tie_word_embeddings=False, max_position_embeddings=1024)
+LARGE = dict(hidden_size=2048, intermediate_size=5120, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8, head_dim=64,
+             vocab_size=50304, rope_theta=10000.0, rms_norm_eps=1e-5, tie_word_embeddings=False, max_position_embeddings=1024)
+PEAKS = {"H100": 989.5e12, "H200": 989.5e12, "A100": 312e12, "4090": 165.2e12}
+HYPER = dict(lr=1e-3, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.1, grad_clip=1.0)
+
+
+def main() -> int:
+    """Runs the sections."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("binary", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("gpu_check"))
+    parser.add_argument("--only", default="kernels,losses,exact,bench")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--micro-batches", default="8,16,32,64")
+    parser.add_argument("--quick", action="store_true")
+    args = parser.parse_args()
+    args.binary = args.binary.resolve()
+    args.out.mkdir(parents=True, exist_ok=True)
+    sections = {"kernels": kernels, "losses": losses, "exact": exact, "bench": bench}
+    result: dict = {"machine": machine(args), "begun": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    failed = []
+    for name in args.only.split(","):
+        begun = time.monotonic()
+        with tempfile.TemporaryDirectory(dir=scratch()) as tmp:
+            try:
+                result[name] = sections[name](args, Path(tmp))
+            except Exception as error:  # one section's trouble must not cost the others
+                result[name] = {"ok": False, "error": f"{type(error).__name__}: {error}"}
+        result[name]["seconds"] = time.monotonic() - begun
+        (args.out / "gpu_check.json").write_text(json.dumps(result, indent=1) + "\n")
+        if not result[name].get("ok", True):
+            failed.append(name)
+        print(f"{name}: {'FAILED' if name in failed else 'ok'} in {result[name]['seconds']:.0f} s", flush=True)
+    table(result)
+    return int(bool(failed))
+
+
+def scratch() -> str | None:
+    """Memory, if there is room for checkpoints of a small model."""
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+def run(args: argparse.Namespace, *command: str, device: str | None = None, check: bool = True) -> subprocess.CompletedProcess:
+    """llama-lite to its end."""
+    full = [str(args.binary), *map(str, command), "--device", device or args.device]
+    done = subprocess.run(full, capture_output=True, text=True)
+    if check and done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command[:1])}: exit {done.returncode}: {done.stderr[-400:]}")
+    return done
+
+
+def machine(args: argparse.Namespace) -> dict:
+    """What this ran on."""
+    query = "name,driver_version,memory.total,clocks.max.sm,power.limit"
+    found = {"llama_lite": run(args, "--version", check=False).stdout.strip()}
+    if shutil.which("nvidia-smi"):
+        text = subprocess.run(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], capture_output=True, text=True).stdout
+        found |= dict(zip(query.split(","), map(str.strip, text.splitlines()[0].split(","))))
+    torch = subprocess.run([sys.executable, "-c", "import torch; print(torch.__version__, torch.version.cuda)"], capture_output=True, text=True)
+    found["torch"] = torch.stdout.strip() or torch.stderr.strip().splitlines()[-1:]
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def kernels(args: argparse.Namespace, _: Path) -> dict:
+    """doctor's own verdict, and its lines."""
+    done = run(args, "doctor", check=False)
+    lines = re.findall(r"^  (.+?)  +([\d.e+-]+)(?: of ([\d.e+-]+))?  (ok|FAILED)$", done.stdout, re.M)
+    compared = [dict(what=what.strip(), difference=float(d), limit=float(limit or 0), ok=ok == "ok") for what, d, limit, ok in lines]
+    return {"ok": done.returncode == 0, "compared": compared, "said": done.stdout[-4000:] + done.stderr[-1000:]}
+
+
+def case(directory: Path, model: dict, length: int, tokens_per_step: int, data_tokens: int) -> dict:
+    """Weights, tokenizer and tokens for llama-lite and PyTorch alike; the weights are drawn by each itself for the large model."""
+    values = dict(model=model, sequence_length=length, tokens_per_step=tokens_per_step, data_tokens=data_tokens, seed=1, **HYPER)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "case.json").write_text(json.dumps(values))
+    return values
+
+
+def config(values: dict, directory: Path, steps: int, micro: int, precision: str, more: dict | None = None) -> Path:
+    """llama-lite's configuration of a case."""
+    sections = {
+        "model": values["model"],
+        "data": {"train": [str(directory / "train.npy")], "tokenizer": str(directory / "model" / "tokenizer.json"), "shuffle": False},
+        "train": {"sequence_length": values["sequence_length"], "micro_batch_size": micro, "tokens_per_step": values["tokens_per_step"],
+                  "steps": steps, "precision": precision},
+        "optimizer": {key: values[key] for key in HYPER},
+        "schedule": {"kind": "constant"},
+        "checkpoint": {"every": 0},
+        "eval": {"every": 0},
+        "log": {"layers_every": 0},
+    }
+    for section, keys in (more or {}).items():
+        sections[section] = sections.get(section, {}) | keys
+    lines = [[f"[{s}]", *(f"{k} = {json.dumps(v)}" for k, v in keys.items())] for s, keys in sections.items()]
+    path = directory / f"config-{precision}-{micro}-{steps}.toml"
+    path.write_text("\n".join(line for section in lines for line in section) + "\n")
+    return path
+
+
+def steps_of(directory: Path) -> list[dict]:
+    """The steps that a run has logged so far."""
+    path = directory / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    records = []
+    for line in lines:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break  # being written
+    return [r for r in records if r["kind"] == "train"]
+
+
+def torch_side(*command: str) -> list[str]:
+    return [sys.executable, str(HERE / "bench_llama_cuda.py"), *map(str, command)]
+
+
+def losses(args: argparse.Namespace, tmp: Path) -> dict:
+    """Largest difference of the losses from the CPU's in f32, of llama-lite's GPU and of PyTorch's."""
+    steps, length, rows = (20, 64, 2) if args.quick else (200, 256, 8)
+    values = case(tmp, SMALL, length, length * rows, steps * length * rows + 1)
+    subprocess.run(torch_side("prepare", "--dir", tmp), check=True, capture_output=True)
+    curves: dict[str, list[float]] = {}
+    arms = [("cpu f32", "cpu", "f32"), ("gpu f32", args.device, "f32"), ("gpu bf16", args.device, "bf16")]
+    for name, device, precision in arms if args.device != "cpu" else arms[:1]:
+        path, out = config(values, tmp, steps, rows, precision), tmp / name.replace(" ", "-")
+        run(args, "pretrain", "--config", path, "--init-from", tmp / "model", "--out", out, "--quiet", device=device)
+        curves[name] = [r["loss"] for r in steps_of(out)]
+    for name, flags in [("torch f32", []), ("torch bf16", ["--bf16"])]:
+        log = tmp / f"{name.replace(' ', '-')}.jsonl"
+        subprocess.run(torch_side("train", "--dir", tmp, "--steps", steps, "--log", log, "--device", args.device, *flags), check=True, capture_output=True)
+        curves[name] = [r["loss"] for r in map(json.loads, log.read_text().splitlines()) if r["kind"] == "train"]
+
+    def apart(a: str, b: str) -> float | None:
+        return max(abs(x - y) for x, y in zip(curves[a], curves[b])) if a in curves and b in curves else None
+
+    found = {f"{a} - {b}": apart(a, b) for a, b in [("gpu f32", "cpu f32"), ("torch f32", "cpu f32"), ("gpu bf16", "gpu f32"), ("torch bf16", "torch f32")]}
+    # bf16 may differ from f32 as much as PyTorch's does from its own; f32 differs by rounding, which 200 steps amplify.
+    ok = args.device == "cpu" or (found["gpu f32 - cpu f32"] < 0.02 and found["gpu bf16 - gpu f32"] <= 1.5 * found["torch bf16 - torch f32"] + 1e-3)
+    return {"ok": ok, "largest_difference": found, "first": {n: c[0] for n, c in curves.items()}, "last": {n: c[-1] for n, c in curves.items()}}
+
+
+def exact(args: argparse.Namespace, tmp: Path) -> dict:
+    """Two runs, and one in two parts: the same logs and weights."""
+    steps, length, rows = 20, 64 if args.quick else 256, 8
+    values = case(tmp, SMALL, length, length * rows, steps * length * rows + 1)
+    subprocess.run(torch_side("prepare", "--dir", tmp), check=True, capture_output=True)
+    path = config(values, tmp, steps, 4, "auto", {"checkpoint": {"every": 10, "keep": 9}})
+
+    def outcome(out: Path) -> tuple:
+        weights = hashlib.sha256((out / "checkpoints" / f"step-{steps:08}" / "model.safetensors").read_bytes()).hexdigest()
+        moments = hashlib.sha256((out / "checkpoints" / f"step-{steps:08}" / "optimizer.safetensors").read_bytes()).hexdigest()
+        return [(r["loss"], r["grad_norm"], r["chain"]) for r in steps_of(out)], weights, moments
+
+    common = ["pretrain", "--config", path, "--init-from", tmp / "model", "--quiet"]
+    for name in ["one", "two"]:
+        run(args, *common, "--out", tmp / name)
+    shutil.copytree(tmp / "one", tmp / "resumed")
+    run(args, "resume", "--ckpt", tmp / "resumed" / "checkpoints" / "step-00000010", "--quiet")
+    one, two, resumed = (outcome(tmp / name) for name in ["one", "two", "resumed"])
+    return {"ok": one == two == resumed, "twice": one == two, "resumed": one == resumed, "steps": len(one[0])}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Memory(threading.Thread):
+    """The most memory of the card in use while it runs, in MiB, by nvidia-smi."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.most, self.going = 0, True
+
+    def run(self) -> None:
+        while self.going and shutil.which("nvidia-smi"):
+            text = subprocess.run(["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"], capture_output=True, text=True).stdout
+            self.most = max(self.most, *(int(x) for x in text.split() if x.isdigit()), 0)
+            time.sleep(0.3)
+
+
+def timed(command: list[str], count, wanted: int, limit_s: float) -> dict:
+    """Runs `command` until `count()` gives `wanted` seconds of steps, or for `limit_s` after the first; then kills it."""
+    memory, stderr = Memory(), tempfile.TemporaryFile("w+")
+    memory.start()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
+    first, begun = None, time.monotonic()
+    try:
+        while process.poll() is None and time.monotonic() - begun < 150:
+            times = count()
+            first = first or (time.monotonic() if times else None)
+            if len(times) >= wanted or (first and time.monotonic() - first > limit_s):
+                break
+            time.sleep(0.2)
+    finally:
+        ended = process.poll()
+        if ended is None:
+            process.send_signal(signal.SIGKILL)
+        process.wait()
+        memory.going = False
+        memory.join()
+    stderr.seek(0)
+    times, said = count()[2:], stderr.read()[-600:]
+    if not times:
+        return {"error": "out of memory" if re.search("out of memory|OUT_OF_MEMORY", said, re.I) else f"exit {ended}: {said}"}
+    return {"step_s": statistics.median(times), "steps": len(times), "memory_mib": memory.most}
+
+
+def bench(args: argparse.Namespace, tmp: Path) -> dict:
+    """A step = forward and backward of one micro-batch and an update."""
+    model, length = (SMALL, 64) if args.quick else (LARGE, 1024)
+    wanted, limit_s = (6, 20) if args.quick else (14, 40)
+    n_products = sum_products(model)
+    flops = 6 * n_products + 12 * model["num_hidden_layers"] * length * model["num_attention_heads"] * model["head_dim"]
+    name = run(args, "doctor", check=False).stdout
+    peak = next((peak for gpu, peak in PEAKS.items() if re.search(rf"^gpu .*{gpu}", name, re.M)), None)
+    rows = []
+    for micro in map(int, ("2,4" if args.quick else args.micro_batches).split(",")):
+        directory = tmp / f"micro-{micro}"
+        values = case(directory, model, length, length * micro, 40 * length * micro + 1)
+        subprocess.run(torch_side("prepare", "--dir", directory, "--no-weights"), check=True, capture_output=True)
+        path, out, log = config(values, directory, 1_000_000, micro, "auto"), directory / "run", directory / "torch.jsonl"
+        ours = [str(args.binary), "pretrain", "--config", str(path), "--out", str(out), "--quiet", "--device", args.device]
+        theirs = torch_side("train", "--dir", directory, "--steps", 1_000_000, "--log", log, "--device", args.device, "--bf16", "--compile", "--fresh")
+
+        def torch_steps(log: Path = log) -> list[float]:
+            lines = log.read_text().splitlines() if log.exists() else []
+            return [r["seconds"] for r in map(json.loads, lines) if r["kind"] == "train"]
+
+        def our_steps(out: Path = out, tokens: int = length * micro) -> list[float]:
+            return [tokens / r["tokens_per_second"] for r in steps_of(out)]
+
+        for system, command, count in [("llama-lite", ours, our_steps), ("torch.compile", theirs, torch_steps)]:
+            row = dict(system=system, micro_batch=micro, **timed(command, count, wanted, limit_s))
+            if "step_s" in row:
+                row["tokens_per_second"] = length * micro / row["step_s"]
+                row["mfu"] = row["tokens_per_second"] * flops / peak if peak else None
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+        shutil.rmtree(directory, ignore_errors=True)
+    best = {system: max((r["tokens_per_second"] for r in rows if r["system"] == system and "step_s" in r), default=None) for system in ["llama-lite", "torch.compile"]}
+    ratio = best["llama-lite"] / best["torch.compile"] if all(best.values()) else None
+    return {"ok": best["llama-lite"] is not None, "rows": rows, "flops_per_token": flops, "peak": peak, "best": best, "ratio": ratio}
+
+
+def sum_products(m: dict) -> int:
+    """Parameters that are in a matrix product."""
+    heads = (m["num_attention_heads"] + 2 * m["num_key_value_heads"]) * m["head_dim"]
+    block = m["hidden_size"] * heads + m["num_attention_heads"] * m["head_dim"] * m["hidden_size"] + 3 * m["hidden_size"] * m["intermediate_size"]
+    return m["num_hidden_layers"] * block + m["hidden_size"] * m["vocab_size"]
+
+
+def table(result: dict) -> None:
+    """The short one."""
+    print("\n" + ", ".join(f"{k} {v}" for k, v in result["machine"].items()))
+    for name in ["kernels", "losses", "exact", "bench"]:
+        if name in result:
+            part = result[name]
+            worst = part.get("largest_difference") or part.get("error") or {k: v for k, v in part.items() if k in ("twice", "resumed", "best", "ratio")}
+            print(f"{name:<8} {'ok' if part.get('ok') else 'FAILED':<7} {worst}")
+    for row in result.get("bench", {}).get("rows", []):
+        if "step_s" in row:
+            mfu = f"{100 * row['mfu']:.1f} %" if row["mfu"] else "-"
+            print(f"  {row['system']:<14} micro-batch {row['micro_batch']:<3} {1e3 * row['step_s']:>8.1f} ms  {row['tokens_per_second']:>9,.0f} tokens/s  MFU {mfu:>7}  {row['memory_mib']:>7} MiB")
+        else:
+            print(f"  {row['system']:<14} micro-batch {row['micro_batch']:<3} {row['error']}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

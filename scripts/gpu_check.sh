@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Everything that must hold on a GPU, in under nine minutes, on a machine with the driver, CUDA's libraries and PyTorch, but without Rust:
+#
+#   scripts/gpu_check.sh BINARY [--out DIR] [--only SECTION,...] [--quick]
+#
+# BINARY is a llama-lite built with the feature cuda. The libraries are those of the Python environment (nvidia-* wheels) if it has them, else
+# the system's. Sections: kernels, losses, exact, bench. A short table comes last; DIR/gpu_check.json has all of it.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+libraries=$(python3 - <<'P'
+import glob
+import os
+try:
+    import nvidia
+    folders = sorted(glob.glob(os.path.join(list(nvidia.__path__)[0], "*", "lib")))
+except ImportError:
+    folders = []
+print(":".join(folders))
+P
+)
+export LD_LIBRARY_PATH="$libraries${libraries:+:}${LD_LIBRARY_PATH:-}"
+exec python3 "$here/gpu_check.py" "$@"

@@ -1,0 +1,49 @@
+// AdamW over flat buffers in one launch, and the global norm of a gradient; see ops/adamw.rs for the formulas.
+#include "common.cuh"
+
+// Coefficients of one update, in the order of ops/adamw.rs.
+struct Coefficients {
+  float clip, beta1, beta2, one_minus_beta1, one_minus_beta2, keep, step_size, inverse_sqrt_correction2, eps;
+};
+
+// Ranges lie one after the other, range i up to ends[i]; keeps[i] is 1 - lr · decay of it. copy: null, or the weights rounded to bf16.
+extern "C" __global__ void adamw(float *p, const float *g, float *m, float *v, bf16 *copy, const uint64_t *ends, const float *keeps,
+                                 int ranges, size_t n, Coefficients k) {
+  for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += size_t(gridDim.x) * blockDim.x) {
+    int low = 0, high = ranges - 1;
+    while (low < high) {
+      const int middle = (low + high) / 2;
+      if (i < ends[middle]) high = middle;
+      else low = middle + 1;
+    }
+    const float grad = g[i] * k.clip;
+    const float first = k.beta1 * m[i] + k.one_minus_beta1 * grad;
+    const float second = k.beta2 * v[i] + k.one_minus_beta2 * (grad * grad);
+    const float denominator = sqrtf(second) * k.inverse_sqrt_correction2 + k.eps;
+    const float weight = p[i] * keeps[low] - k.step_size * (first / denominator);
+    m[i] = first, v[i] = second, p[i] = weight;
+    if (copy) store(copy + i, weight);
+  }
+}
+EXPORT(adamw)
+
+// partials[block] = sum of the squares of the block's `piece` elements, in f64.
+extern "C" __global__ void sum_of_squares(const float *x, double *partials, size_t n, size_t piece) {
+  __shared__ double scratch[32];
+  const size_t from = blockIdx.x * piece, to = from + piece < n ? from + piece : n;
+  double sum = 0;
+  for (size_t i = from + threadIdx.x; i < to; i += blockDim.x) sum += double(x[i]) * double(x[i]);
+  sum = block_sum(sum, scratch);
+  if (threadIdx.x == 0) partials[blockIdx.x] = sum;
+}
+EXPORT(sum_of_squares)
+
+// total[0] = the sum of all partial sums; one block.
+extern "C" __global__ void sum_of_partials(const double *partials, double *total, int n) {
+  __shared__ double scratch[32];
+  double sum = 0;
+  for (int i = threadIdx.x; i < n; i += blockDim.x) sum += partials[i];
+  sum = block_sum(sum, scratch);
+  if (threadIdx.x == 0) total[0] = sum;
+}
+EXPORT(sum_of_partials)

@@ -1,0 +1,46 @@
+//! AdamW and the global norm: launches of `adamw.cu`.
+
+use super::gpu::{Arg, Grid, at, at_or_null, empty, int, launch};
+use crate::ops::adamw::{Flat, Range};
+use candle_core::{DType, Result, Tensor};
+
+const THREADS: usize = 256;
+
+/// Blocks that share the elements of an update.
+const BLOCKS: usize = 8192;
+
+/// Elements of one partial sum of the norm. Fixed, so that the sum does not depend on the GPU.
+const PIECE: usize = 1 << 20;
+
+/// One update of everything. `ranges` lie one after the other from the first element to the last; `keep` is the factor on the weights of
+/// each; `coefficients` in the order of the kernel's struct.
+pub(in crate::ops) fn adamw(flat: &Flat, ranges: &[Range], keep: &[f32], coefficients: [f32; 9]) -> Result<()> {
+    let (n, device) = (flat.param.elem_count(), flat.param.device());
+    let ends: Vec<i64> = ranges.iter().map(|r| (r.start + r.len) as i64).collect();
+    let (ends, keep) = (Tensor::from_slice(&ends, ends.len(), device)?, Tensor::from_slice(keep, keep.len(), device)?);
+    let args = [
+        at(flat.param)?,
+        at(flat.grad)?,
+        at(flat.exp_avg)?,
+        at(flat.exp_avg_sq)?,
+        at_or_null(flat.copy)?,
+        at(&ends)?,
+        at(&keep)?,
+        int(ranges.len())?,
+        Arg::U64(n as u64),
+        Arg::F32s(coefficients),
+    ];
+    launch(device, "adamw", Grid::of(n.div_ceil(THREADS).min(BLOCKS), THREADS), &args)
+}
+
+/// See [`global_norm`](crate::ops::adamw::global_norm).
+pub(in crate::ops) fn global_norm(grad: &Tensor) -> Result<f64> {
+    let (n, device) = (grad.elem_count(), grad.device());
+    let pieces = n.div_ceil(PIECE);
+    let partials = empty(&[pieces], DType::F64, device)?;
+    let total = empty(&[1], DType::F64, device)?;
+    let args = [at(grad)?, at(&partials)?, Arg::U64(n as u64), Arg::U64(PIECE as u64)];
+    launch(device, "sum_of_squares", Grid::of(pieces, 1024), &args)?;
+    launch(device, "sum_of_partials", Grid::of(1, 1024), &[at(&partials)?, at(&total)?, int(pieces)?])?;
+    Ok(total.to_vec1::<f64>()?[0].sqrt())
+}

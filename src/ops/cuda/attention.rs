@@ -1,0 +1,132 @@
+//! Attention: launches of `attention.cu`, whose header has the table of them.
+//!
+//! bf16 with heads of 64 or 128 goes through the tensor cores; f32, of any width up to 256, is plain: for comparisons.
+
+use super::gpu::{Arg, Grid, at, at_or_null, empty, int, launch, suffix};
+use crate::ops::attention::Heads;
+use crate::ops::segments::Segments;
+use candle_core::{DType, Result, Tensor, bail};
+
+const MOST_DIMS: usize = 256;
+
+/// Warps that share the keys of a query over a cache.
+const CACHED_WARPS: usize = 8;
+
+/// Queries of a block, or keys of one in the gradient of keys and values, and its shared memory: of the kernels for heads of 64 and 128.
+#[derive(Clone, Copy)]
+struct Tile {
+    rows: usize,
+    shared: usize,
+}
+
+const FORWARD: [Tile; 2] = [Tile { rows: 128, shared: 49_152 }, Tile { rows: 128, shared: 98_304 }];
+const BACKWARD_KV: [Tile; 2] = [Tile { rows: 128, shared: 49_920 }, Tile { rows: 64, shared: 99_840 }];
+const BACKWARD_Q: [Tile; 2] = [Tile { rows: 128, shared: 65_536 }, Tile { rows: 64, shared: 98_304 }];
+const TILE_THREADS: usize = 128;
+
+/// What every kernel gets besides tensors.
+struct Call {
+    b: usize,
+    t: usize,
+    heads: Heads,
+    starts: Option<Tensor>,
+}
+
+impl Call {
+    fn new(qkv: &Tensor, heads: Heads, segments: Option<&Segments>) -> Result<Self> {
+        let (b, t, _) = qkv.dims3()?;
+        let known = if qkv.dtype() == DType::BF16 { [64, 128].contains(&heads.dim) } else { heads.dim <= MOST_DIMS };
+        if !known {
+            bail!("attention on a GPU: no kernel for heads of {} in {:?}", heads.dim, qkv.dtype());
+        }
+        let starts = segments.map(|s| Tensor::from_slice(s.starts(), s.starts().len(), qkv.device())).transpose()?;
+        Ok(Self { b, t, heads, starts })
+    }
+
+    /// Runs `attention_NAME`: on tiles of rows in bf16, on one row a block in f32.
+    fn run(
+        &self,
+        name: &str,
+        tiles: [Tile; 2],
+        plain: Grid,
+        heads: usize,
+        tensors: &[Arg],
+        like: &Tensor,
+    ) -> Result<()> {
+        let (Heads { q, kv, dim }, t) = (self.heads, self.t);
+        let mut args = tensors.to_vec();
+        args.extend([int(t)?, int(q)?, int(kv)?]);
+        let (kernel, grid) = if like.dtype() == DType::BF16 {
+            let tile = tiles[usize::from(dim == 128)];
+            let blocks = [t.div_ceil(tile.rows), heads, self.b];
+            (format!("attention_{name}_d{dim}_bf16"), Grid { blocks, threads: TILE_THREADS, shared: tile.shared })
+        } else {
+            args.push(int(dim)?);
+            (format!("attention_{name}_f32"), Grid { blocks: [t, heads, self.b], ..plain })
+        };
+        args.push(Arg::F32(scale(self.heads)));
+        launch(like.device(), &kernel, grid, &args)
+    }
+}
+
+fn scale(heads: Heads) -> f32 {
+    1.0 / (heads.dim as f32).sqrt()
+}
+
+/// See [`attention`](crate::ops::attention::attention).
+pub(in crate::ops) fn attention(qkv: &Tensor, heads: Heads, segments: Option<&Segments>) -> Result<(Tensor, Tensor)> {
+    let (call, device) = (Call::new(qkv, heads, segments)?, qkv.device());
+    let out = empty(&[call.b, call.t, heads.out()], qkv.dtype(), device)?;
+    let lse = empty(&[call.b, heads.q, call.t], DType::F32, device)?;
+    let tensors = [at(qkv)?, at_or_null(call.starts.as_ref())?, at(&out)?, at(&lse)?];
+    let plain = Grid { shared: 4 * (5 * heads.dim + 8), ..Grid::of(1, 128) };
+    call.run("forward", FORWARD, plain, heads.q, &tensors, qkv)?;
+    Ok((out, lse))
+}
+
+/// See [`attention_backward`](crate::ops::attention::attention_backward).
+pub(in crate::ops) fn attention_backward(
+    qkv: &Tensor,
+    out: &Tensor,
+    lse: &Tensor,
+    dout: &Tensor,
+    heads: Heads,
+    segments: Option<&Segments>,
+) -> Result<Tensor> {
+    let (call, device) = (Call::new(qkv, heads, segments)?, qkv.device());
+    let delta = empty(lse.dims(), DType::F32, device)?;
+    let grid = Grid { blocks: [call.t.div_ceil(4), heads.q, call.b], threads: 128, shared: 0 };
+    let args = [at(out)?, at(dout)?, at(&delta)?, int(call.t)?, int(heads.q)?, int(heads.dim)?];
+    launch(device, &format!("attention_delta_{}", suffix(out)?), grid, &args)?;
+    let dqkv = empty(qkv.dims(), qkv.dtype(), device)?;
+    let starts = at_or_null(call.starts.as_ref())?;
+    let tensors = [at(qkv)?, starts, at(dout)?, at(lse)?, at(&delta)?, at(&dqkv)?];
+    call.run("backward_kv", BACKWARD_KV, Grid::of(1, 256), heads.kv, &tensors, qkv)?;
+    call.run("backward_q", BACKWARD_Q, Grid::of(1, 256), heads.q, &tensors, qkv)?;
+    Ok(dqkv)
+}
+
+/// See [`attention_cached`](crate::ops::attention::attention_cached).
+pub(in crate::ops) fn attention_cached(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    heads: Heads,
+    start: usize,
+) -> Result<Tensor> {
+    let ((b, t, _), capacity, d) = (q.dims3()?, k.dim(1)?, heads.dim);
+    if d > MOST_DIMS {
+        bail!("attention_cached on a GPU: no kernel for heads of {d}");
+    }
+    let (q, out) = (&q.contiguous()?, empty(q.dims(), q.dtype(), q.device())?);
+    let tensors = [at(q)?, at(k)?, at(v)?, at(&out)?];
+    let sizes = [t, start, capacity, heads.q, heads.kv, d].map(int);
+    let mut args = tensors.to_vec();
+    for size in sizes {
+        args.push(size?);
+    }
+    args.push(Arg::F32(scale(heads)));
+    let shared = 4 * (d + CACHED_WARPS * (d + 2));
+    let grid = Grid { blocks: [t, heads.q, b], threads: 32 * CACHED_WARPS, shared };
+    launch(q.device(), &format!("attention_cached_{}", suffix(q)?), grid, &args).map(|()| out)
+}

@@ -1,0 +1,253 @@
+//! The feature `cuda` at build time: kernels become PTX, NVIDIA's libraries become stand-ins that look for them when first called.
+//!
+//! PTX is compiled for sm_80; the driver translates it for whatever newer GPU it finds. The stand-ins let one program start on machines
+//! without CUDA, where the linker's usual way ends in `error while loading shared libraries`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::{env, fs, io};
+
+const KERNELS: &str = "src/ops/cuda";
+const NVCC_FLAGS: [&str; 4] = ["--ptx", "-O3", "-std=c++17", "-arch=compute_80"];
+
+/// A library that cudarc links to, under the name of cudarc's module for it.
+struct Library {
+    module: &'static str,
+    link_name: &'static str,
+    /// Without the version where that is CUDA's own major version.
+    soname: &'static str,
+    /// What its functions return where the library is missing.
+    status: u32,
+}
+
+const LIBRARIES: [Library; 5] = [
+    // CUDA_ERROR_NO_DEVICE, CUBLAS_STATUS_NOT_INITIALIZED twice, CURAND_STATUS_INITIALIZATION_FAILED, NVRTC_ERROR_BUILTIN_OPERATION_FAILURE
+    Library { module: "driver", link_name: "cuda", soname: "libcuda.so.1", status: 100 },
+    Library { module: "cublas", link_name: "cublas", soname: "libcublas.so.", status: 1 },
+    Library { module: "cublaslt", link_name: "cublasLt", soname: "libcublasLt.so.", status: 1 },
+    Library { module: "curand", link_name: "curand", soname: "libcurand.so.10", status: 203 },
+    Library { module: "nvrtc", link_name: "nvrtc", soname: "libnvrtc.so.", status: 7 },
+];
+
+pub(crate) fn build() -> Result<(), String> {
+    for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", "CUDARC_CUDA_VERSION", "LLAMA_LITE_CUDA_LINK"] {
+        println!("cargo:rerun-if-env-changed={name}");
+    }
+    println!("cargo::rustc-check-cfg=cfg(cuda_stand_ins)");
+    let out = PathBuf::from(variable("OUT_DIR")?);
+    let nvcc = find_nvcc()?;
+    let version = text(run(Command::new(&nvcc).arg("--version"))?.stdout);
+    compile_kernels(&nvcc, &version, &out)?;
+    match env::var("LLAMA_LITE_CUDA_LINK").as_deref() {
+        Ok("system") => Ok(()),
+        Err(_) | Ok("" | "lazy") => link_stand_ins(&nvcc, &version, &out),
+        Ok(other) => Err(format!("LLAMA_LITE_CUDA_LINK is `{other}`; it can be `lazy` (the default) or `system`")),
+    }
+}
+
+fn find_nvcc() -> Result<PathBuf, String> {
+    let on_path = env::var_os("PATH").into_iter().flat_map(|path| env::split_paths(&path).collect::<Vec<_>>());
+    let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(env::var_os).map(|home| Path::new(&home).join("bin"));
+    let mut candidates =
+        env::var_os("NVCC").map(PathBuf::from).into_iter().chain(on_path.chain(homes).map(|d| d.join("nvcc")));
+    candidates.find(|path| path.is_file()).ok_or_else(|| {
+        "the feature `cuda` needs nvcc, which is not in NVCC, PATH or CUDA_HOME \
+         (hint: scripts/cuda_toolkit.sh DIR puts together a compiler without root)"
+            .to_string()
+    })
+}
+
+/// Writes `kernels.rs` with the PTX of every `.cu`; what has not changed is not compiled again.
+fn compile_kernels(nvcc: &Path, version: &str, out: &Path) -> Result<(), String> {
+    let (sources, headers): (Vec<_>, Vec<_>) =
+        list(Path::new(KERNELS))?.into_iter().filter(|p| has(p, "cu") || has(p, "cuh")).partition(|p| has(p, "cu"));
+    let mut common = format!("{version}{}", NVCC_FLAGS.join(" "));
+    for header in &headers {
+        common += &read(header)?;
+    }
+    let (mut table, mut running) = (String::new(), Vec::new());
+    for source in &sources {
+        println!("cargo:rerun-if-changed={}", source.display());
+        let name = source.file_stem().unwrap_or_default().to_string_lossy();
+        let ptx = out.join(format!("{name}.ptx"));
+        table += &format!("    ({name:?}, include_str!({ptx:?})),\n");
+        let stamp = Stamp { path: out.join(format!("{name}.stamp")), text: format!("{common}{}", read(source)?) };
+        if !(stamp.holds() && ptx.is_file()) {
+            let mut command = Command::new(nvcc);
+            command.args(NVCC_FLAGS).arg("-o").arg(&ptx).arg(source);
+            running.push((std::thread::spawn(move || run(&mut command)), stamp));
+        }
+    }
+    for header in &headers {
+        println!("cargo:rerun-if-changed={}", header.display());
+    }
+    for (thread, stamp) in running {
+        thread.join().map_err(|_| "a panic while a kernel was compiled")??;
+        stamp.set()?;
+    }
+    let rust =
+        format!("/// Module names and the PTX of each.\npub(crate) const KERNELS: &[(&str, &str)] = &[\n{table}];\n");
+    write(&out.join("kernels.rs"), &rust)
+}
+
+/// Links the stand-ins in front of cudarc's `-lcuda` and its like, which then find nothing left to do.
+fn link_stand_ins(nvcc: &Path, version: &str, out: &Path) -> Result<(), String> {
+    let target = variable("TARGET")?;
+    if !target.starts_with("x86_64-") || !target.contains("linux") {
+        return Err(format!(
+            "CUDA's libraries are loaded lazily on x86_64 Linux only, not on {target} \
+             (hint: LLAMA_LITE_CUDA_LINK=system links to the installed ones)"
+        ));
+    }
+    let major = cuda_major(version)?;
+    let stand_in = Path::new(KERNELS).join("stand_in.c");
+    let locked = read(Path::new("Cargo.lock")).unwrap_or_default();
+    let stamp = Stamp {
+        path: out.join("stand_in.stamp"),
+        text: format!("{major} {} {locked}", read(&stand_in)? + include_str!("build.rs")),
+    };
+    if !stamp.holds() {
+        write(&out.join("entries.h"), &entries(&cudarc_sources()?, major)?)?;
+        cc::Build::new()
+            .file(&stand_in)
+            .include(out)
+            .cargo_metadata(false)
+            .try_compile("llama_lite_cuda")
+            .map_err(|e| format!("{}: {e}", stand_in.display()))?;
+        // Something for cudarc's and candle-kernels' `-l` to find.
+        for name in LIBRARIES.iter().map(|l| l.link_name).chain(["cudart"]) {
+            write(&out.join(format!("lib{name}.a")), "!<arch>\n")?;
+        }
+        stamp.set()?;
+    }
+    println!("cargo:rustc-link-search=native={}", out.display());
+    println!("cargo:rustc-link-lib=static:+whole-archive=llama_lite_cuda");
+    println!("cargo:rustc-cfg=cuda_stand_ins");
+    link_runtime(nvcc, out)
+}
+
+/// The CUDA runtime, which only candle's own quantised kernels call (scripts/lean_nvcc leaves them out), from nvcc's folders.
+fn link_runtime(nvcc: &Path, out: &Path) -> Result<(), String> {
+    let dry = run(Command::new(nvcc).args(["--dryrun", "-c", "-x", "cu", "/dev/null"]))?;
+    let words = text(dry.stderr);
+    let folders = words.lines().find_map(|line| line.strip_prefix("#$ LIBRARIES=")).unwrap_or_default();
+    let archive = folders
+        .split(['"', ' '])
+        .filter_map(|word| word.strip_prefix("-L"))
+        .map(|folder| Path::new(folder).join("libcudart_static.a"))
+        .find(|path| path.is_file());
+    if let Some(archive) = archive {
+        fs::copy(&archive, out.join("libcudart.a")).map_err(|e| format!("{}: {e}", archive.display()))?;
+        println!("cargo:rustc-link-lib=static=cudart");
+    }
+    Ok(())
+}
+
+/// The major version of CUDA that cudarc declares functions of: what it was told, or else nvcc's.
+fn cuda_major(version: &str) -> Result<u32, String> {
+    if let Ok(told) = env::var("CUDARC_CUDA_VERSION") {
+        return told.parse::<u32>().map(|v| v / 1000).map_err(|_| format!("CUDARC_CUDA_VERSION is `{told}`"));
+    }
+    let release = version.split("release ").nth(1).and_then(|rest| rest.split('.').next()?.parse().ok());
+    release.ok_or_else(|| format!("`nvcc --version` names no release: {version}"))
+}
+
+/// The folder of cudarc's sources, which declare what there is to stand in for.
+fn cudarc_sources() -> Result<PathBuf, String> {
+    let arguments = ["metadata", "--format-version=1", "--features=cuda", "--filter-platform"];
+    let output = run(Command::new(variable("CARGO")?).args(arguments).arg(variable("TARGET")?))?;
+    let packages = text(output.stdout);
+    let manifests = packages.split("\"manifest_path\":\"").skip(1).filter_map(|rest| rest.split('"').next());
+    let folders = manifests.filter_map(|path| Path::new(path).parent());
+    let is_cudarc =
+        |p: &&Path| p.file_name().is_some_and(|n| n == "cudarc" || n.to_string_lossy().starts_with("cudarc-"));
+    folders
+        .map(|p| p.join("src"))
+        .find(|p| p.parent().as_ref().is_some_and(is_cudarc))
+        .ok_or("cargo metadata has no cudarc".into())
+}
+
+/// What stand_in.c includes: a LIBRARY each, and an ENTRY for each of its functions.
+fn entries(cudarc: &Path, major: u32) -> Result<String, String> {
+    let (mut libraries, mut functions) = (String::new(), String::new());
+    let mut count = 0;
+    for (number, library) in LIBRARIES.iter().enumerate() {
+        let version = if library.soname.ends_with('.') { major.to_string() } else { String::new() };
+        libraries += &format!("LIBRARY({number}, \"{}{version}\", {})\n", library.soname, library.status);
+        let path = cudarc.join(library.module).join("sys/mod.rs");
+        let source = read(&path)?;
+        let declared = declarations(&source);
+        if declared.is_empty() {
+            return Err(format!("{} declares no functions in the way that was expected", path.display()));
+        }
+        for (name, returns_text) in declared {
+            functions += &format!("ENTRY({count}, {number}, {name}, {})\n", u8::from(returns_text));
+            count += 1;
+        }
+    }
+    Ok(libraries + &functions)
+}
+
+/// The functions in `extern "C"` blocks, and whether each one returns a string.
+fn declarations(source: &str) -> BTreeMap<&str, bool> {
+    let lines = source.lines().map(str::trim);
+    let declared = lines.clone().zip(lines.skip(1)).filter(|(block, _)| *block == "extern \"C\" {");
+    declared
+        .filter_map(|(_, line)| Some((line.strip_prefix("fn ")?.split('(').next()?, line.ends_with("c_char;"))))
+        .collect()
+}
+
+/// What something was made from; it need not be made again while that is the same.
+struct Stamp {
+    path: PathBuf,
+    text: String,
+}
+
+impl Stamp {
+    fn holds(&self) -> bool {
+        fs::read_to_string(&self.path).is_ok_and(|text| text == self.text)
+    }
+
+    fn set(&self) -> Result<(), String> {
+        write(&self.path, &self.text)
+    }
+}
+
+fn run(command: &mut Command) -> Result<Output, String> {
+    let output = command.output().map_err(|e| format!("{}: {e}", command.get_program().display()))?;
+    let words = text(output.stderr.clone());
+    if !output.status.success() {
+        // An error is one line for cargo; what the program has to say goes before it.
+        eprintln!("{words}");
+        return Err(format!("{} ended with {}", command.get_program().display(), output.status));
+    }
+    Ok(output)
+}
+
+fn list(folder: &Path) -> Result<Vec<PathBuf>, String> {
+    let paths = || fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>();
+    let mut paths = paths().map_err(|e| format!("{}: {e}", folder.display()))?;
+    paths.sort();
+    Ok(paths)
+}
+
+fn has(path: &Path, extension: &str) -> bool {
+    path.extension().is_some_and(|e| e == extension)
+}
+
+fn read(path: &Path) -> Result<String, String> {
+    fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))
+}
+
+fn write(path: &Path, text: &str) -> Result<(), String> {
+    fs::write(path, text).map_err(|e| format!("{}: {e}", path.display()))
+}
+
+fn text(bytes: Vec<u8>) -> String {
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn variable(name: &str) -> Result<String, String> {
+    env::var(name).map_err(|_| format!("{name} is not set"))
+}

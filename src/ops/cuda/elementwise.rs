@@ -1,0 +1,83 @@
+//! RoPE, SwiGLU and rounding: launches of `elementwise.cu`.
+
+use super::gpu::{Arg, Grid, at, at_or_null, empty, int, launch, suffix};
+use candle_core::{D, DType, Result, Tensor, bail};
+
+const THREADS: usize = 256;
+
+/// Blocks of a loop over any number of elements.
+const BLOCKS: usize = 4096;
+
+/// Where rows stand: from a position on, or each at its own.
+pub(in crate::ops) enum Positions {
+    From(usize),
+    Each(Vec<u32>),
+}
+
+/// Rotates the first `heads` heads of packed `qkv` (b, t, width) in place by `cos` and `sin` (positions, d/2); `sign` -1 turns back.
+pub(in crate::ops) fn rope(
+    qkv: &Tensor,
+    (cos, sin): (&Tensor, &Tensor),
+    positions: Positions,
+    heads: usize,
+    sign: f32,
+) -> Result<()> {
+    let ((b, t, width), half) = (qkv.dims3()?, cos.dim(1)?);
+    let (start, each) = match positions {
+        Positions::From(start) => (start, None),
+        Positions::Each(places) => (0, Some(Tensor::from_vec(places, b * t, qkv.device())?)),
+    };
+    let args = [
+        at(qkv)?,
+        at(cos)?,
+        at(sin)?,
+        at_or_null(each.as_ref())?,
+        int(start)?,
+        int(t)?,
+        int(width)?,
+        int(heads)?,
+        int(2 * half)?,
+        Arg::F32(sign),
+    ];
+    launch(qkv.device(), &format!("rope_{}", suffix(qkv)?), Grid::of(b * t, THREADS), &args)
+}
+
+fn columns(gate_up: &Tensor) -> Result<(usize, Grid)> {
+    let f = gate_up.dim(D::Minus1)? / 2;
+    if !f.is_multiple_of(8) {
+        bail!("swiglu on a GPU: {f} columns are no multiple of 8");
+    }
+    let rows = gate_up.elem_count() / (2 * f);
+    Ok((f, Grid { blocks: [f.div_ceil(8 * THREADS), rows, 1], threads: THREADS, shared: 0 }))
+}
+
+/// See [`swiglu`](crate::ops::swiglu::swiglu).
+pub(in crate::ops) fn swiglu(gate_up: &Tensor) -> Result<Tensor> {
+    let (f, grid) = columns(gate_up)?;
+    let mut shape = gate_up.dims().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = f;
+    }
+    let act = empty(&shape, gate_up.dtype(), gate_up.device())?;
+    launch(gate_up.device(), &format!("swiglu_{}", suffix(gate_up)?), grid, &[at(gate_up)?, at(&act)?, int(f)?])?;
+    Ok(act)
+}
+
+/// See [`swiglu_backward`](crate::ops::swiglu::swiglu_backward).
+pub(in crate::ops) fn swiglu_backward(gate_up: &Tensor, dact: &Tensor) -> Result<Tensor> {
+    let (f, grid) = columns(gate_up)?;
+    let dgate_up = empty(gate_up.dims(), gate_up.dtype(), gate_up.device())?;
+    let args = [at(gate_up)?, at(dact)?, at(&dgate_up)?, int(f)?];
+    launch(gate_up.device(), &format!("swiglu_backward_{}", suffix(gate_up)?), grid, &args)?;
+    Ok(dgate_up)
+}
+
+/// Rounds the f32 elements of `from` into the bf16 tensor `to`.
+pub(crate) fn round_to_bf16(from: &Tensor, to: &Tensor) -> Result<()> {
+    let n = from.elem_count();
+    if from.dtype() != DType::F32 || to.dtype() != DType::BF16 || to.elem_count() != n {
+        bail!("round_to_bf16: {:?} does not fit {:?}", from.shape(), to.shape());
+    }
+    let grid = Grid::of(n.div_ceil(THREADS).min(BLOCKS), THREADS);
+    launch(from.device(), "round_to_bf16", grid, &[at(from)?, at(to)?, Arg::U64(n as u64)])
+}

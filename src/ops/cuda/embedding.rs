@@ -1,0 +1,44 @@
+//! Token embedding: launches of `embedding.cu`.
+
+use super::gpu::{Grid, at, empty, int, launch, suffix};
+use candle_core::{Result, Tensor};
+
+const THREADS: usize = 256;
+
+/// See [`embedding`](crate::ops::embedding::embedding); `ids` have been checked.
+pub(in crate::ops) fn embedding(ids: &[u32], shape: &[usize], table_vc: &Tensor) -> Result<Tensor> {
+    let (c, device) = (table_vc.dim(1)?, table_vc.device());
+    let out = empty(shape, table_vc.dtype(), device)?;
+    let on_device = Tensor::from_slice(ids, ids.len(), device)?;
+    let args = [at(&on_device)?, at(table_vc)?, at(&out)?, int(c)?];
+    launch(device, &format!("embedding_{}", suffix(table_vc)?), Grid::of(ids.len(), THREADS), &args)?;
+    Ok(out)
+}
+
+/// See [`embedding_backward`](crate::ops::embedding::embedding_backward); `ids` have been checked.
+pub(in crate::ops) fn embedding_backward(ids: &[u32], dy: &Tensor, dtable_vc: &Tensor) -> Result<()> {
+    let (c, device) = (dtable_vc.dim(1)?, dtable_vc.device());
+    let [distinct, ends, order] = sorted(ids).map(|list| Tensor::from_slice(&list, list.len(), device));
+    let (distinct, ends, order) = (distinct?, ends?, order?);
+    let args = [at(&distinct)?, at(&ends)?, at(&order)?, at(dy)?, at(dtable_vc)?, int(c)?];
+    let grid = Grid { blocks: [distinct.elem_count(), c.div_ceil(THREADS), 1], threads: THREADS, shared: 0 };
+    launch(device, &format!("embedding_backward_{}", suffix(dy)?), grid, &args)
+}
+
+/// The distinct ids, where the places of each end, and the places in this order: those of an id one after the other.
+fn sorted(ids: &[u32]) -> [Vec<u32>; 3] {
+    let mut order: Vec<u32> = (0..ids.len() as u32).collect();
+    order.sort_by_key(|&place| ids[place as usize]);
+    let (mut distinct, mut ends) = (Vec::new(), Vec::new());
+    for (i, &place) in order.iter().enumerate() {
+        let id = ids[place as usize];
+        if distinct.last() != Some(&id) {
+            distinct.push(id);
+            ends.push(i as u32);
+        }
+        if let Some(end) = ends.last_mut() {
+            *end = i as u32 + 1;
+        }
+    }
+    [distinct, ends, order]
+}

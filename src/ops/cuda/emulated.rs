@@ -1,0 +1,117 @@
+//! A GPU for tests: kernels compiled by the machine's C++ compiler (see `emulated.h`), on tensors of the CPU.
+
+use super::gpu::{Grid, Matrix};
+use candle_core::{CpuStorage, DType, Result, bail};
+use half::bf16;
+use libloading::{Library, Symbol};
+use std::cell::Cell;
+use std::ffi::{c_int, c_uint, c_void};
+use std::path::Path;
+use std::process::Command;
+use std::sync::{LazyLock, Mutex, PoisonError};
+
+const SOURCES: [&str; 6] = ["adamw", "attention", "cross_entropy", "elementwise", "embedding", "rms_norm"];
+
+thread_local! {
+    static EMULATED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `work` with this thread's tensors on the emulated GPU: ops hand over to it.
+pub(crate) fn during<R>(work: impl FnOnce() -> R) -> R {
+    EMULATED.set(true);
+    let result = work();
+    EMULATED.set(false);
+    result
+}
+
+/// Whether this thread is within [`during`].
+pub(crate) fn is_emulated() -> bool {
+    EMULATED.get()
+}
+
+type Kernel = unsafe extern "C" fn(*const c_uint, *const c_uint, c_uint, *mut *mut c_void) -> c_int;
+
+/// The kernels; one launch at a time, because a block's shared memory is a global of its library.
+static LIBRARIES: LazyLock<Mutex<Vec<Library>>> = LazyLock::new(|| Mutex::new(SOURCES.map(compiled).into()));
+
+fn compiled(name: &str) -> Library {
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ops/cuda");
+    let dir = tempfile::tempdir().unwrap();
+    let to = dir.path().join("kernels.so");
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
+    let done = Command::new(&compiler)
+        .args(["-std=c++17", "-O2", "-DLLAMA_LITE_EMULATED", "-shared", "-fPIC", "-x", "c++"])
+        .arg(sources.join(name).with_extension("cu"))
+        .arg("-o")
+        .arg(&to)
+        .output();
+    let done = done.unwrap_or_else(|error| panic!("{compiler}: {error}; the tests of kernels need a C++ compiler"));
+    assert!(done.status.success(), "{name}.cu: {}", String::from_utf8_lossy(&done.stderr));
+    // SAFETY: our own code, which does nothing when it is loaded.
+    unsafe { Library::new(&to).unwrap() }
+}
+
+/// The address of a storage's first element.
+pub(super) fn base(storage: &CpuStorage) -> Result<u64> {
+    Ok(match storage {
+        CpuStorage::F32(data) => data.as_ptr() as u64,
+        CpuStorage::BF16(data) => data.as_ptr() as u64,
+        CpuStorage::U32(data) => data.as_ptr() as u64,
+        CpuStorage::I64(data) => data.as_ptr() as u64,
+        CpuStorage::F64(data) => data.as_ptr() as u64,
+        other => bail!("no kernel takes elements of {:?}", candle_core::backend::BackendStorage::dtype(other)),
+    })
+}
+
+/// Runs a kernel to its end.
+pub(super) fn launch(kernel: &str, grid: Grid, values: &mut [*mut c_void]) -> Result<()> {
+    let libraries = LIBRARIES.lock().unwrap_or_else(PoisonError::into_inner);
+    let symbol = format!("emulated_{kernel}");
+    // SAFETY: every exported name is a function of this type.
+    let found: Option<Symbol<Kernel>> =
+        libraries.iter().find_map(|library| unsafe { library.get(symbol.as_bytes()).ok() });
+    let Some(run) = found else { bail!("{kernel}: no such kernel") };
+    let blocks = grid.blocks.map(|n| n as c_uint);
+    let threads = [grid.threads as c_uint, 1, 1];
+    // SAFETY: the arguments are those that the kernel's source has.
+    match unsafe { run(blocks.as_ptr(), threads.as_ptr(), grid.shared as c_uint, values.as_mut_ptr()) } {
+        0 => Ok(()),
+        _ => bail!("{kernel}: {grid:?} is more than a block can have"),
+    }
+}
+
+/// A matrix product, term by term.
+pub(super) fn product(out: Matrix, accumulate: bool, a: Matrix, b: Matrix) -> Result<()> {
+    let ((m, k), (_, n)) = (a.size(), b.size());
+    for i in 0..m {
+        for j in 0..n {
+            let mut sum = if accumulate { read(out, i, j) } else { 0.0 };
+            for l in 0..k {
+                sum += read(a, i, l) * read(b, l, j);
+            }
+            write(out, i, j, sum);
+        }
+    }
+    Ok(())
+}
+
+fn read(m: Matrix, i: usize, j: usize) -> f32 {
+    let place = if m.transposed { j * m.columns + i } else { i * m.columns + j };
+    // SAFETY: within the tensor that the matrix is of.
+    unsafe {
+        match m.dtype {
+            DType::F32 => *(m.at as *const f32).add(place),
+            _ => (*(m.at as *const bf16).add(place)).to_f32(),
+        }
+    }
+}
+
+fn write(m: Matrix, i: usize, j: usize, x: f32) {
+    // SAFETY: within the tensor that the matrix is of.
+    unsafe {
+        match m.dtype {
+            DType::F32 => *(m.at as *mut f32).add(i * m.columns + j) = x,
+            _ => *(m.at as *mut bf16).add(i * m.columns + j) = bf16::from_f32(x),
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Addresses of tensors, launches of kernels, matrix products.
+//!
+//! Everything is queued on the device's one stream, in the order of the calls; memory of a tensor that is dropped is given back in the
+//! same order, so a launch may outlive its arguments.
+
+use candle_core::{DType, Device, Result, Storage, Tensor, bail};
+use std::ffi::c_void;
+
+/// An argument of a kernel.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Arg {
+    At(u64),
+    I32(i32),
+    U64(u64),
+    F32(f32),
+    F32s([f32; 9]),
+}
+
+impl Arg {
+    /// Where its value is.
+    fn value(&self) -> *mut c_void {
+        match self {
+            Self::At(x) | Self::U64(x) => std::ptr::from_ref(x).cast_mut().cast(),
+            Self::I32(x) => std::ptr::from_ref(x).cast_mut().cast(),
+            Self::F32(x) => std::ptr::from_ref(x).cast_mut().cast(),
+            Self::F32s(x) => std::ptr::from_ref(x).cast_mut().cast(),
+        }
+    }
+}
+
+/// An integer argument.
+pub(super) fn int(x: usize) -> Result<Arg> {
+    i32::try_from(x).map(Arg::I32).map_err(|_| candle_core::Error::Msg(format!("{x} does not fit a kernel's argument")))
+}
+
+/// Blocks, threads of a block, bytes of dynamic shared memory.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Grid {
+    pub(super) blocks: [usize; 3],
+    pub(super) threads: usize,
+    pub(super) shared: usize,
+}
+
+impl Grid {
+    /// `blocks` in one dimension.
+    pub(super) fn of(blocks: usize, threads: usize) -> Self {
+        Self { blocks: [blocks, 1, 1], threads, shared: 0 }
+    }
+}
+
+/// Part of a kernel's name, after the type of its elements.
+pub(super) fn suffix(t: &Tensor) -> Result<&'static str> {
+    match t.dtype() {
+        DType::F32 => Ok("f32"),
+        DType::BF16 => Ok("bf16"),
+        other => bail!("no kernel takes elements of {other:?}"),
+    }
+}
+
+/// The address of the first element of a contiguous tensor.
+pub(super) fn at(t: &Tensor) -> Result<Arg> {
+    address(t).map(Arg::At)
+}
+
+/// [`at`], or null.
+pub(super) fn at_or_null(t: Option<&Tensor>) -> Result<Arg> {
+    t.map_or(Ok(Arg::At(0)), at)
+}
+
+pub(super) fn address(t: &Tensor) -> Result<u64> {
+    if !t.is_contiguous() {
+        bail!("a kernel needs contiguous elements, not {:?} with strides {:?}", t.dims(), t.stride());
+    }
+    let (storage, layout) = t.storage_and_layout();
+    let base = match &*storage {
+        #[cfg(feature = "cuda")]
+        Storage::Cuda(storage) => device::base(storage)?,
+        #[cfg(test)]
+        Storage::Cpu(storage) => super::emulated::base(storage)?,
+        _ => bail!("a kernel needs a tensor on the GPU"),
+    };
+    Ok(base + (layout.start_offset() * t.dtype().size_in_bytes()) as u64)
+}
+
+/// A tensor of which a kernel writes every element.
+pub(super) fn empty(shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
+    if cfg!(test) && device.is_cpu() && dtype != DType::U32 {
+        return Tensor::full(f32::NAN, shape, device)?.to_dtype(dtype);
+    }
+    // SAFETY: every bit pattern is an element, and none is read before it is written (the callers' part, above).
+    unsafe { Tensor::empty(shape, dtype, device) }
+}
+
+/// Queues `kernel`, whose arguments are as its source has them.
+pub(super) fn launch(device: &Device, kernel: &str, grid: Grid, args: &[Arg]) -> Result<()> {
+    if grid.blocks.contains(&0) {
+        return Ok(());
+    }
+    let mut values: Vec<*mut c_void> = args.iter().map(Arg::value).collect();
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => device::launch(device, kernel, grid, &mut values),
+        #[cfg(test)]
+        Device::Cpu => super::emulated::launch(kernel, grid, &mut values),
+        _ => bail!("{kernel}: no GPU"),
+    }
+}
+
+/// A matrix in memory, row by row; `transposed` when its transpose is meant.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Matrix {
+    pub(super) at: u64,
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) dtype: DType,
+    pub(super) transposed: bool,
+}
+
+impl Matrix {
+    /// All elements of `t` as rows of `columns`.
+    pub(super) fn of(t: &Tensor, columns: usize) -> Result<Self> {
+        let rows = t.elem_count() / columns;
+        Ok(Self { at: address(t)?, rows, columns, dtype: t.dtype(), transposed: false })
+    }
+
+    /// Its transpose.
+    pub(super) fn t(self) -> Self {
+        Self { transposed: !self.transposed, ..self }
+    }
+
+    /// Rows and columns as meant.
+    pub(super) fn size(&self) -> (usize, usize) {
+        if self.transposed { (self.columns, self.rows) } else { (self.rows, self.columns) }
+    }
+
+    /// Rows `from..from + n`.
+    pub(super) fn narrow(self, from: usize, n: usize) -> Self {
+        Self { at: self.at + (from * self.columns * self.dtype.size_in_bytes()) as u64, rows: n, ..self }
+    }
+}
+
+/// `out = a b`, or `out += a b`; sums in f32, whatever the elements.
+pub(super) fn product(device: &Device, out: Matrix, accumulate: bool, a: Matrix, b: Matrix) -> Result<()> {
+    let ((m, k), (kb, n)) = (a.size(), b.size());
+    if k != kb || out.size() != (m, n) || out.transposed || a.dtype != b.dtype {
+        bail!("product: {a:?} and {b:?} do not make {out:?}");
+    }
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => device::product(device, out, accumulate, a, b),
+        #[cfg(test)]
+        Device::Cpu => super::emulated::product(out, accumulate, a, b),
+        _ => bail!("product: no GPU"),
+    }
+}
+
+#[cfg(feature = "cuda")]
+pub(super) mod device;

@@ -1,0 +1,155 @@
+//! The driver and cuBLAS, through candle's cudarc.
+
+use super::{Grid, Matrix};
+use candle_core::backend::{BackendDevice, BackendStorage};
+use candle_core::cuda_backend::cudarc::cublas::{result::gemm_ex, sys as blas};
+use candle_core::cuda_backend::cudarc::driver::{CudaFunction, DevicePtr, DeviceRepr, result, sys};
+use candle_core::cuda_backend::{CudaDType, CudaDevice, CudaStorage, WrapErr};
+use candle_core::{DType, Device, DeviceLocation, Result as CandleResult, bail};
+use half::bf16;
+use std::collections::BTreeMap;
+use std::ffi::{c_int, c_void};
+use std::sync::{LazyLock, Mutex, PoisonError};
+
+include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+
+/// Shared memory that a kernel gets without asking for more.
+const PLAIN_SHARED: usize = 48 << 10;
+
+/// Kernels by GPU and name: looking one up in the driver costs as much as a small launch.
+static FUNCTIONS: LazyLock<Mutex<BTreeMap<(usize, String), CudaFunction>>> = LazyLock::new(Mutex::default);
+
+/// The GPU `number`, with a stream of its own, and memory that stays with the process between uses.
+pub(in crate::ops) fn open(number: usize) -> Result<Device, String> {
+    let device = CudaDevice::new_with_stream(number).map_err(|error| plain(&error.to_string()))?;
+    // SAFETY: all work of this process goes through the device's one stream.
+    unsafe { device.disable_event_tracking() };
+    keep_memory(&device).map_err(|error| plain(&error.to_string()))?;
+    Ok(Device::Cuda(device))
+}
+
+/// The driver's pool gives unused memory back at every synchronisation unless told otherwise.
+fn keep_memory(device: &CudaDevice) -> Result<(), result::DriverError> {
+    let (stream, mut all) = (device.cuda_stream(), u64::MAX);
+    let threshold = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    // SAFETY: the device is one that was opened; this attribute of its pool is a u64.
+    unsafe {
+        let pool = result::device::get_default_mem_pool(stream.context().cu_device())?;
+        result::mem_pool::set_attribute(pool, threshold, std::ptr::from_mut(&mut all).cast())
+    }
+}
+
+/// The GPU's name and what its driver can, as (name, version).
+pub(in crate::ops) fn describe(device: &CudaDevice) -> (String, String) {
+    let name = device.cuda_stream().context().name().unwrap_or_else(|_| "a GPU".into());
+    let mut version = 0;
+    // SAFETY: it writes one int.
+    let known = unsafe { sys::cuDriverGetVersion(&mut version) } == sys::CUresult::CUDA_SUCCESS;
+    let driver = if known { format!("CUDA {}.{}", version / 1000, version % 1000 / 10) } else { String::new() };
+    (name, driver)
+}
+
+/// The driver's errors come with names of constants and backtraces.
+fn plain(error: &str) -> String {
+    if ["NO_DEVICE", "not available", "NOT_INITIALIZED"].iter().any(|name| error.contains(name)) {
+        return "no GPU or no NVIDIA driver was found".into();
+    }
+    error.lines().next().unwrap_or_default().to_owned()
+}
+
+/// The address of a storage's first element.
+pub(super) fn base(storage: &CudaStorage) -> CandleResult<u64> {
+    match storage.dtype() {
+        DType::F32 => base_of::<f32>(storage),
+        DType::BF16 => base_of::<bf16>(storage),
+        DType::U32 => base_of::<u32>(storage),
+        DType::I64 => base_of::<i64>(storage),
+        DType::F64 => base_of::<f64>(storage),
+        other => bail!("no kernel takes elements of {other:?}"),
+    }
+}
+
+fn base_of<T: CudaDType + DeviceRepr>(storage: &CudaStorage) -> CandleResult<u64> {
+    let stream = storage.device().cuda_stream();
+    let (at, _guard) = storage.as_cuda_slice::<T>()?.device_ptr(&stream);
+    Ok(at)
+}
+
+fn function(device: &CudaDevice, kernel: &str) -> CandleResult<CudaFunction> {
+    let DeviceLocation::Cuda { gpu_id } = device.location() else { bail!("{kernel}: no GPU") };
+    let key = (gpu_id, kernel.to_owned());
+    let mut known = FUNCTIONS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(function) = known.get(&key) {
+        return Ok(function.clone());
+    }
+    let entry = format!(".entry {kernel}(");
+    let Some((module, ptx)) = KERNELS.iter().find(|(_, ptx)| ptx.contains(&entry)) else {
+        bail!("{kernel}: this program was built without its kernels")
+    };
+    let function = device.get_or_load_custom_func(kernel, module, ptx)?.into_cuda_function();
+    known.insert(key, function.clone());
+    Ok(function)
+}
+
+/// Queues a kernel on the device's stream.
+pub(super) fn launch(device: &CudaDevice, kernel: &str, grid: Grid, values: &mut [*mut c_void]) -> CandleResult<()> {
+    let function = function(device, kernel)?;
+    let [x, y, z] = grid.blocks.map(|n| n as u32);
+    let (threads, shared) = (grid.threads as u32, grid.shared as u32);
+    if grid.shared > PLAIN_SHARED {
+        let most = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        function.set_attribute(most, shared as i32).w()?;
+    }
+    let stream = device.cuda_stream();
+    // SAFETY: the arguments are those that the kernel's source has; what they point to lives until the stream has passed this launch.
+    let queued = unsafe {
+        result::launch_kernel(function.cu_function(), (x, y, z), (threads, 1, 1), shared, stream.cu_stream(), values)
+    };
+    queued.w()
+}
+
+fn kind(dtype: DType) -> CandleResult<blas::cudaDataType> {
+    match dtype {
+        DType::F32 => Ok(blas::cudaDataType::CUDA_R_32F),
+        DType::BF16 => Ok(blas::cudaDataType::CUDA_R_16BF),
+        other => bail!("no product takes elements of {other:?}"),
+    }
+}
+
+/// One cuBLAS call. It thinks in columns: the transposed product of the transposed matrices is what lies row by row in `out`.
+pub(super) fn product(device: &CudaDevice, out: Matrix, accumulate: bool, a: Matrix, b: Matrix) -> CandleResult<()> {
+    let op = |m: Matrix| match m.transposed {
+        false => blas::cublasOperation_t::CUBLAS_OP_N,
+        true => blas::cublasOperation_t::CUBLAS_OP_T,
+    };
+    let ((rows, inner), (_, columns)) = (a.size(), b.size());
+    let [rows, columns, inner] = [rows, columns, inner].map(|n| n as c_int);
+    let (alpha, beta) = (1.0f32, if accumulate { 1.0f32 } else { 0.0 });
+    let number = |x: &f32| std::ptr::from_ref(x).cast::<c_void>();
+    let cublas = device.cublas_handle();
+    // SAFETY: the matrices lie within their tensors, which live until the stream has passed this call.
+    let queued = unsafe {
+        gemm_ex(
+            *cublas.handle(),
+            op(b),
+            op(a),
+            columns,
+            rows,
+            inner,
+            number(&alpha),
+            b.at as *const c_void,
+            kind(b.dtype)?,
+            b.columns as c_int,
+            a.at as *const c_void,
+            kind(a.dtype)?,
+            a.columns as c_int,
+            number(&beta),
+            out.at as *mut c_void,
+            kind(out.dtype)?,
+            out.columns as c_int,
+            blas::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+            blas::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+        )
+    };
+    queued.w()
+}

@@ -1,0 +1,39 @@
+//! The ops on a GPU: what `ops/*.rs` do on the CPU, with the kernels of the `.cu` files beside this one.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `gpu.rs` | addresses of tensors, launches, matrix products: the only place that talks to the driver |
+//! | `emulated.rs`, `emulated.h` | the same kernels compiled for the CPU, for tests without a GPU |
+//! | `common.cuh` | what kernels share |
+//! | `NAME.rs`, `NAME.cu` | an op: its launches, its kernels |
+//! | `selftest.rs` | every op against the CPU |
+//!
+//! Activations are f32 or bf16; statistics, weights of norms, gradients of weights and moments are f32. The functions take the tensors of
+//! the CPU versions. Token ids and targets are on the CPU, where batches are made, and travel with each call.
+
+mod adamw;
+mod attention;
+mod cross_entropy;
+mod elementwise;
+mod embedding;
+#[cfg(test)]
+mod emulated;
+mod gpu;
+mod linear;
+mod rms_norm;
+pub(crate) mod selftest;
+
+#[cfg(test)]
+pub(crate) use emulated::{during as emulated, is_emulated};
+
+#[cfg(feature = "cuda")]
+pub(super) use gpu::device::{describe, open};
+
+pub(super) use adamw::{adamw, global_norm};
+pub(super) use attention::{attention, attention_backward, attention_cached};
+pub(super) use cross_entropy::{cross_entropy, cross_entropy_and_backward, score};
+pub(crate) use elementwise::round_to_bf16;
+pub(super) use elementwise::{Positions, rope, swiglu, swiglu_backward};
+pub(super) use embedding::{embedding, embedding_backward};
+pub(super) use linear::{linear, linear_backward_input, linear_backward_weight};
+pub(super) use rms_norm::{add_rms_norm, rms_norm_backward, rms_norm_recompute};

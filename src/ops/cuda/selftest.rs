@@ -1,0 +1,325 @@
+//! The kernels against the CPU's ops: the same functions, the same launches, on a real GPU (`llama-lite doctor`) or an emulated one (tests).
+//!
+//! In f32 both must agree to rounding. In bf16 the CPU's op gets the rounded inputs, and results may differ by the rounding of what is
+//! stored.
+
+use super::*;
+use crate::ops::attention::Heads;
+use crate::ops::precision::Precision;
+use crate::ops::segments::{Places, Segments};
+use crate::ops::selftest::difference;
+use crate::ops::{adamw as cpu_adamw, attention as cpu_attention, cross_entropy as cpu_cross_entropy};
+use crate::ops::{embedding as cpu_embedding, linear as cpu_linear, rms_norm as cpu_rms_norm, swiglu as cpu_swiglu};
+use candle_core::{DType, Device, Result, Tensor, bail};
+
+/// What a value stored in bf16 may be off by, of the largest: half a unit in the last place, and a little for the sums before.
+const BF16: f64 = 6e-3;
+
+/// Where one rounding follows another: of logits, of probabilities.
+const TWICE: f64 = 1.2e-2;
+
+/// In f32.
+const F32: f64 = 2e-6;
+
+/// The largest difference of one quantity, and what it may be.
+#[derive(Clone, Debug)]
+pub(crate) struct Agreement {
+    /// The op, the quantity, the type of the elements.
+    pub(crate) what: String,
+    /// Relative to the largest element.
+    pub(crate) difference: f64,
+    /// Largest accepted.
+    pub(crate) limit: f64,
+}
+
+impl Agreement {
+    /// Whether the GPU computes what the CPU does.
+    pub(crate) fn passed(&self) -> bool {
+        self.difference <= self.limit
+    }
+}
+
+type Check = fn(&mut Bench) -> Result<()>;
+
+const CHECKS: [Check; 8] =
+    [norms, rope_and_swiglu, products, embeddings, cross_entropies, updates, attentions, attention_over_a_cache];
+
+/// Compares every op on `device` with the CPU, in f32 and bf16.
+///
+/// # Errors
+/// Those of the device.
+pub(crate) fn run(device: &Device) -> Result<Vec<Agreement>> {
+    let mut found = Vec::new();
+    for (seed, dtype) in [DType::F32, DType::BF16].into_iter().enumerate() {
+        for check in CHECKS {
+            let mut bench = Bench { device, dtype, state: 1000 * seed as u64, found: Vec::new() };
+            check(&mut bench)?;
+            found.append(&mut bench.found);
+        }
+    }
+    Ok(found)
+}
+
+struct Bench<'a> {
+    device: &'a Device,
+    dtype: DType,
+    state: u64,
+    found: Vec<Agreement>,
+}
+
+impl Bench<'_> {
+    fn draw(&mut self) -> u64 {
+        self.state += 1;
+        crate::ops::lora::draw(self.state, 7)
+    }
+
+    /// On the device, in the type that is checked.
+    fn tensor(&mut self, shape: &[usize]) -> Result<Tensor> {
+        self.exact(shape)?.to_dtype(self.dtype)
+    }
+
+    /// On the device, in f32.
+    fn exact(&mut self, shape: &[usize]) -> Result<Tensor> {
+        let mut next = || (self.draw() >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
+        let values: Vec<f32> = (0..shape.iter().product()).map(|_| 1.5 * next()).collect();
+        Tensor::from_vec(values, shape, self.device)
+    }
+
+    fn ids(&mut self, n: usize, below: u64) -> Vec<u32> {
+        (0..n).map(|_| (self.draw() % below) as u32).collect()
+    }
+
+    fn near(&mut self, what: &str, got: &Tensor, want: &Tensor) -> Result<()> {
+        let limit = if self.dtype == DType::F32 { F32 } else { BF16 };
+        self.within(limit, what, got, want)
+    }
+
+    fn within(&mut self, limit: f64, what: &str, got: &Tensor, want: &Tensor) -> Result<()> {
+        let difference = difference(&wide(got)?, want)?;
+        let what = format!("{what}, {}", self.dtype.as_str());
+        match self.found.iter_mut().find(|known| known.what == what) {
+            Some(known) => known.difference = known.difference.max(difference),
+            None => self.found.push(Agreement { what, difference, limit }),
+        }
+        Ok(())
+    }
+
+    /// A limit where one rounding follows another.
+    fn twice(&self) -> f64 {
+        if self.dtype == DType::F32 { 1e-5 } else { TWICE }
+    }
+}
+
+/// The same numbers in f32 on the CPU, for its ops.
+fn wide(t: &Tensor) -> Result<Tensor> {
+    t.to_device(&Device::Cpu)?.to_dtype(DType::F32)
+}
+
+fn zeros(shape: &[usize]) -> Result<Tensor> {
+    Tensor::zeros(shape, DType::F32, &Device::Cpu)
+}
+
+fn norms(bench: &mut Bench) -> Result<()> {
+    for (rows, c) in [(1, 8), (5, 264), (700, 16), (3, 2048)] {
+        let (x, delta, dy) = (bench.tensor(&[rows, c])?, bench.tensor(&[rows, c])?, bench.tensor(&[rows, c])?);
+        let (dres, w) = (bench.tensor(&[rows, c])?, bench.exact(&[c])?);
+        for delta in [Some(&delta), None] {
+            let got = add_rms_norm(&x, delta, &w, 1e-5)?;
+            let sum = match delta {
+                Some(delta) => (wide(&x)? + wide(delta)?)?.to_dtype(bench.dtype)?.to_dtype(DType::F32)?,
+                None => wide(&x)?,
+            };
+            let want = cpu_rms_norm::add_rms_norm(&sum, None, &wide(&w)?, 1e-5)?;
+            bench.near("rms_norm h", &got.h, &sum)?;
+            bench.near("rms_norm y", &got.y, &want.y)?;
+            bench.within(F32, "rms_norm rstd", &got.rstd, &want.rstd)?;
+            let again = rms_norm_recompute(&got.h, &got.rstd, &w)?;
+            bench.within(0.0, "rms_norm y again", &again, &wide(&got.y)?)?;
+            for dres in [Some(&dres), None] {
+                let (dw, want_dw) = (bench.exact(&[c])?, zeros(&[c])?);
+                let before = wide(&dw)?.copy()?;
+                let dh = rms_norm_backward(&dy, &got.h, &got.rstd, &w, dres, Some(&dw))?;
+                let wide_dres = dres.map(wide).transpose()?;
+                let want_dh = cpu_rms_norm::rms_norm_backward(
+                    &wide(&dy)?,
+                    &sum,
+                    &want.rstd,
+                    &wide(&w)?,
+                    wide_dres.as_ref(),
+                    Some(&want_dw),
+                )?;
+                bench.near("rms_norm dh", &dh, &want_dh)?;
+                bench.within(1e-5, "rms_norm dw", &(wide(&dw)? - before)?, &want_dw)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn rope_and_swiglu(bench: &mut Bench) -> Result<()> {
+    let (b, t, heads, dim) = (2, 7, 3, 8);
+    let tables = crate::ops::rope::Rope::new(dim, 100.0, 40);
+    let (cos, sin) = tables.tensors()?;
+    let (cos, sin) = (cos.to_device(bench.device)?, sin.to_device(bench.device)?);
+    let segments = Segments::new(vec![0, 0, 2, 3, 3, 3, 3, 0, 0, 0, 0, 4, 4, 4], t)?;
+    let each: Vec<u32> = (0..b * t).map(|place| segments.position(place) as u32).collect();
+    for within in [false, true] {
+        let qkv = bench.tensor(&[b, t, (heads + 2) * dim])?;
+        let want = wide(&qkv)?.copy()?;
+        let places = if within { Places::Within(&segments) } else { Places::From(5) };
+        let positions = || if within { Positions::Each(each.clone()) } else { Positions::From(5) };
+        rope(&qkv, (&cos, &sin), positions(), heads, 1.0)?;
+        crate::ops::rope::rope(&want, &tables, heads, places)?;
+        bench.near("rope", &qkv, &want)?;
+        rope(&qkv, (&cos, &sin), positions(), heads, -1.0)?;
+        crate::ops::rope::rope_backward(&want, &tables, heads, places)?;
+        bench.within(bench.twice(), "rope back", &qkv, &want)?;
+    }
+    for (rows, f) in [(1, 8), (3, 2056), (5, 24)] {
+        let (gate_up, dact) = (bench.tensor(&[rows, 2 * f])?, bench.tensor(&[rows, f])?);
+        bench.near("swiglu", &swiglu(&gate_up)?, &cpu_swiglu::swiglu(&wide(&gate_up)?)?)?;
+        let want = cpu_swiglu::swiglu_backward(&wide(&gate_up)?, &wide(&dact)?)?;
+        bench.near("swiglu dgate_up", &swiglu_backward(&gate_up, &dact)?, &want)?;
+    }
+    Ok(())
+}
+
+fn products(bench: &mut Bench) -> Result<()> {
+    for (rows, o, i) in [(5, 9, 17), (64, 136, 72)] {
+        let (x, w, dy) = (bench.tensor(&[rows, i])?, bench.tensor(&[o, i])?, bench.tensor(&[rows, o])?);
+        let y = linear(&x, &w, &[rows, o])?;
+        bench.near("linear y", &y, &cpu_linear::linear(&wide(&x)?, &wide(&w)?, Precision::F32)?)?;
+        let dx = linear_backward_input(&dy, &w, &[rows, i])?;
+        let want = cpu_linear::linear_backward_input(&wide(&dy)?, &wide(&w)?, Precision::F32)?;
+        bench.near("linear dx", &dx, &want)?;
+        let dw = bench.exact(&[o, i])?;
+        let want = wide(&dw)?.copy()?;
+        linear_backward_weight(&dy, &x, &dw)?;
+        cpu_linear::linear_backward_weight(&wide(&dy)?, &wide(&x)?, &want, Precision::F32)?;
+        bench.within(F32, "linear dw", &dw, &want)?;
+    }
+    Ok(())
+}
+
+fn embeddings(bench: &mut Bench) -> Result<()> {
+    let (v, c) = (11, 300);
+    let (ids, table) = (bench.ids(40, 9), bench.tensor(&[v, c])?);
+    let tensor = Tensor::from_slice(&ids, (5, 8), &Device::Cpu)?;
+    let got = embedding(&ids, &[5, 8, c], &table)?;
+    bench.within(0.0, "embedding", &got, &cpu_embedding::embedding(&tensor, &wide(&table)?)?)?;
+    let (dy, dtable) = (bench.tensor(&[5, 8, c])?, bench.exact(&[v, c])?);
+    let want = wide(&dtable)?.copy()?;
+    embedding_backward(&ids, &dy, &dtable)?;
+    cpu_embedding::embedding_backward(&tensor, &wide(&dy)?, &want)?;
+    bench.within(F32, "embedding dtable", &dtable, &want)
+}
+
+fn cross_entropies(bench: &mut Bench) -> Result<()> {
+    let (n, c, v) = (70, 16, 1000);
+    let (x, w) = (bench.tensor(&[n, c])?, bench.tensor(&[v, c])?);
+    let mut targets = bench.ids(n, v as u64);
+    targets[3] = cpu_cross_entropy::IGNORE;
+    targets[n - 1] = v as u32 - 1;
+    let tensor = Tensor::from_slice(&targets, n, &Device::Cpu)?;
+    let (dw, want_dw) = (zeros(&[v, c])?.to_device(bench.device)?.copy()?, zeros(&[v, c])?);
+    let (losses, dx) = cross_entropy_and_backward(&x, &w, &targets, 0.25, Some(&dw))?;
+    let (wide_x, wide_w) = (wide(&x)?, wide(&w)?);
+    let (want, want_dx) =
+        cpu_cross_entropy::cross_entropy_and_backward(&wide_x, &wide_w, &tensor, 0.25, Some(&want_dw), Precision::F32)?;
+    bench.near("cross_entropy losses", &losses, &want)?;
+    bench.within(bench.twice(), "cross_entropy dx", &dx, &want_dx)?;
+    bench.within(bench.twice(), "cross_entropy dw", &dw, &want_dw)?;
+    bench.within(F32, "cross_entropy losses alone", &cross_entropy(&x, &w, &targets)?, &wide(&losses)?)?;
+    // The likeliest token of each row, by the logits as the device rounds them.
+    let likeliest = wide(&linear(&x, &w, &[n, v])?)?.argmax(1)?.to_vec1::<u32>()?;
+    let best = |targets: &[u32]| -> Result<Vec<bool>> {
+        Ok(score(&x, &w, targets)?.iter().map(|scored| scored.best).collect())
+    };
+    let wanted: Vec<bool> = likeliest.iter().zip(&targets).map(|(a, b)| a == b).collect();
+    if best(&targets)? != wanted || best(&likeliest)?.contains(&false) {
+        bail!("cross_entropy: the likeliest token is not told");
+    }
+    Ok(())
+}
+
+/// The update is the CPU's but for the order in which a compiler adds and multiplies; the copy is its rounding.
+fn updates(bench: &mut Bench) -> Result<()> {
+    let n = 3001;
+    let [p, g, m, v] = [bench.exact(&[n])?, bench.exact(&[n])?, bench.exact(&[n])?, bench.exact(&[n])?.sqr()?];
+    let ranges = [(0, 1000, true), (1000, 1, false), (1001, 2000, true)].map(|(start, len, decay)| cpu_adamw::Range {
+        start,
+        len,
+        decay,
+    });
+    let hyper = cpu_adamw::Hyper { lr: 1e-2, betas: (0.9, 0.95), eps: 1e-8, weight_decay: 0.1, t: 7, clip: 0.3 };
+    let host = [wide(&p)?.copy()?, wide(&m)?.copy()?, wide(&v)?.copy()?];
+    let rounded = Tensor::zeros(n, DType::BF16, bench.device)?;
+    let flat = cpu_adamw::Flat { param: &p, grad: &g, exp_avg: &m, exp_avg_sq: &v, copy: Some(&rounded) };
+    cpu_adamw::adamw_on_gpu(&flat, &ranges, &hyper)?;
+    let host_g = wide(&g)?;
+    let flat = cpu_adamw::Flat { param: &host[0], grad: &host_g, exp_avg: &host[1], exp_avg_sq: &host[2], copy: None };
+    cpu_adamw::adamw(&flat, &ranges, &hyper)?;
+    for (what, got, want) in [("adamw p", &p, &host[0]), ("adamw m", &m, &host[1]), ("adamw v", &v, &host[2])] {
+        bench.within(F32, what, got, want)?;
+    }
+    let again = wide(&wide(&p)?.to_dtype(DType::BF16)?)?;
+    bench.within(0.0, "adamw copy", &rounded, &again)?;
+    let other = Tensor::zeros(n, DType::BF16, bench.device)?;
+    round_to_bf16(&p, &other)?;
+    bench.within(0.0, "round_to_bf16", &other, &again)?;
+    let norms = [global_norm(&g)?, cpu_adamw::global_norm(&host_g)?];
+    let [got, want] = norms.map(|norm| Tensor::new(&[norm as f32], &Device::Cpu));
+    bench.within(1e-7, "global_norm", &got?, &want?)
+}
+
+fn attentions(bench: &mut Bench) -> Result<()> {
+    for (b, t, q, kv, dim) in [(1, 1, 1, 1, 64), (2, 65, 4, 2, 64), (1, 130, 2, 1, 128)] {
+        let heads = Heads { q, kv, dim };
+        let (qkv, dout) = (bench.tensor(&[b, t, heads.packed()])?, bench.tensor(&[b, t, heads.out()])?);
+        let starts = (0..b * t).map(|i| (i % t / 23 * 23) as u32).collect();
+        let segments = Segments::new(starts, t)?;
+        for segments in [None, Some(&segments)] {
+            let (out, lse) = attention(&qkv, heads, segments)?;
+            let (want, want_lse) = cpu_attention::attention(&wide(&qkv)?, heads, segments, Precision::F32)?;
+            bench.near("attention out", &out, &want)?;
+            bench.near("attention lse", &lse, &want_lse)?;
+            let got = attention_backward(&qkv, &out, &lse, &dout, heads, segments)?;
+            let want = cpu_attention::attention_backward(
+                &wide(&qkv)?,
+                &want,
+                &want_lse,
+                &wide(&dout)?,
+                heads,
+                segments,
+                Precision::F32,
+            )?;
+            bench.within(bench.twice(), "attention dqkv", &got, &want)?;
+        }
+    }
+    Ok(())
+}
+
+fn attention_over_a_cache(bench: &mut Bench) -> Result<()> {
+    let heads = Heads { q: 4, kv: 2, dim: 64 };
+    for (t, start, capacity) in [(1, 0, 5), (1, 70, 80), (3, 129, 132)] {
+        let q = bench.tensor(&[2, t, heads.out()])?;
+        let rows = [2, capacity, heads.kv * heads.dim];
+        let (k, v) = (bench.tensor(&rows)?, bench.tensor(&rows)?);
+        let got = attention_cached(&q, &k, &v, heads, start)?;
+        let want = cpu_attention::attention_cached(&wide(&q)?, &wide(&k)?, &wide(&v)?, heads, start)?;
+        bench.near("attention over a cache", &got, &want)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kernel_agrees_with_the_cpu() {
+        for found in run(&Device::Cpu).unwrap() {
+            assert!(found.passed(), "{found:?}");
+        }
+    }
+}

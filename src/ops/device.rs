@@ -1,0 +1,57 @@
+//! Where this process computes: the CPU, or one GPU, chosen once at its start.
+
+use crate::runtime::error::{Exit, Failure, fail};
+use candle_core::Device;
+use std::sync::OnceLock;
+
+static USED: OnceLock<Device> = OnceLock::new();
+
+/// What was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// The first GPU if this build can use one and there is one, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The GPU of this number.
+    Gpu(usize),
+}
+
+/// Chooses the device for the rest of the process.
+///
+/// # Errors
+/// [`Exit::Config`] if a GPU was asked for that is not there or that this build cannot use.
+pub fn choose(wanted: Wanted) -> Result<(), Failure> {
+    let device = match wanted {
+        Wanted::Cpu => Device::Cpu,
+        Wanted::Auto => gpu(0).unwrap_or(Device::Cpu),
+        Wanted::Gpu(number) => gpu(number).map_err(|why| {
+            fail(Exit::Config, format!("--device cuda:{number}: {why}"))
+                .hint("use --device cpu, or see llama-lite doctor")
+        })?,
+    };
+    let _ = USED.set(device);
+    Ok(())
+}
+
+/// The device of this process.
+pub fn used() -> &'static Device {
+    USED.get_or_init(|| Device::Cpu)
+}
+
+/// The GPU's name and the driver's version, as (name, driver); none on the CPU.
+pub fn describe() -> Option<(String, String)> {
+    match used() {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => Some(super::cuda::describe(device)),
+        _ => None,
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpu(_: usize) -> Result<Device, String> {
+    Err("this build has no CUDA support".into())
+}
+
+#[cfg(feature = "cuda")]
+use super::cuda::open as gpu;
