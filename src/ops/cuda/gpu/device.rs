@@ -51,10 +51,32 @@ pub(in crate::ops) fn describe(device: &CudaDevice) -> (String, String) {
 
 /// The driver's errors come with names of constants and backtraces.
 fn plain(error: &str) -> String {
-    if ["NO_DEVICE", "not available", "NOT_INITIALIZED"].iter().any(|name| error.contains(name)) {
-        return "no GPU or no NVIDIA driver was found".into();
+    match missing().filter(|words| !words.contains("libcuda.so")) {
+        Some(words) => format!("{words}; LD_LIBRARY_PATH must have the folder of NVIDIA's libraries"),
+        None if ["NO_DEVICE", "NOT_INITIALIZED"].iter().any(|name| error.contains(name)) => {
+            "no GPU or no NVIDIA driver was found".into()
+        }
+        None => error.lines().next().unwrap_or_default().to_owned(),
     }
-    error.lines().next().unwrap_or_default().to_owned()
+}
+
+/// The library that was looked for and is not there, in the dynamic linker's words.
+#[cfg(cuda_stand_ins)]
+fn missing() -> Option<String> {
+    unsafe extern "C" {
+        fn llama_lite_cuda_missing() -> *const std::ffi::c_char;
+    }
+    // SAFETY: a function of stand_in.c; the text is null or ends with a 0, and stays.
+    let words = unsafe {
+        let words = llama_lite_cuda_missing();
+        (!words.is_null()).then(|| std::ffi::CStr::from_ptr(words))
+    };
+    words.map(|words| words.to_string_lossy().into_owned())
+}
+
+#[cfg(not(cuda_stand_ins))]
+fn missing() -> Option<String> {
+    None
 }
 
 /// The address of a storage's first element.
