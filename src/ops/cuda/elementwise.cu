@@ -18,12 +18,12 @@ __device__ void rope(T *qkv, const float *cos, const float *sin, const uint32_t 
 
 __device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
-// Rows of gate_up are f gates and then f ups; f is a multiple of eight. grid: (blocks of columns, rows)
+// Rows of gate_up are f gates and then f ups; f is a multiple of eight. grid: (rows, blocks of columns)
 template <class T>
 __device__ void swiglu(const T *gate_up, T *act, int f) {
-  const int at = (blockIdx.x * blockDim.x + threadIdx.x) * 8;
+  const int at = (blockIdx.y * blockDim.x + threadIdx.x) * 8;
   if (at >= f) return;
-  const size_t row = blockIdx.y;
+  const size_t row = blockIdx.x;
   const Eight gate = load8(gate_up + row * 2 * f + at), up = load8(gate_up + row * 2 * f + f + at);
   Eight e;
   for (int i = 0; i < 8; i++) e.x[i] = gate.x[i] * sigmoid(gate.x[i]) * up.x[i];
@@ -32,9 +32,9 @@ __device__ void swiglu(const T *gate_up, T *act, int f) {
 
 template <class T>
 __device__ void swiglu_backward(const T *gate_up, const T *dact, T *dgate_up, int f) {
-  const int at = (blockIdx.x * blockDim.x + threadIdx.x) * 8;
+  const int at = (blockIdx.y * blockDim.x + threadIdx.x) * 8;
   if (at >= f) return;
-  const size_t row = blockIdx.y;
+  const size_t row = blockIdx.x;
   const Eight gate = load8(gate_up + row * 2 * f + at), up = load8(gate_up + row * 2 * f + f + at), d = load8(dact + row * f + at);
   Eight dgate, dup;
   for (int i = 0; i < 8; i++) {

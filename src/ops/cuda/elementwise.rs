@@ -48,7 +48,7 @@ fn columns(gate_up: &Tensor) -> Result<(usize, Grid)> {
         bail!("swiglu on a GPU: {f} columns are no multiple of 8");
     }
     let rows = gate_up.elem_count() / (2 * f);
-    Ok((f, Grid { blocks: [f.div_ceil(8 * THREADS), rows, 1], threads: THREADS, shared: 0 }))
+    Ok((f, Grid { blocks: [rows, f.div_ceil(8 * THREADS), 1], threads: THREADS, shared: 0 }))
 }
 
 /// See [`swiglu`](crate::ops::swiglu::swiglu).

@@ -4,6 +4,7 @@
 // program. Shared memory begins as NaNs. Speed does not matter here; not every race between barriers is found.
 #pragma once
 #include <math.h>
+#include <setjmp.h>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -88,7 +89,9 @@ struct Copy {
   unsigned bytes, group;
 };
 struct Thread {
-  ucontext_t context;
+  ucontext_t context;  // where it begins
+  jmp_buf place;       // where it waits
+  bool begun;
   std::vector<Copy> copies;
   unsigned groups;
   std::vector<char> stack;
@@ -98,7 +101,7 @@ struct Thread {
 };
 struct Device {
   std::vector<Thread> threads;
-  ucontext_t scheduler;
+  jmp_buf scheduler;
   Thread *current = nullptr;
   dim3 grid, block, block_index;
   // What the lanes of a warp give each other.
@@ -116,7 +119,8 @@ inline void wait(State state) {
   Device &d = device();
   Thread *self = d.current;
   self->state = state;
-  swapcontext(&self->context, &d.scheduler);
+  // Unlike swapcontext this does not go through the kernel.
+  if (!_setjmp(self->place)) _longjmp(d.scheduler, 1);
 }
 inline unsigned char *slot(unsigned lane) { return &device().slots[(device().current->rank / 32 * 32 + lane) * WARP_SLOT]; }
 
@@ -136,7 +140,17 @@ inline void enter() {
   Device &d = device();
   d.body(d.arguments);
   d.current->state = DONE;
-  swapcontext(&d.current->context, &d.scheduler);
+  _longjmp(d.scheduler, 1);
+}
+
+// Lets `t` run until it waits or ends.
+__attribute__((noinline)) inline void go_on(Thread &t) {
+  Device &d = device();
+  d.current = &t;
+  if (_setjmp(d.scheduler)) return;
+  if (t.begun) _longjmp(t.place, 1);
+  t.begun = true;
+  setcontext(&t.context);
 }
 
 // Sets threads free that wait for each other and are all there; whether there were any.
@@ -161,7 +175,7 @@ inline void run_block() {
   for (size_t i = 0; i < n; i++) {
     Thread &t = d.threads[i];
     if (t.stack.empty()) t.stack.resize(STACK);
-    t.state = READY, t.rank = unsigned(i);
+    t.state = READY, t.rank = unsigned(i), t.begun = false;
     t.copies.clear(), t.groups = 0;
     t.index = {unsigned(i % d.block.x), unsigned(i / d.block.x % d.block.y), unsigned(i / d.block.x / d.block.y)};
     getcontext(&t.context);
@@ -178,8 +192,8 @@ inline void run_block() {
       do {
         for (size_t i = from; i < to; i++)
           while (d.threads[i].state == READY) {
-            d.current = &d.threads[i], ran = true;
-            swapcontext(&d.scheduler, &d.current->context);
+            ran = true;
+            go_on(d.threads[i]);
           }
       } while (release(AT_WARP, from, to));
       for (size_t i = from; i < to; i++) left |= d.threads[i].state != DONE;
@@ -226,7 +240,7 @@ void start(void (*kernel)(A...), const unsigned *grid, const unsigned *block, vo
 // The kernel as a function that Rust can find: grid and block of three numbers each, addresses of the arguments as for cuLaunchKernel.
 #define EXPORT(name)                                                                                              \
   extern "C" int emulated_##name(const unsigned *grid, const unsigned *block, unsigned shared, void **args) {      \
-    if (shared > emulated::SHARED_BYTES || block[0] * block[1] * block[2] > 1024) return 1;                        \
+    if (grid[1] > 65535 || grid[2] > 65535 || shared > emulated::SHARED_BYTES || block[0] * block[1] * block[2] > 1024) return 1;                        \
     emulated::start(name, grid, block, args, emulated::arguments(name));                                           \
     return 0;                                                                                                      \
   }

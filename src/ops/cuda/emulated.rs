@@ -40,7 +40,7 @@ fn compiled(name: &str) -> Library {
     let to = dir.path().join("kernels.so");
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
     let done = Command::new(&compiler)
-        .args(["-std=c++17", "-O2", "-DLLAMA_LITE_EMULATED", "-shared", "-fPIC", "-x", "c++"])
+        .args(["-std=c++17", "-O2", "-U_FORTIFY_SOURCE", "-DLLAMA_LITE_EMULATED", "-shared", "-fPIC", "-x", "c++"])
         .arg(sources.join(name).with_extension("cu"))
         .arg("-o")
         .arg(&to)

@@ -10,6 +10,17 @@ __device__ inline void each_eight(int c, F f) {
   for (int at = threadIdx.x * 8; at < c; at += blockDim.x * 8) f(at);
 }
 
+// y = h r w, of one row.
+template <class T>
+__device__ void scale_row(const T *h, const float *w, T *y, float r, int c) {
+  each_eight(c, [&](int at) {
+    Eight e = load8(h + at);
+    const Eight weight = load8(w + at);
+    for (int i = 0; i < 8; i++) e.x[i] *= r * weight.x[i];
+    store8(y + at, e);
+  });
+}
+
 // delta may be null: then h is x, and is not written.
 template <class T>
 __device__ void forward(const T *x, const T *delta, const float *w, T *h, T *y, float *rstd, int c, float eps) {
@@ -28,25 +39,13 @@ __device__ void forward(const T *x, const T *delta, const float *w, T *h, T *y, 
   });
   const float r = rsqrtf(block_sum(sum, scratch) / c + eps);
   if (threadIdx.x == 0) rstd[blockIdx.x] = r;
-  const T *normed = delta ? h : x;
-  each_eight(c, [&](int at) {
-    Eight e = load8(normed + row + at);
-    const Eight weight = load8(w + at);
-    for (int i = 0; i < 8; i++) e.x[i] *= r * weight.x[i];
-    store8(y + row + at, e);
-  });
+  scale_row((delta ? h : x) + row, w, y + row, r, c);
 }
 
 template <class T>
 __device__ void recompute(const T *h, const float *rstd, const float *w, T *y, int c) {
   const size_t row = size_t(blockIdx.x) * c;
-  const float r = rstd[blockIdx.x];
-  each_eight(c, [&](int at) {
-    Eight e = load8(h + row + at);
-    const Eight weight = load8(w + at);
-    for (int i = 0; i < 8; i++) e.x[i] *= r * weight.x[i];
-    store8(y + row + at, e);
-  });
+  scale_row(h + row, w, y + row, rstd[blockIdx.x], c);
 }
 
 // Block i takes rows i, i + gridDim.x, ... and leaves its sum of dy ĥ in row i of `partials` (null: the weight is frozen). dres may be null.

@@ -7,7 +7,7 @@ use crate::train::state::State;
 use crate::train::step::step;
 use candle_core::{Device, Tensor};
 
-const STEPS: u32 = 8;
+const STEPS: u32 = 4;
 
 fn config(precision: &str) -> Config {
     let text = format!(
@@ -43,7 +43,7 @@ fn farthest(a: &[f32], b: &[f32]) -> f32 {
 fn steps_on_a_gpu_are_those_of_the_cpu() {
     let (cpu, weights, logits) = trained("f32");
     let (exact, gpu_weights, gpu_logits) = emulated(|| trained("f32"));
-    assert!(cpu[STEPS as usize - 1].0 < cpu[0].0 - 0.3, "it learns: {cpu:?}");
+    assert!(cpu[STEPS as usize - 1].0 < cpu[0].0 - 0.1, "it learns: {cpu:?}");
     for ((loss, norm), (gpu_loss, gpu_norm)) in cpu.iter().zip(&exact) {
         assert!((loss - gpu_loss).abs() < 2e-5 && (norm / gpu_norm - 1.0).abs() < 1e-4, "{cpu:?} {exact:?}");
     }

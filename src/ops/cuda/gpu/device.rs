@@ -123,6 +123,7 @@ pub(super) fn launch(device: &CudaDevice, kernel: &str, grid: Grid, values: &mut
         function.set_attribute(most, shared as i32).w()?;
     }
     let stream = device.cuda_stream();
+    stream.context().bind_to_thread().w()?;
     // SAFETY: the arguments are those that the kernel's source has; what they point to lives until the stream has passed this launch.
     let queued = unsafe {
         result::launch_kernel(function.cu_function(), (x, y, z), (threads, 1, 1), shared, stream.cu_stream(), values)
@@ -149,6 +150,7 @@ pub(super) fn product(device: &CudaDevice, out: Matrix, accumulate: bool, a: Mat
     let (alpha, beta) = (1.0f32, if accumulate { 1.0f32 } else { 0.0 });
     let number = |x: &f32| std::ptr::from_ref(x).cast::<c_void>();
     let cublas = device.cublas_handle();
+    device.cuda_stream().context().bind_to_thread().w()?;
     // SAFETY: the matrices lie within their tensors, which live until the stream has passed this call.
     let queued = unsafe {
         gemm_ex(
