@@ -22,10 +22,8 @@ pub(super) fn run(args: &Plan, console: Console) -> Result<()> {
         out.push_str(&proposal(&config, limit)?);
     }
     out.push_str(&work(&config));
-    match passes(&config) {
-        Ok(known) => out.push_str(&known.as_deref().map_or_else(unread, over_data)),
-        // What is planned may be about to be prepared.
-        Err(error) => out.push_str(&format!("data              not read: {error:#}\n")),
+    if !args.probe {
+        out.push_str(&epochs(&config));
     }
     out.push_str(&format!("\n{}", ascii_plot(&rates(&config)?, 72, 10, None, "learning rate")));
     if args.probe {
@@ -101,6 +99,15 @@ fn work(config: &Config) -> String {
         out.push_str(&format!("  {name:<15} {}\n", MFU.map(at).join(", ")));
     }
     out
+}
+
+/// A probe opens the data anyway, and tells.
+fn epochs(config: &Config) -> String {
+    match passes(config) {
+        Ok(known) => known.as_deref().map_or_else(unread, over_data),
+        // What is planned may be about to be prepared.
+        Err(error) => format!("data              not read: {error:#}\n"),
+    }
 }
 
 fn unread() -> String {

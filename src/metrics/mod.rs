@@ -100,8 +100,8 @@ pub struct Layers {
     /// The largest logit of attention, of every block.
     #[serde(default)]
     pub attention_logit_max: Vec<f64>,
-    /// Root mean square of the head's logits.
-    #[serde(default, deserialize_with = "null_is_nan")]
+    /// Root mean square of the head's logits; NaN where it was not observed.
+    #[serde(default = "unknown", deserialize_with = "null_is_nan")]
     pub logit_rms: f64,
 }
 
@@ -138,6 +138,10 @@ pub struct Eval {
     /// The standard error of the value.
     #[serde(deserialize_with = "null_is_nan")]
     pub stderr: f64,
+}
+
+fn unknown() -> f64 {
+    f64::NAN
 }
 
 fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
@@ -217,5 +221,16 @@ pub(crate) mod tests {
             panic!("a train record")
         };
         assert!(read.mfu.is_nan());
+    }
+
+    /// Records of before there were these fields, and of where nothing looks at logits.
+    #[test]
+    fn what_was_not_observed_is_not_a_number() {
+        let old =
+            r#"{"kind":"layers","step":5,"names":["0"],"grad_norm":[1.0],"weight_norm":[1.0],"update_norm":[1.0]}"#;
+        let Record::Layers(read) = serde_json::from_str(old).unwrap() else { panic!("a layers record") };
+        assert!(read.logit_rms.is_nan() && read.attention_logit_max.is_empty());
+        let Record::Layers(again) = serde_json::from_str(&line(&Record::Layers(read))).unwrap() else { panic!() };
+        assert!(again.logit_rms.is_nan());
     }
 }

@@ -31,6 +31,9 @@ use rayon::prelude::*;
 use span::Rows;
 pub use tree::attention_forest;
 
+/// Widths of heads that a GPU has bf16 kernels for.
+pub const GPU_BF16_DIMS: [usize; 2] = [64, 128];
+
 /// Head counts and width of packed rows (h query heads ‖ k key heads ‖ k value heads), each d wide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heads {

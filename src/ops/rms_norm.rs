@@ -41,8 +41,8 @@ fn reciprocal_rms(h: &[f32], eps: f32) -> f32 {
 /// RMSNorm of `x + delta` (or of `x` alone), both (…, c), with weight `w` (c).
 pub fn add_rms_norm(x: &Tensor, delta: Option<&Tensor>, w_c: &Tensor, eps: f64) -> Result<Normed> {
     let c = channels("rms_norm", x, w_c)?;
-    if delta.is_some_and(|delta| x.dims() != delta.dims()) {
-        bail!("rms_norm: x {:?} and delta differ in shape", x.shape());
+    if let Some(delta) = delta.filter(|delta| x.dims() != delta.dims()) {
+        bail!("rms_norm: x {:?} and delta {:?} differ in shape", x.shape(), delta.shape());
     }
     on_gpu!(x, super::cuda::add_rms_norm(x, delta, w_c, eps));
     let Some(delta) = delta else { return norm_alone(x, w_c, eps as f32, c) };

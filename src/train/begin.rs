@@ -15,6 +15,7 @@ use crate::eval::benchmark::{Extent, Prepared};
 use crate::eval::dataset::Library;
 use crate::eval::tasks::{self, Task};
 use crate::metrics::{Console, Events};
+use crate::ops::attention::GPU_BF16_DIMS;
 use crate::ops::device;
 use crate::ops::precision::Precision;
 use crate::runtime::error::{Exit, fail, note};
@@ -192,7 +193,7 @@ fn check_gpu(config: &Config) -> Result<()> {
         (config.is_sft() && config.sft.neftune_alpha > 0.0, "sft.neftune_alpha".to_owned()),
         (!config.eval.tasks.is_empty(), "eval.tasks".to_owned()),
         (
-            super::precision(&config.train) == Precision::Bf16 && ![64, 128].contains(&head),
+            super::precision(&config.train) == Precision::Bf16 && !GPU_BF16_DIMS.contains(&head),
             format!("bf16 with model.head_dim = {head}"),
         ),
         (!config.model.hidden_size.is_multiple_of(8), "a model.hidden_size that is no multiple of 8".to_owned()),

@@ -67,7 +67,7 @@ pub fn layers(state: &State, config: &Config, report: &StepReport) -> Result<Lay
     let sums: Vec<Squares> = layout.with_slices(flats, |layout: &Layout, slices| {
         layout.specs.iter().map(|spec| of_tensor(spec, slices, &rule(spec.shape.len() >= 2))).collect()
     })?;
-    let mut all = Layers { step: state.counters.step, ..Layers::default() };
+    let mut all = Layers { step: state.counters.step, logit_rms: f64::NAN, ..Layers::default() };
     if let Some(observed) = &report.observed {
         all.attention_logit_max = observed.attention_logit_max.iter().map(|&x| f64::from(x)).collect();
         all.logit_rms = observed.logit_rms();

@@ -115,7 +115,8 @@ impl Pace {
     }
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+/// The middle one of `values`, of which there is one at least.
+pub(super) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }

@@ -2,6 +2,7 @@
 
 use super::begin::{benchmarks, check_machine, fresh_parts};
 use super::footprint::{Footprint, checkpoint_bytes};
+use super::moved::median;
 use super::resume::make_loader;
 use super::schedule::Schedule;
 use super::step::step;
@@ -169,10 +170,8 @@ pub fn probe(config: Config, console: Console) -> Result<(Config, Probe)> {
             .map(|_| begun.elapsed().as_secs_f64())
     });
     let peak = memory::peak();
-    let mut timed = seconds.split_off(1);
-    timed.sort_by(f64::total_cmp);
     let probe = Probe {
-        step_seconds: timed[timed.len() / 2],
+        step_seconds: median(seconds.split_off(1)),
         validation_seconds: validation.transpose()?,
         sample_seconds: sample_seconds(&config, &parts.state.model, &parts.corpus.tokenizer)?,
         task_seconds: task_seconds(&config, &parts.state.model, &parts.corpus.tokenizer)?,

@@ -13,6 +13,7 @@ use crate::model::init::init;
 use crate::model::lora;
 use crate::model::params::Layout;
 use crate::model::{Grads, Llama};
+use crate::ops::attention::GPU_BF16_DIMS;
 use crate::ops::device;
 use crate::ops::precision::Precision;
 use crate::runtime::error::{Exit, fail};
@@ -304,8 +305,7 @@ fn read_into(flat: &Tensor, layout: &Layout, suffix: &str, read: impl FnOnce(Sin
 pub fn load_model(source: &Opened) -> Result<Llama> {
     let layout = Layout::new(&source.model);
     let flat = read_flat(&layout, "", |sink| source.read_weights(sink))?.to_device(device::used())?;
-    // The GPU's bf16 kernels of attention are for heads of these widths.
-    let rounded = !device::used().is_cpu() && [64, 128].contains(&source.model.head_dim);
+    let rounded = !device::used().is_cpu() && GPU_BF16_DIMS.contains(&source.model.head_dim);
     let precision = if rounded { Precision::Bf16 } else { Precision::F32 };
     Ok(Llama::new(&source.model, flat)?.with_precision(precision)?)
 }

@@ -3,7 +3,7 @@
 //! bf16 with heads of 64 or 128 goes through the tensor cores; f32, of any width up to 256, is plain: for comparisons.
 
 use super::gpu::{Arg, Grid, at, at_or_null, empty, int, launch, suffix};
-use crate::ops::attention::Heads;
+use crate::ops::attention::{GPU_BF16_DIMS, Heads};
 use crate::ops::segments::Segments;
 use candle_core::{DType, Result, Tensor, bail};
 
@@ -35,7 +35,8 @@ struct Call {
 impl Call {
     fn new(qkv: &Tensor, heads: Heads, segments: Option<&Segments>) -> Result<Self> {
         let (b, t, _) = qkv.dims3()?;
-        let known = if qkv.dtype() == DType::BF16 { [64, 128].contains(&heads.dim) } else { heads.dim <= MOST_DIMS };
+        let known =
+            if qkv.dtype() == DType::BF16 { GPU_BF16_DIMS.contains(&heads.dim) } else { heads.dim <= MOST_DIMS };
         if !known {
             bail!("attention on a GPU: no kernel for heads of {} in {:?}", heads.dim, qkv.dtype());
         }
@@ -57,7 +58,7 @@ impl Call {
         let mut args = tensors.to_vec();
         args.extend([int(t)?, int(q)?, int(kv)?]);
         let (kernel, grid) = if like.dtype() == DType::BF16 {
-            let tile = tiles[usize::from(dim == 128)];
+            let tile = tiles[usize::from(dim == GPU_BF16_DIMS[1])];
             let blocks = [t.div_ceil(tile.rows), heads, self.b];
             (format!("attention_{name}_d{dim}_bf16"), Grid { blocks, threads: TILE_THREADS, shared: tile.shared })
         } else {

@@ -7,7 +7,7 @@ use crate::data::rows::Rows;
 use crate::eval::benchmark::evaluate;
 use crate::eval::report::lines;
 use crate::eval::{Score, score};
-use crate::metrics::{Eval, Record, SampleRecord, Val, read, read_log};
+use crate::metrics::{Eval, Record, SampleRecord, Val, read_log};
 use crate::runtime::failpoint::failpoint;
 use crate::sample::sampler::{Sampler, SamplerConfig};
 use crate::sample::{Limits, encode_prompt, generate};
@@ -18,7 +18,7 @@ use std::time::Instant;
 
 /// The validations that the run has logged so far.
 pub(super) fn validation_curve(dir: &Path) -> Result<Vec<(f64, f64)>> {
-    let records = read(&dir.join("metrics.jsonl"))?;
+    let records: Vec<Record> = read_log(dir)?;
     Ok(records.iter().filter_map(|r| if let Record::Val(val) = r { Some(point(val)) } else { None }).collect())
 }
 
@@ -110,7 +110,7 @@ impl Run {
 
     /// Whether a metric of a task for which `wanted` holds is in the log for `step`.
     fn logged(&self, step: u64, wanted: impl Fn(&str) -> bool) -> Result<bool> {
-        let records = read(&self.place.dir.join("metrics.jsonl"))?;
+        let records: Vec<Record> = read_log(&self.place.dir)?;
         Ok(records.iter().any(|record| matches!(record, Record::Eval(eval) if eval.step == step && wanted(&eval.task))))
     }
 
