@@ -12,7 +12,6 @@ use crate::eval::dataset::Library;
 use crate::eval::report::{harness_json, lines, table};
 use crate::eval::{ByteLengths, Score, score, tasks};
 use crate::metrics::Console;
-use crate::ops::device;
 use crate::runtime::error::{Exit, fail, note};
 use crate::runtime::files::write_atomic;
 use anyhow::Result;
@@ -25,9 +24,6 @@ use std::time::Instant;
 const TOKENS_AT_ONCE: usize = 8192;
 
 pub(super) fn run(args: &Eval, console: Console) -> Result<()> {
-    if !args.tasks.is_empty() && !device::used().is_cpu() {
-        return Err(fail(Exit::Config, "--tasks does not work on a GPU yet").hint("use --device cpu").into());
-    }
     match (&args.ckpt, &args.run) {
         (Some(ckpt), _) => one(args, ckpt, console),
         (None, Some(run)) => trajectory(args, run, console),

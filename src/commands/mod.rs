@@ -20,7 +20,7 @@ use crate::config::{Config, print_config};
 use crate::data::tokenizer::Tokenizer;
 use crate::metrics::{self, Console};
 use crate::model::Llama;
-use crate::ops::device::{self, Wanted, choose};
+use crate::ops::device::{Wanted, choose};
 use crate::runtime::error::{Exit, fail, failure_in, note};
 use crate::runtime::memory;
 use crate::train::begin;
@@ -120,11 +120,6 @@ fn load(ckpt: &Path) -> Result<Loaded> {
         .into());
     }
     memory::check(source.model.n_params().saturating_mul(4), "this model in f32", "use a machine with more memory")?;
-    if source.adapter().is_some() && !device::used().is_cpu() {
-        return Err(fail(Exit::Config, "LoRA adapters do not work on a GPU yet")
-            .hint("use --device cpu, or merge them: export --merge-lora")
-            .into());
-    }
     let model = load_model(&source)?;
     Ok(Loaded { source, tokenizer, model })
 }

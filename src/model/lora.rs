@@ -43,7 +43,7 @@ pub struct Adapters {
     pub layout: Layout,
     /// All of them, f32.
     pub flat: Tensor,
-    /// Views of `flat`.
+    /// Views of `flat`, or of its rounding where that is computed with.
     pub blocks: Vec<BlockAdapters>,
 }
 
@@ -122,10 +122,10 @@ pub fn n_params(model: &ModelConfig, config: &LoraConfig) -> u64 {
 
 /// Fresh adapters, which change nothing: `B` is 0, `A` uniform within 1 / sqrt(in), as PEFT begins. Each matrix draws from a stream of
 /// its own, keyed by seed and name.
-pub fn init(model: &ModelConfig, config: &LoraConfig, seed: u64) -> Result<Adapters> {
+pub fn init(model: &ModelConfig, config: &LoraConfig, seed: u64, device: &Device) -> Result<Adapters> {
     let layout = Layout::of(specs(model, config));
     let matrices: Vec<Vec<f32>> = layout.specs.par_iter().map(|spec| fresh(spec, seed)).collect();
-    let flat = Tensor::from_vec(matrices.concat(), layout.total, &Device::Cpu)?;
+    let flat = Tensor::from_vec(matrices.concat(), layout.total, device)?;
     Adapters::new(model, config, flat)
 }
 

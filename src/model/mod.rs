@@ -56,6 +56,8 @@ pub struct Llama {
     copy: Option<Tensor>,
     /// Trained beside the weights, which are then frozen.
     pub adapters: Option<Adapters>,
+    /// The adapters rounded in the same way.
+    adapters_copy: Option<Tensor>,
 }
 
 /// Gradients of what is trained of a model: views of a flat buffer.
@@ -155,7 +157,19 @@ impl Llama {
         let blocks = weights.blocks.iter().enumerate().map(block).collect();
         let rope = Rope::new(config.head_dim, config.rope_theta, config.max_position_embeddings).on(flat.device())?;
         let precision = Precision::F32;
-        Ok(Self { config: config.clone(), layout, flat, weights, blocks, rope, precision, copy: None, adapters: None })
+        let (copy, adapters, adapters_copy) = (None, None, None);
+        Ok(Self {
+            config: config.clone(),
+            layout,
+            flat,
+            weights,
+            blocks,
+            rope,
+            precision,
+            copy,
+            adapters,
+            adapters_copy,
+        })
     }
 
     /// The same model with matrix products in `precision`; on a GPU bf16 is that of weights and activations, too.
@@ -174,18 +188,23 @@ impl Llama {
         Ok(self)
     }
 
-    /// Rounds the weights anew, where they are computed with rounded: after every change of [`flat`](Self::flat) but those by the optimizer.
+    /// Rounds weights and adapters anew, where they are computed with rounded: after every change but those by the optimizer.
     pub fn refresh(&self) -> Result<()> {
         #[cfg(any(test, feature = "cuda"))]
-        if let Some(copy) = &self.copy {
-            return crate::ops::cuda::round_to_bf16(&self.flat, copy);
+        {
+            let flats = [Some(&self.flat), self.adapters.as_ref().map(|adapters| &adapters.flat)];
+            for (flat, copy) in flats.into_iter().zip([&self.copy, &self.adapters_copy]) {
+                if let (Some(flat), Some(copy)) = (flat, copy) {
+                    crate::ops::cuda::round_to_bf16(flat, copy)?;
+                }
+            }
         }
         Ok(())
     }
 
-    /// The rounded weights that an update must keep in step.
+    /// The rounding of what is trained, which an update must keep in step.
     pub fn copy(&self) -> Option<&Tensor> {
-        self.copy.as_ref()
+        if self.adapters.is_some() { self.adapters_copy.as_ref() } else { self.copy.as_ref() }
     }
 
     /// An empty cache for `batch` sequences of up to `capacity` positions.
@@ -195,13 +214,20 @@ impl Llama {
     }
 
     /// The same model with `adapters` beside its weights, which they share: an update of their buffer is an update of the model.
-    pub fn with_adapters(mut self, adapters: Adapters) -> Self {
-        let scale = lora::scale(&adapters.config);
-        for (block, adapters) in self.blocks.iter_mut().zip(&adapters.blocks) {
+    pub fn with_adapters(mut self, adapters: Adapters) -> Result<Self> {
+        let Adapters { config, layout, flat, mut blocks } = adapters;
+        if self.copy.is_some() {
+            let copy = Tensor::zeros(layout.total, DType::BF16, flat.device())?;
+            blocks = lora::views(&copy, &layout, &self.config, &config)?;
+            self.adapters_copy = Some(copy);
+        }
+        let scale = lora::scale(&config);
+        for (block, adapters) in self.blocks.iter_mut().zip(&blocks) {
             block.adapters = Some((adapters.clone(), scale));
         }
-        self.adapters = Some(adapters);
-        self
+        self.adapters = Some(Adapters { config, layout, flat, blocks });
+        self.refresh()?;
+        Ok(self)
     }
 
     /// Layout and buffer of what is trained: the adapters if there are any, else the weights.
@@ -237,12 +263,11 @@ impl Llama {
         let mut saved = Vec::with_capacity(self.blocks.len());
         let mut stream = self.embed(inputs)?;
         if let Some(noise) = noise {
-            stream.h = noise.on_embeddings(stream.h, cx.places)?;
+            noise.on_embeddings(&stream.h, cx.places)?;
         }
         for block in &self.blocks {
             let (above, s) = block.forward(stream, cx)?;
-            // The GPU has no kernels for what is observed.
-            if observe && !is_on_gpu(&self.flat) {
+            if observe {
                 logit_max.push(block.max_logit(&s, cx)?);
             }
             saved.push(s);
@@ -254,7 +279,7 @@ impl Llama {
         times.forward = begun.elapsed();
         let (head, dhead) = (&self.weights.lm_head, all.map(|grads| &grads.lm_head));
         let (losses, dy) = cross_entropy_and_backward(&rows, head, targets, scale, dhead, self.precision)?;
-        let observed = (observe && !is_on_gpu(&self.flat)).then(|| self.observed(&rows, logit_max)).transpose()?;
+        let observed = observe.then(|| self.observed(&rows, logit_max)).transpose()?;
         times.head = begun.elapsed() - times.forward;
         let dy = dy.reshape(y.shape())?;
         let mut dx = rms_norm_backward(&dy, &h, &rstd, &self.weights.norm, None, all.map(|grads| &grads.norm))?;

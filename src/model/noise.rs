@@ -3,7 +3,7 @@
 //! Every draw is a pure function of seed, step and place among the tokens of the whole step: a resume repeats it, and neither the
 //! micro-batch nor the number of threads changes it.
 
-use crate::ops::lora::{Dropout, draw};
+use crate::ops::noise::{Dropout, add_noise, draw};
 use crate::ops::segments::Places;
 use candle_core::{Result, Tensor};
 
@@ -33,23 +33,15 @@ impl Noise {
         (self.dropout > 0.0).then(|| Dropout { p: self.dropout as f32, key, first: self.first_token * width })
     }
 
-    /// The embeddings `x` (b, t, c) plus noise, uniform within alpha / sqrt(L c), where L is the length of a token's document.
-    pub(super) fn on_embeddings(&self, x: Tensor, places: Places) -> Result<Tensor> {
+    /// Adds noise to the embeddings `x` (b, t, c), uniform within alpha / sqrt(L c), where L is the length of a token's document.
+    pub(super) fn on_embeddings(&self, x: &Tensor, places: Places) -> Result<()> {
         if self.neftune == 0.0 {
-            return Ok(x);
+            return Ok(());
         }
         let (b, t, c) = x.dims3()?;
-        let mut values = x.flatten_all()?.to_vec1::<f32>()?;
-        let lengths = lengths(b, t, places);
-        for (i, (row, length)) in values.chunks_exact_mut(c).zip(lengths).enumerate() {
-            let most = (self.neftune / ((length * c) as f64).sqrt()) as f32;
-            let first = (self.first_token + i as u64) * c as u64;
-            for (place, value) in (first..).zip(row) {
-                let unit = (draw(self.key, place) >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
-                *value += unit * most;
-            }
-        }
-        Tensor::from_vec(values, (b, t, c), x.device())
+        let most = |length: usize| (self.neftune / ((length * c) as f64).sqrt()) as f32;
+        let most: Vec<f32> = lengths(b, t, places).into_iter().map(most).collect();
+        add_noise(x, &most, self.key, self.first_token * c as u64)
     }
 }
 

@@ -140,6 +140,7 @@ pub fn attention(
 pub fn max_logit(qkv: &Tensor, heads: Heads, segments: Option<&Segments>) -> Result<f32> {
     let (b, t) = heads.check("max_logit", qkv)?;
     check_segments("max_logit", segments, b, t)?;
+    on_gpu!(qkv, super::cuda::max_logit(qkv, heads, segments));
     cpu::read("max_logit", [qkv], |[qkv]| {
         let of = |task: usize| {
             let (sequence, head) = (task / heads.q, task % heads.q);

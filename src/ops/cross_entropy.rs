@@ -146,6 +146,7 @@ pub fn score(x_nc: &Tensor, w_vc: &Tensor, targets_n: &Tensor, precision: Precis
 /// Sum of the squares of all logits.
 pub fn logit_squares(x_nc: &Tensor, w_vc: &Tensor, precision: Precision) -> Result<f64> {
     let ((n, channels), vocab) = (x_nc.dims2()?, w_vc.dim(0)?);
+    on_gpu!(x_nc, super::cuda::logit_squares(x_nc, w_vc));
     let targets = vec![IGNORE; n];
     cpu::read("logit_squares", [x_nc, w_vc], |[x, w]| {
         let head = Head { x, w, targets: &targets, channels, vocab, precision };

@@ -7,9 +7,10 @@
 //! computed again: it costs rank / outputs of the product it belongs to. The frozen weight has no gradient at all, which spares a third
 //! of full fine-tuning's work.
 
-use super::cpu;
 use super::gemm::{Into, Mat, matmul};
+use super::noise::Dropout;
 use super::precision::Precision;
+use super::{cpu, on_gpu};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -30,48 +31,6 @@ pub struct Part {
     pub rows: Range<usize>,
     /// (rows, r)
     pub b: Tensor,
-}
-
-/// Which elements of an input are dropped: a pure function of key and place, so that backward needs no mask and the result does not
-/// depend on the micro-batch.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Dropout {
-    /// Share of the elements, in [0, 1).
-    pub p: f32,
-    /// Of this step and layer.
-    pub key: u64,
-    /// Place of the first element among those of the whole step.
-    pub first: u64,
-}
-
-/// Pseudo-random bits of place `i` under `key` (the finaliser of SplitMix64, Steele et al. 2014, over a Weyl sequence).
-pub fn draw(key: u64, i: u64) -> u64 {
-    let mut z = key.wrapping_add(i.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
-impl Dropout {
-    /// `x` with dropped elements 0 and the others larger by 1 / (1 - p).
-    pub fn of(&self, x: &[f32]) -> Vec<f32> {
-        let mut out = cpu::output(x.len());
-        let limit = (f64::from(self.p) * 2f64.powi(64)) as u64;
-        let keep = 1.0 / (1.0 - self.p);
-        let pieces = out.par_chunks_mut(cpu::PIECE).zip(x.par_chunks(cpu::PIECE)).enumerate();
-        pieces.for_each(|(piece, (out, x))| {
-            let first = self.first + (piece * cpu::PIECE) as u64;
-            for ((i, out), x) in (first..).zip(out).zip(x) {
-                *out = if draw(self.key, i) < limit { 0.0 } else { x * keep };
-            }
-        });
-        out
-    }
-
-    fn applied(dropout: Option<&Self>, x: &Tensor) -> Result<Tensor> {
-        let Some(dropout) = dropout else { return Ok(x.clone()) };
-        cpu::tensor(cpu::read("dropout", [x], |[x]| Ok(dropout.of(x)))?, x.dims())
-    }
 }
 
 /// The whole layer in candle's differentiable primitives, `mask` (…, in) standing for dropout.
@@ -128,6 +87,7 @@ pub fn lora(
     precision: Precision,
 ) -> Result<()> {
     let s = sizes("lora", x, y, adapter)?;
+    on_gpu!(y, super::cuda::lora(y, x, adapter, scale as f32, dropout));
     let x = Dropout::applied(dropout, x)?;
     let u = cpu::read("lora", [&x, &adapter.a], |[x, a]| Ok(down(x, a, &s, precision)))?;
     let all = s.rank * adapter.parts.len();
@@ -160,6 +120,7 @@ pub fn lora_backward(
     if sizes("lora_backward", x, dy, grads)?.rank != s.rank || dx.elem_count() != x.elem_count() {
         bail!("lora_backward: gradients do not have the shapes of what they belong to");
     }
+    on_gpu!(dx, super::cuda::lora_backward(dx, dy, x, (adapter, grads), scale as f32, dropout));
     let x = Dropout::applied(dropout, x)?;
     let all = s.rank * adapter.parts.len();
     let scale = scale as f32;
@@ -205,21 +166,4 @@ pub fn merged(w_oi: &[f32], a_ri: &[f32], b_or: &[f32], rank: usize, scale: f64)
     let (a, b) = (Mat::new(a_ri, rank, inner, inner), Mat::new(b_or, outputs, rank, rank));
     matmul(&mut w, inner, Into::Accumulate, scale as f32, b, a, Precision::F32);
     w
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn dropout_keeps_the_mean_and_depends_on_places_alone() {
-        let (x, all) = (vec![1f32; 100_000], Dropout { p: 0.25, key: 7, first: 0 });
-        let dropped = all.of(&x);
-        let share = dropped.iter().filter(|&&x| x == 0.0).count() as f64 / 1e5;
-        assert!((share - 0.25).abs() < 0.005, "{share}");
-        assert!(dropped.iter().all(|&x| x == 0.0 || (x - 4.0 / 3.0).abs() < 1e-6));
-        let second = Dropout { first: 40_000, ..all }.of(&x[..60_000]);
-        assert_eq!(second, dropped[40_000..]);
-        assert_ne!(Dropout { key: 8, ..all }.of(&x), dropped);
-    }
 }

@@ -5,12 +5,14 @@
 //! | [`embedding`] | gather rows | scatter-add, by columns so that the order of additions is fixed |
 //! | [`linear`] | `y = x Wᵀ` | `dx = dy W`, `dW += dyᵀ x` |
 //! | [`lora`] | `y += s (x Aᵀ) Bᵀ` beside a frozen layer | `dA`, `dB`, and its share of `dx` |
+//! | [`noise`] | LoRA's dropout, NEFTune's noise: drawn by place | the same draws |
 //! | [`rms_norm`] | residual add + RMSNorm in one pass | input gradient joins the residual's; weight gradient in two stages |
 //! | [`rope`] | rotation in place on packed QKV | the inverse rotation |
 //! | [`swiglu`] | `silu(gate) · up` on packed gate-up | both halves in one pass |
 //! | [`attention`] | causal, block by block, keeps only log-sum-exp | scores recomputed block by block |
 //! | [`cross_entropy`] | fused with the head, in row chunks: the logits never exist whole | in the same pass |
 //! | [`adamw`] | clip factor and update in one pass over flat buffers | - |
+//! | [`squares`] | sums of squares of gradients, weights and updates | - |
 //!
 //! Shape legend (lower-case suffixes on names): b batch, t time, c channels (hidden), h query heads, k key/value heads, d head
 //! dimension, v vocabulary, f feed-forward, n = b·t rows.
@@ -33,11 +35,13 @@ pub mod forest;
 pub(crate) mod gemm;
 pub mod linear;
 pub mod lora;
+pub mod noise;
 pub mod precision;
 pub mod rms_norm;
 pub mod rope;
 pub mod segments;
 pub mod selftest;
+pub mod squares;
 pub mod swiglu;
 
 /// Whether the work on `t` is done by the kernels of a GPU.

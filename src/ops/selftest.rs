@@ -4,6 +4,7 @@
 //! differs by at most [`TOLERANCE`] of the oracle's largest element.
 
 use super::attention::Heads;
+use super::noise::Dropout;
 use super::precision::Precision::F32;
 use super::rope::Rope;
 use super::segments::{Places, Segments};
@@ -185,7 +186,7 @@ fn check_lora(inputs: &mut Inputs) -> Result<f64> {
                 parts: rows.iter().zip(bs).map(|(rows, b)| lora::Part { rows: rows.clone(), b: b.clone() }).collect(),
             };
             let weights = adapter(&a, &bs.iter().map(|b| b.as_tensor().clone()).collect::<Vec<_>>());
-            let dropout = lora::Dropout { p, key: 5, first: 11 };
+            let dropout = Dropout { p, key: 5, first: 11 };
             let mask = Tensor::from_vec(dropout.of(&vec![1.0; n * i]), (n, i), &Device::Cpu)?;
             let (dropout, mask) = if p > 0.0 { (Some(&dropout), Some(&mask)) } else { (None, None) };
             let want = lora::reference(&x, &w, &weights, 1.5, mask)?;

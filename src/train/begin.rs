@@ -189,9 +189,6 @@ pub(super) fn check_machine(config: &Config) -> Result<()> {
 fn check_gpu(config: &Config) -> Result<()> {
     let head = config.model.head_dim;
     let missing = [
-        (!config.lora.is_absent(), "LoRA".to_owned()),
-        (config.is_sft() && config.sft.neftune_alpha > 0.0, "sft.neftune_alpha".to_owned()),
-        (!config.eval.tasks.is_empty(), "eval.tasks".to_owned()),
         (
             super::precision(&config.train) == Precision::Bf16 && !GPU_BF16_DIMS.contains(&head),
             format!("bf16 with model.head_dim = {head}"),

@@ -1,52 +1,12 @@
 //! What the layers do: norms of gradients, weights and updates, layer by layer, and the largest logits. Trouble shows here before it
-//! shows in the loss.
-//!
-//! The update is not recorded while it is made: it follows from weights and moments after it, so that steps between two records cost
-//! nothing, and a record one more pass over the buffers.
+//! shows in the loss. Steps between two records cost nothing, and a record one more pass over the buffers.
 
 use super::state::State;
 use super::step::StepReport;
 use crate::config::Config;
 use crate::metrics::Layers;
-use crate::model::params::{Layout, Spec};
+use crate::ops::squares::{Rule, Squares, squares};
 use anyhow::Result;
-use rayon::prelude::*;
-
-/// Elements summed by one task.
-const PIECE: usize = 1 << 16;
-
-/// Squares summed over a piece or a layer.
-#[derive(Clone, Copy, Debug, Default)]
-struct Squares {
-    grad: f64,
-    weight: f64,
-    update: f64,
-    /// Of `m̂ / (√v̂ + ε)`.
-    adam: f64,
-    /// Elements.
-    n: f64,
-}
-
-impl Squares {
-    fn and(self, other: &Self) -> Self {
-        Self {
-            grad: self.grad + other.grad,
-            weight: self.weight + other.weight,
-            update: self.update + other.update,
-            adam: self.adam + other.adam,
-            n: self.n + other.n,
-        }
-    }
-}
-
-/// The constants of the last update that weights and moments do not tell.
-struct Rule {
-    keep: f64,
-    lr: f64,
-    inverse_correction1: f64,
-    inverse_sqrt_correction2: f64,
-    eps: f64,
-}
 
 /// The norms of the step that `report` is of, whose gradient is still in `state`.
 ///
@@ -56,17 +16,15 @@ pub fn layers(state: &State, config: &Config, report: &StepReport) -> Result<Lay
     let (layout, flat) = state.model.trained();
     let (optimizer, t) = (&state.optimizer, state.optimizer.updates.min(i32::MAX as u64) as i32);
     let [beta1, beta2] = config.optimizer.betas;
-    let rule = |decay: bool| Rule {
-        keep: 1.0 - if decay { report.lr * config.optimizer.weight_decay } else { 0.0 },
+    let rule = Rule {
+        keep: 1.0 - report.lr * config.optimizer.weight_decay,
         lr: report.lr,
         inverse_correction1: 1.0 / (1.0 - beta1.powi(t)),
         inverse_sqrt_correction2: 1.0 / (1.0 - beta2.powi(t)).sqrt(),
         eps: config.optimizer.eps,
     };
     let flats = [flat, &state.grad, &optimizer.exp_avg, &optimizer.exp_avg_sq];
-    let sums: Vec<Squares> = layout.with_slices(flats, |layout: &Layout, slices| {
-        layout.specs.iter().map(|spec| of_tensor(spec, slices, &rule(spec.shape.len() >= 2))).collect()
-    })?;
+    let sums = squares(flats, &layout.decay_ranges(), &rule)?;
     let mut all = Layers { step: state.counters.step, logit_rms: f64::NAN, ..Layers::default() };
     if let Some(observed) = &report.observed {
         all.attention_logit_max = observed.attention_logit_max.iter().map(|&x| f64::from(x)).collect();
@@ -86,33 +44,6 @@ pub fn layers(state: &State, config: &Config, report: &StepReport) -> Result<Lay
         }
     }
     Ok(all)
-}
-
-fn of_tensor(spec: &Spec, slices: [&[f32]; 4], rule: &Rule) -> Squares {
-    let range = spec.start..spec.start + spec.len;
-    let [w, g, m, v] = slices.map(|slice| &slice[range.clone()]);
-    let pieces: Vec<Squares> = w
-        .par_chunks(PIECE)
-        .zip(g.par_chunks(PIECE))
-        .zip(m.par_chunks(PIECE).zip(v.par_chunks(PIECE)))
-        .map(|((w, g), (m, v))| of_piece([w, g, m, v], rule))
-        .collect();
-    // In the order of the pieces, whatever the number of threads.
-    pieces.iter().fold(Squares::default(), |all, piece| all.and(piece))
-}
-
-fn of_piece([w, g, m, v]: [&[f32]; 4], rule: &Rule) -> Squares {
-    let mut sums = Squares { n: w.len() as f64, ..Squares::default() };
-    for ((w, g), (m, v)) in w.iter().zip(g).zip(m.iter().zip(v)) {
-        let (w, g, m, v) = (f64::from(*w), f64::from(*g), f64::from(*m), f64::from(*v));
-        let direction = rule.inverse_correction1 * m / (v.sqrt() * rule.inverse_sqrt_correction2 + rule.eps);
-        let before = (w + rule.lr * direction) / rule.keep;
-        sums.adam += direction * direction;
-        sums.grad += g * g;
-        sums.weight += w * w;
-        sums.update += (w - before) * (w - before);
-    }
-    sums
 }
 
 /// The layer of a tensor: the number of its block, or what it is.

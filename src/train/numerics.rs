@@ -8,7 +8,7 @@ use crate::eval::total_loss;
 use crate::model::init::init;
 use crate::model::params::Layout;
 use crate::model::{Feed, Llama};
-use crate::ops::lora::draw;
+use crate::ops::noise::draw;
 use crate::ops::{cpu, device};
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;

@@ -227,7 +227,8 @@ fn model(config: &Config, flat: Tensor) -> Result<Llama> {
     if config.lora.is_absent() {
         return Ok(model);
     }
-    Ok(model.with_adapters(lora::init(&config.model, &config.lora, config.train.seed)?))
+    let adapters = lora::init(&config.model, &config.lora, config.train.seed, device::used())?;
+    Ok(model.with_adapters(adapters)?)
 }
 
 /// Identifies frozen weights.

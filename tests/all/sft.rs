@@ -309,7 +309,8 @@ fn packed_examples_are_examples_alone() {
     let whole = Llama::new(&shape, flat.clone()).unwrap();
     let targets = LORA_TARGETS.map(String::from).to_vec();
     let config = LoraConfig { rank: 4, alpha: 8.0, dropout: 0.0, targets, rslora: false };
-    let adapted = Llama::new(&shape, flat).unwrap().with_adapters(lora::init(&shape, &config, 1).unwrap());
+    let adapted =
+        Llama::new(&shape, flat).unwrap().with_adapters(lora::init(&shape, &config, 1, &Device::Cpu).unwrap()).unwrap();
     for model in [&adapted, &whole] {
         let run = |packing: bool| {
             let rows = PackedRows::new(&examples, 16, packing, 0);

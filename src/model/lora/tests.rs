@@ -17,13 +17,13 @@ fn adapted(config: &LoraConfig) -> Llama {
     let mut shape = tiny(false);
     shape.initializer_range = 0.3;
     let flat = init_model(&shape, &Layout::new(&shape), 3).unwrap();
-    let adapters = init(&shape, config, 4).unwrap();
+    let adapters = init(&shape, config, 4, &Device::Cpu).unwrap();
     let values = adapters.flat.to_vec1::<f32>().unwrap();
     let moved: Vec<f32> =
         values.iter().enumerate().map(|(i, x)| x + 0.2 * ((i * 37 % 11) as f32 / 5.0 - 1.0)).collect();
     let n = moved.len();
     adapters.flat.slice_set(&Tensor::from_vec(moved, n, &Device::Cpu).unwrap(), 0, 0).unwrap();
-    Llama::new(&shape, flat).unwrap().with_adapters(adapters)
+    Llama::new(&shape, flat).unwrap().with_adapters(adapters).unwrap()
 }
 
 fn batch(b: usize, t: usize) -> (Tensor, Tensor) {
@@ -61,7 +61,8 @@ fn fresh_adapters_change_nothing_and_moved_ones_do() {
     let shape = tiny(true);
     let flat = init_model(&shape, &Layout::new(&shape), 3).unwrap();
     let plain = Llama::new(&shape, flat.clone()).unwrap();
-    let fresh = Llama::new(&shape, flat).unwrap().with_adapters(init(&shape, &config, 1).unwrap());
+    let fresh =
+        Llama::new(&shape, flat).unwrap().with_adapters(init(&shape, &config, 1, &Device::Cpu).unwrap()).unwrap();
     let (inputs, _) = batch(2, 8);
     let logits = |model: &Llama| model.logits(&inputs).unwrap();
     assert_eq!(difference(&logits(&fresh), &logits(&plain)).unwrap(), 0.0);

@@ -5,6 +5,7 @@ use super::forward::{FEW, KeysAndValues, few_queries, forward_head};
 use super::span::Rows;
 use crate::ops::cpu::{self, SharedMut};
 use crate::ops::forest::{Forest, Node};
+use crate::ops::on_gpu;
 use crate::ops::precision::Precision;
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
@@ -15,6 +16,7 @@ pub fn attention_forest(qkv: &Tensor, forest: &Forest, heads: Heads, precision: 
     if b != 1 || forest.len() != t {
         bail!("attention_forest: {b} rows of {t} for a forest of {} tokens", forest.len());
     }
+    on_gpu!(qkv, crate::ops::cuda::attention_forest(qkv, forest, heads));
     let out = cpu::read("attention_forest", [qkv], |[qkv]| {
         let mut out = cpu::output(t * heads.out());
         let shared = SharedMut::new(&mut out);

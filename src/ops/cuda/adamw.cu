@@ -47,3 +47,24 @@ extern "C" __global__ void sum_of_partials(const double *partials, double *total
   if (threadIdx.x == 0) total[0] = sum;
 }
 EXPORT(sum_of_partials)
+
+// One block a piece (first element, elements, whether it decays): sums of squares of gradients, weights, updates and AdamW's steps. rule: keep,
+// rate, 1 / (1 - β₁ᵗ), 1 / √(1 - β₂ᵗ), ε; see ops/squares.rs.
+extern "C" __global__ void squares(const float *w, const float *g, const float *m, const float *v, const int64_t *pieces, const double *rule,
+                                   double *sums) {
+  __shared__ double scratch[32];
+  const int64_t *const piece = pieces + 3 * blockIdx.x;
+  const int64_t from = piece[0], to = from + piece[1];
+  const double keep = piece[2] ? rule[0] : 1.0;
+  double grad = 0, weight = 0, update = 0, adam = 0;
+  for (int64_t i = from + threadIdx.x; i < to; i += blockDim.x) {
+    const double direction = rule[2] * m[i] / (sqrt(double(v[i])) * rule[3] + rule[4]), now = w[i], moved = now - (now + rule[1] * direction) / keep;
+    grad += double(g[i]) * g[i], weight += now * now, update += moved * moved, adam += direction * direction;
+  }
+  double all[4] = {grad, weight, update, adam};
+  for (int i = 0; i < 4; i++) {
+    const double sum = block_sum(all[i], scratch);
+    if (threadIdx.x == 0) sums[4 * size_t(blockIdx.x) + i] = sum;
+  }
+}
+EXPORT(squares)

@@ -2,6 +2,7 @@
 
 use super::gpu::{Arg, Grid, at, at_or_null, empty, int, launch};
 use crate::ops::adamw::{Flat, Range};
+use crate::ops::squares::{Rule, Squares};
 use candle_core::{DType, Result, Tensor};
 
 const THREADS: usize = 256;
@@ -43,4 +44,25 @@ pub(in crate::ops) fn global_norm(grad: &Tensor) -> Result<f64> {
     launch(device, "sum_of_squares", Grid::of(pieces, 1024), &args)?;
     launch(device, "sum_of_partials", Grid::of(1, 1024), &[at(&partials)?, at(&total)?, int(pieces)?])?;
     Ok(total.to_vec1::<f64>()?[0].sqrt())
+}
+
+/// Sums over every piece: see [`squares`](crate::ops::squares::squares).
+pub(in crate::ops) fn squares(flats: [&Tensor; 4], pieces: &[Range], rule: &Rule) -> Result<Vec<Squares>> {
+    let device = flats[0].device();
+    let bounds: Vec<i64> = pieces.iter().flat_map(|r| [r.start as i64, r.len as i64, i64::from(r.decay)]).collect();
+    let rule = [rule.keep, rule.lr, rule.inverse_correction1, rule.inverse_sqrt_correction2, rule.eps];
+    let (bounds, rule) = (Tensor::from_vec(bounds, 3 * pieces.len(), device)?, Tensor::new(&rule, device)?);
+    let sums = empty(&[pieces.len(), 4], DType::F64, device)?;
+    let mut args = flats.iter().map(|flat| at(flat)).collect::<Result<Vec<_>>>()?;
+    args.extend([at(&bounds)?, at(&rule)?, at(&sums)?]);
+    launch(device, "squares", Grid::of(pieces.len(), THREADS), &args)?;
+    let sums = sums.to_vec2::<f64>()?;
+    let one = |(sum, piece): (&Vec<f64>, &Range)| Squares {
+        grad: sum[0],
+        weight: sum[1],
+        update: sum[2],
+        adam: sum[3],
+        n: piece.len as f64,
+    };
+    Ok(sums.iter().zip(pieces).map(one).collect())
 }

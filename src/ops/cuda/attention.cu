@@ -1,4 +1,5 @@
-// Causal grouped-query attention that never holds its T x T scores (Dao 2023, FlashAttention-2), forward, backward and over a cache.
+// Causal grouped-query attention that never holds its T x T scores (Dao 2023, FlashAttention-2), forward and backward, and over the nodes of a
+// forest. Kernels with one query a block, for f32 and over a cache, are in attention_plain.cu.
 //
 //   S = Q Kᵀ · scale,  P = softmax(S),  O = P V,  lse = log Σ exp(S)
 //   δ = rowsum(dO · O),  P = exp(S - lse),  dV = Pᵀ dO,  dS = P · (dO Vᵀ - δ) · scale,  dQ = dS K,  dK = dSᵀ Q
@@ -14,205 +15,91 @@
 //   kernel                                   grid                 block  dynamic shared bytes
 //   attention_forward_d64_bf16               ⌈t/128⌉, h, b        128    49152
 //   attention_forward_d128_bf16              ⌈t/128⌉, h, b        128    98304   (over 48 KB: raise the kernel's limit first)
+//   attention_forest_d64_bf16                tiles, h, 1          128    40960
+//   attention_forest_d128_bf16               tiles, h, 1          128    81920   (over 48 KB)
 //   attention_delta_{bf16,f32}               ⌈t/4⌉, h, b          128    0
 //   attention_backward_kv_d64_bf16           ⌈t/128⌉, k, b        128    49920   (over 48 KB)
 //   attention_backward_kv_d128_bf16          ⌈t/64⌉, k, b         128    99840   (over 48 KB)
 //   attention_backward_q_d64_bf16            ⌈t/128⌉, h, b        128    65536   (over 48 KB)
 //   attention_backward_q_d128_bf16           ⌈t/64⌉, h, b         128    98304   (over 48 KB)
-//   attention_forward_f32                    t, h, b              128    (5d + 8) · 4
+//   attention_{forward,forest}_f32           t, h, {b,1}          128    (5d + 8) · 4
 //   attention_backward_{kv,q}_f32            t, {k,h}, b          256    0
 //   attention_cached_{bf16,f32}              t, h, b              32w    (d + w (d + 2)) · 4, any number w of warps up to 32
-#include "common.cuh"
-
-constexpr int WARPS = 4, THREADS = WARPS * WARP;
-constexpr float LOG2_E = 1.4426950408889634f;
-
-// 2^x in one instruction; results under 2^-126 are 0.
-__device__ inline float power2(float x) {
-#ifdef LLAMA_LITE_EMULATED
-  return exp2f(x);
-#else
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#endif
-}
-
-// ---- Tiles of bf16 in shared memory ----------------------------------------------------------------------------------------------------
-//
-// Rows of D without gaps. The chunks (8 numbers, 16 bytes) of a row change places by its number, so that the same chunk of 8 neighbouring
-// rows, which ldmatrix reads at once, lies in different banks.
-template <int D>
-__device__ inline bf16 *at(bf16 *tile, int row, int chunk) {
-  return tile + row * D + (chunk ^ row % 8) * 8;
-}
-
-// Starts to copy rows first..first + ROWS of a head of width D, `stride` apart in memory; zeros where t ends.
-template <int D, int ROWS>
-__device__ inline void fetch(bf16 *tile, const bf16 *from, size_t stride, int first, int t) {
-  constexpr int CHUNKS = D / 8, STEP = THREADS / CHUNKS;
-  static_assert(ROWS % STEP == 0 && STEP % 8 == 0, "a thread copies the same chunk of each of its rows, to the same place in them");
-  const int row = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
-  bf16 *const to = at<D>(tile, row, chunk);
-  const bf16 *next = from + size_t(first + row) * stride + chunk * 8;
-#pragma unroll
-  for (int i = 0; i < ROWS; i += STEP, next += STEP * stride) {
-    const bool valid = first + row + i < t;
-    cp_async_16(to + i * D, valid ? next : from, valid);
-  }
-}
-
-template <int M, int N>
-__device__ inline void clear(float (&x)[M][N][4]) {
-#pragma unroll
-  for (int m = 0; m < M; m++)
-#pragma unroll
-    for (int n = 0; n < N; n++) x[m][n][0] = x[m][n][1] = x[m][n][2] = x[m][n][3] = 0;
-}
-
-// s = A Bᵀ for rows row..row + 16 M of A (the warp's) and all N rows of B. A lane holds of each 16 x 8 piece, as mma_16x8x16 has it,
-// rows lane / 4 (elements 0 and 1) and lane / 4 + 8 (2 and 3), columns lane % 4 * 2 (0 and 2) and the next one (1 and 3).
-template <int D, int M, int N>
-__device__ inline void scores(float (&s)[M][N / 8][4], bf16 *a, int row, bf16 *b) {
-  const int lane = threadIdx.x % WARP;
-  clear(s);
-#pragma unroll
-  for (int k = 0; k < D / 16; k++) {
-    uint32_t left[M][4];
-#pragma unroll
-    for (int m = 0; m < M; m++) ldmatrix_x4(left[m], at<D>(a, row + m * 16 + lane % 16, k * 2 + lane / 16));
-#pragma unroll
-    for (int n = 0; n < N / 16; n++) {
-      uint32_t right[4];
-      ldmatrix_x4(right, at<D>(b, n * 16 + lane % 8 + lane / 16 * 8, k * 2 + lane / 8 % 2));
-      const uint32_t low[2] = {right[0], right[1]}, high[2] = {right[2], right[3]};
-#pragma unroll
-      for (int m = 0; m < M; m++) mma_16x8x16(s[m][2 * n], left[m], low), mma_16x8x16(s[m][2 * n + 1], left[m], high);
-    }
-  }
-}
-
-// sum += P B for the warp's P, laid out as by `scores` and rounded to bf16, and all N rows of B: what a lane has of a product's result is what
-// it needs as the left side of the next one.
-template <int D, int M, int N>
-__device__ inline void accumulate(float (&sum)[M][D / 8][4], const float (&p)[M][N / 8][4], bf16 *b) {
-  const int lane = threadIdx.x % WARP;
-#pragma unroll
-  for (int k = 0; k < N / 16; k++) {
-    uint32_t left[M][4];
-#pragma unroll
-    for (int m = 0; m < M; m++) {
-      const float(&x)[4] = p[m][2 * k], (&y)[4] = p[m][2 * k + 1];
-      left[m][0] = pack(x[0], x[1]), left[m][1] = pack(x[2], x[3]), left[m][2] = pack(y[0], y[1]), left[m][3] = pack(y[2], y[3]);
-    }
-#pragma unroll
-    for (int n = 0; n < D / 16; n++) {
-      uint32_t right[4];
-      ldmatrix_x4_trans(right, at<D>(b, k * 16 + lane % 16, n * 2 + lane / 16));
-      const uint32_t low[2] = {right[0], right[1]}, high[2] = {right[2], right[3]};
-#pragma unroll
-      for (int m = 0; m < M; m++) mma_16x8x16(sum[m][2 * n], left[m], low), mma_16x8x16(sum[m][2 * n + 1], left[m], high);
-    }
-  }
-}
-
-// Writes the warp's 16 M rows, multiplied by `factor` row by row, to rows first.. of a head in memory, as far as t goes. They pass through
-// rows row.. of `tile`, which no other warp uses any more, to be written 16 bytes at a time.
-template <int D, int M>
-__device__ inline void write_rows(const float (&x)[M][D / 8][4], const float (&factor)[M][2], bf16 *tile, int row, bf16 *to, size_t stride,
-                                  int first, int t) {
-  constexpr int CHUNKS = D / 8;
-  const int lane = threadIdx.x % WARP;
-  __syncwarp();
-#pragma unroll
-  for (int m = 0; m < M; m++)
-#pragma unroll
-    for (int half = 0; half < 2; half++)
-#pragma unroll
-      for (int n = 0; n < CHUNKS; n++) {
-        const uint32_t two = pack(x[m][n][2 * half] * factor[m][half], x[m][n][2 * half + 1] * factor[m][half]);
-        reinterpret_cast<uint32_t *>(at<D>(tile, row + m * 16 + half * 8 + lane / 4, n))[lane % 4] = two;
-      }
-  __syncwarp();
-#pragma unroll 4
-  for (int i = lane; i < 16 * M * CHUNKS; i += WARP) {
-    const int r = i / CHUNKS, chunk = i % CHUNKS;
-    if (first + r >= t) break;
-    *reinterpret_cast<uint4 *>(to + size_t(first + r) * stride + chunk * 8) = *reinterpret_cast<const uint4 *>(at<D>(tile, row + r, chunk));
-  }
-}
-
-// A sum or maximum over the four lanes that share a row.
-__device__ inline float row_sum(float x) {
-  x += __shfl_xor_sync(ALL, x, 1);
-  return x + __shfl_xor_sync(ALL, x, 2);
-}
-__device__ inline float row_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(ALL, x, 1));
-  return fmaxf(x, __shfl_xor_sync(ALL, x, 2));
-}
-
-// Sets the scores to -inf of keys that their query does not see: the warp's queries from `own` on, keys from `key` on.
-template <int M, int N>
-__device__ inline void hide(float (&s)[M][N / 8][4], const uint32_t *starts, int own, int key, int t) {
-  const int lane = threadIdx.x % WARP, origin = key + lane % 4 * 2;
-#pragma unroll
-  for (int m = 0; m < M; m++)
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      // What the query sees, counted from the lane's first key.
-      const int query = own + m * 16 + half * 8 + lane / 4, start = starts ? int(starts[min(query, t - 1)]) : 0;
-      const int low = start - origin, high = query - origin;
-#pragma unroll
-      for (int n = 0; n < N / 8; n++)
-#pragma unroll
-        for (int i = 0; i < 2; i++)
-          if (n * 8 + i < low || n * 8 + i > high) s[m][n][2 * half + i] = -INFINITY;
-    }
-}
+#include "attention_tiles.cuh"
 
 // ---- Forward in bf16 -------------------------------------------------------------------------------------------------------------------
 //
+// The keys of a block's queries, N at a time: rows from `key` on, those before `end`.
+struct Keys {
+  int key, end;
+};
+
+// A sequence's keys up to the last query's, from the first query's document on.
+template <int N>
+struct Sequence {
+  static constexpr bool ENDS = false;
+  int first, last, from, to, last_start;
+  const uint32_t *starts;
+  __device__ Sequence(const uint32_t *starts, int queries, int t) : last(t), starts(starts) {
+    // The last queries see the most keys: they go first, so that no long block is left at the end.
+    first = int(gridDim.x - 1 - blockIdx.x) * queries;
+    const int last_query = min(first + queries, t) - 1;
+    from = starts ? int(starts[first]) / N : 0, to = last_query / N + 1;
+    last_start = starts ? int(starts[last_query]) : 0;
+  }
+  __device__ Keys at(int step) const { return {step * N, last}; }
+};
+
+// What a tile of a forest's node sees: the nodes above it and its own. tiles: (first query, end of its node, first step, end of the steps);
+// steps: (first key, end of its node).
+struct Line {
+  static constexpr bool ENDS = true;
+  static constexpr int last_start = 0;
+  static constexpr const uint32_t *starts = nullptr;
+  int first, last, from, to;
+  const uint32_t *steps;
+  __device__ Line(const uint32_t *tiles, const uint32_t *steps) : steps(steps) {
+    const uint32_t *const tile = tiles + 4 * blockIdx.x;
+    first = tile[0], last = tile[1], from = tile[2], to = tile[3];
+  }
+  __device__ Keys at(int step) const { return {int(steps[2 * step]), int(steps[2 * step + 1])}; }
+};
+
 // A warp owns 16 M queries, a block four times as many. Keys and values come N at a time; while a tile is at work the next one is on its way.
-// Shared: queries, two (keys, values): 2 D (64 M + 4 N) bytes.
-template <int D, int M, int N>
-__device__ inline void forward(const bf16 *qkv, const uint32_t *starts, bf16 *out, float *lse, int t, int h, int k, float scale) {
+// Null `lse`, `tops`: not wanted; tops are the largest logits. Shared: queries, two (keys, values): 2 D (64 M + 4 N) bytes.
+template <int D, int M, int N, class Seen>
+__device__ inline void forward(const bf16 *qkv, const Seen &seen, bf16 *out, float *lse, float *tops, int t, int h, int k, float scale) {
   constexpr int OWN = 16 * M, QUERIES = WARPS * OWN;
   SHARED(bf16, queries);
   bf16 *const stages = queries + QUERIES * D;
-  const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, head = blockIdx.y;
-  // The last queries see the most keys: they go first, so that no long block is left at the end.
-  const int first = int(gridDim.x - 1 - blockIdx.x) * QUERIES, own = first + warp * OWN;
+  const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, head = blockIdx.y, own = seen.first + warp * OWN;
   const size_t width = size_t(h + 2 * k) * D, sequence = blockIdx.z;
   const bf16 *const rows = qkv + sequence * t * width, *const keys = rows + size_t(h + head / (h / k)) * D;
-  if (starts) starts += sequence * t;
-
-  const int last_query = min(first + QUERIES, t) - 1, from = starts ? int(starts[first]) / N : 0, to = last_query / N + 1;
-  const int last_start = starts ? int(starts[last_query]) : 0;
   float sum[M][D / 8][4], most[M][2], total[M][2];
   clear(sum);
 #pragma unroll
   for (int m = 0; m < M; m++) most[m][0] = most[m][1] = -INFINITY, total[m][0] = total[m][1] = 0;
 
-  const auto fetch_keys = [&](int tile) {
-    bf16 *const stage = stages + tile % 2 * (2 * N * D);
-    fetch<D, N>(stage, keys, width, tile * N, t);
-    fetch<D, N>(stage + N * D, keys + size_t(k) * D, width, tile * N, t);
+  const auto fetch_keys = [&](int step) {
+    bf16 *const stage = stages + step % 2 * (2 * N * D);
+    const Keys next = seen.at(step);
+    fetch<D, N>(stage, keys, width, next.key, next.end);
+    fetch<D, N>(stage + N * D, keys + size_t(k) * D, width, next.key, next.end);
     cp_async_commit();
   };
-  fetch<D, QUERIES>(queries, rows + size_t(head) * D, width, first, t);
-  fetch_keys(from);
-  for (int tile = from; tile < to; tile++) {
+  fetch<D, QUERIES>(queries, rows + size_t(head) * D, width, seen.first, seen.last);
+  fetch_keys(seen.from);
+  for (int step = seen.from; step < seen.to; step++) {
     // This tile is there and all warps have left the one before, whose place the next one takes.
     cp_async_wait<0>();
     __syncthreads();
-    if (tile + 1 < to) fetch_keys(tile + 1);
-    const int key = tile * N;
+    if (step + 1 < seen.to) fetch_keys(step + 1);
+    const auto [key, end] = seen.at(step);
     if (key >= own + OWN) continue;
-    bf16 *const stage = stages + tile % 2 * (2 * N * D);
+    bf16 *const stage = stages + step % 2 * (2 * N * D);
     float s[M][N / 8][4];
     scores<D, M, N>(s, queries, warp * OWN, stage);
-    if (key + N - 1 > own || key < last_start) hide<M, N>(s, starts, own, key, t);
+    if (key + N - 1 > own || key < seen.last_start || (Seen::ENDS && key + N > end)) hide<Seen::ENDS, M, N>(s, seen.starts, own, key, end, t);
     // Powers of 2 instead of e: the factor goes into `scale`.
     const float scale2 = scale * LOG2_E;
 #pragma unroll
@@ -248,25 +135,49 @@ __device__ inline void forward(const bf16 *qkv, const uint32_t *starts, bf16 *ou
       const float all = row_sum(total[m][half]);
       const int query = own + m * 16 + half * 8 + lane / 4;
       factor[m][half] = 1.0f / all;
-      if (lane % 4 == 0 && query < t) lse[(sequence * h + head) * t + query] = most[m][half] * scale + logf(all);
+      if (lane % 4 || query >= seen.last) continue;
+      if (lse) lse[(sequence * h + head) * t + query] = most[m][half] * scale + logf(all);
+      if (tops) tops[(sequence * h + head) * t + query] = most[m][half] * scale;
     }
-  write_rows<D, M>(sum, factor, queries, warp * OWN, out + (sequence * t * h + head) * D, size_t(h) * D, own, t);
+  write_rows<D, M>(sum, factor, queries, warp * OWN, out + (sequence * t * h + head) * D, size_t(h) * D, own, seen.last);
 }
 
-// Grid ⌈t/128⌉, h, b; block 128; shared 49152. Arguments: const bf16 *qkv, const u32 *starts, bf16 *out, f32 *lse, i32 t, i32 h, i32 k,
-// f32 scale.
+template <int D, int M, int N>
+__device__ inline void forward_of_sequences(const bf16 *qkv, const uint32_t *starts, bf16 *out, float *lse, float *tops, int t, int h, int k,
+                                            float scale) {
+  const Sequence<N> seen(starts ? starts + size_t(blockIdx.z) * t : nullptr, WARPS * 16 * M, t);
+  forward<D, M, N>(qkv, seen, out, lse, tops, t, h, k, scale);
+}
+
+// Grid ⌈t/128⌉, h, b; block 128; shared 49152. Arguments: const bf16 *qkv, const u32 *starts, bf16 *out, f32 *lse, f32 *tops (null, or the
+// largest logit of each query, laid out as lse), i32 t, i32 h, i32 k, f32 scale.
 extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_forward_d64_bf16(const bf16 *qkv, const uint32_t *starts, bf16 *out,
-                                                                                   float *lse, int t, int h, int k, float scale) {
-  forward<64, 2, 64>(qkv, starts, out, lse, t, h, k, scale);
+                                                                                   float *lse, float *tops, int t, int h, int k, float scale) {
+  forward_of_sequences<64, 2, 64>(qkv, starts, out, lse, tops, t, h, k, scale);
 }
 EXPORT(attention_forward_d64_bf16)
 
 // Grid ⌈t/128⌉, h, b; block 128; shared 98304. Arguments as above.
 extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_forward_d128_bf16(const bf16 *qkv, const uint32_t *starts, bf16 *out,
-                                                                                    float *lse, int t, int h, int k, float scale) {
-  forward<128, 2, 64>(qkv, starts, out, lse, t, h, k, scale);
+                                                                                    float *lse, float *tops, int t, int h, int k, float scale) {
+  forward_of_sequences<128, 2, 64>(qkv, starts, out, lse, tops, t, h, k, scale);
 }
 EXPORT(attention_forward_d128_bf16)
+
+// Grid tiles, h, 1; block 128; shared 40960. Arguments: const bf16 *qkv, const u32 *tiles, const u32 *steps (see Line; tiles of up to 64
+// queries, steps of 64 keys), bf16 *out, i32 t, i32 h, i32 k, f32 scale.
+extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_forest_d64_bf16(const bf16 *qkv, const uint32_t *tiles, const uint32_t *steps,
+                                                                                  bf16 *out, int t, int h, int k, float scale) {
+  forward<64, 1, 64>(qkv, Line(tiles, steps), out, nullptr, nullptr, t, h, k, scale);
+}
+EXPORT(attention_forest_d64_bf16)
+
+// Grid tiles, h, 1; block 128; shared 81920. Arguments as above.
+extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_forest_d128_bf16(const bf16 *qkv, const uint32_t *tiles, const uint32_t *steps,
+                                                                                   bf16 *out, int t, int h, int k, float scale) {
+  forward<128, 1, 64>(qkv, Line(tiles, steps), out, nullptr, nullptr, t, h, k, scale);
+}
+EXPORT(attention_forest_d128_bf16)
 
 // ---- Backward in bf16 ------------------------------------------------------------------------------------------------------------------
 
@@ -467,7 +378,7 @@ __device__ inline void backward_q(const bf16 *qkv, const uint32_t *starts, const
     float p[M][N / 8][4], dp[M][N / 8][4];
     scores<D, M, N>(p, queries, warp * OWN, stage);
     scores<D, M, N>(dp, douts, warp * OWN, stage + N * D);
-    if (key + N - 1 > own || key < last_start) hide<M, N>(p, starts, own, key, t);
+    if (key + N - 1 > own || key < last_start) hide<false, M, N>(p, starts, own, key, t, t);
     const float scale2 = scale * LOG2_E;
 #pragma unroll
     for (int m = 0; m < M; m++)
@@ -495,165 +406,3 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
   backward_q<128, 1, 64>(qkv, starts, dout, lse, delta, dqkv, t, h, k, scale);
 }
 EXPORT(attention_backward_q_d128_bf16)
-
-// ---- One query per block: f32, and decoding --------------------------------------------------------------------------------------------
-
-constexpr int MOST_DIMS = 256;
-
-// One query over keys from..to, whose rows and whose values' rows are `stride` apart. Warps take 32 keys in turn, a lane each for the scores;
-// then lanes own dimensions. Each warp has its own online softmax; they meet at the end, in order. Shared: the query, and of each warp the
-// maximum, the sum and the output: d + warps (d + 2) floats. Null `lse`: not wanted.
-template <class T>
-__device__ inline void attend(const T *q, const T *keys, const T *values, size_t stride, int from, int to, int d, float scale, T *out,
-                              float *lse) {
-  SHARED(float, query);
-  const int warps = blockDim.x / WARP, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-  for (int i = threadIdx.x; i < d; i += blockDim.x) query[i] = load(q + i);
-  __syncthreads();
-  float most = -INFINITY, total = 0, sum[MOST_DIMS / WARP] = {};
-  for (int first = from + warp * WARP; first < to; first += warps * WARP) {
-    const int count = min(WARP, to - first);
-    float s = -INFINITY;
-    if (lane < count) {
-      const T *const key = keys + size_t(first + lane) * stride;
-      float dot = 0;
-      int i = 0;
-      // Rows are multiples of d apart.
-      for (; d % 8 == 0 && i < d; i += 8) {
-        const Eight e = load8(key + i);
-#pragma unroll
-        for (int j = 0; j < 8; j++) dot += query[i + j] * e.x[j];
-      }
-      for (; i < d; i++) dot += query[i] * load(key + i);
-      s = dot * scale;
-    }
-    const float top = fmaxf(most, warp_max(s)), correction = expf(most - top), p = expf(s - top);
-    most = top, total = total * correction + warp_sum(p);
-#pragma unroll
-    for (int i = 0; i < MOST_DIMS / WARP; i++) sum[i] *= correction;
-#pragma unroll 4
-    for (int j = 0; j < count; j++) {
-      const float weight = __shfl_sync(ALL, p, j);
-      const T *const value = values + size_t(first + j) * stride;
-#pragma unroll
-      for (int i = 0; i < MOST_DIMS / WARP; i++)
-        if (i * WARP + lane < d) sum[i] += weight * load(value + i * WARP + lane);
-    }
-  }
-  float *const part = query + d + warp * (d + 2);
-  if (lane == 0) part[d] = most, part[d + 1] = total;
-#pragma unroll
-  for (int i = 0; i < MOST_DIMS / WARP; i++)
-    if (i * WARP + lane < d) part[i * WARP + lane] = sum[i];
-  __syncthreads();
-  const float *const parts = query + d;
-  float top = -INFINITY, all = 0;
-  for (int w = 0; w < warps; w++) top = fmaxf(top, parts[w * (d + 2) + d]);
-  for (int w = 0; w < warps; w++) all += expf(parts[w * (d + 2) + d] - top) * parts[w * (d + 2) + d + 1];
-  for (int i = threadIdx.x; i < d; i += blockDim.x) {
-    float x = 0;
-    for (int w = 0; w < warps; w++) x += expf(parts[w * (d + 2) + d] - top) * parts[w * (d + 2) + i];
-    store(out + i, x / all);
-  }
-  if (lse && threadIdx.x == 0) *lse = top + logf(all);
-}
-
-// Grid t, h, b; block 128; shared (5d + 8) · 4; d <= 256. Arguments: const f32 *qkv, const u32 *starts, f32 *out, f32 *lse, i32 t, i32 h,
-// i32 k, i32 d, f32 scale.
-extern "C" __global__ void attention_forward_f32(const float *qkv, const uint32_t *starts, float *out, float *lse, int t, int h, int k, int d,
-                                                 float scale) {
-  const int query = blockIdx.x, head = blockIdx.y;
-  const size_t sequence = blockIdx.z, width = size_t(h + 2 * k) * d, row = sequence * t + query;
-  const float *const keys = qkv + sequence * t * width + size_t(h + head / (h / k)) * d;
-  attend(qkv + row * width + size_t(head) * d, keys, keys + size_t(k) * d, width, starts ? int(starts[row]) : 0, query + 1, d, scale,
-         out + (row * h + head) * d, lse + (sequence * h + head) * t + query);
-}
-EXPORT(attention_forward_f32)
-
-// Grid t, h, b; block 32 w for any number w of warps up to 32 (4, or 8 for long caches); shared (d + w (d + 2)) · 4; d <= 256.
-// Queries stand at positions start..start + t; keys and values (b, capacity, k d) hold at least start + t rows of each sequence, un-repeated.
-// Arguments: const bf16 *q, const bf16 *keys, const bf16 *values, bf16 *out, i32 t, i32 start, i32 capacity, i32 h, i32 k, i32 d, f32 scale.
-template <class T>
-__device__ inline void cached(const T *q, const T *keys, const T *values, T *out, int t, int start, int capacity, int h, int k, int d,
-                              float scale) {
-  const int head = blockIdx.y;
-  const size_t sequence = blockIdx.z, stride = size_t(k) * d, place = ((sequence * t + blockIdx.x) * h + head) * d;
-  const size_t from = sequence * capacity * stride + size_t(head / (h / k)) * d;
-  attend(q + place, keys + from, values + from, stride, 0, start + int(blockIdx.x) + 1, d, scale, out + place, static_cast<float *>(nullptr));
-}
-extern "C" __global__ void attention_cached_bf16(const bf16 *q, const bf16 *keys, const bf16 *values, bf16 *out, int t, int start, int capacity,
-                                                 int h, int k, int d, float scale) {
-  cached(q, keys, values, out, t, start, capacity, h, k, d, scale);
-}
-EXPORT(attention_cached_bf16)
-
-// Same launch; const f32 *q, const f32 *keys, const f32 *values, f32 *out.
-extern "C" __global__ void attention_cached_f32(const float *q, const float *keys, const float *values, float *out, int t, int start,
-                                                int capacity, int h, int k, int d, float scale) {
-  cached(q, keys, values, out, t, start, capacity, h, k, d, scale);
-}
-EXPORT(attention_cached_f32)
-
-// The two backward kernels below have one key or one query per block, take the other side 256 at a time with a thread each for P and dS, and
-// then give each thread a dimension of the gradient.
-//
-// Grid t, k, b; block 256; shared 0; d <= 256. Arguments: const f32 *qkv, const u32 *starts, const f32 *dout, const f32 *lse, const f32 *delta,
-// f32 *dqkv, i32 t, i32 h, i32 k, i32 d, f32 scale. Writes the keys' and values' columns of dqkv.
-extern "C" __global__ void attention_backward_kv_f32(const float *qkv, const uint32_t *starts, const float *dout, const float *lse,
-                                                     const float *delta, float *dqkv, int t, int h, int k, int d, float scale) {
-  __shared__ float own_key[MOST_DIMS], own_value[MOST_DIMS], p[MOST_DIMS], ds[MOST_DIMS];
-  const int key = blockIdx.x, kv = blockIdx.y, group = h / k, self = threadIdx.x;
-  const size_t sequence = blockIdx.z, width = size_t(h + 2 * k) * d;
-  const size_t place = (sequence * t + key) * width + size_t(h + kv) * d;
-  if (starts) starts += sequence * t;
-  if (self < d) own_key[self] = qkv[place + self], own_value[self] = qkv[place + size_t(k) * d + self];
-  float dk = 0, dv = 0;
-  for (int head = kv * group; head < (kv + 1) * group; head++) {
-    const float *const queries = qkv + sequence * t * width + size_t(head) * d, *const douts = dout + (sequence * t * h + head) * d;
-    const size_t row = (sequence * h + head) * t, dout_width = size_t(h) * d;
-    for (int first = key; first < t && (!starts || int(starts[first]) <= key); first += MOST_DIMS) {
-      __syncthreads();
-      const int query = first + self;
-      p[self] = ds[self] = 0;
-      if (query < t && (!starts || int(starts[query]) <= key)) {
-        float s = 0, dp = 0;
-        for (int i = 0; i < d; i++) s += queries[query * width + i] * own_key[i], dp += douts[query * dout_width + i] * own_value[i];
-        p[self] = expf(s * scale - lse[row + query]);
-        ds[self] = p[self] * (dp - delta[row + query]) * scale;
-      }
-      __syncthreads();
-      for (int i = 0; self < d && i < min(MOST_DIMS, t - first); i++) {
-        dv += p[i] * douts[(first + i) * dout_width + self];
-        dk += ds[i] * queries[(first + i) * width + self];
-      }
-    }
-  }
-  if (self < d) dqkv[place + self] = dk, dqkv[place + size_t(k) * d + self] = dv;
-}
-EXPORT(attention_backward_kv_f32)
-
-// Grid t, h, b; block 256; shared 0; d <= 256. Arguments as attention_backward_kv_f32. Writes the queries' columns of dqkv.
-extern "C" __global__ void attention_backward_q_f32(const float *qkv, const uint32_t *starts, const float *dout, const float *lse,
-                                                    const float *delta, float *dqkv, int t, int h, int k, int d, float scale) {
-  __shared__ float own_query[MOST_DIMS], own_dout[MOST_DIMS], ds[MOST_DIMS];
-  const int query = blockIdx.x, head = blockIdx.y, self = threadIdx.x;
-  const size_t sequence = blockIdx.z, width = size_t(h + 2 * k) * d, place = (sequence * t + query) * width + size_t(head) * d;
-  const float *const keys = qkv + sequence * t * width + size_t(h + head / (h / k)) * d, *const values = keys + size_t(k) * d;
-  const size_t row = (sequence * h + head) * t + query;
-  if (self < d) own_query[self] = qkv[place + self], own_dout[self] = dout[((sequence * t + query) * h + head) * d + self];
-  float dq = 0;
-  for (int first = starts ? int(starts[sequence * t + query]) : 0; first <= query; first += MOST_DIMS) {
-    __syncthreads();
-    const int key = first + self;
-    ds[self] = 0;
-    if (key <= query) {
-      float s = 0, dp = 0;
-      for (int i = 0; i < d; i++) s += own_query[i] * keys[key * width + i], dp += own_dout[i] * values[key * width + i];
-      ds[self] = expf(s * scale - lse[row]) * (dp - delta[row]) * scale;
-    }
-    __syncthreads();
-    for (int i = 0; self < d && i < min(MOST_DIMS, query + 1 - first); i++) dq += ds[i] * keys[(first + i) * width + self];
-  }
-  if (self < d) dqkv[place + self] = dq;
-}
-EXPORT(attention_backward_q_f32)

@@ -4,8 +4,9 @@
 
 use super::gpu::{Arg, Grid, at, at_or_null, empty, int, launch, suffix};
 use crate::ops::attention::{GPU_BF16_DIMS, Heads};
+use crate::ops::forest::{Forest, Node};
 use crate::ops::segments::Segments;
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 
 const MOST_DIMS: usize = 256;
 
@@ -22,7 +23,16 @@ struct Tile {
 const FORWARD: [Tile; 2] = [Tile { rows: 128, shared: 49_152 }, Tile { rows: 128, shared: 98_304 }];
 const BACKWARD_KV: [Tile; 2] = [Tile { rows: 128, shared: 49_920 }, Tile { rows: 64, shared: 99_840 }];
 const BACKWARD_Q: [Tile; 2] = [Tile { rows: 128, shared: 65_536 }, Tile { rows: 64, shared: 98_304 }];
+const FOREST: [Tile; 2] = [Tile { rows: 64, shared: 40_960 }, Tile { rows: 64, shared: 81_920 }];
 const TILE_THREADS: usize = 128;
+
+/// Keys that the kernels of a forest take at a time.
+const STEP_KEYS: usize = 64;
+
+/// Shared memory of the kernels with one query a block, by `warps`.
+fn plain_shared(dim: usize, warps: usize) -> usize {
+    4 * (dim + warps * (dim + 2))
+}
 
 /// What every kernel gets besides tensors.
 struct Call {
@@ -74,15 +84,77 @@ fn scale(heads: Heads) -> f32 {
     1.0 / (heads.dim as f32).sqrt()
 }
 
-/// See [`attention`](crate::ops::attention::attention).
-pub(in crate::ops) fn attention(qkv: &Tensor, heads: Heads, segments: Option<&Segments>) -> Result<(Tensor, Tensor)> {
+/// Output and log-sum-exp; the largest logit of each query, if there is a place for it.
+fn forward(qkv: &Tensor, heads: Heads, segments: Option<&Segments>, tops: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
     let (call, device) = (Call::new(qkv, heads, segments)?, qkv.device());
     let out = empty(&[call.b, call.t, heads.out()], qkv.dtype(), device)?;
     let lse = empty(&[call.b, heads.q, call.t], DType::F32, device)?;
-    let tensors = [at(qkv)?, at_or_null(call.starts.as_ref())?, at(&out)?, at(&lse)?];
-    let plain = Grid { shared: 4 * (5 * heads.dim + 8), ..Grid::of(1, 128) };
+    let tensors = [at(qkv)?, at_or_null(call.starts.as_ref())?, at(&out)?, at(&lse)?, at_or_null(tops)?];
+    let plain = Grid { shared: plain_shared(heads.dim, 4), ..Grid::of(1, 128) };
     call.run("forward", FORWARD, plain, heads.q, &tensors, qkv)?;
     Ok((out, lse))
+}
+
+/// See [`attention`](crate::ops::attention::attention).
+pub(in crate::ops) fn attention(qkv: &Tensor, heads: Heads, segments: Option<&Segments>) -> Result<(Tensor, Tensor)> {
+    forward(qkv, heads, segments, None)
+}
+
+/// See [`max_logit`](crate::ops::attention::max_logit): forward once more, of which the rest is thrown away.
+pub(in crate::ops) fn max_logit(qkv: &Tensor, heads: Heads, segments: Option<&Segments>) -> Result<f32> {
+    let (b, t, _) = qkv.dims3()?;
+    let tops = empty(&[b, heads.q, t], DType::F32, qkv.device())?;
+    forward(qkv, heads, segments, Some(&tops))?;
+    Ok(tops.flatten_all()?.to_vec1::<f32>()?.into_iter().fold(f32::NEG_INFINITY, f32::max))
+}
+
+/// A forest as its kernels take it: tiles of up to `rows` queries of a node, and the keys of each in steps of up to `keys`.
+struct Lines {
+    tiles: Vec<u32>,
+    steps: Vec<u32>,
+}
+
+impl Lines {
+    fn new(forest: &Forest, rows: usize, keys: usize) -> Self {
+        let (mut tiles, mut steps) = (Vec::new(), Vec::new());
+        for (number, node) in forest.nodes().iter().enumerate() {
+            let end = node.start + node.len;
+            for first in (node.start..end).step_by(rows) {
+                let from = steps.len() / 2;
+                let last_key = (first + rows).min(end) - 1;
+                for Node { start, len, .. } in forest.line(number) {
+                    let seen = (start..start + len).step_by(keys).take_while(|&key| key <= last_key);
+                    steps.extend(seen.flat_map(|key| [key as u32, (start + len) as u32]));
+                }
+                tiles.extend([first, end, from, steps.len() / 2].map(|n| n as u32));
+            }
+        }
+        Self { tiles, steps }
+    }
+
+    fn on(&self, device: &Device) -> Result<[Tensor; 2]> {
+        let tensor = |list: &[u32]| Tensor::from_slice(list, list.len(), device);
+        Ok([tensor(&self.tiles)?, tensor(&self.steps)?])
+    }
+}
+
+/// See [`attention_forest`](crate::ops::attention::attention_forest).
+pub(in crate::ops) fn attention_forest(qkv: &Tensor, forest: &Forest, heads: Heads) -> Result<Tensor> {
+    let (call, device) = (Call::new(qkv, heads, None)?, qkv.device());
+    let rounded = qkv.dtype() == DType::BF16;
+    let lines = if rounded { Lines::new(forest, FOREST[0].rows, STEP_KEYS) } else { Lines::new(forest, 1, usize::MAX) };
+    let [tiles, steps] = lines.on(device)?;
+    let out = empty(&[1, call.t, heads.out()], qkv.dtype(), device)?;
+    let mut args = vec![at(qkv)?, at(&tiles)?, at(&steps)?, at(&out)?, int(call.t)?, int(heads.q)?, int(heads.kv)?];
+    let (kernel, shared) = if rounded {
+        (format!("attention_forest_d{}_bf16", heads.dim), FOREST[usize::from(heads.dim == GPU_BF16_DIMS[1])].shared)
+    } else {
+        args.push(int(heads.dim)?);
+        ("attention_forest_f32".into(), plain_shared(heads.dim, 4))
+    };
+    args.push(Arg::F32(scale(heads)));
+    let grid = Grid { blocks: [lines.tiles.len() / 4, heads.q, 1], threads: TILE_THREADS, shared };
+    launch(device, &kernel, grid, &args).map(|()| out)
 }
 
 /// See [`attention_backward`](crate::ops::attention::attention_backward).
@@ -127,7 +199,7 @@ pub(in crate::ops) fn attention_cached(
         args.push(size?);
     }
     args.push(Arg::F32(scale(heads)));
-    let shared = 4 * (d + CACHED_WARPS * (d + 2));
+    let shared = plain_shared(d, CACHED_WARPS);
     let grid = Grid { blocks: [t, heads.q, b], threads: 32 * CACHED_WARPS, shared };
     launch(q.device(), &format!("attention_cached_{}", suffix(q)?), grid, &args).map(|()| out)
 }

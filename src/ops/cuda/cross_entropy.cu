@@ -45,11 +45,24 @@ __device__ void cross_entropy(T *logits, const uint32_t *targets, float *losses,
   }
 }
 
+// One block a row of v logits: the sum of their squares.
+template <class T>
+__device__ void squares(const T *logits, float *sums, int v) {
+  __shared__ float scratch[32];
+  const T *const z = logits + size_t(blockIdx.x) * v;
+  float sum = 0;
+  for (int i = threadIdx.x; i < v; i += blockDim.x) sum += load(z + i) * load(z + i);
+  sum = block_sum(sum, scratch);
+  if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+}
+
 #define CROSS_ENTROPY(T, name)                                                                                          \
   extern "C" __global__ void cross_entropy_##name(T *logits, const uint32_t *targets, float *losses, uint32_t *best,      \
                                                   int v, float scale, int gradient) {                                   \
     cross_entropy<T>(logits, targets, losses, best, v, scale, gradient);                                                \
   }                                                                                                                     \
-  EXPORT(cross_entropy_##name)
+  EXPORT(cross_entropy_##name)                                                                                          \
+  extern "C" __global__ void logit_squares_##name(const T *logits, float *sums, int v) { squares<T>(logits, sums, v); }  \
+  EXPORT(logit_squares_##name)
 CROSS_ENTROPY(float, f32)
 CROSS_ENTROPY(bf16, bf16)

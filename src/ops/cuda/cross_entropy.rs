@@ -9,77 +9,108 @@ const THREADS: usize = 512;
 /// Logits held at once: 256 Mi elements, half a gigabyte of bf16.
 const CHUNK_ELEMENTS: usize = 256 << 20;
 
-/// Logits of some rows, and what is made of them.
-struct Chunk<'a> {
+/// A head over rows, whose logits exist for some rows at a time.
+struct Chunks<'a> {
     x: &'a Tensor,
     w: &'a Tensor,
-    targets: Tensor,
+    logits: Tensor,
     vocab: usize,
+    n: usize,
     rows: usize,
 }
 
-impl<'a> Chunk<'a> {
-    fn new(x: &'a Tensor, w: &'a Tensor, targets: &[u32]) -> Result<Self> {
-        let vocab = w.dim(0)?;
-        let rows = (CHUNK_ELEMENTS / vocab).max(64).min(targets.len());
-        Ok(Self { x, w, targets: Tensor::from_slice(targets, targets.len(), x.device())?, vocab, rows })
+impl<'a> Chunks<'a> {
+    fn new(x: &'a Tensor, w: &'a Tensor) -> Result<Self> {
+        let (n, vocab) = (x.dim(0)?, w.dim(0)?);
+        let rows = (CHUNK_ELEMENTS / vocab).max(64).min(n);
+        Ok(Self { x, w, logits: empty(&[rows, vocab], x.dtype(), x.device())?, vocab, n, rows })
     }
 
     /// (first row, rows) of every chunk.
     fn each(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let (n, step) = (self.targets.elem_count(), self.rows);
+        let (n, step) = (self.n, self.rows);
         (0..n).step_by(step.max(1)).map(move |from| (from, step.min(n - from)))
     }
 
-    /// Fills `logits` with those of rows `from..from + n`, then runs the kernel: with `scale` they become their gradient.
-    fn run(
-        &self,
-        logits: &Tensor,
-        (from, n): (usize, usize),
-        losses: &Tensor,
-        best: Option<&Tensor>,
-        scale: Option<f32>,
-    ) -> Result<Matrix> {
+    /// Fills `logits` with those of rows `from..from + n`.
+    fn fill(&self, (from, n): (usize, usize)) -> Result<Matrix> {
         let c = self.w.dim(1)?;
-        let z = Matrix::of(logits, self.vocab)?.narrow(0, n);
+        let z = Matrix::of(&self.logits, self.vocab)?.narrow(0, n);
         product(self.x.device(), z, false, Matrix::of(self.x, c)?.narrow(from, n), Matrix::of(self.w, c)?.t())?;
-        let best = best.map(|best| best.narrow(0, from, n)).transpose()?;
+        Ok(z)
+    }
+
+    /// Queues `kernel` with a block for each row of the chunk, and `args` after the logits.
+    fn launch(&self, kernel: &str, rows: usize, args: &[Arg]) -> Result<()> {
+        let args = [&[at(&self.logits)?], args].concat();
+        launch(self.x.device(), &format!("{kernel}_{}", suffix(&self.logits)?), Grid::of(rows, THREADS), &args)
+    }
+}
+
+/// What is made of the logits.
+struct Losses<'a> {
+    chunks: &'a Chunks<'a>,
+    targets: Tensor,
+    losses: Tensor,
+    best: Option<Tensor>,
+}
+
+impl<'a> Losses<'a> {
+    fn new(chunks: &'a Chunks<'a>, targets: &[u32], best: bool) -> Result<Self> {
+        let (n, device) = (targets.len(), chunks.x.device());
+        let best = best.then(|| empty(&[n], DType::U32, device)).transpose()?;
+        let losses = empty(&[n], DType::F32, device)?;
+        Ok(Self { chunks, targets: Tensor::from_slice(targets, n, device)?, losses, best })
+    }
+
+    /// The losses of a chunk; with `scale` its logits become their gradient.
+    fn run(&self, (from, n): (usize, usize), scale: Option<f32>) -> Result<Matrix> {
+        let z = self.chunks.fill((from, n))?;
+        let best = self.best.as_ref().map(|best| best.narrow(0, from, n)).transpose()?;
         let args = [
-            at(logits)?,
             at(&self.targets.narrow(0, from, n)?)?,
-            at(&losses.narrow(0, from, n)?)?,
+            at(&self.losses.narrow(0, from, n)?)?,
             at_or_null(best.as_ref())?,
-            int(self.vocab)?,
+            int(self.chunks.vocab)?,
             Arg::F32(scale.unwrap_or(0.0)),
             int(usize::from(scale.is_some()))?,
         ];
-        launch(self.x.device(), &format!("cross_entropy_{}", suffix(logits)?), Grid::of(n, THREADS), &args)?;
+        self.chunks.launch("cross_entropy", n, &args)?;
         Ok(z)
     }
 }
 
 /// See [`cross_entropy`](crate::ops::cross_entropy::cross_entropy).
 pub(in crate::ops) fn cross_entropy(x_nc: &Tensor, w_vc: &Tensor, targets: &[u32]) -> Result<Tensor> {
-    let chunk = Chunk::new(x_nc, w_vc, targets)?;
-    let losses = empty(&[targets.len()], DType::F32, x_nc.device())?;
-    let logits = empty(&[chunk.rows, chunk.vocab], x_nc.dtype(), x_nc.device())?;
-    for part in chunk.each() {
-        chunk.run(&logits, part, &losses, None, None)?;
+    let chunks = Chunks::new(x_nc, w_vc)?;
+    let all = Losses::new(&chunks, targets, false)?;
+    for part in chunks.each() {
+        all.run(part, None)?;
     }
-    Ok(losses)
+    Ok(all.losses)
 }
 
 /// See [`score`](crate::ops::cross_entropy::score).
 pub(in crate::ops) fn score(x_nc: &Tensor, w_vc: &Tensor, targets: &[u32]) -> Result<Vec<Scored>> {
-    let chunk = Chunk::new(x_nc, w_vc, targets)?;
-    let losses = empty(&[targets.len()], DType::F32, x_nc.device())?;
-    let best = empty(&[targets.len()], DType::U32, x_nc.device())?;
-    let logits = empty(&[chunk.rows, chunk.vocab], x_nc.dtype(), x_nc.device())?;
-    for part in chunk.each() {
-        chunk.run(&logits, part, &losses, Some(&best), None)?;
+    let chunks = Chunks::new(x_nc, w_vc)?;
+    let all = Losses::new(&chunks, targets, true)?;
+    for part in chunks.each() {
+        all.run(part, None)?;
     }
-    let (losses, best) = (losses.to_vec1::<f32>()?, best.to_vec1::<u32>()?);
-    Ok(losses.into_iter().zip(best).map(|(loss, best)| Scored { loss, best: best != 0 }).collect())
+    let best = all.best.map_or(Ok(Vec::new()), |best| best.to_vec1::<u32>())?;
+    let pairs = all.losses.to_vec1::<f32>()?.into_iter().zip(best);
+    Ok(pairs.map(|(loss, best)| Scored { loss, best: best != 0 }).collect())
+}
+
+/// See [`logit_squares`](crate::ops::cross_entropy::logit_squares).
+pub(in crate::ops) fn logit_squares(x_nc: &Tensor, w_vc: &Tensor) -> Result<f64> {
+    let chunks = Chunks::new(x_nc, w_vc)?;
+    let sums = empty(&[chunks.n], DType::F32, x_nc.device())?;
+    for (from, n) in chunks.each() {
+        chunks.fill((from, n))?;
+        chunks.launch("logit_squares", n, &[at(&sums.narrow(0, from, n)?)?, int(chunks.vocab)?])?;
+    }
+    Ok(sums.to_vec1::<f32>()?.into_iter().map(f64::from).sum())
 }
 
 /// See [`cross_entropy_and_backward`](crate::ops::cross_entropy::cross_entropy_and_backward).
@@ -90,16 +121,16 @@ pub(in crate::ops) fn cross_entropy_and_backward(
     scale: f32,
     dw_vc: Option<&Tensor>,
 ) -> Result<(Tensor, Tensor)> {
-    let (chunk, c, device) = (Chunk::new(x_nc, w_vc, targets)?, w_vc.dim(1)?, x_nc.device());
-    let losses = empty(&[targets.len()], DType::F32, device)?;
+    let (c, device) = (w_vc.dim(1)?, x_nc.device());
     let dx = empty(x_nc.dims(), x_nc.dtype(), device)?;
-    let logits = empty(&[chunk.rows, chunk.vocab], x_nc.dtype(), device)?;
-    for (from, n) in chunk.each() {
-        let dz = chunk.run(&logits, (from, n), &losses, None, Some(scale))?;
+    let chunks = Chunks::new(x_nc, w_vc)?;
+    let all = Losses::new(&chunks, targets, false)?;
+    for (from, n) in chunks.each() {
+        let dz = all.run((from, n), Some(scale))?;
         product(device, Matrix::of(&dx, c)?.narrow(from, n), false, dz, Matrix::of(w_vc, c)?)?;
         if let Some(dw) = dw_vc {
             product(device, Matrix::of(dw, c)?, true, dz.t(), Matrix::of(x_nc, c)?.narrow(from, n))?;
         }
     }
-    Ok((losses, dx))
+    Ok((all.losses, dx))
 }

@@ -222,9 +222,10 @@ void start(void (*kernel)(A...), const unsigned *grid, const unsigned *block, vo
     c->kernel(*static_cast<A *>(c->args[I])...);
   };
   d.arguments = &call;
-  for (unsigned z = 0; z < grid[2]; z++)
-    for (unsigned y = 0; y < grid[1]; y++)
-      for (unsigned x = 0; x < grid[0]; x++) {
+  // The last block first: what one writes after its own part then stays, and is found.
+  for (unsigned z = grid[2]; z-- > 0;)
+    for (unsigned y = grid[1]; y-- > 0;)
+      for (unsigned x = grid[0]; x-- > 0;) {
         d.block_index = {x, y, z};
         run_block();
       }

@@ -10,7 +10,8 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
-const SOURCES: [&str; 6] = ["adamw", "attention", "cross_entropy", "elementwise", "embedding", "rms_norm"];
+const SOURCES: [&str; 8] =
+    ["adamw", "attention", "attention_plain", "cross_entropy", "elementwise", "embedding", "noise", "rms_norm"];
 
 thread_local! {
     static EMULATED: Cell<bool> = const { Cell::new(false) };
@@ -81,22 +82,20 @@ pub(super) fn launch(kernel: &str, grid: Grid, values: &mut [*mut c_void]) -> Re
 }
 
 /// A matrix product, term by term.
-pub(super) fn product(out: Matrix, accumulate: bool, a: Matrix, b: Matrix) -> Result<()> {
+pub(super) fn product(out: Matrix, accumulate: bool, factor: f32, a: Matrix, b: Matrix) -> Result<()> {
     let ((m, k), (_, n)) = (a.size(), b.size());
     for i in 0..m {
         for j in 0..n {
-            let mut sum = if accumulate { read(out, i, j) } else { 0.0 };
-            for l in 0..k {
-                sum += read(a, i, l) * read(b, l, j);
-            }
-            write(out, i, j, sum);
+            let sum: f32 = (0..k).map(|l| read(a, i, l) * read(b, l, j)).sum();
+            let before = if accumulate { read(out, i, j) } else { 0.0 };
+            write(out, i, j, before + factor * sum);
         }
     }
     Ok(())
 }
 
 fn read(m: Matrix, i: usize, j: usize) -> f32 {
-    let place = if m.transposed { j * m.columns + i } else { i * m.columns + j };
+    let place = if m.transposed { j * m.stride + i } else { i * m.stride + j };
     // SAFETY: within the tensor that the matrix is of.
     unsafe {
         match m.dtype {
@@ -110,8 +109,8 @@ fn write(m: Matrix, i: usize, j: usize, x: f32) {
     // SAFETY: within the tensor that the matrix is of.
     unsafe {
         match m.dtype {
-            DType::F32 => *(m.at as *mut f32).add(i * m.columns + j) = x,
-            _ => *(m.at as *mut bf16).add(i * m.columns + j) = bf16::from_f32(x),
+            DType::F32 => *(m.at as *mut f32).add(i * m.stride + j) = x,
+            _ => *(m.at as *mut bf16).add(i * m.stride + j) = bf16::from_f32(x),
         }
     }
 }

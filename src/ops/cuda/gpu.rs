@@ -106,12 +106,13 @@ pub(super) fn launch(device: &Device, kernel: &str, grid: Grid, args: &[Arg]) ->
     }
 }
 
-/// A matrix in memory, row by row; `transposed` when its transpose is meant.
+/// A matrix in memory, row by row, `stride` elements from row to row; `transposed` when its transpose is meant.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Matrix {
     pub(super) at: u64,
     pub(super) rows: usize,
     pub(super) columns: usize,
+    pub(super) stride: usize,
     pub(super) dtype: DType,
     pub(super) transposed: bool,
 }
@@ -120,7 +121,7 @@ impl Matrix {
     /// All elements of `t` as rows of `columns`.
     pub(super) fn of(t: &Tensor, columns: usize) -> Result<Self> {
         let rows = t.elem_count() / columns;
-        Ok(Self { at: address(t)?, rows, columns, dtype: t.dtype(), transposed: false })
+        Ok(Self { at: address(t)?, rows, columns, stride: columns, dtype: t.dtype(), transposed: false })
     }
 
     /// Its transpose.
@@ -135,21 +136,38 @@ impl Matrix {
 
     /// Rows `from..from + n`.
     pub(super) fn narrow(self, from: usize, n: usize) -> Self {
-        Self { at: self.at + (from * self.columns * self.dtype.size_in_bytes()) as u64, rows: n, ..self }
+        Self { at: self.at + (from * self.stride * self.dtype.size_in_bytes()) as u64, rows: n, ..self }
+    }
+
+    /// Columns `range`.
+    pub(super) fn columns(self, range: std::ops::Range<usize>) -> Self {
+        Self { at: self.at + (range.start * self.dtype.size_in_bytes()) as u64, columns: range.len(), ..self }
     }
 }
 
 /// `out = a b`, or `out += a b`; sums in f32, whatever the elements.
 pub(super) fn product(device: &Device, out: Matrix, accumulate: bool, a: Matrix, b: Matrix) -> Result<()> {
+    scaled_product(device, out, accumulate, 1.0, a, b)
+}
+
+/// `out = factor a b`, or `out += factor a b`.
+pub(super) fn scaled_product(
+    device: &Device,
+    out: Matrix,
+    accumulate: bool,
+    factor: f32,
+    a: Matrix,
+    b: Matrix,
+) -> Result<()> {
     let ((m, k), (kb, n)) = (a.size(), b.size());
     if k != kb || out.size() != (m, n) || out.transposed || a.dtype != b.dtype {
         bail!("product: {a:?} and {b:?} do not make {out:?}");
     }
     match device {
         #[cfg(feature = "cuda")]
-        Device::Cuda(device) => device::product(device, out, accumulate, a, b),
+        Device::Cuda(device) => device::product(device, out, accumulate, factor, a, b),
         #[cfg(test)]
-        Device::Cpu => super::emulated::product(out, accumulate, a, b),
+        Device::Cpu => super::emulated::product(out, accumulate, factor, a, b),
         _ => bail!("product: no GPU"),
     }
 }

@@ -20,6 +20,8 @@ mod embedding;
 mod emulated;
 mod gpu;
 mod linear;
+mod lora;
+mod noise;
 mod rms_norm;
 pub(crate) mod selftest;
 
@@ -29,11 +31,13 @@ pub(crate) use emulated::{during as emulated, is_emulated};
 #[cfg(feature = "cuda")]
 pub(super) use gpu::device::{describe, open};
 
-pub(super) use adamw::{adamw, global_norm};
-pub(super) use attention::{attention, attention_backward, attention_cached};
-pub(super) use cross_entropy::{cross_entropy, cross_entropy_and_backward, score};
+pub(super) use adamw::{adamw, global_norm, squares};
+pub(super) use attention::{attention, attention_backward, attention_cached, attention_forest, max_logit};
+pub(super) use cross_entropy::{cross_entropy, cross_entropy_and_backward, logit_squares, score};
 pub(crate) use elementwise::round_to_bf16;
 pub(super) use elementwise::{Positions, rope, swiglu, swiglu_backward};
 pub(super) use embedding::{embedding, embedding_backward};
 pub(super) use linear::{linear, linear_backward_input, linear_backward_weight};
+pub(super) use lora::{lora, lora_backward};
+pub(super) use noise::add_noise;
 pub(super) use rms_norm::{add_rms_norm, rms_norm_backward, rms_norm_recompute};

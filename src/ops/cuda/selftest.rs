@@ -3,11 +3,15 @@
 //! In f32 both must agree to rounding. In bf16 the CPU's op gets the rounded inputs, and results may differ by the rounding of what is
 //! stored.
 
+mod tune;
+
 use super::*;
 use crate::ops::attention::Heads;
+use crate::ops::forest::Forest;
 use crate::ops::precision::Precision;
 use crate::ops::segments::{Places, Segments};
 use crate::ops::selftest::difference;
+use crate::ops::squares::{Rule, Squares};
 use crate::ops::{adamw as cpu_adamw, attention as cpu_attention, cross_entropy as cpu_cross_entropy};
 use crate::ops::{embedding as cpu_embedding, linear as cpu_linear, rms_norm as cpu_rms_norm, swiglu as cpu_swiglu};
 use candle_core::{DType, Device, Result, Tensor, bail};
@@ -41,8 +45,19 @@ impl Agreement {
 
 type Check = fn(&mut Bench) -> Result<()>;
 
-const CHECKS: [Check; 8] =
-    [norms, rope_and_swiglu, products, embeddings, cross_entropies, updates, attentions, attention_over_a_cache];
+const CHECKS: [Check; 11] = [
+    norms,
+    rope_and_swiglu,
+    products,
+    embeddings,
+    cross_entropies,
+    updates,
+    attentions,
+    attention_over_a_cache,
+    attention_over_a_forest,
+    tune::adapters,
+    tune::noises,
+];
 
 /// Compares every op on `device` with the CPU, in f32 and bf16.
 ///
@@ -70,7 +85,7 @@ struct Bench<'a> {
 impl Bench<'_> {
     fn draw(&mut self) -> u64 {
         self.state += 1;
-        crate::ops::lora::draw(self.state, 7)
+        crate::ops::noise::draw(self.state, 7)
     }
 
     /// On the device, in the type that is checked.
@@ -102,6 +117,11 @@ impl Bench<'_> {
             None => self.found.push(Agreement { what, difference, limit }),
         }
         Ok(())
+    }
+
+    fn numbers(&mut self, limit: f64, what: &str, numbers: [f64; 2]) -> Result<()> {
+        let [got, want] = numbers.map(|x| Tensor::new(&[x as f32], &Device::Cpu));
+        self.within(limit, what, &got?, &want?)
     }
 
     /// A limit where one rounding follows another.
@@ -239,7 +259,8 @@ fn cross_entropies(bench: &mut Bench) -> Result<()> {
     if best(&targets)? != wanted || best(&likeliest)?.contains(&false) {
         bail!("cross_entropy: the likeliest token is not told");
     }
-    Ok(())
+    let squares = [logit_squares(&x, &w)?, cpu_cross_entropy::logit_squares(&wide_x, &wide_w, Precision::F32)?];
+    bench.numbers(1e-4, "logit squares", squares)
 }
 
 /// The update is the CPU's but for the order in which a compiler adds and multiplies; the copy is its rounding.
@@ -267,9 +288,14 @@ fn updates(bench: &mut Bench) -> Result<()> {
     let other = Tensor::zeros(n, DType::BF16, bench.device)?;
     round_to_bf16(&p, &other)?;
     bench.within(0.0, "round_to_bf16", &other, &again)?;
-    let norms = [global_norm(&g)?, cpu_adamw::global_norm(&host_g)?];
-    let [got, want] = norms.map(|norm| Tensor::new(&[norm as f32], &Device::Cpu));
-    bench.within(1e-7, "global_norm", &got?, &want?)
+    let rule = Rule { keep: 0.99, lr: 1e-2, inverse_correction1: 1.9, inverse_sqrt_correction2: 1.7, eps: 1e-8 };
+    let got = squares([&p, &g, &m, &v], &ranges, &rule)?;
+    let want = crate::ops::squares::squares([&host[0], &host_g, &host[1], &host[2]], &ranges, &rule)?;
+    for (got, want) in got.iter().zip(&want) {
+        let sums = |s: &Squares| Tensor::new(&[s.grad, s.weight, s.update, s.adam], &Device::Cpu)?.to_dtype(DType::F32);
+        bench.within(1e-5, "squares", &sums(got)?, &sums(want)?)?;
+    }
+    bench.numbers(1e-7, "global_norm", [global_norm(&g)?, cpu_adamw::global_norm(&host_g)?])
 }
 
 fn attentions(bench: &mut Bench) -> Result<()> {
@@ -283,6 +309,8 @@ fn attentions(bench: &mut Bench) -> Result<()> {
             let (want, want_lse) = cpu_attention::attention(&wide(&qkv)?, heads, segments, Precision::F32)?;
             bench.near("attention out", &out, &want)?;
             bench.near("attention lse", &lse, &want_lse)?;
+            let tops = [max_logit(&qkv, heads, segments)?, cpu_attention::max_logit(&wide(&qkv)?, heads, segments)?];
+            bench.numbers(F32, "attention max logit", tops.map(f64::from))?;
             let got = attention_backward(&qkv, &out, &lse, &dout, heads, segments)?;
             let want = cpu_attention::attention_backward(
                 &wide(&qkv)?,
@@ -308,6 +336,25 @@ fn attention_over_a_cache(bench: &mut Bench) -> Result<()> {
         let got = attention_cached(&q, &k, &v, heads, start)?;
         let want = cpu_attention::attention_cached(&wide(&q)?, &wide(&k)?, &wide(&v)?, heads, start)?;
         bench.near("attention over a cache", &got, &want)?;
+    }
+    Ok(())
+}
+
+/// Nodes shorter and longer than a tile, under parents of their own and of others, and a tree beside them.
+fn attention_over_a_forest(bench: &mut Bench) -> Result<()> {
+    let mut forest = Forest::default();
+    let root = forest.push(70, None)?;
+    let a = forest.push(3, Some(root))?;
+    for (len, parent) in [(66, root), (1, a), (130, a)] {
+        forest.push(len, Some(parent))?;
+    }
+    forest.push(9, None)?;
+    for (q, kv, dim) in [(4, 2, 64), (2, 1, 128)] {
+        let heads = Heads { q, kv, dim };
+        let qkv = bench.tensor(&[1, forest.len(), heads.packed()])?;
+        let got = attention_forest(&qkv, &forest, heads)?;
+        let want = cpu_attention::attention_forest(&wide(&qkv)?, &forest, heads, Precision::F32)?;
+        bench.near("attention over a forest", &got, &want)?;
     }
     Ok(())
 }

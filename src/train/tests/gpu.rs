@@ -1,8 +1,15 @@
 //! Whole steps on the emulated GPU: the same loop, model and optimizer, with the kernels of a GPU under them.
 
-use crate::config::Config;
+use crate::config::{Config, LORA_TARGETS, LoraConfig, ModelConfig};
 use crate::data::batch::Batch;
+use crate::model::forest::Wanted;
+use crate::model::init::init;
+use crate::model::noise::Noise;
+use crate::model::params::Layout;
+use crate::model::{Feed, Llama, lora};
 use crate::ops::cuda::emulated;
+use crate::ops::forest::Forest;
+use crate::ops::precision::Precision;
 use crate::train::state::State;
 use crate::train::step::step;
 use candle_core::{Device, Tensor};
@@ -57,4 +64,51 @@ fn steps_on_a_gpu_are_those_of_the_cpu() {
     assert!(farthest(&logits, &rounded_logits) < 0.5, "{}", farthest(&logits, &rounded_logits));
     let (again, again_weights, _) = emulated(|| trained("bf16"));
     assert_eq!((rounded, rounded_weights), (again, again_weights), "the same bits twice");
+}
+
+/// Losses, gradients of adapters and what was observed of one pass with dropout and noise; scores of a forest.
+fn tuned(precision: Precision) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+    let config = ModelConfig { max_position_embeddings: 100, ..config("f32").model };
+    let targets = LORA_TARGETS.map(String::from).to_vec();
+    let lora = LoraConfig { rank: 4, alpha: 8.0, dropout: 0.1, targets, rslora: false };
+    let flat = init(&config, &Layout::new(&config), 3).unwrap();
+    let adapters = lora::init(&config, &lora, 3, &Device::Cpu).unwrap();
+    let values = (0..adapters.layout.total).map(|i| ((i * 37 % 19) as f32 - 9.0) / 90.0);
+    adapters.flat.slice_set(&Tensor::from_iter(values, &Device::Cpu).unwrap(), 0, 0).unwrap();
+    let model = Llama::new(&config, flat).unwrap().with_precision(precision).unwrap().with_adapters(adapters).unwrap();
+
+    let ids = |n: u32| -> Vec<u32> { (0..n).map(|i| (i * i * 7 + 3) % 320).collect() };
+    let (inputs, targets) = (Tensor::from_vec(ids(40), (2, 20), &Device::Cpu).unwrap(), ids(41)[1..].to_vec());
+    let noise = Noise { key: 9, dropout: 0.1, neftune: 5.0, first_token: 40 };
+    let feed = Feed { segments: None, noise: Some(&noise), observe: true };
+    let grad = model.trained().0.zeros(&Device::Cpu).unwrap();
+    let grads = model.grads(&grad).unwrap();
+    let targets = Tensor::from_vec(targets, 40, &Device::Cpu).unwrap();
+    let pass = model.loss_and_backward(&inputs, &targets, feed, 1.0 / 40.0, &grads).unwrap();
+
+    let observed = pass.observed.unwrap();
+    let mut numbers = observed.attention_logit_max.clone();
+    numbers.push(observed.logit_rms() as f32);
+    numbers.extend(pass.losses.to_vec1::<f32>().unwrap());
+    let mut forest = Forest::default();
+    let root = forest.push(9, None).unwrap();
+    forest.push(3, Some(root)).unwrap();
+    forest.push(70, Some(root)).unwrap();
+    let wanted = [2, 8, 10, 40, 80].map(|place| Wanted { place, target: (place * 31) % 320 });
+    let scored = model.score_forest(ids(forest.len() as u32), &forest, &wanted).unwrap();
+    (numbers, grad.to_vec1().unwrap(), scored.iter().map(|s| s.loss).collect())
+}
+
+#[test]
+fn adapters_noise_observations_and_scores_on_a_gpu_are_those_of_the_cpu() {
+    let (numbers, grad, scores) = tuned(Precision::F32);
+    let largest = grad.iter().fold(0f32, |most, x| most.max(x.abs()));
+    assert!(numbers.iter().all(|x| x.is_finite()) && largest > 1e-3);
+    for (precision, limit, of_gradient) in [(Precision::F32, 2e-4, 1e-4), (Precision::Bf16, 0.05, 0.05)] {
+        let (gpu_numbers, gpu_grad, gpu_scores) = emulated(|| tuned(precision));
+        let gradient = farthest(&grad, &gpu_grad) / largest;
+        assert!(gradient > 0.0 && gradient < of_gradient, "{precision:?}: {gradient}");
+        assert!(farthest(&numbers, &gpu_numbers) < limit, "{numbers:?} {gpu_numbers:?}");
+        assert!(farthest(&scores, &gpu_scores) < limit, "{scores:?} {gpu_scores:?}");
+    }
 }

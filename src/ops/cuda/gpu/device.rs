@@ -140,14 +140,21 @@ fn kind(dtype: DType) -> CandleResult<blas::cudaDataType> {
 }
 
 /// One cuBLAS call. It thinks in columns: the transposed product of the transposed matrices is what lies row by row in `out`.
-pub(super) fn product(device: &CudaDevice, out: Matrix, accumulate: bool, a: Matrix, b: Matrix) -> CandleResult<()> {
+pub(super) fn product(
+    device: &CudaDevice,
+    out: Matrix,
+    accumulate: bool,
+    factor: f32,
+    a: Matrix,
+    b: Matrix,
+) -> CandleResult<()> {
     let op = |m: Matrix| match m.transposed {
         false => blas::cublasOperation_t::CUBLAS_OP_N,
         true => blas::cublasOperation_t::CUBLAS_OP_T,
     };
     let ((rows, inner), (_, columns)) = (a.size(), b.size());
     let [rows, columns, inner] = [rows, columns, inner].map(|n| n as c_int);
-    let (alpha, beta) = (1.0f32, if accumulate { 1.0f32 } else { 0.0 });
+    let (alpha, beta) = (factor, if accumulate { 1.0f32 } else { 0.0 });
     let number = |x: &f32| std::ptr::from_ref(x).cast::<c_void>();
     let cublas = device.cublas_handle();
     device.cuda_stream().context().bind_to_thread().w()?;
@@ -163,14 +170,14 @@ pub(super) fn product(device: &CudaDevice, out: Matrix, accumulate: bool, a: Mat
             number(&alpha),
             b.at as *const c_void,
             kind(b.dtype)?,
-            b.columns as c_int,
+            b.stride as c_int,
             a.at as *const c_void,
             kind(a.dtype)?,
-            a.columns as c_int,
+            a.stride as c_int,
             number(&beta),
             out.at as *mut c_void,
             kind(out.dtype)?,
-            out.columns as c_int,
+            out.stride as c_int,
             blas::cublasComputeType_t::CUBLAS_COMPUTE_32F,
             blas::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
         )

@@ -1,0 +1,68 @@
+//! LoRA: products by cuBLAS over columns of packed projections, dropout by `noise.cu`.
+//!
+//! `u` and `du` hold the parts side by side; adapters have the type of the activations, their gradients are f32.
+
+use super::gpu::{Matrix, empty, product, scaled_product};
+use super::noise::{add_dropped, dropped};
+use crate::ops::lora::Adapter;
+use crate::ops::noise::Dropout;
+use candle_core::{D, Result, Tensor};
+use std::ops::Range;
+
+/// Every part of an adapter with its columns of `u`.
+fn parts(adapter: &Adapter) -> Result<Vec<Range<usize>>> {
+    let (all, n) = (adapter.a.dim(0)?, adapter.parts.len());
+    Ok((0..n).map(|i| i * all / n..(i + 1) * all / n).collect())
+}
+
+/// `u = x Aᵀ`, (rows, n·r).
+fn down(x: &Tensor, adapter: &Adapter) -> Result<Tensor> {
+    let (all, inner) = adapter.a.dims2()?;
+    let u = empty(&[x.elem_count() / inner, all], x.dtype(), x.device())?;
+    product(x.device(), Matrix::of(&u, all)?, false, Matrix::of(x, inner)?, Matrix::of(&adapter.a, inner)?.t())?;
+    Ok(u)
+}
+
+/// See [`lora`](crate::ops::lora::lora).
+pub(in crate::ops) fn lora(
+    y: &Tensor,
+    x: &Tensor,
+    adapter: &Adapter,
+    scale: f32,
+    dropout: Option<&Dropout>,
+) -> Result<()> {
+    let u = down(&dropped(dropout, x)?, adapter)?;
+    let (u, y_all) = (Matrix::of(&u, u.dim(1)?)?, Matrix::of(y, y.dim(D::Minus1)?)?);
+    for (part, columns) in adapter.parts.iter().zip(parts(adapter)?) {
+        let b = Matrix::of(&part.b, columns.len())?.t();
+        scaled_product(y.device(), y_all.columns(part.rows.clone()), true, scale, u.columns(columns), b)?;
+    }
+    Ok(())
+}
+
+/// See [`lora_backward`](crate::ops::lora::lora_backward).
+pub(in crate::ops) fn lora_backward(
+    dx: &Tensor,
+    dy: &Tensor,
+    x: &Tensor,
+    (adapter, grads): (&Adapter, &Adapter),
+    scale: f32,
+    dropout: Option<&Dropout>,
+) -> Result<()> {
+    let (device, (all, inner)) = (dx.device(), adapter.a.dims2()?);
+    let x = dropped(dropout, x)?;
+    let u = down(&x, adapter)?;
+    let du = empty(u.dims(), u.dtype(), device)?;
+    let (u, du_all, dy) = (Matrix::of(&u, all)?, Matrix::of(&du, all)?, Matrix::of(dy, dy.dim(D::Minus1)?)?);
+    for ((part, grad), columns) in adapter.parts.iter().zip(&grads.parts).zip(parts(adapter)?) {
+        let (mine, rank) = (dy.columns(part.rows.clone()), columns.len());
+        scaled_product(device, Matrix::of(&grad.b, rank)?, true, scale, mine.t(), u.columns(columns.clone()))?;
+        scaled_product(device, du_all.columns(columns), false, scale, mine, Matrix::of(&part.b, rank)?)?;
+    }
+    product(device, Matrix::of(&grads.a, inner)?, true, du_all.t(), Matrix::of(&x, inner)?)?;
+    let a = Matrix::of(&adapter.a, inner)?;
+    let Some(dropout) = dropout else { return product(device, Matrix::of(dx, inner)?, true, du_all, a) };
+    let through = empty(x.dims(), x.dtype(), device)?;
+    product(device, Matrix::of(&through, inner)?, false, du_all, a)?;
+    add_dropped(dropout, &through, dx)
+}
