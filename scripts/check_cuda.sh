@@ -39,13 +39,20 @@ if [[ -n $nvcc ]]; then
         END { print what ": " kernels " kernels" }' "$work/words"
     done
   done
+  include=$(cd "$(dirname "$(readlink -f "$nvcc")")/.." && pwd)/include
+  if [[ -f $include/cudnn_frontend.h ]]; then
+    "${CXX:-c++}" -std=c++17 -fsyntax-only -Wall -Wextra -Werror -isystem "$include" src/ops/cuda/cudnn.cpp
+    echo "src/ops/cuda/cudnn.cpp compiles"
+  else
+    echo "no headers of cuDNN beside nvcc: cudnn.cpp is not compiled (scripts/cuda_toolkit.sh --cudnn DIR)"
+  fi
 else
   echo "no nvcc: kernels are not compiled (scripts/cuda_toolkit.sh DIR puts a compiler together)"
 fi
 
 export LLAMA_LITE_FAKE_NVCC=1 NVCC=$PWD/scripts/lean_nvcc CUDARC_CUDA_VERSION=13000
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/cuda-check
-cargo clippy --release --all-targets --features cuda --locked -- -D warnings
+cargo clippy --release --all-targets --features cuda,cudnn --locked -- -D warnings
 
 if [[ -n $program ]]; then
   cargo build --release --features cuda --locked

@@ -4,11 +4,12 @@ use super::print;
 use crate::ops::precision::Precision;
 use crate::ops::{device, selftest, simd_level};
 use crate::runtime::error::{Exit, fail};
+use crate::train::footprint::bytes;
 use anyhow::Result;
 
 pub(super) fn run() -> Result<()> {
     let mut text = format!(
-        "llama-lite {}\nplatform   {} {}\ncpu        {} threads, {}, bf16 products: {}\ngpu        {}\n\nself-test  (largest relative difference \
+        "llama-lite {}\nplatform   {} {}\ncpu        {} threads, {}, bf16 products: {}\ngpu        {}\n{}\nself-test  (largest relative difference \
          from candle's autograd, at most {:.0e})\n",
         crate::VERSION,
         std::env::consts::OS,
@@ -17,6 +18,7 @@ pub(super) fn run() -> Result<()> {
         simd_level(),
         if Precision::Bf16.supported() { "yes" } else { "no" },
         gpu(),
+        attention(),
         selftest::TOLERANCE,
     );
     let outcomes = selftest::run()?;
@@ -36,10 +38,22 @@ pub(super) fn run() -> Result<()> {
 
 fn gpu() -> String {
     match device::describe() {
-        Some((name, driver)) => format!("{name}, driver for {driver}"),
+        Some((name, driver)) => {
+            let free = device::memory().map_or_else(String::new, |free| format!(", {} free", bytes(free)));
+            format!("{name}{free}, driver for {driver}, cuBLAS {}", device::blas_version())
+        }
         None if cfg!(feature = "cuda") => "none is used: there is none, no driver was found, or --device cpu".into(),
         None => "not in this build".into(),
     }
+}
+
+/// Which attention a GPU uses: a line, or none without one.
+fn attention() -> String {
+    if device::used().is_cpu() {
+        return String::new();
+    }
+    let library = device::attention_library().unwrap_or_else(|why| format!("our own kernels ({why})"));
+    format!("attention  {library}\n")
 }
 
 /// Compares the GPU's kernels with the CPU, if there is one; returns what failed.

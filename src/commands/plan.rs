@@ -4,9 +4,11 @@ use super::print;
 use crate::cli::Plan;
 use crate::config::Config;
 use crate::metrics::{Console, ascii_plot, count, duration, rate};
+use crate::model::Recompute;
+use crate::ops::device;
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::memory;
-use crate::train::footprint::{Footprint, bytes, checkpoint_bytes};
+use crate::train::footprint::{Footprint, bytes, checkpoint_bytes, recompute};
 use crate::train::plan::{GPUS, Probe, disk, fit, flops, kept_checkpoints, parameters, passes, probe, rates};
 use anyhow::Result;
 use std::time::Duration;
@@ -45,8 +47,16 @@ fn size(config: &Config) -> String {
 
 fn memory_of(config: &Config) -> String {
     let footprint = Footprint::of(config);
-    let here = memory::total().map_or_else(String::new, |total| format!(" of {} here", bytes(total)));
-    let mut out = format!("\nmemory            {}{here} (f32, CPU)\n", bytes(footprint.peak()));
+    let here = device::memory().or_else(memory::total);
+    let here = here.map_or_else(String::new, |total| format!(" of {} here", bytes(total)));
+    let place = if device::used().is_cpu() { "CPU" } else { "GPU" };
+    let again = match recompute(config) {
+        Recompute::None => "nothing",
+        Recompute::Selective => "norms and SwiGLU",
+        Recompute::Full => "whole blocks",
+    };
+    let peak = bytes(footprint.peak());
+    let mut out = format!("\nmemory            {peak}{here} ({place}; {again} computed again in backward)\n");
     for (class, n) in footprint.classes().iter().filter(|(_, n)| *n > 0) {
         out.push_str(&format!("  {class:<15} {:>15}\n", bytes(*n)));
     }
@@ -63,10 +73,11 @@ fn memory_of(config: &Config) -> String {
 fn proposal(config: &Config, limit: u64) -> Result<String> {
     let sequences = config.train.sequences_per_step();
     match fit(config, limit) {
-        Some(micro) => Ok(format!(
-            "\nfits into {}      train.micro_batch_size = {micro}, {} of them for each step\n",
+        Some((micro, recompute)) => Ok(format!(
+            "\nfits into {}      train.micro_batch_size = {micro}, {} of them for each step{}\n",
             bytes(limit),
-            sequences / micro
+            sequences / micro,
+            if recompute == Recompute::Full { ", train.recompute = \"full\"" } else { "" }
         )),
         None => Err(fail(Exit::Memory, format!("not even a micro-batch of one sequence fits into {}", bytes(limit)))
             .hint("shorten train.sequence_length or choose a smaller [model]")

@@ -219,6 +219,10 @@ section! {
         /// Operands of matrix products: "auto" is f32 on CPU and bf16 on CUDA; bf16 on a CPU needs AVX512_BF16. Master
         /// weights and sums are f32 always.
         precision: String = Value("auto".into()), Choice(&["auto", "f32", "bf16"]);
+        /// What backward computes again, to the same bits, to save memory: "none", "selective" (norms and SwiGLU: a third
+        /// of the activations, nearly free) or "full" (blocks: nearly all of them, a quarter more work); "auto" is "full" if
+        /// "selective" does not fit into memory.
+        recompute: String = Value("auto".into()), Choice(&["auto", "none", "selective", "full"]);
     }
 }
 

@@ -4,8 +4,8 @@
 //! x  = x + branch (the block below)    n1 = RMSNorm(x)   qkv = n1 Wqkvᵀ, rotated   a = attention(qkv)   o = a Woᵀ
 //! h  = x + o                           n2 = RMSNorm(h)   gu = n2 Wguᵀ              s = swiglu(gu)       out = s Wdᵀ
 //! ```
-//! The residual stream travels as a pair (h, out), so that each addition happens inside the next norm's pass. Norms and SwiGLU are
-//! recomputed in backward: they cost one pass over memory, and saving them would cost as much and hold the memory meanwhile.
+//! The residual stream travels as a pair (h, out), so that each addition happens inside the next norm's pass. What of this backward finds
+//! saved and what it computes again, to the same bits, is [`Recompute`]'s choice.
 
 use super::kv_cache::LayerCache;
 use super::lora::BlockAdapters;
@@ -84,16 +84,38 @@ pub enum BlockGrads<'a> {
     Adapters(&'a BlockAdapters),
 }
 
-/// What backward needs from forward; (b, t, …) each, `n` rows for the norms. Taken by value: gone when used.
+/// What backward computes again instead of having it kept since forward.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Recompute {
+    /// Nothing.
+    None,
+    /// Norms and SwiGLU, which cost one pass over memory: a third of the activations for next to nothing.
+    #[default]
+    Selective,
+    /// The whole block but its last product: all activations but the residual stream for a quarter more work.
+    Full,
+}
+
+/// What backward needs from forward. Taken by value: gone when used.
 pub struct Saved {
+    /// (b, t, c)
     x: Tensor,
+    /// None if it is computed again.
+    inner: Option<Inner>,
+}
+
+/// What a block makes of its input: (b, t, …) each, `n` rows for the norms.
+struct Inner {
     rstd1: Tensor,
+    n1: Option<Tensor>,
     qkv: Tensor,
     attn: Tensor,
     lse: Tensor,
     h: Tensor,
     rstd2: Tensor,
+    n2: Option<Tensor>,
     gate_up: Tensor,
+    act: Option<Tensor>,
 }
 
 /// The residual stream between blocks: its value is `h + branch`.
@@ -151,40 +173,63 @@ impl Block {
     }
 
     /// The stream above this block, and what backward will need.
-    pub fn forward(&self, stream: Stream, cx: Context) -> Result<(Stream, Saved)> {
-        let w = &self.weights;
-        let Normed { h: x, y: n1, rstd: rstd1 } =
-            add_rms_norm(&stream.h, stream.branch.as_ref(), &w.input_layernorm, self.eps)?;
+    pub fn forward(&self, stream: Stream, cx: Context, recompute: Recompute) -> Result<(Stream, Saved)> {
+        let normed = add_rms_norm(&stream.h, stream.branch.as_ref(), &self.weights.input_layernorm, self.eps)?;
+        let (x, mut inner, act) = self.inner(normed, cx)?;
+        let out = self.project(Product::Down, &act, cx.noise)?;
+        let above = Stream { h: inner.h.clone(), branch: Some(out) };
+        match recompute {
+            Recompute::None => inner.act = Some(act),
+            Recompute::Selective => (inner.n1, inner.n2) = (None, None),
+            Recompute::Full => return Ok((above, Saved { x, inner: None })),
+        }
+        Ok((above, Saved { x, inner: Some(inner) }))
+    }
+
+    /// From the first norm up to the activation: the block's input, all but the activation, the activation.
+    fn inner(&self, normed: Normed, cx: Context) -> Result<(Tensor, Inner, Tensor)> {
+        let Normed { h: x, y: n1, rstd: rstd1 } = normed;
         let qkv = self.project(Product::Qkv, &n1, cx.noise)?;
         rope(&qkv, cx.rope, self.rotated(), cx.places)?;
         let (attn, lse) = attention(&qkv, self.heads, cx.places.segments(), self.precision)?;
         let o = self.project(Product::O, &attn, cx.noise)?;
-        let Normed { h, y: n2, rstd: rstd2 } = add_rms_norm(&x, Some(&o), &w.post_attention_layernorm, self.eps)?;
+        let Normed { h, y: n2, rstd: rstd2 } =
+            add_rms_norm(&x, Some(&o), &self.weights.post_attention_layernorm, self.eps)?;
         let gate_up = self.project(Product::GateUp, &n2, cx.noise)?;
-        let out = self.project(Product::Down, &swiglu(&gate_up)?, cx.noise)?;
-        let above = Stream { h: h.clone(), branch: Some(out) };
-        Ok((above, Saved { x, rstd1, qkv, attn, lse, h, rstd2, gate_up }))
+        let act = swiglu(&gate_up)?;
+        let (n1, n2) = (Some(n1), Some(n2));
+        Ok((x, Inner { rstd1, n1, qkv, attn, lse, h, rstd2, n2, gate_up, act: None }, act))
+    }
+
+    /// The same once more, from the block's input.
+    fn inner_again(&self, x: &Tensor, cx: Context) -> Result<Inner> {
+        let (_, inner, act) = self.inner(add_rms_norm(x, None, &self.weights.input_layernorm, self.eps)?, cx)?;
+        Ok(Inner { act: Some(act), ..inner })
     }
 
     /// The largest logit of the attention that left `saved`.
     pub fn max_logit(&self, saved: &Saved, cx: Context) -> Result<f32> {
-        max_logit(&saved.qkv, self.heads, cx.places.segments())
+        let of = |inner: &Inner| max_logit(&inner.qkv, self.heads, cx.places.segments());
+        saved.inner.as_ref().map_or_else(|| of(&self.inner_again(&saved.x, cx)?), of)
     }
 
     /// From the gradient of the stream above to that of the stream below; accumulates what is trained into `grads`.
     pub fn backward(&self, saved: Saved, dy: Tensor, cx: Context, grads: BlockGrads) -> Result<Tensor> {
-        let w = &self.weights;
-        let Saved { x, rstd1, qkv, attn, lse, h, rstd2, gate_up } = saved;
+        let (w, x) = (&self.weights, saved.x);
+        let inner = saved.inner.map_or_else(|| self.inner_again(&x, cx), Ok)?;
+        let Inner { rstd1, n1, qkv, attn, lse, h, rstd2, n2, gate_up, act } = inner;
 
         let norms = match grads {
             BlockGrads::Weights(grads) => Some((&grads.input_layernorm, &grads.post_attention_layernorm)),
             BlockGrads::Adapters(_) => None,
         };
 
-        let ds = self.project_backward(Product::Down, &dy, &swiglu(&gate_up)?, cx.noise, grads)?;
+        let act = act.map_or_else(|| swiglu(&gate_up), Ok)?;
+        let ds = self.project_backward(Product::Down, &dy, &act, cx.noise, grads)?;
+        drop(act);
         let dgate_up = swiglu_backward(&gate_up, &ds)?;
         drop((gate_up, ds));
-        let n2 = rms_norm_recompute(&h, &rstd2, &w.post_attention_layernorm)?;
+        let n2 = n2.map_or_else(|| rms_norm_recompute(&h, &rstd2, &w.post_attention_layernorm), Ok)?;
         let dn2 = self.project_backward(Product::GateUp, &dgate_up, &n2, cx.noise, grads)?;
         drop((dgate_up, n2));
         let dh =
@@ -195,7 +240,7 @@ impl Block {
         let dqkv = attention_backward(&qkv, &attn, &lse, &dattn, self.heads, cx.places.segments(), self.precision)?;
         drop((qkv, attn, dattn));
         rope_backward(&dqkv, cx.rope, self.rotated(), cx.places)?;
-        let n1 = rms_norm_recompute(&x, &rstd1, &w.input_layernorm)?;
+        let n1 = n1.map_or_else(|| rms_norm_recompute(&x, &rstd1, &w.input_layernorm), Ok)?;
         let dn1 = self.project_backward(Product::Qkv, &dqkv, &n1, cx.noise, grads)?;
         rms_norm_backward(&dn1, &x, &rstd1, &w.input_layernorm, Some(&dh), norms.map(|(input, _)| input))
     }

@@ -32,6 +32,7 @@ use crate::ops::precision::Precision;
 use crate::ops::rms_norm::{Normed, add_rms_norm, rms_norm_backward};
 use crate::ops::rope::Rope;
 use crate::ops::segments::{Places, Segments};
+pub use block::Recompute;
 use block::{Block, BlockGrads, Context, Stream};
 use candle_core::{DType, Result, Tensor, bail};
 use kv_cache::KvCache;
@@ -58,6 +59,8 @@ pub struct Llama {
     pub adapters: Option<Adapters>,
     /// The adapters rounded in the same way.
     adapters_copy: Option<Tensor>,
+    /// What a training pass computes again instead of keeping it.
+    pub recompute: Recompute,
 }
 
 /// Gradients of what is trained of a model: views of a flat buffer.
@@ -156,8 +159,6 @@ impl Llama {
         };
         let blocks = weights.blocks.iter().enumerate().map(block).collect();
         let rope = Rope::new(config.head_dim, config.rope_theta, config.max_position_embeddings).on(flat.device())?;
-        let precision = Precision::F32;
-        let (copy, adapters, adapters_copy) = (None, None, None);
         Ok(Self {
             config: config.clone(),
             layout,
@@ -165,10 +166,11 @@ impl Llama {
             weights,
             blocks,
             rope,
-            precision,
-            copy,
-            adapters,
-            adapters_copy,
+            precision: Precision::F32,
+            copy: None,
+            adapters: None,
+            adapters_copy: None,
+            recompute: Recompute::default(),
         })
     }
 
@@ -266,7 +268,7 @@ impl Llama {
             noise.on_embeddings(&stream.h, cx.places)?;
         }
         for block in &self.blocks {
-            let (above, s) = block.forward(stream, cx)?;
+            let (above, s) = block.forward(stream, cx, self.recompute)?;
             if observe {
                 logit_max.push(block.max_logit(&s, cx)?);
             }
@@ -330,7 +332,7 @@ impl Llama {
         let cx = Context { rope: &self.rope, places, noise: None };
         let mut stream = self.embed(inputs)?;
         for block in &self.blocks {
-            stream = block.forward(stream, cx)?.0;
+            stream = block.forward(stream, cx, Recompute::Full)?.0;
         }
         Ok(self.final_norm(&stream)?.y)
     }

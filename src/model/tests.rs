@@ -177,3 +177,37 @@ fn the_number_of_threads_does_not_change_a_bit() {
         assert!(run(threads) == one, "{threads} threads gave other bits than one");
     }
 }
+
+/// What is computed again comes out as it was: on the CPU and by a GPU's kernels in bf16, with dropout, and what is observed.
+#[test]
+fn recomputing_changes_no_bit() {
+    let pass = |recompute: Recompute, precision: Precision| {
+        let mut config = tiny(false);
+        (config.head_dim, config.num_attention_heads, config.num_key_value_heads) = (64, 2, 1);
+        let mut model = model(&config).with_precision(precision).unwrap();
+        model.recompute = recompute;
+        let (inputs, targets) = batch(2, 9, 33);
+        let noise = noise::Noise { key: 5, dropout: 0.2, neftune: 3.0, first_token: 0 };
+        let feed = Feed { noise: Some(&noise), observe: true, ..Feed::default() };
+        let gradient = |model: &Llama| {
+            let flat = model.trained().0.zeros(&Device::Cpu).unwrap();
+            let grads = model.grads(&flat).unwrap();
+            let pass = model.loss_and_backward(&inputs, &targets, feed, 0.1, &grads).unwrap();
+            let logits = pass.observed.unwrap().attention_logit_max;
+            (flat.to_vec1::<f32>().unwrap(), pass.losses.to_vec1::<f32>().unwrap(), logits)
+        };
+        let all = gradient(&model);
+        let targets = crate::config::LORA_TARGETS.map(String::from).to_vec();
+        let lora = crate::config::LoraConfig { rank: 2, alpha: 4.0, dropout: 0.2, targets, rslora: false };
+        let adapters = lora::init(&config, &lora, 3, &Device::Cpu).unwrap();
+        (all, gradient(&model.with_adapters(adapters).unwrap()))
+    };
+    let expected = pass(Recompute::Selective, Precision::F32);
+    assert!(expected.1.0.iter().any(|&x| x != 0.0));
+    let rounded = crate::ops::cuda::emulated(|| pass(Recompute::Selective, Precision::Bf16));
+    for recompute in [Recompute::None, Recompute::Full] {
+        assert!(pass(recompute, Precision::F32) == expected, "{recompute:?}");
+        let again = crate::ops::cuda::emulated(|| pass(recompute, Precision::Bf16));
+        assert!(again == rounded, "{recompute:?} in bf16");
+    }
+}

@@ -6,6 +6,9 @@ use std::sync::OnceLock;
 
 static USED: OnceLock<Device> = OnceLock::new();
 
+/// Of the GPU, before anything was put there.
+static FREE: OnceLock<u64> = OnceLock::new();
+
 /// What was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
@@ -30,8 +33,17 @@ pub fn choose(wanted: Wanted) -> Result<(), Failure> {
                 .hint("use --device cpu, or see llama-lite doctor")
         })?,
     };
+    #[cfg(feature = "cuda")]
+    if let Some(free) = super::cuda::free_memory(&device) {
+        let _ = FREE.set(free);
+    }
     let _ = USED.set(device);
     Ok(())
+}
+
+/// Bytes of the GPU's memory that were free when it was chosen; none on the CPU.
+pub fn memory() -> Option<u64> {
+    FREE.get().copied()
 }
 
 /// The device of this process.
@@ -46,6 +58,23 @@ pub fn describe() -> Option<(String, String)> {
         Device::Cuda(device) => Some(super::cuda::describe(device)),
         _ => None,
     }
+}
+
+/// cuBLAS's version; empty on the CPU.
+pub fn blas_version() -> String {
+    match used() {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => super::cuda::blas_version(device),
+        _ => String::new(),
+    }
+}
+
+/// Which attention a GPU uses: that of cuDNN and its version, or why it uses our own.
+pub fn attention_library() -> Result<String, String> {
+    #[cfg(feature = "cudnn")]
+    return super::cuda::cudnn_version().map(|version| format!("cuDNN {version}"));
+    #[cfg(not(feature = "cudnn"))]
+    Err("this build has no cuDNN support".into())
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -1,8 +1,12 @@
 //! How much memory a run takes, known before it takes any.
 
 use crate::config::{Config, ModelConfig};
-use crate::model::lora;
+use crate::model::{Recompute, lora};
+use crate::ops::device;
+use crate::ops::precision::Precision;
+use crate::runtime::memory;
 use std::fmt;
+use std::sync::OnceLock;
 
 /// Bytes by class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,8 +30,14 @@ pub struct Footprint {
 /// Largest chunk of logits held at once, in bytes: `ops/cross_entropy.rs`.
 const LOGITS: u64 = 128 << 20;
 
+/// Logits of a GPU held at once: `ops/cuda/cross_entropy.rs`.
+const GPU_LOGITS: u64 = 256 << 20;
+
 /// Measured: what a run of next to nothing takes.
 const PROGRAM: u64 = 72_000_000;
+
+/// Not measured yet: a context with its kernels, and cuBLAS's workspace.
+const GPU_PROGRAM: u64 = 1_000_000_000;
 
 /// Parameters that are trained.
 pub fn trained_params(config: &Config) -> u64 {
@@ -39,33 +49,103 @@ pub fn checkpoint_bytes(config: &Config) -> u64 {
     trained_params(config).saturating_mul(12)
 }
 
-/// Bytes that a block's forward saves for one token, as `model/block.rs` has it: x, h; qkv; attention's output and log-sum; gate and up.
-fn saved_per_token(m: &ModelConfig) -> u64 {
+/// Bytes of one token that a block keeps for backward, and those that it makes, as `model/block.rs` has it: x; h; qkv; attention's output
+/// and log-sum; gate and up; and what is computed again otherwise, n1, n2 and the activation. `element` is the size of a number.
+fn per_token(m: &ModelConfig, recompute: Recompute, element: u64) -> (u64, u64) {
     let size = |n: usize| n as u64;
-    let heads = size(m.num_attention_heads);
+    let (c, f, heads) = (size(m.hidden_size), size(m.intermediate_size), size(m.num_attention_heads));
     let qkv = (heads + 2 * size(m.num_key_value_heads)) * size(m.head_dim);
-    4 * (2 * size(m.hidden_size) + qkv + heads * size(m.head_dim) + heads + 2 * size(m.intermediate_size))
+    let made = element * (2 * c + qkv + heads * size(m.head_dim) + 2 * f) + 4 * heads;
+    let kept = match recompute {
+        Recompute::None => made + element * (2 * c + f),
+        Recompute::Selective => made,
+        Recompute::Full => element * c,
+    };
+    (kept, made)
+}
+
+/// Memory that training may take: of the GPU when it was chosen, or of this machine when first asked.
+fn room() -> Option<u64> {
+    static ROOM: OnceLock<Option<u64>> = OnceLock::new();
+    // A GPU's allocator cannot use the last of it.
+    *ROOM.get_or_init(|| device::memory().map(|free| free / 20 * 19).or_else(memory::available))
+}
+
+/// What `train.recompute` is in here.
+pub fn recompute(config: &Config) -> Recompute {
+    match config.train.recompute.as_str() {
+        "none" => Recompute::None,
+        "selective" => Recompute::Selective,
+        "full" => Recompute::Full,
+        _ if room().is_none_or(|room| Footprint::with(config, Recompute::Selective).needed() <= room) => {
+            Recompute::Selective
+        }
+        _ => Recompute::Full,
+    }
+}
+
+/// What numbers are kept as, and what besides tensors takes memory.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    element: u64,
+    /// Bytes of a rounded weight beside the exact one.
+    copy: u64,
+    logits: u64,
+    program: u64,
+    gpu: bool,
+}
+
+impl Place {
+    fn here(config: &Config) -> Self {
+        match (device::used().is_cpu(), super::precision(&config.train)) {
+            (true, _) => Self { element: 4, copy: 0, logits: LOGITS, program: PROGRAM, gpu: false },
+            (false, Precision::F32) => Self::gpu(4, 0),
+            (false, Precision::Bf16) => Self::gpu(2, 2),
+        }
+    }
+
+    fn gpu(element: u64, copy: u64) -> Self {
+        Self { element, copy, logits: GPU_LOGITS * element, program: GPU_PROGRAM, gpu: true }
+    }
 }
 
 impl Footprint {
-    /// Of training with `config`.
+    /// Of training with `config`, where this process trains.
     pub fn of(config: &Config) -> Self {
+        Self::with(config, recompute(config))
+    }
+
+    /// The same with `recompute`, whatever the configuration says.
+    pub fn with(config: &Config, recompute: Recompute) -> Self {
+        Self::at(config, recompute, Place::here(config))
+    }
+
+    fn at(config: &Config, recompute: Recompute, place: Place) -> Self {
         let (m, train) = (&config.model, &config.train);
         let tokens = (train.micro_batch_size as u64).saturating_mul(train.sequence_length as u64);
-        let saved = tokens.saturating_mul(saved_per_token(m));
-        let logits = tokens.saturating_mul(4 * m.vocab_size as u64).min(LOGITS);
+        let (kept, made) = per_token(m, recompute, place.element);
+        let (kept, made) = (tokens.saturating_mul(kept), tokens.saturating_mul(made));
+        let logits = tokens.saturating_mul(place.element * m.vocab_size as u64).min(place.logits);
         let trained = trained_params(config);
         let frozen = if config.lora.is_absent() { 0 } else { m.n_params() };
+        // The block at work holds about as much again twice, in gradients and recomputed values; half of it more is lost between
+        // buffers of different sizes after some steps (measured).
+        let at_work = made.saturating_mul(5).saturating_div(2);
+        // Of cuDNN's gradient of attention with a fixed order of sums.
+        let library = if place.gpu && cfg!(feature = "cudnn") && place.element == 2 {
+            tokens.saturating_mul(2 * (m.num_attention_heads * train.sequence_length) as u64)
+        } else {
+            0
+        };
         Self {
-            weights: trained.saturating_add(frozen).saturating_mul(4),
+            weights: trained.saturating_add(frozen).saturating_mul(4 + place.copy),
             gradients: trained.saturating_mul(4),
             moments: trained.saturating_mul(8),
-            activations: saved.saturating_mul(m.num_hidden_layers as u64),
-            // The block at work holds about as much again twice, in gradients and recomputed values; half of it more is lost between
-            // buffers of different sizes after some steps (measured).
-            workspace: saved.saturating_mul(5).saturating_div(2).saturating_add(logits),
-            snapshot: if config.checkpoint.background { checkpoint_bytes(config) } else { 0 },
-            program: PROGRAM,
+            activations: kept.saturating_mul(m.num_hidden_layers as u64),
+            workspace: at_work.saturating_add(logits).saturating_add(library),
+            // The copy of a GPU's buffers lies in the machine's memory.
+            snapshot: if config.checkpoint.background && !place.gpu { checkpoint_bytes(config) } else { 0 },
+            program: place.program,
         }
     }
 

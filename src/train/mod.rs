@@ -80,6 +80,7 @@ pub fn identity(config: &TrainConfig) -> Value {
         "device": if device::used().is_cpu() { "cpu" } else { "cuda" },
         "gpu": gpu,
         "driver": driver,
+        "attention": (!device::used().is_cpu()).then(|| device::attention_library().unwrap_or_else(|_| "own".into())),
         "dtype": match precision(config) {
             Precision::F32 => "f32",
             Precision::Bf16 => "bf16",

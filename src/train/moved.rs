@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use std::path::Path;
 
 /// What may change bits.
-const BITS: [&str; 9] = ["version", "arch", "os", "cpu", "simd", "device", "gpu", "dtype", "numerics"];
+const BITS: [&str; 10] = ["version", "arch", "os", "cpu", "simd", "device", "gpu", "attention", "dtype", "numerics"];
 
 /// What changes the speed alone.
 const SPEED: [&str; 2] = ["threads", "driver"];

@@ -9,6 +9,7 @@ use crate::model::init::init;
 use crate::model::params::Layout;
 use crate::model::{Feed, Llama};
 use crate::ops::noise::draw;
+use crate::ops::precision::Precision;
 use crate::ops::{cpu, device};
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
@@ -37,27 +38,37 @@ const MODEL: ModelConfig = ModelConfig {
     residual_scaling: false,
 };
 
-/// The first 16 hex digits of the hash of losses and gradients in f32; empty if they cannot be computed here.
+/// The first 16 hex digits of the hash of losses and gradients in f32, on a GPU also in bf16; empty if they cannot be computed here.
 pub fn fingerprint() -> &'static str {
     static FINGERPRINT: LazyLock<String> = LazyLock::new(|| compute().unwrap_or_default());
     &FINGERPRINT
 }
 
 fn compute() -> Result<String> {
-    let layout = Layout::new(&MODEL);
-    let model = Llama::new(&MODEL, init(&MODEL, &layout, 1)?.to_device(device::used())?)?;
+    let mut hasher = blake3::Hasher::new_derive_key("llama-lite numerics v1");
+    add_pass(&mut hasher, &MODEL, Precision::F32)?;
+    if !device::used().is_cpu() {
+        // What a GPU trains with takes other kernels.
+        add_pass(&mut hasher, &ModelConfig { head_dim: 64, ..MODEL }, Precision::Bf16)?;
+    }
+    Ok(hasher.finalize().to_hex()[..16].to_owned())
+}
+
+/// Losses and gradients of one pass.
+fn add_pass(hasher: &mut blake3::Hasher, config: &ModelConfig, precision: Precision) -> Result<()> {
+    let layout = Layout::new(config);
+    let model = Llama::new(config, init(config, &layout, 1)?.to_device(device::used())?)?.with_precision(precision)?;
     let ids: Vec<u32> = (0..2 * 77).map(|i| (i * i * 7 + i * 3 + 1) % 331).collect();
     let inputs = Tensor::from_vec(ids.clone(), (2, 77), &Device::Cpu)?;
     let targets = Tensor::from_vec(ids.iter().map(|id| (id * 5 + 2) % 331).collect(), 2 * 77, &Device::Cpu)?;
     let flat = layout.zeros(device::used())?;
     let grads = model.grads(&flat)?;
     let losses = model.loss_and_backward(&inputs, &targets, Feed::default(), 1.0 / 154.0, &grads)?.losses;
-    let mut hasher = blake3::Hasher::new_derive_key("llama-lite numerics v1");
     for values in [losses.to_vec1::<f32>()?, flat.to_vec1::<f32>()?] {
         let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
         hasher.update(&bytes);
     }
-    Ok(hasher.finalize().to_hex()[..16].to_owned())
+    Ok(())
 }
 
 /// How far rounding alone moves the mean loss of `batch`: root mean square over draws, in each of which every trained weight is larger or

@@ -1,7 +1,7 @@
 //! `plan`: what a run will take, before it is begun; and, with a probe, measured on a few of its steps.
 
 use super::begin::{benchmarks, check_machine, fresh_parts};
-use super::footprint::{Footprint, checkpoint_bytes};
+use super::footprint::{Footprint, checkpoint_bytes, recompute};
 use super::moved::median;
 use super::resume::make_loader;
 use super::schedule::Schedule;
@@ -14,6 +14,7 @@ use crate::eval::benchmark::evaluate;
 use crate::eval::{ByteLengths, score};
 use crate::metrics::Console;
 use crate::model::Llama;
+use crate::model::Recompute;
 use crate::runtime::memory;
 use crate::sample::sampler::{Sampler, SamplerConfig};
 use crate::sample::{Limits, encode_prompt, generate};
@@ -105,15 +106,22 @@ pub fn rates(config: &Config) -> Result<Vec<(f64, f64)>> {
     Ok((0..points).map(|i| ((at(i) + 1) as f64, schedule.lr(at(i)))).collect())
 }
 
-/// The largest micro-batch whose training fits into `limit` bytes, with the same tokens per step; none if not even one sequence does.
-pub fn fit(config: &Config, limit: u64) -> Option<usize> {
+/// The largest micro-batch whose training fits into `limit` bytes, with the same tokens per step, and what backward then computes again: as
+/// little as it can, unless the configuration says it. None if not even one sequence fits.
+pub fn fit(config: &Config, limit: u64) -> Option<(usize, Recompute)> {
     let sequences = config.train.sequences_per_step();
-    let fits = |micro: &usize| {
-        let mut smaller = config.clone();
-        smaller.train.micro_batch_size = *micro;
-        sequences.is_multiple_of(*micro) && Footprint::of(&smaller).peak() <= limit
+    let choices = match config.train.recompute.as_str() {
+        "auto" => vec![Recompute::Selective, Recompute::Full],
+        _ => vec![recompute(config)],
     };
-    (1..=sequences).rev().find(fits)
+    let fits = |micro: usize, recompute: Recompute| {
+        let mut smaller = config.clone();
+        smaller.train.micro_batch_size = micro;
+        sequences.is_multiple_of(micro) && Footprint::with(&smaller, recompute).peak() <= limit
+    };
+    let largest =
+        |&recompute: &Recompute| Some(((1..=sequences).rev().find(|&micro| fits(micro, recompute))?, recompute));
+    choices.iter().find_map(largest)
 }
 
 /// What a few steps have shown.
@@ -238,13 +246,16 @@ mod tests {
     fn the_largest_micro_batch_that_fits_divides_the_step() {
         let config = config("");
         // 24 sequences a step.
-        assert_eq!(fit(&config, u64::MAX), Some(24));
+        let selective = |micro| Some((micro, Recompute::Selective));
+        assert_eq!(fit(&config, u64::MAX), selective(24));
         assert_eq!(fit(&config, 1000), None);
         let mut of_eight = config.clone();
         of_eight.train.micro_batch_size = 8;
-        assert_eq!(fit(&config, Footprint::of(&of_eight).peak()), Some(8));
+        assert_eq!(fit(&config, Footprint::of(&of_eight).peak()), selective(8));
         of_eight.train.micro_batch_size = 11;
-        assert_eq!(fit(&config, Footprint::of(&of_eight).peak()), Some(8));
+        assert_eq!(fit(&config, Footprint::of(&of_eight).peak()), selective(8));
+        of_eight.train.micro_batch_size = 1;
+        assert_eq!(fit(&config, Footprint::of(&of_eight).peak() - 1).unwrap().1, Recompute::Full);
     }
 
     #[test]

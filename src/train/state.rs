@@ -3,6 +3,7 @@
 //! Randomness and data order are counter-based (keyed by seed and purpose), so the state of "the RNG" at any step is a pair of
 //! seeds, and the data cursor is one integer.
 
+use super::footprint::recompute;
 use super::guard::Guard;
 use super::optimizer::Optimizer;
 use super::schedule::Schedule;
@@ -223,7 +224,8 @@ impl State {
 /// The model of `config` over its weights `flat`, with fresh adapters if it has any.
 fn model(config: &Config, flat: Tensor) -> Result<Llama> {
     let flat = flat.to_device(device::used())?;
-    let model = Llama::new(&config.model, flat)?.with_precision(super::precision(&config.train))?;
+    let mut model = Llama::new(&config.model, flat)?.with_precision(super::precision(&config.train))?;
+    model.recompute = recompute(config);
     if config.lora.is_absent() {
         return Ok(model);
     }

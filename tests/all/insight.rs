@@ -13,18 +13,22 @@ fn megabytes(text: &str, word: &str) -> f64 {
 #[test]
 fn predicted_memory_is_near_the_measured() {
     let dir = tempfile::tempdir().unwrap();
-    for (hidden, ffn, layers, vocab, length, micro) in
-        [(128, 384, 3, 1024, 256, 8), (256, 704, 6, 2048, 512, 4), (384, 1024, 8, 8192, 256, 8)]
-    {
+    for (hidden, ffn, layers, vocab, length, micro, recompute) in [
+        (128, 384, 3, 1024, 256, 8, "selective"),
+        (256, 704, 6, 2048, 512, 4, "selective"),
+        (384, 1024, 8, 8192, 256, 8, "selective"),
+        (384, 1024, 8, 8192, 256, 8, "none"),
+        (384, 1024, 8, 8192, 256, 8, "full"),
+    ] {
         let text = format!(
             "[model]\nhidden_size = {hidden}\nintermediate_size = {ffn}\nnum_hidden_layers = {layers}\nnum_attention_heads = 8\n\
              num_key_value_heads = 4\nvocab_size = {vocab}\n[data]\nsource = \"stories\"\nstories = 2000\nval_stories = 2\n\
-             tokenizer = \"train\"\n[train]\nsequence_length = {length}\nmicro_batch_size = {micro}\nsteps = 100\n"
+             tokenizer = \"train\"\n[train]\nsequence_length = {length}\nmicro_batch_size = {micro}\nsteps = 100\nrecompute = \"{recompute}\"\n"
         );
         let said = stdout(&ok(&["plan", "--config", arg(&config(dir.path(), &text)), "--probe", "--quiet"]));
         let line = said.lines().find(|line| line.starts_with("peak memory")).unwrap();
         let (measured, predicted) = (megabytes(line, " measured"), megabytes(line, " predicted"));
-        assert!((predicted / measured - 1.0).abs() < 0.1, "{hidden}: {line}");
+        assert!((predicted / measured - 1.0).abs() < 0.1, "{hidden} {recompute}: {line}");
     }
 }
 

@@ -80,7 +80,7 @@ impl Call {
     }
 }
 
-fn scale(heads: Heads) -> f32 {
+pub(super) fn scale(heads: Heads) -> f32 {
     1.0 / (heads.dim as f32).sqrt()
 }
 
@@ -89,6 +89,10 @@ fn forward(qkv: &Tensor, heads: Heads, segments: Option<&Segments>, tops: Option
     let (call, device) = (Call::new(qkv, heads, segments)?, qkv.device());
     let out = empty(&[call.b, call.t, heads.out()], qkv.dtype(), device)?;
     let lse = empty(&[call.b, heads.q, call.t], DType::F32, device)?;
+    #[cfg(feature = "cudnn")]
+    if segments.is_none() && tops.is_none() && super::gpu::cudnn::forward(qkv, heads, &out, &lse)? {
+        return Ok((out, lse));
+    }
     let tensors = [at(qkv)?, at_or_null(call.starts.as_ref())?, at(&out)?, at(&lse)?, at_or_null(tops)?];
     let plain = Grid { shared: plain_shared(heads.dim, 4), ..Grid::of(1, 128) };
     call.run("forward", FORWARD, plain, heads.q, &tensors, qkv)?;
@@ -167,11 +171,15 @@ pub(in crate::ops) fn attention_backward(
     segments: Option<&Segments>,
 ) -> Result<Tensor> {
     let (call, device) = (Call::new(qkv, heads, segments)?, qkv.device());
+    let dqkv = empty(qkv.dims(), qkv.dtype(), device)?;
+    #[cfg(feature = "cudnn")]
+    if segments.is_none() && super::gpu::cudnn::backward(qkv, heads, (out, lse, dout), &dqkv)? {
+        return Ok(dqkv);
+    }
     let delta = empty(lse.dims(), DType::F32, device)?;
     let grid = Grid { blocks: [call.t.div_ceil(4), heads.q, call.b], threads: 128, shared: 0 };
     let args = [at(out)?, at(dout)?, at(&delta)?, int(call.t)?, int(heads.q)?, int(heads.dim)?];
     launch(device, &format!("attention_delta_{}", suffix(out)?), grid, &args)?;
-    let dqkv = empty(qkv.dims(), qkv.dtype(), device)?;
     let starts = at_or_null(call.starts.as_ref())?;
     let tensors = [at(qkv)?, starts, at(dout)?, at(lse)?, at(&delta)?, at(&dqkv)?];
     call.run("backward_kv", BACKWARD_KV, Grid::of(1, 256), heads.kv, &tensors, qkv)?;

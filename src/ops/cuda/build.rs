@@ -31,7 +31,7 @@ const LIBRARIES: [Library; 5] = [
 ];
 
 pub(crate) fn build() -> Result<(), String> {
-    for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", "CUDARC_CUDA_VERSION", "LLAMA_LITE_CUDA_LINK"] {
+    for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", "CUDARC_CUDA_VERSION", "LLAMA_LITE_CUDA_LINK", "CUDNN_INCLUDE"] {
         println!("cargo:rerun-if-env-changed={name}");
     }
     println!("cargo::rustc-check-cfg=cfg(cuda_stand_ins)");
@@ -39,6 +39,9 @@ pub(crate) fn build() -> Result<(), String> {
     let nvcc = find_nvcc()?;
     let version = text(run(Command::new(&nvcc).arg("--version"))?.stdout);
     compile_kernels(&nvcc, &version, &out)?;
+    if cfg!(feature = "cudnn") {
+        compile_cudnn(&nvcc, &out)?;
+    }
     match env::var("LLAMA_LITE_CUDA_LINK").as_deref() {
         Ok("system") => Ok(()),
         Err(_) | Ok("" | "lazy") => link_stand_ins(&nvcc, &version, &out),
@@ -91,6 +94,54 @@ fn compile_kernels(nvcc: &Path, version: &str, out: &Path) -> Result<(), String>
     write(&out.join("kernels.rs"), &rust)
 }
 
+/// The shim over cuDNN, which finds the library when it is first called. Nothing of it is there for a stand-in for nvcc.
+fn compile_cudnn(nvcc: &Path, out: &Path) -> Result<(), String> {
+    let source = Path::new(KERNELS).join("cudnn.cpp");
+    println!("cargo:rerun-if-changed={}", source.display());
+    if env::var_os("LLAMA_LITE_FAKE_NVCC").is_some() {
+        return Ok(());
+    }
+    let given = env::var_os("CUDNN_INCLUDE").into_iter().flat_map(|list| env::split_paths(&list).collect::<Vec<_>>());
+    let folders: Vec<PathBuf> = given.chain(include_folders(nvcc)?).collect();
+    for header in ["cuda.h", "cudnn.h", "cudnn_frontend.h"] {
+        let places = folders.iter().map(PathBuf::as_path).chain([Path::new("/usr/include")]);
+        if !places.map(|folder| folder.join(header)).any(|path| path.is_file()) {
+            return Err(format!(
+                "the feature `cudnn` needs {header}, which is not in CUDNN_INCLUDE or beside nvcc \
+                 (hint: scripts/cuda_toolkit.sh --cudnn DIR puts it there)"
+            ));
+        }
+    }
+    let mut build = cc::Build::new();
+    build.cpp(true).std("c++17").opt_level_str("s").warnings(false).cargo_metadata(false).cpp_link_stdlib(None);
+    let stamp = Stamp { path: out.join("cudnn.stamp"), text: format!("{folders:?} {}", read(&source)?) };
+    if !stamp.holds() {
+        let shim = build.clone().includes(&folders).file(&source).try_compile("llama_lite_cudnn");
+        shim.map_err(|e| format!("{}: {e}", source.display()))?;
+        stamp.set()?;
+    }
+    println!("cargo:rustc-link-search=native={}", out.display());
+    println!("cargo:rustc-link-lib=static=llama_lite_cudnn");
+    // In the program, so that it starts where there is no libstdc++.
+    let compiler = build.try_get_compiler().map_err(|e| e.to_string())?;
+    let found = text(run(compiler.to_command().arg("-print-file-name=libstdc++.a"))?.stdout);
+    match Path::new(found.trim()).parent().filter(|folder| folder.is_absolute()) {
+        Some(folder) => {
+            println!("cargo:rustc-link-search=native={}", folder.display());
+            println!("cargo:rustc-link-lib=static:-bundle=stdc++");
+        }
+        None => println!("cargo:rustc-link-lib=dylib=stdc++"),
+    }
+    Ok(())
+}
+
+/// Where nvcc has its headers.
+fn include_folders(nvcc: &Path) -> Result<Vec<PathBuf>, String> {
+    let words = dry_run(nvcc)?;
+    let line = words.lines().find_map(|line| line.strip_prefix("#$ INCLUDES=")).unwrap_or_default();
+    Ok(line.split(['"', ' ']).filter_map(|word| word.strip_prefix("-I")).map(PathBuf::from).collect())
+}
+
 /// Links the stand-ins in front of cudarc's `-lcuda` and its like, which then find nothing left to do.
 fn link_stand_ins(nvcc: &Path, version: &str, out: &Path) -> Result<(), String> {
     let target = variable("TARGET")?;
@@ -129,8 +180,7 @@ fn link_stand_ins(nvcc: &Path, version: &str, out: &Path) -> Result<(), String> 
 
 /// The CUDA runtime, which only candle's own quantised kernels call (scripts/lean_nvcc leaves them out), from nvcc's folders.
 fn link_runtime(nvcc: &Path, out: &Path) -> Result<(), String> {
-    let dry = run(Command::new(nvcc).args(["--dryrun", "-c", "-x", "cu", "/dev/null"]))?;
-    let words = text(dry.stderr);
+    let words = dry_run(nvcc)?;
     let folders = words.lines().find_map(|line| line.strip_prefix("#$ LIBRARIES=")).unwrap_or_default();
     let archive = folders
         .split(['"', ' '])
@@ -142,6 +192,11 @@ fn link_runtime(nvcc: &Path, out: &Path) -> Result<(), String> {
         println!("cargo:rustc-link-lib=static=cudart");
     }
     Ok(())
+}
+
+/// What nvcc would do, with the folders that it knows.
+fn dry_run(nvcc: &Path) -> Result<String, String> {
+    Ok(text(run(Command::new(nvcc).args(["--dryrun", "-c", "-x", "cu", "/dev/null"]))?.stderr))
 }
 
 /// The major version of CUDA that cudarc declares functions of: what it was told, or else nvcc's.

@@ -172,5 +172,7 @@ pub(super) fn scaled_product(
     }
 }
 
+#[cfg(feature = "cudnn")]
+pub(super) mod cudnn;
 #[cfg(feature = "cuda")]
 pub(super) mod device;

@@ -3,6 +3,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `gpu.rs` | addresses of tensors, launches, matrix products: the only place that talks to the driver |
+//! | `gpu/cudnn.rs`, `cudnn.cpp` | attention by cuDNN, if built with the feature of that name |
 //! | `emulated.rs`, `emulated.h` | the same kernels compiled for the CPU, for tests without a GPU |
 //! | `common.cuh` | what kernels share |
 //! | `NAME.rs`, `NAME.cu` | an op: its launches, its kernels |
@@ -28,8 +29,10 @@ pub(crate) mod selftest;
 #[cfg(test)]
 pub(crate) use emulated::{during as emulated, is_emulated};
 
+#[cfg(feature = "cudnn")]
+pub(super) use gpu::cudnn::version as cudnn_version;
 #[cfg(feature = "cuda")]
-pub(super) use gpu::device::{describe, open};
+pub(super) use gpu::device::{blas_version, describe, free_memory, open};
 
 pub(super) use adamw::{adamw, global_norm, squares};
 pub(super) use attention::{attention, attention_backward, attention_cached, attention_forest, max_logit};

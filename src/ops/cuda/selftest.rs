@@ -299,6 +299,15 @@ fn updates(bench: &mut Bench) -> Result<()> {
 }
 
 fn attentions(bench: &mut Bench) -> Result<()> {
+    #[cfg(feature = "cudnn")]
+    if gpu::cudnn::version().is_ok() {
+        compare_attentions(bench, "attention by cuDNN")?;
+        return gpu::cudnn::without(|| compare_attentions(bench, "attention"));
+    }
+    compare_attentions(bench, "attention")
+}
+
+fn compare_attentions(bench: &mut Bench, name: &str) -> Result<()> {
     for (b, t, q, kv, dim) in [(1, 1, 1, 1, 64), (2, 65, 4, 2, 64), (1, 130, 2, 1, 128)] {
         let heads = Heads { q, kv, dim };
         let (qkv, dout) = (bench.tensor(&[b, t, heads.packed()])?, bench.tensor(&[b, t, heads.out()])?);
@@ -307,10 +316,10 @@ fn attentions(bench: &mut Bench) -> Result<()> {
         for segments in [None, Some(&segments)] {
             let (out, lse) = attention(&qkv, heads, segments)?;
             let (want, want_lse) = cpu_attention::attention(&wide(&qkv)?, heads, segments, Precision::F32)?;
-            bench.near("attention out", &out, &want)?;
-            bench.near("attention lse", &lse, &want_lse)?;
+            bench.near(&format!("{name} out"), &out, &want)?;
+            bench.near(&format!("{name} lse"), &lse, &want_lse)?;
             let tops = [max_logit(&qkv, heads, segments)?, cpu_attention::max_logit(&wide(&qkv)?, heads, segments)?];
-            bench.numbers(F32, "attention max logit", tops.map(f64::from))?;
+            bench.numbers(F32, &format!("{name} max logit"), tops.map(f64::from))?;
             let got = attention_backward(&qkv, &out, &lse, &dout, heads, segments)?;
             let want = cpu_attention::attention_backward(
                 &wide(&qkv)?,
@@ -321,7 +330,7 @@ fn attentions(bench: &mut Bench) -> Result<()> {
                 segments,
                 Precision::F32,
             )?;
-            bench.within(bench.twice(), "attention dqkv", &got, &want)?;
+            bench.within(bench.twice(), &format!("{name} dqkv"), &got, &want)?;
         }
     }
     Ok(())

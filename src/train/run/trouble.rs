@@ -9,7 +9,7 @@ use crate::metrics::Events;
 use crate::model::params::Spec;
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::write_atomic;
-use crate::train::footprint::Footprint;
+use crate::train::footprint::{Footprint, recompute};
 use crate::train::guard::Verdict;
 use crate::train::oracle::Oracle;
 use crate::train::state::{DataOffset, Saved};
@@ -147,6 +147,7 @@ impl Run {
                 .into());
         }
         self.config.train.micro_batch_size = now / 2;
+        self.state.model.recompute = recompute(&self.config);
         self.progress.warn(&format!("step {step}: {error:#}: train.micro_batch_size is {} from now on", now / 2));
         self.logs.events.append(
             "out_of_memory",

@@ -39,6 +39,24 @@ fn keep_memory(device: &CudaDevice) -> Result<(), result::DriverError> {
     }
 }
 
+/// cuBLAS's version, as far as it tells.
+pub(in crate::ops) fn blas_version(device: &CudaDevice) -> String {
+    let (cublas, mut version) = (device.cublas_handle(), 0);
+    // SAFETY: the handle is open; it writes one int.
+    let status = unsafe { blas::cublasGetVersion_v2(*cublas.handle(), &mut version) };
+    if status != blas::cublasStatus_t::CUBLAS_STATUS_SUCCESS {
+        return "of an unknown version".into();
+    }
+    format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100)
+}
+
+/// Bytes of the GPU's memory that nobody has.
+pub(in crate::ops) fn free_memory(device: &Device) -> Option<u64> {
+    let Device::Cuda(device) = device else { return None };
+    device.cuda_stream().context().bind_to_thread().ok()?;
+    result::mem_get_info().ok().map(|(free, _)| free as u64)
+}
+
 /// The GPU's name and what its driver can, as (name, version).
 pub(in crate::ops) fn describe(device: &CudaDevice) -> (String, String) {
     let name = device.cuda_stream().context().name().unwrap_or_else(|_| "a GPU".into());
