@@ -31,6 +31,12 @@ impl LayerCache {
         &self.values
     }
 
+    /// Counts `n` positions that somebody else has filled.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(super) fn advance(&mut self, n: usize) {
+        self.len += n;
+    }
+
     /// Takes in keys and values (b, t, k·d) of the next t positions.
     pub fn append(&mut self, keys: &Tensor, values: &Tensor) -> Result<()> {
         let t = keys.dim(1)?;
@@ -49,6 +55,9 @@ pub struct KvCache {
     /// One per block, from the bottom up.
     pub layers: Vec<LayerCache>,
     capacity: usize,
+    /// What a GPU adds single tokens with.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(super) decoder: Option<super::decode::Decoder>,
 }
 
 impl KvCache {
@@ -63,7 +72,16 @@ impl KvCache {
             })
         };
         let layers = (0..config.num_hidden_layers).map(|_| layer()).collect::<Result<_>>()?;
-        Ok(Self { layers, capacity })
+        Ok(Self::of(layers, capacity))
+    }
+
+    fn of(layers: Vec<LayerCache>, capacity: usize) -> Self {
+        Self {
+            layers,
+            capacity,
+            #[cfg(any(test, feature = "cuda"))]
+            decoder: None,
+        }
     }
 
     /// The same for `n` sequences that have begun alike: this cache holds one.
@@ -72,7 +90,7 @@ impl KvCache {
             let repeat = |x: &Tensor| x.repeat((n, 1, 1))?.contiguous();
             Ok(LayerCache { keys: repeat(&layer.keys)?, values: repeat(&layer.values)?, len: layer.len })
         };
-        Ok(Self { layers: self.layers.iter().map(layer).collect::<Result<_>>()?, capacity: self.capacity })
+        Ok(Self::of(self.layers.iter().map(layer).collect::<Result<_>>()?, self.capacity))
     }
 
     /// Positions filled.

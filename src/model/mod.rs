@@ -7,6 +7,7 @@
 //! | `params.rs` | the flat buffer and its views |
 //! | `init.rs` | every initialisation rule |
 //! | `kv_cache.rs` | keys and values for generation |
+//! | `decode.rs` | forward for generation on a GPU |
 //! | `lora.rs` | adapters beside frozen weights |
 //! | `noise.rs` | dropout, noise on embeddings |
 //! | `forest.rs` | forward for evaluation |
@@ -14,6 +15,8 @@
 //! The model does no I/O and knows no optimizer.
 
 pub mod block;
+#[cfg(any(test, feature = "cuda"))]
+mod decode;
 pub mod forest;
 pub mod init;
 pub mod kv_cache;
@@ -317,6 +320,12 @@ impl Llama {
         let t = inputs.dim(1)?;
         if t == 0 {
             bail!("nothing to feed");
+        }
+        #[cfg(any(test, feature = "cuda"))]
+        if is_on_gpu(&self.flat)
+            && let Some(logits) = self.decode(inputs, cache)?
+        {
+            return Ok(logits);
         }
         let mut stream = self.embed(inputs)?;
         for (block, cache) in self.blocks.iter().zip(&mut cache.layers) {

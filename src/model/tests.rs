@@ -211,3 +211,40 @@ fn recomputing_changes_no_bit() {
         assert!(again == rounded, "{recompute:?} in bf16");
     }
 }
+
+/// Logits token by token over a cache: alone, and of three sequences that have begun alike.
+fn decoded(model: &Llama) -> Vec<Vec<f32>> {
+    let feed = |ids: &[u32], rows: usize| Tensor::from_slice(ids, (rows, ids.len() / rows), &Device::Cpu).unwrap();
+    let mut found = Vec::new();
+    let mut next = |ids: &[u32], rows: usize, cache: &mut kv_cache::KvCache| {
+        found.extend(model.next_logits(&feed(ids, rows), cache).unwrap().to_vec2::<f32>().unwrap());
+    };
+    let mut alone = model.cache(1, 12).unwrap();
+    next(&[3, 10, 17, 4, 30], 1, &mut alone);
+    let mut together = alone.repeated(3).unwrap();
+    for step in 0..4 {
+        next(&[step + 5], 1, &mut alone);
+        next(&[step + 9, step + 5, 2 * step], 3, &mut together);
+    }
+    assert_eq!((alone.len(), together.len()), (9, 9));
+    found
+}
+
+#[test]
+fn decoding_on_a_gpu_is_that_of_the_cpu() {
+    let mut config = tiny(false);
+    (config.head_dim, config.num_attention_heads, config.num_key_value_heads) = (64, 2, 1);
+    let of = |precision| decoded(&model(&config).with_precision(precision).unwrap());
+    let cpu = of(Precision::F32);
+    let most = cpu.iter().flatten().fold(0f32, |most, x| most.max(x.abs()));
+    for (precision, limit) in [(Precision::F32, 1e-5), (Precision::Bf16, 0.03)] {
+        let gpu = crate::ops::cuda::emulated(|| of(precision));
+        let far = |(a, b): (&Vec<f32>, &Vec<f32>)| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+        let farthest = cpu.iter().zip(&gpu).map(far).fold(0f32, f32::max) / most;
+        assert!(farthest < limit, "{precision:?}: {farthest}");
+        for step in 0..4 {
+            let (alone, second) = (1 + 4 * step, 1 + 4 * step + 2);
+            assert_eq!(gpu[alone], gpu[second], "a sequence is the same among others");
+        }
+    }
+}

@@ -16,7 +16,7 @@ pub struct Rope {
     sin: Vec<f32>,
     half: usize,
     /// The same two (positions, d/2) where the model is, if that is a GPU.
-    on_gpu: Option<(Tensor, Tensor)>,
+    device_tables: Option<(Tensor, Tensor)>,
 }
 
 impl Rope {
@@ -28,16 +28,23 @@ impl Rope {
             (0..half).map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / head_dim as f32)).collect();
         let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
         let (sin, cos) = angles.map(f32::sin_cos).unzip();
-        Self { cos, sin, half, on_gpu: None }
+        Self { cos, sin, half, device_tables: None }
     }
 
     /// The same tables, also on `device`.
     pub fn on(mut self, device: &Device) -> Result<Self> {
         let (cos, sin) = self.tensors()?;
         if super::is_on_gpu(&cos) || !device.is_cpu() {
-            self.on_gpu = Some((cos.to_device(device)?, sin.to_device(device)?));
+            self.device_tables = Some((cos.to_device(device)?, sin.to_device(device)?));
         }
         Ok(self)
+    }
+
+    /// The tables on the GPU.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(crate) fn on_gpu(&self) -> Result<(&Tensor, &Tensor)> {
+        let Some((cos, sin)) = &self.device_tables else { bail!("rope: the tables are not on the GPU") };
+        Ok((cos, sin))
     }
 
     /// How many positions the tables cover.
@@ -84,13 +91,13 @@ fn position(places: Places, place: usize, t: usize) -> usize {
 #[cfg(any(test, feature = "cuda"))]
 fn turn_on_gpu(qkv: &Tensor, rope: &Rope, heads: usize, places: Places, sign: f32) -> Result<()> {
     use super::cuda::Positions;
-    let Some((cos, sin)) = &rope.on_gpu else { bail!("rope: the tables are not on the GPU") };
+    let tables = rope.on_gpu()?;
     let (b, t, _) = qkv.dims3()?;
     let positions = match places {
         Places::From(start) => Positions::From(start),
         _ => Positions::Each((0..b * t).map(|place| position(places, place, t) as u32).collect()),
     };
-    super::cuda::rope(qkv, (cos, sin), positions, heads, sign)
+    super::cuda::rope(qkv, tables, positions, heads, sign)
 }
 
 /// Rotates the first `rotated_heads` heads of packed `qkv` (b, t, (h + 2k)·d) in place, each row as `places` says.

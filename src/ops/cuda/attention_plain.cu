@@ -1,75 +1,5 @@
 // Attention with one query a block: f32 (for comparisons), and any type over a cache. What is computed, and how tensors lie: attention.cu.
-#include "common.cuh"
-
-constexpr int MOST_DIMS = 256;
-
-// A run of keys.
-struct Run {
-  int from, to;
-};
-
-// One query over the keys of `count` runs, run(i) each, whose rows and whose values' rows are `stride` apart. Warps take 32 keys in turn, a
-// lane each for the scores; then lanes own dimensions. Each warp has its own online softmax; they meet at the end, in order. Shared: the query,
-// and of each warp the maximum, the sum and the output: d + warps (d + 2) floats. Null `lse`, `largest` (logit): not wanted.
-template <class T, class Runs>
-__device__ inline void attend(const T *q, const T *keys, const T *values, size_t stride, int count, Runs runs, int d, float scale, T *out,
-                              float *lse, float *largest) {
-  SHARED(float, query);
-  const int warps = blockDim.x / WARP, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-  for (int i = threadIdx.x; i < d; i += blockDim.x) query[i] = load(q + i);
-  __syncthreads();
-  float most = -INFINITY, total = 0, sum[MOST_DIMS / WARP] = {};
-  for (int i = 0; i < count; i++) {
-    const Run run = runs(i);
-    for (int first = run.from + warp * WARP; first < run.to; first += warps * WARP) {
-      const int n = min(WARP, run.to - first);
-      float s = -INFINITY;
-      if (lane < n) {
-        const T *const key = keys + size_t(first + lane) * stride;
-        float dot = 0;
-        int j = 0;
-        // Rows are multiples of d apart.
-        for (; d % 8 == 0 && j < d; j += 8) {
-          const Eight e = load8(key + j);
-#pragma unroll
-          for (int l = 0; l < 8; l++) dot += query[j + l] * e.x[l];
-        }
-        for (; j < d; j++) dot += query[j] * load(key + j);
-        s = dot * scale;
-      }
-      const float top = fmaxf(most, warp_max(s)), correction = expf(most - top), p = expf(s - top);
-      most = top, total = total * correction + warp_sum(p);
-#pragma unroll
-      for (int j = 0; j < MOST_DIMS / WARP; j++) sum[j] *= correction;
-#pragma unroll 4
-      for (int j = 0; j < n; j++) {
-        const float weight = __shfl_sync(ALL, p, j);
-        const T *const value = values + size_t(first + j) * stride;
-#pragma unroll
-        for (int l = 0; l < MOST_DIMS / WARP; l++)
-          if (l * WARP + lane < d) sum[l] += weight * load(value + l * WARP + lane);
-      }
-    }
-  }
-  float *const part = query + d + warp * (d + 2);
-  if (lane == 0) part[d] = most, part[d + 1] = total;
-#pragma unroll
-  for (int i = 0; i < MOST_DIMS / WARP; i++)
-    if (i * WARP + lane < d) part[i * WARP + lane] = sum[i];
-  __syncthreads();
-  const float *const parts = query + d;
-  float top = -INFINITY, all = 0;
-  for (int w = 0; w < warps; w++) top = fmaxf(top, parts[w * (d + 2) + d]);
-  for (int w = 0; w < warps; w++) all += expf(parts[w * (d + 2) + d] - top) * parts[w * (d + 2) + d + 1];
-  for (int i = threadIdx.x; i < d; i += blockDim.x) {
-    float x = 0;
-    for (int w = 0; w < warps; w++) x += expf(parts[w * (d + 2) + d] - top) * parts[w * (d + 2) + i];
-    store(out + i, x / all);
-  }
-  if (threadIdx.x) return;
-  if (lse) *lse = top + logf(all);
-  if (largest) *largest = top;
-}
+#include "attend.cuh"
 
 // Grid t, h, b; block 128; shared (5d + 8) · 4; d <= 256. Arguments: const f32 *qkv, const u32 *starts, f32 *out, f32 *lse, f32 *tops (null, or
 // the largest logit of each query), i32 t, i32 h, i32 k, i32 d, f32 scale.
@@ -79,8 +9,9 @@ extern "C" __global__ void attention_forward_f32(const float *qkv, const uint32_
   const size_t sequence = blockIdx.z, width = size_t(h + 2 * k) * d, row = sequence * t + query, place = (sequence * h + head) * t + query;
   const float *const keys = qkv + sequence * t * width + size_t(h + head / (h / k)) * d;
   const Run all = {starts ? int(starts[row]) : 0, query + 1};
-  attend(qkv + row * width + size_t(head) * d, keys, keys + size_t(k) * d, width, 1, [&](int) { return all; }, d, scale,
-         out + (row * h + head) * d, lse + place, tops ? tops + place : nullptr);
+  const Rows<float> rows = {keys, keys + size_t(k) * d, width};
+  attend(qkv + row * width + size_t(head) * d, rows, 1, [&](int) { return all; }, d, scale, out + (row * h + head) * d, lse + place,
+         tops ? tops + place : nullptr);
 }
 EXPORT(attention_forward_f32)
 
@@ -93,8 +24,8 @@ extern "C" __global__ void attention_forest_f32(const float *qkv, const uint32_t
   const size_t width = size_t(h + 2 * k) * d;
   const float *const keys = qkv + size_t(h + head / (h / k)) * d;
   const auto run = [&](int i) { return Run{int(mine[2 * i]), min(int(mine[2 * i + 1]), query + 1)}; };
-  attend(qkv + query * width + size_t(head) * d, keys, keys + size_t(k) * d, width, nodes, run, d, scale, out + (size_t(query) * h + head) * d,
-         static_cast<float *>(nullptr), static_cast<float *>(nullptr));
+  const Rows<float> rows = {keys, keys + size_t(k) * d, width};
+  attend(qkv + query * width + size_t(head) * d, rows, nodes, run, d, scale, out + (size_t(query) * h + head) * d, nullptr, nullptr);
 }
 EXPORT(attention_forest_f32)
 
@@ -108,8 +39,8 @@ __device__ inline void cached(const T *q, const T *keys, const T *values, T *out
   const size_t sequence = blockIdx.z, stride = size_t(k) * d, place = ((sequence * t + blockIdx.x) * h + head) * d;
   const size_t from = sequence * capacity * stride + size_t(head / (h / k)) * d;
   const Run all = {0, start + int(blockIdx.x) + 1};
-  attend(q + place, keys + from, values + from, stride, 1, [&](int) { return all; }, d, scale, out + place, static_cast<float *>(nullptr),
-         static_cast<float *>(nullptr));
+  const Rows<T> rows = {keys + from, values + from, stride};
+  attend(q + place, rows, 1, [&](int) { return all; }, d, scale, out + place, nullptr, nullptr);
 }
 extern "C" __global__ void attention_cached_bf16(const bf16 *q, const bf16 *keys, const bf16 *values, bf16 *out, int t, int start, int capacity,
                                                  int h, int k, int d, float scale) {

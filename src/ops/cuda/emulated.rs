@@ -10,8 +10,17 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
-const SOURCES: [&str; 8] =
-    ["adamw", "attention", "attention_plain", "cross_entropy", "elementwise", "embedding", "noise", "rms_norm"];
+const SOURCES: [&str; 9] = [
+    "adamw",
+    "attention",
+    "attention_plain",
+    "cross_entropy",
+    "decode",
+    "elementwise",
+    "embedding",
+    "noise",
+    "rms_norm",
+];
 
 thread_local! {
     static EMULATED: Cell<bool> = const { Cell::new(false) };

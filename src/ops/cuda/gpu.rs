@@ -172,6 +172,48 @@ pub(super) fn scaled_product(
     }
 }
 
+/// Launches that are the same every time: done the first time, recorded the second, replayed from then on.
+#[derive(Default)]
+pub(super) enum Replay {
+    #[default]
+    New,
+    /// All kernels are loaded.
+    Warm,
+    #[cfg(feature = "cuda")]
+    Recorded(device::Recording),
+    /// It cannot be recorded.
+    #[cfg(feature = "cuda")]
+    Never,
+}
+
+impl Replay {
+    /// Does `work`, or what it did before.
+    pub(super) fn run(&mut self, device: &Device, work: impl Fn() -> Result<()>) -> Result<()> {
+        match (&*self, device) {
+            (Self::New, _) => {
+                work()?;
+                *self = Self::Warm;
+                Ok(())
+            }
+            #[cfg(feature = "cuda")]
+            (Self::Warm, Device::Cuda(device)) => match device::record(device, &work) {
+                Ok(recording) => {
+                    let done = recording.play();
+                    *self = Self::Recorded(recording);
+                    done
+                }
+                Err(_) => {
+                    *self = Self::Never;
+                    work()
+                }
+            },
+            #[cfg(feature = "cuda")]
+            (Self::Recorded(recording), _) => recording.play(),
+            _ => work(),
+        }
+    }
+}
+
 #[cfg(feature = "cudnn")]
 pub(super) mod cudnn;
 #[cfg(feature = "cuda")]

@@ -15,6 +15,7 @@
 mod adamw;
 mod attention;
 mod cross_entropy;
+pub(crate) mod decode;
 mod elementwise;
 mod embedding;
 #[cfg(test)]

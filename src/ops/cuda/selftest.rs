@@ -3,6 +3,7 @@
 //! In f32 both must agree to rounding. In bf16 the CPU's op gets the rounded inputs, and results may differ by the rounding of what is
 //! stored.
 
+mod decode;
 mod tune;
 
 use super::*;
@@ -45,7 +46,7 @@ impl Agreement {
 
 type Check = fn(&mut Bench) -> Result<()>;
 
-const CHECKS: [Check; 11] = [
+const CHECKS: [Check; 13] = [
     norms,
     rope_and_swiglu,
     products,
@@ -57,6 +58,8 @@ const CHECKS: [Check; 11] = [
     attention_over_a_forest,
     tune::adapters,
     tune::noises,
+    decode::products,
+    decode::attention,
 ];
 
 /// Compares every op on `device` with the CPU, in f32 and bf16.

@@ -3,7 +3,7 @@
 use super::{Grid, Matrix};
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cuda_backend::cudarc::cublas::{result::gemm_ex, sys as blas};
-use candle_core::cuda_backend::cudarc::driver::{CudaFunction, DevicePtr, DeviceRepr, result, sys};
+use candle_core::cuda_backend::cudarc::driver::{CudaFunction, CudaGraph, DevicePtr, DeviceRepr, result, sys};
 use candle_core::cuda_backend::{CudaDType, CudaDevice, CudaStorage, WrapErr};
 use candle_core::{DType, Device, DeviceLocation, Result as CandleResult, bail};
 use half::bf16;
@@ -147,6 +147,29 @@ pub(super) fn launch(device: &CudaDevice, kernel: &str, grid: Grid, values: &mut
         result::launch_kernel(function.cu_function(), (x, y, z), (threads, 1, 1), shared, stream.cu_stream(), values)
     };
     queued.w()
+}
+
+/// Launches as one.
+pub(in crate::ops::cuda) struct Recording(CudaGraph);
+
+impl Recording {
+    pub(super) fn play(&self) -> CandleResult<()> {
+        self.0.launch().w()
+    }
+}
+
+/// What `work` queues, without doing it. It must not allocate, and no kernel of it may be new.
+pub(super) fn record(device: &CudaDevice, work: impl Fn() -> CandleResult<()>) -> CandleResult<Recording> {
+    let stream = device.cuda_stream();
+    stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED).w()?;
+    let queued = work();
+    // Ended in any case: nothing else can be queued before.
+    let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0)).w();
+    queued?;
+    match graph? {
+        Some(graph) => Ok(Recording(graph)),
+        None => bail!("nothing was recorded"),
+    }
 }
 
 fn kind(dtype: DType) -> CandleResult<blas::cudaDataType> {

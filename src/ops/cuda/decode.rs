@@ -1,0 +1,132 @@
+//! One token at a time: launches of `decode.cu`, on buffers that stay, so that they can be recorded once and replayed for every token.
+
+use super::attention::scale;
+use super::gpu::{Arg, Grid, Replay, address, at, at_or_null, empty, int, launch, suffix};
+use crate::ops::attention::Heads;
+use candle_core::{D, DType, Device, Result, Tensor};
+
+/// Sequences that can be decoded together.
+pub(crate) const MOST_ROWS: usize = 8;
+
+const THREADS: usize = 256;
+
+/// Outputs that a block computes at a time.
+const OUTPUTS: usize = 8;
+
+/// Blocks of a product, which share its outputs. Enough to fill a GPU.
+const BLOCKS: usize = 1024;
+
+/// Shared memory for the normed rows of a product.
+const MOST_SHARED: usize = 64 << 10;
+
+/// Warps that share the keys of a head.
+const ATTENTION_WARPS: usize = 16;
+
+/// Whether there are kernels for `rows` sequences of a model of these widths, in elements of `dtype`.
+pub(crate) fn can_decode(rows: usize, widths: [usize; 3], head_dim: usize, dtype: DType) -> bool {
+    let shared = rows * widths[0] * dtype.size_in_bytes();
+    (1..=MOST_ROWS).contains(&rows)
+        && widths.iter().all(|width| width.is_multiple_of(8))
+        && head_dim.is_multiple_of(8)
+        && head_dim <= 256
+        && shared <= MOST_SHARED
+}
+
+/// Positions and ids that the kernels read, and the record of their launches.
+pub(crate) struct Recorder {
+    feed: Tensor,
+    replay: Replay,
+}
+
+impl Recorder {
+    pub(crate) fn new(rows: usize, device: &Device) -> Result<Self> {
+        Ok(Self { feed: Tensor::zeros(1 + rows, DType::U32, device)?, replay: Replay::default() })
+    }
+
+    /// Does `work`, which must queue the same launches on the same buffers each time, for `ids` at `position`.
+    pub(crate) fn run(&mut self, position: usize, ids: &[u32], work: impl Fn(&Tensor) -> Result<()>) -> Result<()> {
+        let values: Vec<u32> = std::iter::once(position as u32).chain(ids.iter().copied()).collect();
+        self.feed.slice_set(&Tensor::from_slice(&values, values.len(), self.feed.device())?, 0, 0)?;
+        self.replay.run(self.feed.device(), || work(&self.feed))
+    }
+}
+
+/// A buffer of which kernels write every element before one is read.
+pub(crate) fn buffer(shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
+    empty(shape, dtype, device)
+}
+
+/// The embeddings of the ids in `feed` into `out` (rows, c).
+pub(crate) fn embed(feed: &Tensor, table_vc: &Tensor, out: &Tensor) -> Result<()> {
+    let (rows, c) = out.dims2()?;
+    let ids = Arg::At(address(feed)? + DType::U32.size_in_bytes() as u64);
+    let args = [ids, at(table_vc)?, at(out)?, int(c)?];
+    launch(out.device(), &format!("embedding_{}", suffix(table_vc)?), Grid::of(rows, THREADS), &args)
+}
+
+/// What goes into a product.
+pub(crate) enum Input<'a> {
+    /// (rows, in)
+    Plain(&'a Tensor),
+    /// RMSNorm of `x + branch`, which goes to `sum`.
+    Normed { x: &'a Tensor, branch: Option<&'a Tensor>, sum: Option<&'a Tensor>, weight: &'a Tensor, eps: f64 },
+}
+
+/// What is made of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// As it is.
+    Product,
+    /// SwiGLU of gates and ups, which the weight has one after the other.
+    Gated,
+    /// In f32.
+    Logits,
+}
+
+/// `y (rows, out)` = input times Wᵀ.
+pub(crate) fn product(input: &Input, w: &Tensor, y: &Tensor, kind: Kind) -> Result<()> {
+    let ((rows, outputs), inner, device) = (y.dims2()?, w.dim(D::Minus1)?, w.device());
+    let (x, branch, sum, weight, eps) = match *input {
+        Input::Plain(x) => (x, None, None, None, 0.0),
+        Input::Normed { x, branch, sum, weight, eps } => (x, branch, sum, Some(weight), eps),
+    };
+    let args = [
+        at(x)?,
+        at_or_null(branch)?,
+        at_or_null(weight)?,
+        at_or_null(sum)?,
+        Arg::F32(eps as f32),
+        at(w)?,
+        at(y)?,
+        int(rows)?,
+        int(inner)?,
+        int(outputs)?,
+    ];
+    let name = match kind {
+        Kind::Product => "product",
+        Kind::Gated => "gated",
+        Kind::Logits => "logits",
+    };
+    let count = if rows == 1 { "one" } else { "some" };
+    let shared = if weight.is_some() { rows * inner * w.dtype().size_in_bytes() } else { 0 };
+    let grid = Grid { shared, ..Grid::of(outputs.div_ceil(OUTPUTS).min(BLOCKS), THREADS) };
+    launch(device, &format!("decode_{name}_{count}_{}", suffix(w)?), grid, &args)
+}
+
+/// Attention of the position in `feed` over the cache, which takes its key and value in. `qkv` (rows, (h + 2k)·d) is not yet rotated; keys
+/// and values (rows, capacity, k·d); `cos` and `sin` (positions, d/2); out (rows, h·d).
+pub(crate) fn attend(
+    qkv: &Tensor,
+    (keys, values): (&Tensor, &Tensor),
+    (cos, sin): (&Tensor, &Tensor),
+    feed: &Tensor,
+    heads: Heads,
+    out: &Tensor,
+) -> Result<()> {
+    let (rows, capacity, d) = (qkv.dim(0)?, keys.dim(1)?, heads.dim);
+    let mut args = [qkv, keys, values, cos, sin, feed, out].map(at).into_iter().collect::<Result<Vec<_>>>()?;
+    args.extend([int(capacity)?, int(heads.q)?, int(heads.kv)?, int(d)?, Arg::F32(scale(heads))]);
+    let shared = 4 * (d + ATTENTION_WARPS * (d + 2));
+    let grid = Grid { blocks: [heads.q, rows, 1], threads: 32 * ATTENTION_WARPS, shared };
+    launch(qkv.device(), &format!("decode_attend_{}", suffix(qkv)?), grid, &args)
+}

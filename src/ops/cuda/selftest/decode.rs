@@ -1,0 +1,72 @@
+//! One token at a time: the fused kernels against the ops they stand for.
+
+use super::{Bench, wide};
+use crate::ops::attention::Heads;
+use crate::ops::cuda::decode::{Input, Kind, Recorder, attend, buffer, embed, product};
+use crate::ops::precision::Precision::F32;
+use crate::ops::segments::Places;
+use crate::ops::{attention, linear, rms_norm, rope, swiglu};
+use candle_core::{DType, Device, Result, Tensor};
+
+/// Products of one and of several rows, plain and with all that is fused into them.
+pub(super) fn products(bench: &mut Bench) -> Result<()> {
+    let (inner, outputs) = (296, 21);
+    for rows in [1, 5] {
+        let (x, branch) = (bench.tensor(&[rows, inner])?, bench.tensor(&[rows, inner])?);
+        let (w, weight) = (bench.tensor(&[2 * outputs, inner])?, bench.exact(&[inner])?);
+        let half = w.narrow(0, 0, outputs)?;
+        let of = |width: usize, dtype| buffer(&[rows, width], dtype, bench.device);
+        let (plain, sum, logits) = (of(outputs, bench.dtype)?, of(inner, bench.dtype)?, of(2 * outputs, DType::F32)?);
+        product(&Input::Plain(&x), &half, &plain, Kind::Product)?;
+        bench.near("decoding: product", &plain, &linear::linear(&wide(&x)?, &wide(&half)?, F32)?)?;
+
+        let input = Input::Normed { x: &x, branch: Some(&branch), sum: Some(&sum), weight: &weight, eps: 1e-5 };
+        product(&input, &w, &logits, Kind::Logits)?;
+        let added = (wide(&x)? + wide(&branch)?)?.to_dtype(bench.dtype)?.to_dtype(DType::F32)?;
+        bench.within(0.0, "decoding: sum", &sum, &added)?;
+        let normed = rms_norm::add_rms_norm(&added, None, &wide(&weight)?, 1e-5)?.y;
+        let want = linear::linear(&normed, &wide(&w)?, F32)?;
+        bench.within(bench.twice(), "decoding: logits of a norm", &logits, &want)?;
+
+        let gated = buffer(&[rows, outputs], bench.dtype, bench.device)?;
+        let input = Input::Normed { x: &x, branch: None, sum: None, weight: &weight, eps: 1e-5 };
+        product(&input, &w, &gated, Kind::Gated)?;
+        let normed = rms_norm::add_rms_norm(&wide(&x)?, None, &wide(&weight)?, 1e-5)?.y;
+        let want = swiglu::swiglu(&linear::linear(&normed, &wide(&w)?, F32)?)?;
+        bench.within(bench.twice(), "decoding: gated product", &gated, &want)?;
+    }
+    Ok(())
+}
+
+/// Embedding and attention by a recorder, three times: done, recorded and replayed.
+pub(super) fn attention(bench: &mut Bench) -> Result<()> {
+    let (rows, capacity, before, heads) = (2, 45, 38, Heads { q: 4, kv: 2, dim: 64 });
+    let (q, kv) = (heads.out(), heads.kv * heads.dim);
+    let tables = rope::Rope::new(heads.dim, 100.0, capacity);
+    let (cos, sin) = tables.tensors()?;
+    let on_device = (cos.to_device(bench.device)?, sin.to_device(bench.device)?);
+    let table = bench.tensor(&[7, heads.packed()])?;
+    let (keys, values) = (bench.tensor(&[rows, capacity, kv])?, bench.tensor(&[rows, capacity, kv])?);
+    let (want_keys, want_values) = (wide(&keys)?.copy()?, wide(&values)?.copy()?);
+    let qkv = buffer(&[rows, heads.packed()], bench.dtype, bench.device)?;
+    let out = buffer(&[rows, q], bench.dtype, bench.device)?;
+    let mut recorder = Recorder::new(rows, bench.device)?;
+    for position in before..before + 3 {
+        let ids = [(position % 7) as u32, (position * 3 % 7) as u32];
+        recorder.run(position, &ids, |feed| {
+            embed(feed, &table, &qkv)?;
+            attend(&qkv, (&keys, &values), (&on_device.0, &on_device.1), feed, heads, &out)
+        })?;
+        let row = wide(&table)?.index_select(&Tensor::new(&ids, &Device::Cpu)?, 0)?.unsqueeze(1)?.contiguous()?;
+        rope::rope(&row, &tables, heads.q + heads.kv, Places::From(position))?;
+        // As it is stored.
+        let row = row.to_dtype(bench.dtype)?.to_dtype(DType::F32)?;
+        want_keys.slice_set(&row.narrow(2, q, kv)?.contiguous()?, 1, position)?;
+        want_values.slice_set(&row.narrow(2, q + kv, kv)?.contiguous()?, 1, position)?;
+        let queries = row.narrow(2, 0, q)?.contiguous()?;
+        let want = attention::attention_cached(&queries, &want_keys, &want_values, heads, position)?;
+        bench.near("decoding: attention", &out, &want.squeeze(1)?)?;
+    }
+    bench.near("decoding: keys", &keys, &want_keys)?;
+    bench.within(0.0, "decoding: values", &values, &want_values)
+}
