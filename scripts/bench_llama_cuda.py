@@ -2,9 +2,10 @@
 """PyTorch's side of gpu_check.py: the model of bench_llama_torch.py on a GPU, compiled, in bf16 autocast, with the fused AdamW.
 
   prepare --dir DIR [--no-weights]   weights and tokenizer (Hugging Face) and tokens, of DIR/case.json
-  train   --dir DIR --steps N --log FILE [--device cuda] [--bf16] [--compile] [--fresh]
+  train   --dir DIR --steps N --log FILE [--device cuda] [--bf16] [--compile whole|blocks] [--fresh]
 
-train writes one JSON line per step {step, loss, seconds}; --fresh draws weights instead of reading them.
+train writes one JSON line per step {step, loss, seconds}; --fresh draws weights instead of reading them. "whole" compiles the model in one piece,
+which takes minutes for many layers; "blocks" compiles a layer, the same code for all of them, and the loss.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import bench_llama_torch
 import numpy as np
 import torch
 from bench_llama_torch import Llama, markov_tokens, prepare, read_batches, write_byte_tokenizer
@@ -30,7 +32,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--log", type=Path)
     parser.add_argument("--device", default="cuda")
-    for flag in ["--bf16", "--compile", "--fresh"]:
+    parser.add_argument("--compile", choices=["whole", "blocks"])
+    for flag in ["--bf16", "--fresh"]:
         parser.add_argument(flag, action="store_true")
     args = parser.parse_args()
     case = SimpleNamespace(**json.loads((args.dir / "case.json").read_text()))
@@ -63,7 +66,11 @@ def train(case: SimpleNamespace, args: argparse.Namespace) -> None:
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=case.lr, betas=tuple(case.betas), eps=case.eps, fused=True)
-    loss_of = torch.compile(model, dynamic=False) if args.compile else model
+    loss_of = torch.compile(model, dynamic=False) if args.compile == "whole" else model
+    if args.compile == "blocks":
+        for layer in model.model.layers:
+            layer.compile(dynamic=False)
+        bench_llama_torch.F.cross_entropy = torch.compile(torch.nn.functional.cross_entropy, dynamic=False)
     batches = read_batches(args.dir / "train.npy", case)
     with args.log.open("w", buffering=1) as out:
         print(json.dumps({"kind": "start", "torch": torch.__version__}), file=out)

@@ -5,10 +5,13 @@
   losses   200 steps of a small model: CPU f32, GPU f32, GPU bf16, and PyTorch in f32 and bf16 from the same weights and data
   exact    the same run twice has the same bits, and so has one that was stopped and resumed
   bench    the 1.7B model at several micro-batches, llama-lite and PyTorch in turns on the same card, with peak memory; MFU by the convention
-           6 N + 12 L T d of the parameters in products, of the card's dense bf16 peak
+           6 N + 12 L T d of the parameters in products, of the card's dense bf16 peak. With cuDNN's attention and with our own, if the program
+           has both; with activations kept, partly or wholly computed again
+  parts    the same model: time of every kernel and product of a step, against the least that its operations and bytes can take; tokens/s of
+           validation and of decoding
 
-A micro-batch that does not fit is a row of the table. `--quick` takes a tiny model and few steps: it checks this script, with --device cpu
-even where there is no GPU.
+A micro-batch that does not fit is a row of the table, and so is what the time did not suffice for: what matters most comes first. `--quick`
+takes a tiny model and few steps: it checks this script, with --device cpu even where there is no GPU.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -32,6 +36,8 @@ SMALL = dict(hidden_size=256, intermediate_size=704, num_hidden_layers=4, num_at
              vocab_size=4096, rope_theta=10000.0, rms_norm_eps=1e-5, tie_word_embeddings=False, max_position_embeddings=1024)
 LARGE = dict(hidden_size=2048, intermediate_size=5120, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8, head_dim=64,
              vocab_size=50304, rope_theta=10000.0, rms_norm_eps=1e-5, tie_word_embeddings=False, max_position_embeddings=1024)
+# Bytes a second that a copy reaches.
+BANDWIDTHS = {"H200": 4.3e12, "H100": 3.0e12, "A100": 1.7e12, "4090": 0.9e12}
 PEAKS = {"H100": 989.5e12, "H200": 989.5e12, "A100": 312e12, "4090": 165.2e12}
 HYPER = dict(lr=1e-3, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.1, grad_clip=1.0)
 
@@ -41,14 +47,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("binary", type=Path)
     parser.add_argument("--out", type=Path, default=Path("gpu_check"))
-    parser.add_argument("--only", default="kernels,losses,exact,bench")
+    parser.add_argument("--only", default="kernels,losses,exact,bench,parts")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--micro-batches", default="8,16,32,64")
+    parser.add_argument("--micro-batches", default="16,32,8,64")
+    parser.add_argument("--minutes", type=float, default=8.5, help="no new measurement begins after so many")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
     args.binary = args.binary.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
-    sections = {"kernels": kernels, "losses": losses, "exact": exact, "bench": bench}
+    sections = {"kernels": kernels, "losses": losses, "exact": exact, "bench": bench, "parts": parts}
+    args.deadline = time.monotonic() + args.minutes * 60
     result: dict = {"machine": machine(args), "begun": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     failed = []
     for name in args.only.split(","):
@@ -213,11 +221,11 @@ class Memory(threading.Thread):
             time.sleep(0.3)
 
 
-def timed(command: list[str], count, wanted: int, limit_s: float) -> dict:
-    """Runs `command` until `count()` gives `wanted` seconds of steps, or for `limit_s` after the first; then kills it."""
+def timed(command: list[str], count, wanted: int, limit_s: float, environment: dict) -> dict:
+    """Runs `command`, with `environment` added, until `count()` gives `wanted` seconds of steps, or for `limit_s` after the first; then kills it."""
     memory, stderr = Memory(), tempfile.TemporaryFile("w+")
     memory.start()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr, env=dict(os.environ, **environment))
     first, begun = None, time.monotonic()
     try:
         while process.poll() is None and time.monotonic() - begun < 150:
@@ -240,41 +248,138 @@ def timed(command: list[str], count, wanted: int, limit_s: float) -> dict:
     return {"step_s": statistics.median(times), "steps": len(times), "memory_mib": memory.most}
 
 
+def left(args: argparse.Namespace, wanted_s: float) -> bool:
+    """Whether there is time for something that takes so long."""
+    return time.monotonic() + wanted_s < args.deadline
+
+
+def arms(args: argparse.Namespace, micro: int, library: bool) -> list[tuple[str, dict, dict, str | None]]:
+    """(name, configuration, environment, or else how PyTorch compiles) of what is measured at a micro-batch."""
+    found: list[tuple[str, dict, dict, str | None]] = [("llama-lite", {}, {}, None), ("torch, blocks compiled", {}, {}, "blocks")]
+    if library and micro in (16, 32):
+        found.append(("llama-lite, own attention", {}, {"LLAMA_LITE_ATTENTION": "own"}, None))
+    if micro == 16:
+        found.append(("torch, compiled whole", {}, {}, "whole"))
+        found.append(("llama-lite, all kept", {"train": {"recompute": "none"}}, {}, None))
+    if micro in (8, 64):
+        found.append(("llama-lite, blocks again", {"train": {"recompute": "full"}}, {}, None))
+    return found
+
+
+def card(args: argparse.Namespace, known: dict) -> tuple[str, float | None]:
+    """doctor's words, and what of `known` they name."""
+    said = run(args, "doctor", check=False).stdout
+    return said, next((value for gpu, value in known.items() if re.search(rf"^gpu .*{gpu}", said, re.M)), None)
+
+
 def bench(args: argparse.Namespace, tmp: Path) -> dict:
     """A step = forward and backward of one micro-batch and an update."""
     model, length = (SMALL, 64) if args.quick else (LARGE, 1024)
     wanted, limit_s = (6, 20) if args.quick else (14, 40)
-    n_products = sum_products(model)
-    flops = 6 * n_products + 12 * model["num_hidden_layers"] * length * model["num_attention_heads"] * model["head_dim"]
-    name = run(args, "doctor", check=False).stdout
-    peak = next((peak for gpu, peak in PEAKS.items() if re.search(rf"^gpu .*{gpu}", name, re.M)), None)
+    flops = 6 * sum_products(model) + 12 * model["num_hidden_layers"] * length * model["num_attention_heads"] * model["head_dim"]
+    said, peak = card(args, PEAKS)
     rows = []
     for micro in map(int, ("2,4" if args.quick else args.micro_batches).split(",")):
         directory = tmp / f"micro-{micro}"
         values = case(directory, model, length, length * micro, 40 * length * micro + 1)
         subprocess.run(torch_side("prepare", "--dir", directory, "--no-weights"), check=True, capture_output=True)
-        path, out, log = config(values, directory, 1_000_000, micro, "auto"), directory / "run", directory / "torch.jsonl"
-        ours = [str(args.binary), "pretrain", "--config", str(path), "--out", str(out), "--quiet", "--device", args.device]
-        theirs = torch_side("train", "--dir", directory, "--steps", 1_000_000, "--log", log, "--device", args.device, "--bf16", "--compile", "--fresh")
+        for name, more, environment, compiled in arms(args, micro, "attention  cuDNN" in said):
+            if not left(args, 30 if compiled is None else 60):
+                rows.append(dict(system=name, micro_batch=micro, error="no time left"))
+                continue
+            log, out = directory / f"torch-{compiled}.jsonl", directory / f"run-{len(rows)}"
+            path = config(values, directory, 1_000_000, micro, "auto", more)
+            ours = [str(args.binary), "pretrain", "--config", str(path), "--out", str(out), "--quiet", "--device", args.device]
+            theirs = torch_side("train", "--dir", directory, "--steps", 1_000_000, "--log", log, "--device", args.device, "--bf16", "--compile", compiled, "--fresh")
 
-        def torch_steps(log: Path = log) -> list[float]:
-            lines = log.read_text().splitlines() if log.exists() else []
-            return [r["seconds"] for r in map(json.loads, lines) if r["kind"] == "train"]
+            def torch_steps(log: Path = log) -> list[float]:
+                lines = log.read_text().splitlines() if log.exists() else []
+                return [r["seconds"] for r in map(json.loads, lines) if r["kind"] == "train"]
 
-        def our_steps(out: Path = out, tokens: int = length * micro) -> list[float]:
-            return [tokens / r["tokens_per_second"] for r in steps_of(out)]
+            def our_steps(out: Path = out, tokens: int = length * micro) -> list[float]:
+                return [tokens / r["tokens_per_second"] for r in steps_of(out)]
 
-        for system, command, count in [("llama-lite", ours, our_steps), ("torch.compile", theirs, torch_steps)]:
-            row = dict(system=system, micro_batch=micro, **timed(command, count, wanted, limit_s))
+            measured = timed(theirs if compiled else ours, torch_steps if compiled else our_steps, wanted, limit_s, environment)
+            row = dict(system=name, micro_batch=micro, **measured)
             if "step_s" in row:
                 row["tokens_per_second"] = length * micro / row["step_s"]
                 row["mfu"] = row["tokens_per_second"] * flops / peak if peak else None
             rows.append(row)
             print(json.dumps(row), flush=True)
         shutil.rmtree(directory, ignore_errors=True)
-    best = {system: max((r["tokens_per_second"] for r in rows if r["system"] == system and "step_s" in r), default=None) for system in ["llama-lite", "torch.compile"]}
-    ratio = best["llama-lite"] / best["torch.compile"] if all(best.values()) else None
+    best = {system: max((r["tokens_per_second"] for r in rows if r["system"].startswith(system) and "step_s" in r), default=None) for system in ["llama-lite", "torch"]}
+    ratio = best["llama-lite"] / best["torch"] if all(best.values()) else None
     return {"ok": best["llama-lite"] is not None, "rows": rows, "flops_per_token": flops, "peak": peak, "best": best, "ratio": ratio}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def least_bytes(name: str, m: dict, tokens: int, parameters: int) -> float | None:
+    """Bytes that one launch of a kernel cannot do without, of the large model in bf16; None if they are not what bounds it."""
+    c, f, v = m["hidden_size"], m["intermediate_size"], m["vocab_size"]
+    per_token = {
+        "rms_norm_bf16": 8 * c, "rms_norm_recompute_bf16": 4 * c, "rms_norm_backward_bf16": 8 * c, "swiglu_bf16": 6 * f, "swiglu_backward_bf16": 10 * f,
+        "rope_bf16": 4 * (m["num_attention_heads"] + m["num_key_value_heads"]) * m["head_dim"], "embedding_bf16": 4 * c, "embedding_backward_bf16": 2 * c,
+        "attention_delta_bf16": 4 * m["num_attention_heads"] * m["head_dim"], "cross_entropy_bf16": 4 * v,
+    }
+    per_parameter = {"adamw_f32": 30, "sum_of_squares": 4}
+    if name in per_parameter:
+        return per_parameter[name] * parameters
+    return per_token[name] * tokens if name in per_token else None
+
+
+def parts(args: argparse.Namespace, tmp: Path) -> dict:
+    """Launches of a step against their floors; validation and decoding."""
+    model, length, micro = (SMALL, 64, 2) if args.quick else (LARGE, 1024, 16)
+    values = case(tmp, model, length, length * micro, 40 * length * micro + 1)
+    subprocess.run(torch_side("prepare", "--dir", tmp, "--no-weights"), check=True, capture_output=True)
+    found: dict = {"ok": True, "launches": [], "missing": []}
+    said, peak = card(args, PEAKS)
+    bandwidth = card(args, BANDWIDTHS)[1]
+    parameters = sum_products(model) + model["vocab_size"] * model["hidden_size"]
+
+    if left(args, 25):
+        times = tmp / "times.json"
+        path = config(values, tmp, 3, micro, "auto", {"checkpoint": {"every": 3}})
+        environment = dict(os.environ, LLAMA_LITE_OP_TIMES=str(times))
+        command = [str(args.binary), "pretrain", "--config", str(path), "--out", str(tmp / "run"), "--quiet", "--device", args.device]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        found["ok"] = done.returncode == 0
+        found["said"] = done.stderr[-600:]
+        steps = 3
+        for row in json.loads(times.read_text()) if times.exists() else []:
+            data = least_bytes(row["name"], model, length * micro, parameters)
+            floor = row["flops"] / peak if peak and row["flops"] else data / bandwidth if bandwidth and data else None
+            found["launches"].append(row | {"seconds_per_step": row["launches"] * row["median"] / steps, "floor_per_launch": floor})
+        found["launches"].sort(key=lambda r: -r["seconds_per_step"])
+    else:
+        found["missing"].append("launches")
+
+    if left(args, 25) and (tmp / "run" / "checkpoints").exists():
+        done = run(args, "sample", "--ckpt", tmp / "run", "--prompt", "a" * 100, "--max-tokens", 32 if args.quick else 256, "--temperature", 1, "--top-k", 0, "--seed", 1, check=False)
+        speed = re.search(r"([\d.]+)(k?) tokens/s", done.stderr)
+        found["decode_tokens_per_second"] = float(speed[1]) * (1000 if speed[2] else 1) if speed else None
+        if speed and bandwidth:
+            # Every token reads all weights but the embedding once.
+            found["decode_of_bandwidth"] = found["decode_tokens_per_second"] * 2 * sum_products(model) / bandwidth
+        found["decode_said"] = done.stderr[-400:]
+        shutil.rmtree(tmp / "run")
+    else:
+        found["missing"].append("decoding")
+
+    if left(args, 25):
+        more = {"data": {"train": [str(tmp / "train.npy")], "val": [str(tmp / "train.npy")]}, "eval": {"every": 1000, "val_tokens": 262_144}}
+        path = config(values, tmp, 1000, micro, "auto", more)
+        done = run(args, "plan", "--config", path, "--probe", "--quiet", check=False)
+        seconds = re.search(r"([\d.]+) s a validation", done.stdout)
+        found["validation_s"] = float(seconds[1]) if seconds else None
+        found["validation_said"] = (done.stdout + done.stderr)[-1500:]
+        if seconds:
+            found["validation_tokens_per_second"] = min(262_144, values["data_tokens"]) / float(seconds[1])
+    else:
+        found["missing"].append("validation")
+    return found
 
 
 def sum_products(m: dict) -> int:
@@ -287,17 +392,20 @@ def sum_products(m: dict) -> int:
 def table(result: dict) -> None:
     """The short one."""
     print("\n" + ", ".join(f"{k} {v}" for k, v in result["machine"].items()))
-    for name in ["kernels", "losses", "exact", "bench"]:
+    for name in ["kernels", "losses", "exact", "bench", "parts"]:
         if name in result:
             part = result[name]
-            worst = part.get("largest_difference") or part.get("error") or {k: v for k, v in part.items() if k in ("twice", "resumed", "best", "ratio")}
+            worst = part.get("largest_difference") or part.get("error") or {k: v for k, v in part.items() if k in ("twice", "resumed", "best", "ratio", "missing") or "_per_second" in k or "_of_" in k}
             print(f"{name:<8} {'ok' if part.get('ok') else 'FAILED':<7} {worst}")
     for row in result.get("bench", {}).get("rows", []):
         if "step_s" in row:
             mfu = f"{100 * row['mfu']:.1f} %" if row["mfu"] else "-"
-            print(f"  {row['system']:<14} micro-batch {row['micro_batch']:<3} {1e3 * row['step_s']:>8.1f} ms  {row['tokens_per_second']:>9,.0f} tokens/s  MFU {mfu:>7}  {row['memory_mib']:>7} MiB")
+            print(f"  {row['system']:<25} micro-batch {row['micro_batch']:<3} {1e3 * row['step_s']:>8.1f} ms  {row['tokens_per_second']:>9,.0f} tokens/s  MFU {mfu:>7}  {row['memory_mib']:>7} MiB")
         else:
-            print(f"  {row['system']:<14} micro-batch {row['micro_batch']:<3} {row['error']}")
+            print(f"  {row['system']:<25} micro-batch {row['micro_batch']:<3} {row['error']}")
+    for row in result.get("parts", {}).get("launches", [])[:16]:
+        floor = f"{100 * row['floor_per_launch'] / row['median']:>4.0f} % of its floor" if row["floor_per_launch"] and row["median"] else ""
+        print(f"  {row['name']:<44} {1e3 * row['seconds_per_step']:>8.2f} ms a step {floor}")
 
 
 if __name__ == "__main__":

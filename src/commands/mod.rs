@@ -20,7 +20,7 @@ use crate::config::{Config, print_config};
 use crate::data::tokenizer::Tokenizer;
 use crate::metrics::{self, Console};
 use crate::model::Llama;
-use crate::ops::device::{Wanted, choose};
+use crate::ops::device::{self, Wanted, choose};
 use crate::runtime::error::{Exit, fail, failure_in, note};
 use crate::runtime::memory;
 use crate::train::begin;
@@ -40,7 +40,14 @@ pub fn run(cli: Cli) -> Result<()> {
     check_device(global)?;
     set_threads(global)?;
     let console = console(global);
-    match cli.command {
+    let done = dispatch(cli.command, console);
+    let written = device::write_op_times();
+    done?;
+    Ok(written?)
+}
+
+fn dispatch(command: Command, console: Console) -> Result<()> {
+    match command {
         Command::Pretrain(args) => pretrain(&args, console),
         Command::Resume(args) => resume::run(&args, console),
         Command::Sft(args) => sft::run(&args, console),

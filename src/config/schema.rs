@@ -239,6 +239,9 @@ section! {
         eps: f64 = Value(1e-8), AboveTo(0.0, 1.0);
         /// Decay of tensors with two dimensions, as a multiple of the learning rate; norms have none.
         weight_decay: f64 = Value(0.1), Within(0.0, 10.0);
+        /// What AdamW keeps its moments in: "bf16" is rounded up or down by chance, right on average, and saves 4 bytes a parameter
+        /// of a GPU's memory.
+        moments: String = Value("f32".into()), Choice(&["f32", "bf16"]);
         /// Largest global norm of the gradient; larger ones are scaled down. 0 = no clipping.
         grad_clip: f64 = Value(1.0), AtLeast(0.0);
     }

@@ -57,13 +57,14 @@ impl Layout {
         Tensor::zeros(self.total, DType::F32, device)
     }
 
-    /// Gives `f` the elements of flat buffers of this layout, without a copy where they are on the CPU.
+    /// Gives `f` the elements of flat buffers of this layout, without a copy where they are f32 on the CPU.
     pub fn with_slices<const N: usize, R>(
         &self,
         flats: [&Tensor; N],
         f: impl FnOnce(&Self, [&[f32]; N]) -> R,
     ) -> Result<R> {
-        let host = flats.iter().map(|flat| flat.to_device(&Device::Cpu)).collect::<Result<Vec<_>>>()?;
+        let host =
+            flats.iter().map(|flat| flat.to_device(&Device::Cpu)?.to_dtype(DType::F32)).collect::<Result<Vec<_>>>()?;
         cpu::read("with_slices", std::array::from_fn(|i| &host[i]), |slices| Ok(f(self, slices)))
     }
 

@@ -3,6 +3,7 @@
 //! With `g` the clipped gradient and `t` the number of APPLIED updates: `m = β₁ m + (1 - β₁) g`, `v = β₂ v + (1 - β₂) g²`,
 //! `p = p (1 - lr · wd)`, `p = p - lr / (1 - β₁ᵗ) · m / (√v / √(1 - β₂ᵗ) + ε)`: the order of operations of PyTorch's AdamW.
 
+use super::noise::draw;
 use super::{cpu, on_gpu};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
@@ -22,9 +23,12 @@ pub struct Hyper {
     pub t: u64,
     /// Factor on the gradient: 1, or less when the global norm is clipped.
     pub clip: f64,
+    /// Rounds the moments to bf16: up or down by chance, drawn by place under this key, so that they are right on average (Gupta et al.
+    /// 2015). With rounding to nearest, small changes would be lost for good.
+    pub rounding: Option<u64>,
 }
 
-/// The four flat f32 buffers, of equal length.
+/// The four flat f32 buffers, of equal length; on a GPU rounded moments are bf16.
 pub struct Flat<'a> {
     /// Master weights, updated.
     pub param: &'a Tensor,
@@ -122,7 +126,10 @@ pub fn adamw(flat: &Flat, ranges: &[Range], hyper: &Hyper) -> Result<()> {
                     for r in ranges {
                         let at = r.start..r.start + r.len;
                         let k = hyper.coefficients(r.decay);
-                        update_range(&mut p[at.clone()], &g[at.clone()], &mut m[at.clone()], &mut v[at], k);
+                        update_range(&mut p[at.clone()], &g[at.clone()], &mut m[at.clone()], &mut v[at.clone()], k);
+                        if let Some(key) = hyper.rounding {
+                            round_range(key, r.start as u64, &mut m[at.clone()], &mut v[at]);
+                        }
                     }
                     Ok(())
                 })
@@ -135,7 +142,7 @@ pub fn adamw(flat: &Flat, ranges: &[Range], hyper: &Hyper) -> Result<()> {
 #[cfg(any(test, feature = "cuda"))]
 pub(super) fn adamw_on_gpu(flat: &Flat, ranges: &[Range], hyper: &Hyper) -> Result<()> {
     let keep: Vec<f32> = ranges.iter().map(|r| hyper.coefficients(r.decay).keep).collect();
-    super::cuda::adamw(flat, ranges, &keep, hyper.coefficients(false).in_order())
+    super::cuda::adamw(flat, ranges, &keep, hyper.coefficients(false).in_order(), hyper.rounding)
 }
 
 fn update_range(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], k: Coefficients) {
@@ -155,6 +162,25 @@ fn update_range(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], k: Coeff
             }
         })
     });
+}
+
+/// Rounds both moments to numbers of bf16; the draw of a place has bits for each.
+fn round_range(key: u64, start: u64, m: &mut [f32], v: &mut [f32]) {
+    let pieces = m.par_chunks_mut(cpu::PIECE).zip(v.par_chunks_mut(cpu::PIECE)).enumerate();
+    pieces.for_each(|(piece, (m, v))| {
+        for (place, (m, v)) in (start + (piece * cpu::PIECE) as u64..).zip(m.iter_mut().zip(v)) {
+            let bits = draw(key, place);
+            (*m, *v) = (rounded(*m, bits as u32), rounded(*v, (bits >> 32) as u32));
+        }
+    });
+}
+
+/// One of the two numbers of bf16 around `x`, by the lower half of `bits`: the nearer, the likelier.
+fn rounded(x: f32, bits: u32) -> f32 {
+    if !x.is_finite() {
+        return x;
+    }
+    f32::from_bits(x.to_bits().wrapping_add(bits & 0xffff) & 0xffff_0000)
 }
 
 /// Square root of the sum of squares of all elements, gathered in f64 over fixed pieces.
@@ -188,4 +214,29 @@ pub fn zero(t: &Tensor) -> Result<()> {
         x.par_chunks_mut(cpu::PIECE).for_each(|x| x.fill(0.0));
         Ok(())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_by_chance_is_right_on_average_and_the_same_in_pieces() {
+        for x in [1.003f32, -0.7071, 3.0e-9, 0.0, 1.0] {
+            let n = 200_000;
+            let (mut m, mut v) = (vec![x; n], vec![x; n]);
+            round_range(5, 0, &mut m, &mut v);
+            for moments in [&m, &v] {
+                let mean = moments.iter().map(|&x| f64::from(x)).sum::<f64>() / n as f64;
+                // A step of bf16 is 2⁻⁷ of a number at most; the mean of n draws is within some 1 / sqrt(n) of that.
+                assert!((mean - f64::from(x)).abs() <= f64::from(x.abs()) / 128.0 * 0.01, "{x}: {mean}");
+                assert!(moments.iter().all(|x| x.to_bits() & 0xffff == 0 && x.is_finite()));
+            }
+            assert!(x == 0.0 || x == 1.0 || m != v, "draws of their own");
+            let (mut part, mut other) = (vec![x; 1000], vec![x; 1000]);
+            round_range(5, 70_000, &mut part, &mut other);
+            assert_eq!((&part[..], &other[..]), (&m[70_000..71_000], &v[70_000..71_000]));
+        }
+        assert!(rounded(f32::NAN, 7).is_nan() && rounded(f32::INFINITY, 0xffff) == f32::INFINITY);
+    }
 }

@@ -60,6 +60,16 @@ pub fn describe() -> Option<(String, String)> {
     }
 }
 
+/// Writes the times of a GPU's launches, if LLAMA_LITE_OP_TIMES asks for them.
+///
+/// # Errors
+/// Those of writing.
+pub fn write_op_times() -> Result<(), Failure> {
+    #[cfg(feature = "cuda")]
+    super::cuda::write_times().map_err(|why| fail(Exit::Io, why).hint("LLAMA_LITE_OP_TIMES must name a file"))?;
+    Ok(())
+}
+
 /// cuBLAS's version; empty on the CPU.
 pub fn blas_version() -> String {
     match used() {

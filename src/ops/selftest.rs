@@ -320,7 +320,8 @@ fn check_adamw(inputs: &mut Inputs) -> Result<f64> {
     let n = 1003;
     let [p, g, m] = [inputs.tensor(&[n])?, inputs.tensor(&[n])?, inputs.tensor(&[n])?];
     let v = inputs.tensor(&[n])?.abs()?;
-    let hyper = adamw::Hyper { lr: 1e-2, betas: (0.9, 0.95), eps: 1e-8, weight_decay: 0.1, t: 7, clip: 0.3 };
+    let hyper =
+        adamw::Hyper { lr: 1e-2, betas: (0.9, 0.95), eps: 1e-8, weight_decay: 0.1, t: 7, clip: 0.3, rounding: None };
     let mut found = 0.0f64;
     for decay in [true, false] {
         let want = adamw::reference(&p, &g, &m, &v, &hyper, decay)?;

@@ -140,7 +140,7 @@ impl Footprint {
         Self {
             weights: trained.saturating_add(frozen).saturating_mul(4 + place.copy),
             gradients: trained.saturating_mul(4),
-            moments: trained.saturating_mul(8),
+            moments: trained.saturating_mul(if place.gpu && config.optimizer.moments == "bf16" { 4 } else { 8 }),
             activations: kept.saturating_mul(m.num_hidden_layers as u64),
             workspace: at_work.saturating_add(logits).saturating_add(library),
             // The copy of a GPU's buffers lies in the machine's memory.

@@ -3,7 +3,9 @@
 use crate::config::OptimizerConfig;
 use crate::model::params::Layout;
 use crate::ops::adamw::{Flat, Hyper, Range, adamw};
-use candle_core::{Device, Result, Tensor};
+use crate::ops::is_on_gpu;
+use crate::ops::noise::draw;
+use candle_core::{DType, Result, Tensor};
 
 /// AdamW over a model's flat buffers.
 #[derive(Debug)]
@@ -14,17 +16,23 @@ pub struct Optimizer {
     pub exp_avg_sq: Tensor,
     /// Updates applied so far: a refused one does not count.
     pub updates: u64,
+    /// Of the rounding of moments.
+    seed: u64,
     ranges: Vec<Range>,
     config: OptimizerConfig,
 }
 
 impl Optimizer {
-    /// With zero moments.
-    pub fn new(config: &OptimizerConfig, layout: &Layout, device: &Device) -> Result<Self> {
+    /// With zero moments, for weights where `params` is.
+    pub fn new(config: &OptimizerConfig, layout: &Layout, params: &Tensor, seed: u64) -> Result<Self> {
+        // On the CPU rounded numbers are kept as f32, which its ops take.
+        let dtype = if config.moments == "bf16" && is_on_gpu(params) { DType::BF16 } else { DType::F32 };
+        let zeros = || Tensor::zeros(layout.total, dtype, params.device());
         Ok(Self {
-            exp_avg: layout.zeros(device)?,
-            exp_avg_sq: layout.zeros(device)?,
+            exp_avg: zeros()?,
+            exp_avg_sq: zeros()?,
             updates: 0,
+            seed,
             ranges: layout.decay_ranges(),
             config: config.clone(),
         })
@@ -43,6 +51,7 @@ impl Optimizer {
             t: self.updates,
             // As torch.nn.utils.clip_grad_norm_.
             clip: if limit > 0.0 { (limit / (norm + 1e-6)).min(1.0) } else { 1.0 },
+            rounding: (self.config.moments == "bf16").then(|| draw(draw(0x6d6f_6d65, self.seed), self.updates)),
         };
         let flat = Flat { param: params, grad, exp_avg: &self.exp_avg, exp_avg_sq: &self.exp_avg_sq, copy };
         adamw(&flat, &self.ranges, &hyper)

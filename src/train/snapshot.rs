@@ -6,10 +6,14 @@ use crate::config::{LoraConfig, ModelConfig};
 use crate::data::tokenizer::Tokenizer;
 use crate::model::params::{Layout, Spec};
 use anyhow::Result;
+use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 /// Elements copied by one task.
 const PIECE: usize = 1 << 18;
+
+/// Elements that come from a GPU at a time.
+const FROM_GPU: usize = 1 << 25;
 
 /// Copies of weights and of both moments.
 pub type Flats = [Vec<f32>; 3];
@@ -56,13 +60,10 @@ impl Snapshot {
     /// Those of reading the tokenizer's files.
     pub fn take(state: &State, saved: &Saved, tokenizer: &Tokenizer, mut flats: Flats) -> Result<Self> {
         let frame = Frame::of(state, saved, tokenizer)?;
-        state.model.trained().0.with_slices(self::flats(state), |layout, slices| {
-            for (copy, live) in flats.iter_mut().zip(slices) {
-                copy.resize(layout.total, 0.0);
-                let pieces = copy.par_chunks_mut(PIECE).zip(live.par_chunks(PIECE));
-                pieces.for_each(|(copy, live)| copy.copy_from_slice(live));
-            }
-        })?;
+        for (copy, live) in flats.iter_mut().zip(self::flats(state)) {
+            copy.resize(live.elem_count(), 0.0);
+            copy_flat(live, copy)?;
+        }
         Ok(Self { frame, flats })
     }
 
@@ -82,7 +83,26 @@ impl Snapshot {
     }
 }
 
-fn flats(state: &State) -> [&candle_core::Tensor; 3] {
+/// Piece by piece where it comes from a GPU: there is no second copy of a buffer on the way.
+fn copy_flat(flat: &Tensor, to: &mut [f32]) -> Result<()> {
+    if flat.device().is_cpu() && flat.dtype() == DType::F32 {
+        let layout = Layout { specs: Vec::new(), total: to.len() };
+        layout.with_slices([flat], |_, [live]| {
+            let pieces = to.par_chunks_mut(PIECE).zip(live.par_chunks(PIECE));
+            pieces.for_each(|(copy, live)| copy.copy_from_slice(live));
+        })?;
+        return Ok(());
+    }
+    for (i, to) in to.chunks_mut(FROM_GPU).enumerate() {
+        // In memory of its own: what crosses to the host is always the whole of it.
+        let piece = flat.narrow(0, i * FROM_GPU, to.len())?.force_contiguous()?;
+        let piece = piece.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+        to.copy_from_slice(&piece.to_vec1::<f32>()?);
+    }
+    Ok(())
+}
+
+fn flats(state: &State) -> [&Tensor; 3] {
     [state.model.trained().1, &state.optimizer.exp_avg, &state.optimizer.exp_avg_sq]
 }
 

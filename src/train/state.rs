@@ -212,7 +212,7 @@ impl State {
 
     fn assemble(config: &Config, model: Llama, schedule: Schedule, counters: Counters) -> Result<Self> {
         let (layout, flat) = model.trained();
-        let optimizer = Optimizer::new(&config.optimizer, layout, flat.device())?;
+        let optimizer = Optimizer::new(&config.optimizer, layout, flat, config.train.seed)?;
         let grad = layout.zeros(flat.device())?;
         let grads = model.grads(&grad)?;
         let chain = counters.chain.parse().context("trainer_state.json")?;
@@ -270,7 +270,7 @@ fn read_flat(layout: &Layout, suffix: &str, read: impl FnOnce(Sink) -> Result<()
     Ok(flat)
 }
 
-/// Fills `flat` with all tensors `<name><suffix>` that `read` delivers; others are passed over, missing ones refused.
+/// Fills `flat`, rounded to its type, with all tensors `<name><suffix>` that `read` delivers; others are passed over, missing ones refused.
 fn read_into(flat: &Tensor, layout: &Layout, suffix: &str, read: impl FnOnce(Sink) -> Result<()>) -> Result<()> {
     let by_name: BTreeMap<String, usize> =
         layout.specs.iter().enumerate().map(|(i, s)| (format!("{}{suffix}", s.name), i)).collect();
@@ -290,7 +290,8 @@ fn read_into(flat: &Tensor, layout: &Layout, suffix: &str, read: impl FnOnce(Sin
                 .hint("the weights are damaged or their training diverged: use others")
                 .into());
         }
-        flat.slice_set(&Tensor::from_vec(data, spec.len, flat.device())?, 0, spec.start)?;
+        let data = Tensor::from_vec(data, spec.len, &Device::Cpu)?.to_dtype(flat.dtype())?;
+        flat.slice_set(&data.to_device(flat.device())?, 0, spec.start)?;
         seen[i] = true;
         Ok(())
     })?;

@@ -160,7 +160,8 @@ impl Bench {
         let layout = Layout::new(&self.config);
         let [param, grad, exp_avg, exp_avg_sq] = [0, 1, 2, 3].map(|_| layout.zeros(&Device::Cpu));
         let (param, grad, exp_avg, exp_avg_sq) = (param?, grad?, exp_avg?, exp_avg_sq?);
-        let hyper = Hyper { lr: 1e-3, betas: (0.9, 0.95), eps: 1e-8, weight_decay: 0.1, t: 5, clip: 0.5 };
+        let hyper =
+            Hyper { lr: 1e-3, betas: (0.9, 0.95), eps: 1e-8, weight_decay: 0.1, t: 5, clip: 0.5, rounding: None };
         let ranges = layout.decay_ranges();
         self.time("zero gradients", 1, 0.0, layout.total, || zero(&grad))?;
         self.time("gradient norm", 1, 0.0, layout.total, || global_norm(&grad).map(drop))?;
@@ -179,7 +180,8 @@ impl Bench {
         let ids: Vec<u32> = (0..TOKENS as u32).map(|i| i * 7919 % v).collect();
         let (x, y) =
             (Tensor::from_vec(ids.clone(), (b, t), &Device::Cpu)?, Tensor::from_vec(ids, TOKENS, &Device::Cpu)?);
-        let hyper = Hyper { lr: 1e-5, betas: (0.9, 0.95), eps: 1e-8, weight_decay: 0.1, t: 5, clip: 0.5 };
+        let hyper =
+            Hyper { lr: 1e-5, betas: (0.9, 0.95), eps: 1e-8, weight_decay: 0.1, t: 5, clip: 0.5, rounding: None };
         median(|| {
             zero(&grad)?;
             model.loss_and_backward(&x, &y, Feed::default(), 1e-3, &grads)?;

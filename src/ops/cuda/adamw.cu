@@ -6,9 +6,18 @@ struct Coefficients {
   float clip, beta1, beta2, one_minus_beta1, one_minus_beta2, keep, step_size, inverse_sqrt_correction2, eps;
 };
 
+// A moment in the type that it is kept in: bf16 is rounded up or down by the lower half of `bits`; see ops/adamw.rs.
+__device__ inline void keep(float *to, float x, uint32_t) { *to = x; }
+__device__ inline void keep(bf16 *to, float x, uint32_t bits) {
+  const uint32_t word = __float_as_uint(x);
+  const bool finite = (word & 0x7f800000u) != 0x7f800000u;
+  store(to, __uint_as_float(finite ? (word + (bits & 0xffffu)) & 0xffff0000u : word));
+}
+
 // Ranges lie one after the other, range i up to ends[i]; keeps[i] is 1 - lr · decay of it. copy: null, or the weights rounded to bf16.
-extern "C" __global__ void adamw(float *p, const float *g, float *m, float *v, bf16 *copy, const uint64_t *ends, const float *keeps,
-                                 int ranges, size_t n, Coefficients k) {
+template <class M>
+__device__ inline void update(float *p, const float *g, M *m, M *v, bf16 *copy, const uint64_t *ends, const float *keeps, int ranges, size_t n,
+                              const Coefficients &k, uint64_t key) {
   for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += size_t(gridDim.x) * blockDim.x) {
     int low = 0, high = ranges - 1;
     while (low < high) {
@@ -17,15 +26,15 @@ extern "C" __global__ void adamw(float *p, const float *g, float *m, float *v, b
       else low = middle + 1;
     }
     const float grad = g[i] * k.clip;
-    const float first = k.beta1 * m[i] + k.one_minus_beta1 * grad;
-    const float second = k.beta2 * v[i] + k.one_minus_beta2 * (grad * grad);
+    const float first = k.beta1 * load(m + i) + k.one_minus_beta1 * grad;
+    const float second = k.beta2 * load(v + i) + k.one_minus_beta2 * (grad * grad);
     const float denominator = sqrtf(second) * k.inverse_sqrt_correction2 + k.eps;
     const float weight = p[i] * keeps[low] - k.step_size * (first / denominator);
-    m[i] = first, v[i] = second, p[i] = weight;
+    const uint64_t bits = sizeof(M) == sizeof(bf16) ? draw(key, i) : 0;
+    keep(m + i, first, uint32_t(bits)), keep(v + i, second, uint32_t(bits >> 32)), p[i] = weight;
     if (copy) store(copy + i, weight);
   }
 }
-EXPORT(adamw)
 
 // partials[block] = sum of the squares of the block's `piece` elements, in f64.
 extern "C" __global__ void sum_of_squares(const float *x, double *partials, size_t n, size_t piece) {
@@ -50,15 +59,16 @@ EXPORT(sum_of_partials)
 
 // One block a piece (first element, elements, whether it decays): sums of squares of gradients, weights, updates and AdamW's steps. rule: keep,
 // rate, 1 / (1 - β₁ᵗ), 1 / √(1 - β₂ᵗ), ε; see ops/squares.rs.
-extern "C" __global__ void squares(const float *w, const float *g, const float *m, const float *v, const int64_t *pieces, const double *rule,
-                                   double *sums) {
+template <class M>
+__device__ inline void squares_of(const float *w, const float *g, const M *m, const M *v, const int64_t *pieces, const double *rule,
+                                  double *sums) {
   __shared__ double scratch[32];
   const int64_t *const piece = pieces + 3 * blockIdx.x;
   const int64_t from = piece[0], to = from + piece[1];
   const double keep = piece[2] ? rule[0] : 1.0;
   double grad = 0, weight = 0, update = 0, adam = 0;
   for (int64_t i = from + threadIdx.x; i < to; i += blockDim.x) {
-    const double direction = rule[2] * m[i] / (sqrt(double(v[i])) * rule[3] + rule[4]), now = w[i], moved = now - (now + rule[1] * direction) / keep;
+    const double direction = rule[2] * load(m + i) / (sqrt(double(load(v + i))) * rule[3] + rule[4]), now = w[i], moved = now - (now + rule[1] * direction) / keep;
     grad += double(g[i]) * g[i], weight += now * now, update += moved * moved, adam += direction * direction;
   }
   double all[4] = {grad, weight, update, adam};
@@ -67,4 +77,18 @@ extern "C" __global__ void squares(const float *w, const float *g, const float *
     if (threadIdx.x == 0) sums[4 * size_t(blockIdx.x) + i] = sum;
   }
 }
-EXPORT(squares)
+
+// Moments are f32 or bf16.
+#define MOMENTS(M, name)                                                                                                                 \
+  extern "C" __global__ void adamw_##name(float *p, const float *g, M *m, M *v, bf16 *copy, const uint64_t *ends, const float *keeps,      \
+                                          int ranges, size_t n, Coefficients k, uint64_t key) {                                          \
+    update(p, g, m, v, copy, ends, keeps, ranges, n, k, key);                                                                            \
+  }                                                                                                                                      \
+  EXPORT(adamw_##name)                                                                                                                   \
+  extern "C" __global__ void squares_##name(const float *w, const float *g, const M *m, const M *v, const int64_t *pieces,               \
+                                            const double *rule, double *sums) {                                                          \
+    squares_of(w, g, m, v, pieces, rule, sums);                                                                                          \
+  }                                                                                                                                      \
+  EXPORT(squares_##name)
+MOMENTS(float, f32)
+MOMENTS(bf16, bf16)

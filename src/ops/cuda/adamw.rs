@@ -1,9 +1,9 @@
 //! AdamW and the global norm: launches of `adamw.cu`.
 
-use super::gpu::{Arg, Grid, at, at_or_null, empty, int, launch};
+use super::gpu::{Arg, Grid, at, at_or_null, empty, int, launch, suffix};
 use crate::ops::adamw::{Flat, Range};
 use crate::ops::squares::{Rule, Squares};
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Result, Tensor, bail};
 
 const THREADS: usize = 256;
 
@@ -14,8 +14,17 @@ const BLOCKS: usize = 8192;
 const PIECE: usize = 1 << 20;
 
 /// One update of everything. `ranges` lie one after the other from the first element to the last; `keep` is the factor on the weights of
-/// each; `coefficients` in the order of the kernel's struct.
-pub(in crate::ops) fn adamw(flat: &Flat, ranges: &[Range], keep: &[f32], coefficients: [f32; 9]) -> Result<()> {
+/// each; `coefficients` in the order of the kernel's struct; `rounding` of moments in bf16.
+pub(in crate::ops) fn adamw(
+    flat: &Flat,
+    ranges: &[Range],
+    keep: &[f32],
+    coefficients: [f32; 9],
+    rounding: Option<u64>,
+) -> Result<()> {
+    if (flat.exp_avg.dtype() == DType::BF16) != rounding.is_some() || flat.exp_avg.dtype() != flat.exp_avg_sq.dtype() {
+        bail!("adamw: moments of {:?} are rounded by {rounding:?}", flat.exp_avg.dtype());
+    }
     let (n, device) = (flat.param.elem_count(), flat.param.device());
     let ends: Vec<i64> = ranges.iter().map(|r| (r.start + r.len) as i64).collect();
     let (ends, keep) = (Tensor::from_slice(&ends, ends.len(), device)?, Tensor::from_slice(keep, keep.len(), device)?);
@@ -30,8 +39,14 @@ pub(in crate::ops) fn adamw(flat: &Flat, ranges: &[Range], keep: &[f32], coeffic
         int(ranges.len())?,
         Arg::U64(n as u64),
         Arg::F32s(coefficients),
+        Arg::U64(rounding.unwrap_or(0)),
     ];
-    launch(device, "adamw", Grid::of(n.div_ceil(THREADS).min(BLOCKS), THREADS), &args)
+    launch(
+        device,
+        &format!("adamw_{}", suffix(flat.exp_avg)?),
+        Grid::of(n.div_ceil(THREADS).min(BLOCKS), THREADS),
+        &args,
+    )
 }
 
 /// See [`global_norm`](crate::ops::adamw::global_norm).
@@ -55,7 +70,7 @@ pub(in crate::ops) fn squares(flats: [&Tensor; 4], pieces: &[Range], rule: &Rule
     let sums = empty(&[pieces.len(), 4], DType::F64, device)?;
     let mut args = flats.iter().map(|flat| at(flat)).collect::<Result<Vec<_>>>()?;
     args.extend([at(&bounds)?, at(&rule)?, at(&sums)?]);
-    launch(device, "squares", Grid::of(pieces.len(), THREADS), &args)?;
+    launch(device, &format!("squares_{}", suffix(flats[2])?), Grid::of(pieces.len(), THREADS), &args)?;
     let sums = sums.to_vec2::<f64>()?;
     let one = |(sum, piece): (&Vec<f64>, &Range)| Squares {
         grad: sum[0],

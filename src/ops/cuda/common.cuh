@@ -62,6 +62,14 @@ __device__ inline float load(const bf16 *p) { return __bfloat162float(*p); }
 __device__ inline void store(float *p, float x) { *p = x; }
 __device__ inline void store(bf16 *p, float x) { *p = __float2bfloat16_rn(x); }
 
+// Pseudo-random bits of place i under a key: ops/noise.rs.
+__device__ inline uint64_t draw(uint64_t key, uint64_t i) {
+  uint64_t z = key + (i + 1) * 0x9e3779b97f4a7c15ull;
+  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
+  z = (z ^ z >> 27) * 0x94d049bb133111ebull;
+  return z ^ z >> 31;
+}
+
 // Two neighbours in bf16, the first one in the low half: an element of mma_16x8x16's fragments.
 __device__ inline uint32_t pack(float low, float high) {
   const bf16 a = __float2bfloat16_rn(low), b = __float2bfloat16_rn(high);

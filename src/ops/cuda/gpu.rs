@@ -218,3 +218,5 @@ impl Replay {
 pub(super) mod cudnn;
 #[cfg(feature = "cuda")]
 pub(super) mod device;
+#[cfg(feature = "cuda")]
+pub(super) mod times;

@@ -1,13 +1,6 @@
 // What is random about a training step, drawn by place: see ops/noise.rs.
 #include "common.cuh"
 
-__device__ inline uint64_t draw(uint64_t key, uint64_t i) {
-  uint64_t z = key + (i + 1) * 0x9e3779b97f4a7c15ull;
-  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
-  z = (z ^ z >> 27) * 0x94d049bb133111ebull;
-  return z ^ z >> 31;
-}
-
 // y = x, or y += x, with the elements dropped whose draw is below `limit` and the others times `keep`.
 template <class T>
 __device__ void dropout(const T *x, T *y, uint64_t key, uint64_t first, uint64_t limit, float keep, size_t n, int add) {

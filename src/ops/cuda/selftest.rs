@@ -5,6 +5,7 @@
 
 mod decode;
 mod tune;
+mod update;
 
 use super::*;
 use crate::ops::attention::Heads;
@@ -12,8 +13,7 @@ use crate::ops::forest::Forest;
 use crate::ops::precision::Precision;
 use crate::ops::segments::{Places, Segments};
 use crate::ops::selftest::difference;
-use crate::ops::squares::{Rule, Squares};
-use crate::ops::{adamw as cpu_adamw, attention as cpu_attention, cross_entropy as cpu_cross_entropy};
+use crate::ops::{attention as cpu_attention, cross_entropy as cpu_cross_entropy};
 use crate::ops::{embedding as cpu_embedding, linear as cpu_linear, rms_norm as cpu_rms_norm, swiglu as cpu_swiglu};
 use candle_core::{DType, Device, Result, Tensor, bail};
 
@@ -52,7 +52,7 @@ const CHECKS: [Check; 13] = [
     products,
     embeddings,
     cross_entropies,
-    updates,
+    update::updates,
     attentions,
     attention_over_a_cache,
     attention_over_a_forest,
@@ -264,41 +264,6 @@ fn cross_entropies(bench: &mut Bench) -> Result<()> {
     }
     let squares = [logit_squares(&x, &w)?, cpu_cross_entropy::logit_squares(&wide_x, &wide_w, Precision::F32)?];
     bench.numbers(1e-4, "logit squares", squares)
-}
-
-/// The update is the CPU's but for the order in which a compiler adds and multiplies; the copy is its rounding.
-fn updates(bench: &mut Bench) -> Result<()> {
-    let n = 3001;
-    let [p, g, m, v] = [bench.exact(&[n])?, bench.exact(&[n])?, bench.exact(&[n])?, bench.exact(&[n])?.sqr()?];
-    let ranges = [(0, 1000, true), (1000, 1, false), (1001, 2000, true)].map(|(start, len, decay)| cpu_adamw::Range {
-        start,
-        len,
-        decay,
-    });
-    let hyper = cpu_adamw::Hyper { lr: 1e-2, betas: (0.9, 0.95), eps: 1e-8, weight_decay: 0.1, t: 7, clip: 0.3 };
-    let host = [wide(&p)?.copy()?, wide(&m)?.copy()?, wide(&v)?.copy()?];
-    let rounded = Tensor::zeros(n, DType::BF16, bench.device)?;
-    let flat = cpu_adamw::Flat { param: &p, grad: &g, exp_avg: &m, exp_avg_sq: &v, copy: Some(&rounded) };
-    cpu_adamw::adamw_on_gpu(&flat, &ranges, &hyper)?;
-    let host_g = wide(&g)?;
-    let flat = cpu_adamw::Flat { param: &host[0], grad: &host_g, exp_avg: &host[1], exp_avg_sq: &host[2], copy: None };
-    cpu_adamw::adamw(&flat, &ranges, &hyper)?;
-    for (what, got, want) in [("adamw p", &p, &host[0]), ("adamw m", &m, &host[1]), ("adamw v", &v, &host[2])] {
-        bench.within(F32, what, got, want)?;
-    }
-    let again = wide(&wide(&p)?.to_dtype(DType::BF16)?)?;
-    bench.within(0.0, "adamw copy", &rounded, &again)?;
-    let other = Tensor::zeros(n, DType::BF16, bench.device)?;
-    round_to_bf16(&p, &other)?;
-    bench.within(0.0, "round_to_bf16", &other, &again)?;
-    let rule = Rule { keep: 0.99, lr: 1e-2, inverse_correction1: 1.9, inverse_sqrt_correction2: 1.7, eps: 1e-8 };
-    let got = squares([&p, &g, &m, &v], &ranges, &rule)?;
-    let want = crate::ops::squares::squares([&host[0], &host_g, &host[1], &host[2]], &ranges, &rule)?;
-    for (got, want) in got.iter().zip(&want) {
-        let sums = |s: &Squares| Tensor::new(&[s.grad, s.weight, s.update, s.adam], &Device::Cpu)?.to_dtype(DType::F32);
-        bench.within(1e-5, "squares", &sums(got)?, &sums(want)?)?;
-    }
-    bench.numbers(1e-7, "global_norm", [global_norm(&g)?, cpu_adamw::global_norm(&host_g)?])
 }
 
 fn attentions(bench: &mut Bench) -> Result<()> {

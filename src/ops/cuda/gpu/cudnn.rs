@@ -3,6 +3,7 @@
 //! The backward pass has a fixed order of sums, so the same bits come out twice; they are not those of our own kernels.
 
 use super::super::attention::scale;
+use super::times::timed;
 use super::{address, empty};
 use crate::ops::attention::{GPU_BF16_DIMS, Heads};
 use candle_core::cuda_backend::{CudaDevice, WrapErr};
@@ -148,19 +149,19 @@ fn prepared(qkv: &Tensor, heads: Heads, backward: bool) -> CandleResult<Option<P
     Ok(Some(Prepared { handle: handle as *mut c_void, plan, workspace }))
 }
 
-fn queued(words: *const c_char) -> CandleResult<bool> {
-    match checked(words) {
-        Ok(()) => Ok(true),
-        Err(reason) => bail!("{reason}"),
-    }
+/// Does `work`, which queues a call.
+fn queue(qkv: &Tensor, direction: &str, work: impl FnOnce() -> *const c_char) -> CandleResult<bool> {
+    let Device::Cuda(device) = qkv.device() else { bail!("attention by cuDNN: no GPU") };
+    let call = || checked(work()).map_err(candle_core::Error::Msg);
+    timed(device, || (format!("attention {direction} by cuDNN"), 0.0), call).map(|()| true)
 }
 
 /// Fills `out` and `lse`; false if our own kernels are to do it.
 pub(in crate::ops::cuda) fn forward(qkv: &Tensor, heads: Heads, out: &Tensor, lse: &Tensor) -> CandleResult<bool> {
     let Some(Prepared { handle, plan, workspace }) = prepared(qkv, heads, false)? else { return Ok(false) };
-    let [qkv, out, lse, workspace] = [address(qkv)?, address(out)?, address(lse)?, address(&workspace)?];
+    let [at_qkv, out, lse, workspace] = [address(qkv)?, address(out)?, address(lse)?, address(&workspace)?];
     // SAFETY: the tensors have the plan's shapes and live until the stream has passed this call.
-    queued(unsafe { llama_lite_cudnn_forward(handle, plan, qkv, out, lse, workspace) })
+    queue(qkv, "forward", || unsafe { llama_lite_cudnn_forward(handle, plan, at_qkv, out, lse, workspace) })
 }
 
 /// Fills `dqkv` from what forward had and left, and the gradient `dout`; false if our own kernels are to do it.
@@ -171,8 +172,9 @@ pub(in crate::ops::cuda) fn backward(
     dqkv: &Tensor,
 ) -> CandleResult<bool> {
     let Some(Prepared { handle, plan, workspace }) = prepared(qkv, heads, true)? else { return Ok(false) };
-    let [qkv, out, lse, dout] = [address(qkv)?, address(out)?, address(lse)?, address(dout)?];
-    let [dqkv, workspace] = [address(dqkv)?, address(&workspace)?];
+    let [at_qkv, out, lse, dout] = [address(qkv)?, address(out)?, address(lse)?, address(dout)?];
+    let [dqkv, at_workspace] = [address(dqkv)?, address(&workspace)?];
     // SAFETY: as above.
-    queued(unsafe { llama_lite_cudnn_backward(handle, plan, qkv, out, lse, dout, dqkv, workspace) })
+    let call = || unsafe { llama_lite_cudnn_backward(handle, plan, at_qkv, out, lse, dout, dqkv, at_workspace) };
+    queue(qkv, "backward", call)
 }

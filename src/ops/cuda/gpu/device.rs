@@ -1,5 +1,6 @@
 //! The driver and cuBLAS, through candle's cudarc.
 
+use super::times::timed;
 use super::{Grid, Matrix};
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cuda_backend::cudarc::cublas::{result::gemm_ex, sys as blas};
@@ -142,11 +143,15 @@ pub(super) fn launch(device: &CudaDevice, kernel: &str, grid: Grid, values: &mut
     }
     let stream = device.cuda_stream();
     stream.context().bind_to_thread().w()?;
-    // SAFETY: the arguments are those that the kernel's source has; what they point to lives until the stream has passed this launch.
-    let queued = unsafe {
-        result::launch_kernel(function.cu_function(), (x, y, z), (threads, 1, 1), shared, stream.cu_stream(), values)
-    };
-    queued.w()
+    timed(
+        device,
+        || (kernel.to_owned(), 0.0),
+        || {
+            let (function, stream) = (function.cu_function(), stream.cu_stream());
+            // SAFETY: the arguments are those that the kernel's source has; what they point to lives until the stream has passed this launch.
+            unsafe { result::launch_kernel(function, (x, y, z), (threads, 1, 1), shared, stream, values) }.w()
+        },
+    )
 }
 
 /// Launches as one.
@@ -199,8 +204,16 @@ pub(super) fn product(
     let number = |x: &f32| std::ptr::from_ref(x).cast::<c_void>();
     let cublas = device.cublas_handle();
     device.cuda_stream().context().bind_to_thread().w()?;
+    let what = || {
+        let sums = if accumulate { " added" } else { "" };
+        (
+            format!("product {rows} x {inner} x {columns}{sums}"),
+            2.0 * f64::from(rows) * f64::from(inner) * f64::from(columns),
+        )
+    };
+    let (a_kind, b_kind, out_kind) = (kind(a.dtype)?, kind(b.dtype)?, kind(out.dtype)?);
     // SAFETY: the matrices lie within their tensors, which live until the stream has passed this call.
-    let queued = unsafe {
+    let queue = || unsafe {
         gemm_ex(
             *cublas.handle(),
             op(b),
@@ -210,18 +223,18 @@ pub(super) fn product(
             inner,
             number(&alpha),
             b.at as *const c_void,
-            kind(b.dtype)?,
+            b_kind,
             b.stride as c_int,
             a.at as *const c_void,
-            kind(a.dtype)?,
+            a_kind,
             a.stride as c_int,
             number(&beta),
             out.at as *mut c_void,
-            kind(out.dtype)?,
+            out_kind,
             out.stride as c_int,
             blas::cublasComputeType_t::CUBLAS_COMPUTE_32F,
             blas::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
         )
     };
-    queued.w()
+    timed(device, what, || queue().w())
 }

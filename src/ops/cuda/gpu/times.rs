@@ -1,0 +1,62 @@
+//! Where a GPU's time goes, launch by launch: for measurements, asked for by LLAMA_LITE_OP_TIMES=FILE. Every launch is then waited for, so a
+//! run is slower than without.
+
+use candle_core::Result;
+use candle_core::cuda_backend::{CudaDevice, WrapErr, cudarc::driver::sys::CUevent_flags};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{LazyLock, Mutex, PoisonError};
+
+/// Seconds of each launch of one name, and the operations of one if it is a product.
+#[derive(Default)]
+struct Launches {
+    seconds: Vec<f32>,
+    flops: f64,
+}
+
+static FILE: LazyLock<Option<PathBuf>> =
+    LazyLock::new(|| std::env::var_os("LLAMA_LITE_OP_TIMES").filter(|path| !path.is_empty()).map(PathBuf::from));
+
+static TIMES: Mutex<BTreeMap<String, Launches>> = Mutex::new(BTreeMap::new());
+
+/// Does `work`, which queues launches on the device's stream, and takes their time under the name `what` gives, with its operations.
+pub(super) fn timed(
+    device: &CudaDevice,
+    what: impl FnOnce() -> (String, f64),
+    work: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    if FILE.is_none() {
+        return work();
+    }
+    let stream = device.cuda_stream();
+    let event = || stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).w();
+    let before = event()?;
+    work()?;
+    let after = event()?;
+    after.synchronize().w()?;
+    let (name, flops) = what();
+    let mut times = TIMES.lock().unwrap_or_else(PoisonError::into_inner);
+    let launches = times.entry(name).or_default();
+    launches.seconds.push(before.elapsed_ms(&after).w()? / 1e3);
+    launches.flops = flops;
+    Ok(())
+}
+
+/// Writes what was measured, if it was asked for: of each name how often, seconds in all, the median, operations.
+///
+/// # Errors
+/// Those of writing, as text.
+pub(in crate::ops) fn write() -> std::result::Result<(), String> {
+    let Some(path) = &*FILE else { return Ok(()) };
+    let mut times = TIMES.lock().unwrap_or_else(PoisonError::into_inner);
+    let row = |(name, launches): (&String, &mut Launches)| {
+        launches.seconds.sort_by(f32::total_cmp);
+        let total: f64 = launches.seconds.iter().map(|&s| f64::from(s)).sum();
+        let median = launches.seconds.get(launches.seconds.len() / 2).copied().unwrap_or(0.0);
+        let flops = launches.flops;
+        serde_json::json!({"name": name, "launches": launches.seconds.len(), "seconds": total, "median": median, "flops": flops})
+    };
+    let rows: Vec<_> = times.iter_mut().map(row).collect();
+    std::fs::write(path, format!("{:#}\n", serde_json::Value::from(rows)))
+        .map_err(|e| format!("{}: {e}", path.display()))
+}
