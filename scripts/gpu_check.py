@@ -141,9 +141,9 @@ def config(values: dict, directory: Path, steps: int, micro: int, precision: str
     return path
 
 
-def steps_of(directory: Path) -> list[dict]:
-    """The steps that a run has logged so far."""
-    path = directory / "metrics.jsonl"
+def steps_of(path: Path) -> list[dict]:
+    """The steps that a run has logged so far, in its directory or PyTorch's file."""
+    path = path / "metrics.jsonl" if path.is_dir() else path
     lines = path.read_text().splitlines() if path.exists() else []
     records = []
     for line in lines:
@@ -172,7 +172,7 @@ def losses(args: argparse.Namespace, tmp: Path) -> dict:
     for name, flags in [("torch f32", []), ("torch bf16", ["--bf16"])]:
         log = tmp / f"{name.replace(' ', '-')}.jsonl"
         subprocess.run(torch_side("train", "--dir", tmp, "--steps", steps, "--log", log, "--device", args.device, *flags), check=True, capture_output=True)
-        curves[name] = [r["loss"] for r in map(json.loads, log.read_text().splitlines()) if r["kind"] == "train"]
+        curves[name] = [r["loss"] for r in steps_of(log)]
 
     def apart(a: str, b: str) -> float | None:
         return max(abs(x - y) for x, y in zip(curves[a], curves[b])) if a in curves and b in curves else None
@@ -293,8 +293,7 @@ def bench(args: argparse.Namespace, tmp: Path) -> dict:
             theirs = torch_side("train", "--dir", directory, "--steps", 1_000_000, "--log", log, "--device", args.device, "--bf16", "--compile", compiled, "--fresh")
 
             def torch_steps(log: Path = log) -> list[float]:
-                lines = log.read_text().splitlines() if log.exists() else []
-                return [r["seconds"] for r in map(json.loads, lines) if r["kind"] == "train"]
+                return [r["seconds"] for r in steps_of(log)]
 
             def our_steps(out: Path = out, tokens: int = length * micro) -> list[float]:
                 return [tokens / r["tokens_per_second"] for r in steps_of(out)]
@@ -304,6 +303,9 @@ def bench(args: argparse.Namespace, tmp: Path) -> dict:
             if "step_s" in row:
                 row["tokens_per_second"] = length * micro / row["step_s"]
                 row["mfu"] = row["tokens_per_second"] * flops / peak if peak else None
+                curve = [r["loss"] for r in steps_of(log if compiled else out)]
+                # Weights are drawn by each itself: alike, not equal.
+                row["losses"] = [curve[0], curve[min(13, len(curve) - 1)]]
             rows.append(row)
             print(json.dumps(row), flush=True)
         shutil.rmtree(directory, ignore_errors=True)
