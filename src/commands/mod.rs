@@ -22,6 +22,7 @@ use crate::metrics::{self, Console};
 use crate::model::Llama;
 use crate::ops::device::{self, Wanted, choose};
 use crate::runtime::error::{Exit, fail, failure_in, note};
+use crate::runtime::files::write_atomic;
 use crate::runtime::memory;
 use crate::train::begin;
 use crate::train::state::load_model;
@@ -41,9 +42,10 @@ pub fn run(cli: Cli) -> Result<()> {
     set_threads(global)?;
     let console = console(global);
     let done = dispatch(cli.command, console);
-    let written = device::write_op_times();
-    done?;
-    Ok(written?)
+    if let Some((path, times)) = device::op_times() {
+        write_atomic(&path, format!("{times:#}\n").as_bytes())?;
+    }
+    done
 }
 
 fn dispatch(command: Command, console: Console) -> Result<()> {

@@ -2,6 +2,8 @@
 
 use crate::runtime::error::{Exit, Failure, fail};
 use candle_core::Device;
+use serde_json::Value;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
 static USED: OnceLock<Device> = OnceLock::new();
@@ -60,14 +62,12 @@ pub fn describe() -> Option<(String, String)> {
     }
 }
 
-/// Writes the times of a GPU's launches, if LLAMA_LITE_OP_TIMES asks for them.
-///
-/// # Errors
-/// Those of writing.
-pub fn write_op_times() -> Result<(), Failure> {
+/// The times of a GPU's launches and the file that is to have them, if LLAMA_LITE_OP_TIMES names one.
+pub fn op_times() -> Option<(PathBuf, Value)> {
     #[cfg(feature = "cuda")]
-    super::cuda::write_times().map_err(|why| fail(Exit::Io, why).hint("LLAMA_LITE_OP_TIMES must name a file"))?;
-    Ok(())
+    return super::cuda::op_times();
+    #[cfg(not(feature = "cuda"))]
+    None
 }
 
 /// cuBLAS's version; empty on the CPU.

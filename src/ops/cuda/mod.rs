@@ -35,7 +35,7 @@ pub(super) use gpu::cudnn::version as cudnn_version;
 #[cfg(feature = "cuda")]
 pub(super) use gpu::device::{blas_version, describe, free_memory, open};
 #[cfg(feature = "cuda")]
-pub(super) use gpu::times::write as write_times;
+pub(super) use gpu::times::report as op_times;
 
 pub(super) use adamw::{adamw, global_norm, squares};
 pub(super) use attention::{attention, attention_backward, attention_cached, attention_forest, max_logit};

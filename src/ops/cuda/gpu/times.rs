@@ -3,6 +3,7 @@
 
 use candle_core::Result;
 use candle_core::cuda_backend::{CudaDevice, WrapErr, cudarc::driver::sys::CUevent_flags};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -42,21 +43,16 @@ pub(super) fn timed(
     Ok(())
 }
 
-/// Writes what was measured, if it was asked for: of each name how often, seconds in all, the median, operations.
-///
-/// # Errors
-/// Those of writing, as text.
-pub(in crate::ops) fn write() -> std::result::Result<(), String> {
-    let Some(path) = &*FILE else { return Ok(()) };
+/// What was measured and the file that is to have it, if that was asked for: of each name how often, seconds in all, the median, operations.
+pub(in crate::ops) fn report() -> Option<(PathBuf, Value)> {
+    let path = FILE.clone()?;
     let mut times = TIMES.lock().unwrap_or_else(PoisonError::into_inner);
     let row = |(name, launches): (&String, &mut Launches)| {
         launches.seconds.sort_by(f32::total_cmp);
         let total: f64 = launches.seconds.iter().map(|&s| f64::from(s)).sum();
         let median = launches.seconds.get(launches.seconds.len() / 2).copied().unwrap_or(0.0);
         let flops = launches.flops;
-        serde_json::json!({"name": name, "launches": launches.seconds.len(), "seconds": total, "median": median, "flops": flops})
+        json!({"name": name, "launches": launches.seconds.len(), "seconds": total, "median": median, "flops": flops})
     };
-    let rows: Vec<_> = times.iter_mut().map(row).collect();
-    std::fs::write(path, format!("{:#}\n", serde_json::Value::from(rows)))
-        .map_err(|e| format!("{}: {e}", path.display()))
+    Some((path, times.iter_mut().map(row).collect()))
 }
