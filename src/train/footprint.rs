@@ -187,3 +187,24 @@ impl fmt::Display for Footprint {
         write!(f, "about {}", bytes(self.peak()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The paper's model on a GPU in bf16: 18 bytes of state a parameter, 1.41 MB of activations a token, and what the card must have.
+    #[test]
+    fn the_large_model_is_known_to_fit() {
+        let text = "[model]\npreset = \"1.7b\"\n[data]\nsource = \"stories\"\n[train]\nsequence_length = 1024\nmicro_batch_size = 16\nsteps = 9\n";
+        let config = Config::from_toml_str(text, "a.toml").unwrap();
+        let of = |recompute| Footprint::at(&config, recompute, Place::gpu(2, 2));
+        let selective = of(Recompute::Selective);
+        assert_eq!(selective.weights + selective.gradients + selective.moments, 18 * config.model.n_params());
+        assert!((selective.activations as f64 / 16384.0 / 1.41e6 - 1.0).abs() < 0.01, "{selective:?}");
+        assert!(selective.peak() < 60_000_000_000, "{selective:?}");
+        assert!((of(Recompute::None).activations as f64 / 16384.0 / 2.07e6 - 1.0).abs() < 0.01);
+        assert!((of(Recompute::Full).activations as f64 / 16384.0 / 0.15e6 - 1.0).abs() < 0.02);
+        let f32 = Footprint::at(&config, Recompute::Selective, Place::gpu(4, 0));
+        assert!(f32.activations > selective.activations && f32.weights < selective.weights);
+    }
+}

@@ -108,7 +108,7 @@ impl Bench<'_> {
     }
 
     fn near(&mut self, what: &str, got: &Tensor, want: &Tensor) -> Result<()> {
-        let limit = if self.dtype == DType::F32 { F32 } else { BF16 };
+        let limit = if self.dtype == DType::F32 { self.f32() } else { BF16 };
         self.within(limit, what, got, want)
     }
 
@@ -127,6 +127,17 @@ impl Bench<'_> {
         self.within(limit, what, &got?, &want?)
     }
 
+    /// Shapes to try; the last one, of the size of real work, on a GPU alone: an emulated one would take minutes.
+    fn shapes<T, const N: usize>(&self, all: [T; N]) -> impl Iterator<Item = T> + use<T, N> {
+        let n = if self.device.is_cuda() { N } else { N - 1 };
+        all.into_iter().take(n)
+    }
+
+    /// In f32: sums on a GPU are as long as those of real work.
+    fn f32(&self) -> f64 {
+        if self.device.is_cuda() { 1e-5 } else { F32 }
+    }
+
     /// A limit where one rounding follows another.
     fn twice(&self) -> f64 {
         if self.dtype == DType::F32 { 1e-5 } else { TWICE }
@@ -143,7 +154,7 @@ fn zeros(shape: &[usize]) -> Result<Tensor> {
 }
 
 fn norms(bench: &mut Bench) -> Result<()> {
-    for (rows, c) in [(1, 8), (5, 264), (700, 16), (3, 2048)] {
+    for (rows, c) in bench.shapes([(1, 8), (5, 264), (700, 16), (3, 2048), (20_000, 2048)]) {
         let (x, delta, dy) = (bench.tensor(&[rows, c])?, bench.tensor(&[rows, c])?, bench.tensor(&[rows, c])?);
         let (dres, w) = (bench.tensor(&[rows, c])?, bench.exact(&[c])?);
         for delta in [Some(&delta), None] {
@@ -155,7 +166,7 @@ fn norms(bench: &mut Bench) -> Result<()> {
             let want = cpu_rms_norm::add_rms_norm(&sum, None, &wide(&w)?, 1e-5)?;
             bench.near("rms_norm h", &got.h, &sum)?;
             bench.near("rms_norm y", &got.y, &want.y)?;
-            bench.within(F32, "rms_norm rstd", &got.rstd, &want.rstd)?;
+            bench.within(bench.f32(), "rms_norm rstd", &got.rstd, &want.rstd)?;
             let again = rms_norm_recompute(&got.h, &got.rstd, &w)?;
             bench.within(0.0, "rms_norm y again", &again, &wide(&got.y)?)?;
             for dres in [Some(&dres), None] {
@@ -198,7 +209,7 @@ fn rope_and_swiglu(bench: &mut Bench) -> Result<()> {
         crate::ops::rope::rope_backward(&want, &tables, heads, places)?;
         bench.within(bench.twice(), "rope back", &qkv, &want)?;
     }
-    for (rows, f) in [(1, 8), (3, 2056), (5, 24)] {
+    for (rows, f) in bench.shapes([(1, 8), (3, 2056), (5, 24), (5000, 5120)]) {
         let (gate_up, dact) = (bench.tensor(&[rows, 2 * f])?, bench.tensor(&[rows, f])?);
         bench.near("swiglu", &swiglu(&gate_up)?, &cpu_swiglu::swiglu(&wide(&gate_up)?)?)?;
         let want = cpu_swiglu::swiglu_backward(&wide(&gate_up)?, &wide(&dact)?)?;
@@ -208,7 +219,7 @@ fn rope_and_swiglu(bench: &mut Bench) -> Result<()> {
 }
 
 fn products(bench: &mut Bench) -> Result<()> {
-    for (rows, o, i) in [(5, 9, 17), (64, 136, 72)] {
+    for (rows, o, i) in bench.shapes([(5, 9, 17), (64, 136, 72), (2048, 3072, 2048)]) {
         let (x, w, dy) = (bench.tensor(&[rows, i])?, bench.tensor(&[o, i])?, bench.tensor(&[rows, o])?);
         let y = linear(&x, &w, &[rows, o])?;
         bench.near("linear y", &y, &cpu_linear::linear(&wide(&x)?, &wide(&w)?, Precision::F32)?)?;
@@ -219,26 +230,32 @@ fn products(bench: &mut Bench) -> Result<()> {
         let want = wide(&dw)?.copy()?;
         linear_backward_weight(&dy, &x, &dw)?;
         cpu_linear::linear_backward_weight(&wide(&dy)?, &wide(&x)?, &want, Precision::F32)?;
-        bench.within(F32, "linear dw", &dw, &want)?;
+        bench.within(bench.f32(), "linear dw", &dw, &want)?;
     }
     Ok(())
 }
 
 fn embeddings(bench: &mut Bench) -> Result<()> {
-    let (v, c) = (11, 300);
-    let (ids, table) = (bench.ids(40, 9), bench.tensor(&[v, c])?);
-    let tensor = Tensor::from_slice(&ids, (5, 8), &Device::Cpu)?;
-    let got = embedding(&ids, &[5, 8, c], &table)?;
-    bench.within(0.0, "embedding", &got, &cpu_embedding::embedding(&tensor, &wide(&table)?)?)?;
-    let (dy, dtable) = (bench.tensor(&[5, 8, c])?, bench.exact(&[v, c])?);
-    let want = wide(&dtable)?.copy()?;
-    embedding_backward(&ids, &dy, &dtable)?;
-    cpu_embedding::embedding_backward(&tensor, &wide(&dy)?, &want)?;
-    bench.within(F32, "embedding dtable", &dtable, &want)
+    for (rows, v, c) in bench.shapes([(5, 11, 300), (2000, 50_304, 2048)]) {
+        // A few ids many times, most of them never.
+        let (ids, table) = (bench.ids(rows * 8, (v as u64 - 2).min(3000)), bench.tensor(&[v, c])?);
+        let tensor = Tensor::from_slice(&ids, (rows, 8), &Device::Cpu)?;
+        let got = embedding(&ids, &[rows, 8, c], &table)?;
+        bench.within(0.0, "embedding", &got, &cpu_embedding::embedding(&tensor, &wide(&table)?)?)?;
+        let (dy, dtable) = (bench.tensor(&[rows, 8, c])?, bench.exact(&[v, c])?);
+        let want = wide(&dtable)?.copy()?;
+        embedding_backward(&ids, &dy, &dtable)?;
+        cpu_embedding::embedding_backward(&tensor, &wide(&dy)?, &want)?;
+        bench.within(bench.f32(), "embedding dtable", &dtable, &want)?;
+    }
+    Ok(())
 }
 
 fn cross_entropies(bench: &mut Bench) -> Result<()> {
-    let (n, c, v) = (70, 16, 1000);
+    bench.shapes([(70, 16, 1000), (6000, 64, 50_304)]).try_for_each(|shape| cross_entropies_of(bench, shape))
+}
+
+fn cross_entropies_of(bench: &mut Bench, (n, c, v): (usize, usize, usize)) -> Result<()> {
     let (x, w) = (bench.tensor(&[n, c])?, bench.tensor(&[v, c])?);
     let mut targets = bench.ids(n, v as u64);
     targets[3] = cpu_cross_entropy::IGNORE;
@@ -252,7 +269,7 @@ fn cross_entropies(bench: &mut Bench) -> Result<()> {
     bench.near("cross_entropy losses", &losses, &want)?;
     bench.within(bench.twice(), "cross_entropy dx", &dx, &want_dx)?;
     bench.within(bench.twice(), "cross_entropy dw", &dw, &want_dw)?;
-    bench.within(F32, "cross_entropy losses alone", &cross_entropy(&x, &w, &targets)?, &wide(&losses)?)?;
+    bench.within(bench.f32(), "cross_entropy losses alone", &cross_entropy(&x, &w, &targets)?, &wide(&losses)?)?;
     // The likeliest token of each row, by the logits as the device rounds them.
     let likeliest = wide(&linear(&x, &w, &[n, v])?)?.argmax(1)?.to_vec1::<u32>()?;
     let best = |targets: &[u32]| -> Result<Vec<bool>> {
@@ -276,7 +293,8 @@ fn attentions(bench: &mut Bench) -> Result<()> {
 }
 
 fn compare_attentions(bench: &mut Bench, name: &str) -> Result<()> {
-    for (b, t, q, kv, dim) in [(1, 1, 1, 1, 64), (2, 65, 4, 2, 64), (1, 130, 2, 1, 128)] {
+    let shapes = [(1, 1, 1, 1, 64), (2, 65, 4, 2, 64), (1, 130, 2, 1, 128), (4, 1024, 8, 2, 64)];
+    for (b, t, q, kv, dim) in bench.shapes(shapes) {
         let heads = Heads { q, kv, dim };
         let (qkv, dout) = (bench.tensor(&[b, t, heads.packed()])?, bench.tensor(&[b, t, heads.out()])?);
         let starts = (0..b * t).map(|i| (i % t / 23 * 23) as u32).collect();
@@ -287,7 +305,7 @@ fn compare_attentions(bench: &mut Bench, name: &str) -> Result<()> {
             bench.near(&format!("{name} out"), &out, &want)?;
             bench.near(&format!("{name} lse"), &lse, &want_lse)?;
             let tops = [max_logit(&qkv, heads, segments)?, cpu_attention::max_logit(&wide(&qkv)?, heads, segments)?];
-            bench.numbers(F32, &format!("{name} max logit"), tops.map(f64::from))?;
+            bench.numbers(bench.f32(), &format!("{name} max logit"), tops.map(f64::from))?;
             let got = attention_backward(&qkv, &out, &lse, &dout, heads, segments)?;
             let want = cpu_attention::attention_backward(
                 &wide(&qkv)?,

@@ -1,6 +1,6 @@
 //! The optimizer: updates, moments in bf16, norms and sums of squares.
 
-use super::{BF16, Bench, F32, wide};
+use super::{BF16, Bench, wide};
 use crate::ops::adamw as cpu_adamw;
 use crate::ops::cuda::{global_norm, round_to_bf16, squares};
 use crate::ops::squares::{self as cpu_squares, Rule, Squares};
@@ -32,7 +32,7 @@ pub(super) fn updates(bench: &mut Bench) -> Result<()> {
     let flat = cpu_adamw::Flat { param: &host[0], grad: &host_g, exp_avg: &host[1], exp_avg_sq: &host[2], copy: None };
     cpu_adamw::adamw(&flat, &ranges, &hyper)?;
     for (what, got, want) in [("adamw p", &p, &host[0]), ("adamw m", &m, &host[1]), ("adamw v", &v, &host[2])] {
-        bench.within(F32, what, got, want)?;
+        bench.within(bench.f32(), what, got, want)?;
     }
     round_moments(bench, &hyper, &ranges)?;
     let again = wide(&wide(&p)?.to_dtype(DType::BF16)?)?;
@@ -63,7 +63,7 @@ fn round_moments(bench: &mut Bench, hyper: &cpu_adamw::Hyper, ranges: &[cpu_adam
     let host_g = wide(&g)?;
     let flat = cpu_adamw::Flat { param: &host[0], grad: &host_g, exp_avg: &host[1], exp_avg_sq: &host[2], copy: None };
     cpu_adamw::adamw(&flat, ranges, &hyper)?;
-    bench.within(F32, "adamw p, rounded moments", &p, &host[0])?;
+    bench.within(bench.f32(), "adamw p, rounded moments", &p, &host[0])?;
     for (what, got, want) in [("adamw m in bf16", &m, &host[1]), ("adamw v in bf16", &v, &host[2])] {
         bench.within(2.0 * BF16, what, got, want)?;
         let others = wide(got)?.ne(want)?.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?;
