@@ -11,6 +11,7 @@ which takes minutes for many layers; "blocks" compiles a layer, the same code fo
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from bench_llama_torch import Llama, markov_tokens, prepare, read_batches, write_byte_tokenizer
 from safetensors.torch import load_file
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def main() -> None:
@@ -45,6 +47,14 @@ def main() -> None:
         np.save(args.dir / "train.npy", markov_tokens(np.random.default_rng(case.seed), case.model["vocab_size"], case.data_tokens + 1))
     else:
         prepare(case, args.dir)
+
+
+def attention() -> contextlib.AbstractContextManager:
+    """The best of PyTorch's kernels for attention on Hopper, cuDNN's, before its own; on a CPU there is one."""
+    if not torch.cuda.is_available():
+        return contextlib.nullcontext()
+    backends = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    return sdpa_kernel(backends, set_priority=True)
 
 
 def train(case: SimpleNamespace, args: argparse.Namespace) -> None:
@@ -78,7 +88,7 @@ def train(case: SimpleNamespace, args: argparse.Namespace) -> None:
             begun = time.perf_counter()
             inputs, targets = (x.to(args.device, non_blocking=True) for x in next(batches))
             optimizer.zero_grad(set_to_none=True)
-            with torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=args.bf16):
+            with torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=args.bf16), attention():
                 loss = loss_of(inputs, targets)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, case.grad_clip)

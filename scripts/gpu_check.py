@@ -5,12 +5,14 @@
   losses   200 steps of a small model: CPU f32, GPU f32, GPU bf16, and PyTorch in f32 and bf16 from the same weights and data
   exact    the same run twice has the same bits, and so has one that was stopped and resumed
   bench    the 1.7B model at several micro-batches, llama-lite and PyTorch in turns on the same card, with peak memory; MFU by the convention
-           6 N + 12 L T d of the parameters in products, of the card's dense bf16 peak. With cuDNN's attention and with our own, if the program
-           has both; with activations kept, partly or wholly computed again
+           6 N + 12 L T d of the parameters in products, of the card's dense bf16 peak
   parts    the same model: time of every kernel and product of a step, against the least that its operations and bytes can take; tokens/s of
            validation and of decoding
+  arms     the same again with our own attention instead of cuDNN's, with activations all kept or blocks computed again, and with PyTorch compiled
+           in one piece
 
-A micro-batch that does not fit is a row of the table, and so is what the time did not suffice for: what matters most comes first. `--quick`
+A micro-batch that does not fit is a row of the table, and so is what the time did not suffice for: what matters most comes first. PyTorch keeps
+the residual stream in f32, as autocast does, llama-lite in bf16; llama-lite's gradients have a fixed order of sums, PyTorch's have not. `--quick`
 takes a tiny model and few steps: it checks this script, with --device cpu even where there is no GPU.
 """
 
@@ -47,7 +49,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("binary", type=Path)
     parser.add_argument("--out", type=Path, default=Path("gpu_check"))
-    parser.add_argument("--only", default="kernels,losses,exact,bench,parts")
+    parser.add_argument("--only", default="kernels,losses,exact,bench,parts,arms")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--micro-batches", default="16,32,8,64")
     parser.add_argument("--minutes", type=float, default=8.5, help="no new measurement begins after so many")
@@ -55,19 +57,22 @@ def main() -> int:
     args = parser.parse_args()
     args.binary = args.binary.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
-    sections = {"kernels": kernels, "losses": losses, "exact": exact, "bench": bench, "parts": parts}
+    sections = {"kernels": kernels, "losses": losses, "exact": exact, "bench": bench, "parts": parts, "arms": more_arms}
     args.deadline = time.monotonic() + args.minutes * 60
+    args.only = args.only.split(",")
     result: dict = {"machine": machine(args), "begun": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     failed = []
-    for name in args.only.split(","):
+    for name in args.only:
         begun = time.monotonic()
         with tempfile.TemporaryDirectory(dir=scratch()) as tmp:
+            result[name] = {"ok": False}  # what a section leaves there is kept, whatever becomes of it
+            args.save = lambda found, name=name: save(args, result | {name: found})
             try:
                 result[name] = sections[name](args, Path(tmp))
             except Exception as error:  # one section's trouble must not cost the others
                 result[name] = {"ok": False, "error": f"{type(error).__name__}: {error}"}
         result[name]["seconds"] = time.monotonic() - begun
-        (args.out / "gpu_check.json").write_text(json.dumps(result, indent=1) + "\n")
+        save(args, result)
         if not result[name].get("ok", True):
             failed.append(name)
         print(f"{name}: {'FAILED' if name in failed else 'ok'} in {result[name]['seconds']:.0f} s", flush=True)
@@ -75,18 +80,28 @@ def main() -> int:
     return int(bool(failed))
 
 
+def save(args: argparse.Namespace, result: dict) -> None:
+    """What is known so far: the machine may go at any moment."""
+    (args.out / "gpu_check.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
 def scratch() -> str | None:
-    """Memory, if there is room for checkpoints of a small model."""
-    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+    """Memory or disk, whichever has more room: checkpoints of the large model take 41 GB."""
+    places = [p for p in ["/dev/shm", os.environ.get("TMPDIR", "/tmp"), str(Path.cwd())] if Path(p).is_dir()]
+    return max(places, key=lambda p: shutil.disk_usage(p).free, default=None)
+
+
+def called(command: list[str], check: bool = True, timeout: float = 150, environment: dict | None = None) -> subprocess.CompletedProcess:
+    """A command to its end, with its words if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=dict(os.environ, **(environment or {})))
+    if check and done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command[:3])}: exit {done.returncode}: {done.stderr[-600:]}")
+    return done
 
 
 def run(args: argparse.Namespace, *command: str, device: str | None = None, check: bool = True) -> subprocess.CompletedProcess:
     """llama-lite to its end."""
-    full = [str(args.binary), *map(str, command), "--device", device or args.device]
-    done = subprocess.run(full, capture_output=True, text=True)
-    if check and done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command[:1])}: exit {done.returncode}: {done.stderr[-400:]}")
-    return done
+    return called([str(args.binary), *map(str, command), "--device", device or args.device], check)
 
 
 def machine(args: argparse.Namespace) -> dict:
@@ -129,7 +144,7 @@ def config(values: dict, directory: Path, steps: int, micro: int, precision: str
                   "steps": steps, "precision": precision},
         "optimizer": {key: values[key] for key in HYPER},
         "schedule": {"kind": "constant"},
-        "checkpoint": {"every": 0},
+        "checkpoint": {"every": 0, "keep": 1},
         "eval": {"every": 0},
         "log": {"layers_every": 0},
     }
@@ -162,7 +177,7 @@ def losses(args: argparse.Namespace, tmp: Path) -> dict:
     """Largest difference of the losses from the CPU's in f32, of llama-lite's GPU and of PyTorch's."""
     steps, length, rows = (20, 64, 2) if args.quick else (200, 256, 8)
     values = case(tmp, SMALL, length, length * rows, steps * length * rows + 1)
-    subprocess.run(torch_side("prepare", "--dir", tmp), check=True, capture_output=True)
+    called(torch_side("prepare", "--dir", tmp))
     curves: dict[str, list[float]] = {}
     arms = [("cpu f32", "cpu", "f32"), ("gpu f32", args.device, "f32"), ("gpu bf16", args.device, "bf16")]
     for name, device, precision in arms if args.device != "cpu" else arms[:1]:
@@ -171,7 +186,7 @@ def losses(args: argparse.Namespace, tmp: Path) -> dict:
         curves[name] = [r["loss"] for r in steps_of(out)]
     for name, flags in [("torch f32", []), ("torch bf16", ["--bf16"])]:
         log = tmp / f"{name.replace(' ', '-')}.jsonl"
-        subprocess.run(torch_side("train", "--dir", tmp, "--steps", steps, "--log", log, "--device", args.device, *flags), check=True, capture_output=True)
+        called(torch_side("train", "--dir", tmp, "--steps", steps, "--log", log, "--device", args.device, *flags))
         curves[name] = [r["loss"] for r in steps_of(log)]
 
     def apart(a: str, b: str) -> float | None:
@@ -187,7 +202,7 @@ def exact(args: argparse.Namespace, tmp: Path) -> dict:
     """Two runs, and one in two parts: the same logs and weights."""
     steps, length, rows = 20, 64 if args.quick else 256, 8
     values = case(tmp, SMALL, length, length * rows, steps * length * rows + 1)
-    subprocess.run(torch_side("prepare", "--dir", tmp), check=True, capture_output=True)
+    called(torch_side("prepare", "--dir", tmp))
     path = config(values, tmp, steps, 4, "auto", {"checkpoint": {"every": 10, "keep": 9}})
 
     def outcome(out: Path) -> tuple:
@@ -218,20 +233,21 @@ class Memory(threading.Thread):
         while self.going and shutil.which("nvidia-smi"):
             text = subprocess.run(["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"], capture_output=True, text=True).stdout
             self.most = max(self.most, *(int(x) for x in text.split() if x.isdigit()), 0)
-            time.sleep(0.3)
+            time.sleep(1)
 
 
-def timed(command: list[str], count, wanted: int, limit_s: float, environment: dict) -> dict:
-    """Runs `command`, with `environment` added, until `count()` gives `wanted` seconds of steps, or for `limit_s` after the first; then kills it."""
+def timed(command: list[str], count, wanted: int, limit_s: float, first_s: float, environment: dict) -> dict:
+    """Runs `command`, with `environment` added, until `count()` gives `wanted` seconds of steps, or for `limit_s` after the first, which may take `first_s`;
+    then kills it."""
     memory, stderr = Memory(), tempfile.TemporaryFile("w+")
     memory.start()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr, env=dict(os.environ, **environment))
     first, begun = None, time.monotonic()
     try:
-        while process.poll() is None and time.monotonic() - begun < 150:
+        while process.poll() is None and time.monotonic() - begun < first_s + limit_s:
             times = count()
             first = first or (time.monotonic() if times else None)
-            if len(times) >= wanted or (first and time.monotonic() - first > limit_s):
+            if len(times) >= wanted or time.monotonic() > (first + limit_s if first else begun + first_s):
                 break
             time.sleep(0.2)
     finally:
@@ -253,65 +269,100 @@ def left(args: argparse.Namespace, wanted_s: float) -> bool:
     return time.monotonic() + wanted_s < args.deadline
 
 
-def arms(args: argparse.Namespace, micro: int, library: bool) -> list[tuple[str, dict, dict, str | None]]:
-    """(name, configuration, environment, or else how PyTorch compiles) of what is measured at a micro-batch."""
-    found: list[tuple[str, dict, dict, str | None]] = [("llama-lite", {}, {}, None), ("torch, blocks compiled", {}, {}, "blocks")]
-    if library and micro in (16, 32):
-        found.append(("llama-lite, own attention", {}, {"LLAMA_LITE_ATTENTION": "own"}, None))
-    if micro == 16:
-        found.append(("torch, compiled whole", {}, {}, "whole"))
-        found.append(("llama-lite, all kept", {"train": {"recompute": "none"}}, {}, None))
-    if micro in (8, 64):
-        found.append(("llama-lite, blocks again", {"train": {"recompute": "full"}}, {}, None))
-    return found
-
-
 def card(args: argparse.Namespace, known: dict) -> tuple[str, float | None]:
     """doctor's words, and what of `known` they name."""
     said = run(args, "doctor", check=False).stdout
     return said, next((value for gpu, value in known.items() if re.search(rf"^gpu .*{gpu}", said, re.M)), None)
 
 
+LLAMA_LITE = ("llama-lite", {}, {}, None)
+TORCH = ("torch, blocks compiled", {}, {}, "blocks")
+
+
 def bench(args: argparse.Namespace, tmp: Path) -> dict:
-    """A step = forward and backward of one micro-batch and an update."""
+    """llama-lite and PyTorch at every micro-batch."""
+    micros = [2, 4] if args.quick else [int(n) for n in args.micro_batches.split(",")]
+    # The other sections take their time, too.
+    return measured(args, tmp, [(micro, arm) for micro in micros for arm in [LLAMA_LITE, TORCH]], 60 * ("parts" in args.only and not args.quick))
+
+
+def more_arms(args: argparse.Namespace, tmp: Path) -> dict:
+    """Other ways to do the same, while there is time."""
+    if args.quick:
+        kept = ("llama-lite, all kept", {"train": {"recompute": "none"}}, {}, None)
+        return measured(args, tmp, [(2, kept)], 0)
+    own = ("llama-lite, own attention", {}, {"LLAMA_LITE_ATTENTION": "own"}, None)
+    kept = ("llama-lite, all kept", {"train": {"recompute": "none"}}, {}, None)
+    again = ("llama-lite, blocks again", {"train": {"recompute": "full"}}, {}, None)
+    return measured(args, tmp, [(16, own), (16, kept), (16, ("torch, compiled whole", {}, {}, "whole")), (8, again), (32, own)], 0)
+
+
+def measured(args: argparse.Namespace, tmp: Path, wanted_arms: list, reserve_s: float) -> dict:
+    """A step = forward and backward of one micro-batch and an update, of each (micro-batch, arm): a name, configuration, environment, and how
+    PyTorch compiles, if it is PyTorch."""
     model, length = (SMALL, 64) if args.quick else (LARGE, 1024)
-    wanted, limit_s = (6, 20) if args.quick else (14, 40)
     flops = 6 * sum_products(model) + 12 * model["num_hidden_layers"] * length * model["num_attention_heads"] * model["head_dim"]
     said, peak = card(args, PEAKS)
-    rows = []
-    for micro in map(int, ("2,4" if args.quick else args.micro_batches).split(",")):
-        directory = tmp / f"micro-{micro}"
-        values = case(directory, model, length, length * micro, 40 * length * micro + 1)
-        subprocess.run(torch_side("prepare", "--dir", directory, "--no-weights"), check=True, capture_output=True)
-        for name, more, environment, compiled in arms(args, micro, "attention  cuDNN" in said):
-            if not left(args, 30 if compiled is None else 60):
-                rows.append(dict(system=name, micro_batch=micro, error="no time left"))
-                continue
-            log, out = directory / f"torch-{compiled}.jsonl", directory / f"run-{len(rows)}"
-            path = config(values, directory, 1_000_000, micro, "auto", more)
-            ours = [str(args.binary), "pretrain", "--config", str(path), "--out", str(out), "--quiet", "--device", args.device]
-            theirs = torch_side("train", "--dir", directory, "--steps", 1_000_000, "--log", log, "--device", args.device, "--bf16", "--compile", compiled, "--fresh")
+    found: dict = {"ok": False, "rows": [], "flops_per_token": flops, "peak": peak, "said": said[:600]}
+    largest = max(micro for micro, _ in wanted_arms)
+    case(tmp, model, length, length * largest, 40 * length * largest + 1)
+    called(torch_side("prepare", "--dir", tmp, "--no-weights"))
+    for number, (micro, arm) in enumerate(wanted_arms):
+        row = {"system": arm[0], "micro_batch": micro}
+        try:
+            left_s = args.deadline - reserve_s - time.monotonic()
+            row |= one(args, tmp, number, micro, arm, (model, length), left_s) if left_s > 30 else {"error": "no time left"}
+        except Exception as error:  # a row's trouble must not cost the others
+            row["error"] = f"{type(error).__name__}: {error}"
+        if "step_s" in row:
+            row["tokens_per_second"] = length * micro / row["step_s"]
+            row["mfu"] = row["tokens_per_second"] * flops / peak if peak else None
+        found["rows"].append(row)
+        found["ok"] = found["ok"] or "step_s" in row
+        args.save(found)
+        print(json.dumps(row), flush=True)
 
-            def torch_steps(log: Path = log) -> list[float]:
-                return [r["seconds"] for r in steps_of(log)]
+    def speeds(system: str, micro: int | None = None) -> list[float]:
+        rows = [r for r in found["rows"] if r["system"].startswith(system) and "step_s" in r]
+        return [r["tokens_per_second"] for r in rows if micro in (None, r["micro_batch"])]
 
-            def our_steps(out: Path = out, tokens: int = length * micro) -> list[float]:
-                return [tokens / r["tokens_per_second"] for r in steps_of(out)]
+    found["best"] = {system: max(speeds(system), default=None) for system in ["llama-lite", "torch"]}
+    if all(found["best"].values()):
+        found["ratio"] = found["best"]["llama-lite"] / found["best"]["torch"]
+        both = [micro for micro in {r["micro_batch"] for r in found["rows"]} if speeds("llama-lite", micro) and speeds("torch", micro)]
+        found["ratios"] = {micro: max(speeds("llama-lite", micro)) / max(speeds("torch", micro)) for micro in sorted(both)}
+    return found
 
-            measured = timed(theirs if compiled else ours, torch_steps if compiled else our_steps, wanted, limit_s, environment)
-            row = dict(system=name, micro_batch=micro, **measured)
-            if "step_s" in row:
-                row["tokens_per_second"] = length * micro / row["step_s"]
-                row["mfu"] = row["tokens_per_second"] * flops / peak if peak else None
-                curve = [r["loss"] for r in steps_of(log if compiled else out)]
-                # Weights are drawn by each itself: alike, not equal.
-                row["losses"] = [curve[0], curve[min(13, len(curve) - 1)]]
-            rows.append(row)
-            print(json.dumps(row), flush=True)
-        shutil.rmtree(directory, ignore_errors=True)
-    best = {system: max((r["tokens_per_second"] for r in rows if r["system"].startswith(system) and "step_s" in r), default=None) for system in ["llama-lite", "torch"]}
-    ratio = best["llama-lite"] / best["torch"] if all(best.values()) else None
-    return {"ok": best["llama-lite"] is not None, "rows": rows, "flops_per_token": flops, "peak": peak, "best": best, "ratio": ratio}
+
+def one(args: argparse.Namespace, tmp: Path, number: int, micro: int, arm: tuple, shape: tuple, left_s: float) -> dict:
+    """One arm at one micro-batch: median step, memory, losses."""
+    (_, more, environment, compiled), (model, length) = arm, shape
+    wanted, limit_s = (6, 20) if args.quick else (14, 40)
+    directory = tmp / f"arm-{number}"
+    values = case(directory, model, length, length * micro, 40 * length * micro + 1)
+    (directory / "train.npy").symlink_to(tmp / "train.npy")
+    (directory / "model").symlink_to(tmp / "model")
+    log, out = directory / "torch.jsonl", directory / "run"
+    if compiled:
+        command = torch_side("train", "--dir", directory, "--steps", 1_000_000, "--log", log, "--device", args.device, "--bf16", "--compile", compiled, "--fresh")
+        environment = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"} | environment
+    else:
+        path = config(values, directory, 1_000_000, micro, "auto", more)
+        command = [str(args.binary), "pretrain", "--config", str(path), "--out", str(out), "--quiet", "--device", args.device]
+
+    def seconds() -> list[float]:
+        return [r["seconds"] if compiled else length * micro / r["tokens_per_second"] for r in steps_of(log if compiled else out)]
+
+    row = timed(command, seconds, wanted, min(limit_s, left_s), min(150, left_s), environment)
+    curve = [r["loss"] for r in steps_of(log if compiled else out)]
+    if curve:
+        # Weights are drawn by each itself: alike, not equal.
+        row["losses"] = [curve[0], curve[min(13, len(curve) - 1)]]
+    events = out / "events.jsonl"
+    if events.exists() and '"out_of_memory"' in events.read_text():
+        row = {"error": "out of memory; a smaller micro-batch was taken", "instead": row}
+    shutil.rmtree(directory, ignore_errors=True)
+    return row
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -335,7 +386,7 @@ def parts(args: argparse.Namespace, tmp: Path) -> dict:
     """Launches of a step against their floors; validation and decoding."""
     model, length, micro = (SMALL, 64, 2) if args.quick else (LARGE, 1024, 16)
     values = case(tmp, model, length, length * micro, 40 * length * micro + 1)
-    subprocess.run(torch_side("prepare", "--dir", tmp, "--no-weights"), check=True, capture_output=True)
+    called(torch_side("prepare", "--dir", tmp, "--no-weights"))
     found: dict = {"ok": True, "launches": [], "missing": []}
     said, peak = card(args, PEAKS)
     bandwidth = card(args, BANDWIDTHS)[1]
@@ -344,9 +395,8 @@ def parts(args: argparse.Namespace, tmp: Path) -> dict:
     if left(args, 25):
         times = tmp / "times.json"
         path = config(values, tmp, 3, micro, "auto", {"checkpoint": {"every": 3}})
-        environment = dict(os.environ, LLAMA_LITE_OP_TIMES=str(times))
         command = [str(args.binary), "pretrain", "--config", str(path), "--out", str(tmp / "run"), "--quiet", "--device", args.device]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        done = called(command, check=False, environment={"LLAMA_LITE_OP_TIMES": str(times)})
         found["ok"] = done.returncode == 0
         found["said"] = done.stderr[-600:]
         steps = 3
@@ -355,6 +405,7 @@ def parts(args: argparse.Namespace, tmp: Path) -> dict:
             floor = row["flops"] / peak if peak and row["flops"] else data / bandwidth if bandwidth and data else None
             found["launches"].append(row | {"seconds_per_step": row["launches"] * row["median"] / steps, "floor_per_launch": floor})
         found["launches"].sort(key=lambda r: -r["seconds_per_step"])
+        args.save(found)
     else:
         found["missing"].append("launches")
 
@@ -367,6 +418,7 @@ def parts(args: argparse.Namespace, tmp: Path) -> dict:
             found["decode_of_bandwidth"] = found["decode_tokens_per_second"] * 2 * sum_products(model) / bandwidth
         found["decode_said"] = done.stderr[-400:]
         shutil.rmtree(tmp / "run")
+        args.save(found)
     else:
         found["missing"].append("decoding")
 
@@ -394,12 +446,12 @@ def sum_products(m: dict) -> int:
 def table(result: dict) -> None:
     """The short one."""
     print("\n" + ", ".join(f"{k} {v}" for k, v in result["machine"].items()))
-    for name in ["kernels", "losses", "exact", "bench", "parts"]:
+    for name in ["kernels", "losses", "exact", "bench", "parts", "arms"]:
         if name in result:
             part = result[name]
-            worst = part.get("largest_difference") or part.get("error") or {k: v for k, v in part.items() if k in ("twice", "resumed", "best", "ratio", "missing") or "_per_second" in k or "_of_" in k}
+            worst = part.get("largest_difference") or part.get("error") or {k: v for k, v in part.items() if k in ("twice", "resumed", "best", "ratio", "ratios", "missing") or "_per_second" in k or "_of_" in k}
             print(f"{name:<8} {'ok' if part.get('ok') else 'FAILED':<7} {worst}")
-    for row in result.get("bench", {}).get("rows", []):
+    for row in result.get("bench", {}).get("rows", []) + result.get("arms", {}).get("rows", []):
         if "step_s" in row:
             mfu = f"{100 * row['mfu']:.1f} %" if row["mfu"] else "-"
             print(f"  {row['system']:<25} micro-batch {row['micro_batch']:<3} {1e3 * row['step_s']:>8.1f} ms  {row['tokens_per_second']:>9,.0f} tokens/s  MFU {mfu:>7}  {row['memory_mib']:>7} MiB")

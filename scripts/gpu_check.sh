@@ -4,7 +4,7 @@
 #   scripts/gpu_check.sh BINARY [--out DIR] [--only SECTION,...] [--quick]
 #
 # BINARY is a llama-lite built with the feature cuda. The libraries are those of the Python environment (nvidia-* wheels) if it has them, else
-# the system's. Sections: kernels, losses, exact, bench, parts. A short table comes last; DIR/gpu_check.json has all of it.
+# the system's. Sections: kernels, losses, exact, bench, parts, arms. A short table comes last; DIR/gpu_check.json has all of it.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 libraries=$(python3 - <<'P'
@@ -12,7 +12,7 @@ import glob
 import os
 try:
     import nvidia
-    folders = sorted(glob.glob(os.path.join(list(nvidia.__path__)[0], "*", "lib")))
+    folders = [folder for path in nvidia.__path__ for folder in sorted(glob.glob(os.path.join(path, "*", "lib")))]
 except ImportError:
     folders = []
 print(":".join(folders))

@@ -1,6 +1,6 @@
 //! AdamW and the global norm: launches of `adamw.cu`.
 
-use super::gpu::{Arg, Grid, at, at_or_null, empty, int, launch, suffix};
+use super::gpu::{Arg, Grid, at, at_or_null, empty, int, launch, list, suffix};
 use crate::ops::adamw::{Flat, Range};
 use crate::ops::squares::{Rule, Squares};
 use candle_core::{DType, Result, Tensor, bail};
@@ -27,7 +27,7 @@ pub(in crate::ops) fn adamw(
     }
     let (n, device) = (flat.param.elem_count(), flat.param.device());
     let ends: Vec<i64> = ranges.iter().map(|r| (r.start + r.len) as i64).collect();
-    let (ends, keep) = (Tensor::from_slice(&ends, ends.len(), device)?, Tensor::from_slice(keep, keep.len(), device)?);
+    let (ends, keep) = (list(&ends, device)?, list(keep, device)?);
     let args = [
         at(flat.param)?,
         at(flat.grad)?,
@@ -66,7 +66,7 @@ pub(in crate::ops) fn squares(flats: [&Tensor; 4], pieces: &[Range], rule: &Rule
     let device = flats[0].device();
     let bounds: Vec<i64> = pieces.iter().flat_map(|r| [r.start as i64, r.len as i64, i64::from(r.decay)]).collect();
     let rule = [rule.keep, rule.lr, rule.inverse_correction1, rule.inverse_sqrt_correction2, rule.eps];
-    let (bounds, rule) = (Tensor::from_vec(bounds, 3 * pieces.len(), device)?, Tensor::new(&rule, device)?);
+    let (bounds, rule) = (list(&bounds, device)?, list(&rule, device)?);
     let sums = empty(&[pieces.len(), 4], DType::F64, device)?;
     let mut args = flats.iter().map(|flat| at(flat)).collect::<Result<Vec<_>>>()?;
     args.extend([at(&bounds)?, at(&rule)?, at(&sums)?]);

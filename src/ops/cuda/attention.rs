@@ -2,7 +2,7 @@
 //!
 //! bf16 with heads of 64 or 128 goes through the tensor cores; f32, of any width up to 256, is plain: for comparisons.
 
-use super::gpu::{Arg, Grid, at, at_or_null, empty, int, launch, suffix};
+use super::gpu::{Arg, Grid, at, at_or_null, empty, int, launch, list, suffix};
 use crate::ops::attention::{GPU_BF16_DIMS, Heads};
 use crate::ops::forest::{Forest, Node};
 use crate::ops::segments::Segments;
@@ -50,7 +50,7 @@ impl Call {
         if !known {
             bail!("attention on a GPU: no kernel for heads of {} in {:?}", heads.dim, qkv.dtype());
         }
-        let starts = segments.map(|s| Tensor::from_slice(s.starts(), s.starts().len(), qkv.device())).transpose()?;
+        let starts = segments.map(|s| list(s.starts(), qkv.device())).transpose()?;
         Ok(Self { b, t, heads, starts })
     }
 
@@ -137,8 +137,7 @@ impl Lines {
     }
 
     fn on(&self, device: &Device) -> Result<[Tensor; 2]> {
-        let tensor = |list: &[u32]| Tensor::from_slice(list, list.len(), device);
-        Ok([tensor(&self.tiles)?, tensor(&self.steps)?])
+        Ok([list(&self.tiles, device)?, list(&self.steps, device)?])
     }
 }
 

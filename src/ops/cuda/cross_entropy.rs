@@ -1,6 +1,6 @@
 //! Head and cross-entropy: launches of `cross_entropy.cu` between products, over chunks of rows.
 
-use super::gpu::{Arg, Grid, Matrix, at, at_or_null, empty, int, launch, product, suffix};
+use super::gpu::{Arg, Grid, Matrix, at, at_or_null, empty, int, launch, list, product, suffix};
 use crate::ops::cross_entropy::Scored;
 use candle_core::{DType, Result, Tensor};
 
@@ -60,7 +60,7 @@ impl<'a> Losses<'a> {
         let (n, device) = (targets.len(), chunks.x.device());
         let best = best.then(|| empty(&[n], DType::U32, device)).transpose()?;
         let losses = empty(&[n], DType::F32, device)?;
-        Ok(Self { chunks, targets: Tensor::from_slice(targets, n, device)?, losses, best })
+        Ok(Self { chunks, targets: list(targets, device)?, losses, best })
     }
 
     /// The losses of a chunk; with `scale` its logits become their gradient.

@@ -1,7 +1,7 @@
 //! One token at a time: launches of `decode.cu`, on buffers that stay, so that they can be recorded once and replayed for every token.
 
 use super::attention::scale;
-use super::gpu::{Arg, Grid, Replay, address, at, at_or_null, empty, int, launch, suffix};
+use super::gpu::{Arg, Grid, Replay, address, at, at_or_null, empty, int, launch, list, suffix};
 use crate::ops::attention::Heads;
 use candle_core::{D, DType, Device, Result, Tensor};
 
@@ -46,7 +46,7 @@ impl Recorder {
     /// Does `work`, which must queue the same launches on the same buffers each time, for `ids` at `position`.
     pub(crate) fn run(&mut self, position: usize, ids: &[u32], work: impl Fn(&Tensor) -> Result<()>) -> Result<()> {
         let values: Vec<u32> = std::iter::once(position as u32).chain(ids.iter().copied()).collect();
-        self.feed.slice_set(&Tensor::from_slice(&values, values.len(), self.feed.device())?, 0, 0)?;
+        self.feed.slice_set(&list(&values, self.feed.device())?, 0, 0)?;
         self.replay.run(self.feed.device(), || work(&self.feed))
     }
 }

@@ -1,6 +1,6 @@
 //! RoPE, SwiGLU and rounding: launches of `elementwise.cu`.
 
-use super::gpu::{Arg, Grid, at, at_or_null, empty, int, launch, suffix};
+use super::gpu::{Arg, Grid, at, at_or_null, empty, int, launch, list, suffix};
 use candle_core::{D, DType, Result, Tensor, bail};
 
 const THREADS: usize = 256;
@@ -25,7 +25,7 @@ pub(in crate::ops) fn rope(
     let ((b, t, width), half) = (qkv.dims3()?, cos.dim(1)?);
     let (start, each) = match positions {
         Positions::From(start) => (start, None),
-        Positions::Each(places) => (0, Some(Tensor::from_vec(places, b * t, qkv.device())?)),
+        Positions::Each(places) => (0, Some(list(&places, qkv.device())?)),
     };
     let args = [
         at(qkv)?,

@@ -1,6 +1,6 @@
 //! Token embedding: launches of `embedding.cu`.
 
-use super::gpu::{Grid, at, empty, int, launch, suffix};
+use super::gpu::{Grid, at, empty, int, launch, list, suffix};
 use candle_core::{Result, Tensor};
 
 const THREADS: usize = 256;
@@ -9,7 +9,7 @@ const THREADS: usize = 256;
 pub(in crate::ops) fn embedding(ids: &[u32], shape: &[usize], table_vc: &Tensor) -> Result<Tensor> {
     let (c, device) = (table_vc.dim(1)?, table_vc.device());
     let out = empty(shape, table_vc.dtype(), device)?;
-    let on_device = Tensor::from_slice(ids, ids.len(), device)?;
+    let on_device = list(ids, device)?;
     let args = [at(&on_device)?, at(table_vc)?, at(&out)?, int(c)?];
     launch(device, &format!("embedding_{}", suffix(table_vc)?), Grid::of(ids.len(), THREADS), &args)?;
     Ok(out)
@@ -18,7 +18,7 @@ pub(in crate::ops) fn embedding(ids: &[u32], shape: &[usize], table_vc: &Tensor)
 /// See [`embedding_backward`](crate::ops::embedding::embedding_backward); `ids` have been checked.
 pub(in crate::ops) fn embedding_backward(ids: &[u32], dy: &Tensor, dtable_vc: &Tensor) -> Result<()> {
     let (c, device) = (dtable_vc.dim(1)?, dtable_vc.device());
-    let [distinct, ends, order] = sorted(ids).map(|list| Tensor::from_slice(&list, list.len(), device));
+    let [distinct, ends, order] = sorted(ids).map(|sorted| list(&sorted, device));
     let (distinct, ends, order) = (distinct?, ends?, order?);
     let args = [at(&distinct)?, at(&ends)?, at(&order)?, at(dy)?, at(dtable_vc)?, int(c)?];
     let grid = Grid { blocks: [distinct.elem_count(), c.div_ceil(THREADS), 1], threads: THREADS, shared: 0 };

@@ -3,7 +3,7 @@
 //! Everything is queued on the device's one stream, in the order of the calls; memory of a tensor that is dropped is given back in the
 //! same order, so a launch may outlive its arguments.
 
-use candle_core::{DType, Device, Result, Storage, Tensor, bail};
+use candle_core::{DType, Device, Result, Storage, Tensor, WithDType, bail};
 use std::ffi::c_void;
 
 /// An argument of a kernel.
@@ -89,6 +89,15 @@ pub(super) fn empty(shape: &[usize], dtype: DType, device: &Device) -> Result<Te
     }
     // SAFETY: every bit pattern is an element, and none is read before it is written (the callers' part, above).
     unsafe { Tensor::empty(shape, dtype, device) }
+}
+
+/// `values` as a tensor where kernels read it.
+pub(super) fn list<T: WithDType>(values: &[T], device: &Device) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let (Device::Cuda(cuda), false) = (device, values.is_empty()) {
+        return upload::upload(values, cuda, device);
+    }
+    Tensor::from_slice(values, values.len(), device)
 }
 
 /// Queues `kernel`, whose arguments are as its source has them.
@@ -220,3 +229,5 @@ pub(super) mod cudnn;
 pub(super) mod device;
 #[cfg(feature = "cuda")]
 pub(super) mod times;
+#[cfg(feature = "cuda")]
+mod upload;

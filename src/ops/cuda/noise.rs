@@ -1,6 +1,6 @@
 //! Dropout and noise: launches of `noise.cu`.
 
-use super::gpu::{Arg, Grid, at, empty, int, launch, suffix};
+use super::gpu::{Arg, Grid, at, empty, int, launch, list, suffix};
 use crate::ops::noise::Dropout;
 use candle_core::{Result, Tensor};
 
@@ -40,7 +40,7 @@ pub(super) fn add_dropped(dropout: &Dropout, x: &Tensor, y: &Tensor) -> Result<(
 
 /// See [`add_noise`](crate::ops::noise::add_noise).
 pub(in crate::ops) fn add_noise(x: &Tensor, most: &[f32], key: u64, first: u64) -> Result<()> {
-    let on_device = Tensor::from_slice(most, most.len(), x.device())?;
+    let on_device = list(most, x.device())?;
     let c = x.elem_count() / most.len().max(1);
     let args = [at(x)?, at(&on_device)?, Arg::U64(key), Arg::U64(first), int(c)?];
     launch(x.device(), &format!("add_noise_{}", suffix(x)?), Grid::of(most.len(), THREADS), &args)

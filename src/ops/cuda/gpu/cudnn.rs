@@ -6,6 +6,7 @@ use super::super::attention::scale;
 use super::times::timed;
 use super::{address, empty};
 use crate::ops::attention::{GPU_BF16_DIMS, Heads};
+use crate::runtime::error::note;
 use candle_core::cuda_backend::{CudaDevice, WrapErr};
 use candle_core::{DType, Device, Result as CandleResult, Tensor, bail};
 use std::collections::BTreeSet;
@@ -136,16 +137,21 @@ fn prepared(qkv: &Tensor, heads: Heads, backward: bool) -> CandleResult<Option<P
     let made = unsafe {
         checked(llama_lite_cudnn_plan(handle as *mut c_void, &shape, c_int::from(backward), &mut plan, &mut bytes))
     };
-    let reason = made.err().or_else(|| {
-        (bytes > MOST_WORKSPACE).then(|| format!("a workspace of {:.1} GB is too much", bytes as f64 / 1e9))
+    // Our own kernels need no workspace, where the memory is short.
+    let workspace = made.and_then(|()| match bytes {
+        0..=MOST_WORKSPACE => empty(&[bytes.div_ceil(4).max(1)], DType::F32, qkv.device()).map_err(|e| e.to_string()),
+        _ => Err(format!("a workspace of {:.1} GB is too much", bytes as f64 / 1e9)),
     });
-    if let Some(reason) = reason {
-        let direction = if backward { "backward" } else { "forward" };
-        crate::runtime::error::note(&format!("note: attention {direction} of {b} x {t} by our own kernels: {reason}"));
-        refused.insert(key);
-        return Ok(None);
-    }
-    let workspace = empty(&[bytes.div_ceil(4).max(1)], DType::F32, qkv.device())?;
+    let workspace = match workspace {
+        Ok(workspace) => workspace,
+        Err(reason) => {
+            let direction = if backward { "backward" } else { "forward" };
+            let reason = reason.lines().next().unwrap_or_default();
+            note(&format!("note: attention {direction} of {b} x {t} by our own kernels: {reason}"));
+            refused.insert(key);
+            return Ok(None);
+        }
+    };
     Ok(Some(Prepared { handle: handle as *mut c_void, plan, workspace }))
 }
 

@@ -3,7 +3,7 @@
 use super::times::timed;
 use super::{Grid, Matrix};
 use candle_core::backend::{BackendDevice, BackendStorage};
-use candle_core::cuda_backend::cudarc::cublas::{result::gemm_ex, sys as blas};
+use candle_core::cuda_backend::cudarc::cublas::{result::CublasError, result::gemm_ex, sys as blas};
 use candle_core::cuda_backend::cudarc::driver::{CudaFunction, CudaGraph, DevicePtr, DeviceRepr, result, sys};
 use candle_core::cuda_backend::{CudaDType, CudaDevice, CudaStorage, WrapErr};
 use candle_core::{DType, Device, DeviceLocation, Result as CandleResult, bail};
@@ -14,8 +14,8 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
-/// Shared memory that a kernel gets without asking for more.
-const PLAIN_SHARED: usize = 48 << 10;
+/// Dynamic shared memory that a kernel gets without asking for more: 48 KB with what it has of its own.
+const PLAIN_SHARED: usize = 40 << 10;
 
 /// Kernels by GPU and name: looking one up in the driver costs as much as a small launch.
 static FUNCTIONS: LazyLock<Mutex<BTreeMap<(usize, String), CudaFunction>>> = LazyLock::new(Mutex::default);
@@ -26,7 +26,15 @@ pub(in crate::ops) fn open(number: usize) -> Result<Device, String> {
     // SAFETY: all work of this process goes through the device's one stream.
     unsafe { device.disable_event_tracking() };
     keep_memory(&device).map_err(|error| plain(&error.to_string()))?;
+    sum_in_f32(&device).map_err(|error| plain(&error.to_string()))?;
     Ok(Device::Cuda(device))
+}
+
+/// cuBLAS may otherwise add partial sums of a product in the type of its result.
+fn sum_in_f32(device: &CudaDevice) -> Result<(), CublasError> {
+    let mode = blas::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
+    // SAFETY: the handle is open.
+    unsafe { blas::cublasSetMathMode(*device.cublas_handle().handle(), mode) }.result()
 }
 
 /// The driver's pool gives unused memory back at every synchronisation unless told otherwise.

@@ -1,0 +1,53 @@
+//! Lists on their way to a GPU. They go through page-locked memory: a copy from other memory of more than 64 KB would wait until the stream
+//! has done everything before it, and the GPU would then wait for its next work.
+
+use super::{address, empty};
+use candle_core::cuda_backend::cudarc::driver::{CudaEvent, DriverError, result};
+use candle_core::cuda_backend::{CudaDevice, WrapErr};
+use candle_core::{Device, Result, Tensor, WithDType};
+use std::ffi::c_void;
+use std::sync::{Mutex, PoisonError};
+
+/// The smallest piece of page-locked memory that is asked for, in bytes.
+const LEAST: usize = 64 << 10;
+
+/// A piece of page-locked memory, which is free once the stream has passed the copy from it. It stays with the process.
+struct Staging {
+    at: *mut c_void,
+    bytes: usize,
+    copied: Option<CudaEvent>,
+}
+
+// SAFETY: whoever has it has the memory alone.
+unsafe impl Send for Staging {}
+
+static KNOWN: Mutex<Vec<Staging>> = Mutex::new(Vec::new());
+
+/// One that holds `bytes`, not in use.
+fn staging(bytes: usize) -> std::result::Result<Staging, DriverError> {
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let free = |s: &Staging| s.bytes >= bytes && s.copied.as_ref().is_none_or(CudaEvent::is_complete);
+    if let Some(i) = known.iter().position(free) {
+        return Ok(known.swap_remove(i));
+    }
+    let bytes = bytes.next_power_of_two().max(LEAST);
+    // SAFETY: a context is current; the memory is never given back.
+    let at = unsafe { result::malloc_host(bytes, 0) }?;
+    Ok(Staging { at, bytes, copied: None })
+}
+
+/// `list` as a tensor on the GPU.
+pub(super) fn upload<T: WithDType>(list: &[T], cuda: &CudaDevice, device: &Device) -> Result<Tensor> {
+    let (tensor, bytes, stream) = (empty(&[list.len()], T::DTYPE, device)?, size_of_val(list), cuda.cuda_stream());
+    stream.context().bind_to_thread().w()?;
+    let mut staging = staging(bytes).w()?;
+    // SAFETY: the staging memory holds that many bytes, and nobody else uses it until the event below.
+    unsafe {
+        std::ptr::copy_nonoverlapping(list.as_ptr().cast::<u8>(), staging.at.cast::<u8>(), bytes);
+        let from = std::slice::from_raw_parts(staging.at.cast::<u8>(), bytes);
+        result::memcpy_htod_async(address(&tensor)?, from, stream.cu_stream()).w()?;
+    }
+    staging.copied = Some(stream.record_event(None).w()?);
+    KNOWN.lock().unwrap_or_else(PoisonError::into_inner).push(staging);
+    Ok(tensor)
+}
