@@ -213,7 +213,7 @@ impl Run {
         self.watchdog.begins(format!("step {}", self.state.counters.step + 1));
         let report = loop {
             match step(&mut self.state, &self.config, &batch) {
-                Err(error) if is_out_of_memory(&error) => self.halve_micro_batch(error)?,
+                Err(error) if is_out_of_memory(&error) => self.halve_micro_batch(&error)?,
                 done => break done?,
             }
         };

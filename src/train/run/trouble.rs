@@ -135,11 +135,14 @@ impl Run {
     }
 
     /// The step is taken again with half as many sequences at once; their number and order stay.
-    pub(super) fn halve_micro_batch(&mut self, error: anyhow::Error) -> Result<()> {
+    pub(super) fn halve_micro_batch(&mut self, error: &anyhow::Error) -> Result<()> {
         let (now, step) = (self.config.train.micro_batch_size, self.state.counters.step + 1);
+        // A device's errors may come with backtraces.
+        let words = format!("{error:#}");
+        let error = words.lines().next().unwrap_or_default();
         if now == 1 {
             let message = format!(
-                "step {step}: {error:#}, with one sequence at a time; {} were expected",
+                "step {step}: {error}, with one sequence at a time; {} were expected",
                 Footprint::of(&self.config)
             );
             return Err(fail(Exit::Memory, message)
@@ -148,10 +151,10 @@ impl Run {
         }
         self.config.train.micro_batch_size = now / 2;
         self.state.model.recompute = recompute(&self.config);
-        self.progress.warn(&format!("step {step}: {error:#}: train.micro_batch_size is {} from now on", now / 2));
+        self.progress.warn(&format!("step {step}: {error}: train.micro_batch_size is {} from now on", now / 2));
         self.logs.events.append(
             "out_of_memory",
-            json!({"step": step, "error": format!("{error:#}"), "micro_batch_size": {"old": now, "new": now / 2}}),
+            json!({"step": step, "error": error, "micro_batch_size": {"old": now, "new": now / 2}}),
         )
     }
 }
