@@ -82,9 +82,10 @@ pub fn blas_version() -> String {
 /// Which attention a GPU uses: that of cuDNN and its version, or why it uses our own.
 pub fn attention_library() -> Result<String, String> {
     #[cfg(feature = "cudnn")]
-    return super::cuda::cudnn_version().map(|version| format!("cuDNN {version}"));
-    #[cfg(not(feature = "cudnn"))]
-    Err("this build has no cuDNN support".into())
+    if let Device::Cuda(device) = used() {
+        return super::cuda::cudnn_version(device).map(|version| format!("cuDNN {version}"));
+    }
+    Err(if cfg!(feature = "cudnn") { "there is no GPU" } else { "this build has no cuDNN support" }.into())
 }
 
 #[cfg(not(feature = "cuda"))]

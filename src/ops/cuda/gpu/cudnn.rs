@@ -12,7 +12,7 @@ use candle_core::{DType, Device, Result as CandleResult, Tensor, bail};
 use std::collections::BTreeSet;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{LazyLock, Mutex, OnceLock, PoisonError};
 
 /// A plan whose workspace is larger than this is not used: with a fixed order of sums it grows with the square of the length.
@@ -76,11 +76,21 @@ fn checked(words: *const c_char) -> Result<(), String> {
     Err(unsafe { CStr::from_ptr(words) }.to_string_lossy().into_owned())
 }
 
-/// cuDNN's version, or why it is not used.
-pub(in crate::ops) fn version() -> Result<String, String> {
+/// Calls of cuDNN so far.
+static CALLS: AtomicUsize = AtomicUsize::new(0);
+
+/// How often cuDNN has computed an attention or its gradient.
+pub(in crate::ops::cuda) fn calls() -> usize {
+    CALLS.load(Ordering::Relaxed)
+}
+
+/// The version of the cuDNN that works with `device`, or why none is used.
+pub(in crate::ops) fn version(device: &CudaDevice) -> Result<String, String> {
     if OFF.load(Ordering::Relaxed) {
         return Err("LLAMA_LITE_ATTENTION=own".into());
     }
+    device.cuda_stream().context().bind_to_thread().map_err(|e| e.to_string())?;
+    handle(device)?;
     let mut version = 0;
     // SAFETY: it writes one number.
     checked(unsafe { llama_lite_cudnn_version(&mut version) })?;
@@ -159,7 +169,9 @@ fn prepared(qkv: &Tensor, heads: Heads, backward: bool) -> CandleResult<Option<P
 fn queue(qkv: &Tensor, direction: &str, work: impl FnOnce() -> *const c_char) -> CandleResult<bool> {
     let Device::Cuda(device) = qkv.device() else { bail!("attention by cuDNN: no GPU") };
     let call = || checked(work()).map_err(candle_core::Error::Msg);
-    timed(device, || (format!("attention {direction} by cuDNN"), 0.0), call).map(|()| true)
+    timed(device, || (format!("attention {direction} by cuDNN"), 0.0), call)?;
+    CALLS.fetch_add(1, Ordering::Relaxed);
+    Ok(true)
 }
 
 /// Fills `out` and `lse`; false if our own kernels are to do it.
