@@ -129,8 +129,9 @@ impl Footprint {
         let trained = trained_params(config);
         let frozen = if config.lora.is_absent() { 0 } else { m.n_params() };
         // The block at work holds about as much again twice, in gradients and recomputed values; half of it more is lost between
-        // buffers of different sizes after some steps (measured).
-        let at_work = made.saturating_mul(5).saturating_div(2);
+        // buffers of different sizes after some steps (measured); a little less where few buffers are kept.
+        let quarters = if recompute == Recompute::Full { 9 } else { 10 };
+        let at_work = made.saturating_mul(quarters).saturating_div(4);
         // Of cuDNN's gradient of attention with a fixed order of sums.
         let library = if place.gpu && cfg!(feature = "cudnn") && place.element == 2 {
             tokens.saturating_mul(2 * (m.num_attention_heads * train.sequence_length) as u64)

@@ -6,42 +6,56 @@ struct Coefficients {
   float clip, beta1, beta2, one_minus_beta1, one_minus_beta2, keep, step_size, inverse_sqrt_correction2, eps;
 };
 
-// A moment in the type that it is kept in: bf16 is rounded up or down by the lower half of `bits`; see ops/adamw.rs.
-__device__ inline void keep(float *to, float x, uint32_t) { *to = x; }
-__device__ inline void keep(bf16 *to, float x, uint32_t bits) {
+// A moment as it will be kept: a bf16 is rounded up or down by the lower half of `bits`; see ops/adamw.rs.
+__device__ inline float kept(const float *, float x, uint32_t) { return x; }
+__device__ inline float kept(const bf16 *, float x, uint32_t bits) {
   const uint32_t word = __float_as_uint(x);
   const bool finite = (word & 0x7f800000u) != 0x7f800000u;
-  store(to, __uint_as_float(finite ? (word + (bits & 0xffffu)) & 0xffff0000u : word));
+  return __uint_as_float(finite ? (word + (bits & 0xffffu)) & 0xffff0000u : word);
 }
 
-// Ranges lie one after the other, range i up to ends[i]; keeps[i] is 1 - lr · decay of it. copy: null, or the weights rounded to bf16.
+// Ranges lie one after the other, range i up to ends[i]; keeps[i] is 1 - lr · decay of it. copy: null, or the weights rounded to bf16. Buffers
+// are aligned to 16 bytes; a thread has four elements at a time, so that enough of memory is under way.
 template <class M>
 __device__ inline void update(float *p, const float *g, M *m, M *v, bf16 *copy, const uint64_t *ends, const float *keeps, int ranges, size_t n,
                               const Coefficients &k, uint64_t key) {
-  for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += size_t(gridDim.x) * blockDim.x) {
+  for (size_t i = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * 4; i < n; i += size_t(gridDim.x) * blockDim.x * 4) {
+    const int count = n - i < 4 ? int(n - i) : 4;
+    const Four grads = load_some(g + i, count);
+    Four weights = load_some(p + i, count), first = load_some(m + i, count), second = load_some(v + i, count);
     int low = 0, high = ranges - 1;
     while (low < high) {
       const int middle = (low + high) / 2;
       if (i < ends[middle]) high = middle;
       else low = middle + 1;
     }
-    const float grad = g[i] * k.clip;
-    const float first = k.beta1 * load(m + i) + k.one_minus_beta1 * grad;
-    const float second = k.beta2 * load(v + i) + k.one_minus_beta2 * (grad * grad);
-    const float denominator = sqrtf(second) * k.inverse_sqrt_correction2 + k.eps;
-    const float weight = p[i] * keeps[low] - k.step_size * (first / denominator);
-    const uint64_t bits = sizeof(M) == sizeof(bf16) ? draw(key, i) : 0;
-    keep(m + i, first, uint32_t(bits)), keep(v + i, second, uint32_t(bits >> 32)), p[i] = weight;
-    if (copy) store(copy + i, weight);
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      while (low < ranges - 1 && i + j >= ends[low]) low++;
+      const float grad = grads.x[j] * k.clip;
+      first.x[j] = k.beta1 * first.x[j] + k.one_minus_beta1 * grad;
+      second.x[j] = k.beta2 * second.x[j] + k.one_minus_beta2 * (grad * grad);
+      const float denominator = sqrtf(second.x[j]) * k.inverse_sqrt_correction2 + k.eps;
+      weights.x[j] = weights.x[j] * keeps[low] - k.step_size * (first.x[j] / denominator);
+      const uint64_t bits = sizeof(M) == sizeof(bf16) ? draw(key, i + j) : 0;
+      first.x[j] = kept(m, first.x[j], uint32_t(bits)), second.x[j] = kept(v, second.x[j], uint32_t(bits >> 32));
+    }
+    store_some(p + i, weights, count), store_some(m + i, first, count), store_some(v + i, second, count);
+    if (copy) store_some(copy + i, weights, count);
   }
 }
 
-// partials[block] = sum of the squares of the block's `piece` elements, in f64.
+// partials[block] = sum of the squares of the block's `piece` elements (a multiple of four), in f64.
 extern "C" __global__ void sum_of_squares(const float *x, double *partials, size_t n, size_t piece) {
   __shared__ double scratch[32];
   const size_t from = blockIdx.x * piece, to = from + piece < n ? from + piece : n;
   double sum = 0;
-  for (size_t i = from + threadIdx.x; i < to; i += blockDim.x) sum += double(x[i]) * double(x[i]);
+#pragma unroll 2
+  for (size_t i = from + threadIdx.x * 4; i < to; i += blockDim.x * 4) {
+    const Four e = load_some(x + i, to - i < 4 ? int(to - i) : 4);
+#pragma unroll
+    for (int j = 0; j < 4; j++) sum += double(e.x[j]) * double(e.x[j]);
+  }
   sum = block_sum(sum, scratch);
   if (threadIdx.x == 0) partials[blockIdx.x] = sum;
 }

@@ -44,7 +44,7 @@ pub(in crate::ops) fn adamw(
     launch(
         device,
         &format!("adamw_{}", suffix(flat.exp_avg)?),
-        Grid::of(n.div_ceil(THREADS).min(BLOCKS), THREADS),
+        Grid::of(n.div_ceil(4 * THREADS).min(BLOCKS), THREADS),
         &args,
     )
 }

@@ -105,6 +105,41 @@ __device__ inline void store8(bf16 *p, const Eight &e) {
   *reinterpret_cast<uint4 *>(p) = make_uint4(pack(e.x[0], e.x[1]), pack(e.x[2], e.x[3]), pack(e.x[4], e.x[5]), pack(e.x[6], e.x[7]));
 }
 
+// Four neighbours at once, 8 bytes of bf16 or 16 of f32; `p` is aligned to that.
+struct Four {
+  float x[4];
+};
+__device__ inline Four load4(const float *p) {
+  const float4 v = *reinterpret_cast<const float4 *>(p);
+  return {{v.x, v.y, v.z, v.w}};
+}
+__device__ inline Four load4(const bf16 *p) {
+  const uint2 v = *reinterpret_cast<const uint2 *>(p);
+  return {{__uint_as_float(v.x << 16), __uint_as_float(v.x & 0xffff0000u), __uint_as_float(v.y << 16), __uint_as_float(v.y & 0xffff0000u)}};
+}
+__device__ inline void store4(float *p, const Four &e) { *reinterpret_cast<float4 *>(p) = make_float4(e.x[0], e.x[1], e.x[2], e.x[3]); }
+__device__ inline void store4(bf16 *p, const Four &e) {
+  *reinterpret_cast<uint2 *>(p) = make_uint2(pack(e.x[0], e.x[1]), pack(e.x[2], e.x[3]));
+}
+
+// The first `count` of four, where there may not be more: zeros for the others.
+template <class T>
+__device__ inline Four load_some(const T *p, int count) {
+  if (count == 4) return load4(p);
+  Four e = {};
+#pragma unroll
+  for (int i = 0; i < 4; i++)
+    if (i < count) e.x[i] = load(p + i);
+  return e;
+}
+template <class T>
+__device__ inline void store_some(T *p, const Four &e, int count) {
+  if (count == 4) return store4(p, e);
+#pragma unroll
+  for (int i = 0; i < 4; i++)
+    if (i < count) store(p + i, e.x[i]);
+}
+
 // Sum and maximum over the lanes of a warp, the same in all of them.
 template <class T>
 __device__ inline T warp_sum(T x) {

@@ -10,7 +10,7 @@ use candle_core::{DType, Device, Result, Tensor};
 
 /// Products of one and of several rows, plain and with all that is fused into them.
 pub(super) fn products(bench: &mut Bench) -> Result<()> {
-    for (rows, inner, outputs) in bench.shapes([(1, 296, 21), (5, 296, 21), (1, 5120, 10_240)]) {
+    for (rows, inner, outputs) in bench.shapes([(1, 296, 21), (5, 296, 21), (1, 5120, 2048)]) {
         let (x, branch) = (bench.tensor(&[rows, inner])?, bench.tensor(&[rows, inner])?);
         let (w, weight) = (bench.tensor(&[2 * outputs, inner])?, bench.exact(&[inner])?);
         let half = w.narrow(0, 0, outputs)?;
