@@ -119,9 +119,16 @@ def machine(args: argparse.Namespace) -> dict:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def doctor(args: argparse.Namespace) -> subprocess.CompletedProcess:
+    """What the program says of the card and its kernels: asked once, since on a card it takes a while."""
+    if "doctor" not in args:
+        args.doctor = run(args, "doctor", check=False)
+    return args.doctor
+
+
 def kernels(args: argparse.Namespace, _: Path) -> dict:
     """doctor's own verdict, and its lines."""
-    done = run(args, "doctor", check=False)
+    done = doctor(args)
     lines = re.findall(r"^  (.+?)  +([\d.e+-]+)(?: of ([\d.e+-]+))?  (ok|FAILED)$", done.stdout, re.M)
     compared = [dict(what=what.strip(), difference=float(d), limit=float(limit or 0), ok=ok == "ok") for what, d, limit, ok in lines]
     return {"ok": done.returncode == 0, "compared": compared, "said": done.stdout[-4000:] + done.stderr[-1000:]}
@@ -269,10 +276,9 @@ def left(args: argparse.Namespace, wanted_s: float) -> bool:
     return time.monotonic() + wanted_s < args.deadline
 
 
-def card(args: argparse.Namespace, known: dict) -> tuple[str, float | None]:
-    """doctor's words, and what of `known` they name."""
-    said = run(args, "doctor", check=False).stdout
-    return said, next((value for gpu, value in known.items() if re.search(rf"^gpu .*{gpu}", said, re.M)), None)
+def of_card(args: argparse.Namespace, known: dict) -> float | None:
+    """What of `known` the card's name tells."""
+    return next((value for gpu, value in known.items() if re.search(rf"^gpu .*{gpu}", doctor(args).stdout, re.M)), None)
 
 
 LLAMA_LITE = ("llama-lite", {}, {}, None)
@@ -302,8 +308,8 @@ def measured(args: argparse.Namespace, tmp: Path, wanted_arms: list, reserve_s: 
     PyTorch compiles, if it is PyTorch."""
     model, length = (SMALL, 64) if args.quick else (LARGE, 1024)
     flops = 6 * sum_products(model) + 12 * model["num_hidden_layers"] * length * model["num_attention_heads"] * model["head_dim"]
-    said, peak = card(args, PEAKS)
-    found: dict = {"ok": False, "rows": [], "flops_per_token": flops, "peak": peak, "said": said[:600]}
+    peak = of_card(args, PEAKS)
+    found: dict = {"ok": False, "rows": [], "flops_per_token": flops, "peak": peak, "said": doctor(args).stdout[:600]}
     largest = max(micro for micro, _ in wanted_arms)
     case(tmp, model, length, length * largest, 40 * length * largest + 1)
     called(torch_side("prepare", "--dir", tmp, "--no-weights"))
@@ -388,8 +394,7 @@ def parts(args: argparse.Namespace, tmp: Path) -> dict:
     values = case(tmp, model, length, length * micro, 40 * length * micro + 1)
     called(torch_side("prepare", "--dir", tmp, "--no-weights"))
     found: dict = {"ok": True, "launches": [], "missing": []}
-    said, peak = card(args, PEAKS)
-    bandwidth = card(args, BANDWIDTHS)[1]
+    peak, bandwidth = of_card(args, PEAKS), of_card(args, BANDWIDTHS)
     parameters = sum_products(model) + model["vocab_size"] * model["hidden_size"]
 
     if left(args, 25):

@@ -42,10 +42,9 @@ pub fn run(cli: Cli) -> Result<()> {
     set_threads(global)?;
     let console = console(global);
     let done = dispatch(cli.command, console);
-    if let Some((path, times)) = device::op_times() {
-        write_atomic(&path, format!("{times:#}\n").as_bytes())?;
-    }
-    done
+    let written = device::op_times().map(|(path, times)| write_atomic(&path, format!("{times:#}\n").as_bytes()));
+    done?;
+    written.unwrap_or(Ok(()))
 }
 
 fn dispatch(command: Command, console: Console) -> Result<()> {

@@ -1,7 +1,6 @@
 // cuBLAS as far as the program calls it, term by term; and the handles that candle makes of cuBLASLt and cuRAND.
 #include "pretend.h"
 #include <cstdlib>
-#include <cstring>
 #include <vector>
 
 namespace {
@@ -21,20 +20,12 @@ size_t width(int type) { return type == R_32F ? 4 : 2; }
 float read(const Operand &m, size_t row, size_t column) {
   const size_t place = column * m.stride + row;
   if (m.type == R_32F) return reinterpret_cast<const float *>(m.at)[place];
-  const uint32_t word = uint32_t(reinterpret_cast<const uint16_t *>(m.at)[place]) << 16;
-  float x;
-  return std::memcpy(&x, &word, 4), x;
+  return widened(reinterpret_cast<const Bf16 *>(m.at)[place]);
 }
 void write(const Operand &m, size_t row, size_t column, float x) {
   const size_t place = column * m.stride + row;
-  if (m.type == R_32F) {
-    reinterpret_cast<float *>(m.at)[place] = x;
-    return;
-  }
-  uint32_t word;
-  std::memcpy(&word, &x, 4);
-  const bool nan = (word & 0x7fffffffu) > 0x7f800000u;
-  reinterpret_cast<uint16_t *>(m.at)[place] = nan ? uint16_t(word >> 16 | 0x40) : uint16_t((word + 0x7fffu + (word >> 16 & 1)) >> 16);
+  if (m.type == R_32F) reinterpret_cast<float *>(m.at)[place] = x;
+  else reinterpret_cast<Bf16 *>(m.at)[place] = rounded(x);
 }
 void check(const Operand &m, int rows, int columns) {
   if (m.stride < rows) std::abort();

@@ -2,6 +2,22 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
+
+struct Bf16 {
+  uint16_t bits;
+};
+inline float widened(Bf16 x) {
+  const uint32_t word = uint32_t(x.bits) << 16;
+  float f;
+  return std::memcpy(&f, &word, 4), f;
+}
+inline Bf16 rounded(float x) {
+  uint32_t word;
+  std::memcpy(&word, &x, 4);
+  const bool nan = (word & 0x7fffffffu) > 0x7f800000u;
+  return {nan ? uint16_t(word >> 16 | 0x40) : uint16_t((word + 0x7fffu + (word >> 16 & 1)) >> 16)};
+}
 
 // Does `work` now or, while a stream is captured, later, with a copy of its arguments.
 extern "C" void pretend_queue(void (*work)(void *), const void *arguments, size_t bytes);
