@@ -14,6 +14,7 @@
 //! | `sft.rs` | fine-tuning: proof, adapters, resume to the bit, formats |
 //! | `benchmarks.rs` | benchmark tasks against the harness's numbers |
 //! | `torture.rs` | the promises of reliability, each broken on purpose many times |
+//! | `cases.rs` | inputs from public bug reports, by the kind of mistake |
 //! | `commands.rs` | every command as a user meets it: output, files, exit codes, hints |
 //! | `bad_config.rs` | a configuration that is refused leaves nothing behind |
 //! | `damaged.rs`, `damaged_data.rs` | every file that is read, damaged: no panic, no memory out of proportion |
@@ -26,6 +27,7 @@ mod allocation;
 mod autograd;
 mod bad_config;
 mod benchmarks;
+mod cases;
 mod commands;
 #[path = "../../src/runtime/damage.rs"]
 mod damage;

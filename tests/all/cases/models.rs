@@ -1,0 +1,1 @@
+//! Model directories as people have them: recognised by content, adapters by an allow-list.

@@ -1,0 +1,1 @@
+//! Promises that planted mistakes broke without a test noticing.

@@ -1,0 +1,1 @@
+//! Run directories that were removed, copied, altered or put on unusual file systems.

@@ -1,0 +1,1 @@
+//! Special tokens, fragments of text, ends of turns and contexts.
