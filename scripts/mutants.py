@@ -1,107 +1,200 @@
-"""Plants bugs into the code that keeps runs safe, one at a time, and demands that the tests catch each.
+"""Plants mistakes into the code and demands that the tests catch each of them.
 
-Usage: mutants.py [--only NAME]...
+Usage: mutants.py [--only NAME]... [--single] [--list]
 
-Works on a copy of the tree in target/mutants, never on the tree itself. Each mutant is a change that a tired programmer could make; the
-tests named beside it must fail with it, and pass without any (which is tried first). Exits 1 if one survives.
+The mistakes stand in scripts/mutants/*.toml, by subject. Each is one that a tired programmer could make:
+
+    [[mutant]]
+    name = "what it breaks"
+    file = "src/..."
+    text = "as it stands there exactly once; «what is replaced» may be marked within it"
+    becomes = "the mistake"
+    tests = "--lib part::of::a::test's::name"     or "--test all ..."
+    build = true                                  only if it is neither an expression nor statements
+
+All of them are compiled into ONE build of a copy of the tree (target/mutants), where each is a branch that is taken only if
+LLAMA_LITE_PLANTED names it: none can disturb another, and none needs a build of its own. The tests named beside a mistake must pass while
+none is at work, and fail with it. --single plants them as plain text instead, with a build for each, as is always done with those marked
+`build`. Exits 1 if a mistake survives, and names it.
 """
 
 import argparse
 import os
-import shutil
+import shlex
+import signal
 import subprocess
 import sys
 import time
+import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+LISTS = ROOT / "scripts" / "mutants"
 COPY = ROOT / "target" / "mutants" / "tree"
+BUILD = ROOT / "target" / "mutants" / "build"
 
-LIB, ALL = ("--lib",), ("--test", "all")
+# Dependencies stay optimised, or the tests would take for ever; the crate itself is rebuilt in seconds.
+PROFILE = ["opt-level=0", "codegen-units=256", "debug=0"]
 
-# name, file, text, what it becomes, test target, test filter
-MUTANTS = [
-    ("write in place", "src/runtime/files.rs",
-     "    let mut file = AtomicFile::create(path)?;\n    file.write_all(bytes).map_err(io_context(\"write\", path))?;\n    file.commit()",
-     "    std::fs::write(path, bytes).map_err(io_context(\"write\", path))", LIB, "runtime::files"),
-    ("no fsync of files", "src/runtime/files.rs", "    step(Op::Fsync(path))?;\n    file.sync_all()",
-     "    let _ = (file, path);\n    Ok(())", LIB, "power"),
-    ("no fsync of directories", "src/runtime/files.rs",
-     "    step(Op::FsyncDir(dir))?;\n    match File::open(dir)?.sync_all() {", "    match File::open(dir).map(drop) {", LIB, "power"),
-    ("old checkpoints deleted before the new one is durable", "src/checkpoint/save.rs",
-     "    let mut writer = Writer::create(",
-     "    for old in super::find::list(&root)?.sound {\n        files::remove_tree(&old.dir)?;\n    }\n    let mut writer = Writer::create(",
-     LIB, "checkpoint"),
-    ("newest by modification time", "src/checkpoint/find.rs",
-     "listing.sound.sort_by(|a, b| (b.manifest.step, &b.dir).cmp(&(a.manifest.step, &a.dir)));",
-     "let at = |v: &Valid| v.dir.metadata().and_then(|m| m.modified()).ok();\n    listing.sound.sort_by(|a, b| at(b).cmp(&at(a)));",
-     ALL, "torture"),
-    ("AdamW's step is not restored", "src/train/state.rs", "self.optimizer.updates = saved.counters.updates;",
-     "self.optimizer.updates = 0;", ALL, "resum"),
-    ("samples depend on the attempt", "src/train/run/interludes.rs", "tokenizer.vocab_size(), s.seed, i as u64)",
-     "tokenizer.vocab_size(), s.seed + self.place.attempt, i as u64)", ALL, "resum"),
-    ("data cursor off by one", "src/train/state.rs", "self.counters = saved.counters.clone();",
-     "self.counters = saved.counters.clone();\n        self.counters.next_sequence += 1;", ALL, "resum"),
-    ("every epoch in the same order", "src/data/order.rs", "Permutation::new(ORDER, self.n, self.seed, epoch)",
-     "Permutation::new(ORDER, self.n, self.seed, epoch * 0)", LIB, "data::order"),
-    ("an error of a write is ignored", "src/runtime/files/append.rs", "            io_failure(\"append to\", path, &e).into()\n",
-     "            let _ = e;\n            anyhow::anyhow!(\"\")\n", LIB, "log_grows"),
-    ("refused updates are multiplied by 0", "src/train/step.rs",
-     "    if !verdict.refuses() {\n        state.optimizer.update(&state.model.flat, &state.grad, grad_norm, lr)?;\n    }",
-     "    let factor = if verdict.refuses() { 0.0 } else { 1.0 };\n    let grad = (&state.grad * factor)?;\n"
-     "    state.optimizer.update(&state.model.flat, &grad, grad_norm * factor, lr * factor)?;", ALL, "not_finite"),
-    ("logs are not cut on resume", "src/metrics/jsonl.rs", "        if !tail.is_empty() {", "        if false && !tail.is_empty() {",
-     ALL, "resum"),
-    ("a refused value enters the guard's window", "src/train/guard.rs",
-     "            self.skipped.push_back(step);\n        } else {",
-     "            self.skipped.push_back(step);\n        }\n        {", LIB, "train::guard"),
-    ("a save is acknowledged before it is written", "src/train/run/saving.rs",
-     "        self.stalled = begun.elapsed();\n        self.progress.interruption(\"saving\", self.config.checkpoint.every, self.stalled);\n        Ok(())",
-     "        let dir = self.place.dir.clone();\n        self.acknowledge(self.state.counters.step, &dir, begun.elapsed())", LIB, "commands::tests::saving"),
-]
+# A mistake may make a test wait for ever.
+PATIENCE_SECONDS = 600
+
+# Appended to lib.rs of the copy.
+SWITCH = """
+/// Whether the planted mistake `name` is at work.
+pub fn planted(name: &str) -> bool {
+    static CHOSEN: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
+    CHOSEN.get_or_init(|| std::env::var("LLAMA_LITE_PLANTED").ok()).as_deref() == Some(name)
+}
+"""
 
 
-def tests(target: tuple[str, ...], name: str) -> bool:
-    """Whether the tests whose name holds `name` pass in the copy."""
-    command = ["cargo", "test", "--release", "--locked", "-q", *target, "--", name]
-    environment = {**os.environ, "CARGO_TARGET_DIR": str(COPY.parent / "build")}
-    done = subprocess.run(command, cwd=COPY, capture_output=True, text=True, env=environment)
-    if "could not compile" in done.stderr:
-        sys.exit(f"a mutant does not compile:\n{done.stderr[-3000:]}")
-    if " 0 passed" in done.stdout and " 0 failed" in done.stdout:
+@dataclass
+class Mutant:
+    """A mistake: in `file`, what stands between `«` and `»` in `text` (or all of it) is replaced by `becomes`."""
+
+    name: str
+    file: str
+    text: str
+    becomes: str
+    tests: str
+    build: bool = False
+
+    def parts(self) -> tuple[str, str, str]:
+        """What is replaced, and what stands before and behind it in `text`."""
+        if "«" not in self.text:
+            return "", self.text, ""
+        before, rest = self.text.split("«")
+        replaced, after = rest.split("»")
+        return before, replaced, after
+
+    def plant(self, switched: bool) -> None:
+        """Changes the copy."""
+        path = COPY / self.file
+        source = path.read_text(encoding="utf-8")
+        before, replaced, after = self.parts()
+        whole = before + replaced + after
+        if source.count(whole) != 1:
+            sys.exit(f"{self.name}: {self.file} holds the text to change {source.count(whole)} times")
+        changed = self.becomes
+        if switched:
+            changed = f'if crate::planted("{self.name}") {{ {self.becomes} }} else {{ {replaced} }}'
+            # An expression within a line needs parentheses; statements must not have any.
+            if "\n" not in replaced and not replaced.endswith(";"):
+                changed = f"({changed})"
+        path.write_text(source.replace(whole, before + changed + after), encoding="utf-8")
+
+
+def load() -> list[Mutant]:
+    """All mistakes, by file and in their order."""
+    mutants = []
+    for path in sorted(LISTS.glob("*.toml")):
+        mutants += [Mutant(**entry) for entry in tomllib.loads(path.read_text(encoding="utf-8"))["mutant"]]
+    return mutants
+
+
+def copy_tree() -> None:
+    """Makes COPY what git knows of the tree. Only files that differ are written: cargo goes by the time of change."""
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
+    wanted = {name for name in names.split("\0") if name and (ROOT / name).is_file()}
+    for path in [path for path in COPY.rglob("*") if path.is_file() and str(path.relative_to(COPY)) not in wanted]:
+        path.unlink()
+    for name in wanted:
+        source, target = ROOT / name, COPY / name
+        if not target.is_file() or target.read_bytes() != source.read_bytes():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(source.read_bytes())
+            target.chmod(source.stat().st_mode)
+
+
+def cargo(arguments: list[str], planted: str = "") -> tuple[int | None, str, str]:
+    """Runs `cargo test` in the copy; the exit code is none where it was not waited for any longer."""
+    overrides = [word for setting in PROFILE for word in ("--config", f"profile.release.package.llama-lite.{setting}")]
+    environment = {**os.environ, "CARGO_TARGET_DIR": str(BUILD), "CARGO_INCREMENTAL": "1"}
+    if planted:
+        environment["LLAMA_LITE_PLANTED"] = planted
+    command = ["cargo", *overrides, "test", "--release", "--locked", "-q", *arguments]
+    # In a process group of its own: a test that hangs is ended with the processes that it has started.
+    process = subprocess.Popen(command, cwd=COPY, env=environment, text=True, start_new_session=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        out, err = process.communicate(timeout=None if "--no-run" in arguments else PATIENCE_SECONDS)
+        return process.returncode, out, err
+    except subprocess.TimeoutExpired:
+        return None, "", ""
+    finally:
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
+def build() -> None:
+    """Compiles the copy and its tests."""
+    code, _, err = cargo(["--lib", "--test", "all", "--no-run"])
+    if code != 0:
+        sys.exit(f"the copy does not compile:\n{err[-6000:]}")
+
+
+def passes(tests: str, planted: str = "") -> bool:
+    """Whether the tests that `tests` names (the target and a part of their names) pass with `planted` at work."""
+    *target, name = shlex.split(tests)
+    code, out, err = cargo([*target, "--", name], planted)
+    if code is not None and "running 0 tests" in out:
         sys.exit(f"no test is called {name}")
-    return done.returncode == 0
+    if "could not compile" in err:
+        sys.exit(f"the copy does not compile:\n{err[-6000:]}")
+    return code == 0
+
+
+def demand_passing(mutants: list[Mutant]) -> None:
+    """The tests are worth something only if they pass without a mistake."""
+    for tests in sorted({mutant.tests for mutant in mutants}):
+        begun = time.monotonic()
+        if not passes(tests):
+            sys.exit(f"without any mistake planted the tests {tests} fail already")
+        print(f"pass      {tests} ({time.monotonic() - begun:.0f} s)", flush=True)
+
+
+def survivors(mutants: list[Mutant], single: bool) -> list[str]:
+    """Tries every mistake; the names of those that no test noticed."""
+    survived = []
+    for mutant in mutants:
+        begun = time.monotonic()
+        if single:
+            copy_tree()
+            mutant.plant(switched=False)
+        caught = not passes(mutant.tests, mutant.name)
+        print(f"{'caught' if caught else 'SURVIVED':9} {mutant.name} ({mutant.tests}, {time.monotonic() - begun:.0f} s)", flush=True)
+        survived += [] if caught else [mutant.name]
+    return survived
 
 
 def main() -> None:
-    """Tries every mutant."""
+    """Tries all mistakes, or those that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", action="append", help="a mutant's name, or a part of it")
+    parser.add_argument("--only", action="append", help="a mistake's name, or a part of it")
+    parser.add_argument("--single", action="store_true", help="a build for each mistake")
+    parser.add_argument("--list", action="store_true", help="names them and ends")
     args = parser.parse_args()
-    chosen = [m for m in MUTANTS if not args.only or any(o in m[0] for o in args.only)]
-    shutil.rmtree(COPY, ignore_errors=True)
-    COPY.mkdir(parents=True)
-    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.split(b"\0")
-    for name in filter(None, files):
-        path = COPY / name.decode()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name.decode(), path)
-    for target, name in sorted({(m[4], m[5]) for m in chosen}):
-        if not tests(target, name):
-            sys.exit(f"without any mutant the tests {name} fail already")
-    survivors = []
-    for name, file, old, new, target, filter_ in chosen:
-        path, begun = COPY / file, time.monotonic()
-        text = path.read_text(encoding="utf-8")
-        if text.count(old) != 1:
-            sys.exit(f"{name}: {file} holds the text to change {text.count(old)} times")
-        path.write_text(text.replace(old, new), encoding="utf-8")
-        caught = not tests(target, filter_)
-        path.write_text(text, encoding="utf-8")
-        print(f"{'caught' if caught else 'SURVIVED':9} {name} ({filter_}, {time.monotonic() - begun:.0f} s)", flush=True)
-        survivors += [] if caught else [name]
-    print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants caught")
-    sys.exit(bool(survivors))
+    chosen = [mutant for mutant in load() if not args.only or any(part in mutant.name for part in args.only)]
+    if args.list:
+        print("\n".join(f"{mutant.name} ({mutant.file}; {mutant.tests})" for mutant in chosen))
+        return
+    alone = [mutant for mutant in chosen if args.single or mutant.build]
+    together = [mutant for mutant in chosen if mutant not in alone]
+    copy_tree()
+    library = COPY / "src/lib.rs"
+    library.write_text(library.read_text(encoding="utf-8") + SWITCH, encoding="utf-8")
+    for mutant in together:
+        mutant.plant(switched=True)
+    build()
+    demand_passing(chosen)
+    survived = survivors(together, single=False) + survivors(alone, single=True)
+    print(f"{len(chosen) - len(survived)} of {len(chosen)} planted mistakes caught")
+    for name in survived:
+        print(f"no test noticed: {name}")
+    sys.exit(bool(survived))
 
 
 if __name__ == "__main__":

@@ -1,1 +1,242 @@
 //! Promises that planted mistakes broke without a test noticing.
+
+use crate::support::{TINY, arg, config, ok, pretrain, stdout};
+use llama_lite::checkpoint::Opened;
+use llama_lite::config::Config;
+use llama_lite::data::batch::Batch;
+use llama_lite::data::corpus::{Corpus, separator};
+use llama_lite::data::rows::{IGNORE, Rows};
+use llama_lite::data::tokenizer::Tokenizer;
+use llama_lite::eval::total_loss;
+use llama_lite::model::Llama;
+use llama_lite::train::footprint::{Footprint, checkpoint_bytes};
+use llama_lite::train::state::load_model;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+fn lines(path: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(path).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Mean loss of `rows` when every document is given to the model by itself.
+fn loss_of_lone_documents(model: &Llama, rows: &Rows, separator: u32, separator_ends: bool) -> f64 {
+    let (inputs, targets) = rows.read(0, rows.len()).unwrap();
+    let mut nats = 0.0;
+    for (inputs, targets) in inputs.chunks(rows.length()).zip(targets.chunks(rows.length())) {
+        let begins = |i: usize| if separator_ends { inputs[i - 1] == separator } else { inputs[i] == separator };
+        let mut starts: Vec<usize> = (1..inputs.len()).filter(|&i| begins(i)).collect();
+        starts.insert(0, 0);
+        starts.push(inputs.len());
+        for document in starts.windows(2).map(|pair| pair[0]..pair[1]) {
+            let (inputs, targets) = (inputs[document.clone()].to_vec(), targets[document].to_vec());
+            nats += total_loss(model, Batch { length: inputs.len(), inputs, targets, starts: None }).unwrap();
+        }
+    }
+    nats / targets.iter().filter(|&&target| target != IGNORE).count() as f64
+}
+
+/// The last validation of a run, and what it should have been for documents that do not see each other.
+fn validation_and_reference(run: &Path, separator_ends: bool) -> (f64, f64) {
+    let logged = lines(&run.join("metrics.jsonl")).into_iter().rfind(|record| record["kind"] == "val").unwrap();
+    let checkpoint = Opened::open(run).unwrap();
+    let tokenizer = Tokenizer::from_dir(checkpoint.tokenizer_dir()).unwrap();
+    let separator = separator(&tokenizer).unwrap();
+    let corpus = Corpus::open(&Config::load(&run.join("config.toml"), &[]).unwrap(), Some(tokenizer)).unwrap();
+    let model = load_model(&checkpoint).unwrap();
+    let alone = loss_of_lone_documents(&model, &corpus.val.unwrap(), separator, separator_ends);
+    (logged["loss"].as_f64().unwrap(), alone)
+}
+
+/// The built-in stories, text files and shards with the separator on either side: each has rows of its own making.
+#[test]
+fn validation_keeps_documents_apart_where_training_does() {
+    let dir = tempfile::tempdir().unwrap();
+    // Rows that hold several stories.
+    let long = [
+        ["train.sequence_length=704", "train.tokens_per_step=1408", "train.micro_batch_size=1", "data.val_stories=4"],
+        ["train.steps=4", "eval.val_tokens=100000", "sample.every=0", "checkpoint.every=4"],
+    ]
+    .concat();
+    let stories = pretrain(dir.path(), "stories", &[&long[..], &["data.document_mask=true"]].concat());
+    let mut checked = vec![(stories, false)];
+    let text: String = (0..300).map(|i| format!("{{\"text\": \"Cat {i} saw a ball. It was {}.\"}}\n", i % 9)).collect();
+    std::fs::write(dir.path().join("text.jsonl"), text).unwrap();
+    let on = |name: &str, train: &Path, tokenizer: &str| -> PathBuf {
+        let text = TINY
+            .replace("source = \"stories\"\n", &format!("train = [{train:?}]\ndocument_mask = true\n"))
+            .replace("stories = 60\nval_stories = 8\n", "")
+            .replace("tokenizer = \"train\"", &format!("tokenizer = {tokenizer:?}"));
+        let (config, out) = (config(dir.path(), &text), dir.path().join(name));
+        let sets = ["--set", "data.val_fraction=0.1"];
+        let sets: &[&str] = if tokenizer == "train" { &sets } else { &[] };
+        ok(&[&["pretrain", "--quiet", "--config", arg(&config), "--out", arg(&out)], sets].concat());
+        out
+    };
+    checked.push((on("text", &dir.path().join("text.jsonl"), "train"), false));
+    let tokenizer = dir.path().join("text/checkpoints/step-00000012/tokenizer.json");
+    for place in ["before", "after"] {
+        let (input, shards) = (dir.path().join("text.jsonl"), dir.path().join(place));
+        ok(&[
+            &["data", "prepare", "--input", arg(&input), "--tokenizer", arg(&tokenizer), "--out", arg(&shards)][..],
+            &["--eot", place, "--val-fraction", "0.1", "--quiet"],
+        ]
+        .concat());
+        checked.push((on(&format!("shards-{place}"), &shards, arg(&tokenizer)), place == "after"));
+    }
+    for (run, separator_ends) in checked {
+        let (logged, alone) = validation_and_reference(&run, separator_ends);
+        assert!((logged / alone - 1.0).abs() < 1e-5, "{}: {logged} {alone}", run.display());
+    }
+    // The same rows in one context each are not the same: the comparison tells something.
+    let (logged, alone) = validation_and_reference(&pretrain(dir.path(), "one-context", &long), false);
+    assert!((logged / alone - 1.0).abs() > 1e-4, "{logged} {alone}");
+}
+
+/// Of protobuf's wire format: (field, varint or fixed number or bytes).
+fn fields(mut bytes: &[u8]) -> Vec<(u64, u64, &[u8])> {
+    fn varint(bytes: &mut &[u8]) -> u64 {
+        let (mut value, mut shift) = (0, 0);
+        loop {
+            let byte = bytes[0];
+            *bytes = &bytes[1..];
+            value |= u64::from(byte & 0x7f) << shift;
+            shift += 7;
+            if byte < 0x80 {
+                return value;
+            }
+        }
+    }
+    let mut fields = Vec::new();
+    while !bytes.is_empty() {
+        let key = varint(&mut bytes);
+        let number = if key & 7 == 0 { varint(&mut bytes) } else { 0 };
+        let length = match key & 7 {
+            0 => 0,
+            1 => 8,
+            5 => 4,
+            _ => varint(&mut bytes) as usize,
+        };
+        fields.push((key >> 3, number, &bytes[..length]));
+        bytes = &bytes[length..];
+    }
+    fields
+}
+
+/// All scalars of a run's event file, sorted: (tag, step, value); of texts the tag and the step.
+fn scalars(run: &Path) -> Vec<(String, u64, Option<f32>)> {
+    let file = std::fs::read_dir(run.join("tensorboard")).unwrap().next().unwrap().unwrap().path();
+    let (bytes, mut scalars, mut at, mut clock) = (std::fs::read(file).unwrap(), Vec::new(), 0, 0.0);
+    while at < bytes.len() {
+        let length = u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+        let event = fields(&bytes[at + 12..at + 12 + length]);
+        at += 16 + length;
+        let time = event.iter().find(|field| field.0 == 1).unwrap().2;
+        let time = f64::from_le_bytes(time.try_into().unwrap());
+        assert!(time >= clock, "the clock goes forward");
+        clock = time;
+        let step = event.iter().find(|field| field.0 == 2).map_or(0, |field| field.1);
+        for (_, _, summary) in event.into_iter().filter(|field| field.0 == 5) {
+            for (_, _, value) in fields(summary) {
+                let value = fields(value);
+                let tag = String::from_utf8(value.iter().find(|field| field.0 == 1).unwrap().2.to_vec()).unwrap();
+                let number = value.iter().find(|field| field.0 == 2).map(|field| field.2.try_into().unwrap());
+                scalars.push((tag, step, number.map(f32::from_le_bytes)));
+            }
+        }
+    }
+    scalars.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
+    scalars
+}
+
+/// The scalars that belong to a line of metrics.jsonl.
+fn scalars_of(record: &Value) -> Vec<(String, u64, Option<f32>)> {
+    let step = record["step"].as_u64().unwrap();
+    let number = |value: &Value| value.as_f64();
+    let list = |field: &str| -> Vec<f64> { record[field].as_array().unwrap().iter().filter_map(Value::as_f64).collect() };
+    let named = |group: &str, fields: &[&str]| -> Vec<(String, Option<f64>)> {
+        fields.iter().map(|field| (format!("{group}/{field}"), number(&record[*field]))).collect()
+    };
+    let all = match record["kind"].as_str().unwrap() {
+        "train" => {
+            let mut all = named("train", &["loss", "grad_norm", "lr", "tokens"]);
+            all.extend(named("speed", &["tokens_per_second", "mfu", "data_seconds"]));
+            all
+        }
+        "val" => named("val", &["loss", "bits_per_byte", "floor_bits_per_byte"]),
+        "layers" => {
+            let names = record["names"].as_array().unwrap().iter().map(|name| name.as_str().unwrap());
+            let mut all = vec![("train/logit_rms".to_owned(), number(&record["logit_rms"]))];
+            for (i, name) in names.enumerate() {
+                let ratio = list("update_norm")[i] / list("weight_norm")[i];
+                all.push((format!("update_to_weight/{name}"), Some(ratio)));
+                all.push((format!("layer_grad_norm/{name}"), Some(list("grad_norm")[i])));
+                all.push((format!("adam_step/{name}"), Some(list("adam_step")[i])));
+            }
+            let most = list("attention_logit_max").into_iter().enumerate();
+            all.extend(most.map(|(block, x)| (format!("attention_logit_max/{block}"), Some(x))));
+            all
+        }
+        other => panic!("{other}"),
+    };
+    let kept = all.into_iter().filter(|(_, value)| value.is_some());
+    kept.map(|(tag, value)| (tag, step, value.map(|value| value as f32))).collect()
+}
+
+/// Every number of the logs stands in the event file once, under its step, whether it was appended or the file was written anew.
+#[test]
+fn tensorboard_shows_the_numbers_and_steps_of_the_logs() {
+    let dir = tempfile::tempdir().unwrap();
+    let sets = ["log.tensorboard=true", "log.layers_every=4", "schedule.decay_steps=12"];
+    let run = pretrain(dir.path(), "run", &[&sets[..], &["train.steps=9"]].concat());
+    let compare = || {
+        let mut wanted: Vec<_> = lines(&run.join("metrics.jsonl")).iter().flat_map(scalars_of).collect();
+        for sample in lines(&run.join("samples.jsonl")) {
+            let prompt = sample["prompt"].as_str().unwrap();
+            wanted.push((format!("samples/{prompt}"), sample["step"].as_u64().unwrap(), None));
+        }
+        wanted.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
+        assert_eq!(scalars(&run), wanted);
+    };
+    compare();
+    ok(&["resume", "--ckpt", arg(&run), "--set", "train.steps=12", "--quiet"]);
+    compare();
+    let steps = |tag: &str| -> Vec<u64> {
+        scalars(&run).into_iter().filter(|scalar| scalar.0 == tag).map(|scalar| scalar.1).collect()
+    };
+    assert_eq!(steps("val/loss"), [0, 4, 8, 9, 12]);
+    assert_eq!(steps("train/loss"), (1..=12).collect::<Vec<_>>());
+}
+
+/// The copy that a checkpoint is written from is as large as the tensors of the checkpoint, and is counted where memory is planned.
+#[test]
+fn a_plan_counts_the_copy_that_is_saved() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = pretrain(dir.path(), "run", &[]);
+    let tensors = ["model.safetensors", "optimizer.safetensors"].map(|name| {
+        let bytes = std::fs::read(run.join("checkpoints/step-00000012").join(name)).unwrap();
+        bytes.len() as u64 - 8 - u64::from_le_bytes(bytes[..8].try_into().unwrap())
+    });
+    let config_of_run = Config::load(&run.join("config.toml"), &[]).unwrap();
+    assert_eq!(checkpoint_bytes(&config_of_run), tensors.iter().sum::<u64>());
+    let (beside, at_once) = (Footprint::of(&config_of_run), {
+        let set = "checkpoint.background=false".to_owned();
+        Footprint::of(&Config::load(&run.join("config.toml"), &[set]).unwrap())
+    });
+    assert_eq!((beside.snapshot, at_once.snapshot), (tensors.iter().sum(), 0));
+    assert_eq!(beside.peak() - at_once.peak(), beside.snapshot);
+    // As it is printed: 1,716,144,128 weights and two moments of each.
+    let plan = |more: &[&str]| stdout(&ok(&[&["plan", "--config", "configs/llama-1.7b.toml"], more].concat()));
+    let gigabytes = |text: &str, class: &str| -> f64 {
+        let line = text.lines().find(|line| line.trim_start().starts_with(class));
+        let line = line.unwrap_or_else(|| panic!("{class}: {text}")).trim_start();
+        line[class.len()..].split_whitespace().next().unwrap().parse().unwrap()
+    };
+    let beside = plan(&["--set", "checkpoint.background=true"]);
+    assert_eq!(gigabytes(&beside, "copy being saved"), 20.6);
+    assert_eq!(gigabytes(&beside, "checkpoints"), 20.6);
+    let at_once = plan(&["--set", "checkpoint.background=false"]);
+    assert!(!at_once.contains("copy being saved"), "{at_once}");
+    let saved = gigabytes(&beside, "memory") - gigabytes(&at_once, "memory");
+    assert!((saved - 20.6).abs() < 0.11, "{saved}");
+}
