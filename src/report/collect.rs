@@ -294,7 +294,8 @@ fn thin(train: &[Train]) -> Curve {
         let Some(last) = piece.last() else { continue };
         let losses = || piece.iter().map(|step| step.loss);
         let fed = last.tokens.saturating_sub(tokens) as f64;
-        let took: f64 = piece.iter().map(|step| fed / piece.len() as f64 / step.tokens_per_second).sum();
+        let seconds = |step: &Train| fed / piece.len() as f64 / step.tokens_per_second;
+        let took: f64 = piece.iter().map(seconds).sum();
         tokens = last.tokens;
         curve.step.push(last.step);
         curve.tokens.push(last.tokens);
@@ -304,7 +305,8 @@ fn thin(train: &[Train]) -> Curve {
         curve.grad_norm.push(piece.iter().map(|step| step.grad_norm).fold(f64::NAN, f64::max));
         curve.lr.push(last.lr);
         curve.tokens_per_second.push(fed / took);
-        curve.mfu.push(piece.iter().map(|step| step.mfu).sum::<f64>() / piece.len() as f64);
+        // A slow step counts for as long as it took, as in tokens over time: a mean of rates would flatter uneven steps.
+        curve.mfu.push(piece.iter().map(|step| step.mfu * seconds(step)).sum::<f64>() / took);
     }
     curve
 }

@@ -57,3 +57,65 @@ impl Optimizer {
         adamw(&flat, &self.ranges, &hyper)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use candle_core::Device;
+
+    const N: usize = 4096;
+
+    fn optimizer(moments: &str, seed: u64) -> Optimizer {
+        let text = "[model]\nhidden_size = 16\nintermediate_size = 16\nnum_hidden_layers = 1\nnum_attention_heads = 2\nvocab_size = 320\n\
+                    [data]\nsource = \"stories\"\ntokenizer = \"train\"\n[train]\nsequence_length = 16\nmicro_batch_size = 1\nsteps = 9\n\
+                    [optimizer]\ngrad_clip = 0\n";
+        let config = Config::from_toml_str(&format!("{text}moments = {moments:?}\n"), "a.toml").unwrap();
+        let layout = Layout::of(vec![("w".into(), vec![N])]);
+        Optimizer::new(&config.optimizer, &layout, &layout.zeros(&Device::Cpu).unwrap(), seed).unwrap()
+    }
+
+    /// First moments after each of `n` updates with a gradient that is `g` everywhere.
+    fn first_moments(optimizer: &mut Optimizer, n: usize, g: f32) -> Vec<Vec<f32>> {
+        let (weights, grad) =
+            (Tensor::zeros(N, DType::F32, &Device::Cpu).unwrap(), Tensor::full(g, N, &Device::Cpu).unwrap());
+        let update = |_| {
+            optimizer.update(&weights, None, &grad, 1.0, 1e-3).unwrap();
+            optimizer.exp_avg.to_vec1().unwrap()
+        };
+        (0..n).map(update).collect()
+    }
+
+    /// Rounding by chance is right on average over the STEPS of each place: a place that always drew the same would be pushed one way
+    /// for the whole run, by up to 1 / (1 - beta1) units of rounding.
+    #[test]
+    fn rounding_draws_anew_at_every_step() {
+        let g = 1.003_f32;
+        // The first hundred steps approach the gradient.
+        let moments = first_moments(&mut optimizer("bf16", 7), 500, g).split_off(100);
+        let unit = 1.0 / 128.0;
+        let worst = (0..N).map(|i| {
+            let mean = moments.iter().map(|moments| f64::from(moments[i])).sum::<f64>() / moments.len() as f64;
+            (mean - f64::from(g)).abs() / unit
+        });
+        // One draw moves the mean by half a unit at most, and 1 / (1 - beta1) = 10 steps remember it: 10 / 2 / sqrt(400) = 0.25 at one
+        // standard deviation, and the largest of 4,096 is some four of these.
+        let worst = worst.fold(0.0, f64::max);
+        assert!(worst < 1.5, "{worst} units of rounding");
+        assert!(worst > 0.01, "nothing is rounded");
+    }
+
+    #[test]
+    fn rounding_depends_on_the_seed_and_on_the_update_alone() {
+        let one = first_moments(&mut optimizer("bf16", 7), 3, 1.003);
+        assert_eq!(one, first_moments(&mut optimizer("bf16", 7), 3, 1.003));
+        assert_ne!(one[2], first_moments(&mut optimizer("bf16", 8), 3, 1.003)[2]);
+        // As after a resume: the moments and the number of updates are all that is restored.
+        let mut resumed = optimizer("bf16", 7);
+        resumed.exp_avg.slice_set(&Tensor::from_slice(&one[1], N, &Device::Cpu).unwrap(), 0, 0).unwrap();
+        resumed.updates = 2;
+        assert_eq!(first_moments(&mut resumed, 1, 1.003)[0], one[2]);
+        let exact = first_moments(&mut optimizer("f32", 7), 3, 1.003);
+        assert!(exact[2].iter().all(|&m| m == exact[2][0]), "nothing is drawn where nothing is rounded");
+    }
+}

@@ -72,6 +72,36 @@ fn a_run_becomes_points_that_keep_its_extremes() {
     assert_eq!(run.build["cpu"], "x");
 }
 
+/// A point stands for several steps: its speed and its utilisation are those of its tokens over its time, whatever the steps took.
+#[test]
+fn uneven_steps_count_for_the_time_they_took() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = made(&dir.path().join("a"), 4, "0.1");
+    // 100 tokens a step, by turns in 1 s and in 4 s; 1,000 tokens a second are all that the device can do.
+    let uneven = |i: u64| {
+        let tokens_per_second = if i.is_multiple_of(2) { 100.0 } else { 25.0 };
+        Record::Train(Train { tokens_per_second, mfu: tokens_per_second / 1000.0, ..step(i, 2.0) })
+    };
+    let lines: String =
+        (1..=2 * POINTS as u64 + 2).map(|i| serde_json::to_string(&uneven(i)).unwrap() + "\n").collect();
+    std::fs::write(run.join("metrics.jsonl"), lines).unwrap();
+    let curve = &collect(&[run]).unwrap().runs[0].train;
+    assert!(curve.step.len() <= POINTS && curve.step.len() > POINTS / 2);
+    let total = |rates: &[f64]| -> f64 {
+        let tokens = curve.tokens.iter().scan(0, |before, &now| Some(now - std::mem::replace(before, now)));
+        tokens.zip(rates).map(|(tokens, rate)| tokens as f64 / rate).sum()
+    };
+    let (steps, seconds) = (2.0 * POINTS as f64 + 2.0, 2.5 * (2.0 * POINTS as f64 + 2.0));
+    assert!((total(&curve.tokens_per_second) / seconds - 1.0).abs() < 1e-9);
+    let mean = curve.tokens_per_second[0];
+    assert!((mean - 300.0 / 9.0).abs() < 1e-9, "three steps of 4, 1 and 4 s: {mean}");
+    assert_eq!(curve.step[0], 3);
+    for (speed, mfu) in curve.tokens_per_second.iter().zip(&curve.mfu) {
+        assert!((mfu * 1000.0 - speed).abs() < 1e-9, "{mfu} {speed}");
+    }
+    assert_eq!(curve.tokens.last(), Some(&(steps as u64 * 100)));
+}
+
 #[test]
 fn runs_are_compared_and_text_of_strangers_stays_text() {
     let dir = tempfile::tempdir().unwrap();

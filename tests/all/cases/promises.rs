@@ -153,7 +153,8 @@ fn scalars(run: &Path) -> Vec<(String, u64, Option<f32>)> {
 fn scalars_of(record: &Value) -> Vec<(String, u64, Option<f32>)> {
     let step = record["step"].as_u64().unwrap();
     let number = |value: &Value| value.as_f64();
-    let list = |field: &str| -> Vec<f64> { record[field].as_array().unwrap().iter().filter_map(Value::as_f64).collect() };
+    let list =
+        |field: &str| -> Vec<f64> { record[field].as_array().unwrap().iter().filter_map(Value::as_f64).collect() };
     let named = |group: &str, fields: &[&str]| -> Vec<(String, Option<f64>)> {
         fields.iter().map(|field| (format!("{group}/{field}"), number(&record[*field]))).collect()
     };
