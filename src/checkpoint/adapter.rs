@@ -5,6 +5,7 @@ use super::tensors::TensorFile;
 use crate::config::{LORA_TARGETS, LoraConfig, ModelConfig};
 use crate::model::lora::{self, A, B, PREFIX};
 use crate::runtime::error::{Exit, fail};
+use crate::runtime::shell::quoted;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -57,7 +58,10 @@ impl Adapter {
         let base = Opened::open(&base).with_context(|| format!("the model of the adapter {}", dir.display()))?;
         if base.adapter().is_some() {
             return Err(fail(Exit::Config, format!("{}: the model of an adapter is an adapter itself", at()))
-                .hint("merge that one first: export --merge-lora")
+                .hint(format!(
+                    "merge that one first: llama-lite export --ckpt {} --merge-lora --out DIR",
+                    quoted(&base.dir)
+                ))
                 .into());
         }
         let config = parse(json, &file).with_context(at)?;

@@ -4,6 +4,7 @@ use super::resume::pieces;
 use crate::cli::{Fork, Piece as Word};
 use crate::metrics::Console;
 use crate::runtime::error::{Exit, fail, note};
+use crate::runtime::shell::quoted;
 use crate::train::fork::{Branch, fork};
 use crate::train::resume::locate;
 use anyhow::Result;
@@ -27,8 +28,9 @@ pub(super) fn run(args: &Fork, console: Console) -> Result<()> {
     };
     let dirs = fork(&args.ckpt, &branches, args.steps.get(), &out, console)?;
     if !console.quiet {
-        let dirs: Vec<String> = dirs.iter().map(|dir: &PathBuf| dir.display().to_string()).collect();
-        note(&format!("compare them: llama-lite report {} --out {}/report.html", dirs.join(" "), out.display()));
+        let dirs: Vec<String> = dirs.iter().map(|dir: &PathBuf| quoted(dir)).collect();
+        let page = quoted(&out.join("report.html"));
+        note(&format!("compare them: llama-lite report {} --out {page}", dirs.join(" ")));
     }
     Ok(())
 }

@@ -38,7 +38,7 @@ pub fn page(report: &Report, refresh: Option<u64>) -> Result<String> {
          <section id=\"differences\" hidden><h2>Differences in configuration</h2></section>\n\
          <section id=\"builds\"><h2>Machine and build</h2></section>\n\
          <section id=\"configs\"><h2>Configuration</h2></section>\n</main>\n\
-         <noscript>This page draws its charts with a script of its own; terminal form: llama-lite report --text.</noscript>\n\
+         <noscript>This page draws its charts with a script of its own; terminal form: llama-lite report --text RUN_DIR.</noscript>\n\
          <script type=\"application/json\" id=\"data\">{data}</script>\n<script>\n{SCRIPT}</script>\n</body>\n</html>\n",
         states.join("<br>")
     ))

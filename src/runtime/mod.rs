@@ -8,4 +8,5 @@ pub mod files;
 pub mod guard;
 pub mod machine;
 pub mod memory;
+pub mod shell;
 pub mod thread;

@@ -21,6 +21,7 @@ use crate::ops::precision::Precision;
 use crate::runtime::error::{Exit, fail, note};
 use crate::runtime::files::{Lock, create_dirs, lock, write_atomic};
 use crate::runtime::memory;
+use crate::runtime::shell::quoted;
 use anyhow::Result;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -163,9 +164,8 @@ fn refuse_existing_run_locked(out: &Path) -> Result<()> {
     if !out.join("config.toml").exists() && !out.join("checkpoints").exists() {
         return Ok(());
     }
-    let out = out.display();
-    Err(fail(Exit::Config, format!("{out} already holds a run"))
-        .hint(format!("go on with it: llama-lite resume --ckpt {out}; or choose another --out"))
+    Err(fail(Exit::Config, format!("{} already holds a run", out.display()))
+        .hint(format!("go on with it: llama-lite resume --ckpt {}; or choose another --out", quoted(out)))
         .into())
 }
 

@@ -17,6 +17,7 @@ use crate::metrics::{Console, Events, read_events};
 use crate::ops::device;
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::{lock, read_bounded, write_atomic};
+use crate::runtime::shell::quoted;
 use anyhow::{Context, Result};
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -199,15 +200,22 @@ pub fn locate(ckpt: &Path) -> Result<(PathBuf, Option<PathBuf>)> {
     if ckpt.file_name().is_some_and(|n| n.to_string_lossy().starts_with('.')) {
         let message = format!("{}: set aside, no longer a checkpoint of its run", ckpt.display());
         return Err(fail(Exit::Config, message)
-            .hint("rename it to step-NNNNNNNN first, or use it with pretrain --init-from")
+            .hint("rename it to step-NNNNNNNN first, or use it with `pretrain --init-from`")
             .into());
     }
     let full = ckpt.canonicalize().with_context(|| ckpt.display().to_string())?;
     match full.parent().and_then(Path::parent) {
         Some(run) if run.join("config.toml").exists() => Ok((run.to_path_buf(), Some(full))),
         _ => {
+            // A model of elsewhere has a configuration of its own.
+            let hint = if ckpt.join("config.json").exists() {
+                let model = quoted(ckpt);
+                format!("to start a new run from these weights: llama-lite pretrain --config FILE --init-from {model}")
+            } else {
+                "give the directory of a run, or one of its checkpoints/step-...".to_owned()
+            };
             Err(fail(Exit::Config, format!("{}: neither a run directory nor a checkpoint inside one", ckpt.display()))
-                .hint("to start a new run from these weights: pretrain --config FILE --init-from DIR")
+                .hint(hint)
                 .into())
         }
     }

@@ -13,6 +13,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::metrics::Console;
 use crate::runtime::error::{Exit, fail, note};
 use crate::runtime::files::write_atomic;
+use crate::runtime::shell::quoted;
 use anyhow::Result;
 use std::path::Path;
 
@@ -47,8 +48,9 @@ impl Tune {
     pub fn open(request: &Request, console: Console) -> Result<Self> {
         let source = Opened::open(request.ckpt)?;
         if source.adapter().is_some() {
+            let merge = format!("llama-lite export --ckpt {} --merge-lora --out DIR", quoted(&source.dir));
             return Err(fail(Exit::Config, format!("{}: adapters, not a model", source.dir.display()))
-                .hint("make a model of them first: llama-lite export --merge-lora")
+                .hint(format!("make a model of them, then fine-tune that: {merge}"))
                 .into());
         }
         let base = std::path::absolute(&source.dir)?;

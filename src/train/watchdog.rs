@@ -3,6 +3,7 @@
 
 use crate::metrics::Events;
 use crate::runtime::error::{Exit, note};
+use crate::runtime::shell::quoted;
 use crate::runtime::{machine, thread};
 use anyhow::Result;
 use serde_json::json;
@@ -128,7 +129,7 @@ impl Shared {
         }
         let lines: String = threads.iter().map(|line| format!("\n  thread {line}")).collect();
         note(&format!("error: {what}{lines}"));
-        note(&format!("hint: resume it: llama-lite resume --ckpt {}", self.run_dir.display()));
+        note(&format!("hint: resume it: llama-lite resume --ckpt {}", quoted(&self.run_dir)));
         // Whoever is stuck may hold the events; this is another handle on the same file, and its lines are whole.
         let event = json!({"what": what, "threads": threads});
         let _ = Events::open(&self.run_dir).and_then(|mut events| events.append("hang", event));

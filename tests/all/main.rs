@@ -20,6 +20,7 @@
 //! | `damaged.rs`, `damaged_data.rs` | every file that is read, damaged: no panic, no memory out of proportion |
 //! | `hostile_names.rs` | names in manifests, links and pipes: nothing outside is opened, nothing is waited for |
 //! | `tidy.rs` | the rules of the code base |
+//! | `hints.rs` | every command, flag and key that a message or the README names exists |
 
 #![allow(clippy::unwrap_used)]
 
@@ -36,6 +37,7 @@ mod damaged_data;
 mod data;
 mod exactly_once;
 mod generation;
+mod hints;
 #[cfg(target_os = "linux")]
 mod hostile_names;
 mod huggingface;

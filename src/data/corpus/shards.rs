@@ -9,6 +9,7 @@ use crate::data::shards::manifest::Split;
 use crate::data::shards::{ShardSet, split_files};
 use crate::data::tokenizer::Tokenizer;
 use crate::runtime::error::{Exit, fail};
+use crate::runtime::shell::quoted;
 use anyhow::Result;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -41,7 +42,10 @@ pub(super) fn paths(patterns: &[String], split: Split) -> Result<Option<Vec<Path
 fn paths_of(pattern: &str, split: Split) -> Result<Option<Vec<PathBuf>>> {
     if pattern.starts_with("hub:") {
         return Err(fail(Exit::Config, format!("{pattern}: a run does not download its data"))
-            .hint(format!("first: llama-lite data prepare --input {pattern} --tokenizer gpt2 --out DIR"))
+            .hint(format!(
+                "first: llama-lite data prepare --input {} --tokenizer gpt2 --out DIR",
+                quoted(Path::new(pattern))
+            ))
             .into());
     }
     let path = Path::new(pattern);

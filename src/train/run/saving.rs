@@ -6,6 +6,7 @@ use crate::data::loader::Drawn;
 use crate::metrics::{ascii_plot, count};
 use crate::runtime::error::{Exit, fail, failure_in, note};
 use crate::runtime::memory;
+use crate::runtime::shell::quoted;
 use crate::train::footprint::checkpoint_bytes;
 use crate::train::saver::{Done, Job, write};
 use crate::train::snapshot::{Snapshot, with_contents};
@@ -201,9 +202,8 @@ impl Run {
         let step = self.state.counters.step;
         self.logs.events.append("stop", json!({"step": step}))?;
         self.requests.honoured();
-        let dir = self.place.dir.display();
         Err(fail(Exit::Stopped, format!("stopped at step {step} of {}, all saved", self.config.train.steps))
-            .hint(format!("go on with: llama-lite resume --ckpt {dir}"))
+            .hint(format!("go on with: llama-lite resume --ckpt {}", quoted(&self.place.dir)))
             .into())
     }
 
@@ -219,8 +219,7 @@ impl Run {
             note(&ascii_plot(&self.curve, 72, 16, floor, title));
         }
         if !self.console.quiet {
-            let dir = self.place.dir.display();
-            note(&format!("done: {} steps. Try: llama-lite sample --ckpt {dir}", count(step)));
+            note(&format!("done: {} steps. Try: llama-lite sample --ckpt {}", count(step), quoted(&self.place.dir)));
         }
         Ok(())
     }
