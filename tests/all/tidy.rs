@@ -185,3 +185,76 @@ fn the_readme_lists_every_configuration_key() {
     let reference = llama_lite::config::reference();
     assert!(readme.contains(reference.trim()), "README.md, under Configuration, must hold:\n{reference}");
 }
+
+/// A mistake of scripts/mutants/*.toml.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Mutant {
+    name: String,
+    file: String,
+    text: String,
+    becomes: String,
+    tests: String,
+    #[serde(default)]
+    build: bool,
+}
+
+fn mutants() -> Vec<Mutant> {
+    #[derive(serde::Deserialize)]
+    struct List {
+        mutant: Vec<Mutant>,
+    }
+    let lists = std::fs::read_dir(root().join("scripts/mutants")).unwrap().map(|entry| entry.unwrap().path());
+    let parse = |path: PathBuf| {
+        let text = std::fs::read_to_string(&path).unwrap();
+        toml::from_str::<List>(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display())).mutant
+    };
+    lists.filter(|path| path.extension().is_some_and(|e| e == "toml")).flat_map(parse).collect()
+}
+
+/// The names of all tests below `dir`, as the test program itself prints them.
+fn tests_below(dir: &str) -> Vec<String> {
+    let (mut paths, mut names) = (Vec::new(), Vec::new());
+    sources(&root().join(dir), &mut paths);
+    for path in paths {
+        let module = path.strip_prefix(root().join(dir)).unwrap().with_extension("");
+        let module: Vec<_> = module.iter().map(|part| part.to_str().unwrap()).filter(|part| *part != "mod").collect();
+        let (text, mut inside, mut attribute) = (std::fs::read_to_string(&path).unwrap(), "", false);
+        for line in text.lines().map(str::trim_start) {
+            if line == "mod tests {" || line.starts_with("pub(crate) mod tests {") {
+                inside = "::tests";
+            }
+            if line.starts_with("#[test]") {
+                attribute = true;
+            } else if let Some((name, _)) = line.strip_prefix("fn ").and_then(|rest| rest.split_once('(')) {
+                names.extend(attribute.then(|| format!("{}{inside}::{name}", module.join("::"))));
+                attribute = false;
+            }
+        }
+    }
+    names
+}
+
+/// A planted mistake whose text has gone, or whose tests have other names now, would prove nothing.
+#[test]
+fn planted_mistakes_can_be_planted_and_their_tests_exist() {
+    let (mutants, unit, all) = (mutants(), tests_below("src"), tests_below("tests/all"));
+    assert!(unit.len() > 300 && all.len() > 100, "{} {}", unit.len(), all.len());
+    for (i, mutant) in mutants.iter().enumerate() {
+        let Mutant { name, file, text, becomes, tests, .. } = mutant;
+        assert!(mutants[..i].iter().all(|other| other.name != *name), "two are called {name:?}");
+        let marks = (text.matches('«').count(), text.matches('»').count());
+        assert!(marks == (0, 0) || marks == (1, 1), "{name}: « and » mark one part of the text");
+        let source = std::fs::read_to_string(root().join(file)).unwrap();
+        let (plain, count) = (text.replace(['«', '»'], ""), |text: &str| source.matches(text).count());
+        assert_eq!(count(&plain), 1, "{name}: {file} must hold this once:\n{plain}");
+        assert!(!plain.is_empty() && plain != *becomes, "{name} changes nothing");
+        assert!(mutant.build || !becomes.is_empty(), "{name}: an empty branch is written ()");
+        let (names, filter) = match tests.split_once(' ') {
+            Some(("--lib", filter)) => (&unit, filter),
+            Some(("--test", rest)) => (&all, rest.strip_prefix("all ").unwrap_or_else(|| panic!("{name}: {tests}"))),
+            _ => panic!("{name}: tests are --lib NAME or --test all NAME, not {tests}"),
+        };
+        assert!(names.iter().any(|test| test.contains(filter)), "{name}: no test is called {filter}");
+    }
+}
