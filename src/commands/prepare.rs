@@ -27,7 +27,7 @@ struct Encoder {
 
 impl Encode for Encoder {
     fn encode_ordinary_batch(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
-        texts.iter().map(|text| self.tokenizer.encode_ordinary(text)).collect()
+        texts.iter().map(|text| self.tokenizer.encode_document(text)).collect()
     }
 
     fn separator(&self) -> u32 {

@@ -5,7 +5,7 @@
 //! crate ([`hub`]). Which of the two it is changes the speed only.
 //!
 //! There are two ways to encode because there are two kinds of text. Documents of a corpus are data: whatever looks
-//! like a special token in them is plain text ([`Tokenizer::encode_ordinary`]). Prompts are written by the user, who
+//! like a special token in them is plain text ([`Tokenizer::encode_document`]). Prompts are written by the user, who
 //! may mean a special token by its name, and start as the model expects ([`Tokenizer::encode`]).
 
 mod byte_bpe;
@@ -121,7 +121,7 @@ impl Tokenizer {
     fn load(path: &Path, of_model: bool) -> Result<Self> {
         let bytes = read_capped(path)?;
         let root: Value = serde_json::from_slice(&bytes).map_err(|error| wrong_file(path, error))?;
-        let engine = match ByteBpe::from_json(&root) {
+        let mut engine = match ByteBpe::from_json(&root) {
             Some(engine) => Engine::Byte(Box::new(engine)),
             None => Engine::Hub(Box::new(Hub::new(bytes, &root).map_err(|why| wrong_file(path, why))?)),
         };
@@ -130,6 +130,9 @@ impl Tokenizer {
             Some(dir) if path.ends_with("tokenizer.json") => Ends::read(dir, of_model, &engine)?,
             _ => Ends::usual(&engine),
         };
+        if let Engine::Hub(hub) = &mut engine {
+            hub.add_control(ends.eos.into_iter().chain(ends.bos).chain(ends.stops.iter().copied()));
+        }
         Ok(Self { inner: Arc::new(Inner { engine: engine.into(), ends, json: OnceLock::new() }) })
     }
 
@@ -176,9 +179,29 @@ impl Tokenizer {
         }
     }
 
-    /// [`encode_ordinary`](Self::encode_ordinary) of each text, on all cores.
-    pub fn encode_ordinary_batch(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
-        texts.par_iter().map(|text| self.encode_ordinary(text)).collect()
+    /// [`encode_ordinary`](Self::encode_ordinary) of a text that the end of text will separate from others, which therefore
+    /// must not be inside it.
+    ///
+    /// # Errors
+    /// Those of encoding; [`Exit::Data`] for a tokenizer that has ordinary text for its end of text.
+    pub fn encode_document(&self, text: &str) -> Result<Vec<u32>> {
+        let ids = self.encode_ordinary(text)?;
+        match self.eos_id().filter(|eos| ids.contains(eos)) {
+            Some(eos) => Err(self.ambiguous_end(eos).into()),
+            None => Ok(ids),
+        }
+    }
+
+    fn ambiguous_end(&self, eos: u32) -> Failure {
+        let name = self.inner.engine.name_of(eos).unwrap_or_default();
+        let message = format!("text encodes to the tokenizer's end of text (id {eos}, {name:?}), which separates documents");
+        fail(Exit::Data, message)
+            .hint("name a token that no text gives as eos_token in the tokenizer_config.json beside the tokenizer.json")
+    }
+
+    /// [`encode_document`](Self::encode_document) of each text, on all cores.
+    pub fn encode_documents(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
+        texts.par_iter().map(|text| self.encode_document(text)).collect()
     }
 
     /// The text of `ids`. Malformed UTF-8 becomes U+FFFD; ids outside the vocabulary (the padding rows of a model) have

@@ -41,7 +41,7 @@ pub(super) fn open(config: &Config, tokenizer: Option<Tokenizer>) -> Result<Corp
     }
     let val: Vec<Story> = (0..config.data.val_stories).map(|i| stories.story(Split::Val, i)).collect();
     let texts: Vec<&str> = val.iter().map(|s| s.text.as_str()).collect();
-    let mut encoded = tokenizer.encode_ordinary_batch(&texts)?;
+    let mut encoded = tokenizer.encode_documents(&texts)?;
     encoded.truncate(stories_within(&encoded, config.eval.val_tokens));
     let floor = floor(val[..encoded.len()].iter());
     let mut rows = Rows::packed(&encoded, separator, config.train.sequence_length);

@@ -114,7 +114,7 @@ pub(super) fn append_encoded<S: AsRef<str>>(
     ids: &mut Vec<u32>,
 ) -> Result<()> {
     let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
-    for document in tokenizer.encode_ordinary_batch(&texts)? {
+    for document in tokenizer.encode_documents(&texts)? {
         ids.push(separator);
         ids.extend(document);
     }

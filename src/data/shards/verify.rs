@@ -56,7 +56,7 @@ pub fn verify(dir: &Path) -> Result<Report> {
         }
         let mut report = Report::default();
         for (_, path) in &present {
-            report.add(&TokenFile::open(path)?, usize::MAX)?;
+            report.add(&TokenFile::open(path)?, usize::MAX, None)?;
         }
         return Ok(report);
     };
@@ -69,7 +69,8 @@ pub fn verify(dir: &Path) -> Result<Report> {
         let file = TokenFile::open(&dir.join(&entry.name))?;
         entry.matches(&file)?;
         // Before the hashes, because a bad id has the narrowest place to name.
-        let max_id = report.add(&file, manifest.tokenizer.vocab_size)?;
+        let separator = manifest.tokenizer.separator;
+        let Content { max_id, separators } = report.add(&file, manifest.tokenizer.vocab_size, Some(separator))?;
         if max_id != entry.max_id {
             let what = format!("its largest id is {max_id}, shards.json says {}", entry.max_id);
             return Err(damaged(file.path(), &what).into());
@@ -78,27 +79,42 @@ pub fn verify(dir: &Path) -> Result<Report> {
         if file.blake3()? != entry.blake3 {
             return Err(damaged(file.path(), "its content does not match its hash in shards.json").into());
         }
-        check_docs(dir, entry, &file, manifest.tokenizer.separator, manifest.recipe.eot)?;
+        let at_starts = check_docs(dir, entry, &file, separator, manifest.recipe.eot)?;
+        if separators != at_starts {
+            let what = format!("{separators} tokens are the separator {separator}, but {at_starts} documents have one");
+            return Err(fail(Exit::Data, format!("{}: {what}", file.path().display()))
+                .hint("the text of a document gave the separator: run `data prepare` again, with this version")
+                .into());
+        }
         report.documents = report.documents.map(|n| n + entry.documents);
     }
     Ok(report)
 }
 
+/// What the tokens of a shard are.
+struct Content {
+    max_id: u32,
+    /// How many are the separator.
+    separators: u64,
+}
+
 impl Report {
-    /// Reads a shard, and returns its largest id.
-    fn add(&mut self, file: &TokenFile, vocab_size: usize) -> Result<u32> {
+    /// Reads a shard.
+    fn add(&mut self, file: &TokenFile, vocab_size: usize, separator: Option<u32>) -> Result<Content> {
         let mut max_id = 0;
+        let mut separators = 0;
         let mut ids = vec![0; CHUNK];
         for offset in (0..file.len()).step_by(CHUNK) {
             let ids = &mut ids[..CHUNK.min(file.len() - offset)];
             file.read(offset, ids)?;
             check_ids(file, offset, ids, vocab_size)?;
             max_id = ids.iter().copied().fold(max_id, u32::max);
+            separators += ids.iter().filter(|id| Some(**id) == separator).count() as u64;
         }
         self.max_id = self.max_id.max(max_id);
         self.shards += 1;
         self.tokens += file.len() as u64;
-        Ok(max_id)
+        Ok(Content { max_id, separators })
     }
 }
 
@@ -117,7 +133,8 @@ pub fn tokenizer_beside(dir: &Path) -> Result<Tokenizer> {
 }
 
 /// Document starts must be as many as the manifest says, rise, lie in the shard and point at separators, or behind them.
-fn check_docs(dir: &Path, entry: &ShardEntry, file: &TokenFile, separator: u32, eot: Eot) -> Result<()> {
+/// Returns how many tokens of the shard are separators by that.
+fn check_docs(dir: &Path, entry: &ShardEntry, file: &TokenFile, separator: u32, eot: Eot) -> Result<u64> {
     let path = dir.join(entry.docs_name());
     // At most one start per token, so the bound follows from the shard's own size, which has been checked.
     let bytes = files::read_bounded(&path, entry.documents.saturating_mul(8), true)?;
@@ -128,6 +145,7 @@ fn check_docs(dir: &Path, entry: &ShardEntry, file: &TokenFile, separator: u32, 
         return Err(damaged(&path, "its content does not match its hash in shards.json").into());
     }
     let mut least = 0;
+    let mut separators = 0;
     for raw in bytes.as_chunks::<8>().0 {
         let start = u64::from_le_bytes(*raw);
         if start < least || start >= entry.tokens {
@@ -146,8 +164,15 @@ fn check_docs(dir: &Path, entry: &ShardEntry, file: &TokenFile, separator: u32, 
             let what = format!("token {place} of {} is {}, not the separator {separator}", entry.name, id[0]);
             return Err(damaged(&path, &what).into());
         }
+        separators += 1;
     }
-    Ok(())
+    // The one that ends the shard ends a document, too; the next begins in another shard.
+    let mut last = [0];
+    if eot == Eot::After && entry.tokens > 0 {
+        file.read(entry.tokens as usize - 1, &mut last)?;
+        separators += u64::from(last[0] == separator);
+    }
+    Ok(separators)
 }
 
 fn damaged(path: &Path, what: &str) -> Failure {

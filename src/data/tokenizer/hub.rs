@@ -3,6 +3,8 @@
 //! The crate answers some bad files by a panic, in loading or at the first use, so all calls are caught, and a file is
 //! tried before it is accepted. Truncation and padding that a file asks for are switched off: they would cut documents.
 
+mod ordinary;
+
 use std::ops::Range;
 use std::sync::OnceLock;
 
@@ -13,12 +15,15 @@ use super::Piece;
 use super::byte_json::bytes_of;
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::guard::guarded;
+use ordinary::Ordinary;
 
 /// A tokenizer of the tokenizers crate.
 pub(super) struct Hub {
     tokenizer: tokenizers::Tokenizer,
-    /// The same, blind to special tokens' strings; made when first needed.
-    ordinary: OnceLock<tokenizers::Tokenizer>,
+    /// The same, for documents; made when first needed.
+    ordinary: OnceLock<Ordinary>,
+    /// Ids that no document may give, ascending.
+    control: Vec<u32>,
     decoder: Decoder,
     /// What each id stands for, by id.
     pieces: Vec<Owned>,
@@ -65,7 +70,8 @@ impl Hub {
         // The crate gives added tokens that the vocabulary lacks the next free ids, whatever the file says.
         let size = added.iter().filter_map(id_of).map(|id| id.saturating_add(1)).fold(size, u32::max);
         let pieces = (0..size).map(|id| piece(tokenizer.id_to_token(id), decoder)).collect();
-        let hub = Self { tokenizer, ordinary: OnceLock::new(), decoder, pieces, specials, json };
+        let control = specials.clone();
+        let hub = Self { tokenizer, ordinary: OnceLock::new(), control, decoder, pieces, specials, json };
         hub.try_out()?;
         Ok(hub)
     }
@@ -81,6 +87,18 @@ impl Hub {
             }
         }
         Ok(())
+    }
+
+    /// Makes those of `ids` that are added tokens control ids, beside the special ones.
+    pub(super) fn add_control(&mut self, ids: impl Iterator<Item = u32>) {
+        let added = self.tokenizer.get_added_tokens_decoder();
+        let before = self.control.len();
+        self.control.extend(ids.filter(|id| added.contains_key(id)));
+        self.control.sort_unstable();
+        self.control.dedup();
+        if self.control.len() > before {
+            self.ordinary = OnceLock::new();
+        }
     }
 
     /// One more than the largest id.
@@ -152,12 +170,14 @@ impl Hub {
     }
 
     fn run_ordinary(&self, text: &str) -> tokenizers::Result<Vec<u32>> {
-        let ordinary = self.ordinary.get_or_init(|| {
-            let mut tokenizer = self.tokenizer.clone();
-            tokenizer.set_encode_special_tokens(true);
-            tokenizer
-        });
-        Ok(ordinary.encode_fast(text, false)?.get_ids().to_vec())
+        let ordinary = match self.ordinary.get() {
+            Some(ordinary) => ordinary,
+            None => {
+                let made = Ordinary::new(&self.tokenizer, &self.control)?;
+                self.ordinary.get_or_init(|| made)
+            }
+        };
+        ordinary.encode(text)
     }
 }
 

@@ -25,7 +25,7 @@ fn gpt2_is_tiktokens() {
     assert!(cases.len() > 600);
     let gpt2 = Tokenizer::gpt2().unwrap();
     let texts: Vec<&str> = cases.iter().map(|(_, text, _)| text.as_str()).collect();
-    let batch = gpt2.encode_ordinary_batch(&texts).unwrap();
+    let batch = gpt2.encode_documents(&texts).unwrap();
     for ((kind, text, ids), in_batch) in cases.iter().zip(&batch) {
         assert_eq!(&gpt2.encode_ordinary(text).unwrap(), ids, "{kind}: {text:?}");
         assert_eq!(in_batch, ids, "{kind}: {text:?}");

@@ -1,0 +1,71 @@
+//! Documents in Hugging Face's crate: whatever a document says, no control id (an end or a beginning of text) comes of it.
+//!
+//! The crate can be told to pass over the strings of special added tokens, which is not enough: a file may list its end of
+//! text as an added token that is not special, and a model may hold the string as a word of its own vocabulary.
+
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{AddedToken, Model, SplitDelimiterBehavior, Tokenizer};
+
+/// A tokenizer for text in which nothing is special.
+pub(super) struct Ordinary {
+    tokenizer: Tokenizer,
+    /// The same, with the model's words cut inside each string of a control id, so that the model cannot join it. For texts
+    /// that need it only: the cut changes which tokens the characters around it fall into.
+    cutting: Option<Tokenizer>,
+    /// Ids that no text may give, ascending.
+    control: Vec<u32>,
+}
+
+impl Ordinary {
+    /// `tokenizer` for documents, from which no id of `control` (ascending) may come.
+    pub(super) fn new(tokenizer: &Tokenizer, control: &[u32]) -> tokenizers::Result<Self> {
+        let mut ordinary = tokenizer.clone();
+        let added = ordinary.get_added_tokens_decoder();
+        let not_special = control.iter().filter_map(|id| added.get(id)).filter(|token| !token.special);
+        let marked: Vec<AddedToken> = not_special.map(|token| token.clone().special(true)).collect();
+        ordinary.add_special_tokens(marked)?;
+        ordinary.set_encode_special_tokens(true);
+        let cutting = cutting(&ordinary, control)?;
+        Ok(Self { tokenizer: ordinary, cutting, control: control.to_vec() })
+    }
+
+    /// The ids of `text`. A control id is among them only where the model gives it for something else than its string, as
+    /// an unknown character.
+    pub(super) fn encode(&self, text: &str) -> tokenizers::Result<Vec<u32>> {
+        let encoding = self.tokenizer.encode_fast(text, false)?;
+        let ids = encoding.get_ids();
+        match &self.cutting {
+            Some(cutting) if ids.iter().any(|id| self.control.binary_search(id).is_ok()) => {
+                Ok(cutting.encode_fast(text, false)?.get_ids().to_vec())
+            }
+            _ => Ok(ids.to_vec()),
+        }
+    }
+}
+
+/// `tokenizer` with cuts behind the first character of each control string that its model knows; none if there is none.
+fn cutting(tokenizer: &Tokenizer, control: &[u32]) -> tokenizers::Result<Option<Tokenizer>> {
+    let model = tokenizer.get_model();
+    let known = control.iter().filter_map(|id| model.id_to_token(*id));
+    let patterns: Vec<String> = known.filter_map(|string| pattern(&string)).collect();
+    if patterns.is_empty() {
+        return Ok(None);
+    }
+    let cut =
+        Split::new(SplitPattern::Regex(patterns.join("|")), SplitDelimiterBehavior::MergedWithPrevious, false)?;
+    let steps: Vec<PreTokenizerWrapper> =
+        tokenizer.get_pre_tokenizer().cloned().into_iter().chain([cut.into()]).collect();
+    let mut cutting = tokenizer.clone();
+    cutting.with_pre_tokenizer(Some(Sequence::new(steps)));
+    Ok(Some(cutting))
+}
+
+/// Matches the first character of `string` where the others follow; nothing can be cut inside a single one.
+fn pattern(string: &str) -> Option<String> {
+    let mut rest = string.chars();
+    let first = rest.next()?.to_string();
+    let (first, rest) = (regex_syntax::escape(&first), regex_syntax::escape(rest.as_str()));
+    (!rest.is_empty()).then(|| format!("{first}(?={rest})"))
+}
