@@ -11,6 +11,7 @@
 mod byte_bpe;
 mod byte_json;
 mod cache;
+mod control;
 mod encoder;
 mod ends;
 mod hub;
@@ -28,7 +29,6 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use anyhow::Result;
-use rayon::prelude::*;
 use serde_json::Value;
 
 use crate::runtime::error::{Exit, Failure, fail};
@@ -51,6 +51,14 @@ struct Inner {
     ends: Ends,
     /// The bytes of tokenizer.json, once asked for.
     json: OnceLock<Vec<u8>>,
+    /// The strings of its control ids, once asked for.
+    control: OnceLock<Vec<String>>,
+}
+
+impl Inner {
+    fn new(engine: Arc<Engine>, ends: Ends) -> Arc<Self> {
+        Arc::new(Self { engine, ends, json: OnceLock::new(), control: OnceLock::new() })
+    }
 }
 
 enum Engine {
@@ -115,7 +123,7 @@ impl Tokenizer {
     fn from_byte_bpe(engine: ByteBpe) -> Self {
         let engine = Engine::Byte(Box::new(engine));
         let ends = Ends::usual(&engine);
-        Self { inner: Arc::new(Inner { engine: engine.into(), ends, json: OnceLock::new() }) }
+        Self { inner: Inner::new(engine.into(), ends) }
     }
 
     fn load(path: &Path, of_model: bool) -> Result<Self> {
@@ -133,7 +141,7 @@ impl Tokenizer {
         if let Engine::Hub(hub) = &mut engine {
             hub.add_control(ends.eos.into_iter().chain(ends.bos).chain(ends.stops.iter().copied()));
         }
-        Ok(Self { inner: Arc::new(Inner { engine: engine.into(), ends, json: OnceLock::new() }) })
+        Ok(Self { inner: Inner::new(engine.into(), ends) })
     }
 
     /// Encodes a prompt: special tokens' strings give their ids, and what the file says to add (a beginning of text)
@@ -177,31 +185,6 @@ impl Tokenizer {
             Engine::Byte(engine) => Ok(engine.encode_ordinary(text)),
             Engine::Hub(engine) => engine.encode_ordinary(text),
         }
-    }
-
-    /// [`encode_ordinary`](Self::encode_ordinary) of a text that the end of text will separate from others, which therefore
-    /// must not be inside it.
-    ///
-    /// # Errors
-    /// Those of encoding; [`Exit::Data`] for a tokenizer that has ordinary text for its end of text.
-    pub fn encode_document(&self, text: &str) -> Result<Vec<u32>> {
-        let ids = self.encode_ordinary(text)?;
-        match self.eos_id().filter(|eos| ids.contains(eos)) {
-            Some(eos) => Err(self.ambiguous_end(eos).into()),
-            None => Ok(ids),
-        }
-    }
-
-    fn ambiguous_end(&self, eos: u32) -> Failure {
-        let name = self.inner.engine.name_of(eos).unwrap_or_default();
-        let message = format!("text encodes to the tokenizer's end of text (id {eos}, {name:?}), which separates documents");
-        fail(Exit::Data, message)
-            .hint("name a token that no text gives as eos_token in the tokenizer_config.json beside the tokenizer.json")
-    }
-
-    /// [`encode_document`](Self::encode_document) of each text, on all cores.
-    pub fn encode_documents(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
-        texts.par_iter().map(|text| self.encode_document(text)).collect()
     }
 
     /// The text of `ids`. Malformed UTF-8 becomes U+FFFD; ids outside the vocabulary (the padding rows of a model) have
@@ -277,8 +260,7 @@ impl Tokenizer {
         let mut ends = self.inner.ends.clone();
         ends.chat_template = Some(source.to_owned());
         ends.stops.extend(end_of_turn.filter(|id| !ends.stops.contains(id)));
-        let inner = Inner { engine: self.inner.engine.clone(), ends, json: self.inner.json.clone() };
-        Self { inner: Arc::new(inner) }
+        Self { inner: Inner::new(self.inner.engine.clone(), ends) }
     }
 
     /// How it writes conversations, if it says so.

@@ -4,9 +4,9 @@
 //! answer. The token that ends an answer is part of it: a model that never saw it trained does not stop.
 
 use super::records::Conversation;
-use crate::data::chat::ChatTemplate;
+use crate::data::chat::{ChatTemplate, Message};
 use crate::data::tokenizer::Tokenizer;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use std::ops::Range;
 
 /// A conversation as ids.
@@ -60,10 +60,11 @@ impl Encoder<'_> {
     /// The ids of `conversation`, as many of its beginning as fit.
     ///
     /// # Errors
-    /// Those of the template, and of the tokenizer.
+    /// Those of the template and of the tokenizer; a turn that holds the string of a control token.
     pub fn encode(&self, conversation: &Conversation) -> Result<Example> {
         match conversation {
             Conversation::Turns(turns) => {
+                self.refuse_control(turns)?;
                 let (text, mut answers) = self.template.render_answers(turns)?;
                 if self.train_on == TrainOn::Last {
                     answers.drain(..answers.len().saturating_sub(1));
@@ -81,6 +82,17 @@ impl Encoder<'_> {
                 Ok(self.cut(ids, &[answer], text.len()))
             }
         }
+    }
+
+    /// Refuses turns that hold the string of a control token: it would be read as the end of a turn, or of the text. (A prompt and
+    /// its completion are taken as they are: some data have the marks written out.)
+    fn refuse_control(&self, turns: &[Message]) -> Result<()> {
+        for Message { role, content, .. } in turns {
+            if let Some(string) = self.tokenizer.control_string_in(content) {
+                bail!("the text of the {role} holds {string:?}, which this tokenizer reads as a control token");
+            }
+        }
+        Ok(())
     }
 
     /// The ids up to where the model is to answer, of the conversation without its last answer.

@@ -101,6 +101,11 @@ impl Hub {
         }
     }
 
+    /// Ids that no document may give, ascending.
+    pub(super) fn control(&self) -> &[u32] {
+        &self.control
+    }
+
     /// One more than the largest id.
     pub(super) fn vocab_size(&self) -> usize {
         self.pieces.len()

@@ -115,3 +115,41 @@ fn planted_defects_are_counted_exactly_and_kept() {
     assert_eq!(written, texts);
     verify(&opts.out).unwrap();
 }
+
+/// Id = byte, and the separator is a letter that texts have.
+struct Careless;
+
+impl Encode for Careless {
+    fn encode_ordinary_batch(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
+        Ok(texts.iter().map(|text| text.bytes().map(u32::from).collect()).collect())
+    }
+    fn separator(&self) -> u32 {
+        u32::from(b'x')
+    }
+    fn vocab_size(&self) -> usize {
+        256
+    }
+    fn fingerprint(&self) -> String {
+        blake3::hash(b"careless").to_hex().to_string()
+    }
+    fn files(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
+        BYTES.files()
+    }
+}
+
+#[test]
+fn verify_finds_separators_inside_documents() {
+    let bench = Bench::new();
+    let prepared = |name: &str, eot, text: &str| {
+        let lines: String = (0..60).map(|i| format!("{}\n", serde_json::json!({"text": format!("{i} {text}")}))).collect();
+        bench.write("a.jsonl", lines);
+        let opts = PrepareOptions { eot, val: Val::None, shard_tokens: 300, ..bench.options(name) };
+        prepare(&opts, &bench.inputs(), &Careless, &|_| {}).unwrap();
+        verify(&opts.out)
+    };
+    for (name, eot) in [("before", Eot::Before), ("after", Eot::After)] {
+        prepared(&format!("sound-{name}"), eot, "one of the usual kind").unwrap();
+        let message = prepared(&format!("faulty-{name}"), eot, "one about an axe").unwrap_err().to_string();
+        assert!(message.contains("train-00000.npy") && message.contains("separator"), "{message}");
+    }
+}
