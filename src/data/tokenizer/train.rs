@@ -24,6 +24,10 @@ const MOST_BYTES: usize = 1 << 30;
 /// Texts whose words are counted together by one thread; fixed, so that memory does not grow with the text.
 const TEXTS_PER_TASK: usize = 256;
 
+/// Longest word that is counted as one, in bytes: the trainer's time grows with the square of it. A sentence of Chinese or
+/// Thai, which has no spaces, is shorter.
+const LONGEST_WORD: usize = 1024;
+
 /// The ids that are always there: the bytes and the end of text.
 const SMALLEST: usize = 257;
 
@@ -76,8 +80,11 @@ fn count_words<'a>(texts: impl Iterator<Item = &'a str>) -> Result<BTreeMap<&'a 
                 let mut start = 0;
                 while start < text.len() {
                     let end = words.end(text, start);
-                    *counts.entry(&text[start..end]).or_default() += 1;
-                    start = end;
+                    while start < end {
+                        let cut = text.floor_char_boundary(end.min(start + LONGEST_WORD));
+                        *counts.entry(&text[start..cut]).or_default() += 1;
+                        start = cut;
+                    }
                 }
             }
             counts
@@ -140,6 +147,17 @@ mod tests {
         };
         assert_eq!(merges(&ours["model"]), merges(&theirs));
         assert_eq!(bpe.tokens().len(), 257 + merges(&theirs).len());
+    }
+
+    #[test]
+    fn a_word_without_end_is_counted_in_pieces() {
+        let (spaces, hanzi) = (" ".repeat(300_000), "\u{4f60}\u{597d}".repeat(50_000));
+        let sentence = &hanzi[..900];
+        let counts = count_words([TEXT, sentence, &spaces, &hanzi].into_iter()).unwrap();
+        let bytes: usize = counts.iter().map(|(word, count)| word.len() * *count as usize).sum();
+        assert_eq!(bytes, TEXT.len() + sentence.len() + spaces.len() + hanzi.len());
+        assert!(counts.keys().all(|word| word.len() <= LONGEST_WORD));
+        assert_eq!((counts[sentence], counts[&spaces[..1024]]), (1, 300_000 / 1024));
     }
 
     #[test]
