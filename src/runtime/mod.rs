@@ -1,11 +1,13 @@
-//! The machine below the trainer: errors, files, memory, threads.
+//! The machine below the trainer: errors, files and what they hold, memory, threads.
 
+pub mod content;
 #[cfg(test)]
 pub(crate) mod damage;
 pub mod error;
 pub(crate) mod failpoint;
 pub mod files;
 pub mod guard;
+pub mod home;
 pub mod machine;
 pub mod memory;
 pub mod shell;
