@@ -82,6 +82,9 @@ pub struct Run {
     pub config: BTreeMap<String, String>,
     /// The machine and build of its last start.
     pub build: Map<String, Value>,
+    /// Its first step, as the log has it, clock readings aside: equal for runs with a common past.
+    #[serde(skip)]
+    pub began: Option<String>,
 }
 
 /// A record and where it stands.
@@ -182,6 +185,9 @@ fn run(dir: &Path) -> Result<Run> {
         flops_per_token: flops_per_token(&text),
         config: flat(&text),
         build,
+        began: train
+            .first()
+            .map(|first| format!("{} {} {:?} {:?}", first.step, first.chain, first.loss, first.grad_norm)),
         train: thin(&train),
     })
 }

@@ -45,7 +45,8 @@ pub(super) fn differences(runs: &[Run]) -> Vec<Difference> {
     keys.into_iter().map(of).filter(|d| d.values.iter().any(|value| *value != d.values[0])).collect()
 }
 
-/// Groups of two runs or more with one configuration but for seeds.
+/// Groups of two runs or more with one configuration but for seeds, each with a seed and a past of its own: a copy or a branch of a
+/// run says nothing about noise.
 pub(super) fn replicas(runs: &[Run]) -> Vec<Vec<usize>> {
     const SEEDS: [&str; 4] = ["train.seed", "data.seed", "sample.seed", "data.accept_change"];
     let but_seeds = |run: &Run| -> BTreeMap<String, String> {
@@ -53,9 +54,18 @@ pub(super) fn replicas(runs: &[Run]) -> Vec<Vec<usize>> {
     };
     let mut groups: BTreeMap<_, Vec<usize>> = BTreeMap::new();
     for (i, run) in runs.iter().enumerate().filter(|(_, run)| !run.config.is_empty()) {
-        groups.entry((but_seeds(run), &run.given_up)).or_default().push(i);
+        let group = groups.entry((but_seeds(run), &run.given_up)).or_default();
+        if group.iter().all(|other| independent(&runs[*other], run)) {
+            group.push(i);
+        }
     }
     groups.into_values().filter(|group| group.len() > 1).collect()
+}
+
+/// Whether two runs drew other weights or data, and began otherwise.
+fn independent(a: &Run, b: &Run) -> bool {
+    let drawn = |run: &Run| ["train.seed", "data.seed"].map(|seed| run.config.get(seed).cloned());
+    drawn(a) != drawn(b) && a.began.is_some() && b.began.is_some() && a.began != b.began
 }
 
 /// What resumes have done to a run besides changing its configuration.

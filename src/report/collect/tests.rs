@@ -127,12 +127,18 @@ fn runs_are_compared_and_text_of_strangers_stays_text() {
     assert!(collect(&[dir.path().join("none")]).unwrap_err().to_string().contains("no metrics.jsonl"));
 }
 
-/// Two seeds of one configuration are replicas; not so a run that was given other data on the way.
+/// Two seeds of one configuration are replicas; not so a run that was given other data on the way, a copy, or a branch that shares
+/// its first steps with another run.
 #[test]
 fn runs_that_differ_in_their_seeds_show_the_noise() {
     let dir = tempfile::tempdir().unwrap();
-    let dirs: Vec<PathBuf> = ["a", "b", "c", "d"].iter().map(|name| made(&dir.path().join(name), 4, "0.1")).collect();
+    let names = ["a", "b", "c", "d", "copy-of-a", "branch-of-c", "a-with-other-samples", "c-again"];
+    let dirs: Vec<PathBuf> = names.iter().map(|name| made(&dir.path().join(name), 4, "0.1")).collect();
     for (i, dir) in dirs.iter().enumerate() {
+        let (i, past) = [(0, 0), (1, 1), (2, 2), (3, 3), (0, 0), (9, 2), (0, 5), (2, 6)][i];
+        let metrics = std::fs::read_to_string(dir.join("metrics.jsonl")).unwrap();
+        std::fs::write(dir.join("metrics.jsonl"), metrics.replace("\"chain\":\"0\"", &format!("\"chain\":\"{past}\"")))
+            .unwrap();
         let seed = format!("[optimizer]\nlr = {}\n[data]\nseed = {i}\n", if i == 1 { 0.2 } else { 0.1 });
         std::fs::write(dir.join("config.toml"), seed).unwrap();
     }
