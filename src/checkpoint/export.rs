@@ -67,7 +67,7 @@ pub fn export(ckpt: &Path, out: &Path, dtype: Dtype, trim_vocab: Option<usize>) 
 fn refuse_taken(out: &Path) -> Result<()> {
     let taken = match std::fs::symlink_metadata(out) {
         Err(_) => false,
-        Ok(meta) if meta.is_dir() => !super::find::entries(out)?.is_empty(),
+        Ok(meta) if meta.is_dir() => !super::entries(out)?.is_empty(),
         Ok(_) => true,
     };
     if taken {

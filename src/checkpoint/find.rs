@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+use super::advice;
 use super::manifest::{self, Fault, Manifest};
-use super::{checkpoints_dir, names};
+use super::recognize::is_checkpoint;
+use super::{checkpoints_dir, entries, name_of, names};
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::{io_failure, rename_durable};
 
@@ -47,22 +49,6 @@ pub(super) struct Listing {
     pub(super) damaged: Vec<Damaged>,
     /// Whether something here was a checkpoint once.
     set_aside: bool,
-}
-
-/// The entries of `root` in name order; none if it does not exist.
-pub(super) fn entries(root: &Path) -> Result<Vec<PathBuf>> {
-    let read = match std::fs::read_dir(root) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        read => read.map_err(|e| io_failure("list", root, &e))?,
-    };
-    let paths: std::io::Result<Vec<PathBuf>> = read.map(|entry| Ok(entry?.path())).collect();
-    let mut paths = paths.map_err(|e| io_failure("list", root, &e))?;
-    paths.sort();
-    Ok(paths)
-}
-
-pub(super) fn name_of(path: &Path) -> &str {
-    path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
 }
 
 /// The step that the name of a checkpoint's directory claims; none for foreign names.
@@ -178,12 +164,13 @@ pub fn resolve(ckpt: &Path) -> Result<PathBuf> {
 /// [`resolve`], keeping the verification: none means that `ckpt` is itself a model directory, not yet verified.
 pub(super) fn resolve_verified(ckpt: &Path) -> Result<Option<Valid>> {
     let present = |name: &str| ckpt.join(name).symlink_metadata().is_ok();
-    let itself = [names::CONFIG, names::ADAPTER_CONFIG, names::MANIFEST, names::TRAINER];
-    if itself.into_iter().any(present) {
+    if [names::CONFIG, names::ADAPTER_CONFIG].into_iter().any(present) || is_checkpoint(ckpt)? {
         return Ok(None);
     }
-    if let Err(error) = std::fs::metadata(ckpt) {
-        return Err(io_failure("open", ckpt, &error).into());
+    match std::fs::metadata(ckpt) {
+        Ok(meta) if meta.is_file() => return Err(advice::not_a_directory(ckpt).into()),
+        Ok(_) => {}
+        Err(error) => return Err(io_failure("open", ckpt, &error).into()),
     }
     let root = checkpoints_dir(ckpt);
     let mut listing = list(&root)?;
@@ -195,11 +182,7 @@ pub(super) fn resolve_verified(ckpt: &Path) -> Result<Option<Valid>> {
     }
     match newest {
         Some(valid) => Ok(Some(valid)),
-        None if listing.damaged.is_empty() => {
-            let message = format!("{} holds neither a model (config.json) nor a run's checkpoints", ckpt.display());
-            let hint = "give a checkpoint directory, a run directory that has saved, or a Hugging Face Llama directory";
-            Err(fail(Exit::Io, message).hint(hint).into())
-        }
+        None if listing.damaged.is_empty() => Err(advice::no_model(ckpt).into()),
         None => Err(nothing_good(ckpt, listing.damaged.iter().map(|damaged| damaged.what.as_str()))),
     }
 }

@@ -9,15 +9,19 @@
 //! one tensor at a time, so that saving needs no second copy of the model in memory.
 //!
 //! [`manifest`] is the record of a checkpoint, [`save`] writes one, [`find`] lists and judges those of a run, [`retain`]
-//! deletes old ones, [`open`] reads, [`adapter`] beside whole models; [`hf`] translates the configuration, [`tensors`] and [`half`] are the file format.
+//! deletes old ones, [`open`] reads, [`adapter`] beside whole models; [`recognize`] tells a
+//! checkpoint from a plain directory, [`fit`] compares weights with a configuration, [`advice`] says what else a path holds; [`hf`] translates the configuration, [`tensors`] and [`half`] are the file format.
 
 pub mod adapter;
+mod advice;
 pub mod export;
 pub mod find;
+mod fit;
 pub mod half;
 pub mod hf;
 pub mod manifest;
 pub mod open;
+mod recognize;
 pub mod retain;
 pub mod save;
 pub mod tensors;
@@ -31,11 +35,16 @@ pub use half::Dtype;
 pub use hf::tensor_specs;
 pub use manifest::{Manifest, verify};
 pub use open::Opened;
+pub use recognize::is_checkpoint;
 pub use retain::{Retention, prune};
 pub use save::{Contents, ensure_space, save, save_sharded};
 pub use tensors::TensorRef;
 
 use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use crate::runtime::files::io_failure;
 
 /// Names of the files of a checkpoint.
 pub mod names {
@@ -67,4 +76,20 @@ pub fn checkpoints_dir(run_dir: &Path) -> PathBuf {
 /// The directory name of the checkpoint after `step` steps.
 pub fn step_name(step: u64) -> String {
     format!("step-{step:08}")
+}
+
+/// The entries of `root` in name order; none if it does not exist.
+fn entries(root: &Path) -> Result<Vec<PathBuf>> {
+    let read = match std::fs::read_dir(root) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        read => read.map_err(|e| io_failure("list", root, &e))?,
+    };
+    let paths: std::io::Result<Vec<PathBuf>> = read.map(|entry| Ok(entry?.path())).collect();
+    let mut paths = paths.map_err(|e| io_failure("list", root, &e))?;
+    paths.sort();
+    Ok(paths)
+}
+
+fn name_of(path: &Path) -> &str {
+    path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
 }

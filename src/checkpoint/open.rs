@@ -7,10 +7,13 @@ use anyhow::Result;
 use serde_json::Value;
 
 use super::adapter::Adapter;
+use super::advice::no_weights;
 use super::find::{Valid, resolve_verified};
+use super::fit::check_tensors;
 use super::hf::{self, EMBED, HfConfig, LM_HEAD, tensor_specs};
 use super::manifest::{Manifest, check_hashes, glance, valid_name};
 use super::names;
+use super::recognize::is_checkpoint;
 use super::tensors::TensorFile;
 use crate::config::ModelConfig;
 use crate::runtime::error::{Exit, Failure, fail};
@@ -53,8 +56,7 @@ impl Opened {
         if let Some(valid) = resolve_verified(ckpt)? {
             return Opened::open_valid(valid);
         }
-        let ours = [names::MANIFEST, names::TRAINER].iter().any(|name| ckpt.join(name).symlink_metadata().is_ok());
-        if !ours {
+        if !is_checkpoint(ckpt)? {
             return Opened::read(ckpt.to_owned(), None, true);
         }
         let checked = glance(ckpt).and_then(|manifest| {
@@ -144,6 +146,8 @@ impl Opened {
         if let Some(adapter) = &self.adapter {
             return adapter.merged(name);
         }
+        let tied = name == EMBED && self.model.tie_word_embeddings && !self.place.contains_key(EMBED);
+        let name = if tied { LM_HEAD } else { name };
         match self.place.get(name) {
             Some(&n) => self.files[n].read(name),
             None => Err(fail(Exit::Data, format!("{} has no tensor {name}", self.dir.display())).into()),
@@ -155,7 +159,7 @@ impl Opened {
         if let Some(adapter) = &self.adapter {
             return adapter.base.check_tied();
         }
-        if !(self.model.tie_word_embeddings && self.place.contains_key(LM_HEAD)) {
+        if !(self.model.tie_word_embeddings && [EMBED, LM_HEAD].iter().all(|name| self.place.contains_key(*name))) {
             return Ok(());
         }
         let ((_, embed), (_, head)) = (self.weight(EMBED)?, self.weight(LM_HEAD)?);
@@ -266,57 +270,4 @@ fn shard_names(index: &Value, path: &Path) -> Result<Vec<String>> {
     shards.sort();
     shards.dedup();
     Ok(shards)
-}
-
-fn no_weights(dir: &Path) -> Failure {
-    let pickled = |path: &PathBuf| {
-        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
-        ["bin", "pt", "pth", "ckpt", "pkl"].contains(&extension)
-    };
-    let found = super::find::entries(dir).unwrap_or_default().into_iter().find(pickled);
-    match found {
-        Some(path) => fail(Exit::Config, format!("{} is a pickle, which can run code: it is not read", path.display()))
-            .hint("convert the model to safetensors: load it with transformers and `save_pretrained` it"),
-        None => fail(Exit::Data, format!("{} has no {} (nor shards of it)", dir.display(), names::WEIGHTS))
-            .hint("copy or download the weights again"),
-    }
-}
-
-/// Compares what the files hold with what the model needs; all differences in one message.
-fn check_tensors(dir: &Path, model: &ModelConfig, files: &[TensorFile], place: &BTreeMap<String, usize>) -> Result<()> {
-    let mut wanted: BTreeMap<String, Vec<usize>> = tensor_specs(model).into_iter().collect();
-    let (mut missing, mut extra, mut wrong) = (Vec::new(), Vec::new(), Vec::new());
-    if model.tie_word_embeddings && place.contains_key(LM_HEAD) {
-        wanted.insert(LM_HEAD.to_owned(), vec![model.vocab_size, model.hidden_size]);
-    }
-    for (name, &n) in place {
-        let found = files[n].shape(name).unwrap_or_default();
-        match wanted.remove(name) {
-            Some(shape) if shape == found => drop(files[n].dtype(name)?),
-            Some(shape) => wrong.push(format!("{name} is {found:?} instead of {shape:?}")),
-            // Old conversions carry RoPE's frequencies, which follow from theta.
-            None if name.ends_with(".rotary_emb.inv_freq") => {}
-            None => extra.push(name.clone()),
-        }
-    }
-    missing.extend(wanted.into_keys());
-    if missing.is_empty() && extra.is_empty() && wrong.is_empty() {
-        return Ok(());
-    }
-    let hint = match extra.iter().any(|name| name.ends_with(".bias")) {
-        true => "models with biases are not supported",
-        false => "check that config.json and the weights belong together",
-    };
-    let parts = [("missing", missing), ("not expected", extra), ("of another shape", wrong)];
-    let parts: Vec<String> =
-        parts.into_iter().filter(|(_, list)| !list.is_empty()).map(|(what, list)| summary(what, &list)).collect();
-    let message = format!("the weights in {} do not fit its config.json: {}", dir.display(), parts.join("; "));
-    Err(fail(Exit::Data, message).hint(hint).into())
-}
-
-/// `3 missing (a, b, c)`, naming the first few.
-fn summary(what: &str, names: &[String]) -> String {
-    let shown = names.iter().take(4).cloned().collect::<Vec<_>>().join(", ");
-    let more = if names.len() > 4 { ", …" } else { "" };
-    format!("{} {what} ({shown}{more})", names.len())
 }

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use super::checkpoints_dir;
-use super::find::{entries, list, name_of};
+use super::find::list;
 use super::manifest::{Fault, check_hashes};
+use super::{checkpoints_dir, entries, name_of};
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::{TEMP_PREFIX, remove_tree};
 

@@ -155,5 +155,5 @@ pub(crate) fn quick_dir() -> tempfile::TempDir {
 
 /// Names in a directory, sorted.
 pub(crate) fn listing(dir: &Path) -> Vec<String> {
-    super::find::entries(dir).unwrap().iter().map(|path| super::find::name_of(path).to_owned()).collect()
+    super::entries(dir).unwrap().iter().map(|path| super::name_of(path).to_owned()).collect()
 }

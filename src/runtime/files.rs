@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::Result;
 use rustix::fs::OFlags;
 
-use crate::runtime::error::{Exit, Failure, fail};
+use crate::runtime::error::{Exit, Failure, fail, shell_word};
 
 mod append;
 mod dir;
@@ -71,7 +71,17 @@ pub fn io_failure(what: &str, path: &Path, error: &io::Error) -> Failure {
             _ => "check the disk and the path, then run the command again",
         },
     };
-    fail(Exit::Io, format!("cannot {what} {}: {error}", path.display())).hint(hint)
+    let home = (error.kind() == Kind::NotFound).then(|| home_hint(path)).flatten();
+    fail(Exit::Io, format!("cannot {what} {}: {error}", path.display())).hint(home.unwrap_or_else(|| hint.into()))
+}
+
+/// What to write instead of a path with a `~`, which shells replace only where a word begins with it, and nobody replaces in a
+/// configuration; none for other paths.
+pub fn home_hint(path: &Path) -> Option<String> {
+    let mut rest = path.components().skip_while(|part| part.as_os_str() != "~");
+    rest.next()?;
+    let full = std::env::home_dir()?.join(rest.collect::<PathBuf>());
+    Some(format!("~ is not replaced by the home directory here: write {}", shell_word(full.display())))
 }
 
 /// Like [`io_failure`], for `map_err`; keeps the failure an [`AtomicFile`] or [`TxnFile`] has put into an [`io::Error`].

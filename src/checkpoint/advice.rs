@@ -1,0 +1,149 @@
+//! What a path holds that holds no model, or no weights under their usual names, so that messages say what it is and what works.
+
+use std::path::{Path, PathBuf};
+
+use super::names;
+use super::tensors::TensorFile;
+use super::{entries, name_of};
+use crate::runtime::error::{Exit, Failure, fail, shell_word};
+use crate::runtime::files;
+
+/// A file where a directory is needed.
+pub(super) fn not_a_directory(path: &Path) -> Failure {
+    let failure = fail(Exit::Io, format!("{} is a file: a model is a directory", path.display()));
+    if name_of(path).ends_with(".gguf") {
+        return failure.hint(GGUF);
+    }
+    match path.parent().filter(|dir| is_model(dir)) {
+        Some(dir) => failure.hint(format!("give its directory: {}", shell_word(dir.display()))),
+        None => failure.hint("give a directory with config.json and model.safetensors"),
+    }
+}
+
+const GGUF: &str = "GGUF files of llama.cpp are not read: get the model as safetensors, or convert it with transformers' \
+                    from_pretrained(DIR, gguf_file=FILE) and save_pretrained";
+
+/// A directory without a model and without checkpoints.
+pub(super) fn no_model(dir: &Path) -> Failure {
+    let shown = dir.display();
+    if let Some(inside) = model_below(dir) {
+        let what = if dir.join("snapshots").is_dir() {
+            "a folder of the Hugging Face cache, not a model".to_owned()
+        } else {
+            "no model itself (no config.json), but holds one".to_owned()
+        };
+        return fail(Exit::Io, format!("{shown} is {what}"))
+            .hint(format!("give the model's own directory: {}", shell_word(inside.display())));
+    }
+    if let Some(file) = file_names(dir).into_iter().find(|name| name.ends_with(".safetensors")) {
+        return fail(Exit::Io, format!("{shown} holds weights ({file}), but no config.json"))
+            .hint("put the model's config.json (and its tokenizer.json) beside them");
+    }
+    if file_names(dir).iter().any(|name| name.ends_with(".gguf")) {
+        return fail(Exit::Io, format!("{shown} holds no model that can be read")).hint(GGUF);
+    }
+    fail(Exit::Io, format!("{shown} holds neither a model (config.json) nor a run's checkpoints"))
+        .hint("give a checkpoint directory, a run directory that has saved, or a Hugging Face Llama directory")
+}
+
+fn is_model(dir: &Path) -> bool {
+    [names::CONFIG, names::ADAPTER_CONFIG].iter().any(|name| dir.join(name).exists())
+}
+
+fn file_names(dir: &Path) -> Vec<String> {
+    let paths = entries(dir).unwrap_or_default();
+    paths.iter().filter(|path| path.is_file()).map(|path| name_of(path).to_owned()).collect()
+}
+
+/// The model that is probably meant by `dir`: the revision that a cache calls main, the newest checkpoint of a Trainer, the last
+/// of the models or runs below.
+fn model_below(dir: &Path) -> Option<PathBuf> {
+    if name_of(dir) == "checkpoints" && dir.parent()?.join("config.toml").exists() {
+        return dir.parent().map(Path::to_owned);
+    }
+    let snapshots = dir.join("snapshots");
+    let main = files::read_bounded(&dir.join("refs/main"), 1 << 10, true).ok();
+    let main = main.map(|revision| snapshots.join(String::from_utf8_lossy(&revision).trim()));
+    if let Some(main) = main.filter(|main| main.starts_with(&snapshots) && is_model(main)) {
+        return Some(main);
+    }
+    let below = [entries(&snapshots), entries(dir)].into_iter().flatten().flatten();
+    let is_run = |path: &Path| path.join("config.toml").exists() && path.join("checkpoints").is_dir();
+    // Trainer's `checkpoint-1000` is newer than `checkpoint-500`.
+    let step = |path: &PathBuf| name_of(path).rsplit('-').next().and_then(|step| step.parse::<u64>().ok());
+    below.filter(|path| is_model(path) || is_run(path)).max_by_key(step)
+}
+
+/// A model directory without weights under a name that is read: what is there instead.
+pub(super) fn no_weights(dir: &Path) -> Failure {
+    let files = file_names(dir);
+    let place = dir.display();
+    let missing = format!("{place} has no {}", names::WEIGHTS);
+    let ours = |name: &&String| name.ends_with(".safetensors") && *name != names::ADAPTER && *name != names::OPTIMIZER;
+    if let Some(shard) = files.iter().find(|name| is_shard(name)) {
+        return fail(
+            Exit::Data,
+            format!("{missing}, and of its shards ({shard}, …) the index {} is missing", names::INDEX),
+        )
+        .hint("copy or download the index, too");
+    }
+    if let Some(other) = files.iter().find(ours) {
+        return fail(Exit::Data, format!("{missing}, but {other}")).hint(other_name(&dir.join(other), dir));
+    }
+    if let Some(pickle) = files.iter().find(|name| is_pickle(name)) {
+        let path = dir.join(pickle);
+        return fail(Exit::Config, format!("{} is a pickle, which can run code: it is not read", path.display()))
+            .hint(conversion(dir));
+    }
+    if let Some(gguf) = files.iter().find(|name| name.ends_with(".gguf")) {
+        return fail(Exit::Config, format!("{missing}, but {gguf}")).hint(GGUF);
+    }
+    if files.iter().any(|name| name == names::ADAPTER) {
+        return fail(Exit::Data, format!("{missing}, but adapters without their {}", names::ADAPTER_CONFIG))
+            .hint(format!("copy {} as well", names::ADAPTER_CONFIG));
+    }
+    let foreign =
+        |name: &&String| [".h5", ".msgpack", ".onnx", ".npz", ".pickle"].iter().any(|end| name.ends_with(end));
+    match files.iter().find(foreign) {
+        Some(other) => fail(Exit::Config, format!("{missing}, but {other}, a format that is not read"))
+            .hint("get the model as safetensors, or convert it with transformers' save_pretrained"),
+        None => fail(Exit::Data, format!("{missing} (nor shards of it)")).hint("copy or download the weights again"),
+    }
+}
+
+/// `model-00001-of-00002.safetensors`
+fn is_shard(name: &str) -> bool {
+    let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let numbers = name.strip_suffix(".safetensors").and_then(|stem| stem.rsplit_once("-of-"));
+    numbers.is_some_and(|(stem, total)| number(total) && stem.rsplit('-').next().is_some_and(number))
+}
+
+/// Pickles that hold a model; Trainer's others (`optimizer.pt`, `training_args.bin`, `rng_state.pth`) do not.
+fn is_pickle(name: &str) -> bool {
+    let beside = ["optimizer", "scheduler", "training_args", "rng_state", "random_states", "scaler"];
+    let pickled = [".bin", ".pt", ".pth", ".ckpt", ".pkl"].iter().any(|end| name.ends_with(end));
+    pickled && !beside.iter().any(|other| name.starts_with(other))
+}
+
+/// What to do with the weights in `file`, which has another name than `model.safetensors`.
+fn other_name(file: &Path, dir: &Path) -> String {
+    let opened = files::open_input(file, true).and_then(|(open, size)| TensorFile::open(open, size, file));
+    let tensors = opened.map(|file| file.names()).unwrap_or_default();
+    if tensors.iter().any(|name| name.contains("embed_tokens.weight")) {
+        let target = dir.join(names::WEIGHTS);
+        return format!("rename it: mv {} {}", shell_word(file.display()), shell_word(target.display()));
+    }
+    match tensors.first() {
+        Some(name) => {
+            format!("its tensors have other names than transformers' ({name}): get the model in its Hugging Face form")
+        }
+        None => "copy or download the weights again".to_owned(),
+    }
+}
+
+fn conversion(dir: &Path) -> String {
+    let to = PathBuf::from(format!("{}-safetensors", dir.display()));
+    let script = "import sys; from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; \
+                  [c.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2]) for c in (M, T)]";
+    format!("convert it once: python -c '{script}' {} {}", shell_word(dir.display()), shell_word(to.display()))
+}
