@@ -4,7 +4,7 @@ use crate::cli::{EotPlace, Prepare};
 use crate::data::corpus::{named_tokenizer, separator};
 use crate::data::hub::{Hub, HubName, RemoteFile};
 use crate::data::prepare::source::ReadOptions;
-use crate::data::prepare::{Encode, Input, Inputs, PrepareOptions, Progress, Summary, prepare};
+use crate::data::prepare::{Encode, Input, Inputs, PrepareOptions, Progress, Summary, left_out, prepare};
 use crate::data::shards::manifest::{Eot, Val};
 use crate::data::tokenizer::Tokenizer;
 use crate::metrics::{self, Console};
@@ -55,6 +55,8 @@ pub(super) fn run(args: Prepare, console: Console) -> Result<()> {
     announce_interruption(console)?;
     let bars = Bars::new(console);
     let inputs = inputs(&args.input, &bars)?;
+    // Before the work, which may fail for what these would have given.
+    left_out::note(&inputs.left_out).iter().for_each(|line| note(line));
     let begun = Instant::now();
     let summary = prepare(&options, &inputs, &encoder, &|p| bars.show(p, begun))?;
     bars.all.clear()?;
@@ -102,7 +104,11 @@ fn options(args: &Prepare) -> PrepareOptions {
         EotPlace::After => Eot::After,
     };
     PrepareOptions {
-        read: ReadOptions { text_field: args.text_field.clone(), text_separator: args.text_separator.clone() },
+        read: ReadOptions {
+            text_field: args.text_field.clone(),
+            text_separator: args.text_separator.clone(),
+            field_option: Some("--text-field NAME"),
+        },
         val,
         shard_tokens: args.shard_tokens.get(),
         eot,
@@ -122,9 +128,10 @@ enum Place {
 /// Local files in the order of their paths, then the files of the Hub in the order given.
 fn inputs(patterns: &[String], bars: &Bars) -> Result<Inputs> {
     let (remote, local): (Vec<String>, Vec<String>) = patterns.iter().cloned().partition(|p| HubName::is(p));
-    let (mut list, mut places) = (Vec::new(), Vec::new());
+    let (mut list, mut places, mut left_out) = (Vec::new(), Vec::new(), Vec::new());
     if !local.is_empty() {
         let found = Inputs::local(&local)?;
+        left_out = found.left_out;
         for (i, input) in found.list.iter().enumerate() {
             places.push(Place::Local((found.fetch)(i)?));
             list.push(input.clone());
@@ -154,7 +161,7 @@ fn inputs(patterns: &[String], bars: &Bars) -> Result<Inputs> {
             }
         }
     };
-    Ok(Inputs { list: list.into(), fetch: Arc::new(fetch) })
+    Ok(Inputs { list: list.into(), left_out, fetch: Arc::new(fetch) })
 }
 
 /// A line for the job and one for the download beside it.

@@ -18,7 +18,8 @@ use super::shards::manifest::Split as ShardSplit;
 use super::stories::Floor;
 use super::tokenizer::Tokenizer;
 use crate::config::Config;
-use crate::runtime::error::{Exit, Failure, fail};
+use crate::runtime::error::{Exit, Failure, fail, note};
+use crate::runtime::home::expand_home_text;
 use anyhow::Result;
 use std::path::Path;
 
@@ -42,6 +43,8 @@ pub struct Corpus {
     pub tuning: Option<Tuning>,
     /// Validation rows of the data that a fine-tuned model was made from.
     pub base_val: Option<Rows>,
+    /// Files that were found and are not trained on: held out, ignored, not read.
+    pub notes: Vec<String>,
 }
 
 impl Corpus {
@@ -50,12 +53,13 @@ impl Corpus {
     /// # Errors
     /// [`Exit::Io`] and [`Exit::Data`] from the files, [`Exit::Config`] where data and configuration do not fit.
     pub fn open(config: &Config, tokenizer: Option<Tokenizer>) -> Result<Self> {
+        let mut notes = Vec::new();
         let corpus = if config.is_sft() {
             tune::open(config, tokenizer)?
         } else if config.data.source.is_some() {
             stories::open(config, tokenizer)?
-        } else if let Some(train) = shards::paths_of_each(&config.data.train, ShardSplit::Train)? {
-            shards::open(config, tokenizer, train)?
+        } else if let Some(train) = shards::paths_of_each(&config.data.train, ShardSplit::Train, &mut notes)? {
+            shards::open(config, tokenizer, train, notes)?
         } else {
             text::open(config, tokenizer)?
         };
@@ -77,7 +81,7 @@ impl Corpus {
     /// [`Exit::Io`] and [`Exit::Config`] for paths that lead nowhere.
     pub fn of_shards(config: &Config) -> Result<bool> {
         let text = config.is_sft() || config.data.source.is_some();
-        Ok(!text && shards::paths_of_each(&config.data.train, ShardSplit::Train)?.is_some())
+        Ok(!text && shards::paths_of_each(&config.data.train, ShardSplit::Train, &mut Vec::new())?.is_some())
     }
 
     /// Training tokens of all sources.
@@ -125,7 +129,7 @@ fn make_tokenizer<'a>(config: &Config, texts: impl Iterator<Item = &'a str>) -> 
 /// # Errors
 /// Those of loading the file.
 pub fn named_tokenizer(name: &str) -> Result<Tokenizer> {
-    match name {
+    match expand_home_text(name).as_str() {
         "gpt2" => Tokenizer::gpt2(),
         "train" => Err(fail(Exit::Config, "a tokenizer is learned by a training run, not here")
             .hint("pretrain with data.tokenizer = \"train\", then name RUN/checkpoints/step-.../tokenizer.json")
@@ -177,14 +181,17 @@ pub fn evaluation_tokens(
     options: &ReadOptions,
 ) -> Result<(Tokens, Option<u64>)> {
     // A directory without a validation split is scored whole.
-    let shards = match shards::paths(patterns, ShardSplit::Val) {
-        Err(_) => shards::paths(patterns, ShardSplit::Train)?,
+    let mut notes = Vec::new();
+    let shards = match shards::paths(patterns, ShardSplit::Val, &mut notes) {
+        Err(_) => shards::paths(patterns, ShardSplit::Train, &mut notes)?,
         found => found?,
     };
     match shards {
         Some(paths) => Ok((shards::tokens(&paths, tokenizer, vocab_size)?, None)),
         None => {
-            let (tokens, bytes) = tokenize_text(tokenizer, &text::files(patterns)?, options)?;
+            let files = text::files(patterns, &mut notes)?;
+            notes.iter().for_each(|line| note(line));
+            let (tokens, bytes) = tokenize_text(tokenizer, &files, options)?;
             Ok((tokens, Some(bytes)))
         }
     }

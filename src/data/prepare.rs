@@ -5,7 +5,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `options.rs` | what to prepare, how, and how far it has come |
-//! | `expand.rs`, `source.rs` | patterns to files, files to records |
+//! | `expand.rs`, `left_out.rs`, `source.rs` | patterns to files, what is passed over, files to records |
 //! | `batches.rs` | reading and fetching ahead, on threads |
 //! | `fates.rs`, `dedup.rs`, `quarantine.rs` | what becomes of each record |
 //! | `split.rs`, `sample.rs` | what goes to validation |
@@ -22,6 +22,7 @@ pub mod expand;
 mod fates;
 mod job;
 mod journal;
+pub mod left_out;
 mod leftovers;
 mod options;
 mod quarantine;
@@ -44,7 +45,7 @@ use journal::{Identity, State};
 
 pub use crate::data::shards::PREPARE_FILE;
 pub use crate::data::shards::manifest::{Eot, Val};
-pub use expand::expand;
+pub use expand::{Found, Wanted, expand, find};
 pub use options::{Encode, Grain, Input, Inputs, PrepareOptions, Progress, Summary};
 pub use quarantine::QUARANTINE_FILE;
 pub use source::{Document, ReadOptions, documents};

@@ -17,6 +17,7 @@ use anyhow::Result;
 use crate::data::npy::TokenFile;
 use crate::data::shards::blocks::Blocks;
 use crate::data::shards::manifest::{Eot, Manifest, ShardEntry, Split, TokenizerInfo};
+use crate::data::splits::Divided;
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files;
 
@@ -183,12 +184,12 @@ fn check_ids(file: &TokenFile, offset: usize, ids: &[u32], vocab_size: usize) ->
 }
 
 /// The shards of `split` in the directory `dir`: those its manifest lists, in order. Without a manifest, the `.npy` and
-/// `.bin` files whose names say `train` or `val`, as build-nanogpt and llm.c name them; if no name does, all are
-/// training shards. Empty if the directory has none.
+/// `.bin` files that have `train` or `val` among the words of their names, as build-nanogpt and llm.c name them; if no name
+/// has, all are training shards ([`Divided`]). Empty if the directory has none.
 ///
 /// # Errors
 /// [`Exit::Io`] if the directory cannot be read; [`Exit::Data`] if its manifest is damaged or an interrupted
-/// `data prepare` has left it unfinished.
+/// `data prepare` has left it unfinished; [`Exit::Config`] if a name could mean either split.
 pub fn split_files(dir: &Path, split: Split) -> Result<Vec<PathBuf>> {
     if let Some(manifest) = Manifest::load(dir)? {
         return Ok(manifest.shards.iter().filter(|e| e.split == split).map(|e| dir.join(&e.name)).collect());
@@ -198,11 +199,25 @@ pub fn split_files(dir: &Path, split: Split) -> Result<Vec<PathBuf>> {
             .hint("run `data prepare` again with the same --out")
             .into());
     }
-    let files = token_files(dir)?;
-    let says = |name: &str, split: Split| name.contains(split.name());
-    let unnamed = files.iter().all(|(name, _)| !says(name, Split::Train) && !says(name, Split::Val));
-    let all_train = unnamed && split == Split::Train;
-    Ok(files.into_iter().filter(|(name, _)| all_train || says(name, split)).map(|(_, path)| path).collect())
+    let divided = divide(dir)?;
+    Ok(match split {
+        Split::Train => divided.train,
+        Split::Val => divided.val,
+    })
+}
+
+/// What becomes of the files of a directory without a manifest, where some are not trained on.
+///
+/// # Errors
+/// Those of [`split_files`].
+pub fn split_note(dir: &Path) -> Result<Option<String>> {
+    let has_manifest = Manifest::load(dir)?.is_some();
+    if has_manifest { Ok(None) } else { Ok(divide(dir)?.note(&dir.display().to_string())) }
+}
+
+fn divide(dir: &Path) -> Result<Divided> {
+    let paths = token_files(dir)?.into_iter().map(|(_, path)| path).collect();
+    Ok(Divided::of(paths, dir)?)
 }
 
 /// Names and paths of the `.npy` and `.bin` files of a directory, sorted.

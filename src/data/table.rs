@@ -3,7 +3,9 @@
 //! For data sets that are read once and held in memory. The corpus of a pretraining run, of which one column is wanted and the rest
 //! does not fit, is read by [`source`](super::prepare::source).
 
-use super::prepare::source::{Position, ReadOptions, Reader, is_known};
+use super::prepare::source::{
+    Position, ReadOptions, Reader, holds_records, is_parquet, rewrite_hint, unread_compression,
+};
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::open_input;
 use anyhow::{Context, Result};
@@ -28,20 +30,19 @@ pub struct Row {
 /// # Errors
 /// [`Exit::Config`] for a kind of file that has no rows, [`Exit::Io`] and [`Exit::Data`] for one that cannot be read.
 pub fn rows(path: &Path) -> Result<Vec<Row>> {
-    let name = path.to_string_lossy();
-    if name.ends_with(".parquet") {
+    if is_parquet(path)? {
         let rows = parquet_rows(path)?.into_iter().zip(1..);
         return Ok(rows.map(|(value, line)| Row { line, value: Ok(value) }).collect());
     }
-    let text = [".txt", ".txt.gz", ".txt.zst"].iter().any(|end| name.ends_with(end));
-    if text || !is_known(path) {
-        return Err(fail(Exit::Config, format!("{name}: not a kind of file that holds records"))
+    if !holds_records(path)? {
+        return Err(fail(Exit::Config, format!("{}: not a kind of file that holds records", path.display()))
             .hint("give .json, .jsonl (also with .gz or .zst behind) or .parquet")
             .into());
     }
     let mut rows = Vec::new();
     for raw in Reader::open(path, &ReadOptions::default(), Position::default())? {
         let raw = raw?;
+        raw.refuse_foreign(path)?;
         let line = raw.line;
         match raw.value() {
             Ok(None) => {}
@@ -69,6 +70,10 @@ pub fn parquet_rows(path: &Path) -> Result<Vec<Value>> {
     // The library panics on some damaged files.
     let read = crate::runtime::guard::guarded(|| -> Result<Vec<Value>> {
         let reader = SerializedFileReader::new(file).map_err(|e| wrong(&e))?;
+        if let Some(codec) = unread_compression(reader.metadata(), None) {
+            let message = format!("{}: not supported: the file is compressed with {codec}", path.display());
+            return Err(fail(Exit::Data, message).hint(rewrite_hint(path)).into());
+        }
         let rows = reader.get_row_iter(None).map_err(|e| wrong(&e))?;
         rows.map(|row| Ok(row.map_err(|e| wrong(&e))?.to_json_value())).collect()
     });

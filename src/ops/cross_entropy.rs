@@ -227,7 +227,8 @@ mod tests {
     fn exploding_logits_leave_no_subnormal_gradients() {
         let (n, c, v) = (4, 8, 64);
         for size in [30.0, 100.0, 1e4, 1e8] {
-            let wave = |len: usize, size: f32| (0..len).map(|i| size * ((i * i) as f32 * 0.37).sin()).collect::<Vec<_>>();
+            let wave =
+                |len: usize, size: f32| (0..len).map(|i| size * ((i * i) as f32 * 0.37).sin()).collect::<Vec<_>>();
             let x = Tensor::from_vec(wave(n * c, size), (n, c), &Device::Cpu).unwrap();
             let w = Tensor::from_vec(wave(v * c, 1.0), (v, c), &Device::Cpu).unwrap();
             let targets = Tensor::from_vec(vec![1u32, 2, 3, 60], n, &Device::Cpu).unwrap();

@@ -4,21 +4,28 @@ use super::{Corpus, boundary, groups, named_tokenizer, separator, text, val_rows
 use crate::config::Config;
 use crate::data::Tokens;
 use crate::data::loader::Source;
-use crate::data::prepare::expand;
+use crate::data::prepare::{Found, Wanted, find, left_out};
 use crate::data::shards::manifest::Split;
-use crate::data::shards::{ShardSet, split_files};
+use crate::data::shards::{ShardSet, split_files, split_note};
+use crate::data::splits::Divided;
 use crate::data::tokenizer::Tokenizer;
 use crate::runtime::error::{Exit, fail};
+use crate::runtime::home::expand_home;
 use crate::runtime::shell::quoted;
 use anyhow::Result;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// The shards that each of `patterns` stands for; none if they stand for text. A prepared directory gives its shards of `split`.
-pub(super) fn paths_of_each(patterns: &[String], split: Split) -> Result<Option<Vec<Vec<PathBuf>>>> {
+/// What becomes of the other files there is added to `notes`.
+pub(super) fn paths_of_each(
+    patterns: &[String],
+    split: Split,
+    notes: &mut Vec<String>,
+) -> Result<Option<Vec<Vec<PathBuf>>>> {
     let (mut shards, mut text) = (Vec::new(), None);
     for pattern in patterns {
-        match paths_of(pattern, split)? {
+        match paths_of(pattern, split, notes)? {
             Some(paths) => shards.push(paths),
             None => text = Some(pattern),
         }
@@ -34,12 +41,12 @@ pub(super) fn paths_of_each(patterns: &[String], split: Split) -> Result<Option<
 }
 
 /// All that [`paths_of_each`] finds, in one list.
-pub(super) fn paths(patterns: &[String], split: Split) -> Result<Option<Vec<PathBuf>>> {
-    Ok(paths_of_each(patterns, split)?.map(|each| each.concat()))
+pub(super) fn paths(patterns: &[String], split: Split, notes: &mut Vec<String>) -> Result<Option<Vec<PathBuf>>> {
+    Ok(paths_of_each(patterns, split, notes)?.map(|each| each.concat()))
 }
 
 /// The shards of one pattern; none if it stands for text.
-fn paths_of(pattern: &str, split: Split) -> Result<Option<Vec<PathBuf>>> {
+fn paths_of(pattern: &str, split: Split, notes: &mut Vec<String>) -> Result<Option<Vec<PathBuf>>> {
     if pattern.starts_with("hub:") {
         return Err(fail(Exit::Config, format!("{pattern}: a run does not download its data"))
             .hint(format!(
@@ -48,10 +55,14 @@ fn paths_of(pattern: &str, split: Split) -> Result<Option<Vec<PathBuf>>> {
             ))
             .into());
     }
-    let path = Path::new(pattern);
+    let expanded = expand_home(Path::new(pattern));
+    let path = expanded.as_path();
     if path.is_dir() {
         let files = split_files(path, split)?;
         if !files.is_empty() {
+            if split == Split::Train {
+                notes.extend(split_note(path)?);
+            }
             return Ok(Some(files));
         }
         let other = if split == Split::Train { Split::Val } else { Split::Train };
@@ -62,7 +73,25 @@ fn paths_of(pattern: &str, split: Split) -> Result<Option<Vec<PathBuf>>> {
         }
     }
     let is_shard = pattern.ends_with(".npy") || pattern.ends_with(".bin");
-    is_shard.then(|| expand(&[pattern.to_owned()])).transpose()
+    if !is_shard {
+        return Ok(None);
+    }
+    let Found { files, left_out } = find(&[pattern.to_owned()], Wanted::Tokens)?;
+    notes.extend(left_out::note(&left_out));
+    if path.exists() { Ok(Some(files)) } else { Ok(Some(of_glob(files, pattern, split, notes)?)) }
+}
+
+/// The files of a glob that are of `split`. A glob whose files are all of another one was meant as it is.
+fn of_glob(files: Vec<PathBuf>, pattern: &str, split: Split, notes: &mut Vec<String>) -> Result<Vec<PathBuf>> {
+    let divided = Divided::of(files.clone(), Path::new(pattern))?;
+    match split {
+        Split::Train if !divided.train.is_empty() => {
+            notes.extend(divided.note(pattern));
+            Ok(divided.train)
+        }
+        Split::Val if !divided.val.is_empty() => Ok(divided.val),
+        _ => Ok(files),
+    }
 }
 
 /// Opens shards for a model of `vocab_size` ids, and refuses those that say another tokenizer made them.
@@ -79,11 +108,12 @@ pub(super) fn tokens(paths: &[PathBuf], tokenizer: &Tokenizer, vocab_size: usize
 }
 
 /// The validation tokens of `data.val`: shards or text.
-pub(super) fn named_val(config: &Config, tokenizer: &Tokenizer) -> Result<Tokens> {
-    match paths(&config.data.val, Split::Val)? {
+pub(super) fn named_val(config: &Config, tokenizer: &Tokenizer, notes: &mut Vec<String>) -> Result<Tokens> {
+    match paths(&config.data.val, Split::Val, notes)? {
         Some(paths) => tokens(&paths, tokenizer, config.model.vocab_size),
         None => {
-            Ok(text::tokenize_text(tokenizer, &text::files(&config.data.val)?, &text::read_options(&config.data))?.0)
+            let files = text::files(&config.data.val, notes)?;
+            Ok(text::tokenize_text(tokenizer, &files, &text::read_options(&config.data))?.0)
         }
     }
 }
@@ -91,15 +121,20 @@ pub(super) fn named_val(config: &Config, tokenizer: &Tokenizer) -> Result<Tokens
 /// The validation shards beside the training shards: those of prepared directories in `data.train`, never a training shard.
 fn val_beside(config: &Config, train: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
-    for path in config.data.train.iter().map(Path::new).filter(|p| p.is_dir()) {
-        found.extend(split_files(path, Split::Val)?);
+    for path in config.data.train.iter().map(|path| expand_home(Path::new(path))).filter(|p| p.is_dir()) {
+        found.extend(split_files(&path, Split::Val)?);
     }
     found.retain(|path| !train.contains(path));
     Ok(found)
 }
 
 /// `train`: the shards of each entry of `data.train`.
-pub(super) fn open(config: &Config, tokenizer: Option<Tokenizer>, train: Vec<Vec<PathBuf>>) -> Result<Corpus> {
+pub(super) fn open(
+    config: &Config,
+    tokenizer: Option<Tokenizer>,
+    train: Vec<Vec<PathBuf>>,
+    mut notes: Vec<String>,
+) -> Result<Corpus> {
     let tokenizer = match tokenizer {
         Some(tokenizer) => tokenizer,
         None if config.data.tokenizer == "train" => {
@@ -112,7 +147,7 @@ pub(super) fn open(config: &Config, tokenizer: Option<Tokenizer>, train: Vec<Vec
     let vocab = config.model.vocab_size;
     let beside = val_beside(config, &train.concat())?;
     let val = match (config.data.val.is_empty(), beside.is_empty()) {
-        (false, _) => Some(named_val(config, &tokenizer)?),
+        (false, _) => Some(named_val(config, &tokenizer, &mut notes)?),
         (true, false) => Some(tokens(&beside, &tokenizer, vocab)?),
         (true, true) => None,
     };
@@ -132,5 +167,6 @@ pub(super) fn open(config: &Config, tokenizer: Option<Tokenizer>, train: Vec<Vec
         tokenizer,
         tuning: None,
         base_val: None,
+        notes,
     })
 }

@@ -57,6 +57,7 @@ pub(super) fn open(config: &Config, tokenizer: Option<Tokenizer>) -> Result<Corp
         stories: Some(count),
         tuning: None,
         base_val: None,
+        notes: Vec::new(),
     })
 }
 

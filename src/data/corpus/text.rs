@@ -5,7 +5,7 @@ use crate::config::{Config, DataConfig};
 use crate::data::Tokens;
 use crate::data::loader::Source;
 use crate::data::prepare::source::ReadOptions;
-use crate::data::prepare::{documents, expand, split::Rule};
+use crate::data::prepare::{Found, documents, expand, left_out, split::Rule};
 use crate::data::tokenizer::Tokenizer;
 use crate::runtime::error::{Exit, fail};
 use anyhow::Result;
@@ -16,7 +16,8 @@ use std::sync::Arc;
 const MAX_RAW_BYTES: u64 = 4 << 30;
 
 pub(super) fn open(config: &Config, tokenizer: Option<Tokenizer>) -> Result<Corpus> {
-    let Divided { train, held_out } = divide(config)?;
+    let mut notes = Vec::new();
+    let Divided { train, held_out } = divide(config, &mut notes)?;
     let tokenizer = match tokenizer {
         Some(tokenizer) => tokenizer,
         None => make_tokenizer(config, train.iter().flatten().map(String::as_str))?,
@@ -33,7 +34,7 @@ pub(super) fn open(config: &Config, tokenizer: Option<Tokenizer>) -> Result<Corp
         append_encoded(&tokenizer, &held_out, separator, &mut ids)?;
         (ids.len() > 1).then(|| Tokens::Memory(Arc::new(ids)))
     } else {
-        Some(shards::named_val(config, &tokenizer)?)
+        Some(shards::named_val(config, &tokenizer, &mut notes)?)
     };
     let val = val.map(|tokens| val_rows(config, tokens, separator)).transpose()?;
     Ok(Corpus {
@@ -45,12 +46,17 @@ pub(super) fn open(config: &Config, tokenizer: Option<Tokenizer>) -> Result<Corp
         stories: None,
         tuning: None,
         base_val: None,
+        notes,
     })
 }
 
 /// Where `data` says the text is in its files.
 pub(super) fn read_options(data: &DataConfig) -> ReadOptions {
-    ReadOptions { text_field: data.text_field.clone(), text_separator: data.text_separator.clone() }
+    ReadOptions {
+        text_field: data.text_field.clone(),
+        text_separator: data.text_separator.clone(),
+        field_option: Some("--set data.text_field=NAME"),
+    }
 }
 
 /// The text of a run.
@@ -61,9 +67,9 @@ struct Divided {
     held_out: Vec<String>,
 }
 
-fn divide(config: &Config) -> Result<Divided> {
+fn divide(config: &Config, notes: &mut Vec<String>) -> Result<Divided> {
     let data = &config.data;
-    let groups = groups(config).into_iter().map(files).collect::<Result<Vec<_>>>()?;
+    let groups = groups(config).into_iter().map(|patterns| files(patterns, notes)).collect::<Result<Vec<_>>>()?;
     let fraction = if data.val.is_empty() { data.val_fraction } else { 0.0 };
     let options = read_options(data);
     let mut rule = Rule::choose(&groups.concat(), &options, fraction)?;
@@ -84,9 +90,10 @@ fn divide(config: &Config) -> Result<Divided> {
     Ok(divided)
 }
 
-/// The text files that `patterns` stand for, if they are of a size to be held in memory.
-pub(super) fn files(patterns: &[String]) -> Result<Vec<PathBuf>> {
-    let paths = expand(patterns)?;
+/// The text files that `patterns` stand for, if they are of a size to be held in memory. `notes` tell what is left out.
+pub(super) fn files(patterns: &[String], notes: &mut Vec<String>) -> Result<Vec<PathBuf>> {
+    let Found { files: paths, left_out } = expand(patterns)?;
+    notes.extend(left_out::note(&left_out));
     let bytes: u64 = paths.iter().filter_map(|p| p.metadata().ok()).map(|m| m.len()).sum();
     if bytes > MAX_RAW_BYTES {
         let message = format!("the text files hold {:.1} GB, too much to tokenise at every start", bytes as f64 / 1e9);

@@ -25,6 +25,7 @@ pub(super) fn open(config: &Config, resumed: Option<Tokenizer>) -> Result<Corpus
         boundary: None,
         floor: None,
         stories: None,
+        notes: Vec::new(),
     })
 }
 

@@ -10,14 +10,8 @@ use glob::{MatchOptions, Pattern};
 use super::cache::Tree;
 use super::card::Subset;
 use super::name::{HubName, is_safe_path};
+use crate::data::splits::SPLITS;
 use crate::runtime::error::{Exit, Failure, fail};
-
-/// What the splits are called in the names of files.
-const SPLITS: [(&str, &[&str]); 3] = [
-    ("train", &["train", "training"]),
-    ("validation", &["validation", "valid", "dev", "val"]),
-    ("test", &["test", "testing", "eval", "evaluation"]),
-];
 
 /// Files that describe data and are none.
 const NO_DATA: [&str; 4] = ["config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"];

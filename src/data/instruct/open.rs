@@ -7,10 +7,10 @@ use super::records::{Conversation, Format};
 use super::template::{choose, input_mark};
 use crate::config::Config;
 use crate::data::chat::{ChatTemplate, Message};
-use crate::data::prepare::expand;
+use crate::data::prepare::{Found as Files, expand, left_out};
 use crate::data::table;
 use crate::data::tokenizer::Tokenizer;
-use crate::runtime::error::{Exit, fail};
+use crate::runtime::error::{Exit, fail, note};
 use anyhow::Result;
 use rayon::prelude::*;
 use serde::Serialize;
@@ -133,7 +133,8 @@ fn read(
     format: Option<Format>,
     bad: &mut Vec<Bad>,
 ) -> Result<(Format, Vec<Found>)> {
-    let paths = expand(patterns)?;
+    let Files { files: paths, left_out } = expand(patterns)?;
+    left_out::note(&left_out).iter().for_each(|line| note(line));
     let mut rows = Vec::new();
     for path in &paths {
         let file: Arc<str> = path.display().to_string().into();

@@ -10,12 +10,15 @@ use crate::data::prepare::quarantine::{Entry, Quarantine};
 use crate::data::prepare::sample::is_short;
 use crate::data::prepare::source::{Content, Raw, Reason, Record};
 use crate::data::prepare::split::{Key, key};
-use crate::data::shards::manifest::LineCounts;
+use crate::data::shards::manifest::{LineCounts, Source};
 use crate::runtime::error::{Exit, fail};
 
 /// Largest share of bad records that is put up with, and from how many on it is judged before the end.
 const MAX_BAD: f64 = 0.001;
 const JUDGED_FROM: u64 = 100_000;
+
+/// Records without the text field after which a corpus that has given no text is not read on.
+const NO_TEXT_FROM: u64 = 1000;
 
 /// A document to be written.
 pub(super) struct Document {
@@ -65,8 +68,8 @@ impl Fates {
         let mut documents = Vec::with_capacity(seen.len());
         for Seen { file, record, short, key, old } in seen {
             let (lines, source) = (&mut state.lines, &mut state.sources[file]);
-            lines.read += 1;
-            source.lines += 1;
+            lines.read += record.count;
+            source.lines += record.count;
             match record.content {
                 Content::Empty => lines.empty += 1,
                 Content::Text(_) if short => lines.filtered += 1,
@@ -77,7 +80,7 @@ impl Fates {
                     let cut = state.rule.cut(&text, key);
                     documents.push(Document { file, text, cut });
                 }
-                Content::Bad { .. } => self.bad(opts, lines, &source.path, record)?,
+                Content::Bad { .. } => self.bad(opts, lines, source, record)?,
             }
         }
         self.dedup.as_mut().map_or(Ok(()), Dedup::settle)?;
@@ -101,23 +104,40 @@ impl Fates {
         self.dedup.as_mut().map_or(Ok(true), |dedup| dedup.insert(key))
     }
 
-    fn bad(&mut self, opts: &PrepareOptions, lines: &mut LineCounts, path: &str, record: Record) -> Result<()> {
-        let Record { line, offset, length, content: Content::Bad { reason, detail, bytes } } = record else {
-            return Ok(());
-        };
-        let entry = Entry { file: path, line, offset, length, reason: reason.name(), detail: &detail };
+    fn bad(
+        &mut self,
+        opts: &PrepareOptions,
+        lines: &mut LineCounts,
+        source: &mut Source,
+        record: Record,
+    ) -> Result<()> {
+        let Record { line, offset, length, count, content } = record;
+        let Content::Bad { reason, detail, advice, bytes } = content else { return Ok(()) };
+        let path = source.path.clone();
+        let entry = Entry { file: &path, line, offset, length, records: count, reason: reason.name(), detail: &detail };
         self.quarantine.add(&entry, &bytes)?;
-        *lines.quarantined.entry(reason.name().into()).or_default() += 1;
-        match reason {
-            Reason::CutOff if !opts.allow_bad => {
-                Err(self.too_bad(format!("{path}:{line}: the file ends within a record ({detail})")))
+        *lines.quarantined.entry(reason.name().into()).or_default() += count;
+        lines.first_bad.get_or_insert_with(|| format!("{path}:{line}: {detail}"));
+        let what = match reason {
+            Reason::CutOff => format!("{path}:{line}: the file ends within a record ({detail})"),
+            Reason::Damaged => format!("{path}:{line}: the rest of the file is damaged ({detail})"),
+            Reason::Unsupported | Reason::Foreign => format!("{path}: {detail}"),
+            _ => return self.judge_early(opts, lines),
+        };
+        source.unread = Some(if line > 1 { format!("from record {line} on: {detail}") } else { detail });
+        match advice {
+            _ if opts.allow_bad => Ok(()),
+            Some(advice) => {
+                Err(fail(Exit::Data, what).hint(format!("{advice}; or leave it out with --allow-bad")).into())
             }
-            Reason::Damaged if !opts.allow_bad => {
-                Err(self.too_bad(format!("{path}:{line}: the rest of the file is damaged ({detail})")))
-            }
-            _ if lines.read >= JUDGED_FROM => self.judge(opts, lines),
-            _ => Ok(()),
+            None => Err(self.too_bad(what)),
         }
+    }
+
+    /// Fails long before the end if that could only come to the same.
+    fn judge_early(&self, opts: &PrepareOptions, lines: &LineCounts) -> Result<()> {
+        let no_text = lines.used == 0 && lines.only_fields_missing() && lines.bad() >= NO_TEXT_FROM;
+        if no_text || lines.read >= JUDGED_FROM { self.judge(opts, lines) } else { Ok(()) }
     }
 
     /// Fails if too many of the records were bad.
@@ -126,8 +146,21 @@ impl Fates {
         if opts.allow_bad || bad as f64 <= MAX_BAD * read as f64 {
             return Ok(());
         }
+        let first = lines.first_bad.as_ref().map_or_else(String::new, |first| format!("; the first, {first}"));
+        if lines.only_fields_missing() {
+            let message =
+                format!("{bad} of the first {read} records have no text in the field that was asked for{first}");
+            return Err(fail(Exit::Data, message).hint(self.field_hint()).into());
+        }
         let share = MAX_BAD * 100.0;
-        Err(self.too_bad(format!("{bad} of {read} records cannot be used, more than {share} % ({lines})")))
+        Err(self.too_bad(format!("{bad} of {read} records cannot be used, more than {share} % ({lines}){first}")))
+    }
+
+    fn field_hint(&self) -> String {
+        let path = self.quarantine.path().display();
+        format!(
+            "name the field that holds the text with --text-field NAME; to go on without these records, which are in {path}, add --allow-bad"
+        )
     }
 
     fn too_bad(&self, message: String) -> anyhow::Error {

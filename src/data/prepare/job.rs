@@ -19,12 +19,15 @@ use crate::data::prepare::options::{Encode, Inputs, PrepareOptions, Progress, Su
 use crate::data::prepare::quarantine::Quarantine;
 use crate::data::prepare::split::Rule;
 use crate::data::prepare::writer::ShardWriter;
-use crate::data::shards::manifest::{Eot, MANIFEST_FILE, Manifest, Split, TokenizerInfo, Totals, VERSION, Val};
+use crate::data::shards::manifest::{Eot, MANIFEST_FILE, Manifest, Source, Split, TokenizerInfo, Totals, VERSION, Val};
 use crate::runtime::error::{Exit, Failure, fail};
 use crate::runtime::files;
 
 /// Documents encoded by one call: small enough to balance the threads, large enough to hide the cost of a call.
 const CALL_DOCUMENTS: usize = 16;
+
+/// Files told one by one that could not be read to their end.
+const MAX_UNREAD: usize = 5;
 
 /// The state of preparing.
 pub(super) struct Job<'a> {
@@ -204,6 +207,7 @@ impl<'a> Job<'a> {
             val: self.state.val.totals,
             lines: self.state.lines,
             sources: self.state.sources,
+            left_out: self.inputs.left_out.clone(),
             shards,
         };
         leftovers::refuse_foreign(out, &manifest.shards)?;
@@ -222,9 +226,11 @@ impl<'a> Job<'a> {
         let (message, hint) = if self.val.totals().tokens > 0 {
             ("all of the text went to validation", "choose smaller shards, or a smaller validation split")
         } else {
-            ("there is no text in the input", "check the files and --text-field")
+            ("there is no text in the input", "check the files, and name the field of the text with --text-field NAME")
         };
-        Err(fail(Exit::Data, format!("{message} ({})", self.state.lines)).hint(hint).into())
+        let first =
+            self.state.lines.first_bad.as_ref().map_or_else(String::new, |bad| format!("; the first bad one, {bad}"));
+        Err(fail(Exit::Data, format!("{message} ({}){first}", self.state.lines)).hint(hint).into())
     }
 
     fn notes(&self) -> Vec<String> {
@@ -247,8 +253,23 @@ impl<'a> Job<'a> {
             let (bad, path) = (self.state.lines.bad(), self.fates.quarantine.path().display());
             notes.push(format!("{bad} of {} records could not be used; they are in {path}", self.state.lines.read));
         }
+        let unread: Vec<String> = self.state.sources.iter().filter_map(unread).collect();
+        notes.extend(unread.iter().take(MAX_UNREAD).cloned());
+        if unread.len() > MAX_UNREAD {
+            notes.push(format!(
+                "{} more files could not be read to their end: see {MANIFEST_FILE}",
+                unread.len() - MAX_UNREAD
+            ));
+        }
         notes
     }
+}
+
+/// What is told of a file whose rest, or all of it, could not be read.
+fn unread(source: &Source) -> Option<String> {
+    let why = source.unread.as_ref()?;
+    let Source { path, lines, used, .. } = source;
+    Some(format!("{path}: could not be read to its end: {why} ({used} of {lines} records counted were used)"))
 }
 
 /// The ids of each piece, all below the size of the vocabulary.

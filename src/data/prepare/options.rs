@@ -8,7 +8,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use crate::data::prepare::expand::expand;
+use crate::data::prepare::expand::{Found, expand};
+use crate::data::prepare::left_out::{LeftOut, shown};
 use crate::data::prepare::source::ReadOptions;
 use crate::data::shards::manifest::{Eot, Manifest, Recipe, Val};
 use crate::runtime::error::{Exit, fail};
@@ -48,6 +49,8 @@ pub struct Input {
 pub struct Inputs {
     /// The files.
     pub list: Arc<[Input]>,
+    /// Files beside them that are not read.
+    pub left_out: Vec<LeftOut>,
     /// Makes the file of this index a local one and says where. It may take long; it is called from a thread of its
     /// own, one file ahead, again after an interruption, and more than once.
     pub fetch: Arc<dyn Fn(usize) -> Result<PathBuf> + Send + Sync>,
@@ -59,16 +62,16 @@ impl Inputs {
     /// # Errors
     /// Those of [`expand`], and [`Exit::Io`] for a file that cannot be looked at.
     pub fn local(patterns: &[String]) -> Result<Self> {
-        let paths = expand(patterns)?;
+        let Found { files: paths, left_out } = expand(patterns)?;
         let input = |path: &PathBuf| -> Result<Input> {
             let meta = fs::metadata(path).map_err(|e| files::io_failure("read", path, &e))?;
             // A clock before 1970 is no reason to fail.
             let age = meta.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
             let version = format!("written {}.{:09}", age.as_secs(), age.subsec_nanos());
-            Ok(Input { name: path.display().to_string(), bytes: meta.len(), version })
+            Ok(Input { name: shown(path), bytes: meta.len(), version })
         };
         let list = paths.iter().map(input).collect::<Result<_>>()?;
-        Ok(Self { list, fetch: Arc::new(move |i| Ok(paths[i].clone())) })
+        Ok(Self { list, left_out, fetch: Arc::new(move |i| Ok(paths[i].clone())) })
     }
 }
 

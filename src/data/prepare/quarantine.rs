@@ -24,11 +24,22 @@ pub(super) struct Entry<'a> {
     pub(super) offset: u64,
     /// Bytes of the line; more than are kept if it was too long.
     pub(super) length: u64,
+    /// Records that this one stands for, if its file cannot be read on.
+    #[serde(skip_serializing_if = "is_one")]
+    pub(super) records: u64,
     /// Class of the fault.
     pub(super) reason: &'static str,
     /// The fault in words.
     pub(super) detail: &'a str,
 }
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde passes a reference
+fn is_one(n: &u64) -> bool {
+    *n == 1
+}
+
+/// Bytes of the file from which on records are listed without a copy: their places in the input are known.
+const MAX_COPIES: u64 = 256 << 20;
 
 /// The quarantine file, created at the first bad record.
 pub(super) struct Quarantine {
@@ -60,6 +71,10 @@ impl Quarantine {
             none => none.insert(Growing::open(&self.path, 0)?),
         };
         let mut line = serde_json::to_vec(entry)?;
+        if file.len() >= MAX_COPIES {
+            line.push(b'\n');
+            return file.write_all(&line).map_err(io_context("write", &self.path));
+        }
         line.pop();
         line.extend_from_slice(b",\"hex\":\"");
         // Piece by piece: a record may have 64 MiB.

@@ -6,34 +6,45 @@
 //! file that ends before its end gives one last bad record. Between two records lies a [`Position`], from which another
 //! reader goes on as if it had read what comes before.
 //!
-//! | extension | record | cut by |
+//! | format | record | cut by |
 //! |---|---|---|
-//! | `.txt` | the file, or a part between separators | `delimited.rs` |
-//! | `.jsonl`, `.ndjson` | a line | `delimited.rs` |
-//! | `.json` | an element of an array; without one, a line | `array.rs` |
-//! | `.parquet` | a row | `rows.rs` |
+//! | text | the file, or a part between separators | `delimited.rs` |
+//! | JSON lines | a line | `delimited.rs` |
+//! | JSON | an element of an array; without one, a line | `array.rs` |
+//! | Parquet | a row | `rows.rs` |
 //!
-//! All but Parquet, which compresses within, also with `.gz` or `.zst` behind (`input.rs`).
+//! The name says which (`names.rs`), but the content has the last word: compression is seen from the bytes (`input.rs`), an
+//! array and Parquet are read under any name, and a file that is something else altogether, such as a web page, is one bad
+//! record that says so (`refused.rs`).
 
 mod array;
 mod delimited;
 mod input;
 mod json;
+mod names;
+mod refused;
 mod rows;
 #[cfg(test)]
 mod tests;
+mod unpack;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
+use crate::data::python_json;
 use crate::runtime::error::{Exit, fail};
 
 use array::Array;
 use delimited::Delimited;
 use input::Input;
+use names::{Format, Name};
+use refused::Refused;
 use rows::Rows;
+
+pub use names::{KNOWN, holds_records, is_corpus_file, is_parquet, refuse_other_kinds, suffixes};
+pub use rows::{rewrite_hint, unread_compression};
 
 /// Longest line, element or Parquet value in bytes.
 pub const MAX_LINE: usize = 64 << 20;
@@ -51,11 +62,13 @@ pub struct ReadOptions {
     pub text_field: String,
     /// What stands between the documents of a `.txt` file; without it a file is one document.
     pub text_separator: Option<String>,
+    /// How the user names the field, for hints: `--set data.text_field=NAME`; none where there is no way to.
+    pub field_option: Option<&'static str>,
 }
 
 impl Default for ReadOptions {
     fn default() -> Self {
-        Self { text_field: "text".into(), text_separator: None }
+        Self { text_field: "text".into(), text_separator: None, field_option: None }
     }
 }
 
@@ -79,6 +92,8 @@ pub struct Raw {
     pub length: u64,
     /// The place behind it. Nothing follows a record that ends its file early.
     pub next: Position,
+    /// How many it stands for: one, or all that are left of a file whose rest cannot be read, where that is known.
+    pub count: u64,
     body: Body,
 }
 
@@ -89,16 +104,16 @@ enum Body {
     /// A document, with the line breaks next to its separators.
     Text { bytes: Vec<u8>, after_separator: bool, before_separator: bool },
     /// Nothing usable; the `last` one takes the rest of the file with it.
-    Bad { reason: Reason, detail: String, bytes: Vec<u8>, last: bool },
+    Bad { reason: Reason, detail: String, advice: Option<String>, bytes: Vec<u8>, last: bool },
 }
 
 impl Body {
     fn bad(reason: Reason, detail: String, bytes: Vec<u8>) -> Self {
-        Self::Bad { reason, detail, bytes, last: false }
+        Self::Bad { reason, detail, advice: None, bytes, last: false }
     }
 
     fn bad_last(reason: Reason, detail: String, bytes: Vec<u8>) -> Self {
-        Self::Bad { reason, detail, bytes, last: true }
+        Self::Bad { reason, detail, advice: None, bytes, last: true }
     }
 }
 
@@ -110,9 +125,26 @@ impl Raw {
     pub fn value(self) -> Result<Option<serde_json::Value>, String> {
         match self.body {
             Body::Json { bytes, .. } if bytes.trim_ascii().is_empty() => Ok(None),
-            Body::Json { bytes, .. } => serde_json::from_slice(&bytes).map(Some).map_err(|e| e.to_string()),
+            Body::Json { bytes, .. } => {
+                let json = std::str::from_utf8(&bytes).map_err(|e| e.to_string())?;
+                python_json::value(json).map(Some).map_err(|e| e.to_string())
+            }
             Body::Text { .. } => Err("a text, not a record".into()),
             Body::Bad { detail, .. } => Err(detail),
+        }
+    }
+
+    /// Refuses the record that stands for a whole file of another kind, or one that needs what this program does not have.
+    ///
+    /// # Errors
+    /// [`Exit::Data`], naming `path`.
+    pub fn refuse_foreign(&self, path: &Path) -> Result<()> {
+        match &self.body {
+            Body::Bad { reason: Reason::Foreign | Reason::Unsupported, detail, advice, .. } => {
+                let failure = fail(Exit::Data, format!("{}: {detail}", path.display()));
+                Err(failure.hint(advice.clone().unwrap_or_else(|| "give another file".into())).into())
+            }
+            _ => Ok(()),
         }
     }
 
@@ -123,9 +155,9 @@ impl Raw {
             Body::Text { bytes, after_separator, before_separator } => {
                 parse_text(bytes, after_separator, before_separator)
             }
-            Body::Bad { reason, detail, bytes, .. } => bad(reason, detail, bytes),
+            Body::Bad { reason, detail, advice, bytes, .. } => Content::Bad { reason, detail, advice, bytes },
         };
-        Record { line: self.line, offset: self.offset, length: self.length, content }
+        Record { line: self.line, offset: self.offset, length: self.length, count: self.count, content }
     }
 }
 
@@ -138,6 +170,8 @@ pub struct Record {
     pub offset: u64,
     /// Its bytes.
     pub length: u64,
+    /// How many records it stands for.
+    pub count: u64,
     /// What it holds.
     pub content: Content,
 }
@@ -155,6 +189,8 @@ pub enum Content {
         reason: Reason,
         /// The fault in words.
         detail: String,
+        /// What to do about it, where that is known.
+        advice: Option<String>,
         /// The raw bytes, at most [`MAX_LINE`] of them.
         bytes: Vec<u8>,
     },
@@ -175,6 +211,10 @@ pub enum Reason {
     CutOff,
     /// The compressed data is not what was written; the rest of the file cannot be read.
     Damaged,
+    /// The file is sound, but needs what this program does not have.
+    Unsupported,
+    /// The whole file is something else than its name says.
+    Foreign,
 }
 
 impl Reason {
@@ -187,19 +227,10 @@ impl Reason {
             Self::TooLong => "too_long",
             Self::CutOff => "cut_off",
             Self::Damaged => "damaged",
+            Self::Unsupported => "unsupported",
+            Self::Foreign => "foreign",
         }
     }
-}
-
-/// The formats in words, for messages.
-pub const KNOWN: &str = ".txt, .jsonl, .ndjson or .json, each also with .gz or .zst behind, or .parquet";
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Format {
-    Text,
-    JsonLines,
-    Json,
-    Parquet,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -207,28 +238,6 @@ enum Compression {
     None,
     Gzip,
     Zstd,
-}
-
-/// Whether `path` is a file of text, by its extension.
-pub fn is_known(path: &Path) -> bool {
-    kind(path).is_some()
-}
-
-fn kind(path: &Path) -> Option<(Format, Compression)> {
-    let name = path.file_name()?.to_str()?.to_ascii_lowercase();
-    let (name, compression) = match name.rsplit_once('.')? {
-        (name, "gz") => (name, Compression::Gzip),
-        (name, "zst") => (name, Compression::Zstd),
-        _ => (name.as_str(), Compression::None),
-    };
-    let format = match Path::new(name).extension()?.to_str()? {
-        "txt" => Format::Text,
-        "jsonl" | "ndjson" => Format::JsonLines,
-        "json" => Format::Json,
-        "parquet" if compression == Compression::None => Format::Parquet,
-        _ => return None,
-    };
-    Some((format, compression))
 }
 
 /// Cuts a file into records; nothing after its last or a `last` one is asked for.
@@ -244,19 +253,14 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Opens `path`, by its extension, at a place that an earlier reader with the same options has given (or the
-    /// default, its start).
+    /// Opens `path` at a place that an earlier reader with the same options has given (or the default, its start).
     ///
     /// # Errors
-    /// [`Exit::Config`] for an unknown extension or an impossible separator; [`Exit::Io`] if the file cannot be read
+    /// [`Exit::Config`] for a kind of file that is not read or an impossible separator; [`Exit::Io`] if the file cannot be read
     /// (also later, from the iterator); [`Exit::Data`] if it has become too short for `from`, or is a Parquet file
     /// without such a column of strings.
     pub fn open(path: &Path, options: &ReadOptions, from: Position) -> Result<Self> {
-        let Some((format, compression)) = kind(path) else {
-            let message = format!("{}: not a kind of text file that is known", path.display());
-            return Err(fail(Exit::Config, message).hint(format!("give {KNOWN}")).into());
-        };
-        if format == Format::Parquet {
+        if is_parquet(path)? {
             let rows = Rows::open(path, &options.text_field, from)?;
             return Ok(Self { cut: Box::new(rows), done: false });
         }
@@ -267,8 +271,17 @@ impl Reader {
                 .hint("give what stands between documents, as <|endoftext|>")
                 .into());
         }
-        let mut input = Input::open(path, compression)?;
-        let is_array = format == Format::Json && input.skip_blanks()? == Some(b'[');
+        let name = Name::of(path);
+        let mut input = Input::open(path, name.compression)?;
+        let format = match name.format {
+            Some(format) => format,
+            None => names::format_of_content(path, &input)?,
+        };
+        if refused::is_foreign(format, input.kind()) {
+            let whole = Refused::new(path, input.kind(), from);
+            return Ok(Self { cut: Box::new(whole), done: from.records > 0 });
+        }
+        let is_array = format != Format::Text && input.begins_array(format == Format::JsonLines)?;
         let follows = from.records == 0 || input.skip_to(from.offset)?;
         let cut: Box<dyn Cut> = match format {
             Format::Text => Box::new(Delimited::text(input, separator, from.records)),
@@ -325,7 +338,7 @@ fn text_or_empty(text: String) -> Content {
 fn bad(reason: Reason, detail: String, mut bytes: Vec<u8>) -> Content {
     bytes.truncate(MAX_LINE);
     bytes.shrink_to_fit();
-    Content::Bad { reason, detail, bytes }
+    Content::Bad { reason, detail, advice: None, bytes }
 }
 
 /// A document and where it came from.
@@ -351,19 +364,23 @@ pub fn documents(paths: &[PathBuf], options: &ReadOptions) -> impl Iterator<Item
         };
         raws.filter_map(move |raw| {
             let record = raw.map(|raw| raw.parse(&options.text_field));
-            record.and_then(|record| document(path, file, record)).transpose()
+            record.and_then(|record| document(path, file, record, options)).transpose()
         })
     })
 }
 
-fn document(path: &Path, file: usize, record: Record) -> Result<Option<Document>> {
+fn document(path: &Path, file: usize, record: Record, options: &ReadOptions) -> Result<Option<Document>> {
     let Record { line, content, .. } = record;
     match content {
         Content::Empty => Ok(None),
         Content::Text(text) => Ok(Some(Document { text, file, line })),
-        Content::Bad { detail, .. } => {
+        Content::Bad { reason, detail, advice, .. } => {
             let message = format!("{}:{line}: {detail}", path.display());
-            let hint = "repair the record, or let `data prepare --allow-bad` set bad records aside";
+            let hint = match (reason, options.field_option, advice) {
+                (_, _, Some(advice)) => advice,
+                (Reason::Field, Some(option), None) => format!("name the field that holds the text: {option}"),
+                _ => "repair the record, or let `data prepare --allow-bad` set bad records aside".into(),
+            };
             Err(fail(Exit::Data, message).hint(hint).into())
         }
     }

@@ -72,6 +72,9 @@ pub struct Manifest {
     pub lines: LineCounts,
     /// The input files, in the order read.
     pub sources: Vec<Source>,
+    /// Files that lay among them and were not read.
+    #[serde(default)]
+    pub left_out: Vec<LeftOut>,
     /// Every shard, in name order.
     pub shards: Vec<ShardEntry>,
 }
@@ -157,8 +160,11 @@ pub struct LineCounts {
     pub duplicate: u64,
     /// Were shorter than asked for.
     pub filtered: u64,
-    /// Could not be used, by reason; they are kept in the quarantine file.
+    /// Could not be used, by reason; they are listed in the quarantine file.
     pub quarantined: BTreeMap<String, u64>,
+    /// The first of these: file, line and fault.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_bad: Option<String>,
 }
 
 impl LineCounts {
@@ -166,12 +172,17 @@ impl LineCounts {
     pub fn bad(&self) -> u64 {
         self.quarantined.values().fold(0, |sum: u64, &n| sum.saturating_add(n))
     }
+
+    /// Whether all that could not be used had no text in the field that was asked for.
+    pub fn only_fields_missing(&self) -> bool {
+        self.quarantined.keys().all(|reason| reason == "field") && !self.quarantined.is_empty()
+    }
 }
 
 /// `9 read = 5 used + 1 empty + 1 duplicate + 0 filtered + 2 quarantined (json 1, utf8 1)`
 impl fmt::Display for LineCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { read, used, empty, duplicate, filtered, quarantined } = self;
+        let Self { read, used, empty, duplicate, filtered, quarantined, .. } = self;
         write!(f, "{read} read = {used} used + {empty} empty + {duplicate} duplicate + {filtered} filtered")?;
         write!(f, " + {} quarantined", self.bad())?;
         let reasons: Vec<_> = quarantined.iter().map(|(reason, n)| format!("{reason} {n}")).collect();
@@ -192,6 +203,20 @@ pub struct Source {
     pub used: u64,
     /// Tokens of those, separators included.
     pub tokens: u64,
+    /// Why its rest, or all of it, could not be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unread: Option<String>,
+}
+
+/// Files that were met among the input and not read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// What they have in common, which is why.
+    pub what: String,
+    /// How many there are.
+    pub files: u64,
+    /// The first of them.
+    pub names: Vec<String>,
 }
 
 /// A shard.

@@ -11,7 +11,7 @@ const FEW_TARGETS: u64 = 2000;
 
 impl Run {
     pub(super) fn introduce(&mut self) {
-        let lines = [self.size(), self.mixture(), self.floor(), self.validation()].concat();
+        let lines = [self.size(), self.mixture(), self.files(), self.floor(), self.validation()].concat();
         let (at, steps) = (self.state.counters.step, self.config.train.steps);
         let verb = match at {
             0 => "starting".into(),
@@ -52,6 +52,10 @@ impl Run {
             format!("\n{:5.1} % {passes:.2} passes over {name}", 100.0 * *sequences as f64 / all as f64)
         };
         drawn.iter().filter(|_| drawn.len() > 1).map(line).collect()
+    }
+
+    fn files(&self) -> String {
+        self.corpus.notes.iter().map(|note| format!("\n{note}")).collect()
     }
 
     fn floor(&self) -> String {

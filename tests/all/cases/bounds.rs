@@ -28,7 +28,8 @@ fn stand_ins() -> Vec<char> {
 /// A directory with a tokenizer in Llama 3's form, whose added tokens are (string, special), the first its end of text.
 fn llama3_form(dir: &Path, added: &[(&str, bool)]) -> PathBuf {
     let tokens = stand_ins().into_iter().map(String::from).chain(["\u{120}t", "he", "\u{120}the"].map(String::from));
-    let vocab: serde_json::Map<String, Value> = tokens.zip(0..).map(|(token, id): (_, u32)| (token, id.into())).collect();
+    let vocab: serde_json::Map<String, Value> =
+        tokens.zip(0..).map(|(token, id): (_, u32)| (token, id.into())).collect();
     let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
     let split = json!({"type": "Split", "pattern": {"Regex": LLAMA3}, "behavior": "Isolated", "invert": false});
     let listed = |(id, (content, special)): (usize, &(&str, bool))| {
@@ -82,7 +83,8 @@ fn a_turn_that_holds_a_control_token_is_counted_and_named() {
     let bench = Bench::new();
     let data = bench.path("marked.jsonl");
     let record = |question: &str, n: usize| {
-        let turns = json!([{"role": "user", "content": question}, {"role": "assistant", "content": format!("It is {n}.")}]);
+        let turns =
+            json!([{"role": "user", "content": question}, {"role": "assistant", "content": format!("It is {n}.")}]);
         format!("{}\n", json!({"messages": turns}))
     };
     let sound = (0..40).map(|n| record(&format!("What is {n}?"), n));

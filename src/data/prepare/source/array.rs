@@ -61,7 +61,7 @@ impl Array {
     fn raw(&mut self, offset: u64, length: u64, body: Body, behind: u64) -> Raw {
         self.elements += 1;
         let next = Position { records: self.elements, offset: self.input.offset() + behind };
-        Raw { line: self.elements, offset, length, next, body }
+        Raw { line: self.elements, offset, length, next, count: 1, body }
     }
 
     fn element(&mut self) -> Result<Option<Raw>> {

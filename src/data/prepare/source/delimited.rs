@@ -62,7 +62,7 @@ impl Cut for Delimited {
             Body::Text { bytes, after_separator: self.records > 0, before_separator: ended }
         };
         self.records += 1;
-        Ok(Some(Raw { line: self.records, offset: piece.offset, length: piece.length, next, body }))
+        Ok(Some(Raw { line: self.records, offset: piece.offset, length: piece.length, next, count: 1, body }))
     }
 
     fn file_bytes(&self) -> u64 {

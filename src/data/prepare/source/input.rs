@@ -5,14 +5,15 @@
 //! [`Input::fault`] says why, since every record before it is good. Only the system's own errors are errors.
 
 use std::fs::File;
-use std::io::{self, BufReader, ErrorKind, Read, Seek, SeekFrom};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use flate2::bufread::MultiGzDecoder;
 use memchr::memmem::Finder;
 
+use crate::data::prepare::source::unpack::{self, Unpacked};
 use crate::data::prepare::source::{Compression, Reason};
+use crate::runtime::content::{HEAD, Kind};
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files;
 
@@ -40,26 +41,13 @@ pub(super) struct Input {
     /// Bytes of content consumed.
     offset: u64,
     fault: Option<Fault>,
+    /// What the decompressed content is, by its first bytes.
+    kind: Kind,
 }
 
 enum Stream {
     Plain(File),
-    Gzip(Box<MultiGzDecoder<BufReader<Counted>>>),
-    Zstd(zstd::stream::read::Decoder<'static, BufReader<Counted>>),
-}
-
-/// A file that knows how much of it was read.
-struct Counted {
-    file: File,
-    taken: u64,
-}
-
-impl Read for Counted {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let n = self.file.read(into)?;
-        self.taken += n as u64;
-        Ok(n)
-    }
+    Packed(Unpacked),
 }
 
 /// Bytes cut out of the content.
@@ -88,31 +76,37 @@ impl Piece {
 }
 
 impl Input {
-    /// Opens `path` at its start, behind a byte order mark.
-    pub(super) fn open(path: &Path, compression: Compression) -> Result<Self> {
+    /// Opens `path` at its start, behind a byte order mark. Its first bytes tell whether and how it is compressed, also more than
+    /// once; where they tell nothing, its name does.
+    pub(super) fn open(path: &Path, named: Compression) -> Result<Self> {
         let (file, size) = files::open_input(path, true)?;
+        let compression = match Kind::of_file(path)? {
+            Kind::Gzip => Compression::Gzip,
+            Kind::Zstd => Compression::Zstd,
+            // Damaged from the first byte on.
+            Kind::Empty | Kind::Binary => named,
+            _ => Compression::None,
+        };
         let stream = match compression {
             Compression::None => Stream::Plain(file),
-            Compression::Gzip => {
-                let reader = BufReader::new(Counted { file, taken: 0 });
-                Stream::Gzip(Box::new(MultiGzDecoder::new(reader)))
-            }
-            Compression::Zstd => {
-                let reader = BufReader::new(Counted { file, taken: 0 });
-                let decoder = zstd::stream::read::Decoder::with_buffer(reader);
-                Stream::Zstd(decoder.map_err(|e| files::io_failure("read", path, &e))?)
-            }
+            packed => Stream::Packed(unpack::open(file, packed).map_err(|e| files::io_failure("read", path, &e))?),
         };
         // Neither format stands for "nothing" by no bytes at all, whatever its decoder makes of it.
         let nothing = size == 0 && compression != Compression::None;
         let fault = nothing.then(|| Fault { reason: Reason::CutOff, detail: "the compressed file is empty".into() });
-        let buffer = vec![0; CHUNK];
-        let mut input = Self { path: path.to_path_buf(), stream, size, buffer, start: 0, end: 0, offset: 0, fault };
-        while input.data().len() < 3 && input.refill()? {}
+        let (path, buffer, kind) = (path.to_path_buf(), vec![0; CHUNK], Kind::Empty);
+        let mut input = Self { path, stream, size, buffer, start: 0, end: 0, offset: 0, fault, kind };
+        while input.data().len() < HEAD && input.refill()? {}
+        input.kind = Kind::of(input.data());
         if input.data().starts_with("\u{feff}".as_bytes()) {
             input.consume(3);
         }
         Ok(input)
+    }
+
+    /// What the decompressed content is, by its first bytes.
+    pub(super) fn kind(&self) -> Kind {
+        self.kind
     }
 
     /// Bytes read and not consumed.
@@ -135,8 +129,7 @@ impl Input {
     pub(super) fn file_bytes(&self) -> u64 {
         match &self.stream {
             Stream::Plain(_) => self.offset,
-            Stream::Gzip(decoder) => decoder.get_ref().get_ref().taken,
-            Stream::Zstd(decoder) => decoder.get_ref().get_ref().taken,
+            Stream::Packed(unpacked) => unpacked.taken(),
         }
     }
 
@@ -160,8 +153,7 @@ impl Input {
         loop {
             let read = match &mut self.stream {
                 Stream::Plain(file) => file.read(into),
-                Stream::Gzip(decoder) => decoder.read(into),
-                Stream::Zstd(decoder) => decoder.read(into),
+                Stream::Packed(unpacked) => unpacked.read(into),
             };
             match read {
                 Ok(n) => {
@@ -183,6 +175,9 @@ impl Input {
             (Stream::Plain(_), ..) | (_, Some(_), _) => Err(files::io_failure("read", &self.path, &error).into()),
             (_, _, ErrorKind::UnexpectedEof) => {
                 Ok(Fault { reason: Reason::CutOff, detail: "the compressed data is cut off".into() })
+            }
+            (_, _, ErrorKind::Unsupported) => {
+                Ok(Fault { reason: Reason::Unsupported, detail: format!("not supported: {error}") })
             }
             _ => Ok(Fault { reason: Reason::Damaged, detail: format!("the compressed data is damaged: {error}") }),
         }
@@ -252,6 +247,18 @@ impl Input {
         piece.length += end.saturating_sub(self.offset);
         (self.start, self.end, self.offset) = (0, 0, end.max(self.offset));
         Ok(true)
+    }
+
+    /// Whether the content begins with an array of records; white space before it is passed over, then. `lines` may be arrays
+    /// of their own: only what has an object in it is one.
+    pub(super) fn begins_array(&mut self, lines: bool) -> Result<bool> {
+        if lines {
+            let mut bytes = self.data().iter().filter(|b| !b" \t\r\n".contains(b));
+            if (bytes.next(), bytes.next()) != (Some(&b'['), Some(&b'{')) {
+                return Ok(false);
+            }
+        }
+        Ok(self.skip_blanks()? == Some(b'['))
     }
 
     /// The next byte that is no JSON white space; what comes before it is passed over.

@@ -8,14 +8,16 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use parquet::basic::Type as Physical;
+use parquet::basic::{Compression, Type as Physical};
 use parquet::column::reader::{ColumnReaderImpl, get_typed_column_reader};
 use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::errors::ParquetError;
+use parquet::file::metadata::ParquetMetaData;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 
 use crate::data::prepare::source::input::Fault;
 use crate::data::prepare::source::{Body, Cut, MAX_LINE, Position, Raw, Reason};
+use crate::runtime::content::shell_quoted;
 use crate::runtime::error::{Exit, Failure, fail};
 use crate::runtime::files;
 use crate::runtime::guard;
@@ -26,8 +28,11 @@ pub(super) struct Rows {
     size: u64,
     /// Absent if the file is damaged so that it cannot be opened.
     table: Option<Table>,
+    /// Rows of the file, as far as they are known.
+    rows: u64,
     /// What to report as the last record.
     fault: Option<Fault>,
+    advice: Option<String>,
     at: Position,
 }
 
@@ -44,12 +49,35 @@ struct Table {
     left: u64,
 }
 
+/// The name of a compression that is not read, if `column` of the file, or any without one, has it.
+pub fn unread_compression(meta: &ParquetMetaData, column: Option<usize>) -> Option<String> {
+    let columns = meta.row_groups().iter().flat_map(|group| group.columns().iter().enumerate());
+    let mut codecs = columns.filter(|(at, _)| column.is_none_or(|column| column == *at)).map(|(_, c)| c.compression());
+    let unread = codecs.find(|codec| {
+        use Compression::{GZIP, LZ4, LZ4_RAW, SNAPPY, UNCOMPRESSED, ZSTD};
+        !matches!(codec, UNCOMPRESSED | SNAPPY | GZIP(_) | LZ4 | LZ4_RAW | ZSTD(_))
+    })?;
+    let name = format!("{unread:?}");
+    Some(name.split('(').next().unwrap_or_default().to_ascii_lowercase())
+}
+
+/// The command that writes the file again with a compression that is read.
+pub fn rewrite_hint(path: &Path) -> String {
+    format!(
+        "write it again with zstd: python3 -c \"import sys, pyarrow.parquet as p; p.write_table(p.read_table(sys.argv[1]), \
+         sys.argv[2], compression='zstd')\" {} NEW.parquet",
+        shell_quoted(path)
+    )
+}
+
 /// A call of the library that did not succeed.
 enum Trouble {
     /// The system failed.
     Io(io::Error),
     /// The file is not as it should be.
     Damage(String),
+    /// The column is compressed in a way that is not read.
+    Unsupported { codec: String, rows: u64 },
 }
 
 impl From<ParquetError> for Trouble {
@@ -76,10 +104,19 @@ impl Rows {
         let (mut file, size) = files::open_input(path, true)?;
         let io_failure = |e: io::Error| files::io_failure("read", path, &e);
         let whole = has_magic(&mut file, size).map_err(io_failure)?;
-        let mut rows = Self { path: path.to_path_buf(), size, table: None, fault: None, at: from };
+        let mut rows =
+            Self { path: path.to_path_buf(), size, table: None, rows: 0, fault: None, advice: None, at: from };
         match guarded(|| Table::open(file, path, field)) {
-            Ok(table) => rows.table = Some(table?),
+            Ok(table) => {
+                let table = table?;
+                rows.rows = table.rows;
+                rows.table = Some(table);
+            }
             Err(Trouble::Io(e)) => return Err(io_failure(e).into()),
+            Err(Trouble::Unsupported { codec, rows: all }) => {
+                rows.rows = all;
+                rows.unsupported(&codec);
+            }
             Err(Trouble::Damage(detail)) if whole => rows.damaged(&detail),
             Err(Trouble::Damage(_)) => {
                 let detail = "the Parquet file has no end".into();
@@ -103,6 +140,12 @@ impl Rows {
         self.fault = Some(Fault { reason: Reason::Damaged, detail });
     }
 
+    fn unsupported(&mut self, codec: &str) {
+        let detail = format!("not supported: the Parquet file is compressed with {codec}");
+        self.fault = Some(Fault { reason: Reason::Unsupported, detail });
+        self.advice = Some(rewrite_hint(&self.path));
+    }
+
     /// The result of a call; damage is kept for the last record, and nothing more is read.
     fn settle<T>(&mut self, result: Result<T, Trouble>) -> Result<Option<T>> {
         match result {
@@ -112,13 +155,17 @@ impl Rows {
                 self.damaged(&detail);
                 Ok(None)
             }
+            Err(Trouble::Unsupported { codec, .. }) => {
+                self.unsupported(&codec);
+                Ok(None)
+            }
         }
     }
 
     fn raw(&mut self, length: u64, body: Body) -> Raw {
         let (line, offset) = (self.at.records + 1, self.at.offset);
         self.at = Position { records: line, offset: offset + length };
-        Raw { line, offset, length, next: self.at, body }
+        Raw { line, offset, length, next: self.at, count: 1, body }
     }
 
     fn row(&mut self, value: &ByteArray) -> Raw {
@@ -135,8 +182,12 @@ impl Rows {
 
     /// The record that stands for the rest of the file; behind it lie all rows.
     fn last(&mut self, fault: Fault) -> Raw {
-        let mut raw = self.raw(0, Body::bad_last(fault.reason, fault.detail, Vec::new()));
-        raw.next.records = raw.next.records.max(self.table.as_ref().map_or(0, |table| table.rows));
+        let left = self.rows.saturating_sub(self.at.records).max(1);
+        let Fault { reason, detail } = fault;
+        let body = Body::Bad { reason, detail, advice: self.advice.take(), bytes: Vec::new(), last: true };
+        let mut raw = self.raw(0, body);
+        raw.next.records = raw.next.records.max(self.rows);
+        raw.count = left;
         raw
     }
 }
@@ -160,7 +211,7 @@ impl Cut for Rows {
     }
 
     fn file_bytes(&self) -> u64 {
-        let rows = self.table.as_ref().map_or(0, |table| table.rows).max(1);
+        let rows = self.rows.max(1);
         (u128::from(self.size) * u128::from(self.at.records.min(rows)) / u128::from(rows)) as u64
     }
 }
@@ -201,6 +252,9 @@ impl Table {
         for group in meta.row_groups() {
             let more = u64::try_from(group.num_rows()).ok().and_then(|n| rows.checked_add(n));
             rows = more.ok_or_else(|| Trouble::Damage("impossible numbers of rows".into()))?;
+        }
+        if let Some(codec) = unread_compression(meta, Some(column)) {
+            return Err(Trouble::Unsupported { codec, rows });
         }
         Ok(Ok(Self { reader, column, nullable, rows, group: 0, values: None, left: 0 }))
     }

@@ -92,18 +92,14 @@ fn exit_of<T>(result: Result<T>) -> (Exit, String) {
 }
 
 #[test]
-fn the_extension_tells_the_format() {
-    for name in ["a.txt", "A.TXT.GZ", "a.b.jsonl", "a.ndjson.zst", "a.json", "a.JSON.gz", "x/.a.parquet"] {
-        assert!(is_known(Path::new(name)), "{name}");
-    }
-    for name in ["txt", "a.gz", ".txt", "a.parquet.gz", "a.txt.gz.gz", "a.txt.bz2", "a.jsonl ", "a", "a.txt/b"] {
-        assert!(!is_known(Path::new(name)), "{name}");
-    }
-    let open = |options: &ReadOptions, name| Reader::open(Path::new(name), options, Position::default());
-    assert_eq!(exit_of(open(&options(None), "a.bin")).0, Exit::Config);
-    assert_eq!(exit_of(open(&options(None), "absent.txt")).0, Exit::Io);
-    assert_eq!(exit_of(open(&options(Some("")), "absent.txt")).0, Exit::Config);
-    assert_eq!(exit_of(open(&options(Some(&"x".repeat(5000))), "absent.txt")).0, Exit::Config);
+fn other_kinds_and_impossible_separators_are_refused() {
+    let dir = Dir::new();
+    let (table, text) = (dir.file("a.csv", b"x,y"), dir.file("a.txt", b"x"));
+    let open = |options: &ReadOptions, path: &Path| Reader::open(path, options, Position::default());
+    assert_eq!(exit_of(open(&options(None), &table)).0, Exit::Config);
+    assert_eq!(exit_of(open(&options(None), Path::new("absent.txt"))).0, Exit::Io);
+    assert_eq!(exit_of(open(&options(Some("")), &text)).0, Exit::Config);
+    assert_eq!(exit_of(open(&options(Some(&"x".repeat(5000))), &text)).0, Exit::Config);
 }
 
 #[test]
@@ -121,7 +117,7 @@ fn documents_pass_over_empty_lines_and_stop_at_bad_ones() {
         dir.file("b.jsonl", b"\n{\"body\": \"second\"}\n{\"text\": 1}\n"),
         dir.file("c.md", b""),
     ];
-    let options = ReadOptions { text_field: "body".into(), text_separator: None };
+    let options = ReadOptions { text_field: "body".into(), ..ReadOptions::default() };
     let got: Vec<_> = documents(&paths, &options).collect();
     let document = |text: &str, file, line| Document { text: text.into(), file, line };
     assert_eq!(got[0].as_ref().unwrap(), &document("first", 0, 1));

@@ -141,7 +141,8 @@ impl Encode for Careless {
 fn verify_finds_separators_inside_documents() {
     let bench = Bench::new();
     let prepared = |name: &str, eot, text: &str| {
-        let lines: String = (0..60).map(|i| format!("{}\n", serde_json::json!({"text": format!("{i} {text}")}))).collect();
+        let lines: String =
+            (0..60).map(|i| format!("{}\n", serde_json::json!({"text": format!("{i} {text}")}))).collect();
         bench.write("a.jsonl", lines);
         let opts = PrepareOptions { eot, val: Val::None, shard_tokens: 300, ..bench.options(name) };
         prepare(&opts, &bench.inputs(), &Careless, &|_| {}).unwrap();

@@ -38,16 +38,18 @@ fn sample() -> Manifest {
             duplicate: 3,
             filtered: 2,
             quarantined: BTreeMap::from([("json".into(), 2)]),
+            first_bad: Some("a.jsonl:3: not JSON".into()),
         },
         sources: vec![
-            Source { path: "a.jsonl".into(), bytes: 120, lines: 8, used: 4, tokens: 30 },
-            Source { path: "b.txt".into(), bytes: 20, lines: 5, used: 1, tokens: 5 },
+            Source { path: "a.jsonl".into(), bytes: 120, lines: 8, used: 4, tokens: 30, unread: None },
+            Source { path: "b.txt".into(), bytes: 20, lines: 5, used: 1, tokens: 5, unread: None },
         ],
         shards: vec![
             entry("train-00000.npy", Split::Train, 20, 3, 70),
             entry("train-00001.npy", Split::Train, 10, 1, 20),
             entry("val-00000.npy", Split::Val, 5, 1, 11),
         ],
+        left_out: vec![LeftOut { what: "files ending in .csv".into(), files: 1, names: vec!["x.csv".into()] }],
     }
 }
 

@@ -53,8 +53,7 @@ fn cutting(tokenizer: &Tokenizer, control: &[u32]) -> tokenizers::Result<Option<
     if patterns.is_empty() {
         return Ok(None);
     }
-    let cut =
-        Split::new(SplitPattern::Regex(patterns.join("|")), SplitDelimiterBehavior::MergedWithPrevious, false)?;
+    let cut = Split::new(SplitPattern::Regex(patterns.join("|")), SplitDelimiterBehavior::MergedWithPrevious, false)?;
     let steps: Vec<PreTokenizerWrapper> =
         tokenizer.get_pre_tokenizer().cloned().into_iter().chain([cut.into()]).collect();
     let mut cutting = tokenizer.clone();

@@ -57,7 +57,7 @@ fn a_column_that_is_not_there_is_named_with_those_that_are() {
         assert!(failure.message.contains(name) && failure.message.contains(problem), "{failure}");
         assert!(failure.hint.as_ref().unwrap().ends_with(columns), "{:?}", failure.hint);
     }
-    let body = ReadOptions { text_field: "body".into(), text_separator: None };
+    let body = ReadOptions { text_field: "body".into(), ..ReadOptions::default() };
     assert_eq!(raws(&fixture("bad_missing.parquet"), &body, Position::default()).len(), 1);
 }
 

@@ -1,0 +1,183 @@
+//! Which split a file belongs to, by the words of its name.
+
+use std::path::{Path, PathBuf};
+
+use crate::runtime::error::{Exit, Failure, fail};
+
+/// What the splits are called in the names of files, as Hugging Face's `datasets` knows them.
+pub const SPLITS: [(&str, &[&str]); 3] = [
+    ("train", &["train", "training"]),
+    ("validation", &["validation", "valid", "dev", "val"]),
+    ("test", &["test", "testing", "eval", "evaluation"]),
+];
+
+/// Names shown in a message.
+const SHOWN: usize = 3;
+
+/// The files of a directory or a glob, by split.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Divided {
+    pub train: Vec<PathBuf>,
+    pub val: Vec<PathBuf>,
+    /// For testing, or without a word that says what for while other names have one.
+    pub ignored: Vec<PathBuf>,
+}
+
+/// Where a name's words put a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Train,
+    Val,
+    Test,
+    Unnamed,
+}
+
+impl Divided {
+    /// Divides `files`, which were found at `from`. If no name says a split, all are for training.
+    ///
+    /// # Errors
+    /// [`Exit::Config`] if a name says more than one, or if the names tell what is held out but not what is trained on.
+    pub fn of(files: Vec<PathBuf>, from: &Path) -> Result<Self, Failure> {
+        let words: Vec<Vec<String>> = files.iter().map(|file| words(file)).collect();
+        // A word that all names have, such as the name of the corpus, tells no two of them apart.
+        let is_common = |word: &String| words.len() > 1 && words.iter().all(|of_name| of_name.contains(word));
+        let mut places = Vec::with_capacity(files.len());
+        for (file, words) in files.iter().zip(&words) {
+            let telling = words.iter().filter(|word| !is_common(word)).cloned().collect::<Vec<_>>();
+            let place = place(words).or_else(|| place(&telling).filter(|place| *place != Place::Unnamed));
+            places.push(place.ok_or_else(|| ambiguous(file))?);
+        }
+        if places.iter().all(|place| *place == Place::Unnamed) {
+            return Ok(Self { train: files, ..Self::default() });
+        }
+        let mut divided = Self::default();
+        for (file, place) in files.into_iter().zip(&places) {
+            match place {
+                Place::Train => divided.train.push(file),
+                Place::Val => divided.val.push(file),
+                Place::Test | Place::Unnamed => divided.ignored.push(file),
+            }
+        }
+        if divided.train.is_empty() && places.contains(&Place::Unnamed) {
+            return Err(half_named(&divided, from));
+        }
+        Ok(divided)
+    }
+
+    /// What becomes of the files of `from`; none if all are trained on.
+    pub fn note(&self, from: &str) -> Option<String> {
+        if self.val.is_empty() && self.ignored.is_empty() {
+            return None;
+        }
+        let mut note = format!("{from}, by the names of its files: {} for training", some_names(&self.train));
+        if !self.val.is_empty() {
+            note += &format!("; {} held out for validation", some_names(&self.val));
+        }
+        if !self.ignored.is_empty() {
+            note += &format!("; {} ignored", some_names(&self.ignored));
+        }
+        Some(note)
+    }
+}
+
+/// The words of a file's name between digits, dots, dashes and the like, in small letters.
+fn words(path: &Path) -> Vec<String> {
+    let name = path.file_stem().unwrap_or_default().to_string_lossy().to_lowercase();
+    name.split(|c: char| !c.is_alphabetic()).filter(|word| !word.is_empty()).map(str::to_owned).collect()
+}
+
+/// The split that `words` name; none if it is more than one that matters.
+fn place(words: &[String]) -> Option<Place> {
+    let says = |split: usize| words.iter().any(|word| SPLITS[split].1.contains(&word.as_str()));
+    match (says(0), says(1), says(2)) {
+        (true, false, false) => Some(Place::Train),
+        (false, true, _) => Some(Place::Val),
+        (false, false, true) => Some(Place::Test),
+        (false, false, false) => Some(Place::Unnamed),
+        (true, ..) => None,
+    }
+}
+
+fn ambiguous(file: &Path) -> Failure {
+    fail(Exit::Config, format!("{}: the name says both training and held out", file.display()))
+        .hint("name the files themselves in data.train and data.val, or rename this one")
+}
+
+fn half_named(divided: &Divided, from: &Path) -> Failure {
+    let held_out = if divided.val.is_empty() { &divided.ignored } else { &divided.val };
+    let message = format!(
+        "{}: the names say which files are held out ({}), but not which are for training",
+        from.display(),
+        some_names(held_out)
+    );
+    fail(Exit::Config, message)
+        .hint("name the files themselves in data.train and data.val, or put `train` in their names")
+}
+
+/// `3 files (a.bin, b.bin, c.bin)`
+fn some_names(files: &[PathBuf]) -> String {
+    let names: Vec<_> =
+        files.iter().take(SHOWN).map(|file| file.file_name().unwrap_or_default().to_string_lossy()).collect();
+    let (count, more) = (files.len(), if files.len() > SHOWN { ", ..." } else { "" });
+    match count {
+        0 => "no file".into(),
+        1 => format!("1 file ({})", names.join("")),
+        _ => format!("{count} files ({}{more})", names.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn divide(names: &[&str]) -> Result<[Vec<String>; 3], Failure> {
+        let text = |paths: Vec<PathBuf>| paths.into_iter().map(|path| path.display().to_string()).collect();
+        let Divided { train, val, ignored } = Divided::of(names.iter().map(PathBuf::from).collect(), Path::new("d"))?;
+        Ok([text(train), text(val), text(ignored)])
+    }
+
+    #[test]
+    fn words_decide_and_not_parts_of_words() {
+        let none: &[&str] = &[];
+        for (names, train, val, ignored) in [
+            (
+                &["pretrain_train_000001.bin", "pretrain_val_000000.bin"][..],
+                &["pretrain_train_000001.bin"][..],
+                &["pretrain_val_000000.bin"][..],
+                none,
+            ),
+            (&["TRAIN_0.npy", "VAL_0.npy"], &["TRAIN_0.npy"], &["VAL_0.npy"], none),
+            (&["a_train_0.bin", "b_0.bin", "test-0.bin"], &["a_train_0.bin"], none, &["b_0.bin", "test-0.bin"]),
+            (&["train0.bin", "valid1.bin"], &["train0.bin"], &["valid1.bin"], none),
+            (
+                &["pretrain_0.bin", "evaluated_1.bin", "retrieval.bin"],
+                &["pretrain_0.bin", "evaluated_1.bin", "retrieval.bin"],
+                none,
+                none,
+            ),
+            // A word of all names is part of the corpus's.
+            (
+                &["test.corpus.train.bin", "test.corpus.val.bin"],
+                &["test.corpus.train.bin"],
+                &["test.corpus.val.bin"],
+                none,
+            ),
+            (&["x.dev.eval.bin"], none, &["x.dev.eval.bin"], none),
+        ] {
+            assert_eq!(divide(names).unwrap(), [train, val, ignored], "{names:?}");
+        }
+    }
+
+    #[test]
+    fn what_could_be_either_is_refused() {
+        for (names, said) in [
+            (&["train_val_0.bin", "x.bin"][..], "train_val_0.bin"),
+            (&["train_val_0.bin"], "both"),
+            (&["val_0.bin", "x_0.bin"], "not which are for training"),
+            (&["test_0.bin", "x_0.bin"], "not which are for training"),
+        ] {
+            let failure = divide(names).unwrap_err();
+            assert!(failure.message.contains(said) && failure.hint.is_some(), "{failure}");
+        }
+    }
+}
