@@ -16,13 +16,32 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
+use crate::runtime::content::shell_quoted;
 use crate::runtime::error::{Exit, Failure, fail};
 use crate::runtime::files;
 
-use header::{Layout, MAX_HEADER, npy_header};
+use header::{Layout, MAX_HEADER, Remedy, npy_header};
 
-const HINT: &str = "token files are .npy (one dimension, dtype <u2 or <u4, C order) or llm.c .bin; \
-                    in numpy: np.save(path, tokens.astype('<u2'))";
+/// What to do about the refused file `path`. No command writes an id as another one: the type follows from the largest.
+fn hint(remedy: Remedy, path: &Path) -> String {
+    let file = shell_quoted(path);
+    let python = "python3 -c \"import sys, numpy as np;";
+    match remedy {
+        Remedy::Rewrite => format!(
+            "write it as one dimension of <u2 or <u4: {python} a = np.load(sys.argv[1]).ravel(); \
+             assert (a.astype('<u4') == a).all(); \
+             np.save(sys.argv[2], a.astype('<u2' if a.max() < 65536 else '<u4'))\" {file} NEW.npy"
+        ),
+        Remedy::AddHeader => format!(
+            "if it is bare 16-bit ids, as nanoGPT writes them (of 32 bits: '<u4'): {python} \
+             np.save(sys.argv[2], np.fromfile(sys.argv[1], '<u2'))\" {file} NEW.npy"
+        ),
+        Remedy::Restore => "restore it from a good copy, or make it again".into(),
+        Remedy::Other => "token files are .npy (one dimension, <u2 or <u4) or shards of llm.c; \
+                          `llama-lite data prepare` makes them from text"
+            .into(),
+    }
+}
 
 /// The width of a token on disk; always little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,10 +139,12 @@ impl TokenFile {
             .take((12 + MAX_HEADER) as u64)
             .read_to_end(&mut head)
             .map_err(|e| files::io_failure("read", path, &e))?;
-        let refused = |what: String| fail(Exit::Data, format!("{}: {what}", path.display())).hint(HINT);
-        let layout = Layout::parse(&head, size).map_err(refused)?;
+        let layout = Layout::parse(&head, size).map_err(|refusal| {
+            fail(Exit::Data, format!("{}: {}", path.display(), refusal.what)).hint(hint(refusal.remedy, path))
+        })?;
         if usize::try_from(size).is_err() {
-            return Err(refused("is larger than this machine can address".into()).into());
+            let message = format!("{}: is larger than this machine can address", path.display());
+            return Err(fail(Exit::Data, message).hint("divide it into several files").into());
         }
         Ok(Self { path: path.to_path_buf(), file, layout })
     }
@@ -284,6 +305,61 @@ mod tests {
             assert_eq!(exit_of(&error), Exit::Data);
             let message = error.to_string();
             assert!(message.contains(name) && message.contains(reason), "{message}");
+        }
+    }
+
+    #[test]
+    fn shards_of_llm_c_for_llama_3_have_32_bits() {
+        let dir = tempfile::tempdir().unwrap();
+        let ids = [1, 128_000, u32::MAX];
+        let mut header = vec![0u8; 1024];
+        for (at, field) in [20_240_801i32, 7, 3].into_iter().enumerate() {
+            header[4 * at..4 * at + 4].copy_from_slice(&field.to_le_bytes());
+        }
+        let body: Vec<u8> = ids.iter().flat_map(|id: &u32| id.to_le_bytes()).collect();
+        let path = dir.path().join("x.bin");
+        std::fs::write(&path, [&header[..], &body].concat()).unwrap();
+        let file = TokenFile::open(&path).unwrap();
+        assert_eq!((file.dtype(), all_tokens(&file)), (Dtype::U32, ids.to_vec()));
+        // A Llama 3 shard of GPT-2's version, and what else llm.c writes.
+        header[4] = 1;
+        std::fs::write(&path, [&header[..], &body].concat()).unwrap();
+        assert!(TokenFile::open(&path).unwrap_err().to_string().contains("version 1"));
+        header[..4].copy_from_slice(&20_240_326i32.to_le_bytes());
+        std::fs::write(&path, &header).unwrap();
+        assert!(TokenFile::open(&path).unwrap_err().to_string().contains("a model of llm.c"));
+    }
+
+    #[test]
+    fn a_length_that_numpy_2_has_written_as_its_own_type_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.npy");
+        let mut bytes = npy_bytes(&[7, 8, 9], Dtype::U16).unwrap();
+        let dict = "{'descr': '<u2', 'fortran_order': False, 'shape': (np.int64(3),), }";
+        bytes[10..10 + dict.len()].copy_from_slice(dict.as_bytes());
+        std::fs::write(&path, &bytes).unwrap();
+        assert_eq!(all_tokens(&TokenFile::open(&path).unwrap()), [7, 8, 9]);
+    }
+
+    #[test]
+    fn hints_are_those_of_the_file_and_never_wrap_an_id() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut advice = Vec::new();
+        for name in ["bad_int64.npy", "bad_2d.npy", "bad_object.npy"] {
+            let error = TokenFile::open(&fixture(name)).unwrap_err();
+            advice.push(error.downcast_ref::<Failure>().unwrap().hint.clone().unwrap());
+        }
+        assert!(advice[..2].iter().all(|hint| hint.contains("'<u2' if a.max() < 65536 else '<u4'")), "{advice:?}");
+        assert!(!advice[2].contains("np.save"), "{advice:?}");
+        for (name, bytes, said) in [
+            ("nano.bin", &[1u8, 0, 0, 200][..], "no header"),
+            ("page.npy", b"<html>", "an HTML page"),
+            ("pointer.bin", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+        ] {
+            let path = dir.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            let error = TokenFile::open(&path).unwrap_err();
+            assert!(error.to_string().contains(said), "{error}");
         }
     }
 

@@ -148,8 +148,7 @@ impl Fates {
         }
         let first = lines.first_bad.as_ref().map_or_else(String::new, |first| format!("; the first, {first}"));
         if lines.only_fields_missing() {
-            let message =
-                format!("{bad} of the first {read} records have no text in the field that was asked for{first}");
+            let message = format!("{bad} of {read} records read have no text in the field that was asked for{first}");
             return Err(fail(Exit::Data, message).hint(self.field_hint()).into());
         }
         let share = MAX_BAD * 100.0;

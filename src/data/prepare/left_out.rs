@@ -78,11 +78,11 @@ impl fmt::Display for Reasons {
     }
 }
 
-/// `2 files ending in .csv (a.csv, b.csv)`
+/// `files ending in .csv: 2 (a.csv, b.csv)`
 fn describe(entry: &LeftOut) -> String {
     let more = if entry.files > SHOWN as u64 { ", ..." } else { "" };
     let names: Vec<&str> = entry.names.iter().take(SHOWN).map(|name| name.rsplit('/').next().unwrap_or(name)).collect();
-    format!("{} {} ({}{more})", entry.files, entry.what, names.join(", "))
+    format!("{}: {} ({}{more})", entry.what, entry.files, names.join(", "))
 }
 
 /// What the user is told about `left_out`; none if there is nothing to tell.
