@@ -134,9 +134,11 @@ impl Chat<'_> {
             std::slice::from_mut(&mut sampler),
             &limits,
             |_, piece| {
-                said.push_str(piece);
+                // What separates an answer from the words before it is not shown, as it is not remembered.
+                let shown = if said.is_empty() { piece.trim_start() } else { piece };
+                said.push_str(shown);
                 let mut out = std::io::stdout().lock();
-                out.write_all(piece.as_bytes())?;
+                out.write_all(shown.as_bytes())?;
                 out.flush()?;
                 if self.interrupted.swap(false, Ordering::SeqCst) { Err(Interrupted.into()) } else { Ok(()) }
             },

@@ -33,7 +33,8 @@ fn run_inspect(args: &Inspect) -> Result<()> {
     };
     let tokenizer = inspect_tokenizer(args)?;
     let excerpt = excerpt(&args.dir, split, place, args.max_tokens.get())?;
-    let text = harmless(&tokenizer.decode(&excerpt.ids, false)?);
+    let before: Vec<u32> = excerpt.before.into_iter().collect();
+    let text = harmless(&tokenizer.decode_after(&before, &excerpt.ids, false)?);
     print(&format!("{}\n\n{text}\n\n{} tokens: {:?}", excerpt.title, excerpt.ids.len(), excerpt.ids))
 }
 

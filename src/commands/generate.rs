@@ -6,7 +6,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::metrics::Console;
 use crate::runtime::error::{Exit, fail, note};
 use crate::runtime::files::read_bounded;
-use crate::sample::sampler::{Sampler, SamplerConfig, TokenLogprobs};
+use crate::sample::sampler::{Sampler, SamplerConfig};
 use crate::sample::{Generated, Limits, TOGETHER, encode_prompt, generate};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -80,7 +80,7 @@ fn continue_prompt(
             )?;
         for (index, made) in group.iter().zip(&made) {
             match (args.json, streams) {
-                (true, _) => print(&json_line(prompt, made, seed, tokenizer).to_string())?,
+                (true, _) => print(&json_line(prompt, &ids, made, seed, tokenizer).to_string())?,
                 (false, true) => write_now("\n")?,
                 (false, false) => write_now(&format!("{}{prompt}{}\n", if *index > 0 { "\n" } else { "" }, made.text))?,
             }
@@ -92,20 +92,29 @@ fn continue_prompt(
     Ok(())
 }
 
-fn json_line(prompt: &str, made: &Generated, seed: u64, tokenizer: &Tokenizer) -> Value {
+fn json_line(prompt: &str, prompt_ids: &[u32], made: &Generated, seed: u64, tokenizer: &Tokenizer) -> Value {
     let mut line = json!({"prompt": prompt, "text": made.text, "token_ids": made.token_ids, "seed": seed,
         "finish_reason": made.finish_reason});
-    if !made.logprobs.is_empty() {
-        let text = |id: u32| tokenizer.decode(&[id], false).unwrap_or_default();
-        let token = |id: u32, logprob: f64| json!({"token_id": id, "token": text(id), "logprob": logprob});
-        let entry = |t: &TokenLogprobs| {
-            let mut entry = token(t.id, t.logprob);
-            entry["top"] = t.top.iter().map(|&(id, logprob)| token(id, logprob)).collect();
-            entry
-        };
-        line["logprobs"] = made.logprobs.iter().map(entry).collect();
+    if made.logprobs.is_empty() {
+        return line;
     }
+    // The text leaves special tokens out, and what begins it is whatever comes after them.
+    let mut before: Vec<u32> = prompt_ids.iter().copied().filter(|id| !tokenizer.is_special(*id)).collect();
+    let mut entries = Vec::with_capacity(made.logprobs.len());
+    for token in &made.logprobs {
+        let mut entry = token_json(tokenizer, &before, token.id, token.logprob);
+        entry["top"] = token.top.iter().map(|&(id, p)| token_json(tokenizer, &before, id, p)).collect();
+        entries.push(entry);
+        before.extend(Some(token.id).filter(|id| !tokenizer.is_special(*id)));
+    }
+    line["logprobs"] = entries.into();
     line
+}
+
+/// A token as it reads after `before`.
+fn token_json(tokenizer: &Tokenizer, before: &[u32], id: u32, logprob: f64) -> Value {
+    let text = tokenizer.decode_after(before, &[id], false).unwrap_or_default();
+    json!({"token_id": id, "token": text, "logprob": logprob})
 }
 
 fn prompts(args: &Sample) -> Result<Vec<String>> {

@@ -128,6 +128,20 @@ impl Loader {
         }
     }
 
+    /// The token before sequence `k` in its source, by which a fragment of text is read; none where nothing is before it.
+    ///
+    /// # Errors
+    /// Those of reading shards.
+    pub fn token_before(&self, k: u64) -> Result<Option<u32>> {
+        let Kind::Windows { sources, mixture, .. } = &self.kind else { return Ok(None) };
+        let (source, index) = mixture.as_ref().map_or((0, k), |mixture| mixture.place(k));
+        let (source, order) = &sources[source];
+        let Some(at) = (order.window(index).1 * self.sequence_length as u64).checked_sub(1) else { return Ok(None) };
+        let mut token = [0];
+        source.tokens.read(at, &mut token)?;
+        Ok(Some(token[0]))
+    }
+
     /// Sequences `first..first + count` of the run.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ mod byte_bpe;
 mod byte_json;
 mod cache;
 mod control;
+mod decoder;
 mod encoder;
 mod ends;
 mod hub;
@@ -33,6 +34,7 @@ use serde_json::Value;
 
 use crate::runtime::error::{Exit, Failure, fail};
 use byte_bpe::ByteBpe;
+use decoder::Leading;
 use ends::Ends;
 use hub::Hub;
 pub use stream::DecodeStream;
@@ -190,23 +192,27 @@ impl Tokenizer {
     /// The text of `ids`. Malformed UTF-8 becomes U+FFFD; ids outside the vocabulary (the padding rows of a model) have
     /// no text. Fails only for tokenizers whose decoder itself fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        if let Engine::Hub(engine) = &*self.inner.engine
-            && engine.decodes_as_a_whole()
-        {
-            return engine.decode(ids, skip_special);
+        self.decode_after(&[], ids, skip_special)
+    }
+
+    /// The text that `ids` add to the text of `before`: SentencePiece's tokens begin with a space in the middle of a
+    /// text and not at its beginning. A character that is divided between the two is U+FFFD in both.
+    pub fn decode_after(&self, before: &[u32], ids: &[u32], skip_special: bool) -> Result<String> {
+        let mut stream = self.decode_stream(before, skip_special);
+        if self.decodes_as_a_whole() {
+            return stream.decode_rest(ids);
         }
-        let mut stream = self.decode_stream(skip_special);
         let mut text: String = ids.iter().filter_map(|id| stream.push(*id)).collect();
         text.push_str(&stream.finish());
         Ok(text)
     }
 
-    /// A decoder for ids that come one at a time.
-    pub fn decode_stream(&self, skip_special: bool) -> DecodeStream {
-        DecodeStream::new(self.clone(), skip_special)
+    /// A decoder for ids that come one at a time, after `before`.
+    pub fn decode_stream(&self, before: &[u32], skip_special: bool) -> DecodeStream {
+        DecodeStream::new(self.clone(), before, skip_special)
     }
 
-    /// The bytes that `id` stands for: `None` for special tokens and unknown ids.
+    /// The bytes that `id` stands for within a text: `None` for special tokens and unknown ids.
     ///
     /// Summed over ids from [`encode_ordinary`](Self::encode_ordinary) of a byte-level tokenizer they are exactly the
     /// text's bytes; tokenizers in Llama 2's style put a space before the text and so count one more.
@@ -218,7 +224,10 @@ impl Tokenizer {
             Piece::Bytes(bytes) => Some(bytes.to_vec()),
             Piece::Text(text) => Some(text.into()),
             Piece::Byte(byte) => Some(vec![byte]),
-            Piece::Contextual => Some(self.decode(&[id], false).ok()?.into_bytes()),
+            Piece::Contextual => {
+                let before = self.encode_ordinary("a").ok()?;
+                Some(self.decode_after(&before, &[id], false).ok()?.into_bytes())
+            }
             Piece::Unknown => None,
         }
     }
@@ -294,8 +303,28 @@ impl Tokenizer {
         }
     }
 
-    fn strips_first_space(&self) -> bool {
-        matches!(&*self.inner.engine, Engine::Hub(engine) if engine.strips_first_space())
+    fn leading(&self) -> Leading {
+        match &*self.inner.engine {
+            Engine::Byte(_) => Leading::NOTHING,
+            Engine::Hub(engine) => engine.decoder().leading(),
+        }
+    }
+
+    /// The token `id` as tokenizer.json writes it.
+    fn name_of(&self, id: u32) -> Option<String> {
+        self.inner.engine.name_of(id)
+    }
+
+    fn decodes_as_a_whole(&self) -> bool {
+        matches!(&*self.inner.engine, Engine::Hub(engine) if engine.decodes_as_a_whole())
+    }
+
+    /// The text of `ids` by Hugging Face's crate, for decoders that only it knows.
+    fn decode_as_a_whole(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        match &*self.inner.engine {
+            Engine::Byte(_) => Ok(String::new()),
+            Engine::Hub(engine) => engine.decode(ids, skip_special),
+        }
     }
 }
 

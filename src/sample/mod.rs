@@ -109,7 +109,7 @@ pub fn generate(
     let draft = |sampler| Draft {
         sampler,
         history: prompt.to_vec(),
-        stream: tokenizer.decode_stream(true),
+        stream: tokenizer.decode_stream(prompt, true),
         stops: Stops::new(&limits.stop),
         text: String::new(),
         logprobs: Vec::new(),
@@ -140,11 +140,7 @@ pub fn generate(
         // Finished rows are fed on, and nobody looks at what comes out.
         feed = drafts.iter().map(|draft| draft.history.last().copied().unwrap_or(0)).collect();
     }
-    drafts
-        .into_iter()
-        .enumerate()
-        .map(|(i, draft)| draft.finish(tokenizer, prompt.len(), |piece| on_text(i, piece)))
-        .collect()
+    drafts.into_iter().enumerate().map(|(i, draft)| draft.finish(prompt.len(), |piece| on_text(i, piece))).collect()
 }
 
 impl Draft<'_> {
@@ -183,14 +179,9 @@ impl Draft<'_> {
         if ready.is_empty() { Ok(()) } else { on_text(&ready) }
     }
 
-    fn finish(
-        mut self,
-        tokenizer: &Tokenizer,
-        prompt: usize,
-        mut on_text: impl FnMut(&str) -> Result<()>,
-    ) -> Result<Generated> {
+    fn finish(mut self, prompt: usize, mut on_text: impl FnMut(&str) -> Result<()>) -> Result<Generated> {
         if !self.stops.found() {
-            let rest = std::mem::replace(&mut self.stream, tokenizer.decode_stream(true)).finish();
+            let rest = self.stream.end_fragment();
             self.take(&rest, &mut on_text)?;
             let held = self.stops.rest();
             self.text.push_str(&held);

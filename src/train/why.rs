@@ -136,6 +136,7 @@ fn part(loader: &Loader, tokenizer: &Tokenizer, sequence: u64, loss: f64) -> Res
     };
     let mut ids = batch.inputs.clone();
     ids.extend(batch.targets.last().filter(|&&id| id != IGNORE));
-    let text = tokenizer.decode(&ids, false)?;
+    let before: Vec<u32> = loader.token_before(sequence)?.into_iter().collect();
+    let text = tokenizer.decode_after(&before, &ids, false)?;
     Ok(Part { sequence, place, text, loss })
 }

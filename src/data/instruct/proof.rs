@@ -109,7 +109,8 @@ impl Proof {
         let excerpt = |example: &Example| -> Result<String> {
             let (mut out, mut at) = (String::new(), 0);
             for run in example.trained.chunk_by(|a, b| a == b) {
-                let text = tokenizer.decode(&example.ids[at..at + run.len()], false)?;
+                let (before, rest) = example.ids.split_at(at);
+                let text = tokenizer.decode_after(before, &rest[..run.len()], false)?;
                 at += run.len();
                 let [open, close] = if run[0] { [marks[0], marks[1]] } else { [marks[2], marks[3]] };
                 let room = limit.saturating_sub(out.chars().count());

@@ -33,6 +33,8 @@ pub enum Place {
 pub struct Excerpt {
     /// Split, token, shard and document in words.
     pub title: String,
+    /// The token before, by which a fragment of text is read; none at the beginning of a document.
+    pub before: Option<u32>,
     /// The tokens.
     pub ids: Vec<u32>,
 }
@@ -78,13 +80,23 @@ pub fn excerpt(dir: &Path, split: Split, place: Place, most: usize) -> Result<Ex
     set.read(start, &mut ids, usize::MAX)?;
     let (shard, offset) = set.locate(start);
     let mut title = format!("{} token {start}: {shard} token {offset}", split.name());
-    if let Some((number, from)) = documents.map(|documents| documents.at(start)).transpose()?.flatten() {
+    let document = documents.map(|documents| documents.at(start)).transpose()?.flatten();
+    let begins_document = document.is_some_and(|(_, from)| from == start);
+    let before = if begins_document { None } else { token_before(&set, start)? };
+    if let Some((number, from)) = document {
         title += &match start - from {
             0 => format!(", the beginning of document {number}"),
             n => format!(", token {n} of document {number}"),
         };
     }
-    Ok(Excerpt { title: title + &what, ids })
+    Ok(Excerpt { title: title + &what, before, ids })
+}
+
+fn token_before(set: &ShardSet, at: u64) -> Result<Option<u32>> {
+    let Some(at) = at.checked_sub(1) else { return Ok(None) };
+    let mut token = [0];
+    set.read(at, &mut token, usize::MAX)?;
+    Ok(Some(token[0]))
 }
 
 /// Document starts of a split, read from the `.docs` files as needed.

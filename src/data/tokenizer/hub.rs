@@ -12,7 +12,7 @@ use anyhow::Result;
 use serde_json::Value;
 
 use super::Piece;
-use super::byte_json::bytes_of;
+use super::decoder::{Decoder, Owned};
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::guard::guarded;
 use ordinary::Ordinary;
@@ -33,25 +33,6 @@ pub(super) struct Hub {
     pub(super) json: Vec<u8>,
 }
 
-/// [`Piece`], owned.
-enum Owned {
-    Bytes(Vec<u8>),
-    Text(String),
-    Byte(u8),
-    Unknown,
-}
-
-/// How a decoder puts tokens together.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Decoder {
-    /// Bytes written as printable characters, as GPT-2 and Llama 3.
-    ByteLevel,
-    /// `▁` for a space and `<0xNN>` for the bytes of rare characters, as Llama 2.
-    SentencePiece { strips: bool },
-    /// Known to the crate alone.
-    Other,
-}
-
 impl Hub {
     /// The tokenizer of the file `json`, parsed as `root`. `Err` says in a few words why it is none.
     pub(super) fn new(json: Vec<u8>, root: &Value) -> Result<Self, String> {
@@ -65,11 +46,11 @@ impl Hub {
         let id_of = |t: &Value| tokenizer.token_to_id(t["content"].as_str()?);
         let mut specials: Vec<u32> = added.iter().filter(|t| t["special"] == true).filter_map(id_of).collect();
         specials.sort_unstable();
-        let decoder = decoder_of(&root["decoder"]);
+        let decoder = Decoder::recognise(&root["decoder"]);
         let size = vocab_size(root).ok_or("its vocabulary is not a list of tokens with ids below 2^22")?;
         // The crate gives added tokens that the vocabulary lacks the next free ids, whatever the file says.
         let size = added.iter().filter_map(id_of).map(|id| id.saturating_add(1)).fold(size, u32::max);
-        let pieces = (0..size).map(|id| piece(tokenizer.id_to_token(id), decoder)).collect();
+        let pieces = (0..size).map(|id| decoder.piece(tokenizer.id_to_token(id))).collect();
         let control = specials.clone();
         let hub = Self { tokenizer, ordinary: OnceLock::new(), control, decoder, pieces, specials, json };
         hub.try_out()?;
@@ -124,14 +105,12 @@ impl Hub {
     }
 
     pub(super) fn piece(&self, id: u32) -> Piece<'_> {
-        if self.decodes_as_a_whole() {
-            return Piece::Contextual;
-        }
         match self.pieces.get(id as usize) {
+            Some(Owned::Unknown) | None => Piece::Unknown,
+            Some(_) if self.decodes_as_a_whole() => Piece::Contextual,
             Some(Owned::Bytes(bytes)) => Piece::Bytes(bytes),
             Some(Owned::Text(text)) => Piece::Text(text),
             Some(Owned::Byte(byte)) => Piece::Byte(*byte),
-            Some(Owned::Unknown) | None => Piece::Unknown,
         }
     }
 
@@ -140,9 +119,9 @@ impl Hub {
         self.decoder == Decoder::Other
     }
 
-    /// Whether decoding drops one leading space.
-    pub(super) fn strips_first_space(&self) -> bool {
-        self.decoder == Decoder::SentencePiece { strips: true }
+    /// How decoding changes the beginning of a text.
+    pub(super) fn decoder(&self) -> Decoder {
+        self.decoder
     }
 
     pub(super) fn encode(&self, text: &str) -> Result<Vec<u32>> {
@@ -198,42 +177,6 @@ fn caught<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> 
         Err(panic) => panic,
     };
     Err(message.split_whitespace().collect::<Vec<_>>().join(" "))
-}
-
-/// What `token` contributes to decoded text.
-fn piece(token: Option<String>, decoder: Decoder) -> Owned {
-    let Some(token) = token else {
-        return Owned::Unknown;
-    };
-    match decoder {
-        Decoder::ByteLevel => Owned::Bytes(bytes_of(&token).unwrap_or_else(|| token.into_bytes())),
-        Decoder::SentencePiece { .. } => {
-            let hex = token.strip_prefix("<0x").and_then(|t| t.strip_suffix('>')).filter(|hex| hex.len() == 2);
-            match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
-                Some(byte) => Owned::Byte(byte),
-                None => Owned::Text(token.replace('\u{2581}', " ")),
-            }
-        }
-        Decoder::Other => Owned::Text(token),
-    }
-}
-
-/// Recognises the decoder of a `tokenizer.json`.
-fn decoder_of(decoder: &Value) -> Decoder {
-    if decoder["type"] == "ByteLevel" {
-        return Decoder::ByteLevel;
-    }
-    let steps: Vec<&Value> = decoder["decoders"].as_array().into_iter().flatten().collect();
-    let is = |at: usize, kind: &str| steps.get(at).is_some_and(|step| step["type"] == kind);
-    let replace = is(0, "Replace") && steps[0]["pattern"]["String"] == "\u{2581}" && steps[0]["content"] == " ";
-    let strip =
-        |step: &&Value| step["type"] == "Strip" && step["content"] == " " && step["start"] == 1 && step["stop"] == 0;
-    let known = decoder["type"] == "Sequence" && replace && is(1, "ByteFallback") && is(2, "Fuse");
-    match steps.get(3..) {
-        Some([]) if known => Decoder::SentencePiece { strips: false },
-        Some([last]) if known && strip(last) => Decoder::SentencePiece { strips: true },
-        _ => Decoder::Other,
-    }
 }
 
 /// One more than the largest id of a `tokenizer.json`, which must be of a credible size.
@@ -296,6 +239,24 @@ pub(super) mod tests {
                 "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
                 "vocab": vocab, "merges": ["\u{2581} t", "h e", "\u{2581}t he", "\u{2581} \u{2581}"]},
         })
+    }
+
+    /// The same vocabulary as SentencePiece's converters write it: `Metaspace` before the model and behind it.
+    pub(in super::super) fn metaspace(prepend_scheme: &str) -> Value {
+        let mut root = llama2();
+        let step =
+            json!({"type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": prepend_scheme, "split": true});
+        root["normalizer"] = Value::Null;
+        root["pre_tokenizer"] = step.clone();
+        root["decoder"] = step;
+        root
+    }
+
+    /// The same vocabulary with the decoder `steps`.
+    pub(in super::super) fn decoded_by(steps: Value) -> Value {
+        let mut root = llama2();
+        root["decoder"] = json!({"type": "Sequence", "decoders": steps});
+        root
     }
 
     fn byte_level(use_regex: bool) -> Value {
