@@ -149,10 +149,10 @@ fn check(contents: &Contents<'_>) -> Result<()> {
 
 /// Refuses to begin what cannot be finished: `needed` bytes on the file system of `dir`, which need not exist yet.
 pub fn ensure_space(dir: &Path, needed: u64) -> Result<()> {
-    let free = files::free_space(dir)?;
-    if free >= needed {
-        return Ok(());
-    }
+    let free = match files::free_space(dir)? {
+        Some(free) if free < needed => free,
+        _ => return Ok(()),
+    };
     let place = dir.display();
     let message = format!("writing to {place} needs {needed} bytes, but its file system has {free} bytes free");
     Err(fail(Exit::Io, message).hint("free disk space, keep fewer checkpoints, or use another disk").into())

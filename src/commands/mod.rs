@@ -22,7 +22,7 @@ use crate::metrics::{self, Console};
 use crate::model::Llama;
 use crate::ops::device::{self, Wanted, choose};
 use crate::runtime::error::{Exit, fail, failure_in, note};
-use crate::runtime::files::write_atomic;
+use crate::runtime::files::{Access, io_hint, write_atomic};
 use crate::runtime::memory;
 use crate::train::begin;
 use crate::train::state::load_model;
@@ -80,9 +80,11 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
         Some(f) if exit == Exit::Stopped => f.message.clone(),
         _ => format!("error: {error:#}"),
     };
+    let io = error.chain().find_map(|e| e.downcast_ref::<std::io::Error>());
     let general = match exit {
         Exit::Internal => "this looks like a bug; please report it with the command and its output",
-        Exit::Io => "check the path, its permissions and the space on the disk",
+        Exit::Io => io.map_or("check the path and its permissions", |e| io_hint(e, Access::Read)),
+        Exit::Memory => "end other programs, or use a machine with more memory",
         Exit::Data => "the file is damaged or not what it should be; use another",
         _ => "see llama-lite --help",
     };
@@ -98,7 +100,11 @@ fn exit_of(error: &anyhow::Error) -> Option<Exit> {
     if io.is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe) {
         return None;
     }
-    let unclassified = if io.is_some() { Exit::Io } else { Exit::Internal };
+    let unclassified = match io.map(std::io::Error::kind) {
+        Some(std::io::ErrorKind::OutOfMemory) => Exit::Memory,
+        Some(_) => Exit::Io,
+        None => Exit::Internal,
+    };
     Some(failure_in(error).map_or(unclassified, |failure| failure.exit))
 }
 
@@ -170,7 +176,10 @@ fn set_threads(global: &Global) -> Result<()> {
             .hint("one per core is the default")
             .into());
     }
-    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().map_err(|e| {
+        fail(Exit::Io, format!("cannot start the threads that compute: {e}"))
+            .hint("give fewer --threads, or raise the limits of processes and memory (`ulimit -u`, `ulimit -v`)")
+    })?;
     Ok(())
 }
 

@@ -20,10 +20,13 @@ use rustix::fs::OFlags;
 
 use crate::runtime::error::{Exit, Failure, fail, shell_word};
 
+mod ability;
 mod append;
 mod dir;
 pub(crate) mod fault;
 mod growing;
+mod hint;
+mod identity;
 mod link;
 mod lock;
 #[cfg(test)]
@@ -34,9 +37,11 @@ mod tests;
 pub use append::{Appender, Syncer, append_bytes, append_log, truncate_file_atomic};
 pub use dir::{DirTxn, TxnFile, create_dirs, remove_tree, rename_durable};
 pub use growing::Growing;
+pub use hint::{Access, io_hint};
 pub use link::link;
 pub use lock::{Lock, lock};
 
+use ability::{Ability, if_able, warn_missing};
 use fault::{Op, step};
 
 /// Every temporary file or directory of the program begins with this; what carries it can be deleted when nothing runs.
@@ -53,25 +58,8 @@ pub struct Digest {
 
 /// The [`Failure`] (exit 74) for a system error met when trying to `what` (an infinitive) the file `path`.
 pub fn io_failure(what: &str, path: &Path, error: &io::Error) -> Failure {
-    use io::ErrorKind as Kind;
-    let hint = match error.kind() {
-        Kind::StorageFull | Kind::QuotaExceeded => "free disk space (or raise the quota), then run the command again",
-        Kind::FileTooLarge => "raise the file size limit (`ulimit -f`) or use another file system",
-        Kind::ReadOnlyFilesystem => "the file system is mounted read-only: choose another directory",
-        Kind::PermissionDenied => "check the owner and permissions of the file and of its directory",
-        Kind::NotFound => "check that the path is spelt right and that it exists",
-        Kind::AlreadyExists => "choose another name, or move the existing one away",
-        Kind::NotADirectory | Kind::IsADirectory => {
-            "check the path: a file was met where a directory is needed, or the reverse"
-        }
-        _ => match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
-            Some(rustix::io::Errno::IO) => "the device reports a hardware error: copy the data to another disk",
-            Some(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE) => "raise the limit of open files (`ulimit -n`)",
-            Some(rustix::io::Errno::LOOP) => "symbolic links are not followed here: give the real path",
-            _ => "check the disk and the path, then run the command again",
-        },
-    };
-    let home = (error.kind() == Kind::NotFound).then(|| home_hint(path)).flatten();
+    let hint = io_hint(error, hint::Access::of(what));
+    let home = (error.kind() == io::ErrorKind::NotFound).then(|| home_hint(path)).flatten();
     fail(Exit::Io, format!("cannot {what} {}: {error}", path.display())).hint(home.unwrap_or_else(|| hint.into()))
 }
 
@@ -223,14 +211,26 @@ pub fn hash_open_file(mut file: File, path: &Path) -> Result<Digest> {
     Ok(Digest { size: hasher.count(), blake3: hasher.finalize().to_hex().to_string() })
 }
 
-/// Bytes an unprivileged process may still write on the file system that holds `path` (or will, once it is created).
-pub fn free_space(path: &Path) -> Result<u64> {
+/// Bytes an unprivileged process may still write on the file system that holds `path` (or will, once it is created); none
+/// where the file system does not count them.
+pub fn free_space(path: &Path) -> Result<Option<u64>> {
     let mut existing = path;
     while !existing.exists() && existing != Path::new(".") {
         existing = parent_of(existing);
     }
-    let stat = rustix::fs::statvfs(existing).map_err(|e| io_failure("measure the free space of", path, &e.into()))?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    match rustix::fs::statvfs(existing).map_err(io::Error::from) {
+        // Of a file system without a size, such as those of object stores, all numbers are 0.
+        Ok(stat) if stat.f_blocks > 0 => Ok(Some(stat.f_bavail.saturating_mul(stat.f_frsize))),
+        Ok(_) => {
+            warn_missing(Ability::FreeSpace, existing, None);
+            Ok(None)
+        }
+        Err(e) if Ability::FreeSpace.is_missing(&e) => {
+            warn_missing(Ability::FreeSpace, existing, Some(&e));
+            Ok(None)
+        }
+        Err(e) => Err(io_failure("measure the free space of", path, &e).into()),
+    }
 }
 
 /// The directory that holds `path`'s name.
@@ -283,17 +283,13 @@ fn remove_temp(temp: &Path) {
 }
 
 fn sync_file(file: &File, path: &Path) -> io::Result<()> {
-    step(Op::Fsync(path))?;
-    file.sync_all()
+    if_able(Ability::SyncFiles, parent_of(path), step(Op::Fsync(path)).and_then(|()| file.sync_all()))
 }
 
-/// Makes the names in a directory durable. File systems that cannot sync a directory say EINVAL: nothing is to be done.
+/// Makes the names in a directory durable, where the file system can.
 fn sync_dir(dir: &Path) -> io::Result<()> {
-    step(Op::FsyncDir(dir))?;
-    match File::open(dir)?.sync_all() {
-        Err(e) if e.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => Ok(()),
-        done => done,
-    }
+    let synced = step(Op::FsyncDir(dir)).and_then(|()| File::open(dir)?.sync_all());
+    if_able(Ability::SyncDirectories, dir, synced)
 }
 
 fn make_dir(path: &Path) -> io::Result<()> {

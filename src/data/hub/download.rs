@@ -134,7 +134,7 @@ impl<'a> Download<'a> {
         let part = blob.with_file_name(format!("{}.incomplete", content.etag));
         let verifiable = is_sha256(&content.etag);
         let inherited = length(&part).filter(|kept| verifiable && *kept <= content.size).unwrap_or(0);
-        let room = free_space(&part)?;
+        let room = free_space(&part)?.unwrap_or(u64::MAX);
         if room < content.size - inherited {
             let need = (content.size - inherited).div_ceil(1 << 20);
             let message = format!("{subject}: needs {need} MiB, {} has {} MiB free", part.display(), room >> 20);

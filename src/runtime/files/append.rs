@@ -13,14 +13,14 @@ use anyhow::Result;
 use rustix::fs::OFlags;
 
 use super::fault::{Op, step};
+use super::identity::Named;
 use super::{AtomicFile, io_context, io_failure, open_input, parent_of, refuse_special, sync_dir, sync_file};
 use crate::runtime::error::{Exit, fail};
 
 /// A log opened for appending. One writer at a time (the run's lock sees to that).
 #[derive(Debug)]
 pub struct Appender {
-    file: File,
-    path: PathBuf,
+    named: Named,
     buffer: Vec<u8>,
 }
 
@@ -38,7 +38,7 @@ pub fn append_bytes(path: &Path) -> Result<Appender> {
 
 fn finish(file: File, path: &Path) -> Result<Appender> {
     sync_dir(parent_of(path)).map_err(|e| io_failure("prepare the log", path, &e))?;
-    Ok(Appender { file, path: path.to_owned(), buffer: Vec::new() })
+    Ok(Appender { named: Named::new(file, path), buffer: Vec::new() })
 }
 
 fn open(path: &Path) -> Result<File> {
@@ -54,7 +54,9 @@ impl Appender {
     /// Appends `line` (without its newline, which is added). An error leaves no part of it behind.
     pub fn line(&mut self, line: &str) -> Result<()> {
         if line.contains('\n') {
-            return Err(fail(Exit::Internal, format!("a log line for {} holds a newline", self.path.display())).into());
+            return Err(
+                fail(Exit::Internal, format!("a log line for {} holds a newline", self.path().display())).into()
+            );
         }
         self.buffer.clear();
         self.buffer.extend_from_slice(line.as_bytes());
@@ -70,8 +72,7 @@ impl Appender {
     }
 
     fn write_buffer(&mut self) -> Result<()> {
-        let Appender { file, path, buffer } = self;
-        let start = file.metadata().map_err(|e| io_failure("append to", path, &e))?.len();
+        let (start, Appender { named: Named { file, path, .. }, buffer }) = (self.len()?, self);
         step(Op::Append(path, buffer)).and_then(|()| file.write_all(buffer)).map_err(|e| {
             // Cutting needs no space, so that it works on the full disk that made the write fail.
             let _ = step(Op::Truncate(path, start)).and_then(|()| file.set_len(start));
@@ -79,9 +80,19 @@ impl Appender {
         })
     }
 
+    /// The name under which it was opened.
+    pub fn path(&self) -> &Path {
+        &self.named.path
+    }
+
+    /// Whether that name still stands for the file: once it was deleted or replaced, what is appended is lost.
+    pub fn is_in_place(&self) -> bool {
+        self.named.is_in_place()
+    }
+
     /// Length of the log in bytes: what [`truncate_file_atomic`] is given to come back to this point.
     pub fn len(&self) -> Result<u64> {
-        Ok(self.file.metadata().map_err(|e| io_failure("read", &self.path, &e))?.len())
+        Ok(self.named.file.metadata().map_err(|e| io_failure("read", self.path(), &e))?.len())
     }
 
     /// Whether the log holds nothing.
@@ -91,15 +102,26 @@ impl Appender {
 
     /// Makes everything appended so far survive a loss of power.
     pub fn sync(&self) -> Result<()> {
-        sync_file(&self.file, &self.path).map_err(|e| io_failure("sync", &self.path, &e).into())
+        sync_file(&self.named.file, self.path()).map_err(|e| io_failure("sync", self.path(), &e).into())
     }
-}
 
-impl Appender {
     /// Another handle on the log, for a thread that only makes it durable.
     pub fn syncer(&self) -> Result<Syncer> {
-        let file = self.file.try_clone().map_err(|e| io_failure("open", &self.path, &e))?;
-        Ok(Syncer { file, path: self.path.clone() })
+        let file = self.named.file.try_clone().map_err(|e| io_failure("open", self.path(), &e))?;
+        Ok(Syncer { file, path: self.path().to_owned() })
+    }
+
+    /// Writes all that the log holds as the file `to`: also of a log that was deleted.
+    pub fn copy_to(&self, to: &Path) -> Result<()> {
+        let (mut copy, mut at, mut buffer) = (AtomicFile::create(to)?, 0, vec![0; 1 << 18]);
+        loop {
+            let n = self.named.file.read_at(&mut buffer, at).map_err(|e| io_failure("read", self.path(), &e))?;
+            if n == 0 {
+                return copy.commit();
+            }
+            copy.write_all(&buffer[..n]).map_err(io_context("write", to))?;
+            at += n as u64;
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+use super::ability::{Ability, warn_missing};
 use super::fault::{Op, step};
 use super::{Digest, TEMP_PREFIX, create_new, io_failure, make_dir, named, parent_of, sync_dir, sync_file};
 use crate::runtime::error::{Exit, fail};
@@ -163,23 +164,22 @@ fn rename_with(from: &Path, to: &Path, flags: rustix::fs::RenameFlags) -> io::Re
 
 #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
 fn rename_no_replace(from: &Path, to: &Path) -> io::Result<()> {
-    use rustix::io::Errno;
     match rename_with(from, to, rustix::fs::RenameFlags::NOREPLACE) {
-        // Some network and FUSE file systems know no flags.
-        Err(e)
-            if [Errno::INVAL, Errno::NOSYS, Errno::NOTSUP]
-                .iter()
-                .any(|n| e.raw_os_error() == Some(n.raw_os_error())) =>
-        {
-            rename_checked(from, to)
-        }
+        // Some network and FUSE file systems know no flags. The caller holds the lock of the directory: nobody else takes the name.
+        Err(e) if Ability::Exchange.is_missing(&e) => rename_checked(from, to),
         done => done,
     }
 }
 
 #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
 fn exchange(temp: &Path, target: &Path) -> io::Result<()> {
-    rename_with(temp, target, rustix::fs::RenameFlags::EXCHANGE)
+    match rename_with(temp, target, rustix::fs::RenameFlags::EXCHANGE) {
+        Err(e) if Ability::Exchange.is_missing(&e) => {
+            warn_missing(Ability::Exchange, target, Some(&e));
+            exchange_in_steps(temp, target)
+        }
+        done => done,
+    }
 }
 
 #[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple")))]
@@ -188,8 +188,19 @@ fn rename_no_replace(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 #[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple")))]
-fn exchange(_temp: &Path, _target: &Path) -> io::Result<()> {
-    Err(io::ErrorKind::AlreadyExists.into())
+fn exchange(temp: &Path, target: &Path) -> io::Result<()> {
+    exchange_in_steps(temp, target)
+}
+
+/// Lets the two names trade places by way of a third one. Should the second rename fail, the old directory gets its name back.
+pub(super) fn exchange_in_steps(temp: &Path, target: &Path) -> io::Result<()> {
+    let aside = super::temp_beside(target).map_err(io::Error::other)?;
+    std::fs::rename(target, &aside)?;
+    if let Err(error) = std::fs::rename(temp, target) {
+        std::fs::rename(&aside, target)?;
+        return Err(error);
+    }
+    std::fs::rename(&aside, temp)
 }
 
 fn rename_checked(from: &Path, to: &Path) -> io::Result<()> {
