@@ -38,6 +38,14 @@ fn replay(args: &Resume, steps: u64, console: Console) -> Result<()> {
             steps.start(),
             steps.end()
         )),
+        Outcome::Altered(steps, logs) => {
+            let what: Vec<String> = logs.iter().map(ToString::to_string).collect();
+            let what = what.join("; ");
+            print(&format!("FAIL {what} (steps {}..{} came out the same)", steps.start(), steps.end()))?;
+            Err(fail(Exit::Data, format!("{place}: {what}"))
+                .hint("restore the logs from a copy; the checkpoints do not need them, the run can be resumed")
+                .into())
+        }
         Outcome::Fail(m, why) => {
             let what = format!("step {}: {} was {}, replayed it is {}", m.step, m.quantity, m.recorded, m.replayed);
             print(&format!("FAIL {what}"))?;

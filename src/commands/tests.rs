@@ -119,7 +119,9 @@ impl Lab {
         crate::checkpoint::verify(&dir).unwrap();
         let read = |name: &str| std::fs::read(dir.join(name)).unwrap();
         let mut state: Value = serde_json::from_slice(&read("trainer_state.json")).unwrap();
-        ["attempt", "config", "build"].iter().for_each(|key| drop(state.as_object_mut().unwrap().shift_remove(*key)));
+        ["attempt", "config", "build", "logs"]
+            .iter()
+            .for_each(|key| drop(state.as_object_mut().unwrap().shift_remove(*key)));
         (read("model.safetensors"), read("optimizer.safetensors"), state)
     }
 

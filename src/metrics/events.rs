@@ -34,6 +34,11 @@ impl Events {
         self.log.line(&line(SystemTime::now(), kind, fields))?;
         self.log.sync()
     }
+
+    /// The file, for whoever wants to know whether it is still there.
+    pub fn file(&self) -> &Appender {
+        &self.log
+    }
 }
 
 /// The events that `run_dir` has kept, in order; lines that cannot be read are passed over.

@@ -6,13 +6,17 @@
 //! line: the old lines are stored, then the log is replaced by its kept part, both atomically.
 
 use crate::metrics::Record;
+use crate::metrics::altered::{LogDigest, RunningDigest};
 use crate::runtime::error::{Exit, fail};
-use crate::runtime::files::{Appender, Syncer, append_log, create_dirs, read_bounded, write_atomic};
+use crate::runtime::files::{
+    Appender, AtomicFile, Syncer, append_log, create_dirs, io_context, io_failure, open_input, read_bounded,
+};
 use anyhow::Result;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
@@ -58,6 +62,9 @@ impl Logged for Sequences {
     const TAIL: &'static str = ".sequences";
 }
 
+/// All files of this kind.
+pub const LOG_FILES: [&str; 4] = [Record::FILE, SampleRecord::FILE, Times::FILE, Sequences::FILE];
+
 /// `RUN/metrics.jsonl`, open for appending.
 pub type MetricsLog = StepLog<Record>;
 
@@ -68,6 +75,7 @@ pub type SampleLog = StepLog<SampleRecord>;
 #[derive(Debug)]
 pub struct StepLog<T> {
     log: Appender,
+    digest: RunningDigest,
     /// What was cut when the log was opened.
     pub cut: Cut,
     of: PhantomData<T>,
@@ -81,8 +89,8 @@ impl<T: Logged> StepLog<T> {
     /// # Errors
     /// [`Exit::Io`] if the files cannot be read or written.
     pub fn open(run_dir: &Path, resume_step: Option<u64>) -> Result<Self> {
-        let (log, cut) = open(run_dir, T::FILE, T::TAIL, resume_step)?;
-        Ok(Self { log, cut, of: PhantomData })
+        let (digest, cut) = cut_to(run_dir, T::FILE, T::TAIL, resume_step)?;
+        Ok(Self { log: append_log(&run_dir.join(T::FILE))?, digest, cut, of: PhantomData })
     }
 
     /// Appends `record` as one line.
@@ -90,9 +98,22 @@ impl<T: Logged> StepLog<T> {
     /// # Errors
     /// [`Exit::Io`] if the file cannot be written.
     pub fn append(&mut self, record: &T) -> Result<()> {
-        let line = serde_json::to_string(record)
+        let mut line = serde_json::to_string(record)
             .map_err(|error| fail(Exit::Internal, format!("a log record that is no JSON: {error}")))?;
-        self.log.line(&line)
+        self.log.line(&line)?;
+        line.push('\n');
+        self.digest.push(line.as_bytes());
+        Ok(())
+    }
+
+    /// What a checkpoint that is saved now records of the log.
+    pub fn digest(&self) -> LogDigest {
+        self.digest.digest()
+    }
+
+    /// The file, for whoever wants to know whether it is still there.
+    pub fn file(&self) -> &Appender {
+        &self.log
     }
 
     /// What makes all lines written so far durable. Used before a checkpoint is saved: resuming from it relies on them.
@@ -161,21 +182,47 @@ pub fn read_log<T: Logged>(run_dir: &Path) -> Result<Vec<T>> {
     if path.symlink_metadata().is_ok() { parsed(&path, true) } else { Ok(Vec::new()) }
 }
 
-fn open(run_dir: &Path, name: &str, tail_suffix: &str, resume_step: Option<u64>) -> Result<(Appender, Cut)> {
-    let path = run_dir.join(name);
-    let mut cut = Cut::default();
-    if path.try_exists().unwrap_or(true) {
-        let bytes = read_bounded(&path, MAX_BYTES, false)?;
-        let (kept, tail);
-        (kept, tail, cut) = split(&bytes, resume_step);
-        if !tail.is_empty() {
-            let keep_in = unused_tail_name(&run_dir.join("replaced"), tail_suffix)?;
-            write_atomic(&keep_in, &tail)?;
-            write_atomic(&path, &kept)?;
-            cut.kept_in = Some(keep_in);
-        }
+/// Calls `see` with every line of the log `path`, its newline included where it has one. Logs can be larger than memory.
+pub(super) fn each_line(path: &Path, mut see: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    let (file, _) = open_input(path, false)?;
+    let (mut reader, mut line) = (BufReader::with_capacity(1 << 18, file), Vec::new());
+    while reader.read_until(b'\n', &mut line).map_err(|e| io_failure("read", path, &e))? > 0 {
+        see(&line)?;
+        line.clear();
     }
-    Ok((append_log(&path)?, cut))
+    Ok(())
+}
+
+/// Cuts the log `name` of the run to what belongs to `resume_step`; returns the digest of what is left of it.
+fn cut_to(run_dir: &Path, name: &str, tail_suffix: &str, resume_step: Option<u64>) -> Result<(RunningDigest, Cut)> {
+    let path = run_dir.join(name);
+    let (mut digest, mut cut) = (RunningDigest::default(), Cut::default());
+    if !path.try_exists().unwrap_or(true) {
+        return Ok((digest, cut));
+    }
+    each_line(&path, |line| {
+        match fate(line, resume_step) {
+            Fate::Stays => digest.push(line),
+            Fate::Later => cut.lines += 1,
+            Fate::Unreadable => cut.unreadable += 1,
+        }
+        Ok(())
+    })?;
+    if cut != Cut::default() {
+        let tail = unused_tail_name(&run_dir.join("replaced"), tail_suffix)?;
+        let stays = |line: &[u8]| fate(line, resume_step) == Fate::Stays;
+        copy_lines(&path, &tail, |line| !stays(line))?;
+        copy_lines(&path, &path, stays)?;
+        cut.kept_in = Some(tail);
+    }
+    Ok((digest, cut))
+}
+
+/// Writes the lines of `from` that are `wanted` as the file `to`, which may be the same.
+fn copy_lines(from: &Path, to: &Path, wanted: impl Fn(&[u8]) -> bool) -> Result<()> {
+    let mut out = BufWriter::with_capacity(1 << 20, AtomicFile::create(to)?);
+    each_line(from, |line| if wanted(line) { out.write_all(line).map_err(io_context("write", to)) } else { Ok(()) })?;
+    out.into_inner().map_err(|e| io_context("write", to)(e.into_error()))?.commit()
 }
 
 /// The part of every log line that decides its fate. Lines without a step belong to the run as a whole and stay.
@@ -187,25 +234,23 @@ struct Stamp {
     _rest: Map<String, Value>,
 }
 
-/// Splits a log into the bytes to keep and the bytes to cut.
-fn split(bytes: &[u8], resume_step: Option<u64>) -> (Vec<u8>, Vec<u8>, Cut) {
-    let (mut kept, mut tail, mut cut) = (Vec::with_capacity(bytes.len()), Vec::new(), Cut::default());
-    for line in bytes.split_inclusive(|&byte| byte == b'\n') {
-        // What is torn off in the middle may read as a shorter, different number: without its newline it is no line.
-        let stamp = line.strip_suffix(b"\n").and_then(|line| serde_json::from_slice::<Stamp>(line).ok());
-        let Some(stamp) = stamp else {
-            cut.unreadable += 1;
-            tail.extend_from_slice(line);
-            continue;
-        };
-        if resume_step.is_some_and(|resume| stamp.step.is_none_or(|step| step <= resume)) {
-            kept.extend_from_slice(line);
-        } else {
-            cut.lines += 1;
-            tail.extend_from_slice(line);
-        }
+/// What becomes of a line when a run is resumed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Stays,
+    /// It is of a step after the checkpoint.
+    Later,
+    Unreadable,
+}
+
+fn fate(line: &[u8], resume_step: Option<u64>) -> Fate {
+    // What is torn off in the middle may read as a shorter, different number: without its newline it is no line.
+    let stamp = line.strip_suffix(b"\n").and_then(|line| serde_json::from_slice::<Stamp>(line).ok());
+    match (stamp, resume_step) {
+        (None, _) => Fate::Unreadable,
+        (Some(stamp), Some(resume)) if stamp.step.is_none_or(|step| step <= resume) => Fate::Stays,
+        (Some(_), _) => Fate::Later,
     }
-    (kept, tail, cut)
 }
 
 /// The first free name of `replaced/attempt-K.jsonl`, so that no tail ever overwrites another.

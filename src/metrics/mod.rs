@@ -8,6 +8,7 @@
 //! to the same f64, so equal lines mean equal bits; a number that is not finite is written as `null` and read back as
 //! NaN, because JSON knows no other.
 
+mod altered;
 mod events;
 mod human;
 mod jsonl;
@@ -16,9 +17,12 @@ mod plot;
 mod progress;
 mod tensorboard;
 
+pub use altered::{AlteredLog, LogDigest, LogDigests, altered_logs};
 pub use events::{Events, iso8601, read_events};
 pub use human::{count, duration, rate};
-pub use jsonl::{Cut, Logged, MetricsLog, SampleLog, SampleRecord, Sequences, StepLog, Times, read, read_log};
+pub use jsonl::{
+    Cut, LOG_FILES, Logged, MetricsLog, SampleLog, SampleRecord, Sequences, StepLog, Times, read, read_log,
+};
 pub use pace::Pace;
 pub use plot::ascii_plot;
 pub use progress::{Color, Console, Progress};

@@ -86,9 +86,7 @@ impl Begin {
     /// Opens the logs, which are cut to `resume_step`, and trains.
     pub(super) fn run(self, parts: Parts, place: Place, events: Events, resume_step: Option<u64>) -> Result<()> {
         let logs = Logs::open(&self.run_dir, &parts.config.log, events, resume_step)?;
-        let result = Run::new(parts, place, logs, self.requests, self.console)?.train();
-        drop(self.held);
-        result
+        Run::new(parts, place, self.held, logs, self.requests, self.console)?.train()
     }
 }
 

@@ -6,15 +6,12 @@
 use super::reset::Piece;
 use super::resume::{Changes, locate, resume};
 use crate::checkpoint::{self, Opened};
-use crate::metrics::{Console, Events, read_events};
+use crate::metrics::{Console, Events, LOG_FILES, read_events};
 use crate::runtime::error::{Exit, fail};
-use crate::runtime::files::{AtomicFile, create_dirs, io_context, open_input, read_bounded, write_atomic};
+use crate::runtime::files::{AtomicFile, create_dirs, io_context, open_input};
 use anyhow::Result;
 use serde_json::json;
 use std::path::{Path, PathBuf};
-
-/// Logs of a run are held in memory to be copied.
-const MAX_LOG: u64 = 1 << 30;
 
 /// A branch.
 #[derive(Clone, Debug)]
@@ -117,10 +114,10 @@ fn copy(run_dir: &Path, checkpoint: &Path, to: &Path, at: u64) -> Result<()> {
         let entry = entry?;
         copy_file(&entry.path(), &kept.join(entry.file_name()))?;
     }
-    for name in ["metrics.jsonl", "samples.jsonl", "config.toml"] {
+    for name in LOG_FILES.into_iter().chain(["config.toml"]) {
         let path = run_dir.join(name);
         if path.exists() {
-            write_atomic(&to.join(name), &read_bounded(&path, MAX_LOG, false)?)?;
+            copy_file(&path, &to.join(name))?;
         }
     }
     let started = read_events(run_dir)?.into_iter().find(|event| event["kind"] == "start");

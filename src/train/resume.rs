@@ -6,7 +6,7 @@ use super::numerics::rounding_of_loss;
 use super::poison;
 use super::requests::{RESUME_ME, Requests};
 use super::reset::{Piece, reset};
-use super::run::{Parts, Place};
+use super::run::{Parts, Place, report_altered_logs};
 use super::state::{Saved, State};
 use crate::checkpoint::{self, Opened};
 use crate::config::{Change, Config};
@@ -104,6 +104,7 @@ fn go_on(begin: Begin, source: &Opened, wanted: &Changes) -> Result<()> {
         "resume",
         json!({"attempt": attempt, "step": step, "from": from, "changes": listed, "reset": state.reset, "skipped_sequences": skipped, "build": build}),
     )?;
+    report_altered_logs(&begin.run_dir, (step, &saved.logs), &mut events, begin.console)?;
     let moved = Moved::between(&saved.build, &build);
     if let Some(moved) = &moved {
         let rows = config.train.micro_batch_size;

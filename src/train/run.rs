@@ -6,11 +6,15 @@
 //! | `run/judge.rs` | answers of a fine-tuned model, and what it forgets |
 //! | `run/saving.rs` | checkpoints, stopping early, the end |
 //! | `run/trouble.rs` | refused updates, rollbacks, a device out of memory |
+//! | `run/logs.rs` | the logs, and whether they are what the checkpoint says |
+//! | `run/displaced.rs` | a run directory that is removed or taken over while the run writes to it |
 //! | `run/introduce.rs` | what is said before the first step |
 
+mod displaced;
 mod interludes;
 mod introduce;
 mod judge;
+mod logs;
 mod saving;
 mod trouble;
 
@@ -23,56 +27,23 @@ use super::saver::Saver;
 use super::state::State;
 use super::step::{is_out_of_memory, step};
 use super::watchdog::Watchdog;
-use crate::config::{Config, LogConfig};
+use crate::config::Config;
 use crate::data::corpus::Corpus;
 use crate::data::loader::Loader;
 use crate::data::prefetch::Prefetch;
 use crate::eval::ByteLengths;
 use crate::eval::benchmark::Prepared;
-use crate::metrics::{
-    Console, Events, MetricsLog, Progress, Record, SampleLog, SampleRecord, Sequences, StepLog, TensorBoard, Times,
-    Train,
-};
+use crate::metrics::{Console, Progress, Record, SampleRecord, Times, Train};
 use crate::ops::device;
+use crate::runtime::files::Lock;
 use crate::runtime::thread;
 use anyhow::Result;
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// The logs of a run, open for writing.
-pub struct Logs {
-    /// Steps and validations.
-    pub metrics: MetricsLog,
-    /// In-loop samples.
-    pub samples: SampleLog,
-    /// Where time went.
-    pub times: StepLog<Times>,
-    /// Losses of sequences, if they are wanted.
-    pub sequences: Option<StepLog<Sequences>>,
-    /// History of attempts.
-    pub events: Events,
-    /// The same records for TensorBoard, if they are wanted.
-    pub board: Option<TensorBoard>,
-}
-
-impl Logs {
-    /// Opens the logs of the run in `dir` beside `events`, cut to `resume_step`.
-    ///
-    /// # Errors
-    /// Those of the files.
-    pub fn open(dir: &Path, config: &LogConfig, events: Events, resume_step: Option<u64>) -> Result<Self> {
-        Ok(Self {
-            metrics: StepLog::open(dir, resume_step)?,
-            samples: StepLog::open(dir, resume_step)?,
-            times: StepLog::open(dir, resume_step)?,
-            sequences: config.sequences.then(|| StepLog::open(dir, resume_step)).transpose()?,
-            board: config.tensorboard.then(|| TensorBoard::open(dir)).transpose()?,
-            events,
-        })
-    }
-}
+pub use logs::{Logs, report_altered_logs};
 
 /// What a run is made of before it has a directory.
 pub struct Parts {
@@ -108,6 +79,9 @@ pub struct Place {
 pub struct Run {
     config: Config,
     place: Place,
+    lock: Lock,
+    /// When it was last seen that directory, lock and logs are still there.
+    seen_in_place: Instant,
     corpus: Corpus,
     lengths: ByteLengths,
     fingerprint: String,
@@ -142,7 +116,14 @@ impl Run {
     ///
     /// # Errors
     /// Those of reading its logs and of starting threads.
-    pub fn new(parts: Parts, place: Place, logs: Logs, requests: Requests, console: Console) -> Result<Self> {
+    pub fn new(
+        parts: Parts,
+        place: Place,
+        lock: Lock,
+        logs: Logs,
+        requests: Requests,
+        console: Console,
+    ) -> Result<Self> {
         let Parts { config, corpus, loader, state, fingerprint, benchmarks } = parts;
         let step = state.counters.step;
         let oracle = Oracle::new(logs.metrics.cut.kept_in.as_deref().filter(|_| place.repeats));
@@ -161,6 +142,8 @@ impl Run {
             stalled: Duration::ZERO,
             config,
             place,
+            lock,
+            seen_in_place: Instant::now(),
             corpus,
             fingerprint,
             benchmarks,
@@ -280,6 +263,7 @@ impl Run {
             return Err(failure.into());
         }
         self.poll_save()?;
+        self.check_place_in_time()?;
         if self.due(self.config.eval.every) {
             self.validate()?;
             self.judge()?;

@@ -10,6 +10,7 @@ use super::schedule::Schedule;
 use crate::checkpoint::Opened;
 use crate::config::Config;
 use crate::data::order::Chain;
+use crate::metrics::LogDigests;
 use crate::model::init::init;
 use crate::model::lora;
 use crate::model::params::Layout;
@@ -72,6 +73,9 @@ pub struct Saved {
     /// Identifies the frozen weights beside adapters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<String>,
+    /// What the logs of the run held. Not in checkpoints of earlier versions.
+    #[serde(default, skip_serializing_if = "LogDigests::is_empty")]
+    pub logs: LogDigests,
 }
 
 /// Seeds from which every random draw of a run follows.

@@ -10,7 +10,7 @@ use super::resume::{config_of, locate, make_loader, open_corpus};
 use super::state::{Saved, State};
 use super::step::step;
 use crate::checkpoint::{self, Opened};
-use crate::metrics::{Console, Record, Train, read, read_events};
+use crate::metrics::{AlteredLog, Console, Record, Train, altered_logs, read, read_events};
 use anyhow::Result;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -22,6 +22,8 @@ use std::path::{Path, PathBuf};
 pub enum Outcome {
     /// Every record of these steps came out the same, bit for bit; so many records were compared.
     Pass(RangeInclusive<u64>, usize),
+    /// The same, but these logs are not what a checkpoint has recorded of them.
+    Altered(RangeInclusive<u64>, Vec<AlteredLog>),
     /// The first quantity that did not, and what may explain it.
     Fail(Mismatch, String),
     /// Why there is nothing to compare.
@@ -49,8 +51,27 @@ pub fn verify(ckpt: &Path, count: u64, console: Console) -> Result<(PathBuf, Out
     if let Some(what) = disturbance(&run_dir, saved.counters.step, *steps.end())? {
         return Ok((dir, Outcome::Unverified(what)));
     }
-    let outcome = replay(&source, &saved, steps, &records, console)?;
+    let outcome = match replay(&source, &saved, steps, &records, console)? {
+        Outcome::Pass(steps, compared) => match altered(&run_dir, &saved)? {
+            altered if altered.is_empty() => Outcome::Pass(steps, compared),
+            altered => Outcome::Altered(steps, altered),
+        },
+        other => other,
+    };
     Ok((dir, outcome))
+}
+
+/// The logs that are not what was recorded of them by the checkpoint `saved`, or by the newest one, which covers more.
+fn altered(run_dir: &Path, saved: &Saved) -> Result<Vec<AlteredLog>> {
+    let mut altered = altered_logs(run_dir, &saved.logs)?;
+    if let Some(newest) = checkpoint::sound(run_dir)?.into_iter().next() {
+        let newest = Saved::of(&Opened::open_valid(newest)?)?;
+        let further = altered_logs(run_dir, &newest.logs)?;
+        altered.extend(
+            further.into_iter().filter(|log| altered.iter().all(|known| known.file != log.file)).collect::<Vec<_>>(),
+        );
+    }
+    Ok(altered)
 }
 
 /// The logged training steps of a run: what `metrics.jsonl` says of each, then what killed attempts had said.

@@ -44,6 +44,20 @@ fn three_refused_saves_end_the_run_or_pause_it() {
     assert!(lab.state("run", 12) == lab.state("paused", 12));
 }
 
+/// SIGUSR1 that comes while the loop is busy with something else is honoured after it, once.
+#[test]
+fn a_request_to_save_is_not_lost_between_steps() {
+    let lab = Lab::new();
+    let sets = ["eval.every=3", "sample.every=3", "sample.prompts=[\"One\"]", "sample.max_tokens=4"];
+    lab.pretrain("well", "", &sets, 0);
+    for place in ["save-asked-in-validation", "save-asked-in-sample"] {
+        lab.pretrain(place, &format!("{place}@6=1"), &sets, 0);
+        let saved: Vec<_> = lab.events(place, "save").iter().map(|event| event["step"].as_u64()).collect();
+        assert_eq!(saved, [Some(4), Some(6), Some(8), Some(12)], "{place}");
+        assert!(lab.state(place, 12) == lab.state("well", 12));
+    }
+}
+
 /// The steps after the last checkpoint of an attempt that ended at step 8.
 fn broken_off(lab: &Lab) {
     lab.pretrain("run", "hang@8=60", &["guard.hang_seconds=1", "eval.every=2"], 70);

@@ -35,6 +35,14 @@ pub(super) fn unless_stopped<T>(result: Result<T>) -> Result<Option<T>> {
     }
 }
 
+/// In tests: SIGUSR1 at this very moment.
+fn plant_request_to_save(place: &'static str, step: u64) -> Result<()> {
+    if failpoint(place, step).is_some() {
+        signal_hook::low_level::raise(signal_hook::consts::SIGUSR1)?;
+    }
+    Ok(())
+}
+
 impl Run {
     /// Before the first step: what belongs to the present one and is not in the logs.
     pub(super) fn catch_up(&mut self) -> Result<()> {
@@ -87,6 +95,7 @@ impl Run {
         let step = self.state.counters.step;
         let alive = |_| {
             self.watchdog.alive();
+            plant_request_to_save("save-asked-in-validation", step)?;
             if let Some(seconds) = failpoint("slow-validation", step) {
                 std::thread::sleep(std::time::Duration::from_secs_f64(seconds));
             }
@@ -167,6 +176,7 @@ impl Run {
             let ids = self.prompt(prompt)?;
             let alive = |_: usize, _: &str| {
                 self.watchdog.alive();
+                plant_request_to_save("save-asked-in-sample", step)?;
                 self.requests.check()
             };
             let limits = Limits { max_tokens: s.max_tokens, ..Default::default() };

@@ -36,6 +36,7 @@ impl Run {
         self.progress.doing("saving");
         self.watchdog.begins(format!("saving at step {}", self.state.counters.step));
         self.settle_save()?;
+        self.check_place()?;
         if self.saved_step == Some(self.state.counters.step) {
             return Ok(());
         }
@@ -49,7 +50,7 @@ impl Run {
             run_dir: self.place.dir.clone(),
             attempt: self.place.attempt,
             keep: self.retention(),
-            logs: vec![self.logs.metrics.syncer()?, self.logs.samples.syncer()?],
+            logs: self.logs.syncers()?,
         })?;
         self.stalled = begun.elapsed();
         self.held_up("saving", self.config.checkpoint.every, self.stalled)
@@ -58,6 +59,7 @@ impl Run {
     /// Makes logs and then a checkpoint durable before anything else is done.
     pub(super) fn save_now(&mut self) -> Result<()> {
         self.settle_save()?;
+        self.check_place()?;
         let begun = Instant::now();
         let step = self.state.counters.step;
         if self.saved_step == Some(step) {
@@ -74,7 +76,7 @@ impl Run {
     }
 
     pub(super) fn write_live(&mut self) -> Result<PathBuf> {
-        let logs = [self.logs.metrics.syncer()?, self.logs.samples.syncer()?];
+        let logs = self.logs.syncers()?;
         let (saved, keep) = (self.saved(), self.retention());
         with_contents(&self.state, &saved, &self.corpus.tokenizer, |contents| {
             write(&self.place.dir, self.place.attempt, &logs, keep, contents)
@@ -103,6 +105,8 @@ impl Run {
     }
 
     fn judge_save(&mut self, step: u64, result: Result<PathBuf>, took: Duration) -> Result<()> {
+        // What was written into a directory that is no longer the run's is no checkpoint, and its errors are not the disk's.
+        self.check_place()?;
         match result {
             Ok(dir) => self.acknowledge(step, &dir, took),
             Err(error) if exit_of(&error) == Some(Exit::Io) => self.refused_save(step, error),
@@ -156,6 +160,7 @@ impl Run {
                     return Err(fail(Exit::Io, message).hint(hint).into());
                 }
             }
+            self.check_place()?;
             let begun = Instant::now();
             match self.write_live() {
                 Ok(dir) => return self.acknowledge(step, &dir, begun.elapsed()),
@@ -166,7 +171,7 @@ impl Run {
     }
 
     /// A run whose last updates were refused deletes nothing: which of its checkpoints is well will be seen.
-    fn retention(&self) -> Retention {
+    pub(super) fn retention(&self) -> Retention {
         let c = &self.config.checkpoint;
         let keep = if self.state.guard.suspicious() { usize::MAX } else { c.keep };
         Retention { keep, keep_every: c.keep_every, log_spaced: c.log_spaced }
@@ -179,7 +184,7 @@ impl Run {
         self.config.checkpoint.background && room
     }
 
-    fn saved(&self) -> Saved {
+    pub(super) fn saved(&self) -> Saved {
         let state = &self.state;
         Saved {
             version: VERSION,
@@ -194,6 +199,7 @@ impl Run {
             config: self.config.to_toml(),
             build: crate::train::identity(&self.config.train),
             base: state.base.clone(),
+            logs: self.logs.digests(),
         }
     }
 

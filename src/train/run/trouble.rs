@@ -3,7 +3,7 @@
 //! The ladder: refuse the update; after three in a row (or ten in a thousand steps) go back to the last checkpoint from before the
 //! trouble and past the data that led to it; after `guard.rollbacks` of those, stop and leave a report.
 
-use super::{Logs, Run};
+use super::{Logs, Run, report_altered_logs};
 use crate::checkpoint::{self, Opened};
 use crate::metrics::Events;
 use crate::model::params::Spec;
@@ -76,7 +76,8 @@ impl Run {
         self.state.counters.next_sequence = next;
         self.state.data_offsets.push(DataOffset { step: to_step, from, to: next });
         // The steps after it are taken again, with other data.
-        let events = Events::open(&self.place.dir)?;
+        let mut events = Events::open(&self.place.dir)?;
+        report_altered_logs(&self.place.dir, (to_step, &saved.logs), &mut events, self.console)?;
         self.logs = Logs::open(&self.place.dir, &self.config.log, events, Some(to_step))?;
         self.oracle = Oracle::default();
         self.curve.retain(|(at, _)| *at <= to_step as f64);
@@ -98,6 +99,7 @@ impl Run {
             .and_then(|()| self.logs.events.append("diverged", json!({"step": step, "why": why})));
         // Weights that are finite are worth keeping: every bad update was refused. Others are never published.
         if self.saved_step != Some(step)
+            && self.displaced().is_none()
             && let Ok(dir) = self.write_live()
         {
             let _ = self.acknowledge(step, &dir, begun.elapsed());

@@ -133,11 +133,13 @@ fn in_unfinished(path: &Path) -> bool {
 type Sync = (&'static str, fn(&Recorded) -> bool);
 
 /// What is synced and must be.
-const SYNCS: [Sync; 11] = [
+const SYNCS: [Sync; 13] = [
     ("all files", |op| matches!(op, Op::Fsync(_))),
     ("all directories", |op| matches!(op, Op::FsyncDir(_))),
     ("metrics", |op| matches!(op, Op::Fsync(path) if is_log(path, "metrics.jsonl"))),
     ("samples", |op| matches!(op, Op::Fsync(path) if is_log(path, "samples.jsonl"))),
+    ("times", |op| matches!(op, Op::Fsync(path) if is_log(path, "times.jsonl"))),
+    ("sequences", |op| matches!(op, Op::Fsync(path) if is_log(path, "sequences.jsonl"))),
     ("events", |op| matches!(op, Op::Fsync(path) if is_log(path, "events.jsonl"))),
     ("configuration", |op| matches!(op, Op::Fsync(path) if path.to_string_lossy().contains(".tmp-config.toml"))),
     ("files of checkpoints", |op| matches!(op, Op::Fsync(path) if in_unfinished(path))),

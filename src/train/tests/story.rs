@@ -10,10 +10,12 @@ use serde_json::json;
 
 use crate::checkpoint::tests::{Toy, listing};
 use crate::checkpoint::{Opened, Valid, checkpoints_dir, names, newest_valid, step_name, supersede, verify};
-use crate::metrics::{Events, MetricsLog, Record, SampleLog, SampleRecord, Train, Val, read};
+use crate::config::LogConfig;
+use crate::metrics::{Events, Logged, Record, SampleRecord, Sequences, Times, Train, Val, read, read_log};
 use crate::runtime::files::fault::Op;
 use crate::runtime::files::fault::armed::{count, step};
-use crate::runtime::files::{create_dirs, write_atomic};
+use crate::runtime::files::{Syncer, create_dirs, write_atomic};
+use crate::train::run::Logs;
 
 /// Checkpoints kept.
 const KEEP: usize = 2;
@@ -67,6 +69,16 @@ impl Point {
         train.into_iter().chain(val).collect()
     }
 
+    fn times_at(self, step: u64) -> Option<Times> {
+        let seconds = [("update".to_owned(), step as f64 / 8.0)].into();
+        (step > 0).then_some(Times { step, seconds })
+    }
+
+    fn sequences_at(self, step: u64) -> Option<Sequences> {
+        let losses = vec![step as f64, self.branch_at(step) as f64];
+        (step > 0).then_some(Sequences { step, first: 2 * step, losses })
+    }
+
     fn sample_at(self, step: u64) -> Option<SampleRecord> {
         let text = format!("text {step} of {}\n", self.branch_at(step));
         step.is_multiple_of(EVERY).then(|| SampleRecord { step, prompt: "Once".into(), text, seed: 7 })
@@ -101,11 +113,8 @@ pub(super) struct Story {
     attempt: u64,
 }
 
-struct Logs {
-    metrics: MetricsLog,
-    samples: SampleLog,
-    events: Events,
-}
+/// With all logs that a run can have.
+const LOGS: LogConfig = LogConfig { every: 1, layers_every: 0, sequences: true, tensorboard: false };
 
 fn config(attempt: u64) -> String {
     format!("# attempt {attempt}\n[train]\nsteps = 100\n")
@@ -171,14 +180,16 @@ impl Story {
     }
 
     fn logs(&self, resume_step: Option<u64>, events: Events) -> Result<Logs> {
-        let metrics = MetricsLog::open(&self.run, resume_step)?;
-        Ok(Logs { metrics, samples: SampleLog::open(&self.run, resume_step)?, events })
+        Logs::open(&self.run, &LOGS, events, resume_step)
     }
 
     /// Logs the present step.
     fn log(&self, logs: &mut Logs) -> Result<()> {
         let (at, step) = (self.at, self.at.step);
         at.records_at(step).iter().try_for_each(|record| logs.metrics.append(record))?;
+        at.times_at(step).iter().try_for_each(|times| logs.times.append(times))?;
+        let sequences = logs.sequences.as_mut().context("sequences are logged")?;
+        at.sequences_at(step).iter().try_for_each(|losses| sequences.append(losses))?;
         at.sample_at(step).iter().try_for_each(|sample| logs.samples.append(sample))
     }
 
@@ -196,8 +207,7 @@ impl Story {
 
     /// Saves the present step; `again` if there is a checkpoint of it, which is to be replaced.
     fn save(&mut self, logs: &mut Logs, again: bool) -> Result<()> {
-        logs.metrics.syncer()?.sync()?;
-        logs.samples.syncer()?.sync()?;
+        logs.syncers()?.iter().try_for_each(Syncer::sync)?;
         self.at.version += u64::from(again);
         let at = self.at;
         self.claim(|now| now.newest.push(Some(at)));
@@ -313,17 +323,20 @@ fn identify(valid: Valid, claim: &Claim) -> Result<Point> {
 /// The logs, opened as a resume opens them, hold every step up to the checkpoint's once, and nothing else.
 fn check_logs(run: &Path, newest: Option<Point>) -> Result<()> {
     let resume_step = newest.map(|point| point.step);
-    drop((MetricsLog::open(run, resume_step)?, SampleLog::open(run, resume_step)?));
-    let (mut records, mut samples) = (Vec::new(), Vec::new());
-    if let Some(point) = newest {
-        records.extend((0..=point.step).flat_map(|step| point.records_at(step)));
-        samples.extend((0..=point.step).filter_map(|step| point.sample_at(step)));
-    }
+    drop(Logs::open(run, &LOGS, Events::open(run)?, resume_step)?);
+    let points = || newest.into_iter().flat_map(|point| (0..=point.step).map(move |step| (point, step)));
+    let records: Vec<Record> = points().flat_map(|(point, step)| point.records_at(step)).collect();
     let logged = read(&run.join("metrics.jsonl"))?;
     ensure!(logged == records, "the metrics at {newest:?} have {} records instead of {}", logged.len(), records.len());
-    let text = std::fs::read_to_string(run.join("samples.jsonl"))?;
-    let logged: Vec<SampleRecord> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
-    ensure!(logged == samples, "the samples at {newest:?}: {logged:?}");
+    check_log(run, points().filter_map(|(point, step)| point.sample_at(step)).collect::<Vec<SampleRecord>>())?;
+    check_log(run, points().filter_map(|(point, step)| point.times_at(step)).collect::<Vec<Times>>())?;
+    check_log(run, points().filter_map(|(point, step)| point.sequences_at(step)).collect::<Vec<Sequences>>())
+}
+
+fn check_log<T: Logged + PartialEq + std::fmt::Debug>(run: &Path, want: Vec<T>) -> Result<()> {
+    let lines = std::fs::read_to_string(run.join(T::FILE))?.lines().count();
+    let logged: Vec<T> = read_log(run)?;
+    ensure!(lines == logged.len() && logged == want, "{}: {logged:?} instead of {want:?}", T::FILE);
     Ok(())
 }
 

@@ -1,0 +1,109 @@
+//! A run directory that is removed, moved or taken over while the run writes to it. Writing on would end well and leave nothing, or
+//! disturb another process: the run saves what it has in a directory of its own and ends.
+
+use super::Run;
+use crate::metrics::Events;
+use crate::runtime::error::{Exit, fail, shell_word};
+use crate::runtime::files::{create_dirs, lock, write_atomic};
+use crate::train::saver::write;
+use crate::train::snapshot::with_contents;
+use anyhow::{Context, Result};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// A look at a few names; on a network file system it is a request each.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+
+impl Run {
+    /// [`check_place`](Self::check_place), if that was some time ago.
+    pub(super) fn check_place_in_time(&mut self) -> Result<()> {
+        if self.seen_in_place.elapsed() < LOOK_EVERY { Ok(()) } else { self.check_place() }
+    }
+
+    /// Ends the run, saved elsewhere, if its directory is no longer its own.
+    pub(super) fn check_place(&mut self) -> Result<()> {
+        match self.displaced() {
+            None => {
+                self.seen_in_place = Instant::now();
+                Ok(())
+            }
+            Some(what) => Err(self.leave(&what)),
+        }
+    }
+
+    /// What shows that the run's directory is no longer its own.
+    pub(super) fn displaced(&self) -> Option<String> {
+        let removed = |path: &Path| if path.symlink_metadata().is_err() { "removed" } else { "replaced" };
+        let dir = &self.place.dir;
+        let lost = if self.lock.is_in_place() { self.logs.displaced()?.to_owned() } else { dir.join("run.lock") };
+        if !dir.is_dir() {
+            return Some(format!("{} was removed or renamed", dir.display()));
+        }
+        Some(format!("{} was {}", lost.display(), removed(&lost)))
+    }
+
+    fn leave(&mut self, what: &str) -> anyhow::Error {
+        let step = self.state.counters.step;
+        // The other directory may be anywhere: what is in flight is no checkpoint of this run any more.
+        let settled = self.wait_for_save().map(drop);
+        match settled.and_then(|()| self.save_elsewhere(what)) {
+            Ok(dir) => {
+                let dir = dir.display();
+                fail(Exit::Io, format!("{what} while the run was writing to it: step {step} is saved in {dir}"))
+                    .hint(format!("go on there: llama-lite resume --ckpt {}", shell_word(dir)))
+                    .into()
+            }
+            Err(error) => fail(
+                Exit::Io,
+                format!("{what} while the run was writing to it; step {step} could not be saved: {error:#}"),
+            )
+            .hint("resume from a copy of the directory, or begin again")
+            .into(),
+        }
+    }
+
+    /// Saves the run, logs and all, in a new directory: beside its own if that can be written to, else where temporary files are.
+    fn save_elsewhere(&mut self, why: &str) -> Result<PathBuf> {
+        let own = std::path::absolute(&self.place.dir)?;
+        let name = own.file_name().context("the run directory has no name")?.to_owned();
+        let places = [own, std::env::temp_dir().join(name)];
+        let mut result = Err(anyhow::anyhow!("there is no place for it"));
+        for place in places {
+            result = self.save_in(&unused(&place), why);
+            if result.is_ok() {
+                break;
+            }
+        }
+        result
+    }
+
+    fn save_in(&mut self, dir: &Path, why: &str) -> Result<PathBuf> {
+        create_dirs(dir)?;
+        let _held = lock(&dir.join("run.lock"))?;
+        self.logs.copy_to(dir)?;
+        write_atomic(&dir.join("config.toml"), self.config.to_toml().as_bytes())?;
+        let (saved, keep, attempt) = (self.saved(), self.retention(), self.place.attempt);
+        let written = with_contents(&self.state, &saved, &self.corpus.tokenizer, |contents| {
+            write(dir, attempt, &[], keep, contents)
+        })?;
+        let (step, from) = (self.state.counters.step, self.place.dir.display().to_string());
+        let mut events = Events::open(dir)?;
+        let name = written.file_name().map(|n| n.to_string_lossy().into_owned());
+        events.append("save", json!({"step": step, "checkpoint": name}))?;
+        events.append("rescue", json!({"step": step, "from": from, "why": why}))?;
+        Ok(dir.to_owned())
+    }
+}
+
+/// The first free name of `<place>-rescued`, `<place>-rescued-2`...
+fn unused(place: &Path) -> PathBuf {
+    let named = |suffix: String| {
+        let mut name = place.file_name().unwrap_or_default().to_owned();
+        name.push(suffix);
+        place.with_file_name(name)
+    };
+    let more = (2u32..).map(|n| named(format!("-rescued-{n}")));
+    let mut names = std::iter::once(named("-rescued".into())).chain(more);
+    names.find(|name| name.symlink_metadata().is_err()).unwrap_or_else(|| place.to_owned())
+}
