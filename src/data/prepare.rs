@@ -74,7 +74,7 @@ pub fn prepare(
     let tokenizer = tok.files()?;
     leftovers::refuse_taken(&opts.out, &tokenizer)?;
     files::create_dirs(&opts.out)?;
-    let _lock = files::lock(&opts.out.join("prepare.lock"))?;
+    let lock = files::lock(&opts.out.join("prepare.lock"))?;
     leftovers::refuse_taken(&opts.out, &tokenizer)?;
 
     let identity = Identity::new(opts, inputs, tok);
@@ -88,7 +88,7 @@ pub fn prepare(
         Some(state) => state,
         None => State::new(inputs, sample::choose_rule(opts, inputs, tok)?),
     };
-    let mut job = Job::new(opts, inputs, tok, progress, state)?;
+    let mut job = Job::new(opts, inputs, tok, (progress, &lock), state)?;
     job.run()?;
     let mut summary = job.finish()?;
     summary.notes.splice(..0, note);

@@ -21,7 +21,7 @@ use crate::data::prepare::split::Rule;
 use crate::data::prepare::writer::ShardWriter;
 use crate::data::shards::manifest::{Eot, MANIFEST_FILE, Manifest, Source, Split, TokenizerInfo, Totals, VERSION, Val};
 use crate::runtime::error::{Exit, Failure, fail};
-use crate::runtime::files;
+use crate::runtime::files::{self, Lock};
 
 /// Documents encoded by one call: small enough to balance the threads, large enough to hide the cost of a call.
 const CALL_DOCUMENTS: usize = 16;
@@ -35,6 +35,7 @@ pub(super) struct Job<'a> {
     inputs: &'a Inputs,
     tok: &'a dyn Encode,
     progress: &'a dyn Fn(Progress),
+    lock: &'a Lock,
     /// Up to date but for the lengths of the files.
     state: State,
     /// As in the journal.
@@ -46,12 +47,12 @@ pub(super) struct Job<'a> {
 }
 
 impl<'a> Job<'a> {
-    /// Goes on from `state`.
+    /// Goes on from `state`, in a directory whose lock is held.
     pub(super) fn new(
         opts: &'a PrepareOptions,
         inputs: &'a Inputs,
         tok: &'a dyn Encode,
-        progress: &'a dyn Fn(Progress),
+        (progress, lock): (&'a dyn Fn(Progress), &'a Lock),
         mut state: State,
     ) -> Result<Self> {
         state.stopped = false;
@@ -72,7 +73,7 @@ impl<'a> Job<'a> {
             if opts.dedup && !at_end { Some(Dedup::open(&opts.out, opts.grain.hashes, state.hashes)?) } else { None };
         let fates = Fates::new(Quarantine::open(&opts.out, state.quarantine)?, dedup);
         let pace = Pace { least: opts.grain.journal, last: Instant::now(), cost: Duration::ZERO };
-        Ok(Self { opts, inputs, tok, progress, state, saved, fates, train, val, pace })
+        Ok(Self { opts, inputs, tok, progress, lock, state, saved, fates, train, val, pace })
     }
 
     /// Reads the corpus to its end.
@@ -155,6 +156,7 @@ impl<'a> Job<'a> {
     /// Records how far the run has come, once that is safe.
     fn save(&mut self) -> Result<()> {
         let began = Instant::now();
+        self.lock.check()?;
         self.train.sync()?;
         self.val.sync()?;
         self.fates.sync()?;

@@ -206,3 +206,25 @@ fn inputs_are_fetched_one_ahead() {
     assert!(summary.notes[0].contains("after 80 records"), "{:?}", summary.notes);
     assert_eq!(summary.manifest.lines.used, 100);
 }
+
+/// Whoever deletes the lock lets a second process in: the first one must not finish over what that one writes.
+#[test]
+fn a_lock_that_was_deleted_stops_the_run() {
+    let bench = Bench::new();
+    for i in 0..5 {
+        bench.corpus(&format!("{i}.jsonl"), 20);
+    }
+    let opts = PrepareOptions { val: Val::None, ..bench.options("out") };
+    let (mut inputs, lock) = (bench.inputs(), opts.out.join("prepare.lock"));
+    let local = inputs.fetch.clone();
+    inputs.fetch = std::sync::Arc::new(move |i| {
+        if i == 3 {
+            fs::remove_file(&lock)?;
+        }
+        local(i)
+    });
+    let error = prepare(&opts, &inputs, &BYTES, &|_| ()).unwrap_err();
+    assert!(error.to_string().contains("prepare.lock was removed or replaced"), "{error}");
+    assert!(exit_of::<()>(Err(error)) == Exit::Io && !opts.out.join(MANIFEST_FILE).exists());
+    assert_eq!(bench.run(&opts).unwrap().manifest.lines.used, 100);
+}
