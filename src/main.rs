@@ -4,12 +4,70 @@ use clap::Parser;
 use llama_lite::cli::Cli;
 use llama_lite::commands;
 use llama_lite::runtime::error::{Exit, fail};
+use std::alloc::{GlobalAlloc, Layout};
+use std::io::Write;
+use std::os::fd::BorrowedFd;
 use std::process::ExitCode;
 
 // Training allocates and frees the same activations every step: an allocator that keeps its pages saves a page fault and a zeroing
 // per 4 KiB, which was up to half of the time of a small model's step.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: Allocator = Allocator(mimalloc::MiMalloc);
+
+/// An allocator whose failure ends the process with the exit code for it. Rust's answer to a failed allocation is to abort, as a
+/// bug would.
+struct Allocator(mimalloc::MiMalloc);
+
+impl Allocator {
+    fn checked(at: *mut u8, size: usize) -> *mut u8 {
+        if at.is_null() {
+            out_of_memory(size);
+        }
+        at
+    }
+}
+
+// SAFETY: every call goes to mimalloc as it came, and so does its answer, unless the process ends.
+unsafe impl GlobalAlloc for Allocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promises are passed on.
+        Self::checked(unsafe { self.0.alloc(layout) }, layout.size())
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promises are passed on.
+        Self::checked(unsafe { self.0.alloc_zeroed(layout) }, layout.size())
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { self.0.dealloc(at, layout) }
+    }
+
+    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: the caller's promises are passed on.
+        Self::checked(unsafe { self.0.realloc(at, layout, size) }, size)
+    }
+}
+
+/// Says how much was wanted and ends the process, without an allocation and without anything that runs at an orderly exit: other
+/// threads may hold any lock. Files are as a kill would leave them, which is what they are made for.
+#[cold]
+fn out_of_memory(size: usize) -> ! {
+    let mut text = [0; 256];
+    let mut rest = &mut text[..];
+    let _ = write!(
+        rest,
+        "error: out of memory: {size} bytes more were wanted ({:.3} GB)\nhint: end other programs, raise the limit (`ulimit -v`, the \
+         container's), or use a smaller model, batch or number of samples\n",
+        size as f64 / 1e9
+    );
+    let unused = rest.len();
+    // SAFETY: descriptor 2 is borrowed for one write; that it is open is the best one can hope for here.
+    let stderr = unsafe { BorrowedFd::borrow_raw(2) };
+    let _ = rustix::io::write(stderr, &text[..text.len() - unused]);
+    signal_hook::low_level::exit(Exit::Memory as i32)
+}
 
 fn main() -> ExitCode {
     keep_freed_pages();

@@ -58,12 +58,13 @@ fn continue_prompt(
         note(&format!("note: the prompt has {n} tokens, the context {context}: only its end is used"));
     }
     let limits = Limits { max_tokens: args.max_tokens, stop: args.stop.clone(), logprobs: args.logprobs };
-    let all: Vec<u64> = (0..args.num_samples.get() as u64).collect();
+    let all = args.num_samples.get() as u64;
     // One sample streams; several are made together, and each is shown when all of its group are done.
-    let streams = all.len() == 1 && !args.json;
-    for group in all.chunks(TOGETHER) {
-        let sampler = |&i: &u64| Sampler::new(rule.clone(), tokenizer.vocab_size(), seed, i);
-        let mut samplers: Vec<Sampler> = group.iter().map(sampler).collect::<Result<_, _>>()?;
+    let streams = all == 1 && !args.json;
+    for first in (0..all).step_by(TOGETHER) {
+        let group = first..all.min(first + TOGETHER as u64);
+        let sampler = |i: u64| Sampler::new(rule.clone(), tokenizer.vocab_size(), seed, i);
+        let mut samplers: Vec<Sampler> = group.clone().map(sampler).collect::<Result<_, _>>()?;
         if streams {
             write_now(prompt)?;
         }
@@ -78,11 +79,11 @@ fn continue_prompt(
                     if streams { write_now(piece) } else { Ok(()) }
                 },
             )?;
-        for (index, made) in group.iter().zip(&made) {
+        for (index, made) in group.zip(&made) {
             match (args.json, streams) {
                 (true, _) => print(&json_line(prompt, &ids, made, seed, tokenizer).to_string())?,
                 (false, true) => write_now("\n")?,
-                (false, false) => write_now(&format!("{}{prompt}{}\n", if *index > 0 { "\n" } else { "" }, made.text))?,
+                (false, false) => write_now(&format!("{}{prompt}{}\n", if index > 0 { "\n" } else { "" }, made.text))?,
             }
         }
         if !console.quiet {

@@ -47,7 +47,7 @@ fn size(config: &Config) -> String {
 
 fn memory_of(config: &Config) -> String {
     let footprint = Footprint::of(config);
-    let here = device::memory().or_else(memory::total);
+    let here = device::memory().or_else(memory::usable);
     let here = here.map_or_else(String::new, |total| format!(" of {} here", bytes(total)));
     let place = if device::used().is_cpu() { "CPU" } else { "GPU" };
     let again = match recompute(config) {

@@ -1,6 +1,9 @@
-//! What the machine has: asked before a large allocation, because one that fails ends the process without a word.
+//! What the machine has: asked before a large allocation, because one that fails ends the process.
+
+mod groups;
 
 use super::error::{Exit, Failure, fail};
+use std::path::Path;
 
 /// Bytes of main memory, where the system tells.
 pub fn total() -> Option<u64> {
@@ -13,40 +16,67 @@ pub fn total() -> Option<u64> {
     None
 }
 
+/// The most memory that this process can have, where the system tells: of the machine, of its control groups, of `ulimit`.
+pub fn usable() -> Option<u64> {
+    bound().map(|bound| bound.bytes)
+}
+
 /// Bytes that can be taken without swapping, where the system tells.
 pub fn available() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
-    Some(kib.saturating_mul(1024).min(limit().unwrap_or(u64::MAX)))
+    let groups = groups::groups(Path::new("/"));
+    let rooms = groups.iter().map(|group| group.limit.saturating_sub(group.used));
+    let own = address_space().map(|limit| limit.saturating_sub(own_status("VmSize:").unwrap_or(0)));
+    own_kib("/proc/meminfo", "MemAvailable:").map(|free| rooms.chain(own).fold(free, u64::min))
 }
 
 /// The most memory this process has held, where the system tells.
 pub fn peak() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    own_status("VmHWM:")
+}
+
+fn own_status(field: &str) -> Option<u64> {
+    own_kib("/proc/self/status", field)
+}
+
+/// The field of a file of `/proc`, which is in KiB, in bytes.
+fn own_kib(file: &str, field: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(field))?;
     let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
     Some(kib.saturating_mul(1024))
 }
 
-/// The control group's limit of this process, if it has one.
-fn limit() -> Option<u64> {
-    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
-    let text = std::fs::read_to_string(format!("/sys/fs/cgroup{path}/memory.max")).ok()?;
-    text.trim().parse().ok()
+/// The limit of `ulimit -v`, if there is one.
+fn address_space() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/limits").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Max address space"))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
-/// Refuses what cannot fit into the machine's memory.
+/// What bounds the memory of this process.
+struct Bound {
+    bytes: u64,
+    whose: &'static str,
+}
+
+fn bound() -> Option<Bound> {
+    let machine = total().map(|bytes| Bound { bytes, whose: "this machine has" });
+    let groups = groups::groups(Path::new("/")).into_iter();
+    let groups = groups.map(|group| Bound { bytes: group.limit, whose: "the control group of this process may use" });
+    let own = address_space().map(|bytes| Bound { bytes, whose: "`ulimit -v` allows" });
+    machine.into_iter().chain(groups).chain(own).min_by_key(|bound| bound.bytes)
+}
+
+/// Refuses what cannot fit into the memory that this process can have.
 ///
 /// # Errors
 /// [`Exit::Memory`] with both numbers.
 pub fn check(bytes: u64, what: &str, hint: &str) -> Result<(), Failure> {
-    match total().map(|total| total.min(limit().unwrap_or(u64::MAX))) {
-        Some(total) if bytes > total => {
+    match bound() {
+        Some(bound) if bytes > bound.bytes => {
             let gb = |n: u64| n as f64 / 1e9;
-            Err(fail(Exit::Memory, format!("{what} takes {:.1} GB; this machine has {:.1} GB", gb(bytes), gb(total)))
-                .hint(hint))
+            let message = format!("{what} takes {:.1} GB; {} {:.1} GB", gb(bytes), bound.whose, gb(bound.bytes));
+            Err(fail(Exit::Memory, message).hint(hint))
         }
         _ => Ok(()),
     }
@@ -58,9 +88,9 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused_with_both_numbers() {
-        let Some(total) = total() else { return };
-        assert!(available().is_none_or(|free| free > 0 && free <= total));
-        assert!(check(total / 2, "half", "-").is_ok());
+        let (Some(total), Some(usable)) = (total(), usable()) else { return };
+        assert!(usable <= total && available().is_none_or(|free| free > 0 && free <= usable));
+        assert!(check(usable / 2, "half", "-").is_ok());
         let refused = check(total.saturating_mul(2), "the model", "make it smaller").unwrap_err();
         assert_eq!(refused.exit, Exit::Memory);
         assert!(refused.message.starts_with("the model takes"), "{}", refused.message);
