@@ -8,8 +8,8 @@ fn a_run_that_hangs_ends_with_a_report_and_resumes() {
     let lab = Lab::new();
     lab.pretrain("well", "", &[], 0);
     let begun = Instant::now();
-    let said = lab.pretrain("run", "hang@6=60", &["guard.hang_seconds=1"], 70);
-    assert!(begun.elapsed().as_secs() < 10, "{:?}", begun.elapsed());
+    let said = lab.pretrain("run", "hang@6=600", &["guard.hang_seconds=1"], 70);
+    assert!(begun.elapsed().as_secs() < 600, "{:?}", begun.elapsed());
     assert!(said.contains("no progress for 1 s: step 6") && said.contains("hint: resume it"), "{said}");
     assert!(said.contains("prefetch"), "every thread is listed: {said}");
     assert_eq!(lab.events("run", "hang").len(), 1);
@@ -20,20 +20,19 @@ fn a_run_that_hangs_ends_with_a_report_and_resumes() {
 #[test]
 fn a_panicking_thread_ends_the_process() {
     let lab = Lab::new();
-    lab.pretrain("well", "", &["train.steps=2000", "checkpoint.every=500"], 0);
-    for (name, fault) in [("saver", "panicked-save@1000=1"), ("prefetch", "panicked-prefetch@4000=1")] {
-        let begun = Instant::now();
-        let said = lab.pretrain(name, fault, &["train.steps=2000", "checkpoint.every=500"], 70);
-        assert!(begun.elapsed().as_secs() < 20, "{:?}", begun.elapsed());
+    let sets = ["train.steps=80", "checkpoint.every=20"];
+    lab.pretrain("well", "", &sets, 0);
+    for (name, fault) in [("saver", "panicked-save@40=1"), ("prefetch", "panicked-prefetch@160=1")] {
+        let said = lab.pretrain(name, fault, &sets, 70);
         assert!(said.contains(name) || said.contains("reads data") || said.contains("writes checkpoints"), "{said}");
         lab.resume(name, "", &[], 0);
-        assert!(lab.state(name, 2000) == lab.state("well", 2000));
+        assert!(lab.state(name, 80) == lab.state("well", 80));
     }
-    // The loop is stuck while a thread dies: the watchdog ends both.
+    // The loop is stuck while a thread dies: the watchdog ends both, long before the loop comes back.
+    const STUCK: u64 = 600;
     let begun = Instant::now();
-    let faults = "panicked-save@4=1,hang@6=60";
-    let said = lab.pretrain("both", faults, &[], 70);
-    assert!(begun.elapsed().as_secs() < 10 && said.contains("has panicked"), "{:?} {said}", begun.elapsed());
+    let said = lab.pretrain("both", &format!("panicked-save@4=1,hang@6={STUCK}"), &[], 70);
+    assert!(begun.elapsed().as_secs() < STUCK && said.contains("has panicked"), "{:?} {said}", begun.elapsed());
 }
 
 /// Twice it is tried, and reported; the third start goes on from the checkpoint before it.

@@ -43,6 +43,10 @@ struct Tally {
 fn interrupt(subject: &Subject, out: &Path, name: &str, after: Duration, tally: &mut Tally) -> bool {
     let (had, begun) = (reached(out), begins(out).len());
     let mut running = Running::start(&mut subject.go_on(out));
+    if !tally.signals.is_multiple_of(3) {
+        // In training, however long this machine takes to get there.
+        running.wait_until(|| begins(out).get(begun).is_some_and(|&from| reached(out) > from));
+    }
     std::thread::sleep(after);
     if running.has_ended() {
         running.ends_well();
@@ -122,8 +126,11 @@ fn under_way(subject: &Subject, out: &Path, share: f64) -> Running {
 fn a_second_interrupt() {
     const SEED: u64 = 9;
     let subject = subject();
-    let (trials, mut draw, mut at_once) = (count(4, 30), draws(SEED), 0);
-    for trial in 0..trials {
+    let (mut trials, mut draw, mut at_once) = (0, draws(SEED), 0);
+    while trials < count(4, 30) || at_once == 0 {
+        assert!(trials < 100, "the second signal never came in time");
+        let trial = trials;
+        trials += 1;
         let out = subject.path(&format!("interrupted-{trial}"));
         let mut running = under_way(&subject, &out, draw.random_range(0.0..0.5));
         running.signal("INT");
@@ -144,7 +151,6 @@ fn a_second_interrupt() {
             "{trials} times SIGINT twice: {at_once} exits 130 at once, the others 75; all equal after resuming; seed {SEED}"
         ),
     );
-    assert!(at_once > 0, "the second signal never came in time");
 }
 
 #[test]
