@@ -149,9 +149,16 @@ impl Tokenizer {
     /// Encodes a prompt: special tokens' strings give their ids, and what the file says to add (a beginning of text)
     /// is added, as Hugging Face does by default.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        match &*self.inner.engine {
-            Engine::Byte(engine) => Ok(engine.encode(text)),
-            Engine::Hub(engine) => engine.encode(text),
+        let ends = &self.inner.ends;
+        match (&*self.inner.engine, ends.added) {
+            (Engine::Hub(engine), None) => engine.encode(text),
+            (Engine::Byte(engine), None) => Ok(engine.encode(text)),
+            (_, Some(added)) => {
+                let mut ids: Vec<u32> = ends.bos.filter(|_| added.bos).into_iter().collect();
+                ids.extend(self.encode_rendered(text)?);
+                ids.extend(ends.eos.filter(|_| added.eos));
+                Ok(ids)
+            }
         }
     }
 

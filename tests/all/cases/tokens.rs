@@ -1,6 +1,8 @@
 //! Special tokens, fragments of text, ends of turns and contexts.
 
+mod chat;
 mod decoding;
+mod special;
 mod vocabulary;
 
 use crate::support::{TINY, arg, ok};
