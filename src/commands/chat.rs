@@ -1,16 +1,16 @@
 //! `sample --chat`: a conversation with a model that was tuned for it.
 //!
 //! Ctrl-C stops an answer, Ctrl-D (or /quit) ends the conversation. When it grows beyond the model's context, the oldest exchange is
-//! left out of what the model sees; the system message stays.
+//! left out of what the model sees; the system message stays. A message that is too long by itself is refused.
 
 use super::{Loaded, load};
 use crate::cli::Sample;
-use crate::data::chat::{ChatTemplate, Message};
+use crate::data::chat::{ChatTemplate, EndOfTurn, Message};
 use crate::metrics::Console;
 use crate::runtime::error::{Exit, fail, note};
 use crate::runtime::files::write_atomic;
 use crate::sample::sampler::{Sampler, SamplerConfig};
-use crate::sample::{Limits, generate};
+use crate::sample::{FinishReason, Generated, Interrupted, Limits, generate};
 use anyhow::Result;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
@@ -23,18 +23,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 const HELP: &str =
     "/reset forgets the conversation · /system TEXT sets the instructions · /save FILE writes it as JSON · /quit";
 
-/// An answer was cut short.
-#[derive(Debug)]
-struct Interrupted;
-
-impl std::fmt::Display for Interrupted {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("interrupted")
-    }
-}
-
-impl std::error::Error for Interrupted {}
-
 struct Chat<'a> {
     args: &'a Sample,
     loaded: Loaded,
@@ -42,12 +30,13 @@ struct Chat<'a> {
     rule: SamplerConfig,
     seed: u64,
     messages: Vec<Message>,
+    limits: Limits,
     interrupted: Arc<AtomicBool>,
     console: Console,
 }
 
 pub(super) fn run(args: &Sample, rule: SamplerConfig, seed: u64, console: Console) -> Result<()> {
-    let loaded = load(&args.ckpt)?;
+    let mut loaded = load(&args.ckpt)?;
     let template = ChatTemplate::from_dir(loaded.source.tokenizer_dir(), &loaded.tokenizer)?.ok_or_else(|| {
         fail(
             Exit::Config,
@@ -60,7 +49,14 @@ pub(super) fn run(args: &Sample, rule: SamplerConfig, seed: u64, console: Consol
     if !console.quiet {
         note(HELP);
     }
-    Chat { args, loaded, template, rule, seed, messages: Vec::new(), interrupted, console }.talk()
+    let mut stop = args.stop.clone();
+    match template.end_of_turn(&loaded.tokenizer) {
+        EndOfTurn::Token(id) => loaded.tokenizer = loaded.tokenizer.for_chat(template.source(), Some(id)),
+        EndOfTurn::Text(text) => stop.push(text),
+        EndOfTurn::Unknown => {}
+    }
+    let limits = Limits { max_tokens: args.max_tokens, stop, logprobs: None, interrupt: Some(interrupted.clone()) };
+    Chat { args, loaded, template, rule, seed, messages: Vec::new(), limits, interrupted, console }.talk()
 }
 
 fn is_terminal_trouble(error: &ReadlineError) -> anyhow::Error {
@@ -124,7 +120,6 @@ impl Chat<'_> {
         };
         let turn = self.messages.len() as u64;
         let mut sampler = Sampler::new(self.rule.clone(), self.loaded.tokenizer.vocab_size(), self.seed, turn)?;
-        let limits = Limits { max_tokens: self.args.max_tokens, stop: self.args.stop.clone(), logprobs: None };
         self.interrupted.store(false, Ordering::SeqCst);
         let mut said = String::new();
         let made = generate(
@@ -132,15 +127,14 @@ impl Chat<'_> {
             &self.loaded.tokenizer,
             &prompt,
             std::slice::from_mut(&mut sampler),
-            &limits,
+            &self.limits,
             |_, piece| {
                 // What separates an answer from the words before it is not shown, as it is not remembered.
                 let shown = if said.is_empty() { piece.trim_start() } else { piece };
                 said.push_str(shown);
                 let mut out = std::io::stdout().lock();
                 out.write_all(shown.as_bytes())?;
-                out.flush()?;
-                if self.interrupted.swap(false, Ordering::SeqCst) { Err(Interrupted.into()) } else { Ok(()) }
+                Ok(out.flush()?)
             },
         );
         println_now()?;
@@ -149,9 +143,26 @@ impl Chat<'_> {
                 self.messages.pop();
                 return Err(error);
             }
-            _ => self.messages.push(Message::new("assistant", said.trim())),
+            Err(_) if said.trim().is_empty() => {
+                self.messages.pop();
+                note("note: interrupted before an answer began: the message is forgotten");
+            }
+            made => {
+                self.messages.push(Message::new("assistant", said.trim()));
+                self.note_cut_off(made.ok().as_deref());
+            }
         }
         Ok(())
+    }
+
+    /// Tells an answer that is whole from one that only ends because nothing more fits.
+    fn note_cut_off(&self, made: Option<&[Generated]>) {
+        let Some([made]) = made.filter(|_| !self.console.quiet) else { return };
+        if made.finish_reason == FinishReason::Length {
+            let tokens = made.token_ids.len();
+            let limit = if tokens < self.args.max_tokens { "the model's context is full" } else { "--max-tokens" };
+            note(&format!("note: the answer is cut off after {tokens} tokens: {limit}"));
+        }
     }
 
     /// The ids of the conversation, as much of its end as leaves room for an answer.
@@ -159,7 +170,7 @@ impl Chat<'_> {
         let context = self.loaded.model.config.max_position_embeddings;
         let room = context.saturating_sub(self.args.max_tokens.min(context / 2));
         let mut messages = self.messages.clone();
-        loop {
+        let ids = loop {
             let text = self.template.render(&messages, true)?;
             // The template writes the special tokens itself, the beginning of the text among them.
             let ids = self.loaded.tokenizer.encode_rendered(&text)?;
@@ -170,15 +181,26 @@ impl Chat<'_> {
                     let exchange = 2.min(last - oldest);
                     messages.drain(oldest..oldest + exchange);
                 }
-                _ => {
-                    if messages.len() < self.messages.len() && !self.console.quiet {
-                        note("note: the conversation is longer than the model's context: its beginning is left out");
-                    }
-                    return Ok(ids);
-                }
+                _ => break ids,
             }
+        };
+        if ids.len() > context {
+            return Err(too_long(ids.len(), context, messages.len() > 1));
         }
+        if messages.len() < self.messages.len() && !self.console.quiet {
+            note("note: the conversation is longer than the model's context: its beginning is left out");
+        }
+        Ok(ids)
     }
+}
+
+fn too_long(tokens: usize, context: usize, with_instructions: bool) -> anyhow::Error {
+    let (what, hint) = if with_instructions {
+        ("the message and the instructions take", "shorten it, or the instructions with /system TEXT")
+    } else {
+        ("the message takes", "shorten it")
+    };
+    fail(Exit::Config, format!("{what} {tokens} tokens, but the model's context holds {context}")).hint(hint).into()
 }
 
 fn println_now() -> Result<()> {

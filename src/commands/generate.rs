@@ -57,7 +57,8 @@ fn continue_prompt(
         let (n, context) = (ids.len(), model.config.max_position_embeddings);
         note(&format!("note: the prompt has {n} tokens, the context {context}: only its end is used"));
     }
-    let limits = Limits { max_tokens: args.max_tokens, stop: args.stop.clone(), logprobs: args.logprobs };
+    let limits =
+        Limits { max_tokens: args.max_tokens, stop: args.stop.clone(), logprobs: args.logprobs, interrupt: None };
     let all = args.num_samples.get() as u64;
     // One sample streams; several are made together, and each is shown when all of its group are done.
     let streams = all == 1 && !args.json;

@@ -4,6 +4,10 @@
 //! steps, a bounded source and a bounded output. Templates are Jinja as Python has it, so its string methods and the two functions
 //! that Hugging Face adds are there.
 
+mod end_of_turn;
+
+pub use end_of_turn::EndOfTurn;
+
 use crate::data::tokenizer::Tokenizer;
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::read_bounded;

@@ -8,11 +8,15 @@ mod stops;
 
 use crate::data::tokenizer::{DecodeStream, Tokenizer};
 use crate::model::Llama;
+use crate::model::kv_cache::KvCache;
 use crate::runtime::error::{Exit, fail};
 use anyhow::Result;
 use candle_core::{Device, Tensor};
 use sampler::{Sampler, TokenLogprobs};
 use serde::Serialize;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use stops::Stops;
 
@@ -35,6 +39,27 @@ pub struct Limits {
     pub stop: Vec<String>,
     /// For every token, this many of the likeliest ones with their log-probabilities.
     pub logprobs: Option<usize>,
+    /// Ends the call with [`Interrupted`] soon after it becomes true, whatever is being computed.
+    pub interrupt: Option<Arc<AtomicBool>>,
+}
+
+/// Generation was ended from outside ([`Limits::interrupt`]).
+#[derive(Debug, PartialEq, Eq)]
+pub struct Interrupted;
+
+impl fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("interrupted")
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
+impl Limits {
+    fn check(&self) -> Result<(), Interrupted> {
+        let asked = self.interrupt.as_ref().is_some_and(|flag| flag.load(Ordering::SeqCst));
+        if asked { Err(Interrupted) } else { Ok(()) }
+    }
 }
 
 /// One continuation.
@@ -73,6 +98,13 @@ pub fn encode_prompt(tokenizer: &Tokenizer, prompt: &str) -> Result<Vec<u32>> {
 
 /// Samples that are made together read the weights once for all; up to this many, each comes out exactly as it would alone.
 pub const TOGETHER: usize = 7;
+
+/// How long a piece of a prompt that can be interrupted may take.
+const PIECE_TIME: Duration = Duration::from_millis(200);
+
+/// Tokens of its first piece, and of the largest.
+const FIRST_PIECE: usize = 16;
+const LARGEST_PIECE: usize = 1024;
 
 /// A continuation being written.
 struct Draft<'s> {
@@ -123,8 +155,12 @@ pub fn generate(
     let mut cache = model.cache(1, capacity)?;
     let mut feed = prompt.to_vec();
     for made in 0..room {
+        limits.check()?;
         let rows = if made == 0 { 1 } else { width };
-        let inputs = Tensor::from_vec(feed, (rows, if made == 0 { prompt.len() } else { 1 }), &Device::Cpu)?;
+        if made == 0 {
+            feed = feed.split_off(prefill(model, &feed, &mut cache, limits)?);
+        }
+        let inputs = Tensor::from_vec(feed.clone(), (rows, feed.len() / rows), &Device::Cpu)?;
         let mut logits = model.next_logits(&inputs, &mut cache)?.to_vec2::<f32>()?;
         if rows < width {
             cache = cache.repeated(width)?;
@@ -141,6 +177,24 @@ pub fn generate(
         feed = drafts.iter().map(|draft| draft.history.last().copied().unwrap_or(0)).collect();
     }
     drafts.into_iter().enumerate().map(|(i, draft)| draft.finish(prompt.len(), |piece| on_text(i, piece))).collect()
+}
+
+/// Feeds the beginning of `prompt` in pieces that take about [`PIECE_TIME`] each, between which an interrupt is honoured; returns
+/// where the last piece begins. A call that nobody can interrupt is fed whole.
+fn prefill(model: &Llama, prompt: &[u32], cache: &mut KvCache, limits: &Limits) -> Result<usize> {
+    let (mut at, mut piece) = (0, FIRST_PIECE);
+    while limits.interrupt.is_some() && prompt.len() - at > piece {
+        limits.check()?;
+        let begun = Instant::now();
+        let inputs = Tensor::from_vec(prompt[at..at + piece].to_vec(), (1, piece), &Device::Cpu)?;
+        // The logits are waited for: a device that works on its own would only be given more and more work.
+        model.next_logits(&inputs, cache)?.to_vec2::<f32>()?;
+        at += piece;
+        let faster = PIECE_TIME.as_secs_f64() / begun.elapsed().as_secs_f64().max(1e-6);
+        piece = ((piece as f64 * faster.min(4.0)) as usize).clamp(FIRST_PIECE, LARGEST_PIECE);
+    }
+    limits.check()?;
+    Ok(at)
 }
 
 impl Draft<'_> {
@@ -239,6 +293,34 @@ mod tests {
             assert_eq!(made.token_ids.len(), 12);
         }
         assert!(together[1..].iter().all(|made| made.token_ids != together[0].token_ids));
+    }
+
+    /// A prompt of several pieces gives the same text as one that is fed whole; an interrupt comes before its first piece.
+    #[test]
+    fn a_long_prompt_can_be_interrupted_and_is_read_in_pieces() {
+        let (tokenizer, mut config) = (Tokenizer::gpt2().unwrap(), tiny(true));
+        (config.vocab_size, config.max_position_embeddings, config.initializer_range) = (50_304, 128, 0.3);
+        let model = Llama::new(&config, init(&config, &Layout::new(&config), 3).unwrap()).unwrap();
+        let prompt: Vec<u32> = (1000..1100).collect();
+        let write = |interrupt: Option<bool>| {
+            let rule = SamplerConfig { greedy: true, ..Default::default() };
+            let mut sampler = Sampler::new(rule, tokenizer.vocab_size(), 5, 0).unwrap();
+            let interrupt = interrupt.map(|asked| Arc::new(AtomicBool::new(asked)));
+            let limits = Limits { max_tokens: 8, interrupt, ..Default::default() };
+            let samplers = std::slice::from_mut(&mut sampler);
+            generate(&model, &tokenizer, &prompt, samplers, &limits, |_, _| Ok(()))
+                .map(|mut made| made.remove(0).token_ids)
+        };
+        assert_eq!(write(Some(false)).unwrap(), write(None).unwrap());
+        assert!(write(Some(true)).unwrap_err().is::<Interrupted>());
+        // Between two pieces as well: the first is read, the second is not.
+        let flag = Arc::new(AtomicBool::new(true));
+        let limits = Limits { interrupt: Some(flag), ..Default::default() };
+        let mut cache = model.cache(1, 128).unwrap();
+        assert!(prefill(&model, &prompt, &mut cache, &limits).is_err() && cache.is_empty());
+        let limits = Limits { interrupt: Some(Arc::default()), ..Default::default() };
+        let read = prefill(&model, &prompt, &mut cache, &limits).unwrap();
+        assert!(read > 0 && read < prompt.len() && cache.len() == read);
     }
 
     #[test]

@@ -37,15 +37,15 @@ fn several_texts_and_prompts_from_a_file() {
 }
 
 /// A program at a pseudo-terminal.
-struct Terminal {
-    child: std::process::Child,
+pub(crate) struct Terminal {
+    pub(crate) child: std::process::Child,
     keyboard: File,
     screen: std::sync::mpsc::Receiver<Vec<u8>>,
     seen: String,
 }
 
 impl Terminal {
-    fn start(args: &[&str]) -> Self {
+    pub(crate) fn start(args: &[&str]) -> Self {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         grantpt(&master).unwrap();
         unlockpt(&master).unwrap();
@@ -73,22 +73,20 @@ impl Terminal {
     }
 
     /// Waits until a line can be typed: the mark is written once for each, unlike the prompt, which every key redraws.
-    fn wait_for_prompt(&mut self) {
-        self.wait_for("\u{1b}[?2004h");
-        self.wait_for("> ");
+    pub(crate) fn wait_for_prompt(&mut self) -> String {
+        self.wait_for("\u{1b}[?2004h") + &self.wait_for("> ")
     }
 
-    fn type_line(&mut self, line: &str) {
+    pub(crate) fn type_line(&mut self, line: &str) {
         self.keyboard.write_all(format!("{line}\r").as_bytes()).unwrap();
     }
 
-    /// Waits until the screen has shown `text` since the last call.
-    fn wait_for(&mut self, text: &str) {
+    /// Waits until the screen has shown `text` since the last call, and returns everything up to its end.
+    pub(crate) fn wait_for(&mut self, text: &str) -> String {
         let begun = Instant::now();
         loop {
             if let Some(at) = self.seen.find(text) {
-                self.seen.drain(..at + text.len());
-                return;
+                return self.seen.drain(..at + text.len()).collect();
             }
             assert!(begun.elapsed() < Duration::from_secs(30), "{text:?} did not come: {:?}", self.seen);
             if let Ok(bytes) = self.screen.recv_timeout(Duration::from_millis(50)) {
