@@ -146,6 +146,7 @@ fn score_tasks(args: &Eval, loaded: &Loaded, console: Console) -> Result<(Vec<Pr
             }
         }
     }
+    prepared.iter().filter_map(Prepared::warning).for_each(|warning| note(&warning));
     let begun = Instant::now();
     let documents: usize = prepared.iter().map(Prepared::documents).sum();
     let bar = bar(0, "requests", console);

@@ -46,6 +46,15 @@ pub struct Prepared {
     requests: Vec<Vec<Request>>,
 }
 
+/// What of a task's contexts the model does not see, because its own context is shorter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Truncated {
+    /// Documents with a context that lost its beginning.
+    pub documents: usize,
+    /// Tokens lost, over all their contexts.
+    pub tokens: usize,
+}
+
 /// One metric of a task.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Metric {
@@ -64,6 +73,8 @@ pub struct Sample {
     pub log_likelihoods: Vec<f64>,
     /// The right one.
     pub target: Value,
+    /// Tokens of its contexts that were left out.
+    pub cut: usize,
 }
 
 /// What a task came to.
@@ -107,13 +118,37 @@ impl Prepared {
         self.documents.len()
     }
 
+    /// What was left out of the contexts.
+    pub fn truncated(&self) -> Truncated {
+        let cut = self.requests.iter().map(|requests| requests.iter().map(|request| request.cut).sum::<usize>());
+        cut.filter(|tokens| *tokens > 0).fold(Truncated::default(), |all, tokens| Truncated {
+            documents: all.documents + 1,
+            tokens: all.tokens + tokens,
+        })
+    }
+
+    /// A line about it, if there is something to say.
+    pub fn warning(&self) -> Option<String> {
+        let Truncated { documents, tokens } = self.truncated();
+        (documents > 0).then(|| {
+            format!(
+                "warning: {}: the contexts of {documents} of {} documents are longer than the model's: {tokens} tokens at \
+                 their beginnings are left out",
+                self.task.name,
+                self.documents()
+            )
+        })
+    }
+
     fn result(&self, likelihoods: &[Likelihood]) -> TaskResult {
         let mut rest = likelihoods;
         let mut scores = Vec::with_capacity(self.documents.len());
         for (document, requests) in self.documents.iter().zip(&self.requests) {
             let (own, others) = rest.split_at(requests.len());
             rest = others;
-            scores.push(Score::of(document, own));
+            let mut score = Score::of(document, own);
+            score.sample.cut = requests.iter().map(|request| request.cut).sum();
+            scores.push(score);
         }
         TaskResult { metrics: metrics(&scores), samples: scores.into_iter().map(|score| score.sample).collect() }
     }
@@ -183,7 +218,7 @@ impl Score {
             acc_norm,
             size: None,
             word: false,
-            sample: Sample { log_likelihoods, target },
+            sample: Sample { log_likelihoods, target, cut: 0 },
         };
         match document {
             Document::Choices { choices, gold, .. } => {

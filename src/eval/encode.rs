@@ -48,7 +48,7 @@ impl<'a> Encoder<'a> {
         self.request(ids, &target, continuation)
     }
 
-    /// `continuation` after `context`, each encoded for itself: how the original project scored HellaSwag. Nothing is cut.
+    /// `continuation` after `context`, each encoded for itself: how the original project scored HellaSwag.
     ///
     /// # Errors
     /// As [`Encoder::pair`].
@@ -80,7 +80,7 @@ impl<'a> Encoder<'a> {
         tokens.extend(target);
         let excess = tokens.len().saturating_sub(self.context + 1);
         tokens.drain(..excess);
-        Ok(Request { first: tokens.len() - target.len(), tokens })
+        Ok(Request { first: tokens.len() - target.len(), tokens, cut: excess })
     }
 
     /// A whole text, every token predicted exactly once: windows of the model's context, the last one as full as the text allows.
@@ -100,7 +100,7 @@ impl<'a> Encoder<'a> {
             } else {
                 window.extend(&tokens[to - self.context - 1..to]);
             }
-            windows.push(Request { first: window.len() - (to - from), tokens: window });
+            windows.push(Request { first: window.len() - (to - from), tokens: window, cut: 0 });
             from = to;
         }
         Ok(windows)
@@ -139,7 +139,8 @@ mod tests {
         let tokenizer = Tokenizer::gpt2().unwrap();
         let encoder = Encoder::new(&tokenizer, 8).unwrap();
         let request = encoder.pair(&" a".repeat(20), " b c").unwrap();
-        assert_eq!((request.tokens.len(), request.first), (9, 7));
+        assert_eq!((request.tokens.len(), request.first, request.cut), (9, 7, 13));
+        assert_eq!(encoder.pair(" a", " b c").unwrap().cut, 0);
     }
 
     #[test]

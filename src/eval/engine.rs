@@ -19,6 +19,8 @@ pub struct Request {
     pub tokens: Vec<u32>,
     /// The first one that is scored; at least 1.
     pub first: usize,
+    /// Tokens of its context that were left out, because the model's is shorter.
+    pub cut: usize,
 }
 
 impl Request {
@@ -143,7 +145,7 @@ impl Plan<'_> {
 
     /// Asks for the scored tokens of a request whose fed tokens lie along `path`.
     fn want(&mut self, request: usize, path: &[Part]) {
-        let Request { tokens, first } = self.batch[request];
+        let Request { tokens, first, .. } = self.batch[request];
         for (before, &target) in (first - 1..).zip(&tokens[*first..]) {
             let part = path.iter().rev().find(|part| part.depth <= before);
             let place = part.map_or(0, |part| part.place + before - part.depth);
@@ -185,15 +187,15 @@ mod tests {
         for _ in 0..12 {
             let question = [shots.clone(), draw(15)].concat();
             for choice in [1usize, 1, 3, 20] {
-                all.push(Request { first: question.len(), tokens: [question.clone(), draw(choice)].concat() });
+                all.push(Request { first: question.len(), tokens: [question.clone(), draw(choice)].concat(), cut: 0 });
             }
             let twin = all[all.len() - 1].clone();
             all.push(Request { first: 1, ..twin.clone() });
-            all.push(Request { first: 1, tokens: twin.tokens[..50].to_vec() });
+            all.push(Request { first: 1, tokens: twin.tokens[..50].to_vec(), cut: 0 });
             all.push(twin);
         }
         for n in [2, 3, 9, 3000, 4500] {
-            all.push(Request { first: 1, tokens: draw(n) });
+            all.push(Request { first: 1, tokens: draw(n), cut: 0 });
         }
         all
     }

@@ -1,6 +1,6 @@
 //! Results in the shape of the lm-evaluation-harness: what reads its files reads ours.
 
-use super::benchmark::{Metric, Prepared, TaskResult};
+use super::benchmark::{Metric, Prepared, TaskResult, Truncated};
 use super::statistics::pooled_error;
 use super::tasks::GROUPS;
 use serde_json::{Map, Value, json};
@@ -14,6 +14,8 @@ pub struct Line {
     pub shots: usize,
     /// Documents evaluated.
     pub documents: usize,
+    /// What the model did not see of them.
+    pub truncated: Truncated,
     /// Its metrics.
     pub metrics: Vec<Metric>,
 }
@@ -24,6 +26,7 @@ pub fn lines(tasks: &[Prepared], results: &[TaskResult]) -> Vec<Line> {
         name: task.task.name.clone(),
         shots: task.shots,
         documents: task.documents(),
+        truncated: task.truncated(),
         metrics: result.metrics.clone(),
     };
     let mut lines: Vec<Line> = tasks.iter().zip(results).map(line).collect();
@@ -44,7 +47,11 @@ fn groups(lines: &[Line]) -> Vec<Line> {
             parts.iter().map(|part| Some((part.metrics[0].stderr?, part.documents))).collect();
         let stderr = errors.map(|errors| pooled_error(&errors));
         let metrics = vec![Metric { name: "acc", value: sum / documents as f64, stderr }];
-        Some(Line { name, shots: parts[0].shots, documents, metrics })
+        let truncated = Truncated {
+            documents: parts.iter().map(|part| part.truncated.documents).sum(),
+            tokens: parts.iter().map(|part| part.truncated.tokens).sum(),
+        };
+        Some(Line { name, shots: parts[0].shots, documents, truncated, metrics })
     };
     let all = group("mmlu".into(), GROUPS.iter().flat_map(|(_, members)| members.iter().copied()).collect());
     let each = GROUPS.iter().filter_map(|(name, members)| group(format!("mmlu_{name}"), members.to_vec()));
@@ -55,9 +62,12 @@ fn groups(lines: &[Line]) -> Vec<Line> {
 pub fn harness_json(tasks: &[Prepared], results: &[TaskResult], config: Value, with_samples: bool) -> Value {
     let lines = lines(tasks, results);
     let (mut all, mut groups, mut shots, mut counts) = (Map::new(), Map::new(), Map::new(), Map::new());
+    let mut truncated = Map::new();
     for line in &lines {
         let values = metrics_json(line);
         shots.insert(line.name.clone(), line.shots.into());
+        let Truncated { documents, tokens } = line.truncated;
+        truncated.insert(line.name.clone(), json!({"documents": documents, "tokens": tokens}));
         match tasks.iter().find(|task| task.task.name == line.name) {
             Some(task) => {
                 let n = json!({"original": task.all_documents, "effective": line.documents});
@@ -67,7 +77,7 @@ pub fn harness_json(tasks: &[Prepared], results: &[TaskResult], config: Value, w
         }
         all.insert(line.name.clone(), values);
     }
-    let mut report = json!({"results": all, "groups": groups, "n-shot": shots, "n-samples": counts, "config": config});
+    let mut report = json!({"results": all, "groups": groups, "n-shot": shots, "n-samples": counts, "n-truncated": truncated, "config": config});
     if with_samples {
         let samples = tasks.iter().zip(results).map(|(task, result)| (task.task.name.clone(), samples_json(result)));
         report["samples"] = Value::Object(samples.collect());
@@ -87,31 +97,42 @@ fn metrics_json(line: &Line) -> Value {
 }
 
 fn samples_json(result: &TaskResult) -> Value {
-    let sample = |(i, sample): (usize, &super::benchmark::Sample)| json!({"doc_id": i, "ll": sample.log_likelihoods, "target": sample.target});
+    let sample = |(i, sample): (usize, &super::benchmark::Sample)| {
+        let mut value = json!({"doc_id": i, "ll": sample.log_likelihoods, "target": sample.target});
+        if sample.cut > 0 {
+            value["truncated_tokens"] = sample.cut.into();
+        }
+        value
+    };
     result.samples.iter().enumerate().map(sample).collect()
 }
 
-/// The table for people: one row per task and metric.
+/// The table for people: one row per task and metric, and how many documents were not seen whole, if any.
 pub fn table(lines: &[Line]) -> String {
-    let mut rows = vec![["task", "shots", "documents", "metric", "value", "±"].map(str::to_owned)];
+    let mut header: Vec<String> = ["task", "shots", "documents", "metric", "value", "±"].map(str::to_owned).into();
+    let with_truncated = lines.iter().any(|line| line.truncated.documents > 0);
+    header.extend(with_truncated.then(|| "truncated".to_owned()));
+    let mut rows = vec![header];
     for line in lines {
         for (i, metric) in line.metrics.iter().enumerate() {
             let first = |text: String| if i == 0 { text } else { String::new() };
-            rows.push([
+            let mut row = vec![
                 first(line.name.clone()),
                 first(line.shots.to_string()),
                 first(line.documents.to_string()),
                 metric.name.to_owned(),
                 format!("{:.4}", metric.value),
                 metric.stderr.map_or_else(String::new, |error| format!("{error:.4}")),
-            ]);
+            ];
+            row.extend(with_truncated.then(|| first(line.truncated.documents.to_string())));
+            rows.push(row);
         }
     }
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: [usize; 6] = std::array::from_fn(width);
+    let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
     let mut out = String::new();
     for row in &rows {
-        let cells = row.iter().zip(widths).enumerate().map(|(i, (cell, width))| match i {
+        let cells = row.iter().zip(&widths).enumerate().map(|(i, (cell, &width))| match i {
             0 | 3 => format!("{cell:width$}"),
             _ => format!("{cell:>width$}"),
         });

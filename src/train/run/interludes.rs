@@ -156,7 +156,7 @@ impl Run {
     }
 
     /// The ids of a configured prompt; in fine-tuning it is what a user says.
-    fn prompt(&self, text: &str) -> Result<Vec<u32>> {
+    pub(super) fn prompt(&self, text: &str) -> Result<Vec<u32>> {
         let tokenizer = &self.corpus.tokenizer;
         match &self.corpus.tuning {
             Some(tuning) => tokenizer.encode_rendered(&tuning.template.render(&[Message::new("user", text)], true)?),

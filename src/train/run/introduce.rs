@@ -3,6 +3,7 @@
 use super::Run;
 use crate::data::loader::Drawn;
 use crate::data::rows::Rows;
+use crate::eval::benchmark::Prepared;
 use crate::metrics::count;
 use crate::train::footprint::{Footprint, trained_params};
 
@@ -11,7 +12,8 @@ const FEW_TARGETS: u64 = 2000;
 
 impl Run {
     pub(super) fn introduce(&mut self) {
-        let lines = [self.size(), self.mixture(), self.files(), self.floor(), self.validation()].concat();
+        let parts = [self.size(), self.mixture(), self.files(), self.floor(), self.validation(), self.truncated()];
+        let lines = parts.concat();
         let (at, steps) = (self.state.counters.step, self.config.train.steps);
         let verb = match at {
             0 => "starting".into(),
@@ -75,5 +77,21 @@ impl Run {
             ),
             Some(n) => format!("\n{} validation tokens", count(n)),
         }
+    }
+
+    /// What of texts to be evaluated or continued is longer than the model's context.
+    fn truncated(&self) -> String {
+        let mut lines: Vec<String> = self.benchmarks.iter().filter_map(Prepared::warning).collect();
+        let context = self.config.model.max_position_embeddings;
+        for (i, text) in self.config.sample.prompts.iter().enumerate().filter(|_| self.config.sample.every > 0) {
+            let tokens = self.prompt(text).map_or(0, |ids| ids.len());
+            if tokens > context {
+                lines.push(format!(
+                    "warning: prompt {} of sample.prompts has {tokens} tokens, the context {context}: only its end is used",
+                    i + 1
+                ));
+            }
+        }
+        lines.iter().map(|line| format!("\n{line}")).collect()
     }
 }
