@@ -14,7 +14,7 @@ mod resume;
 mod sft;
 mod why;
 
-use crate::checkpoint::Opened;
+use crate::checkpoint::{self, Opened};
 use crate::cli::{Cli, Color, Command, Device, Global, Pretrain};
 use crate::config::{Config, print_config};
 use crate::data::tokenizer::Tokenizer;
@@ -65,11 +65,30 @@ fn dispatch(command: Command, console: Console) -> Result<()> {
 }
 
 fn pretrain(args: &Pretrain, console: Console) -> Result<()> {
-    let config = Config::load(&args.config, &args.set)?;
+    let config = match &args.init_from {
+        Some(model) => config_for_model(args, model)?,
+        None => Config::load(&args.config, &args.set)?,
+    };
     if args.print_config {
         return print(&print_config(&config));
     }
     begin::pretrain(config, &args.run_dir(), args.init_from.as_deref(), console)
+}
+
+/// The configuration of a run that begins with the weights of `model`, and with its tokenizer unless another is named.
+fn config_for_model(args: &Pretrain, model: &Path) -> Result<Config> {
+    let has_tokenizer = |dir: &Path| dir.join("tokenizer.json").exists();
+    // The checkpoints of a run have one tokenizer, so that any of them will do: their weights are verified later.
+    let newest = || checkpoint::sound(model).ok()?.into_iter().next().map(|valid| valid.dir);
+    let dir = if has_tokenizer(model) { model.to_owned() } else { newest().unwrap_or_else(|| model.to_owned()) };
+    let dir = std::path::absolute(dir)?;
+    let config = Config::load_for_model(&args.config, &args.set, &dir)?;
+    if Path::new(&config.data.tokenizer) == dir && !has_tokenizer(&dir) {
+        return Err(fail(Exit::Config, format!("{}: the model has no tokenizer.json", dir.display()))
+            .hint("name its tokenizer: --set data.tokenizer=gpt2, or --set data.tokenizer=DIR/tokenizer.json")
+            .into());
+    }
+    Ok(config)
 }
 
 /// Prints a failure and gives its exit code.

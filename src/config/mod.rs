@@ -55,6 +55,16 @@ impl Config {
         Self::read(&text, &path.display().to_string(), format, sets, &[])
     }
 
+    /// [`load`](Self::load) for a run that begins with a model's weights: its tokenizer, in `tokenizer`, is the default.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn load_for_model(path: &Path, sets: &[String], tokenizer: &Path) -> Result<Self> {
+        let (text, format) = text_of(path)?;
+        let given = ("data.tokenizer", Raw::String(tokenizer.to_string_lossy().into_owned()), "--init-from");
+        Self::read(&text, &path.display().to_string(), format, sets, &[given])
+    }
+
     /// [`load`](Self::load) for fine-tuning, of which the command line says more than the file.
     ///
     /// # Errors

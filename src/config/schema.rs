@@ -180,7 +180,7 @@ section! {
         /// Validation data, as train; when empty, the val shards of a prepared directory or val_fraction of raw text.
         val: Vec<String> = Value(Vec::new()), Any;
         /// "gpt2" (built in), "train" (a byte-level BPE of model.vocab_size ids learned from the run's own text), or
-        /// the path of a tokenizer.json.
+        /// the path of a tokenizer.json; with --init-from the default is that model's own.
         tokenizer: String = Value("gpt2".into()), Any;
         /// Field of a record, or column of a .parquet file, that holds the text.
         text_field: String = Value("text".into()), Any;

@@ -134,9 +134,28 @@ pub fn named_tokenizer(name: &str) -> Result<Tokenizer> {
         "train" => Err(fail(Exit::Config, "a tokenizer is learned by a training run, not here")
             .hint("pretrain with data.tokenizer = \"train\", then name RUN/checkpoints/step-.../tokenizer.json")
             .into()),
+        path if !Path::new(path).exists() => Err(missing_tokenizer(path).into()),
         path if Path::new(path).is_dir() => Tokenizer::from_dir(Path::new(path)),
         path => Tokenizer::from_file(Path::new(path)),
     }
+}
+
+/// The failure of a tokenizer that is neither built in nor there; a name on the Hub is told from a path by its form.
+pub fn missing_tokenizer(name: &str) -> Failure {
+    let repository = name.strip_prefix("hub:").unwrap_or(name);
+    let is_word = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with('.')
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+    };
+    let hint = match repository.split_once('/') {
+        Some((owner, model)) if is_word(owner) && is_word(model) && !model.ends_with(".json") => format!(
+            "tokenizers are not downloaded; one that is on the Hugging Face Hub is fetched with `hf download {repository} \
+             tokenizer.json tokenizer_config.json --local-dir {model}` and then named {model}/tokenizer.json"
+        ),
+        _ => "give gpt2 (built in), or the path of a tokenizer.json or of a directory that holds one".to_owned(),
+    };
+    fail(Exit::Io, format!("{name}: no such tokenizer file or directory")).hint(hint)
 }
 
 /// The entries of `data.train` that make up a source each: all together, or one by one where they have weights.

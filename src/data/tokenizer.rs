@@ -291,6 +291,16 @@ impl Tokenizer {
         blake3::hash(self.json()).to_hex().to_string()
     }
 
+    /// Whether `other` gives every text the same ids, also if its file is written in another way.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        const PROBE: &str = "Hello, World! 12345  it's \t\u{e9}t\u{e9} \u{1f600}\n\n  don't\u{2581}x";
+        let same_token = |id: u32| self.name_of(id) == other.name_of(id) && self.is_special(id) == other.is_special(id);
+        self.fingerprint() == other.fingerprint()
+            || self.vocab_size() == other.vocab_size()
+                && (0..self.vocab_size() as u32).all(same_token)
+                && self.encode_ordinary(PROBE).ok() == other.encode_ordinary(PROBE).ok()
+    }
+
     fn json(&self) -> &[u8] {
         match &*self.inner.engine {
             Engine::Hub(engine) => &engine.json,

@@ -8,7 +8,7 @@ use super::run::{Logs, Parts, Place, Run};
 use super::state::State;
 use crate::checkpoint::{self, Opened};
 use crate::config::Config;
-use crate::data::corpus::Corpus;
+use crate::data::corpus::{Corpus, missing_tokenizer, named_tokenizer};
 use crate::data::hub::HubName;
 use crate::data::tokenizer::Tokenizer;
 use crate::eval::benchmark::{Extent, Prepared};
@@ -102,12 +102,36 @@ pub(super) fn fresh_parts(
     }
     say(console, "preparing the data ...");
     let tokenizer = match &source {
-        Some(source) if config.data.tokenizer == "train" => Some(Tokenizer::from_dir(&source.dir)?),
+        // Fine-tuning takes its model's tokenizer in any case.
+        Some(source) if !config.is_sft() => model_tokenizer(&config, source)?,
         _ => None,
     };
     let corpus = Corpus::open(&config, tokenizer)?;
     config.data.stories = corpus.stories.or(config.data.stories);
     Ok((assemble(config, corpus, source.as_ref())?, source))
+}
+
+/// The tokenizer of the weights in `source`, which must be the one that `data.tokenizer` names; none if it comes without.
+fn model_tokenizer(config: &Config, source: &Opened) -> Result<Option<Tokenizer>> {
+    let (name, dir) = (config.data.tokenizer.as_str(), source.tokenizer_dir());
+    if name == "train" {
+        return Ok(Some(Tokenizer::from_dir(dir)?));
+    }
+    let named = named_tokenizer(name)?;
+    if dir.join("tokenizer.json").exists() {
+        let own = Tokenizer::from_dir(dir)?;
+        if !named.is_same_as(&own) {
+            let (there, here) = (own.vocab_size(), named.vocab_size());
+            let message = format!(
+                "data.tokenizer = {name:?} ({here} ids) is not the tokenizer that the weights in {} were trained with ({there} ids)",
+                source.dir.display()
+            );
+            return Err(fail(Exit::Config, message)
+                .hint("leave data.tokenizer out: the default is the tokenizer of the model that --init-from names")
+                .into());
+        }
+    }
+    Ok(Some(named))
 }
 
 /// What a run at step 0 is made of.
@@ -142,6 +166,9 @@ pub(super) fn make_paths_absolute(config: &mut Config) -> Result<()> {
     }
     config.eval.data_dir = config.eval.data_dir.as_ref().map(absolute).transpose()?;
     if !["gpt2", "train"].contains(&config.data.tokenizer.as_str()) {
+        if !Path::new(&config.data.tokenizer).exists() {
+            return Err(missing_tokenizer(&config.data.tokenizer).into());
+        }
         config.data.tokenizer = absolute(&config.data.tokenizer)?;
     }
     if config.sft.template.contains(['/', '.']) {

@@ -6,6 +6,7 @@ use crate::data::Tokens;
 use crate::data::loader::Source;
 use crate::data::prepare::{Found, Wanted, find, left_out};
 use crate::data::shards::manifest::Split;
+use crate::data::shards::verify::tokenizer_beside;
 use crate::data::shards::{ShardSet, split_files, split_note};
 use crate::data::splits::Divided;
 use crate::data::tokenizer::Tokenizer;
@@ -97,7 +98,8 @@ fn of_glob(files: Vec<PathBuf>, pattern: &str, split: Split, notes: &mut Vec<Str
 /// Opens shards for a model of `vocab_size` ids, and refuses those that say another tokenizer made them.
 pub(super) fn tokens(paths: &[PathBuf], tokenizer: &Tokenizer, vocab_size: usize) -> Result<Tokens> {
     let set = ShardSet::open(paths)?;
-    if let Some(made_by) = set.tokenizer().filter(|t| t.blake3 != tokenizer.fingerprint()) {
+    let other = set.tokenizer().filter(|made_by| made_by.blake3 != tokenizer.fingerprint());
+    if let Some(made_by) = other.filter(|_| !made_with_same(paths, tokenizer)) {
         let first = paths.first().map(|p| p.display().to_string()).unwrap_or_default();
         let message = format!("{first}: made with another tokenizer ({} ids) than this one", made_by.vocab_size);
         return Err(fail(Exit::Config, message)
@@ -105,6 +107,12 @@ pub(super) fn tokens(paths: &[PathBuf], tokenizer: &Tokenizer, vocab_size: usize
             .into());
     }
     Ok(Tokens::Shards(Arc::new(set), vocab_size))
+}
+
+/// Whether the tokenizer that lies beside the shards is `tokenizer` in a file that is written in another way.
+fn made_with_same(paths: &[PathBuf], tokenizer: &Tokenizer) -> bool {
+    let beside = paths.first().and_then(|path| tokenizer_beside(path.parent()?).ok());
+    beside.is_some_and(|beside| beside.is_same_as(tokenizer))
 }
 
 /// The validation tokens of `data.val`: shards or text.

@@ -1,7 +1,9 @@
 //! Special tokens, fragments of text, ends of turns and contexts.
 
 mod chat;
+mod contexts;
 mod decoding;
+mod init_from;
 mod special;
 mod vocabulary;
 
