@@ -8,8 +8,9 @@ use crate::model::Recompute;
 use crate::ops::device;
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::memory;
-use crate::train::footprint::{Footprint, bytes, checkpoint_bytes, recompute};
-use crate::train::plan::{GPUS, Probe, disk, fit, flops, kept_checkpoints, parameters, passes, probe, rates};
+use crate::train::footprint::{Footprint, bytes, checkpoint_bytes, recompute, recompute_within};
+use crate::train::plan::{Fit, GPUS, Probe, disk, fit, flops, kept_checkpoints, parameters, passes, probe, rates};
+use crate::train::schedule::remark;
 use anyhow::Result;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ const MFU: [f64; 2] = [0.4, 0.5];
 pub(super) fn run(args: &Plan, console: Console) -> Result<()> {
     let mut config = Config::load(&args.config, &args.set)?;
     let mut out = size(&config);
-    out.push_str(&memory_of(&config));
+    out.push_str(&memory_of(&config, args.fit));
     if let Some(limit) = args.fit {
         out.push_str(&proposal(&config, limit)?);
     }
@@ -28,6 +29,9 @@ pub(super) fn run(args: &Plan, console: Console) -> Result<()> {
         out.push_str(&epochs(&config));
     }
     out.push_str(&format!("\n{}", ascii_plot(&rates(&config)?, 72, 10, None, "learning rate")));
+    if let Some(remark) = remark(&config, 0)? {
+        out.push_str(&format!("\n{}\n", remark.text));
+    }
     if args.probe {
         let probed;
         (config, probed) = probe(config, console)?;
@@ -45,12 +49,14 @@ fn size(config: &Config) -> String {
     out + &format!("FLOPs per token   {}\n", rate(per_token as f64))
 }
 
-fn memory_of(config: &Config) -> String {
-    let footprint = Footprint::of(config);
+/// In this machine, or in one with so much memory.
+fn memory_of(config: &Config, limit: Option<u64>) -> String {
+    let recompute = limit.map_or_else(|| recompute(config), |limit| recompute_within(config, Some(limit)));
+    let footprint = Footprint::with(config, recompute);
     let here = device::memory().or_else(memory::usable);
     let here = here.map_or_else(String::new, |total| format!(" of {} here", bytes(total)));
     let place = if device::used().is_cpu() { "CPU" } else { "GPU" };
-    let again = match recompute(config) {
+    let again = match recompute {
         Recompute::None => "nothing",
         Recompute::Selective => "norms and SwiGLU",
         Recompute::Full => "whole blocks",
@@ -65,24 +71,33 @@ fn memory_of(config: &Config) -> String {
     for micro in [1, 2, 4, 8, 16, 32, 64].into_iter().filter(|micro| sequences.is_multiple_of(*micro)) {
         other.train.micro_batch_size = micro;
         let mark = if micro == config.train.micro_batch_size { " <" } else { "" };
-        out.push_str(&format!("  micro-batch {micro:<3} {:>15}{mark}\n", bytes(Footprint::of(&other).peak())));
+        let footprint = limit.map_or_else(|| Footprint::of(&other), |limit| Footprint::within(&other, limit));
+        let (needed, peak) = (bytes(footprint.needed()), bytes(footprint.peak()));
+        let copy = if needed == peak { String::new() } else { format!(", {peak} with the copy being saved") };
+        out.push_str(&format!("  micro-batch {micro:<3} {needed:>15}{copy}{mark}\n"));
     }
     out
 }
 
 fn proposal(config: &Config, limit: u64) -> Result<String> {
     let sequences = config.train.sequences_per_step();
-    match fit(config, limit) {
-        Some((micro, recompute)) => Ok(format!(
-            "\nfits into {}      train.micro_batch_size = {micro}, {} of them for each step{}\n",
+    let fits = fit(config, limit);
+    if fits.is_empty() {
+        return Err(fail(Exit::Memory, format!("not even a micro-batch of one sequence fits into {}", bytes(limit)))
+            .hint("shorten train.sequence_length or choose a smaller [model]")
+            .into());
+    }
+    let line = |fit: &Fit| {
+        let (micro, copy) = (fit.micro_batch_size, !fit.with_copy);
+        format!(
+            "\nfits into {:<8} train.micro_batch_size = {micro}, {} of them for each step{}{}",
             bytes(limit),
             sequences / micro,
-            if recompute == Recompute::Full { ", train.recompute = \"full\"" } else { "" }
-        )),
-        None => Err(fail(Exit::Memory, format!("not even a micro-batch of one sequence fits into {}", bytes(limit)))
-            .hint("shorten train.sequence_length or choose a smaller [model]")
-            .into()),
-    }
+            if fit.recompute == Recompute::Full { ", train.recompute = \"full\"" } else { "" },
+            if copy { "; saving then holds training up: there is no room for a copy" } else { "" }
+        )
+    };
+    Ok(fits.iter().map(line).collect::<String>() + "\n")
 }
 
 fn work(config: &Config) -> String {

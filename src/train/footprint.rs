@@ -73,11 +73,16 @@ fn room() -> Option<u64> {
 
 /// What `train.recompute` is in here.
 pub fn recompute(config: &Config) -> Recompute {
+    recompute_within(config, room())
+}
+
+/// What `train.recompute` is where training may take `room` bytes: what "auto" says is decided by nothing else.
+pub fn recompute_within(config: &Config, room: Option<u64>) -> Recompute {
     match config.train.recompute.as_str() {
         "none" => Recompute::None,
         "selective" => Recompute::Selective,
         "full" => Recompute::Full,
-        _ if room().is_none_or(|room| Footprint::with(config, Recompute::Selective).needed() <= room) => {
+        _ if room.is_none_or(|room| Footprint::with(config, Recompute::Selective).needed() <= room) => {
             Recompute::Selective
         }
         _ => Recompute::Full,
@@ -118,6 +123,12 @@ impl Footprint {
     /// The same with `recompute`, whatever the configuration says.
     pub fn with(config: &Config, recompute: Recompute) -> Self {
         Self::at(config, recompute, Place::here(config))
+    }
+
+    /// Of training with `config` where it may take `room` bytes, as little computed again as that allows. Whether it fits says
+    /// [`needed`](Self::needed): the copy of a checkpoint is made if there is room for it, and otherwise saving holds training up.
+    pub fn within(config: &Config, room: u64) -> Self {
+        Self::with(config, recompute_within(config, Some(room)))
     }
 
     fn at(config: &Config, recompute: Recompute, place: Place) -> Self {

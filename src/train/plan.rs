@@ -1,7 +1,7 @@
 //! `plan`: what a run will take, before it is begun; and, with a probe, measured on a few of its steps.
 
 use super::begin::{benchmarks, check_machine, fresh_parts};
-use super::footprint::{Footprint, checkpoint_bytes, recompute};
+use super::footprint::{Footprint, checkpoint_bytes, recompute_within};
 use super::moved::median;
 use super::resume::make_loader;
 use super::schedule::Schedule;
@@ -99,29 +99,48 @@ pub fn disk(config: &Config) -> u64 {
 /// # Errors
 /// Those of the schedule.
 pub fn rates(config: &Config) -> Result<Vec<(f64, f64)>> {
-    let schedule = Schedule::new(&config.schedule, config.optimizer.lr, config.train.steps)?;
+    let schedule = Schedule::new(&config.schedule, config.optimizer.lr)?;
     let steps = config.train.steps;
     let points = steps.clamp(1, 400);
     let at = |i: u64| i * steps.saturating_sub(1) / points.saturating_sub(1).max(1);
     Ok((0..points).map(|i| ((at(i) + 1) as f64, schedule.lr(at(i)))).collect())
 }
 
-/// The largest micro-batch whose training fits into `limit` bytes, with the same tokens per step, and what backward then computes again: as
-/// little as it can, unless the configuration says it. None if not even one sequence fits.
-pub fn fit(config: &Config, limit: u64) -> Option<(usize, Recompute)> {
+/// A micro-batch that fits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fit {
+    /// Its sequences; they divide those of a step.
+    pub micro_batch_size: usize,
+    /// What backward computes again.
+    pub recompute: Recompute,
+    /// Whether there is room for the copy of a checkpoint as well, from which it is written while training goes on.
+    pub with_copy: bool,
+}
+
+/// The largest micro-batch with which training fits into `limit` bytes, with the same tokens per step, and as a run there would
+/// decide it. If whole blocks are then computed again because of `train.recompute = "auto"`, the largest one without that comes
+/// second. Empty if not even one sequence fits.
+pub fn fit(config: &Config, limit: u64) -> Vec<Fit> {
+    let largest = largest_fit(config, limit);
+    let mut lighter = config.clone();
+    lighter.train.recompute = "selective".to_owned();
+    let choice = largest.is_some_and(|fit| fit.recompute == Recompute::Full) && config.train.recompute == "auto";
+    let second = if choice { largest_fit(&lighter, limit) } else { None };
+    largest.into_iter().chain(second).collect()
+}
+
+fn largest_fit(config: &Config, limit: u64) -> Option<Fit> {
     let sequences = config.train.sequences_per_step();
-    let choices = match config.train.recompute.as_str() {
-        "auto" => vec![Recompute::Selective, Recompute::Full],
-        _ => vec![recompute(config)],
-    };
-    let fits = |micro: usize, recompute: Recompute| {
-        let mut smaller = config.clone();
-        smaller.train.micro_batch_size = micro;
-        sequences.is_multiple_of(micro) && Footprint::with(&smaller, recompute).peak() <= limit
-    };
-    let largest =
-        |&recompute: &Recompute| Some(((1..=sequences).rev().find(|&micro| fits(micro, recompute))?, recompute));
-    choices.iter().find_map(largest)
+    let mut other = config.clone();
+    for micro_batch_size in (1..=sequences).rev().filter(|micro| sequences.is_multiple_of(*micro)) {
+        other.train.micro_batch_size = micro_batch_size;
+        let footprint = Footprint::within(&other, limit);
+        if footprint.needed() <= limit {
+            let recompute = recompute_within(&other, Some(limit));
+            return Some(Fit { micro_batch_size, recompute, with_copy: footprint.peak() <= limit });
+        }
+    }
+    None
 }
 
 /// What a few steps have shown.
@@ -246,16 +265,36 @@ mod tests {
     fn the_largest_micro_batch_that_fits_divides_the_step() {
         let config = config("");
         // 24 sequences a step.
-        let selective = |micro| Some((micro, Recompute::Selective));
-        assert_eq!(fit(&config, u64::MAX), selective(24));
-        assert_eq!(fit(&config, 1000), None);
-        let mut of_eight = config.clone();
-        of_eight.train.micro_batch_size = 8;
-        assert_eq!(fit(&config, Footprint::of(&of_eight).peak()), selective(8));
-        of_eight.train.micro_batch_size = 11;
-        assert_eq!(fit(&config, Footprint::of(&of_eight).peak()), selective(8));
-        of_eight.train.micro_batch_size = 1;
-        assert_eq!(fit(&config, Footprint::of(&of_eight).peak() - 1).unwrap().1, Recompute::Full);
+        let with = |micro, recompute: &str| {
+            let mut other = config.clone();
+            (other.train.micro_batch_size, other.train.recompute) = (micro, recompute.to_owned());
+            Footprint::of(&other)
+        };
+        let largest =
+            |limit: u64| fit(&config, limit).first().map(|fit| (fit.micro_batch_size, fit.recompute, fit.with_copy));
+        assert_eq!(largest(u64::MAX), Some((24, Recompute::Selective, true)));
+        assert_eq!(largest(1000), None);
+        // What a run cannot do without decides, not the copy that it makes if there is room.
+        let (all, full) = (with(24, "selective"), with(24, "full"));
+        assert_eq!(largest(all.peak()), Some((24, Recompute::Selective, true)));
+        assert_eq!(largest(all.peak() - 1), Some((24, Recompute::Selective, false)));
+        assert_eq!(largest(all.needed() - 1).unwrap().1, Recompute::Full);
+        // The largest comes first, whatever it computes again; the largest that need not, second.
+        assert_eq!(largest(full.needed()).unwrap().0, 24);
+        let [_, lighter] = fit(&config, full.needed())[..] else { panic!() };
+        assert!(lighter.recompute == Recompute::Selective && lighter.micro_batch_size < 24);
+        assert_eq!(largest(with(1, "full").needed()).unwrap().0, 1);
+        assert_eq!(largest(with(1, "full").needed() - 1), None);
+        for limit in (0..all.peak()).step_by(100_000) {
+            for found in fit(&config, limit) {
+                let mut other = config.clone();
+                other.train.micro_batch_size = found.micro_batch_size;
+                assert!(
+                    Footprint::within(&other, limit).needed() <= limit,
+                    "the run itself refuses {found:?} in {limit}"
+                );
+            }
+        }
     }
 
     #[test]
