@@ -170,11 +170,12 @@ fn run_dir(out: Option<&PathBuf>, config: &Path) -> PathBuf {
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "Examples:
   llama-lite resume --ckpt runs/quickstart
-  llama-lite resume --ckpt runs/quickstart --set train.steps=2000
+  llama-lite resume --ckpt runs/quickstart --set train.steps=3000 --set schedule.decay_steps=3000
   llama-lite resume --ckpt runs/quickstart --verify 20
   llama-lite resume --ckpt runs/quickstart/checkpoints/step-00001000 --reset optimizer
 
-Raising train.steps leaves the learning rates as they were configured; set schedule.decay_steps to change them.")]
+Raising train.steps leaves the learning rates as they were configured; set schedule.decay_steps to change them. Only
+the tail of a wsd schedule moves to the new end, while it has not begun.")]
 pub struct Resume {
     /// Run directory (its newest valid checkpoint) or one checkpoint of a run
     #[arg(long, value_name = "CKPT_OR_RUN_DIR")]

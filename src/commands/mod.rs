@@ -25,6 +25,7 @@ use crate::runtime::error::{Exit, fail, failure_in, note};
 use crate::runtime::files::{Access, io_hint, write_atomic};
 use crate::runtime::memory;
 use crate::train::begin;
+use crate::train::schedule::{check_new_run, remark};
 use crate::train::state::load_model;
 use anyhow::Result;
 use std::io::Write;
@@ -70,7 +71,9 @@ fn pretrain(args: &Pretrain, console: Console) -> Result<()> {
         None => Config::load(&args.config, &args.set)?,
     };
     if args.print_config {
-        return print(&print_config(&config));
+        check_new_run(&config)?;
+        let remark = remark(&config, 0)?.map_or_else(String::new, |remark| format!("# {}\n", remark.text));
+        return print(&(print_config(&config) + &remark));
     }
     begin::pretrain(config, &args.run_dir(), args.init_from.as_deref(), console)
 }

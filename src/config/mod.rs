@@ -116,6 +116,28 @@ impl Config {
         out
     }
 
+    /// [`to_toml`](Self::to_toml), read back: what is stored can be loaded again and is this configuration.
+    ///
+    /// # Errors
+    /// [`Exit::Internal`] if it is not.
+    pub fn to_checked_toml(&self) -> Result<String> {
+        let text = self.to_toml();
+        let why = match Self::from_toml_str(&text, "config.toml") {
+            Ok(back) if back == *self => return Ok(text),
+            Ok(back) => {
+                self.differences(&back).iter().map(|c| format!("{} = {} reads as {}", c.key, c.old, c.new)).collect()
+            }
+            Err(error) => vec![format!("{error:#}")],
+        };
+        let message = format!("the configuration could not be read again if it were saved: {}", why.join("; "));
+        Err(fail(Exit::Internal, message).hint("nothing was written; set the keys named here to other values").into())
+    }
+
+    /// The keys in which `new` differs.
+    pub fn differences(&self, new: &Self) -> Vec<Change> {
+        changes(self, new)
+    }
+
     /// Applies `sets` to a resolved configuration and says which keys changed. What was derived when the run began
     /// (such as `schedule.decay_steps`) stays as it is unless it is set itself. On an error nothing changes.
     ///
@@ -132,6 +154,7 @@ impl Config {
             let hint = "set the keys of [model] one by one";
             problems.add(preset.origin, &preset.key, "a preset has no effect on a resolved configuration", hint);
         }
+        entries.forget_other_shape(&self.schedule.kind);
         let changed = resolve::resolve(entries, problems)?;
         let changes = changes(self, &changed);
         *self = changed;

@@ -154,8 +154,14 @@ impl Rules<'_> {
             // Without validations in between, at both ends of the run as they are.
             Ok(if prompts { if validation > 0 { validation } else { steps } } else { 0 })
         });
-        self.default("schedule.decay_steps", &[STEPS, "schedule.kind"], &mut config.schedule.decay_steps, || {
-            Ok(Some(if wsd { (steps / 5).max(1) } else { steps }))
+        let schedule = &mut config.schedule;
+        let length = steps.saturating_sub(schedule.start_step.unwrap_or(0));
+        self.default("schedule.total_steps", &[STEPS, "schedule.kind"], &mut schedule.total_steps, || {
+            Ok(wsd.then_some(length))
+        });
+        let total = schedule.total_steps.unwrap_or(length);
+        self.default("schedule.decay_steps", &[STEPS, "schedule.kind"], &mut schedule.decay_steps, || {
+            Ok(Some(if wsd { (total / 5).max(1) } else { steps }))
         });
     }
 
@@ -290,20 +296,30 @@ impl Rules<'_> {
     fn schedule(&mut self, config: &Config) {
         let (schedule, steps) = (&config.schedule, config.train.steps);
         let (warmup, decay) = (schedule.warmup_steps, schedule.decay_steps.unwrap_or(steps));
-        let keys = ["schedule.warmup_steps", "schedule.decay_steps", "schedule.kind", STEPS];
+        let total = schedule.total_steps.unwrap_or(steps);
+        let total_key = if self.entries.get("schedule.total_steps").is_some() { "schedule.total_steps" } else { STEPS };
+        let keys = ["schedule.warmup_steps", "schedule.decay_steps", "schedule.kind", total_key];
         self.rule(&keys, || match schedule.kind.as_str() {
             "cosine" | "linear" => (warmup >= decay).then(|| {
                 let what =
                     format!("{warmup} leaves nothing of schedule.decay_steps {decay}, which counts the warm-up in");
                 broken(what, "choose a shorter warm-up or a longer decay")
             }),
-            "wsd" => warmup.checked_add(decay).is_none_or(|sum| sum > steps).then(|| {
+            "wsd" => warmup.checked_add(decay).is_none_or(|sum| sum > total).then(|| {
                 let what = format!(
-                    "{warmup} and the tail of schedule.decay_steps {decay} do not fit into train.steps {steps}"
+                    "{warmup} and the tail of schedule.decay_steps {decay} do not fit into {total_key} {total}"
                 );
                 broken(what, "choose a shorter warm-up or tail, or more steps")
             }),
             _ => None,
+        });
+        self.rule(&["schedule.total_steps", "schedule.kind"], || {
+            (schedule.total_steps.is_some() && schedule.kind != "wsd").then(|| {
+                broken(
+                    "has no effect: only \"wsd\" has a tail that ends there",
+                    "remove it, or set schedule.decay_steps",
+                )
+            })
         });
         self.rule(&["schedule.min_lr", "optimizer.lr"], || {
             let (least, peak) = (schedule.min_lr, config.optimizer.lr);

@@ -257,7 +257,12 @@ section! {
         warmup_steps: u64 = Value(0), Any;
         /// For cosine and linear the step that reaches min_lr, warm-up included; for wsd the length of the tail.
         /// Always set in a resolved configuration, so that a resume cannot move it.
-        decay_steps: Option<u64> = Derived("train.steps; for wsd 20 % of it"), AtLeast(1.0);
+        decay_steps: Option<u64> = Derived("train.steps; for wsd 20 % of total_steps"), AtLeast(1.0);
+        /// For wsd the step that reaches min_lr, the end of the tail. A resume with more train.steps moves it while the tail
+        /// has not begun, never later.
+        total_steps: Option<u64> = Derived("train.steps for wsd, else none"), AtLeast(1.0);
+        /// Step after which the schedule started anew, from which the steps above are counted: `resume --reset schedule`.
+        start_step: Option<u64> = Derived("none"), Any;
         /// Learning rate at the end of the decay and after it.
         min_lr: f64 = Value(0.0), Within(0.0, 100.0);
     }
@@ -285,7 +290,8 @@ section! {
     /// What is done about steps that go wrong. An update that is not finite is always refused; three in a row (or ten in
     /// a thousand steps) take the run back to its last good checkpoint and past the data that followed it.
     GuardConfig = "guard" {
-        /// A loss or gradient norm far above the last 128: "warn", "skip" its update, or "off".
+        /// A loss or gradient norm far above the last 128, or in the first steps a loss of twice the largest so far: "warn",
+        /// "skip" its update, or "off".
         spike: String = Value("warn".into()), Choice(&["off", "warn", "skip"]);
         /// How many standard deviations are far.
         spike_sigma: f64 = Value(6.0), AboveTo(0.0, 1e6);

@@ -116,6 +116,19 @@ impl Entries {
         Some(self.list.remove(index))
     }
 
+    /// Of a schedule whose kind was `old` and is changed: takes out the lengths that were derived for `old`, because another
+    /// kind means something else by them. Lengths that are set along with the kind stay.
+    pub(super) fn forget_other_shape(&mut self, old: &str) {
+        let Some(Raw::String(new)) = self.get("schedule.kind").map(|entry| &entry.value) else { return };
+        let down_to_a_step = ["cosine", "linear"];
+        if new == old || (down_to_a_step.contains(&new.as_str()) && down_to_a_step.contains(&old)) {
+            return;
+        }
+        self.list.retain(|entry| {
+            entry.origin == "--set" || !["schedule.decay_steps", "schedule.total_steps"].contains(&entry.key.as_str())
+        });
+    }
+
     /// Where `key` was written, or the file if it was not.
     pub(super) fn origin(&self, key: &str) -> &str {
         self.get(key).map_or(&self.file, |entry| &entry.origin)

@@ -5,6 +5,7 @@ use super::footprint::{Footprint, checkpoint_bytes};
 use super::requests::{NOTHING_TO_RESUME, Requests};
 use super::resume::make_loader;
 use super::run::{Logs, Parts, Place, Run};
+use super::schedule::check_new_run;
 use super::state::State;
 use crate::checkpoint::{self, Opened};
 use crate::config::Config;
@@ -33,6 +34,7 @@ use std::path::{Path, PathBuf};
 pub fn pretrain(mut config: Config, out: &Path, init_from: Option<&Path>, console: Console) -> Result<()> {
     let requests = Requests::listen(out, NOTHING_TO_RESUME)?;
     refuse_existing_run(out)?;
+    check_new_run(&config)?;
     make_paths_absolute(&mut config)?;
     check_machine(&config)?;
     check_disk(&config, out)?;
@@ -52,6 +54,7 @@ pub(super) struct Fresh {
 /// Makes the directory `out`, with what `also` puts there, and trains.
 pub(super) fn begin_fresh(run: Fresh, out: &Path, also: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let Fresh { parts, source, requests, console } = run;
+    let text = parts.config.to_checked_toml()?;
     refuse_existing_run(out)?;
     create_dirs(out)?;
     let held = lock(&out.join("run.lock"))?;
@@ -64,7 +67,7 @@ pub(super) fn begin_fresh(run: Fresh, out: &Path, also: impl FnOnce(&Path) -> Re
         "start",
         json!({"attempt": 1, "step": 0, "init_from": from, "build": super::identity(&parts.config.train)}),
     )?;
-    write_atomic(&out.join("config.toml"), parts.config.to_toml().as_bytes())?;
+    write_atomic(&out.join("config.toml"), text.as_bytes())?;
     let begin = Begin { run_dir: out.to_path_buf(), held, requests, console };
     begin.run(
         parts,
@@ -154,17 +157,17 @@ pub(super) fn benchmarks(config: &Config, tokenizer: &Tokenizer) -> Result<Vec<P
     tasks.into_iter().flatten().map(prepare).collect()
 }
 
-/// A resume from another directory must find the same files.
+/// Makes every path of the configuration absolute: a resume from another directory must find the same files.
+///
+/// # Errors
+/// [`Exit::Config`] for a current directory whose name is not UTF-8, which a configuration cannot hold.
 pub(super) fn make_paths_absolute(config: &mut Config) -> Result<()> {
-    let absolute = |p: &String| -> Result<String> {
-        // What is no path is refused by name where it is read.
-        let path = if HubName::is(p) { PathBuf::from(p) } else { std::path::absolute(p)? };
-        Ok(path.to_string_lossy().into_owned())
-    };
     for list in [&mut config.data.train, &mut config.data.val, &mut config.sft.base_val] {
-        *list = list.iter().map(absolute).collect::<Result<_>>()?;
+        *list = list.iter().map(|path| absolute(path)).collect::<Result<_>>()?;
     }
-    config.eval.data_dir = config.eval.data_dir.as_ref().map(absolute).transpose()?;
+    for path in [&mut config.eval.data_dir, &mut config.sft.base].into_iter().flatten() {
+        *path = absolute(path)?;
+    }
     if !["gpt2", "train"].contains(&config.data.tokenizer.as_str()) {
         if !Path::new(&config.data.tokenizer).exists() {
             return Err(missing_tokenizer(&config.data.tokenizer).into());
@@ -175,6 +178,17 @@ pub(super) fn make_paths_absolute(config: &mut Config) -> Result<()> {
         config.sft.template = absolute(&config.sft.template)?;
     }
     Ok(())
+}
+
+fn absolute(path: &str) -> Result<String> {
+    // The name of a data set, and what is no path at all, is refused by name where it is read.
+    if HubName::is(path) {
+        return Ok(path.to_owned());
+    }
+    std::path::absolute(path)?.into_os_string().into_string().map_err(|full| {
+        let message = format!("{}: not UTF-8, and a configuration is UTF-8 text", Path::new(&full).display());
+        fail(Exit::Config, message).hint("run it in a directory whose name is UTF-8, or rename this one").into()
+    })
 }
 
 fn refuse_existing_run(out: &Path) -> Result<()> {
@@ -266,5 +280,75 @@ pub(super) fn check_same_model(config: &Config, source: &Opened) -> Result<()> {
 pub(super) fn say(console: Console, text: &str) {
     if !console.quiet {
         note(text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Tuned;
+
+    /// Keys that hold text but no path. Whoever adds a key adds it here, or to `make_paths_absolute`.
+    const NO_PATHS: [&str; 18] = [
+        "data.source",
+        "data.text_field",
+        "data.text_separator",
+        "train.precision",
+        "train.recompute",
+        "optimizer.kind",
+        "optimizer.moments",
+        "schedule.kind",
+        "checkpoint.on_full",
+        "guard.spike",
+        "eval.tasks",
+        "sample.prompts",
+        "sft.format",
+        "sft.train_on",
+        "lora.targets",
+        "data.weights",
+        "optimizer.betas",
+        "model.preset",
+    ];
+
+    #[test]
+    fn every_path_is_absolute_wherever_it_enters() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("sft.toml");
+        std::fs::write(&file, "[train]\nmicro_batch_size = 1\n[lora]\nrank = 2\n").unwrap();
+        let text = "[model]\nhidden_size = 8\nintermediate_size = 8\nnum_hidden_layers = 1\nnum_attention_heads = 2\n\
+            vocab_size = 300\n[data]\nsource = \"stories\"\ntokenizer = \"train\"\n[train]\nsequence_length = 8\n\
+            micro_batch_size = 1\nsteps = 1\n";
+        let model = Config::from_toml_str(text, "a.toml").unwrap().model;
+        let (base, data) = (Path::new("rel/base"), ["rel/a.jsonl".to_owned()]);
+        let sets = [
+            "data.val=[\"rel/b.jsonl\"]",
+            "data.tokenizer=rel/tokenizer.json",
+            "sft.template=./rel.jinja",
+            "sft.base_val=[\"rel/c.txt\", \"hub:owner/name\"]",
+            "eval.data_dir=rel/d",
+            "sample.prompts=[\"a\"]",
+        ]
+        .map(String::from);
+        let tuned = Tuned { base, model: &model, data: &data, steps: Some(3) };
+        let mut config = Config::load_tuning(&file, &sets, &tuned).unwrap();
+        make_paths_absolute(&mut config).unwrap();
+        let stored: toml::Table = config.to_toml().parse().unwrap();
+        let mut paths = 0;
+        for (section, keys) in &stored {
+            for (key, value) in keys.as_table().unwrap() {
+                let texts = value.as_array().cloned().unwrap_or_else(|| vec![value.clone()]);
+                let texts: Vec<&str> = texts.iter().filter_map(toml::Value::as_str).collect();
+                let key = format!("{section}.{key}");
+                if NO_PATHS.contains(&key.as_str()) {
+                    continue;
+                }
+                paths += texts.len();
+                assert!(
+                    texts.iter().all(|text| text.starts_with('/') || *text == "hub:owner/name"),
+                    "{key}: {texts:?}"
+                );
+            }
+        }
+        assert_eq!(paths, 8);
     }
 }

@@ -3,13 +3,16 @@
 //! A branch begins as a copy of the run up to the checkpoint and goes on as any resume does: with other settings, or with pieces of its
 //! state given up. A branch without either is the run itself, bit for bit: what the others are compared with.
 
+use super::continuation::{Changes, Continuation};
 use super::reset::Piece;
-use super::resume::{Changes, locate, resume};
+use super::resume::{locate, resume};
+use super::schedule::standstill;
+use super::state::Saved;
 use crate::checkpoint::{self, Opened};
 use crate::metrics::{Console, Events, LOG_FILES, read_events};
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::{AtomicFile, create_dirs, io_context, open_input};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -57,6 +60,27 @@ impl Branch {
         }
         Ok(Self { name: name.to_owned(), changes: wanted })
     }
+
+    /// Its changes, for a run that ends `steps` steps after step `at` unless it has a length of its own.
+    fn longer_by(&self, steps: u64, at: u64) -> Changes {
+        let mut wanted = self.changes.clone();
+        wanted.sets.insert(0, format!("train.steps={}", at.saturating_add(steps)));
+        wanted
+    }
+}
+
+/// Refuses a branch that cannot go on from `saved`, or that would learn nothing.
+fn check(branch: &Branch, saved: &Saved, steps: u64) -> Result<()> {
+    let (name, at) = (&branch.name, saved.counters.step);
+    let context = || format!("branch {name}");
+    let config = Continuation::new(saved, &branch.longer_by(steps, at)).with_context(context)?.config;
+    let Some(standstill) = standstill(&config, at).with_context(context)? else { return Ok(()) };
+    let setting = standstill.setting;
+    let hint = format!(
+        "add {setting} to it, as in --branch '{name}: {setting}' ({}), or fork a checkpoint from before the end of the schedule",
+        standstill.effect
+    );
+    Err(fail(Exit::Config, format!("branch {name}: {}", standstill.message)).hint(hint).into())
 }
 
 /// Cuts at commas that are not inside brackets, which lists have.
@@ -94,12 +118,13 @@ pub fn fork(ckpt: &Path, branches: &[Branch], steps: u64, out: &Path, console: C
     if dirs.len() != branches.len() {
         return Err(fail(Exit::Config, "two branches have one name").hint("give each a name of its own").into());
     }
+    let saved = Saved::of(&source)?;
+    // Before any of them is made: the last may be as wrong as the first.
+    branches.iter().try_for_each(|branch| check(branch, &saved, steps))?;
     for branch in branches {
         let to = out.join(&branch.name);
         copy(&run_dir, &dir, &to, at)?;
-        // What is set comes after the length, so that a branch can have its own.
-        let mut wanted = branch.changes.clone();
-        wanted.sets.insert(0, format!("train.steps={}", at.saturating_add(steps)));
+        let wanted = branch.longer_by(steps, at);
         let from = to.join("checkpoints").join(checkpoint::step_name(at));
         resume(&from, &wanted, console)?;
     }
@@ -122,7 +147,7 @@ fn copy(run_dir: &Path, checkpoint: &Path, to: &Path, at: u64) -> Result<()> {
     }
     let started = read_events(run_dir)?.into_iter().find(|event| event["kind"] == "start");
     let (build, from) = started.map_or_else(Default::default, |e| (e["build"].clone(), e["init_from"].clone()));
-    let forked = json!({"attempt": 1, "step": 0, "init_from": from, "build": build, "forked_from": checkpoint.display().to_string()});
+    let forked = json!({"attempt": 1, "step": 0, "init_from": from, "build": build, "forked_from": std::path::absolute(checkpoint)?.display().to_string()});
     Events::open(to)?.append("start", forked)
 }
 

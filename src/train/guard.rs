@@ -6,12 +6,17 @@
 use crate::config::GuardConfig;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
+use std::fmt;
 
 /// Accepted values that a new one is compared with.
 const WINDOW: usize = 128;
 
 /// With fewer, nothing is called a spike.
 const ENOUGH: usize = 64;
+
+/// Before that, a loss so many times the largest one so far is an explosion: it is above that of guessing all tokens alike, and above
+/// all that the run has shown.
+const EXPLODING: f64 = 2.0;
 
 /// So many refused updates in a row end the attempt to go on from these weights ...
 const MOST_IN_A_ROW: u64 = 3;
@@ -27,12 +32,30 @@ const SPAN: u64 = 1000;
 pub enum Verdict {
     /// The update is applied.
     Accept,
-    /// The update is applied, and the user hears of it: so many standard deviations above the mean, and of what.
-    Spike(&'static str, f64),
+    /// The update is applied, and the user hears of it: of what, and how far above those before it.
+    Spike(&'static str, Excess),
     /// The update is refused for such a spike.
-    RefuseSpike(&'static str, f64),
+    RefuseSpike(&'static str, Excess),
     /// The update is refused: loss or gradient is not finite.
     RefuseNonFinite,
+}
+
+/// How far a value lies above those before it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Excess {
+    /// So many standard deviations above their mean.
+    Deviations(f64),
+    /// So many times the largest of them, or the loss of guessing.
+    Times(f64),
+}
+
+impl fmt::Display for Excess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Deviations(z) => write!(f, "{z:.1} deviations above its mean"),
+            Self::Times(times) => write!(f, "{times:.1} times the largest so far"),
+        }
+    }
 }
 
 impl Verdict {
@@ -57,9 +80,9 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Judges attempt number `step` and remembers it.
-    pub fn judge(&mut self, config: &GuardConfig, step: u64, loss: f64, grad_norm: f64) -> Verdict {
-        let verdict = self.verdict(config, loss, grad_norm);
+    /// Judges attempt number `step` and remembers it. `uniform` is the loss of a model that knows nothing, `ln(vocab_size)`.
+    pub fn judge(&mut self, config: &GuardConfig, step: u64, loss: f64, grad_norm: f64, uniform: f64) -> Verdict {
+        let verdict = self.verdict(config, loss, grad_norm, uniform);
         while self.skipped.front().is_some_and(|&old| old + SPAN <= step) {
             self.skipped.pop_front();
         }
@@ -78,16 +101,27 @@ impl Guard {
         verdict
     }
 
-    fn verdict(&self, config: &GuardConfig, loss: f64, grad_norm: f64) -> Verdict {
+    fn verdict(&self, config: &GuardConfig, loss: f64, grad_norm: f64, uniform: f64) -> Verdict {
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Verdict::RefuseNonFinite;
         }
-        let spikes = [("loss", z_score(&self.losses, loss)), ("gradient norm", z_score(&self.grad_norms, grad_norm))];
-        match spikes.into_iter().find(|(_, z)| *z > config.spike_sigma) {
-            Some((what, z)) if config.spike == "skip" => Verdict::RefuseSpike(what, z),
-            Some((what, z)) if config.spike == "warn" => Verdict::Spike(what, z),
+        let sigma = config.spike_sigma;
+        let spike = self.explosion(loss, uniform).map(|excess| ("loss", excess));
+        let spike = spike.or_else(|| Some(("loss", deviations(&self.losses, loss, sigma)?)));
+        match spike.or_else(|| Some(("gradient norm", deviations(&self.grad_norms, grad_norm, sigma)?))) {
+            Some((what, excess)) if config.spike == "skip" => Verdict::RefuseSpike(what, excess),
+            Some((what, excess)) if config.spike == "warn" => Verdict::Spike(what, excess),
             _ => Verdict::Accept,
         }
+    }
+
+    /// Deviations say nothing of the first steps, in which a learning rate that is far too high shows.
+    fn explosion(&self, loss: f64, uniform: f64) -> Option<Excess> {
+        if self.losses.is_empty() || self.losses.len() >= ENOUGH {
+            return None;
+        }
+        let times = loss / self.losses.iter().fold(uniform, |largest, &loss| largest.max(loss));
+        (times > EXPLODING).then_some(Excess::Times(times))
     }
 
     /// Whether refusing has not helped: the weights themselves, or a stretch of data, must be left.
@@ -113,15 +147,16 @@ impl Guard {
     }
 }
 
-/// How many standard deviations `value` lies above the mean of `window`; 0 while the window says little.
-fn z_score(window: &VecDeque<f64>, value: f64) -> f64 {
+/// By how many standard deviations `value` lies above the mean of `window`, if by more than `sigma`; none while the window says little.
+fn deviations(window: &VecDeque<f64>, value: f64, sigma: f64) -> Option<Excess> {
     if window.len() < ENOUGH {
-        return 0.0;
+        return None;
     }
     let n = window.len() as f64;
     let mean = window.iter().sum::<f64>() / n;
     let variance = window.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / n;
-    if variance > 0.0 { (value - mean) / variance.sqrt() } else { 0.0 }
+    let z = if variance > 0.0 { (value - mean) / variance.sqrt() } else { 0.0 };
+    (z > sigma).then_some(Excess::Deviations(z))
 }
 
 #[cfg(test)]
@@ -132,12 +167,15 @@ mod tests {
         GuardConfig { spike: spike.into(), spike_sigma: 6.0, rollbacks: 2, hang_seconds: 120 }
     }
 
+    /// The loss of guessing one of twenty tokens.
+    const UNIFORM: f64 = 3.0;
+
     /// `n` ordinary steps.
     fn seasoned(n: u64) -> Guard {
         let mut guard = Guard::default();
         for step in 1..=n {
             let wobble = (step % 7) as f64 * 0.01;
-            assert_eq!(guard.judge(&config("skip"), step, 3.0 + wobble, 1.0 - wobble), Verdict::Accept);
+            assert_eq!(guard.judge(&config("skip"), step, 3.0 + wobble, 1.0 - wobble, UNIFORM), Verdict::Accept);
         }
         guard
     }
@@ -148,26 +186,49 @@ mod tests {
         let before = guard.clone();
         for (loss, norm) in [(f64::NAN, 1.0), (3.0, f64::NAN), (f64::INFINITY, 1.0), (3.0, f64::INFINITY)] {
             let mut guard = guard.clone();
-            assert_eq!(guard.judge(&config("off"), 101, loss, norm), Verdict::RefuseNonFinite);
+            assert_eq!(guard.judge(&config("off"), 101, loss, norm, UNIFORM), Verdict::RefuseNonFinite);
             assert_eq!((&guard.losses, &guard.grad_norms), (&before.losses, &before.grad_norms));
             assert_eq!((guard.skipped_in_a_row, guard.last_well(101)), (1, 100));
         }
         // A spike after it is still seen.
-        guard.judge(&config("warn"), 101, f64::NAN, f64::NAN);
-        assert!(matches!(guard.judge(&config("warn"), 102, 30.0, 1.0), Verdict::Spike("loss", z) if z > 6.0));
+        guard.judge(&config("warn"), 101, f64::NAN, f64::NAN, UNIFORM);
+        assert!(
+            matches!(guard.judge(&config("warn"), 102, 30.0, 1.0, UNIFORM), Verdict::Spike("loss", Excess::Deviations(z)) if z > 6.0)
+        );
     }
 
     #[test]
     fn a_spike_needs_sixty_four_values_before_it() {
         for (n, seen) in [(63, false), (64, true), (500, true)] {
             for (policy, refused) in [("off", false), ("warn", false), ("skip", true)] {
-                let verdict = seasoned(n).judge(&config(policy), n + 1, 3.0, 9.0);
+                let verdict = seasoned(n).judge(&config(policy), n + 1, 3.0, 9.0, UNIFORM);
                 assert_eq!(verdict.refuses(), seen && refused, "{n} {policy}");
                 assert_eq!(verdict != Verdict::Accept, seen && policy != "off", "{n} {policy}");
             }
         }
-        assert_eq!(seasoned(200).judge(&config("skip"), 201, 0.1, 0.1), Verdict::Accept, "low is well");
+        assert_eq!(seasoned(200).judge(&config("skip"), 201, 0.1, 0.1, UNIFORM), Verdict::Accept, "low is well");
         assert_eq!(seasoned(500).losses.len(), WINDOW);
+    }
+
+    /// A learning rate that is far too high shows in the second step, not when there are enough values to know their deviation.
+    #[test]
+    fn an_explosion_is_seen_in_the_first_steps() {
+        for (policy, refused) in [("off", false), ("warn", false), ("skip", true)] {
+            let mut guard = Guard::default();
+            let verdicts =
+                [10.9, 32_906.0, 477_162.0, 480_000.0].map(|loss| guard.judge(&config(policy), 1, loss, 1.0, 10.8));
+            assert_eq!(verdicts.map(Verdict::refuses), [false, refused, refused, refused], "{policy}");
+            if policy == "warn" {
+                let told = verdicts.map(|verdict| verdict != Verdict::Accept);
+                assert_eq!(told, [false, true, true, false], "{verdicts:?}");
+                assert!(matches!(verdicts[1], Verdict::Spike("loss", Excess::Times(times)) if times > 3000.0));
+            }
+        }
+        // A fine-tuned model's losses vary from batch to batch: below that of guessing that is no explosion.
+        let mut guard = Guard::default();
+        for loss in [0.2, 0.9, 0.1, 4.0, 12.0] {
+            assert_eq!(guard.judge(&config("warn"), 1, loss, 1.0, 10.8), Verdict::Accept, "{loss}");
+        }
     }
 
     #[test]
@@ -175,7 +236,7 @@ mod tests {
         let mut guard = seasoned(100);
         for step in 101..=103 {
             assert!(!guard.hopeless());
-            guard.judge(&config("off"), step, f64::NAN, 1.0);
+            guard.judge(&config("off"), step, f64::NAN, 1.0, UNIFORM);
         }
         assert!(guard.hopeless());
         assert_eq!(guard.last_well(103), 100);
@@ -184,8 +245,8 @@ mod tests {
             for i in 0..10u64 {
                 assert!(!guard.hopeless());
                 let step = 20 + i * gap;
-                guard.judge(&config("off"), step, f64::NAN, 1.0);
-                guard.judge(&config("off"), step + 1, 3.0, 1.0);
+                guard.judge(&config("off"), step, f64::NAN, 1.0, UNIFORM);
+                guard.judge(&config("off"), step + 1, 3.0, 1.0, UNIFORM);
             }
             assert_eq!(guard.hopeless(), hopeless, "every {gap} steps");
             assert!(!guard.suspicious());
@@ -195,7 +256,7 @@ mod tests {
     #[test]
     fn its_memory_survives_being_saved() {
         let mut guard = seasoned(90);
-        guard.judge(&config("off"), 91, f64::NAN, 1.0);
+        guard.judge(&config("off"), 91, f64::NAN, 1.0, UNIFORM);
         let text = serde_json::to_string(&guard).unwrap();
         assert_eq!(serde_json::from_str::<Guard>(&text).unwrap(), guard);
         assert_eq!(serde_json::from_str::<Guard>("{}").unwrap(), Guard::default());

@@ -3,11 +3,12 @@
 //! | file | holds |
 //! |---|---|
 //! | `begin.rs`, `resume.rs` | `pretrain` and `resume`: they differ only in how the state is made |
+//! | `continuation.rs` | the configuration with which a run goes on |
 //! | `tune.rs` | `sft`: the same with conversations and a model to begin with |
 //! | `run.rs` | the loop; `run/`: what happens between steps |
 //! | `step.rs` | one optimizer step |
 //! | `state.rs` | everything a checkpoint must hold |
-//! | `optimizer.rs`, `schedule.rs` | AdamW's rules, the learning rate |
+//! | `optimizer.rs`, `schedule.rs` | AdamW's rules, the learning rate and what is said of it |
 //! | `guard.rs` | the judge of every step |
 //! | `saver.rs`, `snapshot.rs` | checkpoints written beside training |
 //! | `requests.rs` | signals and the `STOP` file |
@@ -24,6 +25,7 @@
 //! | `tests.rs` | a whole run against power losses and failing disks |
 
 pub mod begin;
+pub mod continuation;
 pub mod footprint;
 pub mod fork;
 pub mod guard;

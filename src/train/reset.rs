@@ -3,7 +3,6 @@
 //! The system that this program follows lost some of its state at every resume and showed a spike of the loss for it. Giving up the
 //! same piece here shows what that piece does, on any run.
 
-use super::schedule::Schedule;
 use super::state::{DataOffset, State};
 use crate::config::Config;
 use crate::ops::adamw::zero;
@@ -38,11 +37,25 @@ impl Piece {
     }
 }
 
-/// Gives up `pieces` of `state`; `config` follows where it says what they are.
+/// Gives up those of `pieces` that the configuration holds, at `step`. Before any state is made of it: an optimizer or a model that
+/// has copied a seed or a schedule would go on with the old one, and a resume of its checkpoint with the new one.
+pub fn reset_config(config: &mut Config, pieces: &BTreeSet<Piece>, step: u64) {
+    if pieces.contains(&Piece::Rng) {
+        let key = [config.train.seed.to_le_bytes(), step.to_le_bytes()].concat();
+        let hash = blake3::derive_key("llama-lite reset rng v1", &key);
+        // TOML's integers have a sign.
+        config.train.seed = u64::from_le_bytes(hash[..8].try_into().unwrap_or_default()) >> 1;
+    }
+    if pieces.contains(&Piece::Schedule) {
+        config.schedule.start_step = Some(step);
+    }
+}
+
+/// Gives up the others of `pieces`, those of `state`, and marks it with all of them.
 ///
 /// # Errors
-/// Those of the schedule.
-pub fn reset(state: &mut State, config: &mut Config, pieces: &BTreeSet<Piece>) -> Result<()> {
+/// Those of the device.
+pub fn reset_state(state: &mut State, pieces: &BTreeSet<Piece>) -> Result<()> {
     let step = state.counters.step;
     for piece in pieces {
         match piece {
@@ -54,21 +67,11 @@ pub fn reset(state: &mut State, config: &mut Config, pieces: &BTreeSet<Piece>) -
                 state.optimizer.updates = 0;
                 state.counters.updates = 0;
             }
-            // Training itself draws nothing after initialisation, and in-loop samples have a seed of their own: this changes what
-            // later versions draw, and is here so that a reset of everything is one of everything.
-            Piece::Rng => {
-                let key = [config.train.seed.to_le_bytes(), step.to_le_bytes()].concat();
-                let hash = blake3::derive_key("llama-lite reset rng v1", &key);
-                config.train.seed = u64::from_le_bytes(hash[..8].try_into().unwrap_or_default());
-            }
             Piece::Data => {
                 let from = std::mem::take(&mut state.counters.next_sequence);
                 state.data_offsets.push(DataOffset { step, from, to: 0 });
             }
-            Piece::Schedule => {
-                let anew = Schedule::new(&config.schedule, config.optimizer.lr, state.schedule.horizon())?;
-                state.schedule = anew.from_step(step);
-            }
+            Piece::Rng | Piece::Schedule => {} // in the configuration, which `state` was made of
         }
     }
     if pieces.is_empty() {
@@ -76,4 +79,26 @@ pub fn reset(state: &mut State, config: &mut Config, pieces: &BTreeSet<Piece>) -
     }
     state.reset = pieces.iter().map(|piece| piece.name().to_owned()).collect();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_seed_can_be_written_and_read() {
+        let text = "[model]\nhidden_size = 8\nintermediate_size = 8\nnum_hidden_layers = 1\nnum_attention_heads = 2\n\
+            vocab_size = 300\n[data]\nsource = \"stories\"\ntokenizer = \"train\"\n[train]\nsequence_length = 8\n\
+            micro_batch_size = 1\nsteps = 9\n";
+        for seed in 0..20 {
+            let mut config = Config::from_toml_str(&format!("{text}seed = {seed}\n"), "a.toml").unwrap();
+            reset_config(&mut config, &BTreeSet::from([Piece::Rng]), 5);
+            assert!(config.train.seed > 1 << 32, "{}", config.train.seed);
+            config.to_checked_toml().unwrap();
+        }
+        let mut config = Config::from_toml_str(text, "a.toml").unwrap();
+        config.train.seed = u64::MAX;
+        let failure = config.to_checked_toml().unwrap_err().to_string();
+        assert!(failure.contains("train.seed"), "{failure}");
+    }
 }

@@ -1,15 +1,17 @@
 //! How a run goes on: from its newest good checkpoint, from one that was named, or, if it never saved, from its beginning.
 
 use super::begin::{Begin, benchmarks, check_disk, check_machine, fresh_parts, say};
+use super::continuation::{Changes, Continuation, alters_numbers};
 use super::moved::Moved;
 use super::numerics::rounding_of_loss;
 use super::poison;
 use super::requests::{RESUME_ME, Requests};
-use super::reset::{Piece, reset};
+use super::reset::reset_state;
 use super::run::{Parts, Place, report_altered_logs};
+use super::schedule::standstill;
 use super::state::{Saved, State};
 use crate::checkpoint::{self, Opened};
-use crate::config::{Change, Config};
+use crate::config::Config;
 use crate::data::corpus::Corpus;
 use crate::data::loader::{Loader, Plan};
 use crate::data::tokenizer::Tokenizer;
@@ -20,29 +22,10 @@ use crate::runtime::files::{lock, read_bounded, write_atomic};
 use crate::runtime::shell::quoted;
 use anyhow::{Context, Result};
 use serde_json::json;
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// A configuration file is text written by people.
 const MAX_CONFIG: u64 = 1 << 20;
-
-/// What a resume changes on purpose.
-#[derive(Clone, Debug, Default)]
-pub struct Changes {
-    /// Settings, as on the command line.
-    pub sets: Vec<String>,
-    /// Pieces of state given up.
-    pub pieces: BTreeSet<Piece>,
-    /// Sequences of data passed over.
-    pub skip: u64,
-}
-
-impl Changes {
-    /// Whether the state is no longer that of the checkpoint.
-    fn alter_state(&self) -> bool {
-        !self.pieces.is_empty() || self.skip > 0
-    }
-}
 
 /// Continues the run of `ckpt` (a run directory or one of its checkpoints), with `wanted` changes.
 ///
@@ -72,9 +55,18 @@ pub fn resume(ckpt: &Path, wanted: &Changes, console: Console) -> Result<()> {
 
 fn go_on(begin: Begin, source: &Opened, wanted: &Changes) -> Result<()> {
     let saved = Saved::of(source)?;
-    let mut config = config_of(&saved)?;
-    let changes = config.apply(&wanted.sets)?;
-    refuse_changes(&config, &changes, saved.counters.step)?;
+    let Continuation { config, changes } = Continuation::new(&saved, wanted)?;
+    if let Some(standstill) = standstill(&config, saved.counters.step)? {
+        let hint = format!("add --set {}: {}", standstill.setting, standstill.effect);
+        return Err(fail(Exit::Config, standstill.message).hint(hint).into());
+    }
+    if let Some(moved) = changes.iter().find(|change| change.key == "schedule.total_steps") {
+        say(
+            begin.console,
+            &format!("schedule.total_steps: the tail ends after {} steps, not {}", moved.new, moved.old),
+        );
+    }
+    let text = config.to_checked_toml()?;
     check_machine(&config)?;
     check_disk(&config, &begin.run_dir)?;
     let (corpus, fingerprint) = open_corpus(&config, source, begin.console)?;
@@ -83,19 +75,18 @@ fn go_on(begin: Begin, source: &Opened, wanted: &Changes) -> Result<()> {
             .hint("restore them, or go on with the new ones: --set data.accept_change=true")
             .into());
     }
-    let schedule_changed = changes.iter().any(|c| c.key.starts_with("schedule.") || c.key == "optimizer.lr");
-    let mut state = poison::counted(&source.dir, || State::resumed(&config, source, &saved, schedule_changed))?;
+    let mut state = poison::counted(&source.dir, || State::resumed(&config, source, &saved))?;
     if changes.iter().any(alters_numbers) {
         state.guard.forgive(); // whoever changes something wants it tried
     }
-    reset(&mut state, &mut config, &wanted.pieces)?;
+    reset_state(&mut state, &wanted.pieces)?;
     let skipped = (wanted.skip > 0).then(|| state.skip(wanted.skip));
     let loader = make_loader(&config, &corpus)?;
     let benchmarks = benchmarks(&config, &corpus.tokenizer)?;
     let attempt = saved.attempt.max(last_start(&begin.run_dir)?.attempt).saturating_add(1);
     let step = state.counters.step;
     checkpoint::supersede(&begin.run_dir, step, attempt)?;
-    write_atomic(&begin.run_dir.join("config.toml"), config.to_toml().as_bytes())?;
+    write_atomic(&begin.run_dir.join("config.toml"), text.as_bytes())?;
     let mut events = Events::open(&begin.run_dir)?;
     let build = super::identity(&config.train);
     let listed: Vec<_> = changes.iter().map(|c| json!({"key": c.key, "old": c.old, "new": c.new})).collect();
@@ -130,25 +121,22 @@ fn go_on(begin: Begin, source: &Opened, wanted: &Changes) -> Result<()> {
     begin.run(Parts { config, corpus, loader, state, fingerprint, benchmarks }, place, events, Some(step))
 }
 
-/// Whether steps taken again after `change` come out otherwise.
-fn alters_numbers(change: &Change) -> bool {
-    let section = change.key.split('.').next().unwrap_or_default();
-    change.key != "train.steps" && !["checkpoint", "eval", "sample", "log"].contains(&section)
-}
-
 /// A run that was stopped before its first checkpoint: from its beginning again, with the weights it began with.
 fn restart(begin: Begin, sets: &[String]) -> Result<()> {
     let run_dir = begin.run_dir.clone();
     say(begin.console, &format!("{}: no checkpoint was saved; starting again at step 0", run_dir.display()));
     let path = run_dir.join("config.toml");
     let text = String::from_utf8_lossy(&read_bounded(&path, MAX_CONFIG, true)?).into_owned();
-    let mut config = Config::from_toml_str(&text, &path.display().to_string())?;
-    let changes = config.apply(sets)?;
+    let stored = Config::from_toml_str(&text, &path.display().to_string())?;
+    let Continuation { mut config, changes } = Continuation::at_step_zero(stored, sets)?;
+    if let Some(step) = config.schedule.start_step.take() {
+        say(begin.console, &format!("the schedule that started anew after step {step} starts at step 0, too"));
+    }
     check_machine(&config)?;
     check_disk(&config, &run_dir)?;
     let last = last_start(&run_dir)?;
     let (parts, source) = fresh_parts(config, last.init_from.as_deref(), begin.console)?;
-    write_atomic(&path, parts.config.to_toml().as_bytes())?;
+    write_atomic(&path, parts.config.to_checked_toml()?.as_bytes())?;
     let (attempt, mut events) = (last.attempt.saturating_add(1), Events::open(&run_dir)?);
     let from = source.map(|s| s.dir);
     events.append(
@@ -157,11 +145,6 @@ fn restart(begin: Begin, sets: &[String]) -> Result<()> {
     )?;
     let repeats = !changes.iter().any(alters_numbers);
     begin.run(parts, Place { dir: run_dir, attempt, saved: false, repeats, moved: None }, events, None)
-}
-
-/// The configuration that a checkpoint was made with.
-pub(super) fn config_of(saved: &Saved) -> Result<Config> {
-    Config::from_toml_str(&saved.config, "the checkpoint's config")
 }
 
 /// The run's data with the tokenizer of its checkpoint, and their fingerprint.
@@ -256,42 +239,4 @@ fn last_start(run_dir: &Path) -> Result<Begun> {
         }
     }
     Ok(begun)
-}
-
-/// A resume cannot change what the checkpoint's tensors and counters mean, nor what has had its effect already.
-fn refuse_changes(config: &Config, changes: &[Change], step: u64) -> Result<()> {
-    const FIXED: [&str; 3] = ["train.sequence_length", "train.seed", "data.tokenizer"];
-    const FREE: [&str; 6] = [
-        "lora.dropout",
-        "sft.neftune_alpha",
-        "sft.max_truncated",
-        "sft.judged_prompts",
-        "sft.judged_tokens",
-        "sft.base_val",
-    ];
-    const ORDER: [&str; 3] = ["data.seed", "data.shuffle", "data.weights"];
-    let tuned = |key: &str| (key.starts_with("sft.") || key.starts_with("lora.")) && !FREE.contains(&key);
-    let fixed = |c: &&Change| c.key.starts_with("model.") || FIXED.contains(&c.key) || tuned(c.key);
-    if let Some(c) = changes.iter().find(fixed) {
-        return Err(fail(Exit::Config, format!("{} cannot change on resume ({} -> {})", c.key, c.old, c.new))
-            .hint("start a new run, with --init-from if it should begin with these weights")
-            .into());
-    }
-    if let Some(c) = changes.iter().find(|c| ORDER.contains(&c.key)).filter(|_| !config.data.accept_change) {
-        return Err(fail(
-            Exit::Config,
-            format!("{} would repeat and drop data in mid-run ({} -> {})", c.key, c.old, c.new),
-        )
-        .hint("if that is meant: --set data.accept_change=true")
-        .into());
-    }
-    if config.train.steps < step {
-        return Err(fail(
-            Exit::Config,
-            format!("train.steps is {}, but the run is at step {step} already", config.train.steps),
-        )
-        .hint("resume an earlier checkpoint, or set train.steps higher")
-        .into());
-    }
-    Ok(())
 }

@@ -162,7 +162,7 @@ impl Run {
     /// [`Exit::Diverged`](crate::runtime::error::Exit::Diverged) when neither refusing updates nor rolling back helps; those of
     /// data and files.
     pub fn train(mut self) -> Result<()> {
-        self.introduce();
+        self.introduce()?;
         self.requests.training_begins();
         self.catch_up()?;
         if self.state.counters.step > 0 && self.saved_step.is_none() {

@@ -1,14 +1,18 @@
-//! The learning rate of every update, as a pure function of the update's index.
+//! The learning rate of every update, as a pure function of the configuration and the update's index.
 //!
-//! A schedule is stretched over a *horizon*: the number of steps the run was planned for when it began. The horizon
-//! is saved with the run and handed back to [`Schedule::new`] on resume, so extending `train.steps` neither moves nor
-//! re-stretches a rate that is already under way (re-stretching makes the rate jump up mid-run, and the loss with it).
+//! `[schedule]` of a resolved configuration says all of it: where it starts, how long it is, where it ends. Whoever wants a rate, be
+//! it the loop, `plan` or a resume, asks [`Schedule::new`], so that what is shown is what runs. Lengths are fixed when a run starts:
+//! extending `train.steps` does not stretch a rate that is already under way (it would jump up in mid-run, and the loss with it).
 //! Nothing else is remembered: a rate is never accumulated, so any step's rate can be recomputed at any time.
+
+mod remarks;
 
 use crate::config::ScheduleConfig;
 use crate::runtime::error::{Exit, Failure, fail};
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
+
+pub use remarks::{Remark, Standstill, check_new_run, remark, standstill};
 
 /// The shape of the decay that follows the linear warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,43 +47,35 @@ fn is_zero(n: &u64) -> bool {
 }
 
 impl Schedule {
-    /// Resolves `config` for the peak rate `lr` over `horizon` steps: `train.steps` for a new run, the saved
-    /// [`Schedule::horizon`] for a resumed one.
+    /// The schedule of a resolved `config` with the peak rate `lr`.
     ///
     /// # Errors
     /// [`Exit::Config`] if the kind is unknown, if a rate is negative or not finite or `min_lr` exceeds `lr`, or if
     /// the decay would begin before the warm-up ends.
-    pub fn new(config: &ScheduleConfig, lr: f64, horizon: u64) -> Result<Self, Failure> {
+    pub fn new(config: &ScheduleConfig, lr: f64) -> Result<Self, Failure> {
         let kind = match config.kind.as_str() {
             "cosine" => Kind::Cosine,
             "linear" => Kind::Linear,
             "wsd" => Kind::Wsd,
             "constant" => Kind::Constant,
             other => {
-                return Err(fail(Exit::Config, format!("schedule.kind is \"{other}\", which is no schedule"))
+                return Err(fail(Exit::Config, format!("schedule.kind: unknown schedule \"{other}\""))
                     .hint("use \"cosine\", \"wsd\", \"linear\" or \"constant\""));
             }
         };
-        let decay_steps = config.decay_steps.unwrap_or(match kind {
-            Kind::Wsd => (horizon / 5).max(1),
-            Kind::Cosine | Kind::Linear | Kind::Constant => horizon,
-        });
+        // A resolved configuration has its lengths; without them `check` refuses it.
+        let decay_steps = config.decay_steps.unwrap_or(0);
         let schedule = Self {
             kind,
             lr,
             min_lr: config.min_lr,
             warmup_steps: config.warmup_steps,
             decay_steps,
-            horizon,
-            origin: 0,
+            horizon: config.total_steps.unwrap_or(decay_steps),
+            origin: config.start_step.unwrap_or(0),
         };
         schedule.check()?;
         Ok(schedule)
-    }
-
-    /// The same schedule beginning anew after `step` steps.
-    pub fn from_step(self, step: u64) -> Self {
-        Self { origin: step, ..self }
     }
 
     fn check(&self) -> Result<(), Failure> {
@@ -139,9 +135,31 @@ impl Schedule {
         self.min_lr + coefficient * (self.lr - self.min_lr)
     }
 
-    /// The planned length of the run in steps, fixed at its start: what a checkpoint must remember.
-    pub fn horizon(&self) -> u64 {
-        self.horizon
+    /// The number of the first step whose rate is `min_lr` and stays so; none if the rate never falls.
+    pub fn floor_step(&self) -> Option<u64> {
+        let falls = self.kind != Kind::Constant && self.min_lr < self.lr;
+        falls.then(|| self.origin.saturating_add(self.decay().1).saturating_add(1))
+    }
+
+    /// The number of the step whose rate is the first to be `lr`, the peak.
+    pub fn peak_step(&self) -> u64 {
+        self.origin.saturating_add(self.warmup_steps.max(1))
+    }
+
+    /// Steps of the run before the tail, for a schedule that has one.
+    pub fn tail_start(&self) -> Option<u64> {
+        (self.kind == Kind::Wsd).then(|| self.origin.saturating_add(self.decay().0))
+    }
+
+    /// `min_lr`.
+    pub fn min_lr(&self) -> f64 {
+        self.min_lr
+    }
+
+    /// Of a checkpoint: what its configuration calls `total_steps` and `start_step`, which older versions kept only here.
+    pub fn complete(&self, config: &mut ScheduleConfig) {
+        config.total_steps = (self.kind == Kind::Wsd).then_some(self.horizon);
+        config.start_step = (self.origin > 0).then_some(self.origin);
     }
 }
 
@@ -151,12 +169,13 @@ mod tests {
     use proptest::prelude::*;
     use proptest::test_runner::RngSeed;
 
-    fn config(kind: &str, warmup_steps: u64, decay_steps: Option<u64>, min_lr: f64) -> ScheduleConfig {
-        ScheduleConfig { kind: kind.into(), warmup_steps, decay_steps, min_lr }
+    fn config(kind: &str, warmup_steps: u64, decay_steps: u64, min_lr: f64) -> ScheduleConfig {
+        let (decay_steps, total_steps, start_step) = (Some(decay_steps), None, None);
+        ScheduleConfig { kind: kind.into(), warmup_steps, decay_steps, total_steps, start_step, min_lr }
     }
 
-    fn recipe(horizon: u64) -> Schedule {
-        Schedule::new(&config("cosine", 715, Some(19_073), 6e-5), 6e-4, horizon).unwrap()
+    fn wsd(warmup_steps: u64, decay_steps: u64, total_steps: u64, min_lr: f64) -> ScheduleConfig {
+        ScheduleConfig { total_steps: Some(total_steps), ..config("wsd", warmup_steps, decay_steps, min_lr) }
     }
 
     #[track_caller]
@@ -167,7 +186,7 @@ mod tests {
     /// Values of the recipe's formula, computed in Python.
     #[test]
     fn the_recipe_gives_its_known_rates() {
-        let schedule = recipe(19_073);
+        let schedule = Schedule::new(&config("cosine", 715, 19_073, 6e-5), 6e-4).unwrap();
         let golden = [
             (0, 8.39160839160839e-07),
             (1, 1.678321678321678e-06),
@@ -194,60 +213,73 @@ mod tests {
 
     #[test]
     fn linear_wsd_and_constant_have_their_shapes() {
-        let linear = Schedule::new(&config("linear", 10, None, 1e-4), 1e-3, 100).unwrap();
+        let linear = Schedule::new(&config("linear", 10, 100, 1e-4), 1e-3).unwrap();
         for (it, want) in [(0, 1e-4), (9, 1e-3), (10, 1e-3), (55, 5.5e-4), (99, 1.1e-4), (100, 1e-4), (101, 1e-4)] {
             assert_close(linear.lr(it), want);
         }
-        let wsd = Schedule::new(&config("wsd", 10, Some(40), 0.0), 1e-3, 100).unwrap();
+        let wsd = Schedule::new(&wsd(10, 40, 100, 0.0), 1e-3).unwrap();
         for (it, want) in [(0, 1e-4), (9, 1e-3), (30, 1e-3), (60, 1e-3), (70, 7.5e-4), (99, 2.5e-5), (100, 0.0)] {
             assert_close(wsd.lr(it), want);
         }
-        let constant = Schedule::new(&config("constant", 4, None, 0.0), 1e-3, 2).unwrap();
+        let constant = Schedule::new(&config("constant", 4, 2, 0.0), 1e-3).unwrap();
         assert_eq!([0, 3, 4, 1_000].map(|it| constant.lr(it)), [2.5e-4, 1e-3, 1e-3, 1e-3]);
     }
 
+    /// What a checkpoint stores is the schedule to the bit, and completes a configuration that lacks a part of it.
     #[test]
-    fn decay_steps_default_to_the_horizon_or_its_last_fifth() {
-        let decay = |kind, horizon| Schedule::new(&config(kind, 0, None, 0.0), 1.0, horizon).unwrap().decay();
-        assert_eq!(decay("cosine", 50), (0, 50));
-        assert_eq!(decay("linear", 50), (0, 50));
-        assert_eq!(decay("wsd", 50), (40, 50));
-        assert_eq!(decay("wsd", 3), (2, 3), "at least one step decays");
+    fn a_stored_schedule_gives_the_same_rates() {
+        let anew = ScheduleConfig { start_step: Some(60), ..wsd(7, 20, 100, 1e-5) };
+        for config in [config("cosine", 7, 90, 1e-5), config("linear", 7, 90, 1e-5), wsd(7, 20, 100, 1e-5), anew] {
+            let first = Schedule::new(&config, 3e-4).unwrap();
+            let restored: Schedule = serde_json::from_str(&serde_json::to_string(&first).unwrap()).unwrap();
+            let mut older = ScheduleConfig { total_steps: None, start_step: None, ..config.clone() };
+            restored.complete(&mut older);
+            assert_eq!(older, config);
+            for it in 0..300 {
+                assert_eq!(first.lr(it).to_bits(), restored.lr(it).to_bits(), "{config:?} {it}");
+            }
+        }
     }
 
-    /// A resume rebuilds the schedule from the saved horizon, whatever `train.steps` has become.
     #[test]
-    fn a_longer_run_leaves_every_rate_as_it_was() {
-        for kind in ["cosine", "linear", "wsd", "constant"] {
-            let config = config(kind, 7, None, 1e-5);
-            let first = Schedule::new(&config, 3e-4, 100).unwrap();
-            let saved = serde_json::to_string(&first).unwrap();
-            let restored: Schedule = serde_json::from_str(&saved).unwrap();
-            let resumed = Schedule::new(&config, 3e-4, restored.horizon()).unwrap();
-            for it in 0..300 {
-                assert_eq!(first.lr(it).to_bits(), restored.lr(it).to_bits(), "{kind} {it}");
-                assert_eq!(first.lr(it).to_bits(), resumed.lr(it).to_bits(), "{kind} {it}");
+    fn the_steps_at_which_a_rate_turns_are_known() {
+        let anew = |config| ScheduleConfig { start_step: Some(60), ..config };
+        for (config, peak, floor, tail) in [
+            (config("cosine", 7, 90, 1e-5), 7, Some(91), None),
+            (config("linear", 0, 90, 0.0), 1, Some(91), None),
+            (anew(config("cosine", 7, 90, 1e-5)), 67, Some(151), None),
+            (wsd(7, 20, 100, 0.0), 7, Some(101), Some(80)),
+            (anew(wsd(7, 20, 100, 0.0)), 67, Some(161), Some(140)),
+            (config("constant", 7, 90, 0.0), 7, None, None),
+            (config("cosine", 7, 90, 3e-4), 7, None, None),
+        ] {
+            let schedule = Schedule::new(&config, 3e-4).unwrap();
+            assert_eq!((schedule.peak_step(), schedule.floor_step(), schedule.tail_start()), (peak, floor, tail));
+            assert_close(schedule.lr(peak - 1), 3e-4);
+            if let Some(floor) = floor {
+                assert!(
+                    schedule.lr(floor - 1) == config.min_lr && schedule.lr(floor - 2) > config.min_lr,
+                    "{config:?}"
+                );
             }
-            let stretched = Schedule::new(&config, 3e-4, 200).unwrap();
-            assert_eq!(kind == "constant", (0..200).all(|it| stretched.lr(it) == first.lr(it)), "{kind}");
         }
     }
 
     #[test]
     fn impossible_schedules_are_refused_with_a_hint() {
         let bad = [
-            (config("cosin", 0, None, 0.0), 1.0, 10, "cosin"),
-            (config("cosine", 10, None, 0.0), 1.0, 10, "warm-up of 10"),
-            (config("wsd", 5, Some(6), 0.0), 1.0, 10, "decay_steps = 6"),
-            (config("wsd", 0, Some(0), 0.0), 1.0, 10, "decay_steps = 0"),
-            (config("wsd", 0, Some(11), 0.0), 1.0, 10, "decay_steps = 11 within 10"),
-            (config("linear", 0, Some(0), 0.0), 1.0, 10, "decay_steps = 0"),
-            (config("cosine", 0, None, 2.0), 1.0, 10, "min_lr is 2.0"),
-            (config("cosine", 0, None, -1.0), 1.0, 10, "min_lr is -1.0"),
-            (config("constant", 0, None, 0.0), f64::NAN, 10, "lr is NaN"),
+            (config("cosin", 0, 10, 0.0), 1.0, "cosin"),
+            (config("cosine", 10, 10, 0.0), 1.0, "warm-up of 10"),
+            (wsd(5, 6, 10, 0.0), 1.0, "decay_steps = 6"),
+            (wsd(0, 0, 10, 0.0), 1.0, "decay_steps = 0"),
+            (wsd(0, 11, 10, 0.0), 1.0, "decay_steps = 11 within 10"),
+            (config("linear", 0, 0, 0.0), 1.0, "decay_steps = 0"),
+            (config("cosine", 0, 10, 2.0), 1.0, "min_lr is 2.0"),
+            (config("cosine", 0, 10, -1.0), 1.0, "min_lr is -1.0"),
+            (config("constant", 0, 10, 0.0), f64::NAN, "lr is NaN"),
         ];
-        for (config, lr, horizon, named) in bad {
-            let failure = Schedule::new(&config, lr, horizon).unwrap_err();
+        for (config, lr, named) in bad {
+            let failure = Schedule::new(&config, lr).unwrap_err();
             assert_eq!(failure.exit, Exit::Config);
             assert!(failure.message.contains(named), "{:?} does not name {named}", failure.message);
             assert!(failure.hint.is_some());
@@ -269,10 +301,13 @@ mod tests {
             lr in 1e-6f64..1.0,
             floor in 0.0f64..1.0,
         ) {
-            let (decay_steps, horizon) =
-                if kind == "wsd" { (decay, warmup + stable + decay) } else { (warmup + decay, warmup + stable + decay) };
+            let horizon = warmup + stable + decay;
             let min_lr = lr * floor;
-            let schedule = Schedule::new(&config(kind, warmup, Some(decay_steps), min_lr), lr, horizon).unwrap();
+            let config = match kind {
+                "wsd" => wsd(warmup, decay, horizon, min_lr),
+                _ => config(kind, warmup, warmup + decay, min_lr),
+            };
+            let schedule = Schedule::new(&config, lr).unwrap();
             let slack = 1.0 + 1e-12;
             for it in 0..horizon + 50 {
                 let (now, next) = (schedule.lr(it), schedule.lr(it + 1));

@@ -120,7 +120,7 @@ impl Frame {
             bos: tokenizer.bos_id(),
             eos: tokenizer.stop_ids().to_vec(),
             adapter,
-            trainer_state: serde_json::to_value(saved)?,
+            trainer_state: saved.to_checked_json()?,
         })
     }
 
@@ -144,7 +144,7 @@ impl Frame {
 
 /// Where the weights beside adapters are.
 fn base_dir(saved: &Saved) -> String {
-    let config = super::resume::config_of(saved);
+    let config = super::continuation::config_of(saved);
     config.ok().and_then(|config| config.sft.base).unwrap_or_default()
 }
 

@@ -117,6 +117,27 @@ impl Saved {
         let wrong = |e| fail(Exit::Data, format!("{}: {e}", at())).hint("use another checkpoint");
         Ok(serde_json::from_value(value).map_err(wrong)?)
     }
+
+    /// As `trainer_state.json` holds it, read back: a checkpoint that no resume could read must not take the place of one that can be
+    /// read.
+    ///
+    /// # Errors
+    /// [`Exit::Internal`] if it reads as something else.
+    pub fn to_checked_json(&self) -> Result<serde_json::Value> {
+        let value = serde_json::to_value(self)?;
+        let back = serde_json::from_str::<Self>(&value.to_string()).and_then(serde_json::to_value);
+        let why = match back {
+            Ok(back) if back == value => return Ok(value),
+            Ok(_) => "it reads as another state".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        Err(fail(
+            Exit::Internal,
+            format!("step {}: trainer_state.json could not be read again: {why}", self.counters.step),
+        )
+        .hint("nothing was saved; resume the last checkpoint")
+        .into())
+    }
 }
 
 /// Model, gradients, optimizer and counters of a run.
@@ -154,17 +175,16 @@ impl State {
             Some(source) => read_flat(&layout, "", |sink| source.read_weights(sink))?,
         };
         let model = model(config, flat)?;
-        let schedule = Schedule::new(&config.schedule, config.optimizer.lr, config.train.steps)?;
         let chain = Chain::default();
         let counters = Counters { step: 0, tokens: 0, next_sequence: 0, chain: chain.to_string(), updates: 0 };
         let digest = model.adapters.is_some().then(|| base_digest(&model.flat, &model.layout)).transpose()?;
-        let mut state = Self::assemble(config, model, schedule, counters)?;
+        let mut state = Self::assemble(config, model, counters)?;
         state.base = digest;
         Ok(state)
     }
 
-    /// The run of a verified checkpoint, bit for bit. The schedule is the saved one unless `schedule_changed`.
-    pub fn resumed(config: &Config, source: &Opened, saved: &Saved, schedule_changed: bool) -> Result<Self> {
+    /// The run of a verified checkpoint, bit for bit. Seeds, rules and schedule are those of `config`, which must be final.
+    pub fn resumed(config: &Config, source: &Opened, saved: &Saved) -> Result<Self> {
         let layout = Layout::new(&config.model);
         let flat = match source.adapter() {
             None => layout.zeros(&Device::Cpu)?,
@@ -175,11 +195,8 @@ impl State {
             }
         };
         let model = model(config, flat)?;
-        let mut state = Self::assemble(config, model, saved.schedule.clone(), saved.counters.clone())?;
+        let mut state = Self::assemble(config, model, saved.counters.clone())?;
         state.restore(source, saved)?;
-        if schedule_changed {
-            state.schedule = Schedule::new(&config.schedule, config.optimizer.lr, config.train.steps)?;
-        }
         Ok(state)
     }
 
@@ -192,7 +209,8 @@ impl State {
         [from, to]
     }
 
-    /// Makes this state that of a verified checkpoint of the same model, bit for bit. After an error it is neither.
+    /// Makes this state that of a verified checkpoint of the same model, bit for bit; the schedule stays that of the configuration.
+    /// After an error it is neither.
     pub fn restore(&mut self, source: &Opened, saved: &Saved) -> Result<()> {
         assert!(failpoint("panicked-load", saved.counters.step).is_none(), "planted");
         let (layout, flat) = self.model.trained();
@@ -206,7 +224,6 @@ impl State {
         self.optimizer.updates = saved.counters.updates;
         self.counters = saved.counters.clone();
         self.chain = self.counters.chain.parse().context("trainer_state.json")?;
-        self.schedule = saved.schedule.clone();
         self.guard = saved.guard.clone();
         self.data_offsets = saved.data_offsets.clone();
         self.reset = saved.reset.clone();
@@ -214,7 +231,8 @@ impl State {
         Ok(())
     }
 
-    fn assemble(config: &Config, model: Llama, schedule: Schedule, counters: Counters) -> Result<Self> {
+    fn assemble(config: &Config, model: Llama, counters: Counters) -> Result<Self> {
+        let schedule = Schedule::new(&config.schedule, config.optimizer.lr)?;
         let (layout, flat) = model.trained();
         let optimizer = Optimizer::new(&config.optimizer, layout, flat, config.train.seed)?;
         let grad = layout.zeros(flat.device())?;

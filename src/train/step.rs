@@ -97,7 +97,8 @@ pub fn step(state: &mut State, config: &Config, batch: &Batch) -> Result<StepRep
     let lr = state.schedule.lr(state.counters.step);
     let begun = Instant::now();
     let grad_norm = global_norm(&state.grad)?;
-    let verdict = state.guard.judge(&config.guard, attempt, loss, grad_norm);
+    let uniform = (config.model.vocab_size as f64).ln();
+    let verdict = state.guard.judge(&config.guard, attempt, loss, grad_norm, uniform);
     if !verdict.refuses() {
         let (weights, copy) = (state.model.trained().1, state.model.copy());
         state.optimizer.update(weights, copy, &state.grad, grad_norm, lr)?;

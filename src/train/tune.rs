@@ -4,6 +4,7 @@ use super::begin::{
     Fresh, assemble, begin_fresh, check_disk, check_machine, check_same_model, make_paths_absolute, say,
 };
 use super::requests::{NOTHING_TO_RESUME, Requests};
+use super::schedule::check_new_run;
 use crate::checkpoint::Opened;
 use crate::config::{Config, Tuned};
 use crate::data::corpus::Corpus;
@@ -59,6 +60,7 @@ impl Tune {
         let tuned = |steps| Tuned { base: &base, model: &source.model, data: &data, steps };
         let load = |steps| -> Result<Config> {
             let mut config = Config::load_tuning(request.config, request.sets, &tuned(steps))?;
+            check_new_run(&config)?;
             make_paths_absolute(&mut config)?;
             Ok(config)
         };

@@ -3,10 +3,11 @@
 //! An uncertain case is never a pass: where the records are missing, or where the run did something between the steps that a replay
 //! does not repeat, the answer is that nothing was verified.
 
+use super::continuation::config_of;
 use super::identity;
 use super::moved::Moved;
 use super::oracle::{Mismatch, train_mismatch};
-use super::resume::{config_of, locate, make_loader, open_corpus};
+use super::resume::{locate, make_loader, open_corpus};
 use super::state::{Saved, State};
 use super::step::step;
 use crate::checkpoint::{self, Opened};
@@ -86,10 +87,15 @@ impl Records {
             tails.sort();
             files.extend(tails);
         }
+        // After a change the steps are those of another run than the one that killed attempts spoke of.
+        let events = read_events(run_dir)?;
+        let unaltered = events.iter().filter_map(alteration).map(|(step, _)| step).min().unwrap_or(u64::MAX);
         let mut steps: BTreeMap<u64, Vec<Train>> = BTreeMap::new();
-        for file in files {
-            for record in read(&file)? {
-                if let Record::Train(train) = record {
+        for (i, file) in files.iter().enumerate() {
+            for record in read(file)? {
+                if let Record::Train(train) = record
+                    && (i == 0 || train.step <= unaltered)
+                {
                     steps.entry(train.step).or_default().push(train);
                 }
             }
@@ -112,21 +118,21 @@ fn choose(run_dir: &Path, records: &Records, count: u64) -> Result<Option<PathBu
 
 /// What the run did after step `from` and before step `to` that a replay of the steps does not repeat.
 fn disturbance(run_dir: &Path, from: u64, to: u64) -> Result<Option<String>> {
-    let between = |step: &Value| step.as_u64().is_some_and(|step| (from..to).contains(&step));
-    for event in read_events(run_dir)? {
-        let what = match event["kind"].as_str().unwrap_or_default() {
-            "rollback" if between(&event["to_step"]) => "was rolled back to",
-            "resume" if between(&event["step"]) && has_items(&event["changes"]) => {
-                "was resumed with another configuration at"
-            }
-            "resume" if between(&event["step"]) && has_items(&event["reset"]) => "was resumed with a reset at",
-            "out_of_memory" if between(&event["step"]) => "ran out of memory and changed its micro-batch at",
-            _ => continue,
-        };
-        let step = if event["kind"] == "rollback" { &event["to_step"] } else { &event["step"] };
-        return Ok(Some(format!("the run {what} step {step}, which a replay does not repeat")));
-    }
-    Ok(None)
+    let events = read_events(run_dir)?;
+    let mut found = events.iter().filter_map(alteration).filter(|(step, _)| (from..to).contains(step));
+    Ok(found.next().map(|(step, what)| format!("the run {what} step {step}, which a replay does not repeat")))
+}
+
+/// After which step the run became another one by `event`, and what it was.
+fn alteration(event: &Value) -> Option<(u64, &'static str)> {
+    let (step, what) = match event["kind"].as_str().unwrap_or_default() {
+        "rollback" => (&event["to_step"], "was rolled back to"),
+        "resume" if has_items(&event["changes"]) => (&event["step"], "was resumed with another configuration at"),
+        "resume" if has_items(&event["reset"]) => (&event["step"], "was resumed with a reset at"),
+        "out_of_memory" => (&event["step"], "ran out of memory and changed its micro-batch at"),
+        _ => return None,
+    };
+    Some((step.as_u64()?, what))
 }
 
 fn has_items(list: &Value) -> bool {
@@ -146,7 +152,7 @@ fn replay(
         return Ok(Outcome::Unverified("the training or validation data are not those of the run".into()));
     }
     let loader = make_loader(&config, &corpus)?;
-    let mut state = State::resumed(&config, source, saved, false)?;
+    let mut state = State::resumed(&config, source, saved)?;
     let count = config.train.sequences_per_step();
     let mut compared = 0;
     for at in steps.clone() {

@@ -3,7 +3,8 @@
 //! Nothing need be recorded for this: the order of the data is a pure function of seed and sequence, and the sequences of a step follow from
 //! the tokens logged so far and the offsets that rollbacks have left. So it works for any step of any run whose data are still there.
 
-use super::resume::{config_of, make_loader, open_corpus};
+use super::continuation::config_of;
+use super::resume::{make_loader, open_corpus};
 use super::state::{Saved, load_model};
 use crate::checkpoint::{self, Opened};
 use crate::config::Config;

@@ -80,3 +80,14 @@ fn a_device_out_of_memory_gets_smaller_micro_batches_and_the_same_data() {
     let said = lab.pretrain("none", "memory-at-once=0", &whole, 71);
     assert!(said.contains("one sequence at a time") && said.contains("expected"), "{said}");
 }
+
+/// What a checkpoint stores must load again: half of five sequences do not make up a step of five.
+#[test]
+fn a_halved_micro_batch_still_divides_the_step() {
+    let lab = Lab::new();
+    let sets = ["train.micro_batch_size=5", "train.tokens_per_step=80"];
+    lab.pretrain("run", "memory-at-once@2=3", &sets, 0);
+    let events = lab.events("run", "out_of_memory");
+    assert_eq!(events[0]["micro_batch_size"]["new"], 1, "{events:?}");
+    lab.resume("run/checkpoints/step-00000004", "", &[], 0);
+}

@@ -83,7 +83,7 @@ impl Run {
         let _held = lock(&dir.join("run.lock"))?;
         self.logs.copy_to(dir)?;
         write_atomic(&dir.join("config.toml"), self.config.to_toml().as_bytes())?;
-        let (saved, keep, attempt) = (self.saved(), self.retention(), self.place.attempt);
+        let (saved, keep, attempt) = (self.saved()?, self.retention(), self.place.attempt);
         let written = with_contents(&self.state, &saved, &self.corpus.tokenizer, |contents| {
             write(dir, attempt, &[], keep, contents)
         })?;

@@ -6,21 +6,44 @@ use crate::data::rows::Rows;
 use crate::eval::benchmark::Prepared;
 use crate::metrics::count;
 use crate::train::footprint::{Footprint, trained_params};
+use crate::train::schedule::{remark, standstill};
+use anyhow::Result;
 
 /// Fewer validation tokens than this make a noisy number.
 const FEW_TARGETS: u64 = 2000;
 
 impl Run {
-    pub(super) fn introduce(&mut self) {
+    /// # Errors
+    /// Those of the schedule.
+    pub(super) fn introduce(&mut self) -> Result<()> {
         let parts = [self.size(), self.mixture(), self.files(), self.floor(), self.validation(), self.truncated()];
         let lines = parts.concat();
         let (at, steps) = (self.state.counters.step, self.config.train.steps);
         let verb = match at {
             0 => "starting".into(),
             _ if at < steps => format!("resuming at step {at}"),
-            _ => format!("nothing to do: it has its {at} steps; for more: --set train.steps=N"),
+            _ => format!("nothing to do: it has its {at} steps; for more: {}", self.longer()?),
         };
-        self.progress.print(&format!("{lines}\n{verb} · {}", self.place.dir.display()));
+        let remark = remark(&self.config, at)?;
+        let (warning, line) = match remark {
+            Some(remark) if remark.warning => (Some(remark.text), String::new()),
+            Some(remark) => (None, format!("\n{}", remark.text)),
+            None => (None, String::new()),
+        };
+        self.progress.print(&format!("{lines}{line}\n{verb} · {}", self.place.dir.display()));
+        warning.iter().for_each(|text| self.progress.warn(text));
+        Ok(())
+    }
+
+    /// The settings with which a finished run goes on and learns.
+    fn longer(&self) -> Result<String> {
+        let mut longer = self.config.clone();
+        let at = self.state.counters.step;
+        longer.train.steps = at.saturating_add(1);
+        let stands_still = standstill(&longer, at)?.is_some();
+        let key = if longer.schedule.total_steps.is_some() { "total_steps" } else { "decay_steps" };
+        let schedule = if stands_still { format!(" --set schedule.{key}=N") } else { String::new() };
+        Ok(format!("--set train.steps=N{schedule}"))
     }
 
     fn sequences(&self) -> u64 {

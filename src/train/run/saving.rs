@@ -43,7 +43,7 @@ impl Run {
         if !self.has_room_for_a_copy() {
             return self.save_now();
         }
-        let saved = self.saved();
+        let saved = self.saved()?;
         let snapshot = Snapshot::take(&self.state, &saved, &self.corpus.tokenizer, self.saver.memory())?;
         self.saver.begin(Job {
             snapshot,
@@ -77,7 +77,7 @@ impl Run {
 
     pub(super) fn write_live(&mut self) -> Result<PathBuf> {
         let logs = self.logs.syncers()?;
-        let (saved, keep) = (self.saved(), self.retention());
+        let (saved, keep) = (self.saved()?, self.retention());
         with_contents(&self.state, &saved, &self.corpus.tokenizer, |contents| {
             write(&self.place.dir, self.place.attempt, &logs, keep, contents)
         })
@@ -184,9 +184,9 @@ impl Run {
         self.config.checkpoint.background && room
     }
 
-    pub(super) fn saved(&self) -> Saved {
+    pub(super) fn saved(&self) -> Result<Saved> {
         let state = &self.state;
-        Saved {
+        Ok(Saved {
             version: VERSION,
             counters: state.counters.clone(),
             attempt: self.place.attempt,
@@ -196,11 +196,11 @@ impl Run {
             reset: state.reset.clone(),
             rng: Rng { train_seed: self.config.train.seed, data_seed: self.config.data.seed },
             data_fingerprint: self.fingerprint.clone(),
-            config: self.config.to_toml(),
+            config: self.config.to_checked_toml()?,
             build: crate::train::identity(&self.config.train),
             base: state.base.clone(),
             logs: self.logs.digests(),
-        }
+        })
     }
 
     pub(super) fn stop_early(&mut self) -> Result<()> {

@@ -10,7 +10,7 @@ use crate::model::params::Spec;
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::write_atomic;
 use crate::train::footprint::{Footprint, recompute};
-use crate::train::guard::Verdict;
+use crate::train::guard::{Excess, Verdict};
 use crate::train::oracle::Oracle;
 use crate::train::state::{DataOffset, Saved};
 use crate::train::step::StepReport;
@@ -30,12 +30,16 @@ impl Run {
         let numbers = format!("loss {}, gradient norm {}", report.loss, report.grad_norm);
         let why = match report.verdict {
             Verdict::Accept => return Ok(()),
-            Verdict::Spike(what, z) => {
-                self.progress.warn(&format!("step {step}: {numbers}: the {what} is {z:.1} deviations above its mean"));
-                let event = json!({"step": step, "quantity": what, "deviations": z, "loss": report.loss, "grad_norm": report.grad_norm});
+            Verdict::Spike(what, excess) => {
+                self.progress.warn(&format!("step {step}: {numbers}: the {what} is {excess}"));
+                let (measure, value) = match excess {
+                    Excess::Deviations(z) => ("deviations", z),
+                    Excess::Times(times) => ("times", times),
+                };
+                let event = json!({"step": step, "quantity": what, measure: value, "loss": report.loss, "grad_norm": report.grad_norm});
                 return self.logs.events.append("spike", event);
             }
-            Verdict::RefuseSpike(what, z) => format!("the {what} is {z:.1} deviations above its mean"),
+            Verdict::RefuseSpike(what, excess) => format!("the {what} is {excess}"),
             Verdict::RefuseNonFinite => "not finite".into(),
         };
         self.progress.warn(&format!("step {step}: {numbers}: update refused ({why})"));
@@ -68,9 +72,7 @@ impl Run {
         let source = Opened::open_valid(valid)?;
         let saved = Saved::of(&source)?;
         checkpoint::supersede(&self.place.dir, saved.counters.step, self.place.attempt)?;
-        let schedule = self.state.schedule.clone();
         self.state.restore(&source, &saved)?;
-        self.state.schedule = schedule;
         let (to_step, from) = (saved.counters.step, saved.counters.next_sequence);
         self.state.guard.rollbacks = tried + 1;
         self.state.counters.next_sequence = next;
@@ -136,7 +138,7 @@ impl Run {
         }))
     }
 
-    /// The step is taken again with half as many sequences at once; their number and order stay.
+    /// The step is taken again with half as many sequences at once, or fewer; their number and order stay.
     pub(super) fn halve_micro_batch(&mut self, error: &anyhow::Error) -> Result<()> {
         let (now, step) = (self.config.train.micro_batch_size, self.state.counters.step + 1);
         // A device's errors may come with backtraces.
@@ -151,12 +153,15 @@ impl Run {
                 .hint("shorten train.sequence_length or choose a smaller model")
                 .into());
         }
-        self.config.train.micro_batch_size = now / 2;
+        // It divides the step's sequences, or the configuration of the next checkpoint could not be loaded again.
+        let sequences = self.config.train.sequences_per_step();
+        let fewer = (1..=now / 2).rev().find(|n| sequences.is_multiple_of(*n)).unwrap_or(1);
+        self.config.train.micro_batch_size = fewer;
         self.state.model.recompute = recompute(&self.config);
-        self.progress.warn(&format!("step {step}: {error}: train.micro_batch_size is {} from now on", now / 2));
+        self.progress.warn(&format!("step {step}: {error}: train.micro_batch_size is {fewer} from now on"));
         self.logs.events.append(
             "out_of_memory",
-            json!({"step": step, "error": error, "micro_batch_size": {"old": now, "new": now / 2}}),
+            json!({"step": step, "error": error, "micro_batch_size": {"old": now, "new": fewer}}),
         )
     }
 }
