@@ -9,7 +9,7 @@ use crate::ops::device;
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::memory;
 use crate::train::footprint::{Footprint, bytes, checkpoint_bytes, recompute, recompute_within};
-use crate::train::plan::{Fit, GPUS, Probe, disk, fit, flops, kept_checkpoints, parameters, passes, probe, rates};
+use crate::train::plan::{GPUS, Probe, disk, fit, flops, kept_checkpoints, parameters, passes, probe, rates};
 use crate::train::schedule::remark;
 use anyhow::Result;
 use std::time::Duration;
@@ -51,12 +51,12 @@ fn size(config: &Config) -> String {
 
 /// In this machine, or in one with so much memory.
 fn memory_of(config: &Config, limit: Option<u64>) -> String {
-    let recompute = limit.map_or_else(|| recompute(config), |limit| recompute_within(config, Some(limit)));
-    let footprint = Footprint::with(config, recompute);
+    let policy = limit.map_or_else(|| recompute(config), |limit| recompute_within(config, Some(limit)));
+    let footprint = Footprint::with(config, policy);
     let here = device::memory().or_else(memory::usable);
     let here = here.map_or_else(String::new, |total| format!(" of {} here", bytes(total)));
     let place = if device::used().is_cpu() { "CPU" } else { "GPU" };
-    let again = match recompute {
+    let again = match policy {
         Recompute::None => "nothing",
         Recompute::Selective => "norms and SwiGLU",
         Recompute::Full => "whole blocks",
@@ -71,10 +71,12 @@ fn memory_of(config: &Config, limit: Option<u64>) -> String {
     for micro in [1, 2, 4, 8, 16, 32, 64].into_iter().filter(|micro| sequences.is_multiple_of(*micro)) {
         other.train.micro_batch_size = micro;
         let mark = if micro == config.train.micro_batch_size { " <" } else { "" };
-        let footprint = limit.map_or_else(|| Footprint::of(&other), |limit| Footprint::within(&other, limit));
+        let again = limit.map_or_else(|| recompute(&other), |limit| recompute_within(&other, Some(limit)));
+        let footprint = Footprint::with(&other, again);
         let (needed, peak) = (bytes(footprint.needed()), bytes(footprint.peak()));
         let copy = if needed == peak { String::new() } else { format!(", {peak} with the copy being saved") };
-        out.push_str(&format!("  micro-batch {micro:<3} {needed:>15}{copy}{mark}\n"));
+        let blocks = if again == Recompute::Full { ", whole blocks computed again" } else { "" };
+        out.push_str(&format!("  micro-batch {micro:<3} {needed:>15}{copy}{blocks}{mark}\n"));
     }
     out
 }
@@ -87,17 +89,16 @@ fn proposal(config: &Config, limit: u64) -> Result<String> {
             .hint("shorten train.sequence_length or choose a smaller [model]")
             .into());
     }
-    let line = |fit: &Fit| {
-        let (micro, copy) = (fit.micro_batch_size, !fit.with_copy);
-        format!(
-            "\nfits into {:<8} train.micro_batch_size = {micro}, {} of them for each step{}{}",
-            bytes(limit),
-            sequences / micro,
-            if fit.recompute == Recompute::Full { ", train.recompute = \"full\"" } else { "" },
-            if copy { "; saving then holds training up: there is no room for a copy" } else { "" }
-        )
-    };
-    Ok(fits.iter().map(line).collect::<String>() + "\n")
+    let mut out = format!("\nfits into {:<8}", bytes(limit));
+    for (i, fit) in fits.iter().enumerate() {
+        let micro = fit.micro_batch_size;
+        let or = if i > 0 { "\n          or      " } else { "" };
+        let again = if fit.recompute == Recompute::Full { ", train.recompute = \"full\"" } else { "" };
+        let copy = if fit.with_copy { "" } else { "; saving then holds training up: there is no room for a copy" };
+        let per_step = sequences / micro;
+        out.push_str(&format!("{or} train.micro_batch_size = {micro}, {per_step} of them for each step{again}{copy}"));
+    }
+    Ok(out + "\n")
 }
 
 fn work(config: &Config) -> String {

@@ -60,7 +60,8 @@ fn go_on(begin: Begin, source: &Opened, wanted: &Changes) -> Result<()> {
         let hint = format!("add --set {}: {}", standstill.setting, standstill.effect);
         return Err(fail(Exit::Config, standstill.message).hint(hint).into());
     }
-    if let Some(moved) = changes.iter().find(|change| change.key == "schedule.total_steps") {
+    let moved = changes.iter().find(|change| change.key == "schedule.total_steps" && change.old != "none");
+    if let Some(moved) = moved.filter(|change| change.new != "none") {
         say(
             begin.console,
             &format!("schedule.total_steps: the tail ends after {} steps, not {}", moved.new, moved.old),
