@@ -76,7 +76,8 @@ class Mutant:
         before, replaced, after = self.parts()
         whole = before + replaced + after
         if source.count(whole) != 1:
-            sys.exit(f"{self.name}: {self.file} holds the text to change {source.count(whole)} times")
+            hint = "" if source.count(whole) else ": if it overlaps with another mistake's, give less around what is marked"
+            sys.exit(f"{self.name}: {self.file} holds the text to change {source.count(whole)} times{hint}")
         changed = self.becomes
         if switched:
             changed = f'if crate::planted("{self.name}") {{ {self.becomes} }} else {{ {replaced} }}'
@@ -106,6 +107,14 @@ def copy_tree() -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(source.read_bytes())
             target.chmod(source.stat().st_mode)
+
+
+def plant_switched(mutants: list[Mutant]) -> None:
+    """Plants all of them, each as a branch of its own, which is no beauty: warnings are not asked for."""
+    library = COPY / "src/lib.rs"
+    library.write_text("#![allow(warnings)]\n" + library.read_text(encoding="utf-8") + SWITCH, encoding="utf-8")
+    for mutant in mutants:
+        mutant.plant(switched=True)
 
 
 def cargo(arguments: list[str], planted: str = "") -> tuple[int | None, str, str]:
@@ -184,10 +193,7 @@ def main() -> None:
     alone = [mutant for mutant in chosen if args.single or mutant.build]
     together = [mutant for mutant in chosen if mutant not in alone]
     copy_tree()
-    library = COPY / "src/lib.rs"
-    library.write_text(library.read_text(encoding="utf-8") + SWITCH, encoding="utf-8")
-    for mutant in together:
-        mutant.plant(switched=True)
+    plant_switched(together)
     build()
     demand_passing(chosen)
     survived = survivors(together, single=False) + survivors(alone, single=True)

@@ -173,7 +173,7 @@ fn run(dir: &Path) -> Result<Run> {
     Ok(Run {
         name: dir.display().to_string(),
         step: train.last().map_or(0, |step| step.step),
-        finished: events.iter().any(|event| event.kind == "finish"),
+        finished: has_finished(&events),
         val: val.into_iter().map(|v| Point { seen: tokens_at(v.step), record: v }).collect(),
         evals: evals.into_iter().map(|e| Point { seen: tokens_at(e.step), record: e }).collect(),
         layers: thinned(layers).map(|l| Point { seen: tokens_at(l.step), record: l }).collect(),
@@ -190,6 +190,12 @@ fn run(dir: &Path) -> Result<Run> {
             .map(|first| format!("{} {} {:?} {:?}", first.step, first.chain, first.loss, first.grad_norm)),
         train: thin(&train),
     })
+}
+
+/// Whether the last process of the run came to the end of it: a run that is extended goes on after it has finished.
+fn has_finished(events: &[Event]) -> bool {
+    let ends = events.iter().rev().find(|event| ["start", "resume", "finish"].contains(&event.kind.as_str()));
+    ends.is_some_and(|event| event.kind == "finish")
 }
 
 /// Every so many of `records` that a curve has not more points than it can show.

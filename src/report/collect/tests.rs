@@ -102,6 +102,21 @@ fn uneven_steps_count_for_the_time_they_took() {
     assert_eq!(curve.tokens.last(), Some(&(steps as u64 * 100)));
 }
 
+/// A finished run that is given more steps goes on.
+#[test]
+fn an_extended_run_is_not_finished_until_it_ends_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = made(&dir.path().join("a"), 4, "0.1");
+    let mut events = String::new();
+    for (kind, finished) in [("start", false), ("save", false), ("finish", true), ("resume", false), ("finish", true)] {
+        events += &format!("{{\"time\":\"t\",\"kind\":\"{kind}\",\"step\":4}}\n");
+        std::fs::write(run.join("events.jsonl"), &events).unwrap();
+        let report = collect(std::slice::from_ref(&run)).unwrap();
+        assert_eq!(report.runs[0].finished, finished, "{events}");
+        assert_eq!(text(&report).contains(", finished"), finished);
+    }
+}
+
 #[test]
 fn runs_are_compared_and_text_of_strangers_stays_text() {
     let dir = tempfile::tempdir().unwrap();
