@@ -251,6 +251,42 @@ mod tests {
         }
     }
 
+    /// The place that is named of a sequence is where its tokens are.
+    #[test]
+    fn places_are_those_of_the_tokens() {
+        let loader = Loader::new(vec![source(0..81), source(1000..1161)], &plan(true, vec![1.0, 2.0])).unwrap();
+        for k in 0..200 {
+            let (name, token) = loader.place(k);
+            let first: u32 = name.split("..").next().unwrap().parse().unwrap();
+            assert_eq!(loader.batch(k, 1).unwrap().inputs[0], first + token.unwrap() as u32, "{k}");
+        }
+    }
+
+    #[test]
+    fn conversations_are_shuffled_unless_it_is_forbidden() {
+        let example = |id: u32| super::super::instruct::Example {
+            ids: vec![id; 5],
+            trained: vec![true; 5],
+            ends: vec![],
+            truncated: false,
+        };
+        let examples: Vec<_> = (0..50).map(example).collect();
+        let rows = Arc::new(PackedRows::new(&examples, 4, false, 0));
+        let order = |shuffle: bool, first: u64| -> Vec<u32> {
+            let loader = Loader::of_examples(rows.clone(), 1, shuffle).unwrap();
+            loader.batch(first, 50).unwrap().inputs.chunks(4).map(|row| row[0]).collect()
+        };
+        let sorted = (0..50).collect::<Vec<_>>();
+        assert_eq!((order(false, 0), order(false, 50)), (sorted.clone(), sorted.clone()));
+        assert_ne!(order(true, 0), order(true, 50), "every epoch has an order of its own");
+        for first in [0, 50] {
+            let mut epoch = order(true, first);
+            assert_ne!(epoch, sorted);
+            epoch.sort_unstable();
+            assert_eq!(epoch, sorted);
+        }
+    }
+
     #[test]
     fn weights_are_needed_for_several_sources_only() {
         assert!(Loader::new(vec![source(0..81), source(0..81)], &plan(true, vec![])).is_err());

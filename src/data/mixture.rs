@@ -137,6 +137,15 @@ mod tests {
     }
 
     #[test]
+    fn every_block_is_dealt_anew() {
+        let mixture = Mixture::new(&[1.0, 1.0], 1).unwrap();
+        let block = |first: u64| (first..first + BLOCK).map(|k| mixture.place(k).0).collect::<Vec<_>>();
+        let same = block(0).iter().zip(block(BLOCK)).filter(|(a, b)| *a == b).count();
+        // Binomial: mean 2048, standard deviation 32.
+        assert!((1850..2250).contains(&same), "{same}");
+    }
+
+    #[test]
     fn useless_weights_are_refused() {
         for weights in [vec![], vec![0.0, 1.0], vec![-1.0], vec![f64::NAN], vec![f64::INFINITY], vec![1.0; 2049]] {
             assert!(Mixture::new(&weights, 1).is_err(), "{weights:?}");

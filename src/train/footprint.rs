@@ -204,6 +204,23 @@ impl fmt::Display for Footprint {
 mod tests {
     use super::*;
 
+    /// Beside frozen weights only adapters have gradients, moments and a copy to be saved.
+    #[test]
+    fn adapters_cost_what_is_trained() {
+        let text = "[model]\nhidden_size = 64\nintermediate_size = 128\nnum_hidden_layers = 2\nnum_attention_heads = 4\nvocab_size = 512\n\
+                    [data]\nsource = \"stories\"\ntokenizer = \"train\"\n[train]\nsequence_length = 64\nmicro_batch_size = 2\nsteps = 9\n";
+        let mut config = Config::from_toml_str(text, "a.toml").unwrap();
+        let whole = Footprint::with(&config, Recompute::Selective);
+        let targets = vec!["q_proj".to_owned()];
+        config.lora = crate::config::LoraConfig { rank: 4, alpha: 8.0, dropout: 0.0, targets, rslora: false };
+        // Two layers, each with a 4 x 64 and a 64 x 4 matrix.
+        let (adapters, frozen) = (2 * 2 * 4 * 64, config.model.n_params());
+        let part = Footprint::with(&config, Recompute::Selective);
+        assert_eq!(trained_params(&config), adapters);
+        assert_eq!((part.weights, whole.weights), (4 * (frozen + adapters), 4 * frozen));
+        assert_eq!((part.gradients, part.moments, part.snapshot), (4 * adapters, 8 * adapters, 12 * adapters));
+    }
+
     /// The paper's model on a GPU in bf16: 18 bytes of state a parameter, 1.41 MB of activations a token, and what the card must have.
     #[test]
     fn the_large_model_is_known_to_fit() {

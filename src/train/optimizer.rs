@@ -105,6 +105,22 @@ mod tests {
         assert!(worst > 0.01, "nothing is rounded");
     }
 
+    /// AdamW itself does not show it: a factor on all gradients leaves its updates as they are.
+    #[test]
+    fn a_gradient_is_scaled_to_the_limit_and_never_up() {
+        let moment = |norm: f64| {
+            let mut optimizer = optimizer("f32", 1);
+            optimizer.config.grad_clip = 0.5;
+            let (weights, grad) =
+                (Tensor::zeros(N, DType::F32, &Device::Cpu).unwrap(), Tensor::full(1f32, N, &Device::Cpu).unwrap());
+            optimizer.update(&weights, None, &grad, norm, 1e-3).unwrap();
+            f64::from(optimizer.exp_avg.to_vec1::<f32>().unwrap()[0]) / (1.0 - optimizer.config.betas[0])
+        };
+        for (norm, factor) in [(2.0, 0.25), (0.5, 1.0), (0.1, 1.0), (50.0, 0.01)] {
+            assert!((moment(norm) / factor - 1.0).abs() < 1e-5, "{norm}: {}", moment(norm));
+        }
+    }
+
     #[test]
     fn rounding_depends_on_the_seed_and_on_the_update_alone() {
         let one = first_moments(&mut optimizer("bf16", 7), 3, 1.003);

@@ -298,6 +298,33 @@ mod tests {
     }
 
     #[test]
+    fn time_and_work_are_those_of_the_whole_run() {
+        let mut config = config("[eval]\nevery = 100\n[sample]\nevery = 300\nprompts = [\"a\"]\n");
+        config.eval.tasks_every = 0;
+        let probe = Probe {
+            step_seconds: 0.5,
+            validation_seconds: Some(3.0),
+            sample_seconds: 0.25,
+            task_seconds: 0.0,
+            peak: None,
+            passes: Vec::new(),
+        };
+        // Validated before the first step, at 100, 200 ... 900, and at the end; sampled at 0, 300, 600, 900 and 1000.
+        assert_eq!(probe.total(&config), 1000.0 * 0.5 + 11.0 * 3.0 + 5.0 * 0.25);
+        let per_token = config.model.flops_per_token(64) as f64;
+        assert_eq!(flops(&config), 1000.0 * 1536.0 * per_token);
+        // 24 sequences a step over a source of 240.
+        let source = crate::data::loader::Source {
+            name: "text".into(),
+            tokens: crate::data::Tokens::Memory(std::sync::Arc::new(vec![0; 240 * 64 + 1])),
+        };
+        let plan =
+            crate::data::loader::Plan { sequence_length: 64, seed: 1, shuffle: true, weights: vec![], boundary: None };
+        let loader = Loader::new(vec![source], &plan).unwrap();
+        assert_eq!(passes_of(&config, &loader), [("text".to_owned(), 100.0)]);
+    }
+
+    #[test]
     fn the_disk_holds_what_is_kept() {
         // 1000 steps: the last two, one being written, and every 200th.
         let kept = config("[checkpoint]\nevery = 100\nkeep = 2\nkeep_every = 200\n");

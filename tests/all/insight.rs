@@ -167,6 +167,7 @@ fn a_planted_document_is_ranked_first_in_its_step() {
     let mean = late.parts.iter().map(|part| part.loss).sum::<f64>() / late.parts.len() as f64;
     assert!(late.exact && (mean - late.logged.unwrap()).abs() < 1e-6, "{mean} {:?}", late.logged);
     assert!(!early.exact && early.judged_by == 20, "{}", early.judged_by);
+    assert_eq!(found(40).judged_by, 20, "the checkpoint after step 40 has learned from it");
     assert!(fails(&["why", arg(&run), "--step", "121"], 78).contains("steps 1 to 120"));
 }
 

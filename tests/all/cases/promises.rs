@@ -5,12 +5,15 @@ use llama_lite::checkpoint::Opened;
 use llama_lite::config::Config;
 use llama_lite::data::batch::Batch;
 use llama_lite::data::corpus::{Corpus, separator};
+use llama_lite::data::instruct::{Example, PackedRows};
 use llama_lite::data::rows::{IGNORE, Rows};
 use llama_lite::data::tokenizer::Tokenizer;
-use llama_lite::eval::total_loss;
+use llama_lite::eval::{ByteLengths, score, total_loss};
 use llama_lite::model::Llama;
 use llama_lite::train::footprint::{Footprint, checkpoint_bytes};
-use llama_lite::train::state::load_model;
+use llama_lite::train::plan::rates;
+use llama_lite::train::state::{State, load_model};
+use llama_lite::train::step::step;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -36,16 +39,18 @@ fn loss_of_lone_documents(model: &Llama, rows: &Rows, separator: u32, separator_
     nats / targets.iter().filter(|&&target| target != IGNORE).count() as f64
 }
 
-/// The last validation of a run, and what it should have been for documents that do not see each other.
-fn validation_and_reference(run: &Path, separator_ends: bool) -> (f64, f64) {
+/// The last validation of a run, what it should have been for documents that do not see each other, and for those that do.
+fn validation_and_references(run: &Path, separator_ends: bool) -> [f64; 3] {
     let logged = lines(&run.join("metrics.jsonl")).into_iter().rfind(|record| record["kind"] == "val").unwrap();
     let checkpoint = Opened::open(run).unwrap();
     let tokenizer = Tokenizer::from_dir(checkpoint.tokenizer_dir()).unwrap();
     let separator = separator(&tokenizer).unwrap();
     let corpus = Corpus::open(&Config::load(&run.join("config.toml"), &[]).unwrap(), Some(tokenizer)).unwrap();
-    let model = load_model(&checkpoint).unwrap();
-    let alone = loss_of_lone_documents(&model, &corpus.val.unwrap(), separator, separator_ends);
-    (logged["loss"].as_f64().unwrap(), alone)
+    let (model, rows) = (load_model(&checkpoint).unwrap(), corpus.val.unwrap());
+    let alone = loss_of_lone_documents(&model, &rows, separator, separator_ends);
+    // No id is this one: nothing is cut.
+    let together = loss_of_lone_documents(&model, &rows, u32::MAX, separator_ends);
+    [logged["loss"].as_f64().unwrap(), alone, together]
 }
 
 /// The built-in stories, text files and shards with the separator on either side: each has rows of its own making.
@@ -55,7 +60,7 @@ fn validation_keeps_documents_apart_where_training_does() {
     // Rows that hold several stories.
     let long = [
         ["train.sequence_length=704", "train.tokens_per_step=1408", "train.micro_batch_size=1", "data.val_stories=4"],
-        ["train.steps=4", "eval.val_tokens=100000", "sample.every=0", "checkpoint.every=4"],
+        ["optimizer.lr=5e-2", "eval.val_tokens=100000", "sample.every=0", "eval.every=12"],
     ]
     .concat();
     let stories = pretrain(dir.path(), "stories", &[&long[..], &["data.document_mask=true"]].concat());
@@ -68,7 +73,7 @@ fn validation_keeps_documents_apart_where_training_does() {
             .replace("stories = 60\nval_stories = 8\n", "")
             .replace("tokenizer = \"train\"", &format!("tokenizer = {tokenizer:?}"));
         let (config, out) = (config(dir.path(), &text), dir.path().join(name));
-        let sets = ["--set", "data.val_fraction=0.1"];
+        let sets = ["--set", "data.val_fraction=0.1", "--set", "eval.val_tokens=150"];
         let sets: &[&str] = if tokenizer == "train" { &sets } else { &[] };
         ok(&[&["pretrain", "--quiet", "--config", arg(&config), "--out", arg(&out)], sets].concat());
         out
@@ -84,13 +89,17 @@ fn validation_keeps_documents_apart_where_training_does() {
         .concat());
         checked.push((on(&format!("shards-{place}"), &shards, arg(&tokenizer)), place == "after"));
     }
+    let scored = |run: &Path| {
+        lines(&run.join("metrics.jsonl"))
+            .iter()
+            .find_map(|record| record["tokens"].as_u64().filter(|_| record["kind"] == "val"))
+    };
+    assert_eq!(scored(&dir.path().join("text")), Some(150), "eval.val_tokens");
     for (run, separator_ends) in checked {
-        let (logged, alone) = validation_and_reference(&run, separator_ends);
-        assert!((logged / alone - 1.0).abs() < 1e-5, "{}: {logged} {alone}", run.display());
+        let [logged, alone, together] = validation_and_references(&run, separator_ends);
+        assert!((logged / alone - 1.0).abs() < 1e-6, "{}: {logged} {alone}", run.display());
+        assert!((together / alone - 1.0).abs() > 5e-6, "{}: nothing is seen: {together} {alone}", run.display());
     }
-    // The same rows in one context each are not the same: the comparison tells something.
-    let (logged, alone) = validation_and_reference(&pretrain(dir.path(), "one-context", &long), false);
-    assert!((logged / alone - 1.0).abs() > 1e-4, "{logged} {alone}");
 }
 
 /// Of protobuf's wire format: (field, varint or fixed number or bytes).
@@ -123,18 +132,18 @@ fn fields(mut bytes: &[u8]) -> Vec<(u64, u64, &[u8])> {
     fields
 }
 
-/// All scalars of a run's event file, sorted: (tag, step, value); of texts the tag and the step.
-fn scalars(run: &Path) -> Vec<(String, u64, Option<f32>)> {
+/// All scalars of a run's event file, sorted: (tag, step, value); of texts the tag and the step. And the seconds from its first event
+/// to the last.
+fn scalars_and_span(run: &Path) -> (Vec<(String, u64, Option<f32>)>, f64) {
     let file = std::fs::read_dir(run.join("tensorboard")).unwrap().next().unwrap().unwrap().path();
-    let (bytes, mut scalars, mut at, mut clock) = (std::fs::read(file).unwrap(), Vec::new(), 0, 0.0);
+    let bytes = std::fs::read(file).unwrap();
+    let (mut scalars, mut at, mut times) = (Vec::new(), 0, Vec::new());
     while at < bytes.len() {
         let length = u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
         let event = fields(&bytes[at + 12..at + 12 + length]);
         at += 16 + length;
         let time = event.iter().find(|field| field.0 == 1).unwrap().2;
-        let time = f64::from_le_bytes(time.try_into().unwrap());
-        assert!(time >= clock, "the clock goes forward");
-        clock = time;
+        times.push(f64::from_le_bytes(time.try_into().unwrap()));
         let step = event.iter().find(|field| field.0 == 2).map_or(0, |field| field.1);
         for (_, _, summary) in event.into_iter().filter(|field| field.0 == 5) {
             for (_, _, value) in fields(summary) {
@@ -146,7 +155,12 @@ fn scalars(run: &Path) -> Vec<(String, u64, Option<f32>)> {
         }
     }
     scalars.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
-    scalars
+    assert!(times.is_sorted(), "the clock goes forward");
+    (scalars, times.last().unwrap() - times[0])
+}
+
+fn scalars(run: &Path) -> Vec<(String, u64, Option<f32>)> {
+    scalars_and_span(run).0
 }
 
 /// The scalars that belong to a line of metrics.jsonl.
@@ -197,7 +211,13 @@ fn tensorboard_shows_the_numbers_and_steps_of_the_logs() {
             wanted.push((format!("samples/{prompt}"), sample["step"].as_u64().unwrap(), None));
         }
         wanted.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
-        assert_eq!(scalars(&run), wanted);
+        let (scalars, span) = scalars_and_span(&run);
+        assert_eq!(scalars, wanted);
+        // TINY's steps have 128 tokens.
+        let rates =
+            lines(&run.join("metrics.jsonl")).into_iter().filter_map(|record| record["tokens_per_second"].as_f64());
+        let trained: f64 = rates.map(|rate| 128.0 / rate).sum();
+        assert!((span - trained).abs() < 1e-3 * trained, "{span} s, steps took {trained} s");
     };
     compare();
     ok(&["resume", "--ckpt", arg(&run), "--set", "train.steps=12", "--quiet"]);
@@ -219,6 +239,11 @@ fn a_plan_counts_the_copy_that_is_saved() {
         bytes.len() as u64 - 8 - u64::from_le_bytes(bytes[..8].try_into().unwrap())
     });
     let config_of_run = Config::load(&run.join("config.toml"), &[]).unwrap();
+    // The plot of a plan is the rate that was used.
+    let used = lines(&run.join("metrics.jsonl")).into_iter().filter(|record| record["kind"] == "train");
+    let used: Vec<_> = used.map(|record| (record["step"].as_f64().unwrap(), record["lr"].as_f64().unwrap())).collect();
+    assert_eq!(rates(&config_of_run).unwrap(), used);
+    assert_eq!(used[..2], [(1.0, 5e-3), (2.0, 1e-2)]);
     assert_eq!(checkpoint_bytes(&config_of_run), tensors.iter().sum::<u64>());
     let (beside, at_once) = (Footprint::of(&config_of_run), {
         let set = "checkpoint.background=false".to_owned();
@@ -240,4 +265,89 @@ fn a_plan_counts_the_copy_that_is_saved() {
     assert!(!at_once.contains("copy being saved"), "{at_once}");
     let saved = gigabytes(&beside, "memory") - gigabytes(&at_once, "memory");
     assert!((saved - 20.6).abs() < 0.11, "{saved}");
+}
+
+fn examples() -> [Example; 4] {
+    [(3, 6), (11, 9), (20, 4), (7, 12)].map(|(first, n): (u32, u32)| Example {
+        ids: (0..n).map(|i| (first + i * i * 5) % 320).collect(),
+        trained: (0..n).map(|i| i > n / 3).collect(),
+        ends: vec![],
+        truncated: false,
+    })
+}
+
+/// TINY as a fine-tuning run would have it, with weights that attend to what they see.
+fn tuning() -> Config {
+    let mut config = Config::from_toml_str(TINY, "tiny.toml").unwrap();
+    config.model.initializer_range = 0.3;
+    config.sft.base = Some("base".to_owned());
+    config.log.sequences = true;
+    config
+}
+
+/// Held-out conversations that share a row are scored as each would be alone, and by their trained tokens.
+#[test]
+fn held_out_conversations_do_not_see_each_other() {
+    let model = State::fresh(&tuning(), None).unwrap().model;
+    let loss = |rows: PackedRows| {
+        let lengths = ByteLengths::new(&Tokenizer::gpt2().unwrap());
+        score(&model, &Rows::examples(rows), &lengths, 2, |_| Ok(())).unwrap()
+    };
+    let packed = PackedRows::new(&examples(), 16, true, 0);
+    assert!(packed.len() < 4);
+    let (mut nats, mut tokens) = (0.0, 0);
+    for example in examples() {
+        let alone = loss(PackedRows::new(&[example], 16, true, 0));
+        nats += alone.loss * alone.tokens as f64;
+        tokens += alone.tokens;
+    }
+    let together = loss(packed);
+    assert_eq!(together.tokens, tokens);
+    assert!((together.loss / (nats / tokens as f64) - 1.0).abs() < 1e-6, "{together:?} {nats}");
+}
+
+/// What is logged of a step with answers of different lengths; and its noise, which is another one in every step.
+#[test]
+fn steps_of_fine_tuning_count_trained_tokens_and_draw_anew() {
+    let mut config = tuning();
+    config.train.sequence_length = 16;
+    config.train.micro_batch_size = 2;
+    let rows = PackedRows::new(&examples(), 16, false, 0);
+    let [inputs, targets, starts] = rows.read(0, rows.len()).map(<[u32]>::to_vec);
+    let batch = Batch { length: 16, inputs, targets, starts: Some(starts) };
+    let losses = |config: &Config| {
+        let mut state = State::fresh(config, None).unwrap();
+        let weights = state.model.flat.copy().unwrap();
+        let both = [0, 1].map(|_| {
+            let report = step(&mut state, config, &batch).unwrap();
+            // The same weights again: what differs is the step.
+            state.model.flat.slice_set(&weights, 0, 0).unwrap();
+            let trained: Vec<f64> =
+                batch.targets.chunks(16).map(|row| row.iter().filter(|&&id| id != IGNORE).count() as f64).collect();
+            let sequences = report.sequences.unwrap().losses;
+            let mean =
+                sequences.iter().zip(&trained).map(|(loss, n)| loss * n).sum::<f64>() / trained.iter().sum::<f64>();
+            assert!((mean / report.loss - 1.0).abs() < 1e-6, "{mean} {}", report.loss);
+            assert_eq!(report.trained, Some(rows.trained()));
+            report.loss
+        });
+        assert_eq!(state.counters.tokens, 2 * 4 * 16, "all that was read");
+        both
+    };
+    let [first, second] = losses(&config);
+    assert_eq!(first, second);
+    config.sft.neftune_alpha = 5.0;
+    let [first, second] = losses(&config);
+    assert!((first / second - 1.0).abs() > 1e-4, "{first} {second}");
+}
+
+/// Two prompts, even of one text, are continued by draws of their own.
+#[test]
+fn prompts_are_sampled_independently() {
+    let dir = tempfile::tempdir().unwrap();
+    let sets = ["train.steps=4", "schedule.warmup_steps=1", "sample.prompts=[\"One day\", \"One day\"]"];
+    let run = pretrain(dir.path(), "run", &sets);
+    let samples = lines(&run.join("samples.jsonl"));
+    assert!(samples.len() >= 2 && samples.chunks(2).all(|pair| pair[0]["step"] == pair[1]["step"]));
+    assert!(samples.chunks(2).all(|pair| pair[0]["text"] != pair[1]["text"]), "{samples:?}");
 }
