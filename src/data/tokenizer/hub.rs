@@ -3,9 +3,10 @@
 //! The crate answers some bad files by a panic, in loading or at the first use, so all calls are caught, and a file is
 //! tried before it is accepted. Truncation and padding that a file asks for are switched off: they would cut documents.
 
+mod encode;
 mod ordinary;
+mod parts;
 
-use std::ops::Range;
 use std::sync::OnceLock;
 
 use anyhow::Result;
@@ -16,6 +17,7 @@ use super::decoder::{Decoder, Owned};
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::guard::guarded;
 use ordinary::Ordinary;
+use parts::Parts;
 
 /// A tokenizer of the tokenizers crate.
 pub(super) struct Hub {
@@ -24,6 +26,7 @@ pub(super) struct Hub {
     ordinary: OnceLock<Ordinary>,
     /// Ids that no document may give, ascending.
     control: Vec<u32>,
+    parts: Parts,
     decoder: Decoder,
     /// What each id stands for, by id.
     pieces: Vec<Owned>,
@@ -51,8 +54,8 @@ impl Hub {
         // The crate gives added tokens that the vocabulary lacks the next free ids, whatever the file says.
         let size = added.iter().filter_map(id_of).map(|id| id.saturating_add(1)).fold(size, u32::max);
         let pieces = (0..size).map(|id| decoder.piece(tokenizer.id_to_token(id))).collect();
-        let control = specials.clone();
-        let hub = Self { tokenizer, ordinary: OnceLock::new(), control, decoder, pieces, specials, json };
+        let (control, parts, ordinary) = (specials.clone(), Parts::new(root), OnceLock::new());
+        let hub = Self { tokenizer, ordinary, control, parts, decoder, pieces, specials, json };
         hub.try_out()?;
         Ok(hub)
     }
@@ -68,23 +71,6 @@ impl Hub {
             }
         }
         Ok(())
-    }
-
-    /// Makes those of `ids` that are added tokens control ids, beside the special ones.
-    pub(super) fn add_control(&mut self, ids: impl Iterator<Item = u32>) {
-        let added = self.tokenizer.get_added_tokens_decoder();
-        let before = self.control.len();
-        self.control.extend(ids.filter(|id| added.contains_key(id)));
-        self.control.sort_unstable();
-        self.control.dedup();
-        if self.control.len() > before {
-            self.ordinary = OnceLock::new();
-        }
-    }
-
-    /// Ids that no document may give, ascending.
-    pub(super) fn control(&self) -> &[u32] {
-        &self.control
     }
 
     /// One more than the largest id.
@@ -124,44 +110,8 @@ impl Hub {
         self.decoder
     }
 
-    pub(super) fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        caught(|| self.run(text)).map_err(failed)
-    }
-
-    pub(super) fn encode_rendered(&self, text: &str) -> Result<Vec<u32>> {
-        caught(|| Ok(self.tokenizer.encode_fast(text, false)?.get_ids().to_vec())).map_err(failed)
-    }
-
-    pub(super) fn encode_rendered_with_places(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
-        let run = || {
-            let encoding = self.tokenizer.encode(text, false)?;
-            let places = encoding.get_offsets().iter().map(|(start, end)| *start..*end);
-            Ok(encoding.get_ids().iter().copied().zip(places).collect())
-        };
-        caught(run).map_err(failed)
-    }
-
-    pub(super) fn encode_ordinary(&self, text: &str) -> Result<Vec<u32>> {
-        caught(|| self.run_ordinary(text)).map_err(failed)
-    }
-
     pub(super) fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         caught(|| self.tokenizer.decode(ids, skip_special)).map_err(failed)
-    }
-
-    fn run(&self, text: &str) -> tokenizers::Result<Vec<u32>> {
-        Ok(self.tokenizer.encode_fast(text, true)?.get_ids().to_vec())
-    }
-
-    fn run_ordinary(&self, text: &str) -> tokenizers::Result<Vec<u32>> {
-        let ordinary = match self.ordinary.get() {
-            Some(ordinary) => ordinary,
-            None => {
-                let made = Ordinary::new(&self.tokenizer, &self.control)?;
-                self.ordinary.get_or_init(|| made)
-            }
-        };
-        ordinary.encode(text)
     }
 }
 

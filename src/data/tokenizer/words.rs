@@ -9,7 +9,7 @@ use regex_syntax::hir::{Class as Ranges, HirKind};
 
 /// What the split asks of a character.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Class {
+pub(super) enum Class {
     /// `[^\s\p{L}\p{N}]`.
     Other,
     /// `\p{L}`.
@@ -65,6 +65,12 @@ impl Words {
             Some((Class::Letter, length)) => self.end_of_letters(text, body + length),
             Some((class, length)) => self.end_of_run(text, body + length, class),
         }
+    }
+
+    /// The class of a character.
+    pub(super) fn class_of(&self, c: char) -> Class {
+        let code = u32::from(c);
+        self.pages[usize::from(self.page_of[(code >> 8) as usize])][(code & 0xff) as usize]
     }
 
     /// The class of the character at `at`, and its length in bytes; nothing at the end of the text.
