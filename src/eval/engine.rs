@@ -217,6 +217,37 @@ mod tests {
         }
     }
 
+    /// The id that the model finds likeliest after `tokens`, and one that it does not.
+    fn best_and_other(model: &Llama, tokens: &[u32]) -> (u32, u32) {
+        let requests: Vec<Request> =
+            (0..33).map(|id| Request { tokens: [tokens, &[id]].concat(), first: tokens.len() }).collect();
+        let found = likelihoods(model, &requests.iter().collect::<Vec<_>>(), |_| Ok(())).unwrap();
+        let best: Vec<u32> = (0..33).filter(|&id| found[id as usize].greedy).collect();
+        let likeliest = (0..33).max_by(|&a, &b| found[a].log_likelihood.total_cmp(&found[b].log_likelihood)).unwrap();
+        assert_eq!(best, [likeliest as u32]);
+        (best[0], (best[0] + 1) % 33)
+    }
+
+    #[test]
+    fn a_continuation_is_greedy_if_each_of_its_tokens_is_the_likeliest() {
+        let (model, context) = (model(), vec![3, 1, 4, 1, 5]);
+        let with = |more: &[u32]| [&context[..], more].concat();
+        let (first, other) = best_and_other(&model, &context);
+        let after_first = best_and_other(&model, &with(&[first]));
+        let after_other = best_and_other(&model, &with(&[other]));
+        let (third, _) = best_and_other(&model, &with(&[first, after_first.0]));
+        for (continuation, greedy) in [
+            (vec![first, after_first.0], true),
+            (vec![first, after_first.0, third], true),
+            (vec![other, after_other.0], false),
+            (vec![first, after_first.1], false),
+            (vec![other, after_other.1], false),
+        ] {
+            let request = Request { tokens: with(&continuation), first: context.len() };
+            assert_eq!(likelihoods(&model, &[&request], |_| Ok(())).unwrap()[0].greedy, greedy, "{continuation:?}");
+        }
+    }
+
     #[test]
     fn what_is_shared_is_laid_out_once() {
         let requests = requests();

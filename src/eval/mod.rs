@@ -111,3 +111,34 @@ pub fn score(
     }
     Ok(Score { loss: nats / tokens as f64, tokens, bytes: rows.text_bytes.or(bytes) })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::Tokens;
+    use crate::model::init::init;
+    use crate::model::params::Layout;
+    use crate::model::tests::tiny;
+    use std::sync::Arc;
+
+    /// A model of zeros finds every token equally likely, so the bits are known: log2 of the vocabulary for each target, the
+    /// ends of text among them, over the bytes of the text, to which the ends of text add none.
+    #[test]
+    fn bits_per_byte_of_a_known_text_are_exact() {
+        let tokenizer = Tokenizer::gpt2().unwrap();
+        let texts = ["The river ran over stones.", "D\u{e9}j\u{e0} vu \u{1f642}, 12 times", "", "<|endoftext|> is text here"];
+        let end = tokenizer.eos_id().unwrap();
+        let documents = tokenizer.encode_documents(&texts).unwrap();
+        let ids: Vec<u32> = documents.iter().flat_map(|ids| [&[end][..], ids].concat()).chain([end]).collect();
+        let mut config = tiny(true);
+        (config.vocab_size, config.max_position_embeddings, config.initializer_range) = (50_304, 16, 0.0);
+        let model = Llama::new(&config, init(&config, &Layout::new(&config), 3).unwrap()).unwrap();
+        let targets = ids.len() as u64 - 1;
+        let rows = Rows::windows(Tokens::Memory(Arc::new(ids)), 16, u64::MAX);
+        let found = score(&model, &rows, &ByteLengths::new(&tokenizer), 2, |_| Ok(())).unwrap();
+        let bytes: usize = texts.iter().map(|text| text.len()).sum();
+        assert_eq!((found.tokens, found.bytes), (targets, Some(bytes as u64)));
+        let expected = targets as f64 * 50_304f64.log2() / bytes as f64;
+        assert!((found.bits_per_byte() / expected - 1.0).abs() < 1e-6, "{} {expected}", found.bits_per_byte());
+    }
+}

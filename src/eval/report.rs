@@ -141,3 +141,53 @@ pub fn table(lines: &[Line]) -> String {
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Subjects of unequal size, each with its own share of right answers.
+    fn subjects() -> (Vec<Line>, Vec<(&'static str, f64, f64)>) {
+        let (mut lines, mut counts) = (Vec::new(), Vec::new());
+        for (i, subject) in GROUPS.iter().flat_map(|(_, members)| members.iter()).enumerate() {
+            let documents = 3 + 17 * i % 101;
+            let right = (7 * i) % (documents + 1);
+            let value = right as f64 / documents as f64;
+            let stderr = Some((value * (1.0 - value) / (documents as f64 - 1.0)).sqrt());
+            let metrics = vec![Metric { name: "acc", value, stderr }];
+            lines.push(Line { name: format!("mmlu_{subject}"), shots: 5, documents, metrics });
+            counts.push((*subject, documents as f64, right as f64));
+        }
+        (lines, counts)
+    }
+
+    #[test]
+    fn groups_average_over_questions_and_not_over_subjects() {
+        let (lines, counts) = subjects();
+        let groups = groups(&lines);
+        assert_eq!(groups.len(), 1 + GROUPS.len());
+        let share = |members: &dyn Fn(&str) -> bool| {
+            let own = || counts.iter().filter(|(subject, ..)| members(subject));
+            (own().map(|(_, _, right)| right).sum::<f64>(), own().map(|(_, documents, _)| documents).sum::<f64>())
+        };
+        for group in &groups {
+            let members = GROUPS.iter().find(|(name, _)| group.name == format!("mmlu_{name}")).map(|(_, members)| members);
+            let (right, documents) = share(&|subject| members.is_none_or(|members| members.contains(&subject)));
+            assert_eq!(group.documents as f64, documents, "{}", group.name);
+            assert!((group.metrics[0].value - right / documents).abs() < 1e-12, "{}", group.name);
+            // That of the mean over all questions: the subjects' squared deviations weigh by their questions, too.
+            let error = group.metrics[0].stderr.unwrap();
+            let one = (right / documents * (1.0 - right / documents) / documents).sqrt();
+            assert!(error > 0.5 * one && error <= 1.01 * one, "{}: {error} {one}", group.name);
+        }
+    }
+
+    #[test]
+    fn a_group_that_lacks_a_subject_is_not_averaged() {
+        let (mut lines, _) = subjects();
+        lines.retain(|line| line.name != "mmlu_astronomy");
+        let names: Vec<String> = groups(&lines).into_iter().map(|line| line.name).collect();
+        assert_eq!(names.len(), GROUPS.len() - 1, "{names:?}");
+        assert!(!names.contains(&"mmlu".to_owned()) && !names.contains(&"mmlu_stem".to_owned()));
+    }
+}

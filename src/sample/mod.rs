@@ -350,6 +350,57 @@ mod tests {
     }
 
     #[test]
+    fn logprobs_are_the_models_whatever_the_penalties() {
+        let penalised = SamplerConfig {
+            repetition_penalty: 1.7,
+            presence_penalty: 1.5,
+            frequency_penalty: 0.5,
+            top_k: 50,
+            ..Default::default()
+        };
+        let limits = Limits { max_tokens: 10, logprobs: Some(3), ..Default::default() };
+        let model = model();
+        let prompt = encode_prompt(&Tokenizer::gpt2().unwrap(), "The river ran").unwrap();
+        for rule in [penalised.clone(), SamplerConfig { greedy: true, ..penalised }] {
+            let made = write(&rule, &[0], &limits).remove(0);
+            let all = [&prompt[..], &made.token_ids].concat();
+            let inputs = Tensor::from_vec(all[..all.len() - 1].to_vec(), (1, all.len() - 1), &Device::Cpu).unwrap();
+            let targets = Tensor::from_vec(all[1..].to_vec(), all.len() - 1, &Device::Cpu).unwrap();
+            let losses = model.losses(&inputs, &targets, None).unwrap().to_vec1::<f32>().unwrap();
+            for (token, loss) in made.logprobs.iter().zip(&losses[prompt.len() - 1..]) {
+                assert!((token.logprob + f64::from(*loss)).abs() < 1e-3 * (1.0 + f64::from(*loss)), "{token:?} {loss}");
+                assert!(token.top.iter().all(|(_, likelier)| *likelier <= 0.0));
+            }
+            assert_eq!(made.logprobs.len(), made.token_ids.len());
+        }
+    }
+
+    #[test]
+    fn every_end_id_ends_a_text() {
+        let greedy = SamplerConfig { greedy: true, ..Default::default() };
+        let limits = Limits { max_tokens: 12, logprobs: Some(1), ..Default::default() };
+        let gpt2 = Tokenizer::gpt2().unwrap();
+        let prompt = encode_prompt(&gpt2, "The river ran").unwrap();
+        let write = |tokenizer: &Tokenizer| {
+            let mut samplers = [Sampler::new(greedy.clone(), gpt2.vocab_size(), 5, 0).unwrap()];
+            generate(&model(), tokenizer, &prompt, &mut samplers, &limits, |_, _| Ok(())).unwrap().remove(0)
+        };
+        let whole = write(&gpt2).token_ids;
+        // The ends of text of the tokenizer, then further ones: any of them may come first.
+        for at in [0, 2, 7] {
+            let last = whole[11];
+            let unused = (0..).find(|id| !whole.contains(id));
+            for more in [[Some(whole[at]), unused], [unused, Some(whole[at])], [Some(last), Some(whole[at])]] {
+                let several = more.into_iter().fold(gpt2.clone(), |tokenizer, id| tokenizer.for_chat("", id));
+                let made = write(&several);
+                let end = whole.iter().position(|id| several.stop_ids().contains(id)).unwrap();
+                assert_eq!((&made.token_ids[..], made.finish_reason), (&whole[..end], FinishReason::Stop));
+                assert_eq!(made.logprobs.len(), end);
+            }
+        }
+    }
+
+    #[test]
     fn penalties_keep_tokens_from_coming_again() {
         let limits = Limits { max_tokens: 20, ..Default::default() };
         let distinct = |rule: SamplerConfig| {
