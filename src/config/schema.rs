@@ -13,6 +13,9 @@ use super::field::Check::{AboveTo, Any, AtLeast, Between, Choice, FromBelow, Wit
 use super::field::Default::{Derived, Required, Value};
 use super::field::{Field, Section, Spec, Visitor};
 
+/// Stories are held in memory as tokens, some 200 each: 4 GB.
+const MOST_STORIES: f64 = 5_000_000.0;
+
 /// Declares a section: the struct, and the visit of its fields with key, documentation, default and check.
 macro_rules! section {
     ($(#[doc = $about:literal])+ $name:ident = $section:literal {
@@ -197,9 +200,9 @@ section! {
         /// Whether a resume may go on although the data differ from those the run began with.
         accept_change: bool = Value(false), Any;
         /// Number of training stories of the built-in corpus.
-        stories: Option<u64> = Derived("what the run reads in one pass, at most 100 million tokens"), AtLeast(1.0);
+        stories: Option<u64> = Derived("what the run reads in one pass, at most 100 million tokens"), Within(1.0, MOST_STORIES);
         /// Number of validation stories of the built-in corpus.
-        val_stories: u64 = Value(1000), AtLeast(1.0);
+        val_stories: u64 = Value(1000), Within(1.0, MOST_STORIES);
     }
 }
 

@@ -126,7 +126,8 @@ mod tests {
     #[test]
     fn bits_per_byte_of_a_known_text_are_exact() {
         let tokenizer = Tokenizer::gpt2().unwrap();
-        let texts = ["The river ran over stones.", "D\u{e9}j\u{e0} vu \u{1f642}, 12 times", "", "<|endoftext|> is text here"];
+        let texts =
+            ["The river ran over stones.", "D\u{e9}j\u{e0} vu \u{1f642}, 12 times", "", "<|endoftext|> is text here"];
         let end = tokenizer.eos_id().unwrap();
         let documents = tokenizer.encode_documents(&texts).unwrap();
         let ids: Vec<u32> = documents.iter().flat_map(|ids| [&[end][..], ids].concat()).chain([end]).collect();

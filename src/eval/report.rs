@@ -171,7 +171,8 @@ mod tests {
             (own().map(|(_, _, right)| right).sum::<f64>(), own().map(|(_, documents, _)| documents).sum::<f64>())
         };
         for group in &groups {
-            let members = GROUPS.iter().find(|(name, _)| group.name == format!("mmlu_{name}")).map(|(_, members)| members);
+            let members =
+                GROUPS.iter().find(|(name, _)| group.name == format!("mmlu_{name}")).map(|(_, members)| members);
             let (right, documents) = share(&|subject| members.is_none_or(|members| members.contains(&subject)));
             assert_eq!(group.documents as f64, documents, "{}", group.name);
             assert!((group.metrics[0].value - right / documents).abs() < 1e-12, "{}", group.name);

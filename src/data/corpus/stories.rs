@@ -39,10 +39,7 @@ pub(super) fn open(config: &Config, tokenizer: Option<Tokenizer>) -> Result<Corp
         append_encoded(&tokenizer, &texts, separator, &mut ids)?;
         count += batch;
     }
-    let val: Vec<Story> = (0..config.data.val_stories).map(|i| stories.story(Split::Val, i)).collect();
-    let texts: Vec<&str> = val.iter().map(|s| s.text.as_str()).collect();
-    let mut encoded = tokenizer.encode_documents(&texts)?;
-    encoded.truncate(stories_within(&encoded, config.eval.val_tokens));
+    let (val, encoded) = validation(config, &stories, &tokenizer)?;
     let floor = floor(val[..encoded.len()].iter());
     let mut rows = Rows::packed(&encoded, separator, config.train.sequence_length);
     rows.text_bytes = Some(floor.bytes as u64);
@@ -61,12 +58,26 @@ pub(super) fn open(config: &Config, tokenizer: Option<Tokenizer>) -> Result<Corp
     })
 }
 
-/// How many of the first documents have at most `limit` targets together; at least one.
+/// The validation stories and their encodings: `data.val_stories`, or as many of them as are scored.
+fn validation(config: &Config, stories: &Stories, tokenizer: &Tokenizer) -> Result<(Vec<Story>, Vec<Vec<u32>>)> {
+    let (wanted, most) = (config.data.val_stories, config.eval.val_tokens);
+    let (mut val, mut encoded) = (Vec::<Story>::new(), Vec::<Vec<u32>>::new());
+    while (val.len() as u64) < wanted && stories_within(&encoded, most) == encoded.len() {
+        let from = val.len() as u64;
+        val.extend((from..wanted.min(from + STORY_BATCH)).map(|i| stories.story(Split::Val, i)));
+        let texts: Vec<&str> = val[from as usize..].iter().map(|story| story.text.as_str()).collect();
+        encoded.extend(tokenizer.encode_documents(&texts)?);
+    }
+    encoded.truncate(stories_within(&encoded, most));
+    Ok((val, encoded))
+}
+
+/// How many of the first documents have at most `limit` targets together; at least one, if there is one.
 fn stories_within(encoded: &[Vec<u32>], limit: u64) -> usize {
     let mut targets = 0;
     let fits = encoded.iter().take_while(|ids| {
         targets += ids.len() as u64 + 1;
         targets <= limit
     });
-    fits.count().max(1)
+    fits.count().max(1).min(encoded.len())
 }

@@ -16,6 +16,9 @@ use super::merges::Pairs;
 /// The separator of documents in GPT-2's and in our own vocabularies.
 pub(super) const END_OF_TEXT: &str = "<|endoftext|>";
 
+/// Bound on the squares of the lengths of all tokens together; GPT-2's come to 3 million.
+const MOST_STEPS: u64 = 1 << 33;
+
 /// A byte-level BPE vocabulary and its encoder.
 pub(super) struct ByteBpe {
     /// Bytes of each id; a special token's text.
@@ -135,8 +138,14 @@ fn byte_ids(tokens: &[Vec<u8>], specials: &[(u32, String)]) -> Result<[u32; 256]
 /// Byte-pair encoding of a token by the merges before its own must end in two parts that no earlier merge joins. This
 /// is enough for the same to hold inside any text: as long as the token's ends are borders between parts, nothing
 /// outside it takes part in the merges inside.
+///
+/// Takes time by the square of each token's length, so files with very long tokens are left to another engine.
 pub(super) fn recover_merges(tokens: &[Vec<u8>], specials: &[(u32, String)]) -> Result<Vec<Merge>> {
     let byte_ids = byte_ids(tokens, specials)?;
+    let steps = ordinary(tokens, specials).map(|(_, token)| (token.len() as u64).saturating_pow(2));
+    if steps.fold(0, u64::saturating_add) > MOST_STEPS {
+        bail!("its tokens are too long");
+    }
     let mut merges = Vec::with_capacity(tokens.len().saturating_sub(256));
     let mut made = Pairs::with_room(tokens.len());
     let mut parts = Vec::new();
@@ -197,6 +206,8 @@ mod tests {
         assert_eq!(message(with_bytes(&["ab", "ab"])), "token 257 is not one merge of earlier tokens");
         assert_eq!(message(with_bytes(&["a"])), "byte 97 has two tokens");
         assert_eq!(message(with_bytes(&[""])), "token 256 is empty");
+        let long = "ab".repeat(50_000);
+        assert_eq!(message(with_bytes(&["ab", &long])), "its tokens are too long");
         assert_eq!(message((1..=255).map(|byte| vec![byte]).collect()), "a byte has no token");
     }
 

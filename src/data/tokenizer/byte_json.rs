@@ -103,9 +103,9 @@ fn read_tokens(vocab: &Value, specials: &[(u32, String)]) -> Option<Vec<Vec<u8>>
     }
     for (text, id) in vocab {
         let id = id.as_u64()?;
-        let special = specials.iter().find(|(special, _)| u64::from(*special) == id);
-        match special {
-            Some((_, special)) if special == text => {}
+        let special = specials.binary_search_by_key(&id, |(special, _)| u64::from(*special));
+        match special.ok().map(|at| &specials[at].1) {
+            Some(special) if special == text => {}
             Some(_) => return None,
             None => {
                 let slot = slots.get_mut(usize::try_from(id).ok()?)?;

@@ -1,7 +1,7 @@
 //! No number in a file and no shape of a text decides memory or time, and no text decides where documents end.
 
 use crate::sft::Bench;
-use crate::support::{arg, ok};
+use crate::support::{TINY, arg, config, fails, ok, program, stderr};
 use llama_lite::data::npy::TokenFile;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -95,4 +95,53 @@ fn a_turn_that_holds_a_control_token_is_counted_and_named() {
     ok(&args.iter().map(String::as_str).collect::<Vec<_>>());
     let kept = std::fs::read_to_string(out.join("quarantine.jsonl")).unwrap();
     assert!(kept.contains("<|endoftext|>") && kept.contains("\"line\":41"), "{kept}");
+}
+
+/// The crate behind this form of tokenizer takes 1.3 GB for these 8 MB as a whole.
+#[cfg(target_os = "linux")]
+#[test]
+fn one_long_text_takes_no_memory_out_of_proportion() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokenizer = llama3_form(dir.path(), &[("<|end_of_text|>", true)]);
+    let (text, out) = (dir.path().join("long.txt"), dir.path().join("shards"));
+    let line = " the cat, 12 of them, and the hen: then they ran\u{e9} \u{4f60}\u{597d}\u{3002}";
+    std::fs::write(&text, line.repeat(8_000_000 / line.len())).unwrap();
+    let args = ["data", "prepare", "--input", arg(&text), "--tokenizer", arg(&tokenizer), "--out", arg(&out)];
+    let whole = program(&[&args[..], &["--val-fraction", "0"]].concat());
+    let mut limited = std::process::Command::new("prlimit");
+    limited.arg("--as=1000000000").arg(whole.get_program()).args(whole.get_args());
+    let output = limited.output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    ok(&["data", "verify", arg(&out)]);
+    // As the text of one line, again and again: nothing is lost or changed where it is cut.
+    let ids = ids(&out);
+    let (first, rest) = ids[1..].split_at((ids.len() - 1) / (8_000_000 / line.len()));
+    assert!(rest.chunks(first.len()).all(|chunk| chunk == first));
+}
+
+#[test]
+fn a_text_that_cannot_be_divided_is_refused_with_its_size() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokenizer = llama3_form(dir.path(), &[("<|end_of_text|>", true)]);
+    let (text, out) = (dir.path().join("run.txt"), dir.path().join("shards"));
+    std::fs::write(&text, "=".repeat(17 << 20)).unwrap();
+    let args = ["data", "prepare", "--input", arg(&text), "--tokenizer", arg(&tokenizer), "--out", arg(&out)];
+    let said = fails(&[&args[..], &["--val-fraction", "0"]].concat(), 65);
+    assert!(said.contains("17.8 MB") && said.contains("2.9 GB"), "{said}");
+}
+
+#[test]
+fn stories_that_no_memory_holds_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, out) = (config(dir.path(), TINY), dir.path().join("run"));
+    let base = ["pretrain", "--config", arg(&path), "--out", arg(&out), "--set"];
+    for key in ["data.stories", "data.val_stories"] {
+        let set = format!("{key}=1000000000000");
+        assert!(fails(&[&base[..], &[&set]].concat(), 78).contains(key));
+    }
+    // Of many validation stories those are made that are scored.
+    let output =
+        ok(&[&base[..], &["data.val_stories=5000000", "--set", "eval.val_tokens=2000", "--set", "train.steps=4"]]
+            .concat());
+    assert!(stderr(&output).contains("validation"), "{}", stderr(&output));
 }

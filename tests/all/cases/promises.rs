@@ -1,5 +1,7 @@
 //! Promises that planted mistakes broke without a test noticing.
 
+mod evaluation;
+
 use crate::support::{TINY, arg, config, ok, pretrain, stdout};
 use llama_lite::checkpoint::Opened;
 use llama_lite::config::Config;

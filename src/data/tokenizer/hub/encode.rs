@@ -56,7 +56,7 @@ impl Hub {
     /// What `encode` gives for each part of `text`, with the byte at which that begins, one after the other.
     fn in_parts<T>(&self, text: &str, encode: impl Fn(&str, usize) -> tokenizers::Result<Vec<T>>) -> Result<Vec<T>> {
         let mut all = Vec::new();
-        for part in self.parts.of(text).map_err(failed)? {
+        for part in self.parts.of(text)? {
             let _turn = Parts::turn(part.len());
             all.extend(caught(|| encode(&text[part.clone()], part.start)).map_err(failed)?);
         }

@@ -8,6 +8,7 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use serde_json::Value;
 
 use crate::data::tokenizer::words::{Class, Words};
+use crate::runtime::error::{Exit, Failure, fail};
 
 /// Parts are at most this long where the text can be cut.
 pub(super) const PART: usize = 64 << 10;
@@ -86,8 +87,9 @@ impl Parts {
 
     /// Parts of `text` whose encodings, one after the other, are that of `text`.
     ///
-    /// `Err` says in a few words why the text is too long.
-    pub(super) fn of(&self, text: &str) -> Result<Vec<Range<usize>>, String> {
+    /// # Errors
+    /// [`Exit::Data`] for a text that would take too much memory.
+    pub(super) fn of(&self, text: &str) -> Result<Vec<Range<usize>>, Failure> {
         let (mut parts, mut start) = (Vec::new(), 0);
         while text.len() - start > PART {
             let Some(end) = self.cut(text, start) else { break };
@@ -211,13 +213,12 @@ fn keeps_spaces_first(model: &Value) -> bool {
     alphabet.into_iter().all(|c| vocab.contains_key(c.to_string().as_str())) && !vocab.keys().any(joins)
 }
 
-fn too_long(length: usize) -> String {
+fn too_long(length: usize) -> Failure {
     let (mb, gb) = (length as f64 / 1e6, (length * MEMORY_PER_BYTE) as f64 / 1e9);
-    format!(
-        "a text has {mb:.1} MB with no place where this tokenizer is sure to divide it, and would take about {gb:.1} GB of \
-         memory; divide such texts into documents of at most {} MB",
-        LONGEST >> 20
-    )
+    let what = format!(
+        "a text has {mb:.1} MB with no place where this tokenizer is sure to divide it, and would take about {gb:.1} GB of memory"
+    );
+    fail(Exit::Data, what).hint(format!("divide such texts into documents of at most {} MiB", LONGEST >> 20))
 }
 
 #[cfg(test)]

@@ -36,8 +36,30 @@ fn metaspace() -> Value {
 /// Words, numbers, marks and strings at which cuts could go wrong, in any order.
 fn text(random: &mut impl Rng, bytes: usize) -> String {
     const PIECES: [&str; 24] = [
-        "the", " the", "he", " ", "  ", "\n", "\r\n", "12", "12345", "'s", "'ll", "don't", "end tool_call, please", "<|eot_id|>", "</s>",
-        "e\u{301}", "\u{e9}", "\u{4f60}\u{597d}", "\u{3002}", "...", "=\u{338}", "\u{1100}\u{1161}", " a", "\t",
+        "the",
+        " the",
+        "he",
+        " ",
+        "  ",
+        "\n",
+        "\r\n",
+        "12",
+        "12345",
+        "'s",
+        "'ll",
+        "don't",
+        "end tool_call, please",
+        "<|eot_id|>",
+        "</s>",
+        "e\u{301}",
+        "\u{e9}",
+        "\u{4f60}\u{597d}",
+        "\u{3002}",
+        "...",
+        "=\u{338}",
+        "\u{1100}\u{1161}",
+        " a",
+        "\t",
     ];
     let mut text = String::new();
     while text.len() < bytes {
@@ -61,7 +83,10 @@ fn parts_encode_as_the_whole_in_every_known_form() {
             let mut text = text(&mut random, 150_000);
             if round == 0 {
                 // No place to cut for longer than a part.
-                text.insert_str(70_000 - (0..4).find(|back| text.is_char_boundary(70_000 - back)).unwrap(), &"x".repeat(2 * PART));
+                text.insert_str(
+                    70_000 - (0..4).find(|back| text.is_char_boundary(70_000 - back)).unwrap(),
+                    &"x".repeat(2 * PART),
+                );
             }
             assert!(hub.parts.of(&text).unwrap().len() > 2);
             assert!(hub.encode_ordinary(&text).unwrap() == hub.run_ordinary(&text).unwrap(), "{form:?} {round}");
@@ -99,8 +124,12 @@ fn places_of_parts_are_those_of_the_whole() {
     let hub = hub(&llama3()).unwrap();
     let text = text(&mut rand_chacha::ChaCha8Rng::seed_from_u64(13), 150_000);
     let whole = hub.tokenizer.encode(text.as_str(), false).unwrap();
-    let places: Vec<(usize, usize)> =
-        hub.encode_rendered_with_places(&text).unwrap().into_iter().map(|(_, place)| (place.start, place.end)).collect();
+    let places: Vec<(usize, usize)> = hub
+        .encode_rendered_with_places(&text)
+        .unwrap()
+        .into_iter()
+        .map(|(_, place)| (place.start, place.end))
+        .collect();
     assert!(places == whole.get_offsets());
 }
 
