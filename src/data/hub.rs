@@ -35,7 +35,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use crate::runtime::error::{Exit, fail};
+use crate::runtime::error::{Exit, fail, note};
 use crate::runtime::files::read_bounded;
 use cache::{Entry, Store, Tree, length};
 use client::{Client, encode};
@@ -112,6 +112,7 @@ impl Hub {
                 };
             }
         };
+        let tree = without_odd_names(tree, &name.repo);
         if let Some(revision) = name.revision.as_deref().or(Some("main")).filter(|_| !self.settings.offline) {
             store.refer(revision, &commit)?;
         }
@@ -174,7 +175,9 @@ impl Hub {
         while let Some(url) = page {
             let (items, next): (Vec<Item>, _) = self.client.json(&url, &subject)?;
             for item in items.into_iter().filter(|item| item.kind == "file") {
-                store.pointer(commit, &item.path)?;
+                if name::leads_out(&item.path) {
+                    store.pointer(commit, &item.path)?;
+                }
                 let lfs = item.lfs.map(|lfs| (lfs.oid, lfs.size));
                 let entry = Entry::new(item.size, item.oid, lfs, item.xet_hash.filter(|hash| is_sha256(hash)));
                 tree.insert(item.path, entry);
@@ -199,6 +202,23 @@ impl Hub {
                 .into()
         })
     }
+}
+
+/// The files whose names can be stored on any system; of the others it is told how many there are. One odd name among
+/// thousands is no reason to refuse them.
+fn without_odd_names(mut tree: Tree, repo: &str) -> Tree {
+    let odd: Vec<String> = tree.keys().filter(|path| !name::is_safe_path(path)).cloned().collect();
+    if let Some(first) = odd.first() {
+        let shown: String = first.chars().take(100).collect();
+        note(&format!(
+            "{repo}: left out for names that cannot be stored on every system: {} of {} files, the first `{}`",
+            odd.len(),
+            tree.len(),
+            shown.escape_debug()
+        ));
+    }
+    odd.iter().for_each(|path| drop(tree.remove(path)));
+    tree
 }
 
 /// The file that holds a data set's card.

@@ -129,6 +129,11 @@ pub(super) fn is_commit(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
+/// Whether a path from a server would lead out of the directory it is put into: no honest server names one.
+pub(super) fn leads_out(text: &str) -> bool {
+    text.starts_with(['/', '\\']) || text.split(['/', '\\']).any(|part| matches!(part, "" | "." | ".."))
+}
+
 /// Whether a path that may come from a server stays inside the directory it is put into, on any system.
 pub(super) fn is_safe_path(text: &str) -> bool {
     let part = |part: &str| !matches!(part, "" | "." | "..") && part.len() <= 255;

@@ -195,9 +195,23 @@ fn without_network_or_tls_the_hint_says_so() {
 }
 
 #[test]
+fn one_odd_name_does_not_refuse_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = FakeHub::start();
+    fake.file("a.jsonl", "{}", false).file("bell\u{7}.jsonl", "{}", false).file("b\\c.jsonl", "{}", false);
+    let hub = client(&fake, dir.path());
+    // From the server, then from the cache.
+    for _ in 0..2 {
+        assert_eq!(paths(&hub, "hub:owner/name").unwrap(), ["a.jsonl"]);
+    }
+    let file = RemoteFile { repo: REPO.into(), commit: COMMIT.into(), path: "bell\u{7}.jsonl".into(), size: 2 };
+    assert_eq!(failure(hub.fetch(&file, &|_| {})).exit, Exit::Data);
+}
+
+#[test]
 fn what_a_server_says_is_not_believed() {
     let dir = tempfile::tempdir().unwrap();
-    for hostile in ["../../evil.txt", "/etc/evil.txt", "a//evil.txt", "a\\..\\evil.txt", "./evil.txt", "evil\n.txt"] {
+    for hostile in ["../../evil.txt", "/etc/evil.txt", "a//evil.txt", "a\\..\\evil.txt", "./evil.txt"] {
         let fake = FakeHub::start();
         fake.file(hostile, "evil", false);
         let cache = dir.path().join(git_like(hostile.as_bytes()));
