@@ -2,7 +2,7 @@
 
 use super::{harmless, print};
 use crate::cli::Why;
-use crate::metrics::Console;
+use crate::metrics::{Console, fixed};
 use crate::train::why::why;
 use anyhow::Result;
 
@@ -11,7 +11,7 @@ const SHOWN: usize = 300;
 
 pub(super) fn run(args: &Why, console: Console) -> Result<()> {
     let found = why(&args.run, args.step, console)?;
-    let logged = found.logged.map_or_else(String::new, |loss| format!(", logged loss {loss:.4}"));
+    let logged = found.logged.map_or_else(String::new, |loss| format!(", logged loss {}", fixed(loss, 4)));
     let mut out = format!(
         "step {}: {} sequences{logged}; {}\n",
         args.step,
@@ -27,8 +27,10 @@ pub(super) fn run(args: &Why, console: Console) -> Result<()> {
         let more = if cut.len() < part.text.len() { " ..." } else { "" };
         let indented = cut.replace('\n', "\n    ");
         out.push_str(&format!(
-            "\nloss {:.4}  sequence {}  {}\n    {indented}{more}\n",
-            part.loss, part.sequence, part.place
+            "\nloss {}  sequence {}  {}\n    {indented}{more}\n",
+            fixed(part.loss, 4),
+            part.sequence,
+            part.place
         ));
     }
     print(&harmless(&out))

@@ -3,6 +3,7 @@
 use super::benchmark::{Metric, Prepared, TaskResult, Truncated};
 use super::statistics::pooled_error;
 use super::tasks::GROUPS;
+use crate::metrics::fixed;
 use serde_json::{Map, Value, json};
 
 /// A task or group with its metrics, as a table shows it.
@@ -121,8 +122,8 @@ pub fn table(lines: &[Line]) -> String {
                 first(line.shots.to_string()),
                 first(line.documents.to_string()),
                 metric.name.to_owned(),
-                format!("{:.4}", metric.value),
-                metric.stderr.map_or_else(String::new, |error| format!("{error:.4}")),
+                fixed(metric.value, 4),
+                metric.stderr.map_or_else(String::new, |error| fixed(error, 4)),
             ];
             row.extend(with_truncated.then(|| first(line.truncated.documents.to_string())));
             rows.push(row);

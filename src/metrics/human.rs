@@ -15,6 +15,15 @@ pub fn count(number: u64) -> String {
     grouped
 }
 
+/// `value` with so many decimals; what rounds to zero has no sign.
+pub fn fixed(value: f64, decimals: usize) -> String {
+    let text = format!("{value:.decimals$}");
+    match text.strip_prefix('-') {
+        Some(digits) if digits.bytes().all(|b| matches!(b, b'0' | b'.')) => digits.to_owned(),
+        _ => text,
+    }
+}
+
 /// Three significant digits and a unit: `987`, `12.3k`, `1.20M`; `-` if not finite.
 pub fn rate(number: f64) -> String {
     if !number.is_finite() {
@@ -63,6 +72,16 @@ mod tests {
         let rates = [0.0, 3.7, 999.4, 999.6, 1234.0, 9_996.0, 12_345.0, 99_960.0, 999_600.0, 1.2e6, 3e18].map(rate);
         assert_eq!(rates, ["0", "4", "999", "1.00k", "1.23k", "10.0k", "12.3k", "100k", "1.00M", "1.20M", "3000P"]);
         assert_eq!([f64::NAN, f64::INFINITY].map(rate), ["-", "-"]);
+    }
+
+    #[test]
+    fn zero_has_no_sign() {
+        for (value, text) in
+            [(-0.0, "0.0000"), (-1e-9, "0.0000"), (-0.00004, "0.0000"), (-0.00006, "-0.0001"), (1.5, "1.5000")]
+        {
+            assert_eq!(fixed(value, 4), text);
+        }
+        assert_eq!([fixed(-0.4, 0), fixed(f64::NAN, 2), fixed(f64::NEG_INFINITY, 2)], ["0", "NaN", "-inf"]);
     }
 
     #[test]

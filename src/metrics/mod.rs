@@ -19,7 +19,7 @@ mod tensorboard;
 
 pub use altered::{AlteredLog, LogDigest, LogDigests, altered_logs};
 pub use events::{Events, iso8601, read_events};
-pub use human::{count, duration, rate};
+pub use human::{count, duration, fixed, rate};
 pub use jsonl::{
     Cut, LOG_FILES, Logged, MetricsLog, SampleLog, SampleRecord, Sequences, StepLog, Times, read, read_log,
 };

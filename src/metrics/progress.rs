@@ -5,7 +5,7 @@
 //! shape. `--quiet` silences everything here; errors do not pass through this module. All of it goes to stderr: stdout
 //! is for data.
 
-use crate::metrics::{Pace, Train, Val, count, duration, rate};
+use crate::metrics::{Pace, Train, Val, count, duration, fixed, rate};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
 use std::fmt;
 use std::io::{IsTerminal, Write, stderr};
@@ -140,9 +140,9 @@ impl Progress {
 
     /// A validation loss, with the floor beside it where the text has one.
     pub fn val(&mut self, val: &Val) {
-        let mut line = format!("{}  val loss {:.4}", self.at(val.step), val.loss);
+        let mut line = format!("{}  val loss {}", self.at(val.step), fixed(val.loss, 4));
         if val.bits_per_byte.is_finite() {
-            line += &format!("  {:.4} bits/byte", val.bits_per_byte);
+            line += &format!("  {} bits/byte", fixed(val.bits_per_byte, 4));
         }
         if let Some(floor) = val.floor_bits_per_byte {
             let above = 100.0 * (val.bits_per_byte / floor - 1.0);
@@ -153,7 +153,7 @@ impl Progress {
 
     /// What a benchmark task came to: (metric, value).
     pub fn task(&mut self, step: u64, task: &str, metrics: &[(&str, f64)]) {
-        let values: Vec<String> = metrics.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+        let values: Vec<String> = metrics.iter().map(|(name, value)| format!("{name} {}", fixed(*value, 4))).collect();
         self.print(&format!("{}  {task}  {}", self.at(step), values.join("  ")));
     }
 
@@ -217,7 +217,7 @@ fn live_line() -> ProgressBar {
 
 /// `1,200/5,000  loss 2.3456  12.3k tok/s  3m 05s left`, with `detail` after the loss.
 fn status(record: &Train, pace: &Pace, total: u64, detail: &str) -> String {
-    let loss = if record.skipped { "skipped".into() } else { format!("{:.4}", record.loss) };
+    let loss = if record.skipped { "skipped".into() } else { fixed(record.loss, 4) };
     let left = pace.time_left().map_or_else(|| "-".into(), duration);
     let (step, total, speed) = (count(record.step), count(total), rate(pace.tokens_per_second()));
     format!("{step}/{total}  loss {loss}{detail}  {speed} tok/s  {left} left")

@@ -261,6 +261,7 @@ fn short(value: &Value) -> String {
             if text.contains('.') { trimmed.to_owned() } else { text }
         }
         Some(x) if x != 0.0 => format!("{x:.3e}"),
+        Some(_) if value.is_f64() => "0.0".into(),
         _ => value.to_string(),
     }
 }

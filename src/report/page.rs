@@ -1,6 +1,7 @@
 //! The page: one file that asks for nothing.
 
 use super::Report;
+use crate::metrics::fixed;
 use anyhow::Result;
 
 const STYLE: &str = include_str!("page.css");
@@ -50,8 +51,8 @@ pub(super) fn state(run: &super::collect::Run) -> String {
     let ended = if run.finished { ", finished" } else { "" };
     let val = run.val.last().map_or_else(String::new, |v| {
         let bits = v.record.bits_per_byte;
-        let bits = if bits.is_finite() { format!(" ({bits:.4} bits per byte)") } else { String::new() };
-        format!(" · validation loss {:.4}{bits} at step {}", v.record.loss, v.record.step)
+        let bits = if bits.is_finite() { format!(" ({} bits per byte)", fixed(bits, 4)) } else { String::new() };
+        format!(" · validation loss {}{bits} at step {}", fixed(v.record.loss, 4), v.record.step)
     });
     format!("{}: step {}{steps}{ended}{val}", run.name, run.step)
 }

@@ -2,7 +2,7 @@
 
 use super::Report;
 use super::page::state;
-use crate::metrics::ascii_plot;
+use crate::metrics::{ascii_plot, fixed};
 
 /// Size of a plot, in characters.
 const PLOT: (usize, usize) = (72, 14);
@@ -42,7 +42,7 @@ pub fn text(report: &Report) -> String {
             for e in run.evals.iter().filter(|e| e.record.step == last.record.step) {
                 let (r, error) = (&e.record, e.record.stderr);
                 let error = if error.is_finite() { format!(" ± {error:.4}") } else { String::new() };
-                out.push_str(&format!("  step {}  {}  {} {:.4}{error}\n", r.step, r.task, r.metric, r.value));
+                out.push_str(&format!("  step {}  {}  {} {}{error}\n", r.step, r.task, r.metric, fixed(r.value, 4)));
             }
         }
         out.push_str("\nevents\n");
