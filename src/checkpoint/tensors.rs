@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 use safetensors::tensor::{Metadata, TensorInfo};
 
 use super::half::Dtype;
+use crate::runtime::content::Kind;
 use crate::runtime::error::{Exit, Failure, fail};
 use crate::runtime::files::{io_context, io_failure};
 
@@ -118,6 +119,7 @@ impl TensorFile {
         file.read_exact_at(&mut length, 0).map_err(|e| io_failure("read", path, &e))?;
         let length = u64::from_le_bytes(length);
         if length > MAX_HEADER || length > size - 8 {
+            Kind::of_open(&file, path)?.refuse_unless(Kind::Safetensors, path)?;
             return Err(damaged(path, &format!("its header claims {length} bytes")).into());
         }
         let mut json = vec![0; length as usize];

@@ -32,6 +32,7 @@ use std::sync::{Arc, OnceLock};
 use anyhow::Result;
 use serde_json::Value;
 
+use crate::runtime::content::Kind;
 use crate::runtime::error::{Exit, Failure, fail};
 use byte_bpe::ByteBpe;
 use decoder::Leading;
@@ -130,6 +131,7 @@ impl Tokenizer {
 
     fn load(path: &Path, of_model: bool) -> Result<Self> {
         let bytes = read_capped(path)?;
+        Kind::of(&bytes).refuse_unless(Kind::Json, path)?;
         let root: Value = serde_json::from_slice(&bytes).map_err(|error| wrong_file(path, error))?;
         let mut engine = match ByteBpe::from_json(&root) {
             Some(engine) => Engine::Byte(Box::new(engine)),

@@ -1,11 +1,14 @@
 //! What a file holds, by its first bytes: names lie, downloads are answered by web pages, and clones hold pointers.
 
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use anyhow::Result;
 
+use super::error::{Exit, Failure, fail};
 use super::files;
+use super::shell::quoted;
 
 /// Bytes from the start of a file that are looked at.
 pub const HEAD: usize = 4096;
@@ -71,9 +74,16 @@ impl Kind {
     /// The kind of the file at `path`.
     ///
     /// # Errors
-    /// [`Exit::Io`](super::error::Exit::Io) if it is not a regular file or cannot be read.
+    /// [`Exit::Io`] if it is not a regular file or cannot be read.
     pub fn of_file(path: &Path) -> Result<Self> {
-        let (file, _) = files::open_input(path, true)?;
+        Self::of_open(&files::open_input(path, true)?.0, path)
+    }
+
+    /// The kind of the open `file`, wherever it is read from next; `path` is for messages.
+    ///
+    /// # Errors
+    /// [`Exit::Io`] if it cannot be read.
+    pub fn of_open(file: &File, path: &Path) -> Result<Self> {
         let mut head = vec![0; HEAD];
         let mut length = 0;
         while length < HEAD {
@@ -152,9 +162,21 @@ impl Kind {
         }
     }
 
+    /// Refuses a file at `path` that is recognisably something else than `wanted`: another format, a web page, a pointer.
+    ///
+    /// # Errors
+    /// [`Exit::Data`] with what it is and what to do.
+    pub fn refuse_unless(self, wanted: Self, path: &Path) -> Result<(), Failure> {
+        if self == wanted || matches!(self, Self::Empty | Self::Json | Self::Text | Self::Binary) {
+            return Ok(());
+        }
+        let message = format!("{}: is {}, not {}", path.display(), self.describe(), wanted.describe());
+        Err(fail(Exit::Data, message).hint(self.advice(path)))
+    }
+
     /// What to do with a file at `path` of this kind where another one is needed.
     pub fn advice(self, path: &Path) -> String {
-        let file = shell_quoted(path);
+        let file = quoted(path);
         match self {
             Self::Empty | Self::Html | Self::Xml => {
                 "something else than the file was downloaded (often a log-in or error page): download it again".into()
@@ -176,16 +198,6 @@ impl Kind {
             _ => "give another file, or convert it".into(),
         }
     }
-}
-
-/// `path` as one word of a command line.
-pub fn shell_quoted(path: &Path) -> String {
-    let text = path.to_string_lossy();
-    let plain = |c: char| c.is_alphanumeric() || "/._-+=:,@%".contains(c);
-    if !text.is_empty() && text.chars().all(plain) && !text.starts_with('-') {
-        return text.into_owned();
-    }
-    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 /// The length of a JSON header, and the brace that it begins with.
@@ -236,13 +248,6 @@ mod tests {
             (&tar, Kind::Tar),
         ] {
             assert_eq!(Kind::of(head), kind, "{:?}", String::from_utf8_lossy(head));
-        }
-    }
-
-    #[test]
-    fn names_in_commands_are_one_word() {
-        for (name, quoted) in [("a/b.gz", "a/b.gz"), ("a b", "'a b'"), ("it's", r"'it'\''s'"), ("-x", "'-x'")] {
-            assert_eq!(shell_quoted(Path::new(name)), quoted);
         }
     }
 }
