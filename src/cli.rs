@@ -228,6 +228,9 @@ pub struct Eval {
     /// Text files (.txt, .jsonl), token shards or a prepared directory
     #[arg(long, value_name = "PATH", num_args = 1.., required_unless_present = "tasks")]
     pub data: Vec<PathBuf>,
+    /// Field of a record, or column of a .parquet file, that holds the text of --data
+    #[arg(long, value_name = "NAME", default_value = "text")]
+    pub text_field: String,
     /// Benchmark tasks, by their names in the lm-evaluation-harness
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     pub tasks: Vec<String>,

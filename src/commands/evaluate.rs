@@ -11,7 +11,7 @@ use crate::eval::benchmark::{Extent, Prepared, TaskResult, evaluate};
 use crate::eval::dataset::Library;
 use crate::eval::report::{harness_json, lines, table};
 use crate::eval::{ByteLengths, Score, score, tasks};
-use crate::metrics::Console;
+use crate::metrics::{Console, fixed};
 use crate::runtime::error::{Exit, fail, note};
 use crate::runtime::files::write_atomic;
 use anyhow::Result;
@@ -90,8 +90,9 @@ fn evaluate_model(args: &Eval, ckpt: &Path, console: Console) -> Result<(Value, 
         report["config"]["data"] = args.data.iter().map(|path| path.display().to_string()).collect();
         report["config"]["context"] = context.into();
         text += &format!(
-            "loss {:.4} nats per token · {bits_per_byte:.4} bits per byte · perplexity {:.3} · {} tokens\n",
-            result.loss,
+            "loss {} nats per token · {} bits per byte · perplexity {:.3} · {} tokens\n",
+            fixed(result.loss, 4),
+            fixed(bits_per_byte, 4),
             result.loss.exp(),
             result.tokens,
         );
@@ -104,7 +105,12 @@ fn evaluate_model(args: &Eval, ckpt: &Path, console: Console) -> Result<(Value, 
 fn score_text(args: &Eval, loaded: &Loaded, console: Console) -> Result<(Score, usize)> {
     let Loaded { tokenizer, model, .. } = loaded;
     let patterns: Vec<String> = args.data.iter().map(|p| p.to_string_lossy().into_owned()).collect();
-    let (tokens, bytes) = evaluation_tokens(&patterns, tokenizer, model.config.vocab_size, &ReadOptions::default())?;
+    let options = ReadOptions {
+        text_field: args.text_field.clone(),
+        field_option: Some("--text-field NAME"),
+        ..ReadOptions::default()
+    };
+    let (tokens, bytes) = evaluation_tokens(&patterns, tokenizer, model.config.vocab_size, &options)?;
     let length = model.config.max_position_embeddings;
     let mut rows = Rows::windows(tokens, length, u64::MAX);
     rows.text_bytes = bytes;

@@ -2,15 +2,11 @@
 
 use super::tasks::Task;
 use crate::data::hub::{Hub, HubName};
-use crate::data::table::parquet_rows;
+use crate::data::table::{self, Row};
 use crate::runtime::error::{Exit, fail};
-use crate::runtime::files::read_bounded;
 use anyhow::Result;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-
-/// No split of a benchmark comes near.
-const MAX_BYTES: u64 = 1 << 30;
 
 /// File names are looked for at most this deep in a mirror.
 const DEPTH: usize = 4;
@@ -119,26 +115,17 @@ fn download(hub: &Hub, task: &Task, split: &str) -> Result<Vec<PathBuf>> {
 fn read_all(files: &[PathBuf]) -> Result<Vec<Value>> {
     let mut rows = Vec::new();
     for file in files {
-        rows.extend(if is_parquet(file) { parquet_rows(file)? } else { jsonl(file)? });
+        for Row { line, value } in table::rows(file)? {
+            rows.push(value.map_err(|what| {
+                fail(Exit::Data, format!("{}:{line}: {what}", file.display())).hint("every line must be a JSON object")
+            })?);
+        }
     }
     if rows.is_empty() {
         let names: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
         return Err(fail(Exit::Data, format!("{}: no rows", names.join(", "))).hint("get the data set again").into());
     }
     Ok(rows)
-}
-
-fn jsonl(path: &Path) -> Result<Vec<Value>> {
-    let bytes = read_bounded(path, MAX_BYTES, true)?;
-    let lines = bytes.split(|&b| b == b'\n').enumerate().filter(|(_, line)| !line.trim_ascii().is_empty());
-    let row = |(n, line): (usize, &[u8])| {
-        serde_json::from_slice(line).map_err(|e| {
-            fail(Exit::Data, format!("{}:{}: {e}", path.display(), n + 1))
-                .hint("every line must be a JSON object")
-                .into()
-        })
-    };
-    lines.map(row).collect()
 }
 
 #[cfg(test)]
