@@ -10,18 +10,20 @@ use crate::data::shards::verify::{tokenizer_beside, verify};
 use crate::data::tokenizer::Tokenizer;
 use crate::metrics::Console;
 use crate::runtime::error::{Exit, fail};
+use crate::runtime::home::expand_home;
 use anyhow::Result;
 
 pub(super) fn run(command: Data, console: Console) -> Result<()> {
     match command {
         Data::Prepare(args) => prepare::run(args, console),
         Data::Verify(args) => {
-            if args.dir.join(MANIFEST_FILE).exists() {
-                tokenizer_beside(&args.dir)?;
+            let dir = expand_home(&args.dir);
+            if dir.join(MANIFEST_FILE).exists() {
+                tokenizer_beside(&dir)?;
             }
-            print(&verify(&args.dir)?.to_string())
+            print(&verify(&dir)?.to_string())
         }
-        Data::Inspect(args) => run_inspect(&args),
+        Data::Inspect(args) => run_inspect(&Inspect { dir: expand_home(&args.dir), ..args }),
     }
 }
 

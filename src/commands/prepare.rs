@@ -9,6 +9,7 @@ use crate::data::shards::manifest::{Eot, Val};
 use crate::data::tokenizer::Tokenizer;
 use crate::metrics::{self, Console};
 use crate::runtime::error::{Exit, fail, note};
+use crate::runtime::home::expand_home;
 use crate::runtime::thread::spawn;
 use anyhow::Result;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -68,9 +69,9 @@ pub(super) fn run(args: Prepare, console: Console) -> Result<()> {
 
 /// Text and shards in one directory would make the second run refuse what the first has begun.
 fn refuse_own_input(args: &Prepare) -> Result<()> {
-    let Ok(out) = args.out.canonicalize() else { return Ok(()) };
+    let Ok(out) = expand_home(&args.out).canonicalize() else { return Ok(()) };
     for input in &args.input {
-        if Path::new(input).canonicalize().is_ok_and(|input| input == out) {
+        if expand_home(Path::new(input)).canonicalize().is_ok_and(|input| input == out) {
             return Err(fail(Exit::Config, format!("{input} is both --input and --out"))
                 .hint("give the shards a directory of their own")
                 .into());
@@ -115,7 +116,7 @@ fn options(args: &Prepare) -> PrepareOptions {
         min_chars: args.min_chars,
         dedup: args.dedup,
         allow_bad: args.allow_bad,
-        ..PrepareOptions::new(args.out.clone())
+        ..PrepareOptions::new(expand_home(&args.out))
     }
 }
 

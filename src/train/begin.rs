@@ -21,6 +21,7 @@ use crate::ops::device;
 use crate::ops::precision::Precision;
 use crate::runtime::error::{Exit, fail, note};
 use crate::runtime::files::{Lock, create_dirs, lock, write_atomic};
+use crate::runtime::home::expand_home;
 use crate::runtime::memory;
 use crate::runtime::shell::quoted;
 use anyhow::Result;
@@ -185,7 +186,7 @@ fn absolute(path: &str) -> Result<String> {
     if HubName::is(path) {
         return Ok(path.to_owned());
     }
-    std::path::absolute(path)?.into_os_string().into_string().map_err(|full| {
+    std::path::absolute(expand_home(Path::new(path)))?.into_os_string().into_string().map_err(|full| {
         let message = format!("{}: not UTF-8, and a configuration is UTF-8 text", Path::new(&full).display());
         fail(Exit::Config, message).hint("run it in a directory whose name is UTF-8, or rename this one").into()
     })
