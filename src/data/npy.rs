@@ -16,15 +16,15 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use crate::runtime::content::shell_quoted;
 use crate::runtime::error::{Exit, Failure, fail};
 use crate::runtime::files;
+use crate::runtime::shell::quoted;
 
 use header::{Layout, MAX_HEADER, Remedy, npy_header};
 
 /// What to do about the refused file `path`. No command writes an id as another one: the type follows from the largest.
 fn hint(remedy: Remedy, path: &Path) -> String {
-    let file = shell_quoted(path);
+    let file = quoted(path);
     let python = "python3 -c \"import sys, numpy as np;";
     match remedy {
         Remedy::Rewrite => format!(

@@ -220,6 +220,11 @@ fn divide(dir: &Path) -> Result<Divided> {
     Ok(Divided::of(paths, dir)?)
 }
 
+/// Whether `path` is called as token files are.
+pub fn is_token_file(path: &Path) -> bool {
+    path.extension().is_some_and(|suffix| suffix.eq_ignore_ascii_case("npy") || suffix.eq_ignore_ascii_case("bin"))
+}
+
 /// Names and paths of the `.npy` and `.bin` files of a directory, sorted.
 fn token_files(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
     let io_failure = |e| files::io_failure("list the directory", dir, &e);
@@ -227,7 +232,7 @@ fn token_files(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
     for entry in fs::read_dir(dir).map_err(io_failure)? {
         let path = entry.map_err(io_failure)?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if !name.starts_with('.') && path.extension().is_some_and(|e| e == "npy" || e == "bin") {
+        if !name.starts_with('.') && is_token_file(&path) {
             found.push((name, path));
         }
     }

@@ -1,5 +1,6 @@
 //! Which split a file belongs to, by the words of its name.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use crate::runtime::error::{Exit, Failure, fail};
@@ -38,7 +39,10 @@ impl Divided {
     /// # Errors
     /// [`Exit::Config`] if a name says more than one, or if the names tell what is held out but not what is trained on.
     pub fn of(files: Vec<PathBuf>, from: &Path) -> Result<Self, Failure> {
-        let words: Vec<Vec<String>> = files.iter().map(|file| words(file)).collect();
+        let mut words: Vec<Vec<String>> = files.iter().map(|file| words_of(file.file_stem())).collect();
+        if words.iter().all(|words| place(words) == Some(Place::Unnamed)) {
+            words = words_of_directories(&files);
+        }
         // A word that all names have, such as the name of the corpus, tells no two of them apart.
         let is_common = |word: &String| words.len() > 1 && words.iter().all(|of_name| of_name.contains(word));
         let mut places = Vec::with_capacity(files.len());
@@ -80,9 +84,16 @@ impl Divided {
     }
 }
 
-/// The words of a file's name between digits, dots, dashes and the like, in small letters.
-fn words(path: &Path) -> Vec<String> {
-    let name = path.file_stem().unwrap_or_default().to_string_lossy().to_lowercase();
+/// The words of the directories that files lie in, where they lie in several: one that holds all of them was chosen by the user.
+fn words_of_directories(files: &[PathBuf]) -> Vec<Vec<String>> {
+    let parents: Vec<_> = files.iter().map(|file| file.parent().and_then(Path::file_name)).collect();
+    let differ = parents.iter().any(|parent| *parent != parents[0]);
+    parents.iter().map(|parent| if differ { words_of(*parent) } else { Vec::new() }).collect()
+}
+
+/// The words of a name between digits, dots, dashes and the like, in small letters.
+fn words_of(name: Option<&OsStr>) -> Vec<String> {
+    let name = name.unwrap_or_default().to_string_lossy().to_lowercase();
     name.split(|c: char| !c.is_alphabetic()).filter(|word| !word.is_empty()).map(str::to_owned).collect()
 }
 
@@ -162,6 +173,8 @@ mod tests {
                 &["test.corpus.val.bin"],
                 none,
             ),
+            (&["d/train/0.bin", "d/val/0.bin"], &["d/train/0.bin"], &["d/val/0.bin"], none),
+            (&["val/0.bin", "val/1.bin"], &["val/0.bin", "val/1.bin"], none, none),
             (&["x.dev.eval.bin"], none, &["x.dev.eval.bin"], none),
         ] {
             assert_eq!(divide(names).unwrap(), [train, val, ignored], "{names:?}");

@@ -7,7 +7,7 @@ use crate::data::loader::Source;
 use crate::data::prepare::{Found, Wanted, find, left_out};
 use crate::data::shards::manifest::Split;
 use crate::data::shards::verify::tokenizer_beside;
-use crate::data::shards::{ShardSet, split_files, split_note};
+use crate::data::shards::{ShardSet, is_token_file, split_files, split_note};
 use crate::data::splits::Divided;
 use crate::data::tokenizer::Tokenizer;
 use crate::runtime::error::{Exit, fail};
@@ -73,8 +73,7 @@ fn paths_of(pattern: &str, split: Split, notes: &mut Vec<String>) -> Result<Opti
                 .into());
         }
     }
-    let is_shard = pattern.ends_with(".npy") || pattern.ends_with(".bin");
-    if !is_shard {
+    if !is_token_file(path) {
         return Ok(None);
     }
     let Found { files, left_out } = find(&[pattern.to_owned()], Wanted::Tokens)?;

@@ -11,6 +11,7 @@ use glob::{MatchOptions, Pattern};
 use crate::data::prepare::PREPARE_FILE;
 use crate::data::prepare::left_out::{LeftOut, Reasons};
 use crate::data::prepare::source::{KNOWN, is_corpus_file, refuse_other_kinds};
+use crate::data::shards::is_token_file;
 use crate::data::shards::manifest::MANIFEST_FILE;
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files;
@@ -34,7 +35,7 @@ impl Wanted {
             // Pipes and the like are not opened to look into them.
             Self::Text if path.is_file() => is_corpus_file(path),
             Self::Text => Ok(false),
-            Self::Tokens => Ok(path.extension().is_some_and(|suffix| suffix == "npy" || suffix == "bin")),
+            Self::Tokens => Ok(is_token_file(path)),
         }
     }
 }

@@ -17,10 +17,10 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 
 use crate::data::prepare::source::input::Fault;
 use crate::data::prepare::source::{Body, Cut, MAX_LINE, Position, Raw, Reason};
-use crate::runtime::content::shell_quoted;
 use crate::runtime::error::{Exit, Failure, fail};
 use crate::runtime::files;
 use crate::runtime::guard;
+use crate::runtime::shell::quoted;
 
 /// The rows of one file.
 pub(super) struct Rows {
@@ -66,7 +66,7 @@ pub fn rewrite_hint(path: &Path) -> String {
     format!(
         "write it again with zstd: python3 -c \"import sys, pyarrow.parquet as p; p.write_table(p.read_table(sys.argv[1]), \
          sys.argv[2], compression='zstd')\" {} NEW.parquet",
-        shell_quoted(path)
+        quoted(path)
     )
 }
 
@@ -244,7 +244,10 @@ impl Table {
             let problem =
                 if names.iter().any(|name| name == field) { "is not one of strings" } else { "does not exist" };
             let message = format!("{}: the column {field:?} {problem}", path.display());
-            let hint = format!("name the column of the text (text field); there are: {}", names.join(", "));
+            let hint = format!(
+                "name the column of the text (--text-field NAME, data.text_field); there are: {}",
+                names.join(", ")
+            );
             return Ok(Err(fail(Exit::Data, message).hint(hint)));
         };
         let nullable = schema.column(column).max_def_level() > 0;
