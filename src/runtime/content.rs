@@ -195,6 +195,8 @@ impl Kind {
                             load_from_disk(DIR).to_parquet(\"data.parquet\")"
                 .into(),
             Self::Npy | Self::LlmC => "token files are data already: name them as data.train and data.val".into(),
+            Self::Json => "rename it to end in .jsonl".into(),
+            Self::Text => "rename it to end in .txt".into(),
             _ => "give another file, or convert it".into(),
         }
     }

@@ -14,7 +14,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::metrics::Console;
 use crate::runtime::error::{Exit, fail, note};
 use crate::runtime::files::write_atomic;
-use crate::runtime::home::expand_home;
+use crate::runtime::home::expand_home_text;
 use crate::runtime::shell::quoted;
 use anyhow::Result;
 use std::path::Path;
@@ -56,8 +56,10 @@ impl Tune {
                 .into());
         }
         let base = std::path::absolute(&source.dir)?;
-        let data =
-            request.data.iter().map(|path| Ok(std::path::absolute(expand_home(path))?.to_string_lossy().into_owned()));
+        let data = request
+            .data
+            .iter()
+            .map(|path| Ok(std::path::absolute(expand_home_text(path))?.to_string_lossy().into_owned()));
         let data: Vec<String> = data.collect::<Result<_>>()?;
         let tuned = |steps| Tuned { base: &base, model: &source.model, data: &data, steps };
         let load = |steps| -> Result<Config> {

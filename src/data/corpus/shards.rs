@@ -73,10 +73,17 @@ fn paths_of(pattern: &str, split: Split, notes: &mut Vec<String>) -> Result<Opti
                 .into());
         }
     }
-    if !is_token_file(path) {
+    let patterns = [pattern.to_owned()];
+    let found = if is_token_file(path) {
+        find(&patterns, Wanted::Tokens)?
+    } else if path.exists() || find(&patterns, Wanted::Text).is_ok() {
         return Ok(None);
-    }
-    let Found { files, left_out } = find(&[pattern.to_owned()], Wanted::Tokens)?;
+    } else {
+        // A glob that does not say what it stands for, such as `shards/*`.
+        let Ok(found) = find(&patterns, Wanted::Tokens) else { return Ok(None) };
+        found
+    };
+    let Found { files, left_out } = found;
     notes.extend(left_out::note(&left_out));
     if path.exists() { Ok(Some(files)) } else { Ok(Some(of_glob(files, pattern, split, notes)?)) }
 }

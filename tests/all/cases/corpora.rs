@@ -91,6 +91,7 @@ fn whole_words_of_names_divide_shards() {
     for (from, held_out, ignored) in [
         ("one", Some("pretrain_val_000000.bin"), None),
         ("one/*.bin", Some("pretrain_val_000000.bin"), None),
+        ("one/*", Some("pretrain_val_000000.bin"), None),
         ("two", Some("Valid_0.BIN"), Some("test_0.bin, x.bin")),
         ("three/*/*.bin", Some("1 file (0.bin)"), None),
     ] {
@@ -278,12 +279,14 @@ fn files_are_refused_by_what_they_are() {
         let (input, run) = (arg(&path), dir.path().join("run"));
         let told = fails(&prepare(input, &dir.path().join(format!("{name}-out"))), 65);
         assert!(told.contains(what) && told.contains(name), "{name}: {told}");
+        // The other commands read by the same code: one file of each kind is enough.
+        if !["page.jsonl", "pointer.parquet", "wide.jsonl"].contains(&name) {
+            continue;
+        }
         let told = fails(&["eval", "--ckpt", arg(&model), "--data", input], 65);
         assert!(told.contains(what), "eval {name}: {told}");
-        if !name.ends_with(".txt") {
-            let told = fails(&[&tune[..], &["--data", input, "--out", arg(&run)]].concat(), 65);
-            assert!(told.contains(what), "sft {name}: {told}");
-        }
+        let told = fails(&[&tune[..], &["--data", input, "--out", arg(&run)]].concat(), 65);
+        assert!(told.contains(what), "sft {name}: {told}");
         let (set, config) = (format!("data.train=[\"{input}\"]"), plain_config(dir.path()));
         let told = fails(&["pretrain", "--config", arg(&config), "--out", arg(&run), "--set", &set], 65);
         assert!(told.contains(what), "pretrain {name}: {told}");
