@@ -1,5 +1,6 @@
 //! What one key is: its [`Spec`], the types a key can have, the ranges it can be held to, and how it is read.
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use super::nearest::nearest;
@@ -35,8 +36,6 @@ pub(super) enum Check {
     AtLeast(f64),
     /// `a <= x <= b`
     Within(f64, f64),
-    /// `a < x < b`
-    Between(f64, f64),
     /// `a < x <= b`
     AboveTo(f64, f64),
     /// `a <= x < b`
@@ -52,6 +51,7 @@ impl Check {
             Raw::Integer(integer) => *integer as f64,
             Raw::Float(number) => *number,
             Raw::List(items) => return items.iter().all(|item| self.accepts(item)),
+            Raw::Table(entries) => return entries.iter().all(|(_, _, item)| self.accepts(item)),
             Raw::String(text) => {
                 return if let Check::Choice(words) = self { words.contains(&text.as_str()) } else { true };
             }
@@ -61,7 +61,6 @@ impl Check {
             Check::Any | Check::Choice(_) => true,
             Check::AtLeast(low) => low <= number,
             Check::Within(low, high) => low <= number && number <= high,
-            Check::Between(low, high) => low < number && number < high,
             Check::AboveTo(low, high) => low < number && number <= high,
             Check::FromBelow(low, high) => low <= number && number < high,
         }
@@ -73,13 +72,15 @@ impl Check {
             Check::Any => String::new(),
             Check::AtLeast(low) => format!("at least {low}"),
             Check::Within(low, high) => format!("{low} to {high}"),
-            Check::Between(low, high) => format!("above {low} and below {high}"),
             Check::AboveTo(low, high) => format!("above {low}, at most {high}"),
             Check::FromBelow(low, high) => format!("at least {low} and below {high}"),
             Check::Choice(words) => words.iter().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(", "),
         }
     }
 }
+
+/// The type of keys with names below them: `section.key.NAME = value`.
+pub(super) const TABLE: &str = "table of strings";
 
 /// A type a key can have. Reading never converts: "False" is no boolean and 1e3 no integer; only an integer is also a
 /// number, because it stands for exactly that number.
@@ -193,6 +194,20 @@ impl Field for Vec<String> {
     }
 }
 
+impl Field for BTreeMap<String, String> {
+    const TYPE: &'static str = TABLE;
+
+    fn read(value: &Raw) -> Option<Self> {
+        let Raw::Table(entries) = value else { return None };
+        entries.iter().map(|(name, _, value)| Some((name.clone(), String::read(value)?))).collect()
+    }
+
+    fn write(&self) -> Option<String> {
+        let table = self.iter().map(|(name, value)| (name.clone(), toml::Value::String(value.clone())));
+        Some(toml::Value::Table(table.collect()).to_string())
+    }
+}
+
 impl<T: Field> Field for Option<T> {
     const TYPE: &'static str = T::TYPE;
 
@@ -270,8 +285,17 @@ impl Visitor for Reader<'_> {
             Some(read) if spec.check.accepts(value) => read,
             Some(_) => {
                 let allowed = spec.check.describe();
+                // Of a table the one value that is wrong.
+                let refused = match value {
+                    Raw::Table(items) => items.iter().find(|(_, _, item)| !spec.check.accepts(item)),
+                    _ => None,
+                };
+                let (key, value) = match refused {
+                    Some((name, _, item)) => (format!("{key}.{name}"), item),
+                    None => (key.to_owned(), value),
+                };
                 let what = format!("must be {allowed}, found {value}");
-                self.problems.add(&entry.origin, key, what, choose(spec.check, value, spec.doc));
+                self.problems.add(&entry.origin, &key, what, choose(spec.check, value, spec.doc));
                 T::default()
             }
             None => {

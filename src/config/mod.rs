@@ -7,6 +7,7 @@
 mod field;
 mod nearest;
 mod problems;
+mod record_shapes;
 mod reference;
 mod resolve;
 mod schema;
@@ -19,6 +20,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
+pub use record_shapes::{Meaning, plain_role, record_shapes_text, usual_role};
 pub use reference::{reference, reference_text};
 pub use schema::{
     CheckpointConfig, Config, DataConfig, EvalConfig, GuardConfig, LogConfig, LoraConfig, ModelConfig, OptimizerConfig,

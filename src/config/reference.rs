@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::field::{Default, Field, Section, Spec, Visitor};
+use super::field::{Default, Field, Section, Spec, TABLE, Visitor};
 use super::schema::{self, Config};
 
 /// One key of the reference.
@@ -34,6 +34,13 @@ pub(super) fn groups() -> Vec<Group> {
 /// Every `section.key` there is.
 pub(super) fn keys() -> Vec<&'static str> {
     groups().iter().flat_map(|group| &group.rows).map(|row| row.key).collect()
+}
+
+/// The table that `key` is a name in, and the name: `sft.roles` and `bing` of `sft.roles.bing`.
+pub(super) fn in_table(key: &str) -> Option<(&'static str, &str)> {
+    let groups = groups();
+    let mut tables = groups.iter().flat_map(|group| &group.rows).filter(|row| row.kind == TABLE);
+    tables.find_map(|row| Some((row.key, key.strip_prefix(row.key)?.strip_prefix('.')?)))
 }
 
 /// The reference of all keys as Markdown: a table of key, type, default and meaning for each section.

@@ -9,7 +9,7 @@
 
 use serde::Serialize;
 
-use super::field::Check::{AboveTo, Any, AtLeast, Between, Choice, FromBelow, Within};
+use super::field::Check::{AboveTo, Any, AtLeast, Choice, FromBelow, Within};
 use super::field::Default::{Derived, Required, Value};
 use super::field::{Field, Section, Spec, Visitor};
 
@@ -189,8 +189,9 @@ section! {
         text_field: String = Value("text".into()), Any;
         /// String that separates the documents of a .txt file; without one a file is one document.
         text_separator: Option<String> = Derived("none"), Any;
-        /// Share of the documents of raw text held out when val is empty; of few documents, the end of the text.
-        val_fraction: f64 = Value(0.01), Between(0.0, 1.0);
+        /// Share of the documents of raw text, or of conversations, held out when val is empty; of few documents, the end of
+        /// the text. 0 = none.
+        val_fraction: f64 = Value(0.01), FromBelow(0.0, 1.0);
         /// Fixes the order of the data and the text of the built-in corpus.
         seed: u64 = Value(1), Any;
         /// Whether training windows are shuffled; false reads them in file order.

@@ -10,6 +10,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::problems::Problems;
+use super::reference::in_table;
 
 /// A value as written, before any type is asked of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -94,8 +95,22 @@ impl Entries {
             Ok(parsed) => from_toml(parsed.into_inner()),
             Err(_) => Raw::String(value.to_string()),
         };
+        if let Some((table, name)) = in_table(key) {
+            return self.set_in_table(table, name, value);
+        }
         self.list.retain(|entry| entry.key != key);
         self.list.push(Entry { key: key.to_string(), value, origin: "--set".into() });
+    }
+
+    /// Sets one name of a table and keeps its others.
+    fn set_in_table(&mut self, table: &str, name: &str, value: Raw) {
+        let mut names = match self.take(table) {
+            Some(Entry { value: Raw::Table(names), .. }) => names,
+            _ => Vec::new(),
+        };
+        names.retain(|(other, ..)| other != name);
+        names.push((name.to_string(), None, value));
+        self.list.push(Entry { key: table.to_string(), value: Raw::Table(names), origin: "--set".into() });
     }
 
     /// Adds an entry, unless the key has a value of its own.

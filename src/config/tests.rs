@@ -201,6 +201,37 @@ fn every_configuration_we_ship_loads() {
 }
 
 #[test]
+fn names_of_a_table_are_set_one_by_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("sft.toml");
+    let file = "[train]\nmicro_batch_size = 1\n[sft.roles]\nbing = \"assistant\"\n\"Wizard of Oz\" = \"user\"\n";
+    std::fs::write(&path, file).unwrap();
+    let model = Config::load(&configs().join("llama-124m.toml"), &[]).unwrap().model;
+    let tuned = Tuned { base: Path::new("/base"), model: &model, data: &["a.json".to_owned()], steps: Some(5) };
+    let load = |sets: &[&str]| {
+        let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+        Config::load_tuning(&path, &sets, &tuned)
+    };
+    let mut config =
+        load(&["sft.roles.bing=tool", "sft.roles.a.b c=system", "sft.fields.\"x\"=ignore", "sft.fields.y=output"])
+            .unwrap();
+    let roles: Vec<(&str, &str)> = config.sft.roles.iter().map(|(name, role)| (name.as_str(), role.as_str())).collect();
+    assert_eq!(roles, [("Wizard of Oz", "user"), ("a.b c", "system"), ("bing", "tool")]);
+    assert_eq!(Config::from_toml_str(&config.to_toml(), "sft").unwrap(), config);
+    config.apply(&["sft.fields.z=input".into()]).unwrap();
+    assert_eq!(config.sft.fields.len(), 3);
+    for (set, key, what) in [
+        ("sft.roles.x=boss", "sft.roles.x", "found the string \"boss\""),
+        ("sft.roles=user", "sft.roles", "expected a table of strings"),
+        ("sft.roles.x=5", "sft.roles", "expected a table of strings"),
+        ("sft.roless.x=user", "sft.roless.x", "unknown key"),
+    ] {
+        let message = failure(load(&[set])).message;
+        assert!(message.contains(key) && message.contains(what), "{set}: {message}");
+    }
+}
+
+#[test]
 fn the_1_7b_is_the_recipe() {
     let config = Config::load(&configs().join("llama-1.7b.toml"), &[]).unwrap();
     let (model, train, optimizer, schedule) = (&config.model, &config.train, &config.optimizer, &config.schedule);

@@ -1,18 +1,26 @@
 //! The keys of fine-tuning: `llama-lite sft` reads them, other commands refuse them.
 
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 use crate::config::field::Check::{AboveTo, Any, Choice, FromBelow, Within};
 use crate::config::field::Default::{Derived, Value};
 use crate::config::field::{Field as _, Section, Spec, Visitor};
+use crate::config::record_shapes::{FIELD_MEANINGS, ROLE_NAMES};
 
 section! {
     /// Supervised fine-tuning.
     SftConfig = "sft" {
         /// Directory of the model that is tuned: --ckpt.
         base: Option<String> = Derived("--ckpt"), Any;
-        /// What the records look like; "auto" finds out.
+        /// What the records look like; "auto" finds out for each of them: see "llama-lite sft --help".
         format: String = Value("auto".into()), Choice(&["auto", "alpaca", "sharegpt", "messages", "prompt"]);
+        /// What the data call a role: sft.roles.NAME = "user".
+        roles: BTreeMap<String, String> = Value(BTreeMap::new()), Choice(&ROLE_NAMES);
+        /// What a field of the data stands for: sft.fields.NAME = "output"; "ignore" leaves it out.
+        fields: BTreeMap<String, String> = Value(BTreeMap::new()), Choice(&FIELD_MEANINGS);
+        /// Largest share of the records that may be left out because they cannot be learned from.
+        max_bad: f64 = Value(0.001), Within(0.0, 1.0);
         /// How a conversation is written: "vicuna", "alpaca", "chatml", "llama2", "zephyr", "model" (the template in the
         /// model's directory) or the path of a Jinja chat_template.
         template: String = Value("vicuna".into()), Any;

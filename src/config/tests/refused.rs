@@ -85,7 +85,7 @@ fn refuses_values_out_of_range() {
         ("optimizer.betas=[-0.1, 0.9]", "optimizer.betas", "must be at least 0 and below 1", "into this range"),
         ("optimizer.weight_decay=-1", "optimizer.weight_decay", "must be 0 to 10", "into this range"),
         ("optimizer.grad_clip=-1.0", "optimizer.grad_clip", "must be at least 0", "0 = no clipping"),
-        ("data.val_fraction=1", "data.val_fraction", "must be above 0 and below 1, found 1", "into this range"),
+        ("data.val_fraction=1", "data.val_fraction", "must be at least 0 and below 1, found 1", "into this range"),
         ("sample.top_p=0.0", "sample.top_p", "must be above 0, at most 1", "into this range"),
         ("checkpoint.keep=0", "checkpoint.keep", "must be at least 1", "Newest checkpoints to keep"),
         ("train.precision=fp32", "train.precision", "must be \"auto\", \"f32\", \"bf16\"", "did you mean \"f32\"?"),
