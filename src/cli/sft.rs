@@ -9,13 +9,13 @@ const EXAMPLES: &str = "Examples:
   llama-lite sft --config configs/sft-alpaca.toml --ckpt llama-hf --data hub:yahma/alpaca-cleaned --out runs/tuned
   llama-lite sft --config configs/sft-alpaca.toml --ckpt llama-hf --data chats.jsonl --show-data 3
 
-Records: instruction, input, output (Alpaca) · conversations of from and value (ShareGPT) · messages of role and
-content (OpenAI) · prompt and completion. Without a [lora] section all weights are trained.";
+Records: conversations or messages, prompt and completion, instruction and output or response, question and answer: see
+--help. Without a [lora] section all weights are trained.";
 
 /// `llama-lite sft`
 #[derive(Args, Clone, Debug)]
 #[command(after_help = EXAMPLES)]
-#[command(after_long_help = format!("{EXAMPLES}\n\n{}", crate::config::reference_text()))]
+#[command(after_long_help = format!("{EXAMPLES}\n\n{}\n\n{}", crate::config::record_shapes_text(), crate::config::reference_text()))]
 pub struct Sft {
     /// Configuration, TOML or JSON
     #[arg(long, value_name = "FILE")]

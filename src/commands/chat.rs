@@ -44,6 +44,7 @@ pub(super) fn run(args: &Sample, rule: SamplerConfig, seed: u64, console: Consol
         )
         .hint("continue a text instead with --prompt; or put a chat_template.jinja into its directory")
     })?;
+    let template = template.today();
     let interrupted = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(signal_hook::consts::SIGINT, interrupted.clone())?;
     if !console.quiet {

@@ -9,6 +9,9 @@ use crate::train::tune::{Request, Tune};
 use anyhow::Result;
 use std::io::IsTerminal;
 
+/// Records that are left out and listed by --show-data.
+const LISTED: usize = 20;
+
 pub(super) fn run(args: &Sft, console: Console) -> Result<()> {
     let data = local(&args.data, console)?;
     let request = Request { config: &args.config, sets: &args.set, ckpt: &args.ckpt, data: &data };
@@ -19,6 +22,9 @@ pub(super) fn run(args: &Sft, console: Console) -> Result<()> {
         print(&format!("--- {} ---\n{text}\n", i + 1))?;
     }
     print(&tune.counts().join("\n"))?;
+    if let Some(warning) = tune.warning() {
+        print(&format!("{warning}\nthe records that would be left out:\n{}", tune.bad(LISTED).join("\n")))?;
+    }
     tune.check()
 }
 

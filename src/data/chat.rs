@@ -12,14 +12,23 @@ use crate::data::tokenizer::Tokenizer;
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::read_bounded;
 use anyhow::Result;
-use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, Error, ErrorKind, Value, context};
+use date::Date;
+use minijinja::{Environment, Error, Value, context};
 use serde::{Deserialize, Serialize};
-use std::ops::Range;
+use serde_json::{Map, Value as Json};
 use std::path::Path;
 
-/// Steps of the interpreter: a real template needs some hundreds for each message.
-const FUEL: u64 = 2_000_000;
+mod answers;
+mod date;
+mod filters;
+mod jinja;
+mod methods;
+mod python;
+mod source;
+#[cfg(test)]
+mod tests;
+
+pub use answers::{Rendered, Texts, TrainOn};
 
 /// Largest source; the longest known ones have 30 kB.
 const MAX_SOURCE: u64 = 256 << 10;
@@ -32,22 +41,62 @@ const MAX_OUTPUT: usize = 16 << 20;
 
 const NAME: &str = "chat_template";
 
+/// Names of what was thought before an answer, the first one found goes before the others.
+const REASONS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
+/// Values that are given to a template one by one.
+const TEMPLATE_ARGUMENTS: &str = "chat_template_kwargs";
+
 /// Written around what `{% generation %}` encloses, then taken out again. No text has them: they are no characters (Unicode 23.7).
 const MARKS: [char; 2] = ['\u{fdd0}', '\u{fdd1}'];
 
 /// Something that was said.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
-    /// "system", "user" or "assistant".
+    /// "system", "user", "assistant" or "tool".
     pub role: String,
     /// The text.
     pub content: String,
+    /// What else templates are given of it, such as `tool_calls`; a `content` here goes before the text.
+    #[serde(flatten)]
+    pub extra: Map<String, Json>,
+}
+
+/// A message of a conversation to learn from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Turn {
+    /// What is said.
+    pub message: Message,
+    /// Whether it may be trained.
+    pub trained: bool,
 }
 
 impl Message {
     /// Of `role`.
     pub fn new(role: &str, content: impl Into<String>) -> Self {
-        Self { role: role.to_owned(), content: content.into() }
+        Self { role: role.to_owned(), content: content.into(), extra: Map::new() }
+    }
+
+    /// As templates see it. A reason has the names that transformers gives it, whatever the data call it.
+    fn value(&self) -> Value {
+        let mut fields = Map::from_iter([
+            ("role".to_owned(), Json::from(self.role.as_str())),
+            ("content".to_owned(), Json::from(self.content.as_str())),
+        ]);
+        fields.extend(self.extra.clone());
+        let reason = REASONS.iter().find_map(|name| self.extra.get(*name)).cloned();
+        if let Some(reason) = reason {
+            fields.entry("thinking").or_insert_with(|| reason.clone());
+            fields.insert("reasoning_content".into(), reason);
+        }
+        python::from_json(&Json::Object(fields))
+    }
+}
+
+impl Turn {
+    /// Of `role`; answers are trained.
+    pub fn new(role: &str, content: impl Into<String>) -> Self {
+        Self { message: Message::new(role, content), trained: role == "assistant" }
     }
 }
 
@@ -55,10 +104,14 @@ impl Message {
 #[derive(Clone, Debug)]
 pub struct ChatTemplate {
     source: String,
-    /// What is run: the source, with marks where it has `{% generation %}`.
+    /// What is run: the source as minijinja understands it.
     program: String,
+    /// Whether it marks answers with `{% generation %}`.
+    marks: bool,
     bos: String,
     eos: String,
+    /// What `strftime_now` tells. A conversation to learn from must not change with the day, so it is fixed there.
+    date: Date,
 }
 
 impl ChatTemplate {
@@ -83,16 +136,28 @@ impl ChatTemplate {
     /// [`Exit::Data`] if it is none.
     pub fn new(source: String, tokenizer: &Tokenizer) -> Result<Self> {
         let name = |id: Option<u32>| id.and_then(|id| tokenizer.decode(&[id], false).ok()).unwrap_or_default();
-        let program = marked(&source);
-        let template = Self { source, program, bos: name(tokenizer.bos_id()), eos: name(tokenizer.eos_id()) };
+        let (program, marks) = source::translated(&source);
+        let template = Self {
+            source,
+            program,
+            marks,
+            bos: name(tokenizer.bos_id()),
+            eos: name(tokenizer.eos_id()),
+            date: Date::FIXED,
+        };
         if template.source.len() as u64 > MAX_SOURCE {
             let message = format!("the chat template has {} bytes", template.source.len());
             return Err(fail(Exit::Data, message)
                 .hint(format!("templates of up to {MAX_SOURCE} bytes are run"))
                 .into());
         }
-        template.environment()?;
+        template.program()?;
         Ok(template)
+    }
+
+    /// The same template, with today's date where it writes one.
+    pub fn today(self) -> Self {
+        Self { date: Date::now(), ..self }
     }
 
     /// Its source.
@@ -105,103 +170,53 @@ impl ChatTemplate {
     /// # Errors
     /// [`Exit::Data`] if the template refuses them or does not end.
     pub fn render(&self, messages: &[Message], open: bool) -> Result<String> {
-        let text = self.run(messages, open)?;
+        let text = self.program()?.run(messages, &Map::new(), open)?;
         Ok(if text.contains(MARKS) { text.replace(MARKS, "") } else { text })
     }
 
-    /// The text of `messages`, and the bytes of it that are answers, ends of turn included: what `{% generation %}` encloses, or, in a
-    /// template without it, what each answer adds to the text that asks for it.
-    ///
-    /// # Errors
-    /// [`Exit::Data`] as for [`render`](Self::render), and if the text so far changes when an answer is added to it.
-    pub fn render_answers(&self, messages: &[Message]) -> Result<(String, Vec<Range<usize>>)> {
-        let whole = self.run(messages, false)?;
-        if self.program != self.source {
-            return Ok(between_marks(&whole));
-        }
-        let mut answers = Vec::new();
-        for i in (0..messages.len()).filter(|&i| messages[i].role == "assistant") {
-            let asked = self.run(&messages[..i], true)?;
-            let answered = if i + 1 == messages.len() { whole.clone() } else { self.run(&messages[..=i], false)? };
-            if !answered.starts_with(&asked) || !whole.starts_with(&answered) {
-                return Err(fail(Exit::Data, "the chat template rewrites earlier turns: its answers cannot be found")
-                    .hint("put {% generation %} ... {% endgeneration %} around the answers in the template")
+    /// The template, ready to be run again and again.
+    fn program(&self) -> Result<Program<'_>> {
+        let mut environment = jinja::environment(self.date).map_err(|e| wrong(&e))?;
+        environment.add_template(NAME, &self.program).map_err(|e| wrong(&e))?;
+        Ok(Program { environment, template: self })
+    }
+}
+
+/// A template that has been compiled.
+struct Program<'t> {
+    environment: Environment<'t>,
+    template: &'t ChatTemplate,
+}
+
+impl Program<'_> {
+    fn run<'m>(
+        &self,
+        messages: impl IntoIterator<Item = &'m Message>,
+        values: &Map<String, Json>,
+        open: bool,
+    ) -> Result<String> {
+        let mut said = Vec::new();
+        for message in messages {
+            if message.content.contains(MARKS) {
+                return Err(fail(Exit::Data, "a message holds U+FDD0 or U+FDD1, which are no characters")
+                    .hint("remove them from the data")
                     .into());
             }
-            answers.push(asked.len()..answered.len());
+            said.push(message.value());
         }
-        Ok((whole, answers))
-    }
-
-    fn run(&self, messages: &[Message], open: bool) -> Result<String> {
-        if messages.iter().any(|m| m.content.contains(MARKS)) {
-            return Err(fail(Exit::Data, "a message holds U+FDD0 or U+FDD1, which are no characters")
-                .hint("remove them from the data")
-                .into());
-        }
-        let environment = self.environment()?;
-        let said = messages.iter().map(|m| Value::from_pairs([("role", &m.role), ("content", &m.content)]));
-        let values = context! {
-            messages => Value::from_iter(said), add_generation_prompt => open, bos_token => &self.bos, eos_token => &self.eos,
+        let names = context! {
+            messages => said, add_generation_prompt => open, bos_token => &self.template.bos,
+            eos_token => &self.template.eos, tools => (), documents => (),
         };
+        let arguments = values.get(TEMPLATE_ARGUMENTS).map(python::from_json).unwrap_or_default();
+        let values = python::from_json(&Json::Object(values.clone()));
+        let values = context! { ..values, ..arguments, ..names };
         let mut output = Bounded::default();
         let written =
-            environment.get_template(NAME).and_then(|template| template.render_captured_to(values, &mut output));
+            self.environment.get_template(NAME).and_then(|template| template.render_captured_to(values, &mut output));
         written.map(drop).map_err(|e| wrong(&e))?;
         Ok(String::from_utf8_lossy(&output.0).into_owned())
     }
-
-    fn environment(&self) -> Result<Environment<'_>> {
-        let mut environment = Environment::new();
-        environment.set_fuel(Some(FUEL));
-        // As transformers sets Jinja up.
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(|e| wrong(&e))?;
-        environment.set_syntax(syntax);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", |text: String| -> Result<String, Error> {
-            Err(Error::new(ErrorKind::InvalidOperation, text))
-        });
-        // A conversation must not change with the day: templates that ask for the date get a fixed one.
-        environment.add_function("strftime_now", |_: String| "1 January 2025".to_owned());
-        environment.add_filter("answer_marks", |text: String| format!("{}{text}{}", MARKS[0], MARKS[1]));
-        environment.add_template(NAME, &self.program).map_err(|e| wrong(&e))?;
-        Ok(environment)
-    }
-}
-
-/// `source` with blocks that minijinja knows in the place of Hugging Face's `{% generation %}`.
-fn marked(source: &str) -> String {
-    let mut program = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some((before, from)) = rest.split_once("{%") {
-        program.push_str(before);
-        program.push_str("{%");
-        let Some((tag, after)) = from.split_once("%}") else {
-            rest = from;
-            continue;
-        };
-        match tag.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+') {
-            "generation" => program.push_str(&tag.replace("generation", "filter answer_marks")),
-            "endgeneration" => program.push_str(&tag.replace("endgeneration", "endfilter")),
-            _ => program.push_str(tag),
-        }
-        program.push_str("%}");
-        rest = after;
-    }
-    program + rest
-}
-
-/// `text` without marks, and what stood between them.
-fn between_marks(text: &str) -> (String, Vec<Range<usize>>) {
-    let (mut plain, mut answers, mut start) = (String::with_capacity(text.len()), Vec::new(), 0);
-    for c in text.chars() {
-        match c {
-            c if c == MARKS[0] => start = plain.len(),
-            c if c == MARKS[1] => answers.push(start..plain.len()),
-            c => plain.push(c),
-        }
-    }
-    (plain, answers)
 }
 
 fn of_settings(path: &Path) -> Result<Option<String>> {
@@ -222,7 +237,7 @@ fn wrong(error: &Error) -> anyhow::Error {
     let what = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
     let line = error.line().map_or_else(String::new, |line| format!(" in line {line}"));
     fail(Exit::Data, format!("the chat template{line}: {what}"))
-        .hint("another order of roles may be what it wants; or put another chat_template.jinja into the model's directory")
+        .hint("it may want another order of roles; or use another template: sft.template, or chat_template.jinja in the model's directory")
         .into()
 }
 
@@ -241,99 +256,5 @@ impl std::io::Write for Bounded {
 
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::time::Instant;
-
-    const CHATML: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'].strip() + '<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
-
-    fn template(source: &str) -> Result<ChatTemplate> {
-        ChatTemplate::new(source.to_owned(), &Tokenizer::gpt2().unwrap())
-    }
-
-    fn messages() -> Vec<Message> {
-        vec![Message::new("user", " Hi "), Message::new("assistant", "Ho"), Message::new("user", "?")]
-    }
-
-    #[test]
-    fn conversations_become_text() {
-        let text = template(CHATML).unwrap().render(&messages(), true).unwrap();
-        let want = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n<|im_start|>user\n?<|im_end|>\n<|im_start|>assistant\n";
-        assert_eq!(text, want);
-        let source = "{{ bos_token }}\n{%- for m in messages %}\n    {%- if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}\n        {{- raise_exception('roles must alternate') }}\n    {%- endif %}\n{{ m['content'] | trim }}{{ eos_token }}\n{%- endfor %}";
-        let alternating = template(source).unwrap();
-        assert_eq!(
-            alternating.render(&messages(), false).unwrap(),
-            "<|endoftext|>Hi<|endoftext|>Ho<|endoftext|>?<|endoftext|>"
-        );
-        let error = alternating.render(&messages()[1..], false).unwrap_err().to_string();
-        assert!(error.contains("roles must alternate"), "{error}");
-    }
-
-    #[test]
-    fn it_is_found_where_hugging_face_puts_it() {
-        let (dir, tokenizer) = (tempfile::tempdir().unwrap(), Tokenizer::gpt2().unwrap());
-        assert!(ChatTemplate::from_dir(dir.path(), &tokenizer).unwrap().is_none());
-        let settings = dir.path().join("tokenizer_config.json");
-        for (value, want) in [
-            (serde_json::json!({"chat_template": "a"}), Some("a")),
-            (
-                serde_json::json!({"chat_template": [{"name": "tools", "template": "x"}, {"name": "default", "template": "b"}]}),
-                Some("b"),
-            ),
-            (serde_json::json!({}), None),
-        ] {
-            std::fs::write(&settings, value.to_string()).unwrap();
-            let found = ChatTemplate::from_dir(dir.path(), &tokenizer).unwrap();
-            assert_eq!(found.as_ref().map(ChatTemplate::source), want);
-        }
-        std::fs::write(dir.path().join("chat_template.jinja"), "c").unwrap();
-        assert_eq!(ChatTemplate::from_dir(dir.path(), &tokenizer).unwrap().unwrap().source(), "c");
-    }
-
-    /// Endless, huge, recursive, reaching outside: each is an error, at once and in little memory.
-    #[test]
-    fn hostile_templates_are_refused() {
-        let hostile = [
-            "{% for a in range(100000) %}{% for b in range(100000) %}x{% endfor %}{% endfor %}",
-            "{% for a in range(99999999999) %}{% endfor %}",
-            "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-            "{% include '/etc/passwd' %}",
-            "{% import 'os' as os %}{{ os }}",
-            "{% extends '/etc/passwd' %}",
-            "{{ self.__init__.__globals__.os.system('true') }}",
-            "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-            "{{ messages.__class__.__base__ }}{{ messages.__class__.__base__.x }}",
-            "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
-            "{{ lipsum.__globals__ }}{{ lipsum.__globals__.os }}",
-            "{{ config.items() }}",
-            "{{ request.application }}",
-            "{{ get_flashed_messages.__globals__ }}",
-            "{{ open('/etc/passwd').read() }}",
-            "{{ range(9999999999) | list }}",
-            "{{ 'a' * 99999999999 }}",
-            "{% set x = 'aaaaaaaaaa' %}{% for i in range(60) %}{% set x = x ~ x %}{% endfor %}{{ x.y.z }}",
-            "{% for i in range(1, 100000) %}{{ messages | tojson }}{{ 'x' * 1000 }}{% endfor %}",
-            "{{ 1 / 0 }}",
-            "{{ messages[99].content.x }}",
-            "{{ undefined_function() }}",
-            "{% unknown_tag %}",
-            "{{ unclosed",
-            "{{ raise_exception('no') }}",
-        ];
-        for source in hostile {
-            let begun = Instant::now();
-            let result = template(source).and_then(|t| t.render(&messages(), true));
-            let took = begun.elapsed();
-            let error = result.expect_err(source);
-            assert!(error.downcast_ref::<crate::runtime::error::Failure>().is_some(), "{source}: {error}");
-            assert!(took.as_millis() < 1500, "{source}: {took:?}");
-        }
-        let long = "x".repeat(MAX_SOURCE as usize + 1);
-        assert!(template(&long).is_err());
     }
 }

@@ -8,7 +8,7 @@ use super::schedule::check_new_run;
 use crate::checkpoint::Opened;
 use crate::config::{Config, Tuned};
 use crate::data::corpus::Corpus;
-use crate::data::instruct::open::Bad;
+use crate::data::instruct::load::Bad;
 use crate::data::instruct::proof::Proof;
 use crate::data::tokenizer::Tokenizer;
 use crate::metrics::Console;
@@ -21,6 +21,9 @@ use std::path::Path;
 
 /// Characters of the example that is shown before a run.
 const EXCERPT: usize = 1500;
+
+/// The records that are left out, in the run's directory.
+const QUARANTINE: &str = "quarantine.jsonl";
 
 /// What is tuned, and on what.
 pub struct Request<'a> {
@@ -92,6 +95,22 @@ impl Tune {
         self.proof().map_or_else(Vec::new, |(proof, _)| proof.lines())
     }
 
+    /// The records that are left out, at most `limit` of them, a line each.
+    pub fn bad(&self, limit: usize) -> Vec<String> {
+        let bad = self.corpus.tuning.as_ref().map_or(&[][..], |tuning| &tuning.bad);
+        let mut lines: Vec<String> =
+            bad.iter().take(limit).map(|bad| format!("  {}:{}: {}", bad.file, bad.line, bad.what)).collect();
+        if bad.len() > limit {
+            lines.push(format!("  and {} more", bad.len() - limit));
+        }
+        lines
+    }
+
+    /// What is wrong with some of the data.
+    pub fn warning(&self) -> Option<String> {
+        self.proof().and_then(|(proof, _)| proof.warning())
+    }
+
     /// Refuses data that would not teach what they are meant to.
     ///
     /// # Errors
@@ -118,6 +137,9 @@ impl Tune {
             note(&format!("\n{}", self.counts().join("\n")));
         }
         self.check()?;
+        if let Some(warning) = self.warning() {
+            note(&format!("{warning} (all of them: {})", out.join(QUARANTINE).display()));
+        }
         check_machine(&self.config)?;
         check_disk(&self.config, out)?;
         let bad = self.corpus.tuning.as_ref().map(|tuning| tuning.bad.clone()).unwrap_or_default();
@@ -140,5 +162,5 @@ fn write_quarantine(run_dir: &Path, bad: &[Bad]) -> Result<()> {
         return Ok(());
     }
     let lines = bad.iter().map(|record| Ok(serde_json::to_string(record)? + "\n")).collect::<Result<Vec<_>>>()?;
-    write_atomic(&run_dir.join("quarantine.jsonl"), lines.concat().as_bytes())
+    write_atomic(&run_dir.join(QUARANTINE), lines.concat().as_bytes())
 }

@@ -69,7 +69,7 @@ impl Bench {
         self.dir.path().join(name)
     }
 
-    fn write(&self, name: &str, text: &str) {
+    pub(crate) fn write(&self, name: &str, text: &str) {
         std::fs::write(self.path(name), text).unwrap();
     }
 
@@ -88,12 +88,12 @@ impl Bench {
         args
     }
 
-    fn sft(&self, config: &str, data: &str, more: &[&str]) -> std::process::Output {
+    pub(crate) fn sft(&self, config: &str, data: &str, more: &[&str]) -> std::process::Output {
         let args = self.args(config, data, more);
         run(&args.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
-    fn refused(&self, config: &str, data: &str, more: &[&str], code: i32) -> String {
+    pub(crate) fn refused(&self, config: &str, data: &str, more: &[&str], code: i32) -> String {
         let args = self.args(config, data, more);
         fails(&args.iter().map(String::as_str).collect::<Vec<_>>(), code)
     }
@@ -218,14 +218,22 @@ fn what_is_trained_is_shown_and_bad_data_are_refused() {
     let mixed = r#"[{"instruction": "a", "output": "b"}, {"instruction": "c"}, 7, {"instruction": "d", "output": ""}]"#;
     bench.write("mixed.json", mixed);
     let out = bench.path("mixed");
-    let done = bench.sft("full.toml", "mixed.json", &["--out", arg(&out), "--set", "sft.judged_prompts=0"]);
-    assert!(done.status.success() && stderr(&done).contains("3 records cannot be learned from"), "{}", stderr(&done));
+    let done = bench.sft(
+        "full.toml",
+        "mixed.json",
+        &["--out", arg(&out), "--set", "sft.judged_prompts=0", "--set", "sft.max_bad=1"],
+    );
+    assert!(
+        done.status.success() && stderr(&done).contains("3 of 4 records cannot be learned from"),
+        "{}",
+        stderr(&done)
+    );
     let bad = records(&out.join("quarantine.jsonl"));
     let lines: Vec<_> = bad.iter().map(|b| (b["line"].as_u64().unwrap(), b["what"].as_str().unwrap())).collect();
     assert_eq!(lines, [(2, "no field \"output\""), (3, "not an object"), (4, "turn 2: the answer is empty")]);
     // Nothing that could be learned, no end that could be learned, answers cut off.
     bench.write("none.json", r#"[{"text": "a"}]"#);
-    assert!(bench.refused("full.toml", "none.json", &[], 65).contains("the first record's fields are text"));
+    assert!(bench.refused("full.toml", "none.json", &[], 65).contains("the fields are text"));
     bench.write("endless.jinja", "{% for m in messages %}{{ m.content }} {% endfor %}");
     let endless = format!("sft.template={}", bench.path("endless.jinja").display());
     assert!(bench.refused("full.toml", "records.json", &["--set", &endless], 65).contains("would never stop"));
@@ -301,6 +309,7 @@ fn packed_examples_are_examples_alone() {
         trained: (0..n).map(|i| i > n / 3).collect(),
         ends: vec![],
         truncated: false,
+        length: n as usize,
     };
     let examples = [example(3, 6), example(11, 9), example(20, 4), example(7, 12)];
     let mut shape = Config::from_toml_str(TINY, "tiny.toml").unwrap().model;

@@ -4,9 +4,10 @@
 //! answer. The token that ends an answer is part of it: a model that never saw it trained does not stop.
 
 use super::records::Conversation;
-use crate::data::chat::{ChatTemplate, Message};
+use crate::data::chat::{ChatTemplate, Message, Texts, TrainOn, Turn};
 use crate::data::tokenizer::Tokenizer;
 use anyhow::{Context, Result, bail};
+use serde_json::{Map, Value};
 use std::ops::Range;
 
 /// A conversation as ids.
@@ -20,28 +21,17 @@ pub struct Example {
     pub ends: Vec<u32>,
     /// Whether the end of an answer was cut off.
     pub truncated: bool,
+    /// Number of ids before any were cut off.
+    pub length: usize,
 }
 
-/// What of a conversation is trained.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TrainOn {
-    /// Every answer.
-    Answers,
-    /// The last answer.
-    Last,
-    /// Everything.
-    All,
-}
-
-impl TrainOn {
-    /// As the configuration names it.
-    pub fn named(name: &str) -> Self {
-        match name {
-            "last_answer" => Self::Last,
-            "all" => Self::All,
-            _ => Self::Answers,
-        }
-    }
+/// What a conversation becomes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encoded {
+    /// One example, or one for each answer; none if none of the answers is to be trained.
+    pub examples: Vec<Example>,
+    /// Fields of turns that change nothing.
+    pub unused: Vec<String>,
 }
 
 /// From conversations to examples.
@@ -61,15 +51,16 @@ impl Encoder<'_> {
     ///
     /// # Errors
     /// Those of the template and of the tokenizer; a turn that holds the string of a control token.
-    pub fn encode(&self, conversation: &Conversation) -> Result<Example> {
+    pub fn encode(&self, conversation: &Conversation) -> Result<Encoded> {
         match conversation {
-            Conversation::Turns(turns) => {
-                self.refuse_control(turns)?;
-                let (text, mut answers) = self.template.render_answers(turns)?;
-                if self.train_on == TrainOn::Last {
-                    answers.drain(..answers.len().saturating_sub(1));
+            Conversation::Turns { turns, values } => {
+                self.refuse_control(turns, values)?;
+                let Texts { texts, unused } = self.template.texts(turns, values, self.train_on)?;
+                let mut examples = Vec::with_capacity(texts.len());
+                for text in texts.iter().filter(|text| !text.trained.is_empty()) {
+                    examples.push(self.cut(self.tokenizer.encode_rendered_with_places(&text.text)?, &text.trained));
                 }
-                Ok(self.cut(self.tokenizer.encode_rendered_with_places(&text)?, &answers, text.len()))
+                Ok(Encoded { examples, unused })
             }
             Conversation::Plain { prompt, completion } => {
                 let text = format!("{prompt}{completion}");
@@ -78,21 +69,29 @@ impl Encoder<'_> {
                 let end =
                     self.tokenizer.eos_id().context("the tokenizer has no end of text to end a completion with")?;
                 ids.push((end, text.len()..text.len() + 1));
-                let answer = prompt.len()..text.len() + 1;
-                Ok(self.cut(ids, &[answer], text.len()))
+                let start = if self.train_on == TrainOn::All { 0 } else { prompt.len() };
+                let trained = start..text.len() + 1;
+                Ok(Encoded { examples: vec![self.cut(ids, &[trained])], unused: Vec::new() })
             }
         }
     }
 
     /// Refuses turns that hold the string of a control token: it would be read as the end of a turn, or of the text. (A prompt and
     /// its completion are taken as they are: some data have the marks written out.)
-    fn refuse_control(&self, turns: &[Message]) -> Result<()> {
-        for Message { role, content, .. } in turns {
-            if let Some(string) = self.tokenizer.control_string_in(content) {
-                bail!("the text of the {role} holds {string:?}, which this tokenizer reads as a control token");
+    fn refuse_control(&self, turns: &[Turn], values: &Map<String, Value>) -> Result<()> {
+        let refuse = |who: &str, text: &str| match self.tokenizer.control_string_in(text) {
+            Some(string) => {
+                bail!("the text of the {who} holds {string:?}, which this tokenizer reads as a control token")
+            }
+            None => Ok(()),
+        };
+        for Turn { message: Message { role, content, extra }, .. } in turns {
+            refuse(role, content)?;
+            if !extra.is_empty() {
+                refuse(role, &Value::Object(extra.clone()).to_string())?;
             }
         }
-        Ok(())
+        if values.is_empty() { Ok(()) } else { refuse("record", &Value::Object(values.clone()).to_string()) }
     }
 
     /// The ids up to where the model is to answer, of the conversation without its last answer.
@@ -101,9 +100,9 @@ impl Encoder<'_> {
     /// The same.
     pub fn prompt(&self, conversation: &Conversation) -> Result<Vec<u32>> {
         match conversation {
-            Conversation::Turns(turns) => {
+            Conversation::Turns { turns, values } => {
                 let asked = &turns[..turns.len().saturating_sub(1)];
-                self.tokenizer.encode_rendered(&self.template.render(asked, true)?)
+                self.tokenizer.encode_rendered(&self.template.prompt(asked, values)?)
             }
             Conversation::Plain { prompt, .. } => {
                 let mut ids: Vec<u32> = self.tokenizer.bos_id().into_iter().collect();
@@ -113,9 +112,8 @@ impl Encoder<'_> {
         }
     }
 
-    fn cut(&self, places: Vec<(u32, Range<usize>)>, answers: &[Range<usize>], text_bytes: usize) -> Example {
-        let all = 0..text_bytes + 1;
-        let spans: Vec<Range<usize>> = if self.train_on == TrainOn::All { vec![all] } else { answers.to_vec() };
+    fn cut(&self, places: Vec<(u32, Range<usize>)>, spans: &[Range<usize>]) -> Example {
+        let length = places.len();
         let mut trained = vec![false; places.len()];
         let (mut ends, mut truncated) = (Vec::new(), false);
         for span in spans {
@@ -134,7 +132,7 @@ impl Encoder<'_> {
         if let Some(first) = trained.first_mut() {
             *first = false;
         }
-        Example { ids, trained, ends, truncated }
+        Example { ids, trained, ends, truncated, length }
     }
 
     /// The index of the token that ends an answer: its last special one. What a template writes behind it (a line break) is not

@@ -128,7 +128,7 @@ mod tests {
     fn example(first: u32, n: usize) -> Example {
         let ids: Vec<u32> = (first..first + n as u32).collect();
         let trained = (0..n).map(|i| i > n / 2).collect();
-        Example { ids, trained, ends: vec![], truncated: false }
+        Example { ids, trained, ends: vec![], truncated: false, length: n }
     }
 
     #[test]

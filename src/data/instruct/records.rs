@@ -1,23 +1,20 @@
-//! Records of fine-tuning data, in the forms in which the world keeps them.
-//!
-//! | format | fields |
-//! |---|---|
-//! | alpaca | `instruction`, `input` (may be empty or missing), `output` |
-//! | sharegpt | `conversations`: list of `from` ("human", "gpt", "system") and `value` |
-//! | messages | `messages`: list of `role` ("user", "assistant", "system") and `content` |
-//! | prompt | `prompt` and `completion` (or `response`), continued as they are, without a template |
+//! Records of fine-tuning data, in the forms in which the world keeps them: `config::record_shapes` lists them.
 
-use crate::data::chat::Message;
-use serde_json::Value;
+use super::fields::{Fields, set};
+use super::marks::{Mark, mark_of};
+use crate::config::{Meaning, SftConfig, plain_role, usual_role};
+use crate::data::chat::{Message, Turn};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 
 /// How records are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Format {
-    /// Instruction, input, output.
+    /// A question and its answer in fields of their own.
     Alpaca,
-    /// Conversations with from and value.
+    /// A list called conversations.
     ShareGpt,
-    /// Messages with role and content.
+    /// A list called messages.
     Messages,
     /// Prompt and completion.
     Prompt,
@@ -27,7 +24,12 @@ pub enum Format {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Conversation {
     /// Turns, to be written by a template. The last one is an answer.
-    Turns(Vec<Message>),
+    Turns {
+        /// What is said.
+        turns: Vec<Turn>,
+        /// What the template is given besides.
+        values: Map<String, Value>,
+    },
     /// A text and how it goes on.
     Plain {
         /// What is given.
@@ -37,13 +39,84 @@ pub enum Conversation {
     },
 }
 
+/// Why a record cannot be learned from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Problem {
+    /// What is wrong with it.
+    pub what: String,
+    /// What the user can do about it, where that is more than to mend the record.
+    pub hint: Option<String>,
+}
+
+/// A record that has been read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+    /// How it is written.
+    pub format: Format,
+    /// What is in it.
+    pub conversation: Conversation,
+    /// Whether any of its answers may be trained.
+    pub trained: bool,
+    /// Its fields that mean nothing here.
+    pub unused: Vec<String>,
+}
+
+/// Reads records as a configuration says.
+pub struct RecordReader {
+    format: Option<Format>,
+    roles: BTreeMap<String, String>,
+    fields: BTreeMap<String, Meaning>,
+    /// What stands between an Alpaca record's instruction and its input.
+    input_mark: &'static str,
+}
+
+impl Problem {
+    /// A problem with a remedy.
+    pub fn hint(what: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { what: what.into(), hint: Some(hint.into()) }
+    }
+
+    /// The same, of one turn.
+    fn at(self, turn: usize) -> Self {
+        Self { what: format!("turn {}: {}", turn + 1, self.what), ..self }
+    }
+}
+
+impl<S: Into<String>> From<S> for Problem {
+    fn from(what: S) -> Self {
+        Self { what: what.into(), hint: None }
+    }
+}
+
 impl Conversation {
     /// What is asked first: conversations that begin alike stay on one side of the split.
     pub fn opening(&self) -> &str {
         match self {
-            Self::Turns(turns) => turns.iter().find(|turn| turn.role == "user").map_or("", |turn| &turn.content),
+            Self::Turns { turns, .. } => {
+                turns.iter().find(|turn| turn.message.role == "user").map_or("", |turn| &turn.message.content)
+            }
             Self::Plain { prompt, .. } => prompt,
         }
+    }
+
+    /// All that is said in it, as one text.
+    pub fn whole(&self) -> String {
+        match self {
+            Self::Turns { turns, values } => {
+                let said = turns.iter().map(|turn| {
+                    let Message { role, content, extra } = &turn.message;
+                    Value::from(vec![role.as_str().into(), content.as_str().into(), Value::Object(extra.clone())])
+                });
+                Value::from(vec![said.collect(), Value::Object(values.clone())]).to_string()
+            }
+            Self::Plain { prompt, completion } => Value::from(vec![prompt.as_str(), completion]).to_string(),
+        }
+    }
+
+    /// Turns that are all trained, with nothing besides.
+    pub fn of_messages(messages: Vec<Message>) -> Self {
+        let turns = messages.into_iter().map(|message| Turn { message, trained: true }).collect();
+        Self::Turns { turns, values: Map::new() }
     }
 }
 
@@ -62,179 +135,243 @@ impl Format {
     pub fn named(name: &str) -> Option<Self> {
         [Self::Alpaca, Self::ShareGpt, Self::Messages, Self::Prompt].into_iter().find(|format| format.name() == name)
     }
+}
 
-    /// The format of `record`, by its fields.
-    pub fn of(record: &Value) -> Option<Self> {
-        let has = |key: &str| record.get(key).is_some();
-        match () {
-            () if record["messages"].is_array() => Some(Self::Messages),
-            () if record["conversations"].is_array() => Some(Self::ShareGpt),
-            () if has("instruction") && has("output") => Some(Self::Alpaca),
-            () if has("prompt") && (has("completion") || has("response")) => Some(Self::Prompt),
-            () => None,
+impl RecordReader {
+    /// A reader for records as `config` describes them.
+    pub fn new(config: &SftConfig) -> Self {
+        let meaning = |(name, word): (&String, &String)| Some((name.clone(), Meaning::named(word)?));
+        Self {
+            format: Format::named(&config.format),
+            roles: config.roles.iter().map(|(name, role)| (plain_role(name), role.clone())).collect(),
+            fields: config.fields.iter().filter_map(meaning).collect(),
+            input_mark: if config.template == "alpaca" { "\n\n### Input:\n" } else { "\n" },
         }
     }
 
-    /// The conversation in `record`. `input_mark` stands between an Alpaca record's instruction and its input.
+    /// The conversation in `record`.
     ///
     /// # Errors
-    /// What is wrong with the record, in words.
-    pub fn read(self, record: &Value, input_mark: &str) -> Result<Conversation, String> {
-        if !record.is_object() {
-            return Err("not an object".into());
+    /// What is wrong with the record.
+    pub fn read(&self, record: &Value) -> Result<Record, Problem> {
+        self.read_fields(record).map_err(|mut problem| {
+            if let (None, Some(format)) = (&problem.hint, self.format) {
+                let name = format.name();
+                problem.hint =
+                    Some(format!("every record is read as {name:?}: let its fields decide with --set sft.format=auto"));
+            }
+            problem
+        })
+    }
+
+    fn read_fields(&self, record: &Value) -> Result<Record, Problem> {
+        let fields = Fields::of(record.as_object().ok_or("not an object")?, &self.fields);
+        fields.refuse_unsupported()?;
+        let format = self.format_of(&fields)?;
+        let (mut conversation, mut used) = match format {
+            Format::Alpaca => self.question(&fields)?,
+            Format::ShareGpt | Format::Messages => self.list(&fields)?,
+            Format::Prompt => self.prompt(&fields)?,
+        };
+        let mut unused = fields.others();
+        let mut trained = true;
+        for (name, value, meaning) in fields.marks() {
+            used.push(name);
+            match mark_of(name, value, meaning, false, |role| self.role(role).ok())? {
+                Mark::Train(wanted) => trained &= wanted,
+                Mark::Nothing => unused.push(name.to_owned()),
+            }
         }
-        let turns = match self {
-            Self::Alpaca => alpaca(record, input_mark)?,
-            Self::ShareGpt => list(record, "conversations", "from", "value")?,
-            Self::Messages => list(record, "messages", "role", "content")?,
-            Self::Prompt => return plain(record),
+        unused.extend(fields.leftovers(&used, &conversation)?);
+        if let Conversation::Turns { turns, values } = &mut conversation {
+            values.extend(fields.for_template());
+            turns.iter_mut().for_each(|turn| turn.trained &= trained);
+            trained = turns.iter().any(|turn| turn.trained);
+        } else if let Some((name, _)) = fields.for_template().into_iter().next() {
+            return Err(unwritten(&format!("{name:?}"), "a prompt that is continued without a template"));
+        }
+        Ok(Record { format, conversation, trained, unused })
+    }
+
+    fn format_of(&self, fields: &Fields) -> Result<Format, Problem> {
+        if let Some(format) = self.format {
+            return Ok(format);
+        }
+        let asked = fields.has(Meaning::Instruction) || fields.has(Meaning::Input);
+        let list = fields.list_name();
+        match () {
+            () if list == Some("messages") => Ok(Format::Messages),
+            () if list.is_some() => Ok(Format::ShareGpt),
+            () if asked && fields.has(Meaning::Output) => Ok(Format::Alpaca),
+            () if fields.has(Meaning::Prompt) && fields.completion().is_some() => Ok(Format::Prompt),
+            () => Err(fields.unknown_shape()),
+        }
+    }
+
+    /// Question and answer in fields of their own.
+    fn question<'a>(&self, fields: &Fields<'a>) -> Result<(Conversation, Vec<&'a str>), Problem> {
+        let mut used = Vec::new();
+        let instruction = fields.text(Meaning::Instruction, &mut used)?;
+        let input = fields.text(Meaning::Input, &mut used)?.filter(|input| !input.trim().is_empty());
+        let asked = match (instruction, input) {
+            (Some(instruction), Some(input)) => format!("{instruction}{}{input}", self.input_mark),
+            (Some(one), None) | (None, Some(one)) => one.to_owned(),
+            (None, None) => return Err("no field \"instruction\"".into()),
         };
-        checked(turns)
+        let answer = fields.text(Meaning::Output, &mut used)?.ok_or("no field \"output\"")?;
+        let mut turns = opening_turns(fields, &mut used)?;
+        turns.push(Turn::new("user", asked));
+        turns.push(Turn::new("assistant", answer));
+        Ok((checked(turns)?, used))
     }
-}
 
-/// The string in `key`.
-fn string(record: &Value, key: &str) -> Result<String, String> {
-    match &record[key] {
-        Value::String(text) => Ok(text.clone()),
-        Value::Null if record.get(key).is_none() => Err(format!("no field {key:?}")),
-        other => Err(format!("the field {key:?} is {}, not a string", kind(other))),
+    fn list<'a>(&self, fields: &Fields<'a>) -> Result<(Conversation, Vec<&'a str>), Problem> {
+        let mut used = Vec::new();
+        let (name, value) = fields.one(Meaning::Messages)?.ok_or("no list \"messages\" or \"conversations\"")?;
+        used.push(name);
+        let mut turns = opening_turns(fields, &mut used)?;
+        turns.extend(self.turns(name, value)?);
+        Ok((checked(turns)?, used))
     }
-}
 
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a truth value",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
+    /// Prompt and completion: texts, or lists of turns of which those of the completion are trained.
+    fn prompt<'a>(&self, fields: &Fields<'a>) -> Result<(Conversation, Vec<&'a str>), Problem> {
+        let (prompt_name, prompt) = fields.one(Meaning::Prompt)?.ok_or("no field \"prompt\"")?;
+        let (name, completion) = fields.completion().ok_or("no field \"completion\"")?;
+        let mut used = vec![prompt_name, name];
+        if !prompt.is_array() && !completion.is_array() {
+            let prompt = fields.text(Meaning::Prompt, &mut used)?.unwrap_or_default().to_owned();
+            let completion = super::fields::string(name, completion)?.to_owned();
+            if completion.trim().is_empty() {
+                return Err("the completion is empty".into());
+            }
+            return Ok((Conversation::Plain { prompt, completion }, used));
+        }
+        let mut turns = opening_turns(fields, &mut used)?;
+        let mut before = self.turns_or_text(prompt_name, prompt, "user")?;
+        before.iter_mut().for_each(|turn| turn.trained = false);
+        turns.extend(before);
+        turns.extend(self.turns_or_text(name, completion, "assistant")?);
+        Ok((checked(turns)?, used))
     }
-}
 
-fn alpaca(record: &Value, input_mark: &str) -> Result<Vec<Message>, String> {
-    let instruction = string(record, "instruction")?;
-    let input = match &record["input"] {
-        Value::Null => String::new(),
-        _ => string(record, "input")?,
-    };
-    let asked = if input.trim().is_empty() { instruction } else { format!("{instruction}{input_mark}{input}") };
-    let mut turns = system(record);
-    turns.push(Message::new("user", asked));
-    turns.push(Message::new("assistant", string(record, "output")?));
-    Ok(turns)
-}
+    fn turns_or_text(&self, name: &str, value: &Value, role: &str) -> Result<Vec<Turn>, Problem> {
+        match value {
+            Value::String(text) => Ok(vec![Turn::new(role, text.as_str())]),
+            other => self.turns(name, other),
+        }
+    }
 
-/// A system message beside the turns, as some data sets have it.
-fn system(record: &Value) -> Vec<Message> {
-    let text = record["system"].as_str().filter(|text| !text.trim().is_empty());
-    text.map(|text| Message::new("system", text)).into_iter().collect()
-}
+    fn turns(&self, name: &str, value: &Value) -> Result<Vec<Turn>, Problem> {
+        let items = value.as_array().ok_or_else(|| format!("no list {name:?}"))?;
+        items.iter().enumerate().map(|(i, item)| self.turn(item).map_err(|problem| problem.at(i))).collect()
+    }
 
-fn list(record: &Value, field: &str, role: &str, content: &str) -> Result<Vec<Message>, String> {
-    let items = record[field].as_array().ok_or_else(|| format!("no list {field:?}"))?;
-    let mut turns = system(record);
-    for (i, item) in items.iter().enumerate() {
-        let at = |what: String| format!("turn {}: {what}", i + 1);
-        let said = string(item, role).map_err(at)?;
-        let role = match said.as_str() {
-            "human" | "user" => "user",
-            "gpt" | "assistant" | "chatgpt" | "bot" | "model" => "assistant",
-            "system" => "system",
-            other => return Err(at(format!("the role {other:?} is not known"))),
+    fn turn(&self, item: &Value) -> Result<Turn, Problem> {
+        let fields = Fields::of(item.as_object().ok_or("not an object")?, &self.fields);
+        fields.refuse_unsupported()?;
+        let mut used = Vec::new();
+        let role = fields.text(Meaning::Role, &mut used)?.ok_or("no field \"role\" or \"from\"")?;
+        let role = self.role(role)?;
+        let mut extra = fields.for_template();
+        let content = match fields.one(Meaning::Content)? {
+            Some((name, value)) => text_of(name, value)?,
+            // An answer may be nothing but calls of tools; templates ask whether its content is none.
+            None if role == "assistant" && !extra.is_empty() => {
+                extra.insert("content".into(), Value::Null);
+                String::new()
+            }
+            None => return Err("no text in \"content\" or \"value\"".into()),
         };
-        turns.push(Message::new(role, text_of(&item[content]).ok_or_else(|| at(format!("no text in {content:?}")))?));
+        let mut trained = role == "assistant";
+        for (name, value, meaning) in fields.marks() {
+            match mark_of(name, value, meaning, true, |role| self.role(role).ok())? {
+                Mark::Train(wanted) if wanted && role != "assistant" && meaning == Meaning::Train => {
+                    return Err(Problem::hint(
+                        format!("{name} = {value} on a turn of the role {role:?}: only answers are trained"),
+                        format!(
+                            "remove the mark, or train all turns: {} --set sft.train_on=all",
+                            set("fields", name, "ignore")
+                        ),
+                    ));
+                }
+                Mark::Train(wanted) => trained &= wanted,
+                Mark::Nothing => drop(extra.insert(name.to_owned(), value.clone())),
+            }
+        }
+        extra.extend(fields.others_of_turn());
+        Ok(Turn { message: Message { role: role.to_owned(), content, extra }, trained })
+    }
+
+    fn role(&self, name: &str) -> Result<&str, Problem> {
+        let found = self.roles.get(&plain_role(name)).map(String::as_str).or_else(|| usual_role(name));
+        found.ok_or_else(|| {
+            let mapping = set("roles", name.trim(), "user");
+            Problem::hint(
+                format!("the role {name:?} is not known"),
+                format!("say what it is: {mapping} (or assistant, system, tool)"),
+            )
+        })
+    }
+}
+
+/// A field that the template leaves out.
+pub fn unwritten(what: &str, by: &str) -> Problem {
+    let field = what.rsplit(' ').next().unwrap_or(what).trim_matches('"');
+    Problem::hint(
+        format!("{what} would be lost: it is not written by {by}"),
+        format!("choose an sft.template that writes it, or leave it out: {}", set("fields", field, "ignore")),
+    )
+}
+
+/// The system message beside the turns, and earlier pairs of question and answer.
+fn opening_turns<'a>(fields: &Fields<'a>, used: &mut Vec<&'a str>) -> Result<Vec<Turn>, Problem> {
+    let system = fields.text(Meaning::System, used)?.filter(|text| !text.trim().is_empty());
+    let mut turns: Vec<Turn> = system.map(|text| Turn::new("system", text)).into_iter().collect();
+    let Some((name, history)) = fields.one(Meaning::History)? else { return Ok(turns) };
+    used.push(name);
+    for (i, pair) in history.as_array().ok_or_else(|| format!("no list {name:?}"))?.iter().enumerate() {
+        let texts = pair.as_array().map(|pair| pair.iter().filter_map(Value::as_str).collect::<Vec<_>>());
+        let Some([question, answer]) = texts.as_deref() else {
+            return Err(format!("{name}, entry {}: not a pair of question and answer", i + 1).into());
+        };
+        turns.push(Turn::new("user", *question));
+        turns.push(Turn::new("assistant", *answer));
     }
     Ok(turns)
 }
 
 /// A text, or a list of parts that are all texts.
-fn text_of(value: &Value) -> Option<String> {
+fn text_of(name: &str, value: &Value) -> Result<String, Problem> {
     match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Array(parts) => {
-            parts.iter().map(|part| part["text"].as_str()).collect::<Option<Vec<_>>>().map(|p| p.concat())
-        }
-        _ => None,
+        Value::String(text) => Ok(text.clone()),
+        Value::Array(parts) => parts.iter().map(part_text).collect(),
+        _ => Err(format!("no text in {name:?}").into()),
     }
 }
 
-fn plain(record: &Value) -> Result<Conversation, String> {
-    let key = if record.get("completion").is_some() { "completion" } else { "response" };
-    let (prompt, completion) = (string(record, "prompt")?, string(record, key)?);
-    if completion.trim().is_empty() {
-        return Err("the completion is empty".into());
+fn part_text(part: &Value) -> Result<&str, Problem> {
+    let kind = part["type"].as_str().unwrap_or("text");
+    match part["text"].as_str() {
+        Some(text) if kind == "text" => Ok(text),
+        _ => Err(format!("a part of type {kind:?} is not text").into()),
     }
-    Ok(Conversation::Plain { prompt, completion })
 }
 
 /// Turns that can be learned from: what follows the last answer is left out.
-fn checked(mut turns: Vec<Message>) -> Result<Conversation, String> {
-    let Some(last) = turns.iter().rposition(|turn| turn.role == "assistant") else {
+fn checked(mut turns: Vec<Turn>) -> Result<Conversation, Problem> {
+    let Some(last) = turns.iter().rposition(|turn| turn.message.role == "assistant") else {
         return Err("no answer in it".into());
     };
     turns.truncate(last + 1);
     for (i, turn) in turns.iter().enumerate() {
-        if turn.role == "assistant" && turn.content.trim().is_empty() {
-            return Err(format!("turn {}: the answer is empty", i + 1));
+        let message = &turn.message;
+        if message.role == "assistant" && message.content.trim().is_empty() && message.extra.is_empty() {
+            return Err(Problem::from("the answer is empty").at(i));
         }
-        if turn.role == "system" && i > 0 {
-            return Err(format!("turn {}: a system message can only be the first", i + 1));
-        }
-    }
-    Ok(Conversation::Turns(turns))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    fn turns(record: &Value) -> Vec<(String, String)> {
-        let format = Format::of(record).unwrap();
-        match format.read(record, "\n").unwrap() {
-            Conversation::Turns(turns) => turns.into_iter().map(|turn| (turn.role, turn.content)).collect(),
-            Conversation::Plain { prompt, completion } => {
-                vec![("prompt".into(), prompt), ("completion".into(), completion)]
-            }
+        if message.role == "system" && i > 0 {
+            return Err(Problem::from("a system message can only be the first").at(i));
         }
     }
-
-    #[test]
-    fn every_format_is_found_and_read() {
-        let two = |a: &str, b: &str| vec![("user".to_owned(), a.to_owned()), ("assistant".to_owned(), b.to_owned())];
-        assert_eq!(turns(&json!({"instruction": "Add", "input": "1 2", "output": "3"})), two("Add\n1 2", "3"));
-        assert_eq!(turns(&json!({"instruction": "Add", "input": "", "output": "3"})), two("Add", "3"));
-        assert_eq!(turns(&json!({"instruction": "Add", "output": "3"})), two("Add", "3"));
-        let chat = json!({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}, {"from": "human", "value": "c"}]});
-        assert_eq!(turns(&chat), two("a", "b"));
-        let parts = json!([{"type": "text", "text": "b"}, {"type": "text", "text": "c"}]);
-        let messages = json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": parts}]});
-        assert_eq!(turns(&messages), two("a", "bc"));
-        let with_system = turns(
-            &json!({"system": "Be brief", "conversations": [{"from": "user", "value": "a"}, {"from": "assistant", "value": "b"}]}),
-        );
-        assert_eq!(with_system[0], ("system".into(), "Be brief".into()));
-        let plain = turns(&json!({"prompt": "1, 2,", "completion": " 3"}));
-        assert_eq!(plain[1].1, " 3");
-    }
-
-    #[test]
-    fn what_is_wrong_is_said() {
-        for (format, record, says) in [
-            (Format::Alpaca, json!([]), "not an object"),
-            (Format::Alpaca, json!({"instruction": "a"}), "no field \"output\""),
-            (Format::Alpaca, json!({"instruction": 1, "output": "b"}), "\"instruction\" is a number"),
-            (Format::Alpaca, json!({"instruction": "a", "output": " "}), "turn 2: the answer is empty"),
-            (Format::ShareGpt, json!({"conversations": []}), "no answer"),
-            (Format::ShareGpt, json!({"conversations": [{"from": "tool", "value": "x"}]}), "turn 1: the role \"tool\""),
-            (Format::Messages, json!({"messages": [{"role": "user", "content": 5}]}), "turn 1: no text"),
-            (Format::Prompt, json!({"prompt": "a", "completion": ""}), "the completion is empty"),
-        ] {
-            let error = format.read(&record, "\n").unwrap_err();
-            assert!(error.contains(says), "{record}: {error}");
-        }
-        assert_eq!(Format::of(&json!({"text": "a"})), None);
-    }
+    Ok(Conversation::Turns { turns, values: Map::new() })
 }

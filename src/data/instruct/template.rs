@@ -3,7 +3,6 @@
 //! They are Jinja like everybody's: what is written into a model's tokenizer_config.json is the source that was trained with, and any
 //! other program that renders it makes the same text. An answer ends with the end of text: `eos_token`.
 
-use super::records::Format;
 use crate::config::SftConfig;
 use crate::data::chat::ChatTemplate;
 use crate::data::tokenizer::Tokenizer;
@@ -50,9 +49,4 @@ pub fn choose(config: &SftConfig, base: &Path, tokenizer: &Tokenizer) -> Result<
         }
     };
     Ok((template, None))
-}
-
-/// What stands between an Alpaca record's instruction and its input.
-pub fn input_mark(config: &SftConfig, format: Format) -> &'static str {
-    if format == Format::Alpaca && config.template == "alpaca" { "\n\n### Input:\n" } else { "\n" }
 }

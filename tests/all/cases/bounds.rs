@@ -91,7 +91,8 @@ fn a_turn_that_holds_a_control_token_is_counted_and_named() {
     let lines: String = sound.chain([record("What ends <|endoftext|> a text?", 7)]).collect();
     std::fs::write(&data, lines).unwrap();
     let out = bench.path("marked");
-    let args = bench.args("full.toml", "marked.jsonl", &["--out", arg(&out), "--set", "train.steps=2"]);
+    let sets = ["--set", "train.steps=2", "--set", "sft.max_bad=0.1"];
+    let args = bench.args("full.toml", "marked.jsonl", &[&["--out", arg(&out)], &sets[..]].concat());
     ok(&args.iter().map(String::as_str).collect::<Vec<_>>());
     let kept = std::fs::read_to_string(out.join("quarantine.jsonl")).unwrap();
     assert!(kept.contains("<|endoftext|>") && kept.contains("\"line\":41"), "{kept}");

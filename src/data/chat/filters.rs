@@ -1,0 +1,163 @@
+//! Jinja's filters and tests where minijinja has none or others.
+
+use super::jinja::invalid;
+use super::methods::{MAX_WIDTH, Side, bounded, pad};
+use super::python::Json;
+use minijinja::value::{Kwargs, Rest, ValueKind};
+use minijinja::{Environment, Error, State, Value};
+use minijinja_contrib::filters::{filesizeformat, striptags};
+use minijinja_contrib::globals::{cycler, joiner};
+
+/// Adds all of them.
+pub(super) fn add(environment: &mut Environment) {
+    environment.add_filter("tojson", tojson);
+    environment.add_filter("wordcount", words);
+    environment
+        .add_filter("center", |text: &str, width: Option<usize>| pad(text, width.unwrap_or(80), " ", Side::Both));
+    environment.add_filter("truncate", truncate);
+    environment.add_filter("indent", indent);
+    environment.add_filter("int", int);
+    environment.add_filter("float", float);
+    environment.add_filter("urlencode", url_encoded);
+    environment.add_filter("striptags", striptags);
+    environment.add_filter("filesizeformat", filesizeformat);
+    environment.add_filter(super::jinja::PERCENT, percent);
+    environment.add_test("callable", is_callable);
+    environment
+        .add_test("sequence", |value: &Value| is_kind(value, &[ValueKind::String, ValueKind::Seq, ValueKind::Map]));
+    environment.add_function("cycler", |items: Rest<Value>| cycler(items.0));
+    environment.add_function("joiner", joiner);
+}
+
+/// Python also calls what is undefined callable, because calling it is what fails.
+fn is_callable(value: &Value) -> bool {
+    is_kind(value, &[ValueKind::Undefined, ValueKind::Plain])
+}
+
+fn is_kind(value: &Value, kinds: &[ValueKind]) -> bool {
+    kinds.contains(&value.kind())
+}
+
+/// transformers' own: `json.dumps` without escaping for HTML.
+fn tojson(value: &Value, args: Rest<Value>, named: Kwargs) -> Result<String, Error> {
+    let names = ["ensure_ascii", "indent", "separators", "sort_keys"];
+    let argument = |i: usize| -> Result<Option<Value>, Error> {
+        let given =
+            args.get(i).cloned().map_or_else(|| named.get::<Option<Value>>(names[i]), |value| Ok(Some(value)))?;
+        Ok(given.filter(|value| !value.is_none() && !value.is_undefined()))
+    };
+    let is_true = |i: usize| Ok::<bool, Error>(argument(i)?.is_some_and(|value| value.is_true()));
+    let (ensure_ascii, sort_keys) = (is_true(0)?, is_true(3)?);
+    let indent = argument(1)?.map(|indent| match usize::try_from(indent.clone()) {
+        Ok(width) if width <= MAX_WIDTH => Ok(" ".repeat(width)),
+        Ok(_) => Err(invalid("tojson: too wide an indent")),
+        Err(_) => Ok(indent.to_string()),
+    });
+    let indent = indent.transpose()?;
+    let separators = match argument(2)? {
+        Some(pair) => {
+            let pair: Vec<String> = pair.try_iter()?.map(|part| part.to_string()).collect();
+            <[String; 2]>::try_from(pair).map_err(|_| invalid("tojson: separators are two strings"))?.into()
+        }
+        None => ((if indent.is_some() { "," } else { ", " }).into(), ": ".into()),
+    };
+    named.assert_all_used()?;
+    Json { indent, separators, sort_keys, ensure_ascii }.dump(value)
+}
+
+/// `format % arguments` of Python: a tuple holds the arguments one by one.
+fn percent(state: &mut State, format: &Value, arguments: &Value) -> Result<Value, Error> {
+    let is_tuple = arguments.kind() == ValueKind::Seq && arguments.to_string().starts_with('(');
+    let arguments: Vec<Value> = if is_tuple { arguments.try_iter()?.collect() } else { vec![arguments.clone()] };
+    let all: Vec<Value> = std::iter::once(format.clone()).chain(arguments).collect();
+    state.apply_filter("format", &all)
+}
+
+/// What cannot be read as an integer is `default`.
+fn int(value: &Value, default: Option<Value>, base: Option<u32>) -> Value {
+    let default = || default.clone().unwrap_or_else(|| Value::from(0));
+    let Some(text) = value.as_str() else {
+        return match value.kind() {
+            ValueKind::Number if value.is_integer() => value.clone(),
+            ValueKind::Number => {
+                f64::try_from(value.clone()).map_or_else(|_| default(), |float| Value::from(float as i64))
+            }
+            ValueKind::Bool => Value::from(i64::from(value.is_true())),
+            _ => default(),
+        };
+    };
+    let (text, base) = (text.trim().to_lowercase(), base.unwrap_or(10));
+    let prefix =
+        [(16, "0x"), (8, "0o"), (2, "0b")].into_iter().find(|(of, _)| *of == base).map_or("", |(_, prefix)| prefix);
+    let digits = text.strip_prefix(prefix).unwrap_or(&text).replace('_', "");
+    let parsed = (2..=36).contains(&base).then(|| i64::from_str_radix(&digits, base).ok()).flatten();
+    parsed.map(Value::from).or_else(|| Some(Value::from(text.parse::<f64>().ok()? as i64))).unwrap_or_else(default)
+}
+
+fn float(value: &Value, default: Option<Value>) -> Value {
+    let parsed = value.as_str().map_or_else(|| f64::try_from(value.clone()).ok(), |text| text.trim().parse().ok());
+    parsed.map_or_else(|| default.unwrap_or_else(|| Value::from(0.0)), Value::from)
+}
+
+/// Jinja's `indent`, whose width may be a text.
+fn indent(text: &str, args: Rest<Value>, named: Kwargs) -> Result<String, Error> {
+    let given = |i: usize, name: &str| match args.get(i) {
+        Some(value) => Ok(Some(value.clone())),
+        None => named.get::<Option<Value>>(name),
+    };
+    let width = match given(0, "width")? {
+        None => " ".repeat(4),
+        Some(width) if width.as_str().is_some() => width.to_string(),
+        Some(width) => pad("", usize::try_from(width)?, " ", Side::Right)?,
+    };
+    let (first, blank) =
+        (given(1, "first")?.is_some_and(|v| v.is_true()), given(2, "blank")?.is_some_and(|v| v.is_true()));
+    named.assert_all_used()?;
+    let mut out = String::new();
+    for (i, line) in text.split('\n').enumerate() {
+        out.push_str(if i > 0 { "\n" } else { "" });
+        if if i == 0 { first } else { blank || !line.is_empty() } {
+            out.push_str(&width);
+        }
+        out.push_str(line);
+        bounded(&out)?;
+    }
+    Ok(out)
+}
+
+fn url_encoded(text: &str) -> String {
+    let mut out = String::new();
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_.~/".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+fn words(text: &str) -> usize {
+    text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty()).count()
+}
+
+/// Jinja's `truncate`, whose arguments may be given in order.
+fn truncate(text: &str, args: Rest<Value>, named: Kwargs) -> Result<String, Error> {
+    let given = |i: usize, name: &str| match args.get(i) {
+        Some(value) => Ok(Some(value.clone())),
+        None => named.get::<Option<Value>>(name),
+    };
+    let number = |value: Option<Value>, or: usize| value.map_or(Ok(or), usize::try_from);
+    let length = number(given(0, "length")?, 255)?;
+    let kill_words = given(1, "killwords")?.is_some_and(|value| value.is_true());
+    let end = given(2, "end")?.map_or_else(|| "...".to_owned(), |end| end.to_string());
+    let leeway = number(given(3, "leeway")?, 5)?;
+    named.assert_all_used()?;
+    if text.chars().count() <= length.saturating_add(leeway) {
+        return Ok(text.to_owned());
+    }
+    let room = length.checked_sub(end.chars().count()).ok_or_else(|| invalid("truncate: the length is too small"))?;
+    let cut: String = text.chars().take(room).collect();
+    let words = cut.rsplit_once(' ').map_or(cut.as_str(), |(words, _)| words);
+    Ok(format!("{}{end}", if kill_words { &cut } else { words }))
+}

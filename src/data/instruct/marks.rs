@@ -1,0 +1,81 @@
+//! Marks in the data that say which answers are not to be learned: OpenAI's `weight`, `train`, `loss`, `mask` and their like.
+
+use super::fields::set;
+use super::records::Problem;
+use crate::config::Meaning;
+use serde_json::Value;
+
+/// What a mark says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mark {
+    /// Whether the answers it speaks of are trained.
+    Train(bool),
+    /// Nothing about training: a field that is called like a mark.
+    Nothing,
+}
+
+/// What the field `name` of a record, or of a turn, says; `role` knows the roles, for NeMo's `mask = "User"`.
+///
+/// # Errors
+/// Values that cannot be honoured.
+pub(super) fn mark_of<'r>(
+    name: &str,
+    value: &Value,
+    meaning: Meaning,
+    of_turn: bool,
+    role: impl Fn(&str) -> Option<&'r str>,
+) -> Result<Mark, Problem> {
+    let number = value.as_f64().filter(|number| *number == 0.0 || *number == 1.0);
+    match (meaning, value) {
+        (Meaning::Train, Value::Bool(train)) => Ok(Mark::Train(*train)),
+        (Meaning::Mask, Value::Bool(masked)) => Ok(Mark::Train(!masked)),
+        // The label of a record may be its class; only a truth value, as of a preference, says whether it is good.
+        (Meaning::Train, _) if name == "label" && (number.is_none() || !of_turn) => Ok(Mark::Nothing),
+        (Meaning::Train, Value::Number(_)) if number.is_some() => Ok(Mark::Train(number == Some(1.0))),
+        // Questions are never trained; a mask over answers would leave nothing.
+        (Meaning::Mask, Value::String(who)) if role(who).is_some_and(|role| role != "assistant") => Ok(Mark::Nothing),
+        (Meaning::Mask, Value::Number(_)) => Err(Problem::hint(
+            format!("{name} = {value} can be read both ways"),
+            format!("write true or false; or, if 1 means trained: {}", set("fields", name, "train")),
+        )),
+        _ => Err(Problem::hint(
+            format!("{name} = {value}: only 0 and 1 or false and true are honoured"),
+            format!("leave it out if that is meant: {}", set("fields", name, "ignore")),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn says(name: &str, value: Value) -> Result<Mark, String> {
+        let meaning = Meaning::of_field(name).unwrap();
+        mark_of(name, &value, meaning, false, crate::config::usual_role).map_err(|problem| problem.what)
+    }
+
+    #[test]
+    fn marks_are_read_as_those_who_set_them_mean_them() {
+        for (name, value, train) in [
+            ("weight", json!(0), false),
+            ("weight", json!(1.0), true),
+            ("train", json!(false), false),
+            ("loss", json!(0), false),
+            ("loss", json!(true), true),
+            ("label", json!(false), false),
+            ("mask", json!(true), false),
+            ("masked", json!(false), true),
+        ] {
+            assert_eq!(says(name, value.clone()), Ok(Mark::Train(train)), "{name} {value}");
+        }
+        assert_eq!(says("label", json!("sports")), Ok(Mark::Nothing));
+        assert_eq!(says("label", json!(0)), Ok(Mark::Nothing));
+        assert_eq!(says("mask", json!("User")), Ok(Mark::Nothing));
+        for (name, value) in
+            [("weight", json!(0.5)), ("mask", json!(1)), ("mask", json!("gpt")), ("train", json!("no"))]
+        {
+            assert!(says(name, value.clone()).is_err(), "{name} {value}");
+        }
+    }
+}
