@@ -1,5 +1,6 @@
 //! Fine-tuning data as people have them: shapes, roles, marks, held-out records, templates.
 
+mod arithmetic;
 mod templates;
 
 use crate::sft::Bench;
