@@ -275,6 +275,7 @@ fn examples() -> [Example; 4] {
         trained: (0..n).map(|i| i > n / 3).collect(),
         ends: vec![],
         truncated: false,
+        length: n as usize,
     })
 }
 
