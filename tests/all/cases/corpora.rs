@@ -95,7 +95,8 @@ fn whole_words_of_names_divide_shards() {
         ("two", Some("Valid_0.BIN"), Some("test_0.bin, x.bin")),
         ("three/*/*.bin", Some("1 file (0.bin)"), None),
     ] {
-        let said = train(dir.path(), &from.replace(['/', '*'], "-"), &format!("[\"{root}/{from}\"]"), &[]);
+        let said =
+            train(dir.path(), &format!("run-{}", from.replace(['/', '*'], "-")), &format!("[\"{root}/{from}\"]"), &[]);
         assert!(said.contains("over 700 training tokens"), "{from}: {said}");
         for (names, verb) in [(held_out, "held out"), (ignored, "ignored")] {
             let line = said.lines().find(|line| line.contains("by the names of its files")).unwrap_or_default();
