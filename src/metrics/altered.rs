@@ -62,7 +62,7 @@ impl std::fmt::Display for AlteredLog {
                 recorded.lines
             );
         }
-        if found.bytes < recorded.bytes {
+        if found.lines < recorded.lines {
             return write!(
                 f,
                 "{file}: {} lines are left of the {} that were there when the checkpoint was saved",
