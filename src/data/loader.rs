@@ -269,6 +269,7 @@ mod tests {
             trained: vec![true; 5],
             ends: vec![],
             truncated: false,
+            length: 5,
         };
         let examples: Vec<_> = (0..50).map(example).collect();
         let rows = Arc::new(PackedRows::new(&examples, 4, false, 0));
