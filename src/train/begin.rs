@@ -170,10 +170,11 @@ pub(super) fn make_paths_absolute(config: &mut Config) -> Result<()> {
         *path = absolute(path)?;
     }
     if !["gpt2", "train"].contains(&config.data.tokenizer.as_str()) {
-        if !Path::new(&config.data.tokenizer).exists() {
+        let path = absolute(&config.data.tokenizer)?;
+        if !Path::new(&path).exists() {
             return Err(missing_tokenizer(&config.data.tokenizer).into());
         }
-        config.data.tokenizer = absolute(&config.data.tokenizer)?;
+        config.data.tokenizer = path;
     }
     if config.sft.template.contains(['/', '.']) {
         config.sft.template = absolute(&config.sft.template)?;
