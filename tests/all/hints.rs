@@ -16,7 +16,7 @@ struct Literal {
 }
 
 /// Flags of other programs that messages may name.
-const FOREIGN_FLAGS: [&str; 1] = ["--version"];
+const FOREIGN_FLAGS: [&str; 2] = ["--local-dir", "--version"];
 
 /// Tensors and fields of other files whose first word is a section's, too.
 const NO_KEYS: [&str; 6] =
