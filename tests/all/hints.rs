@@ -16,14 +16,22 @@ struct Literal {
 }
 
 /// Flags of other programs that messages may name.
-const FOREIGN_FLAGS: [&str; 2] = ["--local-dir", "--version"];
+const FOREIGN_FLAGS: [&str; 3] = ["--local-dir", "--version", "--long"];
 
 /// Tensors and fields of other files whose first word is a section's, too.
-const NO_KEYS: [&str; 6] =
-    ["model.layers", "model.embed_tokens", "model.norm", "model.rotary_emb", "model.weight", "model.dropout"];
+const NO_KEYS: [&str; 8] = [
+    "model.layers",
+    "model.embed_tokens",
+    "model.norm",
+    "model.rotary_emb",
+    "model.weight",
+    "model.dropout",
+    "model.module",
+    "model._orig_mod",
+];
 
 /// What is a file's name and no key.
-const EXTENSIONS: [&str; 4] = [".json", ".jsonl", ".toml", ".safetensors"];
+const EXTENSIONS: [&str; 5] = [".json", ".jsonl", ".toml", ".safetensors", ".parquet"];
 
 /// String literals of Rust source, each with its line.
 fn literals(source: &str) -> Vec<(usize, String)> {
@@ -172,7 +180,8 @@ fn commands(text: &str) -> Vec<(&str, bool)> {
             let is_key = text.starts_with("llama-lite ") && text.ends_with(" v1");
             if whole && (called || flag_follows) && !is_key && !text[..at].ends_with("--") {
                 let command = command(&text[at..]);
-                found.push((command, !called || !command.contains(' ')));
+                let bare = command == name || command.strip_prefix("data ").is_some_and(|rest| !rest.contains(' '));
+                found.push((command, !called || bare));
             }
         }
     }

@@ -80,7 +80,8 @@ fn uneven_steps_count_for_the_time_they_took() {
     // 100 tokens a step, by turns in 1 s and in 4 s; 1,000 tokens a second are all that the device can do.
     let uneven = |i: u64| {
         let tokens_per_second = if i.is_multiple_of(2) { 100.0 } else { 25.0 };
-        Record::Train(Train { tokens_per_second, mfu: tokens_per_second / 1000.0, ..step(i, 2.0) })
+        let grad_norm = if i == 2 { 9.0 } else { 1.0 };
+        Record::Train(Train { tokens_per_second, mfu: tokens_per_second / 1000.0, grad_norm, ..step(i, 2.0) })
     };
     let lines: String =
         (1..=2 * POINTS as u64 + 2).map(|i| serde_json::to_string(&uneven(i)).unwrap() + "\n").collect();
@@ -95,7 +96,7 @@ fn uneven_steps_count_for_the_time_they_took() {
     assert!((total(&curve.tokens_per_second) / seconds - 1.0).abs() < 1e-9);
     let mean = curve.tokens_per_second[0];
     assert!((mean - 300.0 / 9.0).abs() < 1e-9, "three steps of 4, 1 and 4 s: {mean}");
-    assert_eq!(curve.step[0], 3);
+    assert_eq!((curve.step[0], curve.grad_norm[0], curve.grad_norm[1]), (3, 9.0, 1.0), "peaks stay");
     for (speed, mfu) in curve.tokens_per_second.iter().zip(&curve.mfu) {
         assert!((mfu * 1000.0 - speed).abs() < 1e-9, "{mfu} {speed}");
     }
