@@ -249,8 +249,10 @@ mod tests {
         }
     }
 
+    type Counts = Vec<(String, u64)>;
+
     /// Files and what was left out, of patterns below `dir`.
-    fn get(dir: &Path, patterns: &[&str]) -> Result<(Vec<String>, Vec<(String, u64)>)> {
+    fn get(dir: &Path, patterns: &[&str]) -> Result<(Vec<String>, Counts)> {
         let patterns: Vec<String> = patterns.iter().map(|p| format!("{}/{p}", dir.display())).collect();
         let Found { files, left_out } = expand(&patterns)?;
         let relative = |p: PathBuf| p.strip_prefix(dir).unwrap().display().to_string();
@@ -302,7 +304,7 @@ mod tests {
         let kinds = [count("directories of prepared shards", 1)];
         let suffixes =
             [count("files ending in .csv", 2), count("files ending in .part", 1), count("files without a suffix", 1)];
-        assert_eq!(left_out, [&hidden[..1], &kinds, &suffixes, &hidden[1..], &[notebook.clone()]].concat());
+        assert_eq!(left_out, [&hidden[..1], &kinds, &suffixes, &hidden[1..], std::slice::from_ref(&notebook)].concat());
         let (files, left_out) = get(dir.path(), &["**/*.jsonl"]).unwrap();
         assert_eq!(files, ["a.jsonl"]);
         assert_eq!(left_out, [hidden[0].clone(), hidden[1].clone(), notebook]);
