@@ -220,7 +220,7 @@ mod tests {
     /// The id that the model finds likeliest after `tokens`, and one that it does not.
     fn best_and_other(model: &Llama, tokens: &[u32]) -> (u32, u32) {
         let requests: Vec<Request> =
-            (0..33).map(|id| Request { tokens: [tokens, &[id]].concat(), first: tokens.len() }).collect();
+            (0..33).map(|id| Request { tokens: [tokens, &[id]].concat(), first: tokens.len(), cut: 0 }).collect();
         let found = likelihoods(model, &requests.iter().collect::<Vec<_>>(), |_| Ok(())).unwrap();
         let best: Vec<u32> = (0..33).filter(|&id| found[id as usize].greedy).collect();
         let likeliest = (0..33).max_by(|&a, &b| found[a].log_likelihood.total_cmp(&found[b].log_likelihood)).unwrap();
@@ -243,7 +243,7 @@ mod tests {
             (vec![first, after_first.1], false),
             (vec![other, after_other.1], false),
         ] {
-            let request = Request { tokens: with(&continuation), first: context.len() };
+            let request = Request { tokens: with(&continuation), first: context.len(), cut: 0 };
             assert_eq!(likelihoods(&model, &[&request], |_| Ok(())).unwrap()[0].greedy, greedy, "{continuation:?}");
         }
     }
