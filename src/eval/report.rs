@@ -156,7 +156,13 @@ mod tests {
             let value = right as f64 / documents as f64;
             let stderr = Some((value * (1.0 - value) / (documents as f64 - 1.0)).sqrt());
             let metrics = vec![Metric { name: "acc", value, stderr }];
-            lines.push(Line { name: format!("mmlu_{subject}"), shots: 5, documents, truncated: 0, metrics });
+            lines.push(Line {
+                name: format!("mmlu_{subject}"),
+                shots: 5,
+                documents,
+                truncated: Truncated::default(),
+                metrics,
+            });
             counts.push((*subject, documents as f64, right as f64));
         }
         (lines, counts)

@@ -81,7 +81,8 @@ fn count_words<'a>(texts: impl Iterator<Item = &'a str>) -> Result<BTreeMap<&'a 
                 while start < text.len() {
                     let end = words.end(text, start);
                     while start < end {
-                        let cut = text.floor_char_boundary(end.min(start + LONGEST_WORD));
+                        let most = end.min(start + LONGEST_WORD);
+                        let cut = (start + 1..=most).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(end);
                         *counts.entry(&text[start..cut]).or_default() += 1;
                         start = cut;
                     }
