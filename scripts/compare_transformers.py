@@ -2,6 +2,7 @@
 """Loads a llama-lite checkpoint in transformers as it is, and checks that both mean the same by it.
 
   python scripts/compare_transformers.py --ckpt DIR [--prompt TEXT] [--max-tokens N] [--logits FILE] [--greedy FILE]
+  python scripts/compare_transformers.py --variants DIR --binary target/release/llama-lite --ckpt HF_DIR
 
 Always: the directory loads with AutoModelForCausalLM and AutoTokenizer with no weight missing, unused or of another
 shape; rope_theta is the one config.json states; end and beginning of text are the same token in config.json,
@@ -12,6 +13,9 @@ of text or after exactly N tokens, and each token is the argmax of the model wit
 --greedy FILE    lines of `llama-lite sample --greedy --json`: {"prompt", "text", "token_ids", "finish_reason"}. The
                  continuation must be transformers' own, up to the first step whose two best logits are within 1e-4 (a
                  tie that rounding decides), the text must be the tokens decoded, and "stop" must mean end of text.
+--variants DIR   makes variants of the plain Hugging Face directory HF_DIR there (a Trainer's checkpoint, a tokenizer without a
+                 beginning of text, a Metaspace decoder, adapters of several initialisations) and checks that llama-lite's greedy
+                 tokens are transformers' and PEFT's own, or that it refuses by name.
 
 All in f32 on the CPU. Prints one line per check; exit 0 when all hold, 1 when one fails. Runs on transformers 4 and 5,
 which read config.json differently: try both.
@@ -22,6 +26,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -192,6 +198,58 @@ def check_greedy(model, tokenizer, path: Path, check: Checks) -> None:
         check(same, f"{name}: text", "" if same else f"{sample['text']!r}, here {decoded!r}")
 
 
+def make_variants(source: Path, target: Path) -> dict[str, bool]:
+    """Directories under `target`, and whether llama-lite has to take them."""
+    from peft import LoraConfig, get_peft_model
+
+    made = {}
+    for name in ("trainer", "no_bos", "metaspace"):
+        shutil.copytree(source, target / name, dirs_exist_ok=True)
+        made[name] = True
+    state = {"global_step": 500, "log_history": [{"loss": float("nan"), "step": 10}], "max_steps": 1000}
+    (target / "trainer" / "trainer_state.json").write_text(json.dumps(state))
+    for name, file, changes in (
+        ("no_bos", "tokenizer_config.json", {"bos_token": None}),
+        ("no_bos", "config.json", {"bos_token_id": 1}),
+        ("metaspace", "tokenizer.json", {"decoder": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}}),
+    ):
+        path = target / name / file
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    for init, taken in ((True, True), ("gaussian", True), ("orthogonal", True), ("pissa", False), ("olora", False)):
+        name = f"lora_{init}".lower()
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=init, task_type="CAUSAL_LM")
+        adapted = get_peft_model(model, config)
+        with torch.no_grad():
+            for key, p in adapted.named_parameters():
+                if "lora_B" in key:
+                    p.add_(torch.randn_like(p) * 0.1)
+        adapted.save_pretrained(target / name)
+        made[name] = taken
+    return made
+
+
+def check_variants(args, check: Checks) -> None:
+    from peft import PeftModel
+
+    for name, taken in make_variants(args.ckpt.resolve(), args.variants).items():
+        directory = args.variants / name
+        command = [args.binary, "sample", "--ckpt", directory, "--prompt", args.prompt, "--greedy", "--json", "--quiet", "--device", "cpu"]
+        run = subprocess.run(command + ["--max-tokens", str(args.max_tokens)], capture_output=True, text=True)
+        if not taken:
+            check(run.returncode == 78 and "not supported" in run.stderr, f"{name}: refused by name", run.stderr.splitlines()[:1])
+            continue
+        if not check(run.returncode == 0, f"{name}: taken", run.stderr.strip()):
+            continue
+        is_adapter = name.startswith("lora_")
+        model = AutoModelForCausalLM.from_pretrained(args.ckpt if is_adapter else directory, dtype=torch.float32)
+        model = (PeftModel.from_pretrained(model, directory) if is_adapter else model).eval()
+        tokenizer = AutoTokenizer.from_pretrained(args.ckpt if is_adapter else directory)
+        tokens = json.loads(run.stdout)["token_ids"]
+        fine, detail = on_path(first_difference(model, prompt_ids(tokenizer, args.prompt), tokens), len(tokens))
+        check(fine, f"{name}: continuation", detail)
+
+
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--ckpt", type=Path, required=True, help="checkpoint directory")
@@ -199,6 +257,8 @@ def main() -> int:
     p.add_argument("--max-tokens", type=int, default=32, help="at most so many new tokens (default 32)")
     p.add_argument("--logits", type=Path, help="logits from llama-lite, JSON or safetensors")
     p.add_argument("--greedy", type=Path, help="output of `llama-lite sample --greedy --json`")
+    p.add_argument("--variants", type=Path, help="make and check variants of --ckpt in this directory")
+    p.add_argument("--binary", default="target/release/llama-lite", help="the program, for --variants")
     p.add_argument("--no-tokenizer", action="store_true", help="the directory has none: weights and --logits only")
     args = p.parse_args()
     if not (args.ckpt / "config.json").is_file():
@@ -208,6 +268,10 @@ def main() -> int:
     print(f"transformers {transformers.__version__}, torch {torch.__version__}, {args.ckpt}")
     transformers.utils.logging.disable_progress_bar()
     check = Checks()
+    if args.variants:
+        check_variants(args, check)
+        print(f"{check.failed} checks failed" if check.failed else "all checks hold")
+        return 1 if check.failed else 0
     model = load_model(args.ckpt, check)
     check_config(args.ckpt, model, check)
     if not args.no_tokenizer:

@@ -180,6 +180,9 @@ pub struct Resume {
     /// Run directory (its newest valid checkpoint) or one checkpoint of a run
     #[arg(long, value_name = "CKPT_OR_RUN_DIR")]
     pub ckpt: PathBuf,
+    /// For adapters: the directory of their model, if it is no longer where they were trained
+    #[arg(long, value_name = "DIR")]
+    pub base: Option<PathBuf>,
     /// Change one configuration key of the run; may be repeated, later ones win
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
@@ -222,6 +225,9 @@ pub struct Eval {
     /// Checkpoint, run directory (its newest valid checkpoint) or Hugging Face Llama directory
     #[arg(long, value_name = "DIR", required_unless_present = "run")]
     pub ckpt: Option<PathBuf>,
+    /// For adapters: the directory of their model, if it is no longer where they were trained
+    #[arg(long, value_name = "DIR")]
+    pub base: Option<PathBuf>,
     /// Run directory: every kept checkpoint of it
     #[arg(long, value_name = "RUN_DIR", conflicts_with = "ckpt")]
     pub run: Option<PathBuf>,
@@ -266,6 +272,9 @@ pub struct Sample {
     /// Checkpoint, run directory (its newest valid checkpoint) or Hugging Face Llama directory
     #[arg(long, value_name = "DIR")]
     pub ckpt: PathBuf,
+    /// For adapters: the directory of their model, if it is no longer where they were trained
+    #[arg(long, value_name = "DIR")]
+    pub base: Option<PathBuf>,
     /// Text to be continued
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: Option<String>,
@@ -328,6 +337,9 @@ pub struct Export {
     /// Checkpoint, run directory (its newest valid checkpoint) or Hugging Face Llama directory
     #[arg(long, value_name = "DIR")]
     pub ckpt: PathBuf,
+    /// For adapters: the directory of their model, if it is no longer where they were trained
+    #[arg(long, value_name = "DIR")]
+    pub base: Option<PathBuf>,
     /// Directory to write; it must not exist or be empty
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,

@@ -1,10 +1,12 @@
 //! LoRA adapters in PEFT's own format: `adapter_config.json` and `adapter_model.safetensors`, beside nothing of the model they belong to.
 
 use super::open::{Opened, TensorSink};
+use super::peft_keys::refuse_other_kinds;
 use super::tensors::TensorFile;
 use crate::config::{LORA_TARGETS, LoraConfig, ModelConfig};
+use crate::data::hub::Settings;
 use crate::model::lora::{self, A, B, PREFIX};
-use crate::runtime::error::{Exit, fail};
+use crate::runtime::error::{Exit, Failure, fail};
 use crate::runtime::shell::quoted;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -47,19 +49,20 @@ pub fn json(config: &LoraConfig, base: &str) -> Value {
 }
 
 impl Adapter {
-    /// The adapters of `dir`, whose `adapter_config.json` is `json`.
+    /// The adapters of `dir`, whose `adapter_config.json` is `json`, beside the model in `base` if that is given.
     ///
     /// # Errors
     /// [`Exit::Config`] for kinds that are not supported, [`Exit::Data`] if files do not fit together, those of opening the model.
-    pub(super) fn open(dir: &Path, json: &Value, file: TensorFile) -> Result<Self> {
+    pub(super) fn open(dir: &Path, json: &Value, file: TensorFile, base: Option<&Path>) -> Result<Self> {
         let at = || format!("{}/adapter_config.json", dir.display());
         refuse_other_kinds(json).with_context(at)?;
-        let base = base_dir(dir, json)?;
+        let base = base_dir(dir, json, base)?;
         let base = Opened::open(&base).with_context(|| format!("the model of the adapter {}", dir.display()))?;
         if base.adapter().is_some() {
-            return Err(fail(Exit::Config, format!("{}: the model of an adapter is an adapter itself", at()))
+            let inner = base.dir.display();
+            return Err(fail(Exit::Config, format!("{}: its model {inner} is an adapter itself", dir.display()))
                 .hint(format!(
-                    "merge that one first: llama-lite export --ckpt {} --merge-lora --out DIR",
+                    "merge that one first: llama-lite export --merge-lora --ckpt {} --out MERGED; then give --base MERGED",
                     quoted(&base.dir)
                 ))
                 .into());
@@ -81,6 +84,19 @@ impl Adapter {
         Ok(())
     }
 
+    /// Compares the model's weights with `digest`, which was taken when the adapters were trained.
+    ///
+    /// # Errors
+    /// [`Exit::Data`] if they are others; those of reading.
+    pub(super) fn check_base(&self, digest: &str) -> Result<()> {
+        let mut hasher = base_hasher();
+        self.base.read_weights(&mut |_, _, values| {
+            hash_weights(&mut hasher, &values);
+            Ok(())
+        })?;
+        if hasher.finalize().to_hex().as_str() == digest { Ok(()) } else { Err(other_base(&self.base.dir).into()) }
+    }
+
     /// The weight `name` of the model, with its adapter in it if it has one.
     ///
     /// # Errors
@@ -98,35 +114,35 @@ impl Adapter {
     }
 }
 
-/// The directory of the model: as written, or beside the adapter.
-fn base_dir(dir: &Path, json: &Value) -> Result<PathBuf> {
-    let name = json["base_model_name_or_path"].as_str().unwrap_or_default();
-    let found = [PathBuf::from(name), dir.join(name)].into_iter().find(|path| !name.is_empty() && path.is_dir());
+/// The directory of the model: `given`, or as the adapter's file says, or beside the adapter.
+fn base_dir(dir: &Path, json: &Value, given: Option<&Path>) -> Result<PathBuf> {
+    let written = json["base_model_name_or_path"].as_str().unwrap_or_default();
+    let places = match given {
+        Some(given) => vec![given.to_owned()],
+        None => vec![PathBuf::from(written), dir.join(written)],
+    };
+    let name = given.map_or(written.into(), Path::to_string_lossy);
+    let found = places.into_iter().find(|path| !name.is_empty() && path.is_dir());
     found.ok_or_else(|| {
         fail(Exit::Io, format!("{}: its model {name:?} is not a directory here", dir.display()))
-            .hint("put the model's directory into base_model_name_or_path of adapter_config.json")
+            .hint(format!("say where the model is{}: {BASE_HINT}", cached(&name)))
             .into()
     })
 }
 
-fn refuse_other_kinds(json: &Value) -> Result<()> {
-    let absent = |key: &str| match &json[key] {
-        Value::Null | Value::Bool(false) => true,
-        Value::Array(list) => list.is_empty(),
-        Value::Object(map) => map.is_empty(),
-        _ => false,
+/// How a user names the model of adapters.
+pub const BASE_HINT: &str = "eval, sample, export, resume and why take --base DIR (a branch of fork: sft.base=DIR)";
+
+/// Where the Hub's cache has the model `name`, if it has it.
+fn cached(name: &str) -> String {
+    let Some((owner, model)) = name.split_once('/').filter(|(owner, model)| !owner.is_empty() && !model.contains('/'))
+    else {
+        return String::new();
     };
-    let unsupported =
-        ["use_dora", "modules_to_save", "layers_to_transform", "rank_pattern", "alpha_pattern", "fan_in_fan_out"];
-    let found = unsupported.into_iter().find(|key| !absent(key));
-    let bias = json["bias"].as_str().is_some_and(|bias| bias != "none").then_some("bias");
-    let kind = (json["peft_type"] != "LORA").then_some("peft_type");
-    match found.or(bias).or(kind) {
-        None => Ok(()),
-        Some(key) => Err(fail(Exit::Config, format!("{key} = {} is not supported", json[key]))
-            .hint("adapters are plain LoRA on the linear layers of all blocks; merge others with PEFT first")
-            .into()),
-    }
+    let Ok(settings) = Settings::from_env() else { return String::new() };
+    let folder = settings.cache.join(format!("models--{owner}--{model}"));
+    let inside = super::advice::model_below(&folder);
+    inside.map_or_else(String::new, |dir| format!(" (the cache of the Hub has it in {})", dir.display()))
 }
 
 /// Rank and factor as the file says, the layers as the tensors do: PEFT may give the names of the layers as a pattern.
@@ -153,9 +169,63 @@ fn check(dir: &Path, model: &ModelConfig, config: &LoraConfig, file: &TensorFile
     if given == wanted {
         return Ok(());
     }
-    let odd = given.iter().find(|g| !wanted.contains(g)).or_else(|| wanted.iter().find(|w| !given.contains(w)));
-    let odd = odd.map_or_else(String::new, |(name, shape)| format!(": {name} {shape:?}"));
-    Err(fail(Exit::Data, format!("{}: the adapters do not fit the model's layers{odd}", dir.display()))
-        .hint("use the adapter with the model that it was trained on")
-        .into())
+    Err(misfit(dir, &given, &wanted).into())
+}
+
+/// Why the matrices `given` are not those `wanted`.
+fn misfit(dir: &Path, given: &[(String, Vec<usize>)], wanted: &[(String, Vec<usize>)]) -> Failure {
+    let place = dir.display();
+    if let Some((name, _)) = given.iter().find(|(name, _)| !name.ends_with(A) && !name.ends_with(B)) {
+        let what = match name.contains("embed_tokens") || name.contains("lm_head") {
+            true => "whole weights beside its adapters, as PEFT saves when the vocabulary was changed",
+            false => "more than the matrices of LoRA",
+        };
+        return fail(Exit::Config, format!("{place}: the adapter holds {what}: {name}")).hint(
+            "adapters that are plain LoRA on the linear layers of all blocks are read; merge others into their model with PEFT \
+             first (merge_and_unload, then save_pretrained)",
+        );
+    }
+    let shape_in_model = |name: &str| wanted.iter().find(|(wanted, _)| wanted == name).map(|(_, shape)| shape);
+    for (name, shape) in given {
+        match shape_in_model(name) {
+            Some(model) if model == shape => {}
+            Some(model) => {
+                return fail(
+                    Exit::Data,
+                    format!("{place}: {name} is {shape:?}, but beside this model it must be {model:?}"),
+                )
+                .hint(format!("use the adapter with the model that it was trained on: {BASE_HINT}"));
+            }
+            None => {
+                return fail(Exit::Config, format!("{place}: {name} belongs to no linear layer of a block of the model"))
+                    .hint(format!(
+                        "adapters on {} are read; if the model is another than the adapter was trained on, give that: {BASE_HINT}",
+                        LORA_TARGETS.join(", ")
+                    ));
+            }
+        }
+    }
+    let missing = wanted.iter().find(|(name, _)| !given.iter().any(|(given, _)| given == name));
+    let missing = missing.map_or("", |(name, _)| name.as_str());
+    fail(Exit::Config, format!("{place}: not all blocks have the same adapters: there is no {missing}"))
+        .hint("adapters on the same layers of all blocks are read; merge others into their model with PEFT first")
+}
+
+/// Identifies the weights of a model: hashed in the order of its layout.
+pub fn base_hasher() -> blake3::Hasher {
+    blake3::Hasher::new_derive_key("llama-lite base weights v1")
+}
+
+/// Adds `values` to the hash of a model's weights.
+pub fn hash_weights(hasher: &mut blake3::Hasher, values: &[f32]) {
+    for piece in values.chunks(1 << 16) {
+        let bytes: Vec<u8> = piece.iter().flat_map(|x| x.to_le_bytes()).collect();
+        hasher.update(&bytes);
+    }
+}
+
+/// The failure of adapters beside other weights than those they were trained with.
+pub fn other_base(dir: &Path) -> Failure {
+    let message = format!("{}: the weights are not those that the adapters were trained with", dir.display());
+    fail(Exit::Data, message).hint(format!("give the model that `sft` was started from: {BASE_HINT}"))
 }

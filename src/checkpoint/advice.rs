@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use super::names;
 use super::tensors::TensorFile;
 use super::{entries, name_of};
-use crate::runtime::error::{Exit, Failure, fail, shell_word};
+use crate::runtime::error::{Exit, Failure, fail};
 use crate::runtime::files;
+use crate::runtime::shell::quoted;
 
 /// A file where a directory is needed.
 pub(super) fn not_a_directory(path: &Path) -> Failure {
@@ -15,7 +16,7 @@ pub(super) fn not_a_directory(path: &Path) -> Failure {
         return failure.hint(GGUF);
     }
     match path.parent().filter(|dir| is_model(dir)) {
-        Some(dir) => failure.hint(format!("give its directory: {}", shell_word(dir.display()))),
+        Some(dir) => failure.hint(format!("give its directory: {}", quoted(&dir))),
         None => failure.hint("give a directory with config.json and model.safetensors"),
     }
 }
@@ -27,13 +28,12 @@ const GGUF: &str = "GGUF files of llama.cpp are not read: get the model as safet
 pub(super) fn no_model(dir: &Path) -> Failure {
     let shown = dir.display();
     if let Some(inside) = model_below(dir) {
-        let what = if dir.join("snapshots").is_dir() {
-            "a folder of the Hugging Face cache, not a model".to_owned()
-        } else {
-            "no model itself (no config.json), but holds one".to_owned()
+        let what = match inside.components().any(|part| part.as_os_str() == "snapshots") {
+            true => "a folder of the Hugging Face cache, not a model",
+            false => "no model itself (no config.json), but holds one",
         };
         return fail(Exit::Io, format!("{shown} is {what}"))
-            .hint(format!("give the model's own directory: {}", shell_word(inside.display())));
+            .hint(format!("give the model's own directory: {}", quoted(&inside)));
     }
     if let Some(file) = file_names(dir).into_iter().find(|name| name.ends_with(".safetensors")) {
         return fail(Exit::Io, format!("{shown} holds weights ({file}), but no config.json"))
@@ -57,18 +57,19 @@ fn file_names(dir: &Path) -> Vec<String> {
 
 /// The model that is probably meant by `dir`: the revision that a cache calls main, the newest checkpoint of a Trainer, the last
 /// of the models or runs below.
-fn model_below(dir: &Path) -> Option<PathBuf> {
-    if name_of(dir) == "checkpoints" && dir.parent()?.join("config.toml").exists() {
-        return dir.parent().map(Path::to_owned);
-    }
+pub(super) fn model_below(dir: &Path) -> Option<PathBuf> {
     let snapshots = dir.join("snapshots");
     let main = files::read_bounded(&dir.join("refs/main"), 1 << 10, true).ok();
     let main = main.map(|revision| snapshots.join(String::from_utf8_lossy(&revision).trim()));
     if let Some(main) = main.filter(|main| main.starts_with(&snapshots) && is_model(main)) {
         return Some(main);
     }
-    let below = [entries(&snapshots), entries(dir)].into_iter().flatten().flatten();
-    let is_run = |path: &Path| path.join("config.toml").exists() && path.join("checkpoints").is_dir();
+    let children = entries(dir).unwrap_or_default();
+    if let Some(repository) = children.iter().find(|path| name_of(path).starts_with("models--")) {
+        return model_below(repository);
+    }
+    let below = entries(&snapshots).unwrap_or_default().into_iter().chain(children);
+    let is_run = |path: &Path| path.join("checkpoints").is_dir();
     // Trainer's `checkpoint-1000` is newer than `checkpoint-500`.
     let step = |path: &PathBuf| name_of(path).rsplit('-').next().and_then(|step| step.parse::<u64>().ok());
     below.filter(|path| is_model(path) || is_run(path)).max_by_key(step)
@@ -111,6 +112,17 @@ pub(super) fn no_weights(dir: &Path) -> Failure {
     }
 }
 
+/// A directory of adapters without `adapter_model.safetensors`.
+pub(super) fn no_adapters(dir: &Path) -> Failure {
+    let place = dir.display();
+    match file_names(dir).into_iter().find(|name| name == "adapter_model.bin") {
+        Some(pickle) => fail(Exit::Config, format!("{place}/{pickle} is a pickle, which can run code: it is not read"))
+            .hint("load the adapter with PEFT and `save_pretrained` it, which writes safetensors"),
+        None => fail(Exit::Data, format!("{place} has an {}, but no {}", names::ADAPTER_CONFIG, names::ADAPTER))
+            .hint("copy or download the adapter again"),
+    }
+}
+
 /// `model-00001-of-00002.safetensors`
 fn is_shard(name: &str) -> bool {
     let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
@@ -131,7 +143,7 @@ fn other_name(file: &Path, dir: &Path) -> String {
     let tensors = opened.map(|file| file.names()).unwrap_or_default();
     if tensors.iter().any(|name| name.contains("embed_tokens.weight")) {
         let target = dir.join(names::WEIGHTS);
-        return format!("rename it: mv {} {}", shell_word(file.display()), shell_word(target.display()));
+        return format!("rename it: mv {} {}", quoted(&file), quoted(&target));
     }
     match tensors.first() {
         Some(name) => {
@@ -145,5 +157,5 @@ fn conversion(dir: &Path) -> String {
     let to = PathBuf::from(format!("{}-safetensors", dir.display()));
     let script = "import sys; from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; \
                   [c.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2]) for c in (M, T)]";
-    format!("convert it once: python -c '{script}' {} {}", shell_word(dir.display()), shell_word(to.display()))
+    format!("convert it once: python -c '{script}' {} {}", quoted(&dir), quoted(&to))
 }

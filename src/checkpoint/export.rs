@@ -11,6 +11,7 @@ use super::names;
 use super::open::Opened;
 use super::save::{SHARD_BYTES, Writer, ensure_space};
 use super::tensors::{Spec, data_size};
+use crate::data::tokenizer::portable_config;
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::{self, io_context};
 
@@ -27,13 +28,16 @@ const TOKENIZER_FILES: [&str; 9] = [
     "chat_template.json",
 ];
 
-/// Writes the model `ckpt` (anything `--ckpt` takes) to the new directory `out` in `dtype`, rounding to nearest even.
+/// Settings of a tokenizer are text.
+const MAX_SETTINGS: u64 = 64 << 20;
+
+/// Writes the model `source` to the new directory `out` in `dtype`, rounding to nearest even.
 /// With `trim_vocab`, the size of the tokenizer, the rows of embedding and head beyond it are left out. The directory
 /// appears whole or not at all; one that exists and is not empty is refused (exit 78).
-pub fn export(ckpt: &Path, out: &Path, dtype: Dtype, trim_vocab: Option<usize>) -> Result<()> {
+pub fn export(source: &Opened, out: &Path, dtype: Dtype, trim_vocab: Option<usize>) -> Result<()> {
     refuse_taken(out)?;
-    let source = Opened::open(ckpt)?;
     source.check_tied()?;
+    source.check_base()?;
     let mut model = source.model.clone();
     if let Some(rows) = trim_vocab {
         if !(1..=model.vocab_size).contains(&rows) {
@@ -51,7 +55,7 @@ pub fn export(ckpt: &Path, out: &Path, dtype: Dtype, trim_vocab: Option<usize>) 
     ensure_space(parent, sizes?.iter().map(|&size| size as u64).sum())?;
     let mut writer = Writer::create(out, &std::process::id().to_string())?;
     writer.json(names::CONFIG, &hf::config_json(&model, source.bos, &source.eos, dtype))?;
-    copy_small(&source, &mut writer)?;
+    copy_small(source, &mut writer)?;
     let views: Vec<Spec<'_>> = specs.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
     let mut next = specs.iter();
     writer.weights(&views, dtype, SHARD_BYTES, &mut |sink| {
@@ -87,6 +91,11 @@ fn copy_small(source: &Opened, writer: &mut Writer) -> Result<()> {
     for name in TOKENIZER_FILES {
         let path = source.tokenizer_dir().join(name);
         if path.exists() {
+            if name == "tokenizer_config.json" {
+                let bytes = files::read_bounded(&path, MAX_SETTINGS, source.manifest.is_none())?;
+                writer.bytes(name, &portable_config(&bytes)?.unwrap_or(bytes))?;
+                continue;
+            }
             let (mut from, _) = files::open_input(&path, source.manifest.is_none())?;
             let mut to = writer.txn.file(name)?;
             io::copy(&mut from, &mut to).map_err(io_context("copy", &path))?;

@@ -9,7 +9,8 @@ use super::hf::{EMBED, LM_HEAD, tensor_specs};
 use super::names;
 use super::tensors::TensorFile;
 use crate::config::ModelConfig;
-use crate::runtime::error::{Exit, fail, shell_word};
+use crate::runtime::error::{Exit, fail};
+use crate::runtime::shell::quoted;
 
 /// Compares what the files hold with what the model needs; all differences in one message. `place` says in which file a weight is.
 pub(super) fn check_tensors(
@@ -105,6 +106,6 @@ fn renaming(dir: &Path, prefix: &str) -> String {
         "from safetensors.torch import load_file, save_file; import sys; \
          save_file({{k.removeprefix(\"{prefix}\"): v for k, v in load_file(sys.argv[1]).items()}}, sys.argv[2], {{\"format\": \"pt\"}})"
     );
-    let (weights, renamed) = (shell_word(weights.display()), shell_word(renamed.display()));
+    let (weights, renamed) = (quoted(&weights), quoted(&renamed));
     format!("python -c '{script}' {weights} {renamed} && mv {renamed} {weights}")
 }

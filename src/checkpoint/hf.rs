@@ -95,7 +95,11 @@ pub fn parse_config(json: &Value, place: &str) -> Result<HfConfig> {
         return Ok(HfConfig { model, bos, eos });
     }
     let message = format!("{place} describes a model that is not supported: {}", reader.problems.join("; "));
-    let hint = "only plain Llama models (LlamaForCausalLM: silu, no biases, default RoPE, not quantised) can be loaded";
+    let hint = if json["architectures"] == json!(["LlamaModel"]) {
+        "LlamaModel is the body of a model, without its head: save the LlamaForCausalLM that it belongs to"
+    } else {
+        "only plain Llama models (LlamaForCausalLM: silu, no biases, default RoPE, not quantised) can be loaded"
+    };
     Err(fail(Exit::Config, message).hint(hint).into())
 }
 

@@ -21,6 +21,7 @@ pub mod half;
 pub mod hf;
 pub mod manifest;
 pub mod open;
+mod peft_keys;
 mod recognize;
 pub mod retain;
 pub mod save;

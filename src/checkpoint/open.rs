@@ -7,17 +7,18 @@ use anyhow::Result;
 use serde_json::Value;
 
 use super::adapter::Adapter;
-use super::advice::no_weights;
+use super::advice::{no_adapters, no_weights};
 use super::find::{Valid, resolve_verified};
 use super::fit::check_tensors;
 use super::hf::{self, EMBED, HfConfig, LM_HEAD, tensor_specs};
 use super::manifest::{Manifest, check_hashes, glance, valid_name};
 use super::names;
 use super::recognize::is_checkpoint;
-use super::tensors::TensorFile;
+use super::tensors::{TensorFile, again};
 use crate::config::ModelConfig;
 use crate::runtime::error::{Exit, Failure, fail};
 use crate::runtime::files;
+use crate::runtime::home::expand_home;
 
 /// Bounds on what is read whole.
 const MAX_CONFIG: u64 = 1 << 20;
@@ -50,32 +51,45 @@ pub struct Opened {
 }
 
 impl Opened {
-    /// Opens what `--ckpt` names: a checkpoint, a run directory (its newest good checkpoint) or a Hugging Face Llama
-    /// directory. The moments of a checkpoint are compared with their hash only when they are read.
+    /// Opens what `--ckpt` names: a checkpoint, a run directory (its newest good checkpoint), a Hugging Face Llama
+    /// directory or one of adapters. The moments of a checkpoint are compared with their hash only when they are read.
     pub fn open(ckpt: &Path) -> Result<Opened> {
+        Opened::open_beside(ckpt, None)
+    }
+
+    /// [`open`](Self::open); if they are adapters, their model is in `base`, if that is given, whatever their own file says.
+    pub fn open_beside(ckpt: &Path, base: Option<&Path>) -> Result<Opened> {
+        let (ckpt, base) = (&expand_home(ckpt), base.map(expand_home));
+        let base = base.as_deref();
         if let Some(valid) = resolve_verified(ckpt)? {
-            return Opened::open_valid(valid);
+            return Opened::open_valid(valid, base);
         }
         if !is_checkpoint(ckpt)? {
-            return Opened::read(ckpt.to_owned(), None, true);
+            return Opened::read(ckpt.to_owned(), None, true, base);
         }
         let checked = glance(ckpt).and_then(|manifest| {
             check_hashes(ckpt, &manifest, |name| name != names::OPTIMIZER)?;
             Ok(manifest)
         });
         let manifest = checked.map_err(|fault| fault.into_error(ckpt))?;
-        Opened::read(ckpt.to_owned(), Some(manifest), false)
+        Opened::read(ckpt.to_owned(), Some(manifest), false, base)
     }
 
-    /// Opens a checkpoint that [`newest_valid`](super::newest_valid) has verified, without hashing it again.
-    pub fn open_valid(valid: Valid) -> Result<Opened> {
-        Opened::read(valid.dir, Some(valid.manifest), true)
+    /// Opens a checkpoint that [`newest_valid`](super::newest_valid) has verified, without hashing it again. `base` as in
+    /// [`open_beside`](Self::open_beside).
+    pub fn open_valid(valid: Valid, base: Option<&Path>) -> Result<Opened> {
+        Opened::read(valid.dir, Some(valid.manifest), true, base)
     }
 
-    fn read(dir: PathBuf, manifest: Option<Manifest>, moments_verified: bool) -> Result<Opened> {
+    fn read(dir: PathBuf, manifest: Option<Manifest>, moments_verified: bool, base: Option<&Path>) -> Result<Opened> {
         let members = Members { dir: &dir, manifest: manifest.as_ref() };
-        if members.has(names::ADAPTER_CONFIG) && !members.has(names::CONFIG) {
-            return Opened::read_adapter(&dir, manifest.clone(), moments_verified);
+        if members.are_adapters()? {
+            return Opened::read_adapter(&dir, manifest.clone(), moments_verified, base);
+        }
+        if base.is_some() {
+            return Err(fail(Exit::Config, format!("{} is a whole model, which needs no other", dir.display()))
+                .hint("leave --base out: it says where the model of adapters is")
+                .into());
         }
         let config = members.json(names::CONFIG, MAX_CONFIG)?;
         let HfConfig { model, bos, mut eos } =
@@ -102,10 +116,18 @@ impl Opened {
         Ok(Opened { dir, model, bos, eos, manifest, files, place, moments_verified, adapter: None })
     }
 
-    fn read_adapter(dir: &Path, manifest: Option<Manifest>, moments_verified: bool) -> Result<Opened> {
+    fn read_adapter(
+        dir: &Path,
+        manifest: Option<Manifest>,
+        moments_verified: bool,
+        base: Option<&Path>,
+    ) -> Result<Opened> {
         let members = Members { dir, manifest: manifest.as_ref() };
         let config = members.json(names::ADAPTER_CONFIG, MAX_CONFIG)?;
-        let adapter = Adapter::open(dir, &config, members.tensors(names::ADAPTER)?)?;
+        if !members.has(names::ADAPTER) {
+            return Err(no_adapters(dir).into());
+        }
+        let adapter = Adapter::open(dir, &config, members.tensors(names::ADAPTER)?, base)?;
         let base = &adapter.base;
         let own = if members.has(names::GENERATION) {
             hf::eos_ids(&members.json(names::GENERATION, MAX_CONFIG)?)
@@ -134,6 +156,7 @@ impl Opened {
     /// Hands every weight to `sink` as f32, in the order of [`tensor_specs`], one in memory at a time.
     pub fn read_weights(&self, sink: &mut TensorSink<'_>) -> Result<()> {
         self.check_tied()?;
+        self.check_base()?;
         for (name, _) in tensor_specs(&self.model) {
             let (shape, values) = self.weight(&name)?;
             sink(&name, &shape, values)?;
@@ -151,6 +174,16 @@ impl Opened {
         match self.place.get(name) {
             Some(&n) => self.files[n].read(name),
             None => Err(fail(Exit::Data, format!("{} has no tensor {name}", self.dir.display())).into()),
+        }
+    }
+
+    /// Adapters of a run mean nothing beside other weights than those they were trained with. Of other programs' adapters these are not
+    /// known.
+    pub(super) fn check_base(&self) -> Result<()> {
+        let (Some(adapter), Some(_)) = (&self.adapter, &self.manifest) else { return Ok(()) };
+        match self.trainer_state()?["base"].as_str() {
+            Some(digest) => adapter.check_base(digest),
+            None => Ok(()),
         }
     }
 
@@ -217,6 +250,20 @@ impl Members<'_> {
         }
     }
 
+    /// Whether they are adapters, not a model. Some trainers put the model's config.json beside its adapters.
+    fn are_adapters(&self) -> Result<bool> {
+        if !self.has(names::ADAPTER_CONFIG) {
+            return Ok(false);
+        }
+        let whole = self.has(names::CONFIG) && (self.has(names::WEIGHTS) || self.has(names::INDEX));
+        if whole && self.has(names::ADAPTER) {
+            return Err(fail(Exit::Config, format!("{} holds a whole model and adapters", self.dir.display()))
+                .hint("put the adapters (adapter_config.json, adapter_model.safetensors) into a directory of their own")
+                .into());
+        }
+        Ok(!whole)
+    }
+
     fn path(&self, name: &str) -> Result<PathBuf> {
         if self.manifest.is_some() && !self.has(name) {
             let message =
@@ -237,7 +284,7 @@ impl Members<'_> {
         let bytes = files::read_bounded(&path, max, self.manifest.is_none())?;
         serde_json::from_slice(&bytes).map_err(|e| {
             let message = format!("{} is not valid JSON: {e}", path.display());
-            fail(Exit::Data, message).hint("copy or download the file again").into()
+            fail(Exit::Data, message).hint(again(&path)).into()
         })
     }
 }
@@ -251,14 +298,19 @@ fn open_weights(members: &Members<'_>) -> Result<Vec<TensorFile>> {
         return Err(no_weights(members.dir).into());
     }
     let index = members.json(names::INDEX, MAX_INDEX)?;
-    let shards = shard_names(&index, &members.dir.join(names::INDEX))?;
+    let index_path = members.dir.join(names::INDEX);
+    let shards = shard_names(&index, &index_path)?;
+    if let Some(missing) = shards.iter().find(|name| !members.dir.join(name).exists()) {
+        return Err(fail(Exit::Data, format!("{} names the shard {missing}, which is missing", index_path.display()))
+            .hint("copy or download that file as well")
+            .into());
+    }
     shards.iter().map(|name| members.tensors(name)).collect()
 }
 
 /// The distinct files of a weight index, in name order.
 fn shard_names(index: &Value, path: &Path) -> Result<Vec<String>> {
-    let malformed =
-        |what: String| fail(Exit::Data, format!("{}: {what}", path.display())).hint("copy or download the file again");
+    let malformed = |what: String| fail(Exit::Data, format!("{}: {what}", path.display())).hint(again(path));
     let map = index["weight_map"].as_object().ok_or_else(|| malformed("it has no weight_map".to_owned()))?;
     let mut shards = Vec::new();
     for (tensor, file) in map {

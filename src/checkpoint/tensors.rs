@@ -16,6 +16,7 @@ use super::half::Dtype;
 use crate::runtime::content::Kind;
 use crate::runtime::error::{Exit, Failure, fail};
 use crate::runtime::files::{io_context, io_failure};
+use crate::runtime::shell::quoted;
 
 /// A named tensor in memory: row-major `f32`.
 #[derive(Clone, Debug)]
@@ -117,7 +118,8 @@ impl TensorFile {
             return Err(damaged(path, "it is shorter than a safetensors header").into());
         }
         file.read_exact_at(&mut length, 0).map_err(|e| io_failure("read", path, &e))?;
-        let length = u64::from_le_bytes(length);
+        let head = length;
+        let length = u64::from_le_bytes(head);
         if length > MAX_HEADER || length > size - 8 {
             Kind::of_open(&file, path)?.refuse_unless(Kind::Safetensors, path)?;
             return Err(damaged(path, &format!("its header claims {length} bytes")).into());
@@ -186,6 +188,38 @@ impl TensorFile {
     }
 }
 
+/// What a file really is that begins with these bytes, which are no credible length of a header, and what to do.
+fn foreign_kind(head: &[u8; 8]) -> Option<(&'static str, &'static str)> {
+    match head {
+        b"version " => {
+            Some(("a Git LFS pointer, not the file itself", "get the file: git lfs pull, in the clone's directory"))
+        }
+        [b'G', b'G', b'U', b'F', ..] => {
+            Some(("a GGUF file of llama.cpp, not safetensors", "get the model in its Hugging Face form"))
+        }
+        [b'P', b'K', 3, 4, ..] | [0x80, 2..=5, b'c' | b'}' | b']' | 0x8a, ..] => Some((
+            "a pickle of PyTorch under another name, not safetensors",
+            "convert it with transformers' from_pretrained and save_pretrained",
+        )),
+        [b'<', b'!' | b'h' | b'H' | b'?', ..] => Some((
+            "a web page, not safetensors",
+            "download the file again, from an address with /resolve/ in place of /blob/",
+        )),
+        _ => None,
+    }
+}
+
 fn damaged(path: &Path, what: &str) -> Failure {
-    fail(Exit::Data, format!("{} is damaged: {what}", path.display())).hint("copy or download the file again")
+    fail(Exit::Data, format!("{} is damaged: {what}", path.display())).hint(again(path))
+}
+
+/// How to get a good copy of the file at `path`. Of a link into a cache it is the file behind it that is bad, and a download would find
+/// it there and take it again.
+pub(super) fn again(path: &Path) -> String {
+    match (path.is_symlink(), path.canonicalize()) {
+        (true, Ok(blob)) => {
+            format!("delete the damaged file itself, then download it again: rm {}", quoted(&blob))
+        }
+        _ => "copy or download the file again".to_owned(),
+    }
 }

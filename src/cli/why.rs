@@ -13,6 +13,9 @@ pub struct Why {
     /// The step to explain; steps that are still to come can be asked for as well
     #[arg(long, value_name = "N")]
     pub step: u64,
+    /// For adapters: the directory of their model, if it is no longer where they were trained
+    #[arg(long, value_name = "DIR")]
+    pub base: Option<PathBuf>,
     /// Show all of every sequence
     #[arg(long)]
     pub full: bool,

@@ -73,7 +73,7 @@ fn trajectory(args: &Eval, run: &Path, console: Console) -> Result<()> {
 
 /// The results file of one model, and what is printed.
 fn evaluate_model(args: &Eval, ckpt: &Path, console: Console) -> Result<(Value, String)> {
-    let loaded = load(ckpt)?;
+    let loaded = load(ckpt, args.base.as_deref())?;
     let (mut report, mut text) = if args.tasks.is_empty() {
         (json!({"results": {}, "config": {}}), String::new())
     } else {

@@ -13,14 +13,10 @@ pub(super) fn run(args: &Export, console: Console) -> Result<()> {
         Dtype::Bf16 => checkpoint::Dtype::Bf16,
         Dtype::F16 => checkpoint::Dtype::F16,
     };
-    refuse_unmerged(args)?;
-    let trim = if args.trim_vocab {
-        let source = Opened::open(&args.ckpt)?;
-        Some(Tokenizer::from_dir(source.tokenizer_dir())?.vocab_size())
-    } else {
-        None
-    };
-    checkpoint::export(&args.ckpt, &args.out, dtype, trim)?;
+    let source = Opened::open_beside(&args.ckpt, args.base.as_deref())?;
+    refuse_unmerged(args, &source)?;
+    let trim = if args.trim_vocab { Some(Tokenizer::from_dir(source.tokenizer_dir())?.vocab_size()) } else { None };
+    checkpoint::export(&source, &args.out, dtype, trim)?;
     if !console.quiet {
         note(&format!("exported to {}", args.out.display()));
     }
@@ -28,9 +24,9 @@ pub(super) fn run(args: &Export, console: Console) -> Result<()> {
 }
 
 /// Adapters are no model, and a model has none: neither is guessed.
-fn refuse_unmerged(args: &Export) -> Result<()> {
+fn refuse_unmerged(args: &Export, source: &Opened) -> Result<()> {
     let dir = args.ckpt.display();
-    match (Opened::open(&args.ckpt)?.adapter().is_some(), args.merge_lora) {
+    match (source.adapter().is_some(), args.merge_lora) {
         (true, false) => Err(fail(Exit::Config, format!("{dir}: adapters, not a model"))
             .hint("add --merge-lora to write their model with the adapters in its weights")
             .into()),

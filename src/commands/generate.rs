@@ -33,7 +33,7 @@ pub(super) fn run(args: &Sample, console: Console) -> Result<()> {
         return super::chat::run(args, rule, seed, console);
     }
     let prompts = prompts(args)?;
-    let loaded = load(&args.ckpt)?;
+    let loaded = load(&args.ckpt, args.base.as_deref())?;
     for (i, prompt) in prompts.iter().enumerate() {
         if i > 0 && !args.json {
             write_now("\n")?;

@@ -143,8 +143,9 @@ struct Loaded {
     model: Llama,
 }
 
-fn load(ckpt: &Path) -> Result<Loaded> {
-    let source = Opened::open(ckpt)?;
+/// The model of `ckpt`; adapters beside the model in `base`, if that is given.
+fn load(ckpt: &Path, base: Option<&Path>) -> Result<Loaded> {
+    let source = Opened::open_beside(ckpt, base)?;
     let tokenizer = Tokenizer::from_dir(source.tokenizer_dir())?;
     let (ids, rows) = (tokenizer.vocab_size(), source.model.vocab_size);
     if ids > rows {

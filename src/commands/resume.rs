@@ -16,7 +16,10 @@ pub(super) fn run(args: &Resume, console: Console) -> Result<()> {
         return replay(args, steps.get(), console);
     }
     let pieces: BTreeSet<Piece> = args.reset.iter().flat_map(|word| pieces(*word)).copied().collect();
-    resume(&args.ckpt, &Changes { sets: args.set.clone(), pieces, skip: args.skip }, console)
+    let base = args.base.as_deref().map(std::path::absolute).transpose()?;
+    let base = base.map(|dir| format!("sft.base={}", dir.display()));
+    let sets = args.set.iter().cloned().chain(base).collect();
+    resume(&args.ckpt, &Changes { sets, pieces, skip: args.skip }, console)
 }
 
 pub(super) fn pieces(word: Word) -> &'static [Piece] {
@@ -31,7 +34,7 @@ pub(super) fn pieces(word: Word) -> &'static [Piece] {
 }
 
 fn replay(args: &Resume, steps: u64, console: Console) -> Result<()> {
-    let (place, outcome) = verify(&args.ckpt, steps, console)?;
+    let (place, outcome) = verify(&args.ckpt, steps, args.base.as_deref(), console)?;
     let place = place.display();
     match outcome {
         Outcome::Pass(steps, records) => print(&format!(

@@ -3,14 +3,14 @@
 use super::{harmless, print};
 use crate::cli::Why;
 use crate::metrics::{Console, fixed};
-use crate::train::why::why;
+use crate::train::why::why_beside;
 use anyhow::Result;
 
 /// Characters of a sequence that are shown.
 const SHOWN: usize = 300;
 
 pub(super) fn run(args: &Why, console: Console) -> Result<()> {
-    let found = why(&args.run, args.step, console)?;
+    let found = why_beside(&args.run, args.step, args.base.as_deref(), console)?;
     let logged = found.logged.map_or_else(String::new, |loss| format!(", logged loss {}", fixed(loss, 4)));
     let mut out = format!(
         "step {}: {} sequences{logged}; {}\n",

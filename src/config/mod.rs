@@ -180,6 +180,9 @@ pub struct Tuned<'a> {
     pub steps: Option<u64>,
 }
 
+/// The largest `train.sequence_length`; models may declare more.
+const LONGEST_ROW: usize = 16_777_216;
+
 impl Tuned<'_> {
     fn entries(&self) -> Vec<Supplied> {
         let (m, ckpt) = (self.model, "--ckpt");
@@ -200,7 +203,7 @@ impl Tuned<'_> {
             ("model.tie_word_embeddings", Raw::Bool(m.tie_word_embeddings), ckpt),
             ("model.initializer_range", Raw::Float(m.initializer_range), ckpt),
             ("model.residual_scaling", Raw::Bool(m.residual_scaling), ckpt),
-            ("train.sequence_length", size(m.max_position_embeddings), ckpt),
+            ("train.sequence_length", size(m.max_position_embeddings.min(LONGEST_ROW)), ckpt),
             (
                 "train.steps",
                 Raw::Integer(self.steps.map_or(UNKNOWN_STEPS, |n| i64::try_from(n).unwrap_or(i64::MAX))),

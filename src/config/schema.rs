@@ -156,7 +156,7 @@ section! {
         /// Rows of the embedding, padding included; at least the tokenizer's number of ids.
         vocab_size: usize = Required, Within(2.0, 16_777_216.0);
         /// Longest context the model is made for.
-        max_position_embeddings: usize = Derived("train.sequence_length"), Within(1.0, 16_777_216.0);
+        max_position_embeddings: usize = Derived("train.sequence_length"), Within(1.0, 1_073_741_823.0);
         /// Added to the mean square in every RMSNorm.
         rms_norm_eps: f64 = Value(1e-5), AboveTo(0.0, 0.1);
         /// Base of the RoPE frequencies.

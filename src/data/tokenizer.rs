@@ -34,9 +34,11 @@ use serde_json::Value;
 
 use crate::runtime::content::Kind;
 use crate::runtime::error::{Exit, Failure, fail};
+use crate::runtime::files::io_failure;
 use byte_bpe::ByteBpe;
 use decoder::Leading;
 use ends::Ends;
+pub(crate) use ends::portable_config;
 use hub::Hub;
 pub use stream::DecodeStream;
 
@@ -380,7 +382,7 @@ impl Engine {
 
 /// The bytes of a regular file of credible size.
 fn read_capped(path: &Path) -> Result<Vec<u8>> {
-    let io = |error: std::io::Error| fail(Exit::Io, format!("cannot read {}: {error}", path.display()));
+    let io = |error: std::io::Error| io_failure("read", path, &error);
     // Before it is opened: opening a pipe would wait for its writer.
     let about = std::fs::metadata(path).map_err(io)?;
     if !about.is_file() || about.len() > MOST_BYTES {

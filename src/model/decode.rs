@@ -3,12 +3,16 @@
 use super::Llama;
 use super::kv_cache::KvCache;
 use crate::ops::cuda::decode::{Input, Kind, Recorder, attend, buffer, can_decode, embed, product};
+use crate::ops::rope::Tables;
 use candle_core::{DType, Result, Tensor, TensorId};
+use std::sync::Arc;
 
 /// A model's next tokens, for some sequences at once.
 pub(super) struct Decoder {
     recorder: Recorder,
     buffers: Buffers,
+    /// Of all positions there is room for: what is recorded reads these, also when the model has longer ones by then.
+    tables: Arc<Tables>,
     /// Of the model whose launches are recorded.
     weights: TensorId,
 }
@@ -26,9 +30,10 @@ struct Buffers {
 }
 
 impl Decoder {
-    fn new(model: &Llama, rows: usize) -> Result<Self> {
+    fn new(model: &Llama, rows: usize, capacity: usize) -> Result<Self> {
         let recorder = Recorder::new(rows, model.flat.device())?;
-        Ok(Self { recorder, buffers: Buffers::new(model, rows)?, weights: model.flat.id() })
+        let tables = model.rope.tables(capacity.min(model.rope.positions()))?;
+        Ok(Self { recorder, buffers: Buffers::new(model, rows)?, tables, weights: model.flat.id() })
     }
 
     fn fits(&self, model: &Llama, rows: usize) -> bool {
@@ -54,7 +59,7 @@ impl Buffers {
     }
 
     /// Queues the work for the token of each sequence.
-    fn queue(&self, model: &Llama, cache: &KvCache, feed: &Tensor) -> Result<()> {
+    fn queue(&self, model: &Llama, cache: &KvCache, tables: &Tables, feed: &Tensor) -> Result<()> {
         let [mut x, mut next] = self.streams.each_ref();
         embed(feed, &model.weights.embed_tokens, x)?;
         let mut branch = None;
@@ -66,8 +71,7 @@ impl Buffers {
             if sum.is_some() {
                 (x, next) = (next, x);
             }
-            let tables = model.rope.on_gpu()?;
-            attend(&self.qkv, (cache.keys(), cache.values()), tables, feed, block.heads, &self.attn)?;
+            attend(&self.qkv, (cache.keys(), cache.values()), tables.on_gpu()?, feed, block.heads, &self.attn)?;
             product(&Input::Plain(&self.attn), &w.o_proj, &self.o, Kind::Product)?;
             let weight = &w.post_attention_layernorm;
             let input = Input::Normed { x, branch: Some(&self.o), sum: Some(next), weight, eps };
@@ -98,9 +102,9 @@ impl Llama {
             return Ok(None);
         }
         let known = cache.decoder.take().filter(|decoder| decoder.fits(self, rows));
-        let mut decoder = known.map_or_else(|| Decoder::new(self, rows), Ok)?;
-        let Decoder { recorder, buffers, .. } = &mut decoder;
-        recorder.run(cache.len(), &ids, |feed| buffers.queue(self, cache, feed))?;
+        let mut decoder = known.map_or_else(|| Decoder::new(self, rows, cache.capacity()), Ok)?;
+        let Decoder { recorder, buffers, tables, .. } = &mut decoder;
+        recorder.run(cache.len(), &ids, |feed| buffers.queue(self, cache, tables, feed))?;
         cache.layers.iter_mut().for_each(|layer| layer.advance(1));
         // The buffer is the next token's.
         let logits = decoder.buffers.logits.copy()?;

@@ -161,7 +161,7 @@ impl Llama {
             adapters: None,
         };
         let blocks = weights.blocks.iter().enumerate().map(block).collect();
-        let rope = Rope::new(config.head_dim, config.rope_theta, config.max_position_embeddings).on(flat.device())?;
+        let rope = Rope::new(config.head_dim, config.rope_theta, config.max_position_embeddings).on(flat.device());
         Ok(Self {
             config: config.clone(),
             layout,

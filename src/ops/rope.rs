@@ -8,64 +8,106 @@ use super::segments::Places;
 use super::{cpu, on_gpu};
 use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
+use std::sync::{Arc, Mutex, PoisonError};
 
-/// Cosines and sines of all angles, (positions, d/2) each, in f32.
+/// The angles of a model's positions, as cosines and sines in f32 of those that have been used so far.
+///
+/// How many positions a model declares must not decide how much memory is taken: files declare a billion.
 #[derive(Clone, Debug)]
 pub struct Rope {
-    cos: Vec<f32>,
-    sin: Vec<f32>,
-    half: usize,
-    /// The same two (positions, d/2) where the model is, if that is a GPU.
-    device_tables: Option<(Tensor, Tensor)>,
+    /// One for each pair of a head's channels.
+    frequencies: Vec<f32>,
+    positions: usize,
+    device: Device,
+    tables: Arc<Mutex<Arc<Tables>>>,
 }
 
-impl Rope {
-    /// Tables for `positions` positions. The angles are computed in f32 step by step as transformers does, so that both see the
-    /// same rounded frequencies.
-    pub fn new(head_dim: usize, theta: f64, positions: usize) -> Self {
-        let half = head_dim / 2;
-        let frequencies: Vec<f32> =
-            (0..half).map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / head_dim as f32)).collect();
+/// Cosines and sines of the angles of the first positions, (positions, d/2) each.
+#[derive(Debug)]
+pub struct Tables {
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    /// The same two where the model is, if that is a GPU.
+    on_device: Option<(Tensor, Tensor)>,
+}
+
+impl Tables {
+    /// The angles are computed in f32 step by step as transformers does, so that both see the same rounded frequencies.
+    fn new(frequencies: &[f32], positions: usize, device: &Device) -> Result<Self> {
         let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
         let (sin, cos) = angles.map(f32::sin_cos).unzip();
-        Self { cos, sin, half, device_tables: None }
+        let mut tables = Self { cos, sin, on_device: None };
+        let (cos, sin) = tables.tensors(frequencies.len())?;
+        if super::is_on_gpu(&cos) || !device.is_cpu() {
+            tables.on_device = Some((cos.to_device(device)?, sin.to_device(device)?));
+        }
+        Ok(tables)
     }
 
-    /// The same tables, also on `device`.
-    pub fn on(mut self, device: &Device) -> Result<Self> {
-        let (cos, sin) = self.tensors()?;
-        if super::is_on_gpu(&cos) || !device.is_cpu() {
-            self.device_tables = Some((cos.to_device(device)?, sin.to_device(device)?));
-        }
-        Ok(self)
+    /// The tables as (positions, d/2) tensors.
+    fn tensors(&self, half: usize) -> Result<(Tensor, Tensor)> {
+        let shape = (self.cos.len() / half, half);
+        Ok((cpu::tensor(self.cos.clone(), shape)?, cpu::tensor(self.sin.clone(), shape)?))
     }
 
     /// The tables on the GPU.
     #[cfg(any(test, feature = "cuda"))]
     pub(crate) fn on_gpu(&self) -> Result<(&Tensor, &Tensor)> {
-        let Some((cos, sin)) = &self.device_tables else { bail!("rope: the tables are not on the GPU") };
+        let Some((cos, sin)) = &self.on_device else { bail!("rope: the tables are not on the GPU") };
         Ok((cos, sin))
     }
+}
 
-    /// How many positions the tables cover.
-    pub fn positions(&self) -> usize {
-        self.cos.len() / self.half
+impl Rope {
+    /// For a model of `positions` positions.
+    pub fn new(head_dim: usize, theta: f64, positions: usize) -> Self {
+        let frequencies =
+            (0..head_dim / 2).map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / head_dim as f32)).collect();
+        let none = Tables { cos: Vec::new(), sin: Vec::new(), on_device: None };
+        Self { frequencies, positions, device: Device::Cpu, tables: Arc::new(Mutex::new(Arc::new(none))) }
     }
 
-    /// The tables as (positions, d/2) tensors, for the reference.
+    /// The same for a model on `device`.
+    pub fn on(mut self, device: &Device) -> Self {
+        self.device = device.clone();
+        self
+    }
+
+    /// How many positions the model has.
+    pub fn positions(&self) -> usize {
+        self.positions
+    }
+
+    /// The tables of all positions as (positions, d/2) tensors: for tests.
     pub fn tensors(&self) -> Result<(Tensor, Tensor)> {
-        let shape = (self.positions(), self.half);
-        Ok((cpu::tensor(self.cos.clone(), shape)?, cpu::tensor(self.sin.clone(), shape)?))
+        self.tables(self.positions)?.tensors(self.frequencies.len())
+    }
+
+    /// Tables of at least the first `n` positions.
+    pub(crate) fn tables(&self, n: usize) -> Result<Arc<Tables>> {
+        if n > self.positions {
+            bail!("position {} is beyond the model's {}", n - 1, self.positions);
+        }
+        let half = self.frequencies.len();
+        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        if tables.cos.len() < n * half {
+            // Twice as many each time: a text that grows token by token costs no more than its length.
+            let longer = n.next_power_of_two().min(self.positions);
+            *tables = Arc::new(Tables::new(&self.frequencies, longer, &self.device)?);
+        }
+        Ok(tables.clone())
     }
 }
 
 /// The same in candle's differentiable primitives, for packed (b, t, (h + 2k)·d).
 pub fn reference(qkv: &Tensor, rope: &Rope, rotated_heads: usize, places: Places) -> Result<Tensor> {
     let (b, t, width) = qkv.dims3()?;
-    let (half, d) = (rope.half, 2 * rope.half);
+    let half = rope.frequencies.len();
+    let d = 2 * half;
     let heads = qkv.reshape((b, t, width / d, d))?;
-    let (cos, sin) = rope.tensors()?;
     let positions: Vec<u32> = (0..b * t).map(|place| position(places, place, t) as u32).collect();
+    let longest = positions.iter().max().map_or(0, |&last| last as usize + 1);
+    let (cos, sin) = rope.tables(longest)?.tensors(half)?;
     let positions = Tensor::from_vec(positions, b * t, qkv.device())?;
     let cos = cos.index_select(&positions, 0)?.reshape((b, t, 1, half))?;
     let sin = sin.index_select(&positions, 0)?.reshape((b, t, 1, half))?;
@@ -89,15 +131,14 @@ fn position(places: Places, place: usize, t: usize) -> usize {
 }
 
 #[cfg(any(test, feature = "cuda"))]
-fn turn_on_gpu(qkv: &Tensor, rope: &Rope, heads: usize, places: Places, sign: f32) -> Result<()> {
+fn turn_on_gpu(qkv: &Tensor, tables: &Tables, heads: usize, places: Places, sign: f32) -> Result<()> {
     use super::cuda::Positions;
-    let tables = rope.on_gpu()?;
     let (b, t, _) = qkv.dims3()?;
     let positions = match places {
         Places::From(start) => Positions::From(start),
         _ => Positions::Each((0..b * t).map(|place| position(places, place, t) as u32).collect()),
     };
-    super::cuda::rope(qkv, tables, positions, heads, sign)
+    super::cuda::rope(qkv, tables.on_gpu()?, positions, heads, sign)
 }
 
 /// Rotates the first `rotated_heads` heads of packed `qkv` (b, t, (h + 2k)·d) in place, each row as `places` says.
@@ -112,7 +153,8 @@ pub fn rope_backward(dqkv: &Tensor, rope: &Rope, rotated_heads: usize, places: P
 
 fn turn(op: &'static str, qkv: &Tensor, rope: &Rope, rotated_heads: usize, places: Places, sign: f32) -> Result<()> {
     let (b, t, width) = qkv.dims3()?;
-    let (half, d) = (rope.half, 2 * rope.half);
+    let half = rope.frequencies.len();
+    let d = 2 * half;
     if rotated_heads * d > width {
         bail!("{op}: {rotated_heads} heads of {d} do not fit rows of {width}");
     }
@@ -123,9 +165,10 @@ fn turn(op: &'static str, qkv: &Tensor, rope: &Rope, rotated_heads: usize, place
         Places::Within(_) | Places::In(_) => bail!("{op}: documents of another batch than ({b}, {t})"),
     };
     if last >= rope.positions() {
-        bail!("{op}: position {last} is beyond the {} of the tables", rope.positions());
+        bail!("{op}: position {last} is beyond the {} of the model", rope.positions());
     }
-    on_gpu!(qkv, turn_on_gpu(qkv, rope, rotated_heads, places, sign));
+    let tables = rope.tables(last + 1)?;
+    on_gpu!(qkv, turn_on_gpu(qkv, &tables, rotated_heads, places, sign));
     cpu::update(op, qkv, |qkv| {
         let rows = cpu::rows_per_piece(width);
         qkv.par_chunks_mut(rows * width).enumerate().for_each(|(piece, chunk)| {
@@ -133,8 +176,8 @@ fn turn(op: &'static str, qkv: &Tensor, rope: &Rope, rotated_heads: usize, place
                 for (r, row) in chunk.chunks_exact_mut(width).enumerate() {
                     let place = piece * rows + r;
                     let position = position(places, place, t);
-                    let cos = &rope.cos[position * half..][..half];
-                    let sin = &rope.sin[position * half..][..half];
+                    let cos = &tables.cos[position * half..][..half];
+                    let sin = &tables.sin[position * half..][..half];
                     for head in row.chunks_exact_mut(d).take(rotated_heads) {
                         let (x, y) = head.split_at_mut(half);
                         for i in 0..half {
@@ -148,4 +191,26 @@ fn turn(op: &'static str, qkv: &Tensor, rope: &Rope, rotated_heads: usize, place
         });
         Ok(())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_grow_with_the_positions_that_are_used() {
+        let (heads, dim) = (1, 4);
+        // A table of all these positions would take 16 GB.
+        let (declared, small) = (Rope::new(dim, 100.0, 1 << 30), Rope::new(dim, 100.0, 40));
+        for start in [0, 3, 37, 5] {
+            let row = Tensor::arange(0f32, 8.0, &Device::Cpu).unwrap().reshape((1, 2, 4)).unwrap();
+            let (got, want) = (row.copy().unwrap(), row.copy().unwrap());
+            rope(&got, &declared, heads, Places::From(start)).unwrap();
+            rope(&want, &small, heads, Places::From(start)).unwrap();
+            assert_eq!(got.to_vec3::<f32>().unwrap(), want.to_vec3::<f32>().unwrap(), "from {start}");
+        }
+        assert_eq!(declared.tables(1).unwrap().cos.len(), 64 * dim / 2);
+        let row = Tensor::zeros((1, 2, 4), candle_core::DType::F32, &Device::Cpu).unwrap();
+        assert!(rope(&row, &small, heads, Places::From(39)).is_err(), "beyond the model's positions");
+    }
 }

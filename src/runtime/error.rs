@@ -71,13 +71,6 @@ pub fn failure_in(error: &anyhow::Error) -> Option<&Failure> {
     })
 }
 
-/// `text` as one word of a shell command, for hints that are pasted.
-pub fn shell_word(text: impl fmt::Display) -> String {
-    let text = text.to_string();
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:@,".contains(c);
-    if !text.is_empty() && text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
-}
-
 /// Writes a line to stderr. Nobody can be told that stderr itself fails, and a run must not die of it.
 pub fn note(text: &str) {
     use std::io::Write;

@@ -18,7 +18,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::Result;
 use rustix::fs::OFlags;
 
-use crate::runtime::error::{Exit, Failure, fail, shell_word};
+use crate::runtime::error::{Exit, Failure, fail};
+use crate::runtime::shell::quoted;
 
 mod ability;
 mod append;
@@ -69,7 +70,7 @@ pub fn home_hint(path: &Path) -> Option<String> {
     let mut rest = path.components().skip_while(|part| part.as_os_str() != "~");
     rest.next()?;
     let full = std::env::home_dir()?.join(rest.collect::<PathBuf>());
-    Some(format!("~ is not replaced by the home directory here: write {}", shell_word(full.display())))
+    Some(format!("~ is not replaced by the home directory here: write {}", quoted(&full)))
 }
 
 /// Like [`io_failure`], for `map_err`; keeps the failure an [`AtomicFile`] or [`TxnFile`] has put into an [`io::Error`].

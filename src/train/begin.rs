@@ -222,7 +222,8 @@ pub(super) fn check_machine(config: &Config) -> Result<()> {
     }
     let footprint = Footprint::of(config);
     let what = "training this model (weights, gradients, moments, activations of a micro-batch)";
-    memory::check(footprint.needed(), what, "lower train.micro_batch_size, or choose a smaller [model]")?;
+    let remedy = "lower train.micro_batch_size or train.sequence_length, or choose a smaller [model]";
+    memory::check(footprint.needed(), what, remedy)?;
     Ok(())
 }
 

@@ -64,6 +64,10 @@ impl Continuation {
 fn changed(stored: &Config, sets: &[String]) -> Result<Config> {
     let mut config = stored.clone();
     config.apply(sets)?;
+    if stored.adapter_base().is_some() && config.data.tokenizer == stored.sft.base.clone().unwrap_or_default() {
+        // The model was moved, and its tokenizer with it.
+        config.data.tokenizer = config.sft.base.clone().unwrap_or_default();
+    }
     // Here, too, or the next resume from another directory would look for them there.
     make_paths_absolute(&mut config)?;
     Ok(config)
@@ -93,7 +97,7 @@ fn move_tail(stored: &Config, config: &mut Config, step: u64) {
 /// Whether steps taken again after `change` come out otherwise.
 pub(super) fn alters_numbers(change: &Change) -> bool {
     let section = change.key.split('.').next().unwrap_or_default();
-    change.key != "train.steps" && !["checkpoint", "eval", "sample", "log"].contains(&section)
+    !["train.steps", "sft.base"].contains(&change.key) && !["checkpoint", "eval", "sample", "log"].contains(&section)
 }
 
 /// A resume cannot change what the checkpoint's tensors and counters mean, nor what has had its effect already.
@@ -108,8 +112,15 @@ fn refuse_changes(config: &Config, changes: &[Change], step: u64) -> Result<()> 
         "sft.base_val",
     ];
     const ORDER: [&str; 3] = ["data.seed", "data.shuffle", "data.weights"];
+    // The weights of a model that was moved are compared with those that the adapters began with.
+    let base_moved = |key: &str| {
+        config.adapter_base().is_some()
+            && (key == "sft.base" || key == "data.tokenizer" && config.sft.base.as_ref() == Some(&config.data.tokenizer))
+    };
     let tuned = |key: &str| (key.starts_with("sft.") || key.starts_with("lora.")) && !FREE.contains(&key);
-    let fixed = |c: &&Change| c.key.starts_with("model.") || FIXED.contains(&c.key) || tuned(c.key);
+    let fixed = |c: &&Change| {
+        (c.key.starts_with("model.") || FIXED.contains(&c.key) || tuned(c.key)) && !base_moved(c.key)
+    };
     if let Some(c) = changes.iter().find(fixed) {
         return Err(fail(Exit::Config, format!("{} cannot change on resume ({} -> {})", c.key, c.old, c.new))
             .hint("start a new run, with --init-from if it should begin with these weights")

@@ -5,7 +5,7 @@
 
 use super::continuation::{Changes, Continuation};
 use super::reset::Piece;
-use super::resume::{locate, resume};
+use super::resume::{base_of, locate, resume};
 use super::schedule::standstill;
 use super::state::Saved;
 use crate::checkpoint::{self, Opened};
@@ -103,7 +103,10 @@ pub fn fork(ckpt: &Path, branches: &[Branch], steps: u64, out: &Path, console: C
         Some(dir) => dir,
         None => checkpoint::resolve(&run_dir)?,
     };
-    let source = Opened::open(&dir)?;
+    // The model of adapters may have been moved, which a branch can say.
+    let sets: Vec<String> = branches.iter().flat_map(|branch| branch.changes.sets.clone()).collect();
+    let moved: Vec<String> = sets.into_iter().filter(|set| set.starts_with("sft.base=")).collect();
+    let source = Opened::open_beside(&dir, base_of(&dir, &moved).as_deref())?;
     let Some(at) = source.manifest.as_ref().map(|manifest| manifest.step) else {
         return Err(fail(Exit::Config, format!("{}: not a checkpoint of a run", dir.display())).into());
     };

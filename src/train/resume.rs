@@ -10,15 +10,16 @@ use super::reset::reset_state;
 use super::run::{Parts, Place, report_altered_logs};
 use super::schedule::standstill;
 use super::state::{Saved, State};
-use crate::checkpoint::{self, Opened};
+use crate::checkpoint::{self, Opened, Valid};
 use crate::config::Config;
 use crate::data::corpus::Corpus;
 use crate::data::loader::{Loader, Plan};
 use crate::data::tokenizer::Tokenizer;
 use crate::metrics::{Console, Events, read_events};
 use crate::ops::device;
-use crate::runtime::error::{Exit, fail};
+use crate::runtime::error::{Exit, Failure, fail};
 use crate::runtime::files::{lock, read_bounded, write_atomic};
+use crate::runtime::home::expand_home;
 use crate::runtime::shell::quoted;
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -26,6 +27,9 @@ use std::path::{Path, PathBuf};
 
 /// A configuration file is text written by people.
 const MAX_CONFIG: u64 = 1 << 20;
+
+/// As large as a trainer's state can be.
+const MAX_STATE: u64 = 256 << 20;
 
 /// Continues the run of `ckpt` (a run directory or one of its checkpoints), with `wanted` changes.
 ///
@@ -37,9 +41,22 @@ pub fn resume(ckpt: &Path, wanted: &Changes, console: Console) -> Result<()> {
     let requests = Requests::listen(&run_dir, RESUME_ME)?;
     let held = lock(&run_dir.join("run.lock"))?;
     let source = match &named {
-        Some(dir) => Some(Opened::open(dir)?),
-        None => newest(&run_dir, console)?,
+        Some(dir) => Some(Opened::open_beside(dir, base_of(dir, &wanted.sets).as_deref())?),
+        None => match newest(&run_dir, console)? {
+            Some(valid) => {
+                let base = base_of(&valid.dir, &wanted.sets);
+                Some(Opened::open_valid(valid, base.as_deref())?)
+            }
+            None => None,
+        },
     };
+    if let Some(source) = source.as_ref().filter(|_| !run_dir.join("config.toml").exists()) {
+        let name = source.dir.file_name().unwrap_or_default().to_string_lossy();
+        say(
+            console,
+            &format!("note: {}/config.toml is missing: {name} holds the configuration, too", run_dir.display()),
+        );
+    }
     let begin = Begin { run_dir, held, requests, console };
     match source {
         Some(source) => go_on(begin, &source, wanted),
@@ -51,6 +68,16 @@ pub fn resume(ckpt: &Path, wanted: &Changes, console: Console) -> Result<()> {
         .into()),
         None => restart(begin, &wanted.sets),
     }
+}
+
+/// Where the model of the adapters in `checkpoint` is, as `sets` or its own configuration say; none if it holds a whole model. What
+/// cannot be read here is reported where the checkpoint is opened.
+pub(super) fn base_of(checkpoint: &Path, sets: &[String]) -> Option<PathBuf> {
+    let state = read_bounded(&checkpoint.join("trainer_state.json"), MAX_STATE, false).ok()?;
+    let state: serde_json::Value = serde_json::from_slice(&state).ok()?;
+    let mut config = Config::from_toml_str(state["config"].as_str()?, "the checkpoint's config").ok()?;
+    config.apply(sets).ok()?;
+    config.adapter_base().map(Path::to_owned)
 }
 
 fn go_on(begin: Begin, source: &Opened, wanted: &Changes) -> Result<()> {
@@ -136,7 +163,9 @@ fn restart(begin: Begin, sets: &[String]) -> Result<()> {
     check_machine(&config)?;
     check_disk(&config, &run_dir)?;
     let last = last_start(&run_dir)?;
-    let (parts, source) = fresh_parts(config, last.init_from.as_deref(), begin.console)?;
+    // A model to be tuned may have been moved, and `sft.base` set to where it is now.
+    let from = config.sft.base.as_ref().map(PathBuf::from).or(last.init_from);
+    let (parts, source) = fresh_parts(config, from.as_deref(), begin.console)?;
     write_atomic(&path, parts.config.to_checked_toml()?.as_bytes())?;
     let (attempt, mut events) = (last.attempt.saturating_add(1), Events::open(&run_dir)?);
     let from = source.map(|s| s.dir);
@@ -174,12 +203,13 @@ pub(super) fn make_loader(config: &Config, corpus: &Corpus) -> Result<Loader> {
 
 /// The run directory of `ckpt`, and the checkpoint if it names one.
 pub fn locate(ckpt: &Path) -> Result<(PathBuf, Option<PathBuf>)> {
-    if !ckpt.exists() {
-        return Err(fail(Exit::Io, format!("{}: no such directory", ckpt.display()))
-            .hint("--ckpt takes a run directory or a checkpoint inside one")
-            .into());
+    let ckpt = &expand_home(ckpt);
+    if !ckpt.is_dir() {
+        let what = if ckpt.exists() { "a file, not a directory" } else { "no such directory" };
+        let hint = "--ckpt takes a run directory or a checkpoint inside one";
+        return Err(fail(Exit::Io, format!("{}: {what}", ckpt.display())).hint(hint).into());
     }
-    if ckpt.join("config.toml").exists() {
+    if is_run(ckpt)? {
         return Ok((ckpt.to_path_buf(), None));
     }
     if ckpt.file_name().is_some_and(|n| n.to_string_lossy().starts_with('.')) {
@@ -190,23 +220,41 @@ pub fn locate(ckpt: &Path) -> Result<(PathBuf, Option<PathBuf>)> {
     }
     let full = ckpt.canonicalize().with_context(|| ckpt.display().to_string())?;
     match full.parent().and_then(Path::parent) {
-        Some(run) if run.join("config.toml").exists() => Ok((run.to_path_buf(), Some(full))),
-        _ => {
-            // A model of elsewhere has a configuration of its own.
-            let hint = if ckpt.join("config.json").exists() {
-                let model = quoted(ckpt);
-                format!("to start a new run from these weights: llama-lite pretrain --config FILE --init-from {model}")
-            } else {
-                "give the directory of a run, or one of its checkpoints/step-...".to_owned()
-            };
-            Err(fail(Exit::Config, format!("{}: neither a run directory nor a checkpoint inside one", ckpt.display()))
-                .hint(hint)
-                .into())
-        }
+        Some(run) if is_run(run)? => Ok((run.to_path_buf(), Some(full))),
+        _ => Err(no_run(ckpt).into()),
     }
 }
 
-fn newest(run_dir: &Path, console: Console) -> Result<Option<Opened>> {
+/// Whether `dir` is the directory of a run: one that has begun, or has checkpoints, which hold its configuration, too.
+fn is_run(dir: &Path) -> Result<bool> {
+    Ok(dir.join("config.toml").exists() || !checkpoint::sound(dir)?.is_empty())
+}
+
+fn no_run(dir: &Path) -> Failure {
+    let shown = dir.display();
+    let has = |name: &str| dir.join(name).exists();
+    if has("checkpoints") {
+        return fail(
+            Exit::Data,
+            format!("{shown}: there is no config.toml, and no good checkpoint that would hold it"),
+        )
+        .hint("restore config.toml or a checkpoint from a copy, or start the run anew in another directory");
+    }
+    if has("run.lock") {
+        return fail(Exit::Config, format!("{shown}: the run was stopped before it had begun: nothing was saved"))
+            .hint("start it with the command it was started with: pretrain or sft; its directory can be used again");
+    }
+    let failure = fail(Exit::Config, format!("{shown}: neither a run directory nor a checkpoint inside one"));
+    if has("config.json") {
+        let from = quoted(dir);
+        return failure.hint(format!(
+            "to start a new run from these weights: llama-lite pretrain --config FILE --init-from {from}"
+        ));
+    }
+    failure.hint("give the directory that pretrain or sft made (--out), or one of its checkpoints")
+}
+
+fn newest(run_dir: &Path, console: Console) -> Result<Option<Valid>> {
     let found = checkpoint::newest_valid(run_dir)?;
     for (dir, reason) in &found.quarantined {
         say(console, &format!("warning: damaged checkpoint set aside as {}: {reason}", dir.display()));
@@ -219,7 +267,7 @@ fn newest(run_dir: &Path, console: Console) -> Result<Option<Opened>> {
         Events::open(run_dir)?.append("quarantine", json!({"as": dir.display().to_string(), "reason": reason}))?;
         return newest(run_dir, console);
     }
-    Opened::open_valid(valid).map(Some)
+    Ok(Some(valid))
 }
 
 /// What the events know of a run's beginnings.

@@ -8,6 +8,7 @@ use super::guard::Guard;
 use super::optimizer::Optimizer;
 use super::schedule::Schedule;
 use crate::checkpoint::Opened;
+use crate::checkpoint::adapter::{base_hasher, hash_weights, other_base};
 use crate::config::Config;
 use crate::data::order::Chain;
 use crate::metrics::LogDigests;
@@ -261,11 +262,8 @@ fn model(config: &Config, flat: Tensor) -> Result<Llama> {
 /// Those of reading them.
 pub fn base_digest(flat: &Tensor, layout: &Layout) -> Result<String> {
     let digest = layout.with_slices([flat], |_, [values]| {
-        let mut hasher = blake3::Hasher::new_derive_key("llama-lite base weights v1");
-        for piece in values.chunks(1 << 16) {
-            let bytes: Vec<u8> = piece.iter().flat_map(|x| x.to_le_bytes()).collect();
-            hasher.update(&bytes);
-        }
+        let mut hasher = base_hasher();
+        hash_weights(&mut hasher, values);
         hasher.finalize().to_hex().to_string()
     })?;
     Ok(digest)
@@ -278,8 +276,7 @@ fn check_base(flat: &Tensor, known: Option<&str>, dir: &Path) -> Result<()> {
     if base_digest(flat, &Layout { specs: Vec::new(), total: n })? == known {
         return Ok(());
     }
-    let message = format!("{}: the weights are not those that the adapters were trained with", dir.display());
-    Err(fail(Exit::Data, message).hint("restore the model that `sft` was started from").into())
+    Err(other_base(dir).into())
 }
 
 /// A sink that is handed tensors by name.

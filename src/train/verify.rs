@@ -32,17 +32,18 @@ pub enum Outcome {
 }
 
 /// Replays `count` steps from `ckpt`: a checkpoint, or a run directory (its newest checkpoint with so many logged steps after it).
+/// Adapters are replayed beside the model in `base`, if that is given.
 ///
 /// # Errors
 /// Those of reading the checkpoint and the data.
-pub fn verify(ckpt: &Path, count: u64, console: Console) -> Result<(PathBuf, Outcome)> {
+pub fn verify(ckpt: &Path, count: u64, base: Option<&Path>, console: Console) -> Result<(PathBuf, Outcome)> {
     let (run_dir, named) = locate(ckpt)?;
     let records = Records::read(&run_dir)?;
     let Some(dir) = named.or(choose(&run_dir, &records, count)?) else {
         let nothing = format!("no checkpoint of {} is followed by {count} logged steps", run_dir.display());
         return Ok((run_dir, Outcome::Unverified(nothing)));
     };
-    let source = Opened::open(&dir)?;
+    let source = Opened::open_beside(&dir, base)?;
     let saved = Saved::of(&source)?;
     let first = saved.counters.step + 1;
     let steps = first..=saved.counters.step.saturating_add(count);
@@ -53,7 +54,7 @@ pub fn verify(ckpt: &Path, count: u64, console: Console) -> Result<(PathBuf, Out
         return Ok((dir, Outcome::Unverified(what)));
     }
     let outcome = match replay(&source, &saved, steps, &records, console)? {
-        Outcome::Pass(steps, compared) => match altered(&run_dir, &saved)? {
+        Outcome::Pass(steps, compared) => match altered(&run_dir, &saved, base)? {
             altered if altered.is_empty() => Outcome::Pass(steps, compared),
             altered => Outcome::Altered(steps, altered),
         },
@@ -63,10 +64,10 @@ pub fn verify(ckpt: &Path, count: u64, console: Console) -> Result<(PathBuf, Out
 }
 
 /// The logs that are not what was recorded of them by the checkpoint `saved`, or by the newest one, which covers more.
-fn altered(run_dir: &Path, saved: &Saved) -> Result<Vec<AlteredLog>> {
+fn altered(run_dir: &Path, saved: &Saved, base: Option<&Path>) -> Result<Vec<AlteredLog>> {
     let mut altered = altered_logs(run_dir, &saved.logs)?;
     if let Some(newest) = checkpoint::sound(run_dir)?.into_iter().next() {
-        let newest = Saved::of(&Opened::open_valid(newest)?)?;
+        let newest = Saved::of(&Opened::open_valid(newest, base)?)?;
         let further = altered_logs(run_dir, &newest.logs)?;
         altered.extend(
             further.into_iter().filter(|log| altered.iter().all(|known| known.file != log.file)).collect::<Vec<_>>(),

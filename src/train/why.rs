@@ -51,13 +51,21 @@ pub struct Why {
 /// # Errors
 /// [`Exit::Config`] for a step that the run does not have, [`Exit::Data`] without a checkpoint or if the data have changed.
 pub fn why(run_dir: &Path, step: u64, console: Console) -> Result<Why> {
+    why_beside(run_dir, step, None, console)
+}
+
+/// [`why`]; adapters are taken beside the model in `base`, if that is given.
+///
+/// # Errors
+/// Those of [`why`].
+pub fn why_beside(run_dir: &Path, step: u64, base: Option<&Path>, console: Console) -> Result<Why> {
     let sound = checkpoint::sound(run_dir)?;
     let Some(newest) = sound.first() else {
         return Err(fail(Exit::Data, format!("{}: no checkpoint, so its tokenizer is not known", run_dir.display()))
             .hint("give the directory of a run that has saved")
             .into());
     };
-    let source = Opened::open(&newest.dir)?;
+    let source = Opened::open_beside(&newest.dir, base)?;
     let saved = Saved::of(&source)?;
     let config = config_of(&saved)?;
     if step == 0 || step > config.train.steps {
@@ -75,7 +83,7 @@ pub fn why(run_dir: &Path, step: u64, console: Console) -> Result<Why> {
     let (first, count, logged) = sequences(run_dir, &config, &saved, step)?;
     // The model as it stood before the step, or as near to it as what is kept comes.
     let judge = sound.iter().find(|valid| valid.manifest.step < step).or(sound.last());
-    let judge = judge.map_or(Ok(source), |valid| Opened::open(&valid.dir))?;
+    let judge = judge.map_or(Ok(source), |valid| Opened::open_beside(&valid.dir, base))?;
     let judged_by = judge.manifest.as_ref().map_or(0, |manifest| manifest.step);
     let logs: Vec<Sequences> = read_log(run_dir)?;
     let known = logs.into_iter().find(|log| (log.step, log.first, log.losses.len()) == (step, first, count));

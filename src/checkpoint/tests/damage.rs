@@ -91,7 +91,7 @@ fn resume_falls_back_and_sets_the_damaged_aside() {
     let found = newest_valid(run.path()).unwrap();
     let newest = found.newest.unwrap();
     assert_eq!((newest.manifest.step, newest.dir.as_path()), (10, root.join("step-00000010").as_path()));
-    Toy::at(10).assert_weights(&Opened::open_valid(newest).unwrap());
+    Toy::at(10).assert_weights(&Opened::open_valid(newest, None).unwrap());
     let aside: Vec<_> = found.quarantined.iter().map(|(path, what)| (path.clone(), what.clone())).collect();
     assert_eq!(aside.len(), 2);
     assert!(

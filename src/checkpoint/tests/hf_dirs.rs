@@ -71,7 +71,7 @@ fn tied_models_may_carry_an_equal_head_only() {
     assert_eq!(exit, Exit::Data);
     assert!(message.contains("tie_word_embeddings") && message.contains(LM_HEAD), "{message}");
     let out = dir.path().join("out");
-    assert!(export(dir.path(), &out, Dtype::F32, None).is_err() && !out.exists());
+    assert!(export(&Opened::open(dir.path()).unwrap(), &out, Dtype::F32, None).is_err() && !out.exists());
 }
 
 #[test]
@@ -212,7 +212,7 @@ fn export_rounds_trims_and_copies_the_tokenizer() {
     let toy = Toy::at(6);
     toy.save(run.path()).unwrap();
     let out = run.path().join("export/bf16");
-    export(run.path(), &out, Dtype::Bf16, Some(17)).unwrap();
+    export(&Opened::open(run.path()).unwrap(), &out, Dtype::Bf16, Some(17)).unwrap();
     let expected =
         ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
     assert_eq!(listing(&out), expected);
@@ -231,13 +231,19 @@ fn export_rounds_trims_and_copies_the_tokenizer() {
     expected.assert_weights(&opened);
 
     for taken in [out.as_path(), &run.path().join("checkpoints")] {
-        assert_eq!(exit_of(&export(run.path(), taken, Dtype::F32, None).unwrap_err()), Exit::Config);
+        assert_eq!(
+            exit_of(&export(&Opened::open(run.path()).unwrap(), taken, Dtype::F32, None).unwrap_err()),
+            Exit::Config
+        );
     }
     let empty = run.path().join("empty");
     std::fs::create_dir(&empty).unwrap();
-    export(&out, &empty, Dtype::F32, None).unwrap();
+    export(&Opened::open(&out).unwrap(), &empty, Dtype::F32, None).unwrap();
     expected.assert_weights(&Opened::open(&empty).unwrap());
-    assert_eq!(exit_of(&export(&out, &run.path().join("x"), Dtype::F32, Some(18)).unwrap_err()), Exit::Config);
+    assert_eq!(
+        exit_of(&export(&Opened::open(&out).unwrap(), &run.path().join("x"), Dtype::F32, Some(18)).unwrap_err()),
+        Exit::Config
+    );
 }
 
 #[test]
@@ -246,10 +252,10 @@ fn export_refuses_what_f16_cannot_hold() {
     let mut toy = Toy::at(6);
     toy.weights[4].2[1] = 1e5;
     toy.save(run.path()).unwrap();
-    let error = export(run.path(), &run.path().join("out"), Dtype::F16, None).unwrap_err();
+    let error = export(&Opened::open(run.path()).unwrap(), &run.path().join("out"), Dtype::F16, None).unwrap_err();
     assert!(exit_of(&error) == Exit::Data && error.to_string().contains(&toy.weights[4].0), "{error}");
     assert_eq!(listing(run.path()), ["checkpoints"]);
-    export(run.path(), &run.path().join("out"), Dtype::Bf16, None).unwrap();
+    export(&Opened::open(run.path()).unwrap(), &run.path().join("out"), Dtype::Bf16, None).unwrap();
 }
 
 #[test]

@@ -1,8 +1,11 @@
 //! The keys of fine-tuning: `llama-lite sft` reads them, other commands refuse them.
 
+use std::path::Path;
+
 use serde::Serialize;
 use std::collections::BTreeMap;
 
+use crate::config::Config;
 use crate::config::field::Check::{AboveTo, Any, Choice, FromBelow, Within};
 use crate::config::field::Default::{Derived, Value};
 use crate::config::field::{Field as _, Section, Spec, Visitor};
@@ -68,6 +71,13 @@ impl SftConfig {
     /// Whether it is the configuration of another command.
     pub fn is_absent(&self) -> bool {
         self.base.is_none()
+    }
+}
+
+impl Config {
+    /// The directory of the model beside whose weights adapters are trained; none for other runs.
+    pub fn adapter_base(&self) -> Option<&Path> {
+        self.sft.base.as_deref().filter(|_| !self.lora.is_absent()).map(Path::new)
     }
 }
 

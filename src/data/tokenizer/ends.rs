@@ -110,6 +110,7 @@ impl Ends {
                 fresh.as_object().cloned().unwrap_or_default()
             }
         };
+        make_portable(&mut config);
         config.insert("model_max_length".into(), max_length.into());
         if let Some(template) = &self.chat_template {
             config.insert("chat_template".into(), template.as_str().into());
@@ -173,6 +174,31 @@ fn model_ids(settings: &[&Map<String, Value>], key: &str, engine: &Engine, usual
     let is_deliberate =
         |id: &u32| engine.is_special(*id) || engine.name_of(*id).is_some_and(|name| usual.contains(&name.as_str()));
     found.find(|ids| ids.len() > 1 || ids.iter().any(is_deliberate)).unwrap_or_default()
+}
+
+/// Rewrites what transformers 5 says in a way that transformers 4 refuses, so that both read it; whether anything was.
+fn make_portable(config: &mut Map<String, Value>) -> bool {
+    let class = config.get("tokenizer_class").and_then(Value::as_str).unwrap_or_default();
+    // The classes of transformers 5 that are no model's own. Its tokenizer is in tokenizer.json, which this class takes as it is.
+    let of_five = class.ends_with("Backend");
+    if of_five {
+        config.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
+    }
+    // A list in 5, where 4 has a list of this name and wants an object of the other; 5 takes both.
+    let Some(Value::Array(extra)) = config.get("extra_special_tokens").cloned() else { return of_five };
+    config.shift_remove("extra_special_tokens");
+    let additional = config.entry("additional_special_tokens").or_insert_with(|| json!([]));
+    match additional {
+        Value::Array(list) => list.extend(extra.into_iter().filter(|token| !list.contains(token)).collect::<Vec<_>>()),
+        other => *other = extra.into(),
+    }
+    true
+}
+
+/// The bytes of a `tokenizer_config.json` that transformers 4 and 5 read, if `bytes` are not.
+pub(crate) fn portable_config(bytes: &[u8]) -> Result<Option<Vec<u8>>> {
+    let Ok(Value::Object(mut config)) = serde_json::from_slice(bytes) else { return Ok(None) };
+    Ok(if make_portable(&mut config) { Some(serde_json::to_vec_pretty(&config)?) } else { None })
 }
 
 /// The JSON object in the file at `path`, if there is a file.
@@ -285,6 +311,30 @@ mod tests {
         let model = ("config.json", json!({"eos_token_id": 7}));
         assert_eq!(ends(&[listed.clone(), model]), (Some(261), Some(260), vec![261, 262]));
         assert_eq!(ends(&[listed, named]), (Some(262), Some(260), vec![262, 261]));
+    }
+
+    #[test]
+    fn settings_of_transformers_5_are_written_for_4_as_well() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("tokenizer.json"), hub::tests::llama3().to_string()).unwrap();
+        let write =
+            |config: Value| std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+        let written = || -> Value {
+            let files = Tokenizer::from_dir(dir.path()).unwrap().files(77).unwrap();
+            serde_json::from_slice(&files.iter().find(|(name, _)| *name == "tokenizer_config.json").unwrap().1).unwrap()
+        };
+        write(json!({"backend": "tokenizers", "tokenizer_class": "TokenizersBackend", "eos_token": "<|eot_id|>",
+            "extra_special_tokens": ["<|a|>", "<|b|>"], "additional_special_tokens": ["<|b|>"]}));
+        let config = written();
+        assert_eq!(config["tokenizer_class"], "PreTrainedTokenizerFast");
+        assert_eq!(config["additional_special_tokens"], json!(["<|b|>", "<|a|>"]));
+        assert!(config.get("extra_special_tokens").is_none());
+        assert_eq!((&config["model_max_length"], &config["eos_token"]), (&json!(77), &json!("<|eot_id|>")));
+        // What 4 reads stays as it is, an object of named tokens too.
+        let four = json!({"tokenizer_class": "LlamaTokenizerFast", "extra_special_tokens": {"image_token": "<|a|>"}, "model_max_length": 77});
+        write(four.clone());
+        assert_eq!(written(), four);
+        assert!(super::portable_config(four.to_string().as_bytes()).unwrap().is_none());
     }
 
     #[test]

@@ -3,8 +3,9 @@
 
 use super::Run;
 use crate::metrics::Events;
-use crate::runtime::error::{Exit, fail, shell_word};
+use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::{create_dirs, lock, write_atomic};
+use crate::runtime::shell::quoted;
 use crate::train::saver::write;
 use crate::train::snapshot::with_contents;
 use anyhow::{Context, Result};
@@ -49,9 +50,9 @@ impl Run {
         let settled = self.wait_for_save().map(drop);
         match settled.and_then(|()| self.save_elsewhere(what)) {
             Ok(dir) => {
-                let dir = dir.display();
-                fail(Exit::Io, format!("{what} while the run was writing to it: step {step} is saved in {dir}"))
-                    .hint(format!("go on there: llama-lite resume --ckpt {}", shell_word(dir)))
+                let (shown, word) = (dir.display(), quoted(&dir));
+                fail(Exit::Io, format!("{what} while the run was writing to it: step {step} is saved in {shown}"))
+                    .hint(format!("go on there: llama-lite resume --ckpt {word}"))
                     .into()
             }
             Err(error) => fail(

@@ -69,7 +69,7 @@ impl Run {
         let Some(valid) = checkpoint::newest_valid_until(&self.place.dir, well)?.newest else {
             return Err(self.give_up(&format!("{why}, and there is no checkpoint from before it")));
         };
-        let source = Opened::open_valid(valid)?;
+        let source = Opened::open_valid(valid, self.config.adapter_base())?;
         let saved = Saved::of(&source)?;
         checkpoint::supersede(&self.place.dir, saved.counters.step, self.place.attempt)?;
         self.state.restore(&source, &saved)?;

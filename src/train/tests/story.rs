@@ -311,7 +311,7 @@ fn good_checkpoints(run: &Path) -> Result<usize> {
 /// The one of the claim's checkpoints that `valid` is, to the bit.
 fn identify(valid: Valid, claim: &Claim) -> Result<Point> {
     let step = valid.manifest.step;
-    let opened = Opened::open_valid(valid)?;
+    let opened = Opened::open_valid(valid, None)?;
     for point in claim.newest.iter().flatten().filter(|point| point.step == step) {
         if point.toy().is_held_by(&opened)? && opened.trainer_state()?["step"] == step {
             return Ok(*point);
