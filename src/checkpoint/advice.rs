@@ -16,7 +16,7 @@ pub(super) fn not_a_directory(path: &Path) -> Failure {
         return failure.hint(GGUF);
     }
     match path.parent().filter(|dir| is_model(dir)) {
-        Some(dir) => failure.hint(format!("give its directory: {}", quoted(&dir))),
+        Some(dir) => failure.hint(format!("give its directory: {}", quoted(dir))),
         None => failure.hint("give a directory with config.json and model.safetensors"),
     }
 }
@@ -143,7 +143,7 @@ fn other_name(file: &Path, dir: &Path) -> String {
     let tensors = opened.map(|file| file.names()).unwrap_or_default();
     if tensors.iter().any(|name| name.contains("embed_tokens.weight")) {
         let target = dir.join(names::WEIGHTS);
-        return format!("rename it: mv {} {}", quoted(&file), quoted(&target));
+        return format!("rename it: mv {} {}", quoted(file), quoted(&target));
     }
     match tensors.first() {
         Some(name) => {
@@ -157,5 +157,5 @@ fn conversion(dir: &Path) -> String {
     let to = PathBuf::from(format!("{}-safetensors", dir.display()));
     let script = "import sys; from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; \
                   [c.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2]) for c in (M, T)]";
-    format!("convert it once: python -c '{script}' {} {}", quoted(&dir), quoted(&to))
+    format!("convert it once: python -c '{script}' {} {}", quoted(dir), quoted(&to))
 }

@@ -188,27 +188,6 @@ impl TensorFile {
     }
 }
 
-/// What a file really is that begins with these bytes, which are no credible length of a header, and what to do.
-fn foreign_kind(head: &[u8; 8]) -> Option<(&'static str, &'static str)> {
-    match head {
-        b"version " => {
-            Some(("a Git LFS pointer, not the file itself", "get the file: git lfs pull, in the clone's directory"))
-        }
-        [b'G', b'G', b'U', b'F', ..] => {
-            Some(("a GGUF file of llama.cpp, not safetensors", "get the model in its Hugging Face form"))
-        }
-        [b'P', b'K', 3, 4, ..] | [0x80, 2..=5, b'c' | b'}' | b']' | 0x8a, ..] => Some((
-            "a pickle of PyTorch under another name, not safetensors",
-            "convert it with transformers' from_pretrained and save_pretrained",
-        )),
-        [b'<', b'!' | b'h' | b'H' | b'?', ..] => Some((
-            "a web page, not safetensors",
-            "download the file again, from an address with /resolve/ in place of /blob/",
-        )),
-        _ => None,
-    }
-}
-
 fn damaged(path: &Path, what: &str) -> Failure {
     fail(Exit::Data, format!("{} is damaged: {what}", path.display())).hint(again(path))
 }

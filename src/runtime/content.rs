@@ -101,7 +101,10 @@ impl Kind {
     pub fn of(head: &[u8]) -> Self {
         let head = &head[..head.len().min(HEAD)];
         if let Some((_, kind)) = MAGIC.iter().find(|(magic, _)| head.starts_with(magic)) {
-            return *kind;
+            // torch.save writes a zip archive whose first member is a pickle.
+            let by_torch =
+                *kind == Self::Zip && memchr::memmem::find(&head[..head.len().min(128)], b"data.pkl").is_some();
+            return if by_torch { Self::Pickle } else { *kind };
         }
         match () {
             () if head.is_empty() => Self::Empty,
@@ -195,6 +198,8 @@ impl Kind {
                             load_from_disk(DIR).to_parquet(\"data.parquet\")"
                 .into(),
             Self::Npy | Self::LlmC => "token files are data already: name them as data.train and data.val".into(),
+            Self::Gguf => "get the model in its Hugging Face form, with safetensors".into(),
+            Self::Pickle => "convert it to safetensors: transformers' from_pretrained, then save_pretrained".into(),
             Self::Json => "rename it to end in .jsonl".into(),
             Self::Text => "rename it to end in .txt".into(),
             _ => "give another file, or convert it".into(),

@@ -115,12 +115,12 @@ fn refuse_changes(config: &Config, changes: &[Change], step: u64) -> Result<()> 
     // The weights of a model that was moved are compared with those that the adapters began with.
     let base_moved = |key: &str| {
         config.adapter_base().is_some()
-            && (key == "sft.base" || key == "data.tokenizer" && config.sft.base.as_ref() == Some(&config.data.tokenizer))
+            && (key == "sft.base"
+                || key == "data.tokenizer" && config.sft.base.as_ref() == Some(&config.data.tokenizer))
     };
     let tuned = |key: &str| (key.starts_with("sft.") || key.starts_with("lora.")) && !FREE.contains(&key);
-    let fixed = |c: &&Change| {
-        (c.key.starts_with("model.") || FIXED.contains(&c.key) || tuned(c.key)) && !base_moved(c.key)
-    };
+    let fixed =
+        |c: &&Change| (c.key.starts_with("model.") || FIXED.contains(&c.key) || tuned(c.key)) && !base_moved(c.key);
     if let Some(c) = changes.iter().find(fixed) {
         return Err(fail(Exit::Config, format!("{} cannot change on resume ({} -> {})", c.key, c.old, c.new))
             .hint("start a new run, with --init-from if it should begin with these weights")

@@ -54,7 +54,7 @@ fn literals(source: &str) -> Vec<(usize, String)> {
             at += length;
         } else if rest.starts_with('\'') {
             // A character, or the name of a lifetime.
-            let end = if rest[1..].starts_with('\\') { rest[3..].find('\'').map(|end| end + 4) } else { None };
+            let end = rest.strip_prefix("'\\").and_then(|escape| escape[1..].find('\'').map(|end| end + 4));
             let plain = rest[1..].chars().next().map_or(1, char::len_utf8) + 1;
             at += end.unwrap_or(if rest[plain..].starts_with('\'') { plain + 1 } else { 1 });
         } else {
