@@ -52,10 +52,10 @@ fn literals(source: &str) -> Vec<(usize, String)> {
             let (text, length) = quoted(rest);
             found.push((line(at), text));
             at += length;
-        } else if rest.starts_with('\'') {
+        } else if let Some(behind) = rest.strip_prefix('\'') {
             // A character, or the name of a lifetime.
-            let end = rest.strip_prefix("'\\").and_then(|escape| escape[1..].find('\'').map(|end| end + 4));
-            let plain = rest[1..].chars().next().map_or(1, char::len_utf8) + 1;
+            let end = behind.strip_prefix('\\').and_then(|escape| escape[1..].find('\'').map(|end| end + 4));
+            let plain = behind.chars().next().map_or(1, char::len_utf8) + 1;
             at += end.unwrap_or(if rest[plain..].starts_with('\'') { plain + 1 } else { 1 });
         } else {
             at += rest.chars().next().unwrap().len_utf8();
