@@ -118,8 +118,7 @@ impl TensorFile {
             return Err(damaged(path, "it is shorter than a safetensors header").into());
         }
         file.read_exact_at(&mut length, 0).map_err(|e| io_failure("read", path, &e))?;
-        let head = length;
-        let length = u64::from_le_bytes(head);
+        let length = u64::from_le_bytes(length);
         if length > MAX_HEADER || length > size - 8 {
             Kind::of_open(&file, path)?.refuse_unless(Kind::Safetensors, path)?;
             return Err(damaged(path, &format!("its header claims {length} bytes")).into());

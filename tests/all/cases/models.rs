@@ -158,9 +158,9 @@ fn weights_under_another_name_are_named_and_the_hint_works() {
     // Bytes that are no safetensors are told by what they are.
     for (bytes, what) in [
         ("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "Git LFS"),
-        ("<!doctype html><html></html>", "web page"),
-        ("GGUF\u{3}\0\0\0\0\0\0\0\0\0", "llama.cpp"),
-        ("PK\u{3}\u{4}\0\0\u{8}\u{8}\0\0\0\0", "pickle"),
+        ("<!doctype html><html></html>", "HTML page"),
+        ("GGUF\u{3}\0\0\0\0\0\0\0\0\0", "GGUF model"),
+        ("PK\u{3}\u{4}\0\0\u{8}\u{8}\0\0\0\0archive/data.pkl", "pickle"),
     ] {
         std::fs::write(dir.join("model.safetensors"), bytes).unwrap();
         let message = fails(&["sample", "--ckpt", arg(&dir), "--prompt", "a"], 65);
@@ -347,7 +347,7 @@ fn a_model_that_was_moved_is_named_and_checked() {
     same("adapter_model.safetensors");
     same("optimizer.safetensors");
     greedy(&tuned, &[]);
-    ok(&["resume", "--ckpt", arg(&tuned), "--set", "train.steps=7", "--quiet"]);
+    ok(&["resume", "--ckpt", arg(&tuned), "--set", "train.steps=7", "--set", "schedule.decay_steps=7", "--quiet"]);
 }
 
 #[test]
