@@ -325,7 +325,8 @@ mod tests {
         let (base, data) = (Path::new("rel/base"), ["rel/a.jsonl".to_owned()]);
         let sets = [
             "data.val=[\"rel/b.jsonl\"]",
-            "data.tokenizer=rel/tokenizer.json",
+            // One that does not exist is refused here.
+            "data.tokenizer=Cargo.toml",
             "sft.template=./rel.jinja",
             "sft.base_val=[\"rel/c.txt\", \"hub:owner/name\"]",
             "eval.data_dir=rel/d",

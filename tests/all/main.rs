@@ -6,6 +6,7 @@
 //! | `huggingface.rs` | logits, gradients and greedy text against files made by transformers |
 //! | `resume.rs` | a resumed run is the uninterrupted run, bit for bit |
 //! | `data.rs` | preparing corpora and training on shards: kills, faults, changes |
+//! | `messages.rs` | every kind of failure: exit code, message, and a hint whose command parses |
 //! | `replay.rs` | `resume --verify`, `--reset`, checkpoints of earlier formats |
 //! | `exactly_once.rs` | the data loader through 10,000 random histories |
 //! | `training.rs` | micro-batches, schedule horizon, validation, refused updates |
@@ -42,6 +43,7 @@ mod hints;
 mod hostile_names;
 mod huggingface;
 mod insight;
+mod messages;
 mod replay;
 mod resume;
 mod sft;
