@@ -220,7 +220,7 @@ fn cut_to(run_dir: &Path, name: &str, tail_suffix: &str, resume_step: Option<u64
 
 /// Writes the lines of `from` that are `wanted` as the file `to`, which may be the same.
 fn copy_lines(from: &Path, to: &Path, wanted: impl Fn(&[u8]) -> bool) -> Result<()> {
-    let mut out = BufWriter::with_capacity(1 << 20, AtomicFile::create(to)?);
+    let mut out = BufWriter::with_capacity(1 << 18, AtomicFile::create(to)?);
     each_line(from, |line| if wanted(line) { out.write_all(line).map_err(io_context("write", to)) } else { Ok(()) })?;
     out.into_inner().map_err(|e| io_context("write", to)(e.into_error()))?.commit()
 }

@@ -209,8 +209,8 @@ fn row_loss_and_gradient(z: &mut [f32], target: u32, scale: f32) -> f32 {
     cpu::simd!(z.iter_mut().for_each(|z| {
         let dz = *z * factor;
         // In a run whose logits explode nearly all of these, and then both matrix products, would be subnormal, with which many
-        // processors compute a hundred times as slowly: the head took 35 of a step's 36 seconds. Beside the target's `-scale` and the
-        // gradients of other rows so little is rounded away.
+        // processors compute in microcode, many times as slowly. Beside the target's `-scale` and the gradients of other rows so little
+        // is rounded away.
         *z = if dz < NEGLIGIBLE { 0.0 } else { dz };
     }));
     z[target as usize] -= scale;

@@ -2,7 +2,7 @@
 //!
 //! Messages are read from the source: all string literals outside tests, with placeholders filled in.
 
-use crate::support::{TINY, arg, config, fails, ok, root, stderr};
+use crate::support::{TINY, arg, config, fails, ok, root, shell_words, stderr};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use llama_lite::cli::Cli;
@@ -31,7 +31,7 @@ const NO_KEYS: [&str; 8] = [
 ];
 
 /// What is a file's name and no key.
-const EXTENSIONS: [&str; 5] = [".json", ".jsonl", ".toml", ".safetensors", ".parquet"];
+const EXTENSIONS: [&str; 6] = [".pkl", ".json", ".jsonl", ".toml", ".safetensors", ".parquet"];
 
 /// String literals of Rust source, each with its line.
 fn literals(source: &str) -> Vec<(usize, String)> {
@@ -119,20 +119,9 @@ fn messages() -> Vec<Literal> {
     messages
 }
 
-/// The words of a command as a shell would divide it, with something plausible in place of what the user has to fill in.
+/// The words of a command, with something plausible in place of what the user has to fill in.
 fn words(command: &str) -> Vec<String> {
-    let (mut words, mut word, mut quote) = (Vec::new(), String::new(), None);
-    for c in command.chars().chain([' ']) {
-        match (quote, c) {
-            (Some(open), c) if c == open => quote = None,
-            (None, '\'' | '"') => quote = Some(c),
-            (None, c) if c.is_whitespace() => {
-                words.extend(Some(std::mem::take(&mut word)).filter(|word| !word.is_empty()))
-            }
-            (_, c) => word.push(c),
-        }
-    }
-    words.into_iter().map(|word| if is_placeholder(&word) { "7".to_owned() } else { word }).collect()
+    shell_words(command).into_iter().map(|word| if is_placeholder(&word) { "7".to_owned() } else { word }).collect()
 }
 
 fn is_placeholder(word: &str) -> bool {
@@ -302,7 +291,7 @@ fn commands_with_paths_of_any_name_can_be_pasted() {
     let (_, hint) = said.split_once("go on with it: ").unwrap();
     paste(hint.strip_suffix("; or choose another --out\n").unwrap());
     // What is said of weights is said where there are weights.
-    let said = fails(&["resume", "--ckpt", arg(&dir.path().join("tiny.toml"))], 78);
+    let said = fails(&["resume", "--ckpt", arg(&dir.path().join("tiny.toml"))], 74);
     assert!(!said.contains("--init-from"), "{said}");
     let plain = dir.path().join("plain model");
     ok(&["export", "--ckpt", arg(&out), "--out", arg(&plain)]);
