@@ -88,7 +88,7 @@ impl Config {
         let mut problems = Problems::default();
         let mut entries = Entries::parse(text, file, format, &mut problems);
         for set in sets {
-            entries.set(set, &mut problems);
+            entries.set(set, &reference::tables(), &mut problems);
         }
         for (key, value, origin) in supplied {
             entries.supply(key, value.clone(), origin);
@@ -150,7 +150,7 @@ impl Config {
         let name = "the run's config.toml";
         let mut entries = Entries::parse(&self.to_toml(), name, Format::Toml, &mut problems);
         for set in sets {
-            entries.set(set, &mut problems);
+            entries.set(set, &reference::tables(), &mut problems);
         }
         if let Some(preset) = entries.take("model.preset") {
             let hint = "set the keys of [model] one by one";

@@ -36,11 +36,9 @@ pub(super) fn keys() -> Vec<&'static str> {
     groups().iter().flat_map(|group| &group.rows).map(|row| row.key).collect()
 }
 
-/// The table that `key` is a name in, and the name: `sft.roles` and `bing` of `sft.roles.bing`.
-pub(super) fn in_table(key: &str) -> Option<(&'static str, &str)> {
-    let groups = groups();
-    let mut tables = groups.iter().flat_map(|group| &group.rows).filter(|row| row.kind == TABLE);
-    tables.find_map(|row| Some((row.key, key.strip_prefix(row.key)?.strip_prefix('.')?)))
+/// The keys that hold a table of names, such as sft.roles.
+pub(super) fn tables() -> Vec<&'static str> {
+    groups().iter().flat_map(|group| &group.rows).filter(|row| row.kind == TABLE).map(|row| row.key).collect()
 }
 
 /// The reference of all keys as Markdown: a table of key, type, default and meaning for each section.

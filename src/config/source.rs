@@ -10,7 +10,6 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::problems::Problems;
-use super::reference::in_table;
 
 /// A value as written, before any type is asked of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -80,8 +79,8 @@ impl Entries {
         entries
     }
 
-    /// Applies one `--set KEY=VALUE`, which replaces what was there.
-    pub(super) fn set(&mut self, argument: &str, problems: &mut Problems) {
+    /// Applies one `--set KEY=VALUE`, which replaces what was there; of a key of `tables`, such as sft.roles, one name.
+    pub(super) fn set(&mut self, argument: &str, tables: &[&str], problems: &mut Problems) {
         let (key, value) = argument.split_once('=').unwrap_or((argument, ""));
         let key = key.trim();
         let named = key.split_once('.').is_some_and(|(section, name)| !section.is_empty() && !name.is_empty());
@@ -95,7 +94,9 @@ impl Entries {
             Ok(parsed) => from_toml(parsed.into_inner()),
             Err(_) => Raw::String(value.to_string()),
         };
-        if let Some((table, name)) = in_table(key) {
+        if let Some((table, name)) =
+            tables.iter().find_map(|table| Some((*table, key.strip_prefix(*table)?.strip_prefix('.')?)))
+        {
             return self.set_in_table(table, name, value);
         }
         self.list.retain(|entry| entry.key != key);

@@ -2,7 +2,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `instruct/records.rs`, `fields.rs`, `marks.rs` | from a record to a conversation, by the table in `config::record_shapes` |
+//! | `instruct/records.rs`, `fields.rs`, `marks.rs`, `conversation.rs` | from a record to a conversation, by the table in `config::record_shapes` |
 //! | `instruct/load.rs` | from files to conversations and examples, with what becomes of every record |
 //! | `instruct/split.rs` | which conversations are held out |
 //! | `instruct/template.rs` | the built-in chat templates, and the choice of one |
@@ -11,6 +11,7 @@
 //! | `instruct/proof.rs` | what will be trained, shown and judged before it is |
 //! | `instruct/open.rs` | all of it, as a configuration asks |
 
+pub mod conversation;
 mod fields;
 pub mod load;
 mod marks;

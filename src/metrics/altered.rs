@@ -1,45 +1,10 @@
 //! Lines that were deleted or altered in a log of a run at or below a checkpoint. A resume cannot take those steps again, so that nothing
 //! else would notice: every checkpoint records a hash of its logs, and whoever relies on both compares.
 
+use super::digest::{LogDigest, LogDigests, RunningDigest};
 use super::jsonl::{LOG_FILES, each_line};
 use anyhow::Result;
-use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 use std::path::Path;
-
-/// The beginning of a log: all that it held at some moment.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LogDigest {
-    /// How many lines.
-    pub lines: u64,
-    /// How many bytes.
-    pub bytes: u64,
-    /// BLAKE3 of the bytes, 64 lower-case hex digits.
-    pub blake3: String,
-}
-
-/// Digests of a run's logs, by file name.
-pub type LogDigests = BTreeMap<String, LogDigest>;
-
-/// A digest that grows with its log.
-#[derive(Clone, Debug, Default)]
-pub(super) struct RunningDigest {
-    hasher: blake3::Hasher,
-    lines: u64,
-}
-
-impl RunningDigest {
-    /// One more line, with its newline.
-    pub(super) fn push(&mut self, line: &[u8]) {
-        self.hasher.update(line);
-        self.lines += 1;
-    }
-
-    pub(super) fn digest(&self) -> LogDigest {
-        let (lines, bytes) = (self.lines, self.hasher.count());
-        LogDigest { lines, bytes, blake3: self.hasher.finalize().to_hex().to_string() }
-    }
-}
 
 /// A log whose beginning is not what a checkpoint has recorded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,7 +65,7 @@ fn beginning(path: &Path, bytes: u64) -> Result<LogDigest> {
         return Ok(digest.digest());
     }
     each_line(path, |line| {
-        let room = usize::try_from(bytes.saturating_sub(digest.hasher.count())).unwrap_or(usize::MAX);
+        let room = usize::try_from(bytes.saturating_sub(digest.bytes())).unwrap_or(usize::MAX);
         let part = &line[..line.len().min(room)];
         if !part.is_empty() {
             digest.push(part);

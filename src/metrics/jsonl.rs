@@ -6,7 +6,7 @@
 //! line: the old lines are stored, then the log is replaced by its kept part, both atomically.
 
 use crate::metrics::Record;
-use crate::metrics::altered::{LogDigest, RunningDigest};
+use crate::metrics::digest::{LogDigest, RunningDigest};
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::{
     Appender, AtomicFile, Syncer, append_log, create_dirs, io_context, io_failure, open_input, read_bounded,

@@ -9,6 +9,7 @@
 //! NaN, because JSON knows no other.
 
 mod altered;
+mod digest;
 mod events;
 mod human;
 mod jsonl;
@@ -17,7 +18,8 @@ mod plot;
 mod progress;
 mod tensorboard;
 
-pub use altered::{AlteredLog, LogDigest, LogDigests, altered_logs};
+pub use altered::{AlteredLog, altered_logs};
+pub use digest::{LogDigest, LogDigests};
 pub use events::{Events, iso8601, read_events};
 pub use human::{count, duration, fixed, rate};
 pub use jsonl::{

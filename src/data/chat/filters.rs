@@ -1,8 +1,8 @@
 //! Jinja's filters and tests where minijinja has none or others.
 
-use super::jinja::invalid;
 use super::methods::{MAX_WIDTH, Side, bounded, pad};
 use super::python::Json;
+use super::python::invalid;
 use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Environment, Error, State, Value};
 use minijinja_contrib::filters::{filesizeformat, striptags};
@@ -21,7 +21,7 @@ pub(super) fn add(environment: &mut Environment) {
     environment.add_filter("urlencode", url_encoded);
     environment.add_filter("striptags", striptags);
     environment.add_filter("filesizeformat", filesizeformat);
-    environment.add_filter(super::jinja::PERCENT, percent);
+    environment.add_filter(super::python::PERCENT, percent);
     environment.add_test("callable", is_callable);
     environment
         .add_test("sequence", |value: &Value| is_kind(value, &[ValueKind::String, ValueKind::Seq, ValueKind::Map]));

@@ -4,7 +4,7 @@ use super::date::Date;
 use super::methods::method;
 use super::{MARKS, filters, python};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, Error, ErrorKind};
+use minijinja::{Environment, Error};
 
 /// Steps of the interpreter: a real template needs some hundreds for each message.
 const FUEL: u64 = 2_000_000;
@@ -19,9 +19,9 @@ pub(super) fn environment<'s>(date: Date) -> Result<Environment<'s>, Error> {
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     environment.set_unknown_method_callback(method);
     environment.set_formatter(|out, _, value| out.write_str(&python::string(value)?).map_err(Error::from));
-    environment.add_function("raise_exception", |text: String| -> Result<String, Error> { Err(invalid(text)) });
+    environment.add_function("raise_exception", |text: String| -> Result<String, Error> { Err(python::invalid(text)) });
     environment.add_function("strftime_now", move |format: &str| {
-        date.format(format).ok_or_else(|| invalid(format!("strftime_now does not know the format {format:?}")))
+        date.format(format).ok_or_else(|| python::invalid(format!("strftime_now does not know the format {format:?}")))
     });
     filters::add(&mut environment);
     environment.add_filter(ANSWER_MARKS, |text: String| format!("{}{text}{}", MARKS[0], MARKS[1]));
@@ -30,10 +30,3 @@ pub(super) fn environment<'s>(date: Date) -> Result<Environment<'s>, Error> {
 
 /// The filter that puts marks around an answer.
 pub(super) const ANSWER_MARKS: &str = "answer_marks";
-
-/// The filter that stands for Python's `%` on a string.
-pub(super) const PERCENT: &str = "percent_format";
-
-pub(super) fn invalid(text: impl Into<String>) -> Error {
-    Error::new(ErrorKind::InvalidOperation, text.into())
-}

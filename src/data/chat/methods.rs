@@ -1,7 +1,7 @@
 //! Python's methods of strings.
 
 use super::MAX_OUTPUT;
-use super::jinja::invalid;
+use super::python::invalid;
 use minijinja::{Error, State, Value};
 use minijinja_contrib::pycompat::unknown_method_callback;
 

@@ -4,11 +4,18 @@ use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
 use serde_json::Value as JsonValue;
 
+/// The filter that stands for Python's `%` on a string.
+pub(super) const PERCENT: &str = "percent_format";
+
 /// Lists within lists, at most.
 const MAX_DEPTH: usize = 64;
 
 /// Values within a value that is written, at most.
 const MAX_VALUES: usize = 1 << 16;
+
+pub(super) fn invalid(text: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidOperation, text.into())
+}
 
 /// `value` as templates see it.
 pub(super) fn from_json(value: &JsonValue) -> Value {

@@ -1,6 +1,7 @@
 //! What a template's source says otherwise than minijinja: `{% generation %}` blocks, and Python's `%` behind a string.
 
-use super::jinja::{ANSWER_MARKS, PERCENT};
+use super::jinja::ANSWER_MARKS;
+use super::python::PERCENT;
 
 /// Operators that are translated, at most: each is looked for the end of its operand.
 const MAX_OPERATORS: usize = 256;

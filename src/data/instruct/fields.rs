@@ -1,6 +1,6 @@
 //! The fields of one record or turn, by what they stand for.
 
-use super::records::{Conversation, Problem};
+use super::conversation::{Conversation, Problem};
 use crate::config::Meaning;
 use crate::config::Meaning::{
     Completion, Content, History, Ignore, Input, Instruction, Mask, Messages, Output, Prompt,

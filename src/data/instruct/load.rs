@@ -1,7 +1,8 @@
 //! From files to conversations: every record is one, or is counted with what is wrong with it.
 
+use super::conversation::{Conversation, Format, Problem};
 use super::mask::{Encoder, Example};
-use super::records::{Conversation, Format, Problem, RecordReader};
+use super::records::RecordReader;
 use crate::data::prepare::{expand, left_out};
 use crate::data::table;
 use crate::runtime::error::{failure_in, note};

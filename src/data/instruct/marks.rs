@@ -1,7 +1,7 @@
 //! Marks in the data that say which answers are not to be learned: OpenAI's `weight`, `train`, `loss`, `mask` and their like.
 
+use super::conversation::Problem;
 use super::fields::set;
-use super::records::Problem;
 use crate::config::Meaning;
 use serde_json::Value;
 

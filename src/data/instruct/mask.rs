@@ -3,7 +3,7 @@
 //! The text is written as a whole and encoded as a whole, as it will be met later; a token is trained if any byte of it belongs to an
 //! answer. The token that ends an answer is part of it: a model that never saw it trained does not stop.
 
-use super::records::Conversation;
+use super::conversation::Conversation;
 use crate::data::chat::{ChatTemplate, Message, Texts, TrainOn, Turn};
 use crate::data::tokenizer::Tokenizer;
 use anyhow::{Context, Result, bail};

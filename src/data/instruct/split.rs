@@ -1,7 +1,7 @@
 //! Which conversations are held out.
 
+use super::conversation::Conversation;
 use super::load::Found;
-use super::records::Conversation;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
@@ -71,7 +71,7 @@ fn divide(found: Vec<Found>, is_held_out: &[bool], said: Option<String>) -> Spli
 
 #[cfg(test)]
 mod tests {
-    use super::super::records::Format;
+    use super::super::conversation::Format;
     use super::*;
 
     fn found(prompts: impl Iterator<Item = String>) -> Vec<Found> {

@@ -1,7 +1,8 @@
 //! Ids and masks against transformers, which has rendered and encoded the same conversations.
 
+use super::conversation::Conversation;
 use super::mask::{Encoded, Encoder, Example};
-use super::records::{Conversation, RecordReader};
+use super::records::RecordReader;
 use super::template::choose;
 use crate::config::SftConfig;
 use crate::data::chat::{ChatTemplate, Message, TrainOn};
