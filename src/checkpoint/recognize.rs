@@ -26,7 +26,16 @@ const ENOUGH_MARKS: usize = 2;
 /// # Errors
 /// Those of reading the two files.
 pub fn is_checkpoint(dir: &Path) -> Result<bool> {
-    Ok(is_ours(&dir.join(names::MANIFEST), MANIFEST_MARKS)? || is_ours(&dir.join(names::TRAINER), TRAINER_MARKS)?)
+    let files = [(dir.join(names::MANIFEST), MANIFEST_MARKS), (dir.join(names::TRAINER), TRAINER_MARKS)];
+    // Links lead out of the directory, as they do in the Hub's cache: they are opened only where no file of its own decides.
+    for links in [false, true] {
+        for (path, marks) in &files {
+            if path.is_symlink() == links && is_ours(path, *marks)? {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 fn is_ours(path: &Path, marks: [&str; 4]) -> Result<bool> {

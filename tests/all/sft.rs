@@ -187,7 +187,7 @@ fn adapters_are_a_model_for_every_command_and_merge_into_one() {
     assert!(std::fs::read_to_string(&newest).unwrap().contains(arg(&base)));
     let away = bench.path("away");
     std::fs::rename(&base, &away).unwrap();
-    assert!(fails(&["sample", "--ckpt", arg(&tuned), "--prompt", "a"], 74).contains("base_model_name_or_path"));
+    assert!(fails(&["sample", "--ckpt", arg(&tuned), "--prompt", "a"], 74).contains("--base DIR"));
     ok(&[
         "pretrain",
         "--config",
