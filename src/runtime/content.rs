@@ -155,7 +155,7 @@ impl Kind {
             Self::Gguf => "a GGUF model",
             Self::Pickle => "a Python pickle",
             Self::Pdf => "a PDF document",
-            Self::LfsPointer => "a Git LFS pointer, not the file itself",
+            Self::LfsPointer => "a Git LFS pointer",
             Self::Html => "an HTML page",
             Self::Xml => "an XML document",
             Self::Utf16 => "text in UTF-16, not in UTF-8",
@@ -173,7 +173,7 @@ impl Kind {
         if self == wanted || matches!(self, Self::Empty | Self::Json | Self::Text | Self::Binary) {
             return Ok(());
         }
-        let message = format!("{}: is {}, not {}", path.display(), self.describe(), wanted.describe());
+        let message = format!("{} is {}, not {}", path.display(), self.describe(), wanted.describe());
         Err(fail(Exit::Data, message).hint(self.advice(path)))
     }
 

@@ -203,7 +203,8 @@ fn adapters_are_a_model_for_every_command_and_merge_into_one() {
         "--quiet",
     ]);
     std::fs::rename(bench.path("other/checkpoints/step-00000002"), &base).unwrap();
-    let text = fails(&["resume", "--ckpt", arg(&tuned), "--set", "train.steps=8"], 65);
+    let longer = ["--set", "train.steps=8", "--set", "schedule.decay_steps=8"];
+    let text = fails(&[&["resume", "--ckpt", arg(&tuned)], &longer[..]].concat(), 65);
     assert!(text.contains("not those that the adapters were trained with"), "{text}");
 }
 

@@ -128,7 +128,7 @@ pub fn holds_records(path: &Path) -> Result<bool> {
 
 /// Refuses a file whose kind is not read.
 fn refusal(path: &Path, kind: Kind) -> anyhow::Error {
-    let message = format!("{}: is {}; this kind of file is not read", path.display(), kind.describe());
+    let message = format!("{} is {}; this kind of file is not read", path.display(), kind.describe());
     let hint = match kind {
         Kind::Text => format!("give {KNOWN}; if the file is one document, rename it to end in .txt"),
         Kind::Binary => format!("give {KNOWN}"),
