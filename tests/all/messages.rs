@@ -50,6 +50,7 @@ fn make_files(dir: &Path) {
     text("prompts.jsonl", "{\"prompt\": \"a\"}\n{\"text\": \"b\"}\n");
     text("sft.toml", "[train]\nsequence_length = 32\nmicro_batch_size = 1\ntokens_per_step = 32\nsteps = 1\n");
     text("conversation.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}\n");
+    text("speaker.jsonl", "{\"conversation\": [{\"speaker\": \"A\", \"text\": \"hi\"}]}\n");
     text("role.jsonl", "{\"messages\": [{\"role\": \"narrator\", \"content\": \"a\"}]}\n");
     text("body.jsonl", "{\"body\": \"a cat\", \"id\": 1}\n");
     text("page.jsonl", "<!DOCTYPE html><html><body>Please log in</body></html>\n");

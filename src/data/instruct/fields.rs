@@ -147,16 +147,21 @@ impl<'a> Fields<'a> {
         let missing = [(Instruction, Output, "output"), (Input, Output, "output"), (Prompt, Completion, "completion")];
         for (given, wanted, name) in missing {
             if let (true, false) = (self.has(given), self.has(wanted)) {
-                return Problem::hint(
-                    format!("no field {name:?}"),
-                    format!("name the field that is meant, of {}: --set sft.fields.NAME={name}", self.names()),
-                );
+                return self.missing(&format!("{name:?}"), name);
             }
         }
         Problem::hint(
             format!("no shape that is known; the fields are {}", self.names()),
             "say what they stand for, as in --set sft.fields.NAME=instruction --set sft.fields.OTHER=output; \
              `llama-lite sft --help` lists the shapes",
+        )
+    }
+
+    /// The problem of lacking a field that is called `usual` and stands for `meaning`.
+    pub(super) fn missing(&self, usual: &str, meaning: &str) -> Problem {
+        Problem::hint(
+            format!("no field {usual}"),
+            format!("name the field that is meant, of {}: --set sft.fields.NAME={meaning}", self.names()),
         )
     }
 

@@ -181,7 +181,8 @@ impl RecordReader {
         let fields = Fields::of(item.as_object().ok_or("not an object")?, &self.fields);
         fields.refuse_unsupported()?;
         let mut used = Vec::new();
-        let role = fields.text(Meaning::Role, &mut used)?.ok_or("no field \"role\" or \"from\"")?;
+        let role =
+            fields.text(Meaning::Role, &mut used)?.ok_or_else(|| fields.missing("\"role\" or \"from\"", "role"))?;
         let role = self.role(role)?;
         let mut extra = fields.for_template();
         let content = match fields.one(Meaning::Content)? {
@@ -191,7 +192,7 @@ impl RecordReader {
                 extra.insert("content".into(), Value::Null);
                 String::new()
             }
-            None => return Err("no text in \"content\" or \"value\"".into()),
+            None => return Err(fields.missing("\"content\" or \"value\"", "content")),
         };
         let mut trained = role == "assistant";
         for (name, value, meaning) in fields.marks() {

@@ -27,6 +27,7 @@ const TABLE: &[Row] = &[
     row("verifying what was not prepared", "data verify {dir}/empty", 65, "empty", "data prepare"),
     row("fine-tuning on nothing that can be learned", "sft --config {dir}/sft.toml --ckpt {dir}/run --data {dir}/conversation.jsonl --out {dir}/o6", 65, "conversation", ""),
     row("a role that nobody knows", "sft --config {dir}/sft.toml --ckpt {dir}/run --data {dir}/role.jsonl --out {dir}/o7", 65, "narrator", "sft.roles.narrator"),
+    row("turns whose fields have other names", "sft --config {dir}/sft.toml --ckpt {dir}/run --data {dir}/speaker.jsonl --out {dir}/o14", 65, "\"role\"", "of speaker, text: --set sft.fields.NAME=role"),
     row("records whose text has another name", "data prepare --input {dir}/body.jsonl --tokenizer gpt2 --out {dir}/o8", 65, "body", "--text-field"),
     row("a web page in place of data", "data prepare --input {dir}/page.jsonl --tokenizer gpt2 --out {dir}/o9", 65, "HTML", "download it again"),
     row("a pointer of Git LFS in place of data", "data prepare --input {dir}/pointer.jsonl --tokenizer gpt2 --out {dir}/o10", 65, "LFS", "git lfs pull"),
