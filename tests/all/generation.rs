@@ -96,6 +96,14 @@ impl Terminal {
     }
 }
 
+impl Drop for Terminal {
+    /// A test that fails must not leave its program behind, which would go on writing an answer.
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 fn tuned(dir: &Path, sets: &[&str]) -> std::path::PathBuf {
     let (run, out) = (pretrain(dir, "run", sets), dir.join("tuned"));
     ok(&["export", "--ckpt", arg(&run), "--out", arg(&out)]);
