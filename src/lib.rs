@@ -24,18 +24,24 @@
 //! `ops`; stdout is for data, all else goes to stderr; no iteration over hash maps; results do not depend on the number of
 //! threads. `tests/tidy.rs` holds the code to these.
 
+pub mod chat;
 pub mod checkpoint;
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod corpus;
 pub mod data;
 pub mod eval;
+pub mod hub;
+pub mod inspect;
 pub mod metrics;
 pub mod model;
 pub mod ops;
-pub mod report;
 pub mod runtime;
 pub mod sample;
+pub mod sft;
+pub mod stories;
+pub mod tokenizer;
 pub mod train;
 
 /// Version and commit, as `--version` prints them.

@@ -4,7 +4,7 @@ use super::open::{Opened, TensorSink};
 use super::peft_keys::refuse_other_kinds;
 use super::tensors::TensorFile;
 use crate::config::{LORA_TARGETS, LoraConfig, ModelConfig};
-use crate::data::hub::Settings;
+use crate::hub::Settings;
 use crate::model::lora::{self, A, B, PREFIX};
 use crate::runtime::error::{Exit, Failure, fail};
 use crate::runtime::shell::quoted;

@@ -11,9 +11,9 @@ use super::names;
 use super::open::Opened;
 use super::save::{SHARD_BYTES, Writer, ensure_space};
 use super::tensors::{Spec, data_size};
-use crate::data::tokenizer::portable_config;
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::{self, io_context};
+use crate::tokenizer::portable_config;
 
 /// What belongs to a tokenizer, in any of the forms that Hugging Face uses.
 const TOKENIZER_FILES: [&str; 9] = [

@@ -4,8 +4,8 @@
 //! left out of what the model sees; the system message stays. A message that is too long by itself is refused.
 
 use super::{Loaded, load};
+use crate::chat::{ChatTemplate, EndOfTurn, Message};
 use crate::cli::Sample;
-use crate::data::chat::{ChatTemplate, EndOfTurn, Message};
 use crate::metrics::Console;
 use crate::runtime::error::{Exit, fail, note};
 use crate::runtime::files::write_atomic;

@@ -2,15 +2,15 @@
 
 use super::{harmless, prepare, print};
 use crate::cli::{Data, Inspect, SplitName};
-use crate::data::corpus::named_tokenizer;
-use crate::data::shards::excerpt::{Place, excerpt};
-use crate::data::shards::inspect::inspect;
-use crate::data::shards::manifest::{MANIFEST_FILE, Split};
-use crate::data::shards::verify::{tokenizer_beside, verify};
-use crate::data::tokenizer::Tokenizer;
+use crate::corpus::shards::manifest::{MANIFEST_FILE, Split};
+use crate::corpus::shards::verify::{tokenizer_beside, verify};
+use crate::data::dataset::named_tokenizer;
+use crate::data::excerpt::{Place, excerpt};
+use crate::data::inspect::inspect;
 use crate::metrics::Console;
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::home::expand_home;
+use crate::tokenizer::Tokenizer;
 use anyhow::Result;
 
 pub(super) fn run(command: Data, console: Console) -> Result<()> {

@@ -3,14 +3,14 @@
 use super::{Loaded, load, print};
 use crate::checkpoint;
 use crate::cli::Eval;
-use crate::data::corpus::evaluation_tokens;
-use crate::data::hub::Hub;
-use crate::data::prepare::source::ReadOptions;
-use crate::data::rows::Rows;
+use crate::corpus::source::ReadOptions;
+use crate::data::dataset::evaluation_tokens;
+use crate::data::eval_set::Rows;
 use crate::eval::benchmark::{Extent, Prepared, TaskResult, evaluate};
 use crate::eval::dataset::Library;
 use crate::eval::report::{harness_json, lines, table};
 use crate::eval::{ByteLengths, Score, score, tasks};
+use crate::hub::Hub;
 use crate::metrics::{Console, fixed};
 use crate::runtime::error::{Exit, fail, note};
 use crate::runtime::files::write_atomic;

@@ -2,9 +2,9 @@
 
 use crate::checkpoint::{self, Opened};
 use crate::cli::{Dtype, Export};
-use crate::data::tokenizer::Tokenizer;
 use crate::metrics::Console;
 use crate::runtime::error::{Exit, fail, note};
+use crate::tokenizer::Tokenizer;
 use anyhow::Result;
 
 pub(super) fn run(args: &Export, console: Console) -> Result<()> {

@@ -2,12 +2,12 @@
 
 use super::{Loaded, load, print};
 use crate::cli::Sample;
-use crate::data::tokenizer::Tokenizer;
 use crate::metrics::Console;
 use crate::runtime::error::{Exit, fail, note};
 use crate::runtime::files::read_bounded;
 use crate::sample::sampler::{Sampler, SamplerConfig};
 use crate::sample::{Generated, Limits, TOGETHER, encode_prompt, generate};
+use crate::tokenizer::Tokenizer;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use std::io::{IsTerminal, Read, Write};

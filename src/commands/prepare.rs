@@ -1,16 +1,16 @@
 //! `data prepare`: inputs on this machine and on the Hub, a tokenizer, and a progress bar around the job.
 
 use crate::cli::{EotPlace, Prepare};
-use crate::data::corpus::{named_tokenizer, separator};
-use crate::data::hub::{Hub, HubName, RemoteFile};
-use crate::data::prepare::source::ReadOptions;
-use crate::data::prepare::{Encode, Input, Inputs, PrepareOptions, Progress, Summary, left_out, prepare};
-use crate::data::shards::manifest::{Eot, Val};
-use crate::data::tokenizer::Tokenizer;
+use crate::corpus::shards::manifest::{Eot, Val};
+use crate::corpus::source::ReadOptions;
+use crate::corpus::{Encode, Input, Inputs, PrepareOptions, Progress, Summary, left_out, prepare};
+use crate::data::dataset::{named_tokenizer, separator};
+use crate::hub::{Hub, HubName, RemoteFile};
 use crate::metrics::{self, Console};
 use crate::runtime::error::{Exit, fail, note};
 use crate::runtime::home::expand_home;
 use crate::runtime::thread::spawn;
+use crate::tokenizer::Tokenizer;
 use anyhow::Result;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};

@@ -2,8 +2,8 @@
 
 use super::print;
 use crate::cli::Report;
+use crate::inspect::report::{collect, page, text};
 use crate::metrics::Console;
-use crate::report::{collect, page, text};
 use crate::runtime::error::note;
 use crate::runtime::files::write_atomic;
 use anyhow::Result;

@@ -2,10 +2,10 @@
 
 use super::print;
 use crate::cli::Sft;
-use crate::data::hub::{Hub, HubName};
+use crate::hub::{Hub, HubName};
 use crate::metrics::Console;
 use crate::runtime::error::note;
-use crate::train::tune::{Request, Tune};
+use crate::train::sft::{Request, Tune};
 use anyhow::Result;
 use std::io::IsTerminal;
 

@@ -2,8 +2,8 @@
 
 use super::{harmless, print};
 use crate::cli::Why;
+use crate::inspect::why::why_beside;
 use crate::metrics::{Console, fixed};
-use crate::train::why::why_beside;
 use anyhow::Result;
 
 /// Characters of a sequence that are shown.

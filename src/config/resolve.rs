@@ -3,7 +3,7 @@
 //! Every rule names the keys it speaks of and is skipped when one of them has no usable value, so that one mistake is
 //! one message.
 
-mod tune;
+mod sft;
 
 use super::field::{Reader, Visitor};
 use super::nearest::{nearest, nearest_key};
@@ -20,13 +20,13 @@ pub(super) fn resolve(mut entries: Entries, mut problems: Problems) -> Result<Co
     let mut config = Config::visit(&mut Reader { entries: &entries, problems: &mut problems });
     let mut rules = Rules { entries: &entries, problems: &mut problems };
     rules.derive(&mut config);
-    tune::derive(&mut rules, &mut config);
+    sft::derive(&mut rules, &mut config);
     rules.model(&config);
     rules.data(&config);
     rules.train(&config);
     rules.schedule(&config);
     rules.services(&config);
-    tune::rules(&mut rules, &config);
+    sft::rules(&mut rules, &config);
     problems.failure().map_or(Ok(config), Err)
 }
 

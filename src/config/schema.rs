@@ -49,9 +49,9 @@ macro_rules! section {
     };
 }
 
-mod tune;
+mod sft;
 
-pub use tune::{LoraConfig, SftConfig, TARGETS};
+pub use sft::{LoraConfig, SftConfig, TARGETS};
 
 /// A whole configuration, complete and checked.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -1,7 +1,7 @@
 //! The sequences of a step as a model is fed with them.
 
 use super::boundary::Boundary;
-use super::rows::IGNORE;
+use crate::data::eval_set::IGNORE;
 
 /// Rows of inputs and targets, row by row.
 #[derive(Clone, Debug, PartialEq, Eq)]

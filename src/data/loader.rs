@@ -4,9 +4,9 @@
 use super::Tokens;
 use super::batch::Batch;
 use super::boundary::Boundary;
-use super::instruct::PackedRows;
 use super::mixture::Mixture;
 use super::order::Order;
+use crate::data::packed_rows::PackedRows;
 use anyhow::Result;
 use std::sync::Arc;
 
@@ -264,7 +264,7 @@ mod tests {
 
     #[test]
     fn conversations_are_shuffled_unless_it_is_forbidden() {
-        let example = |id: u32| super::super::instruct::Example {
+        let example = |id: u32| crate::data::packed_rows::Example {
             ids: vec![id; 5],
             trained: vec![true; 5],
             ends: vec![],

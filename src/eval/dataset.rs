@@ -1,8 +1,9 @@
 //! The rows of a task's splits: from a data directory, from a mirror of the Hub's layout in one, or from the Hub.
 
 use super::tasks::Task;
-use crate::data::hub::{Hub, HubName};
-use crate::data::table::{self, Row};
+use crate::corpus::table;
+use crate::corpus::table::Row;
+use crate::hub::{Hub, HubName};
 use crate::runtime::error::{Exit, fail};
 use anyhow::Result;
 use serde_json::Value;

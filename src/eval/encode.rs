@@ -2,8 +2,8 @@
 
 use super::engine::Request;
 use super::python::rstrip;
-use crate::data::tokenizer::Tokenizer;
 use crate::runtime::error::{Exit, fail};
+use crate::tokenizer::Tokenizer;
 use anyhow::Result;
 
 /// Encodes requests for one model.

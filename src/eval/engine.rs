@@ -2,8 +2,8 @@
 //! positions that are asked about.
 
 use crate::model::Llama;
-use crate::model::forest::Wanted;
-use crate::ops::forest::Forest;
+use crate::model::prefix_tree::Wanted;
+use crate::ops::prefix_tree::Forest;
 use anyhow::Result;
 
 /// Tokens computed at a time: enough for full speed, few enough for small memories.

@@ -15,10 +15,10 @@ use crate::ops::attention::{Heads, attention, attention_backward, attention_cach
 use crate::ops::linear::{linear, linear_backward, linear_backward_input};
 use crate::ops::lora::{Adapter, lora, lora_backward};
 use crate::ops::noise::Dropout;
+use crate::ops::positions::Places;
 use crate::ops::precision::Precision;
 use crate::ops::rms_norm::{Normed, add_rms_norm, rms_norm_backward, rms_norm_recompute};
 use crate::ops::rope::{Rope, rope, rope_backward};
-use crate::ops::segments::Places;
 use crate::ops::swiglu::{swiglu, swiglu_backward};
 use candle_core::{Result, Tensor};
 

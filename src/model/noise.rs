@@ -4,7 +4,7 @@
 //! micro-batch nor the number of threads changes it.
 
 use crate::ops::noise::{Dropout, add_noise, draw};
-use crate::ops::segments::Places;
+use crate::ops::positions::Places;
 use candle_core::{Result, Tensor};
 
 /// The noise of one micro-batch.

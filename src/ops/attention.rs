@@ -23,7 +23,7 @@ mod tree;
 use super::cpu::{self, SharedMut};
 use super::on_gpu;
 use super::precision::Precision;
-use super::segments::Segments;
+use crate::ops::positions::Segments;
 use backward::backward_kv_head;
 use candle_core::{D, Result, Tensor, bail};
 use forward::{FEW, KeysAndValues, few_queries, forward_head, head_max_logit};

@@ -4,8 +4,8 @@
 //! `x'ᵢ = xᵢ cos θᵢ - xᵢ₊d/₂ sin θᵢ`, `x'ᵢ₊d/₂ = xᵢ₊d/₂ cos θᵢ + xᵢ sin θᵢ`. A rotation's backward is the rotation by `-θ`.
 //! Packed rows are (h query heads ‖ k key heads ‖ k value heads), each d wide; the value heads stay as they are.
 
-use super::segments::Places;
 use super::{cpu, on_gpu};
+use crate::ops::positions::Places;
 use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -7,8 +7,8 @@ use super::attention::Heads;
 use super::noise::Dropout;
 use super::precision::Precision::F32;
 use super::rope::Rope;
-use super::segments::{Places, Segments};
 use super::{adamw, attention, cross_entropy, embedding, linear, lora, rms_norm, rope, swiglu};
+use crate::ops::positions::{Places, Segments};
 use candle_core::{DType, Device, Result, Tensor, Var};
 
 /// Largest accepted difference, relative to the largest element of the oracle (f32, sums of up to a few thousand terms).

@@ -1,11 +1,11 @@
 //! The configuration with which a run goes on: that of its checkpoint, with what is changed on purpose. It is final before any state
 //! is made of it.
 
-use super::begin::make_paths_absolute;
 use super::reset::{Piece, reset_config};
 use super::state::Saved;
 use crate::config::{Change, Config};
 use crate::runtime::error::{Exit, fail};
+use crate::train::setup::make_paths_absolute;
 use anyhow::Result;
 use std::collections::BTreeSet;
 
@@ -74,7 +74,7 @@ fn changed(stored: &Config, sets: &[String]) -> Result<Config> {
 }
 
 /// The configuration that a checkpoint was made with.
-pub(super) fn config_of(saved: &Saved) -> Result<Config> {
+pub(crate) fn config_of(saved: &Saved) -> Result<Config> {
     let mut config = Config::from_toml_str(&saved.config, "the checkpoint's config")?;
     saved.schedule.complete(&mut config.schedule);
     Ok(config)

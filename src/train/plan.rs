@@ -1,15 +1,11 @@
 //! `plan`: what a run will take, before it is begun; and, with a probe, measured on a few of its steps.
 
-use super::begin::{benchmarks, check_machine, fresh_parts};
 use super::footprint::{Footprint, checkpoint_bytes, recompute_within};
-use super::moved::median;
-use super::resume::make_loader;
 use super::schedule::Schedule;
 use super::step::step;
 use crate::config::Config;
-use crate::data::corpus::Corpus;
+use crate::data::dataset::Corpus;
 use crate::data::loader::Loader;
-use crate::data::tokenizer::Tokenizer;
 use crate::eval::benchmark::evaluate;
 use crate::eval::{ByteLengths, score};
 use crate::metrics::Console;
@@ -18,6 +14,10 @@ use crate::model::Recompute;
 use crate::runtime::memory;
 use crate::sample::sampler::{Sampler, SamplerConfig};
 use crate::sample::{Limits, encode_prompt, generate};
+use crate::tokenizer::Tokenizer;
+use crate::train::hardware_change::median;
+use crate::train::run_data::RunData;
+use crate::train::setup::{benchmarks, check_machine, fresh_parts};
 use anyhow::Result;
 use std::time::{Duration, Instant};
 
@@ -65,8 +65,8 @@ pub fn passes(config: &Config) -> Result<Option<Vec<(String, f64)>>> {
     if !Corpus::of_shards(config)? {
         return Ok(None);
     }
-    let corpus = Corpus::open(config, None)?;
-    Ok(Some(passes_of(config, &make_loader(config, &corpus)?)))
+    let data = RunData::open(config, None)?;
+    Ok(Some(passes_of(config, &data.dataset.loader(config)?)))
 }
 
 fn passes_of(config: &Config, loader: &Loader) -> Vec<(String, f64)> {
@@ -191,8 +191,8 @@ pub fn probe(config: Config, console: Console) -> Result<(Config, Probe)> {
         seconds.push(begun.elapsed().as_secs_f64());
     }
     let begun = Instant::now();
-    let lengths = ByteLengths::new(&parts.corpus.tokenizer);
-    let validation = parts.corpus.val.as_ref().map(|rows| {
+    let lengths = ByteLengths::new(&parts.data.dataset.tokenizer);
+    let validation = parts.data.dataset.val.as_ref().map(|rows| {
         score(&parts.state.model, rows, &lengths, config.train.micro_batch_size, |_| Ok(()))
             .map(|_| begun.elapsed().as_secs_f64())
     });
@@ -200,8 +200,8 @@ pub fn probe(config: Config, console: Console) -> Result<(Config, Probe)> {
     let probe = Probe {
         step_seconds: median(seconds.split_off(1)),
         validation_seconds: validation.transpose()?,
-        sample_seconds: sample_seconds(&config, &parts.state.model, &parts.corpus.tokenizer)?,
-        task_seconds: task_seconds(&config, &parts.state.model, &parts.corpus.tokenizer)?,
+        sample_seconds: sample_seconds(&config, &parts.state.model, &parts.data.dataset.tokenizer)?,
+        task_seconds: task_seconds(&config, &parts.state.model, &parts.data.dataset.tokenizer)?,
         peak,
         passes: passes_of(&config, &parts.loader),
     };

@@ -1,10 +1,6 @@
 //! How a run goes on: from its newest good checkpoint, from one that was named, or, if it never saved, from its beginning.
 
-use super::begin::{Begin, benchmarks, check_disk, check_machine, fresh_parts, say};
 use super::continuation::{Changes, Continuation, alters_numbers};
-use super::moved::Moved;
-use super::numerics::rounding_of_loss;
-use super::poison;
 use super::requests::{RESUME_ME, Requests};
 use super::reset::reset_state;
 use super::run::{Parts, Place, report_altered_logs};
@@ -12,15 +8,18 @@ use super::schedule::standstill;
 use super::state::{Saved, State};
 use crate::checkpoint::{self, Opened, Valid};
 use crate::config::Config;
-use crate::data::corpus::Corpus;
-use crate::data::loader::{Loader, Plan};
-use crate::data::tokenizer::Tokenizer;
 use crate::metrics::{Console, Events, read_events};
 use crate::ops::device;
 use crate::runtime::error::{Exit, Failure, fail};
 use crate::runtime::files::{lock, read_bounded, write_atomic};
 use crate::runtime::home::expand_home;
 use crate::runtime::shell::quoted;
+use crate::tokenizer::Tokenizer;
+use crate::train::arithmetic_fingerprint::rounding_of_loss;
+use crate::train::crash_loop;
+use crate::train::hardware_change::Moved;
+use crate::train::run_data::RunData;
+use crate::train::setup::{Begin, benchmarks, check_disk, check_machine, fresh_parts, say};
 use anyhow::{Context, Result};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -97,20 +96,20 @@ fn go_on(begin: Begin, source: &Opened, wanted: &Changes) -> Result<()> {
     let text = config.to_checked_toml()?;
     check_machine(&config)?;
     check_disk(&config, &begin.run_dir)?;
-    let (corpus, fingerprint) = open_corpus(&config, source, begin.console)?;
+    let (data, fingerprint) = open_data(&config, source, begin.console)?;
     if fingerprint != saved.data_fingerprint && !config.data.accept_change {
         return Err(fail(Exit::Data, "the training or validation data are not those the run began with")
             .hint("restore them, or go on with the new ones: --set data.accept_change=true")
             .into());
     }
-    let mut state = poison::counted(&source.dir, || State::resumed(&config, source, &saved))?;
+    let mut state = crash_loop::counted(&source.dir, || State::resumed(&config, source, &saved))?;
     if changes.iter().any(alters_numbers) {
         state.guard.forgive(); // whoever changes something wants it tried
     }
     reset_state(&mut state, &wanted.pieces)?;
     let skipped = (wanted.skip > 0).then(|| state.skip(wanted.skip));
-    let loader = make_loader(&config, &corpus)?;
-    let benchmarks = benchmarks(&config, &corpus.tokenizer)?;
+    let loader = data.dataset.loader(&config)?;
+    let benchmarks = benchmarks(&config, &data.dataset.tokenizer)?;
     let attempt = saved.attempt.max(last_start(&begin.run_dir)?.attempt).saturating_add(1);
     let step = state.counters.step;
     checkpoint::supersede(&begin.run_dir, step, attempt)?;
@@ -146,7 +145,7 @@ fn go_on(begin: Begin, source: &Opened, wanted: &Changes) -> Result<()> {
         repeats: !wanted.alter_state() && !changes.iter().any(alters_numbers),
         moved,
     };
-    begin.run(Parts { config, corpus, loader, state, fingerprint, benchmarks }, place, events, Some(step))
+    begin.run(Parts { config, data, loader, state, fingerprint, benchmarks }, place, events, Some(step))
 }
 
 /// A run that was stopped before its first checkpoint: from its beginning again, with the weights it began with.
@@ -178,27 +177,11 @@ fn restart(begin: Begin, sets: &[String]) -> Result<()> {
 }
 
 /// The run's data with the tokenizer of its checkpoint, and their fingerprint.
-pub(super) fn open_corpus(config: &Config, source: &Opened, console: Console) -> Result<(Corpus, String)> {
+pub(crate) fn open_data(config: &Config, source: &Opened, console: Console) -> Result<(RunData, String)> {
     say(console, "preparing the data ...");
-    let corpus = Corpus::open(config, Some(Tokenizer::from_dir(&source.dir)?))?;
-    let fingerprint = corpus.fingerprint()?;
-    Ok((corpus, fingerprint))
-}
-
-/// The order of a run's sequences.
-pub(super) fn make_loader(config: &Config, corpus: &Corpus) -> Result<Loader> {
-    let data = &config.data;
-    if let Some(tuning) = &corpus.tuning {
-        return Loader::of_examples(tuning.train.clone(), data.seed, data.shuffle);
-    }
-    let plan = Plan {
-        sequence_length: config.train.sequence_length,
-        seed: data.seed,
-        shuffle: data.shuffle,
-        weights: data.weights.clone(),
-        boundary: corpus.boundary.filter(|_| data.document_mask),
-    };
-    Loader::new(corpus.train.clone(), &plan)
+    let data = RunData::open(config, Some(Tokenizer::from_dir(&source.dir)?))?;
+    let fingerprint = data.dataset.fingerprint()?;
+    Ok((data, fingerprint))
 }
 
 /// The run directory of `ckpt`, and the checkpoint if it names one.
@@ -261,7 +244,7 @@ fn newest(run_dir: &Path, console: Console) -> Result<Option<Valid>> {
         Events::open(run_dir)?.append("quarantine", json!({"as": dir.display().to_string(), "reason": reason}))?;
     }
     let Some(valid) = found.newest else { return Ok(None) };
-    if let Some(dir) = poison::set_aside(&valid)? {
+    if let Some(dir) = crash_loop::set_aside(&valid)? {
         let reason = "loading it has panicked twice";
         say(console, &format!("warning: checkpoint set aside as {}: {reason}", dir.display()));
         Events::open(run_dir)?.append("quarantine", json!({"as": dir.display().to_string(), "reason": reason}))?;

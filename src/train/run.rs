@@ -11,16 +11,14 @@
 //! | `run/introduce.rs` | what is said before the first step |
 
 mod displaced;
-mod interludes;
-mod introduce;
-mod judge;
 mod logs;
+mod periodic;
+mod recovery;
 mod saving;
-mod trouble;
+mod sft_eval;
+mod summary;
 
 use super::indicators::layers;
-use super::moved::{Moved, Pace};
-use super::oracle::Oracle;
 use super::plan::peak_of;
 use super::requests::Requests;
 use super::saver::Saver;
@@ -28,7 +26,6 @@ use super::state::State;
 use super::step::{is_out_of_memory, step};
 use super::watchdog::Watchdog;
 use crate::config::Config;
-use crate::data::corpus::Corpus;
 use crate::data::loader::Loader;
 use crate::data::prefetch::Prefetch;
 use crate::eval::ByteLengths;
@@ -37,6 +34,9 @@ use crate::metrics::{Console, Progress, Record, SampleRecord, Times, Train};
 use crate::ops::device;
 use crate::runtime::files::Lock;
 use crate::runtime::thread;
+use crate::train::hardware_change::{Moved, Pace};
+use crate::train::replay::Oracle;
+use crate::train::run_data::RunData;
 use anyhow::Result;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -49,8 +49,7 @@ pub use logs::{Logs, report_altered_logs};
 pub struct Parts {
     /// Its resolved configuration.
     pub config: Config,
-    /// Its data.
-    pub corpus: Corpus,
+    pub data: RunData,
     /// The order of its training sequences.
     pub loader: Loader,
     /// Where it stands.
@@ -82,11 +81,11 @@ pub struct Run {
     lock: Lock,
     /// When it was last seen that directory, lock and logs are still there.
     seen_in_place: Instant,
-    corpus: Corpus,
+    data: RunData,
     lengths: ByteLengths,
     fingerprint: String,
     benchmarks: Vec<Prepared>,
-    data: Prefetch,
+    prefetch: Prefetch,
     state: State,
     logs: Logs,
     oracle: Oracle,
@@ -124,17 +123,17 @@ impl Run {
         requests: Requests,
         console: Console,
     ) -> Result<Self> {
-        let Parts { config, corpus, loader, state, fingerprint, benchmarks } = parts;
+        let Parts { config, data, loader, state, fingerprint, benchmarks } = parts;
         let step = state.counters.step;
         let oracle = Oracle::new(logs.metrics.cut.kept_in.as_deref().filter(|_| place.repeats));
         Ok(Self {
             progress: Progress::new(console, step, config.train.steps, config.log.every),
-            lengths: ByteLengths::new(&corpus.tokenizer),
+            lengths: ByteLengths::new(&data.dataset.tokenizer),
             saved_step: place.saved.then_some(step),
-            curve: interludes::validation_curve(&place.dir)?,
+            curve: periodic::validation_curve(&place.dir)?,
             watchdog: Watchdog::start(&place.dir, Duration::from_secs(config.guard.hang_seconds))?,
             saver: Saver::new()?,
-            data: Prefetch::new(loader)?,
+            prefetch: Prefetch::new(loader)?,
             pace: place.moved.is_some().then(|| Pace::before(&place.dir, step)).transpose()?.flatten(),
             flops_per_token: config.model.flops_per_token(config.train.sequence_length) as f64,
             peak: device::describe().and_then(|(name, _)| peak_of(&name)),
@@ -144,7 +143,7 @@ impl Run {
             place,
             lock,
             seen_in_place: Instant::now(),
-            corpus,
+            data,
             fingerprint,
             benchmarks,
             state,
@@ -191,7 +190,7 @@ impl Run {
         let begun = Instant::now();
         let count = self.config.train.sequences_per_step();
         self.watchdog.begins(format!("waiting for the data of step {}", self.state.counters.step + 1));
-        let batch = self.data.batch(self.state.counters.next_sequence, count)?;
+        let batch = self.prefetch.batch(self.state.counters.next_sequence, count)?;
         let data_seconds = begun.elapsed().as_secs_f64();
         self.watchdog.begins(format!("step {}", self.state.counters.step + 1));
         let report = loop {

@@ -3,8 +3,8 @@
 use super::state::{Saved, State};
 use crate::checkpoint::{Contents, TensorRef};
 use crate::config::{LoraConfig, ModelConfig};
-use crate::data::tokenizer::Tokenizer;
 use crate::model::params::{Layout, Spec};
+use crate::tokenizer::Tokenizer;
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;

@@ -5,13 +5,13 @@
 
 use super::continuation::config_of;
 use super::identity;
-use super::moved::Moved;
-use super::oracle::{Mismatch, train_mismatch};
-use super::resume::{locate, make_loader, open_corpus};
+use super::resume::{locate, open_data};
 use super::state::{Saved, State};
 use super::step::step;
 use crate::checkpoint::{self, Opened};
 use crate::metrics::{AlteredLog, Console, Record, Train, altered_logs, read, read_events};
+use crate::train::hardware_change::Moved;
+use crate::train::replay::{Mismatch, train_mismatch};
 use anyhow::Result;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -148,11 +148,11 @@ fn replay(
     console: Console,
 ) -> Result<Outcome> {
     let config = config_of(saved)?;
-    let (corpus, fingerprint) = open_corpus(&config, source, console)?;
+    let (data, fingerprint) = open_data(&config, source, console)?;
     if fingerprint != saved.data_fingerprint {
         return Ok(Outcome::Unverified("the training or validation data are not those of the run".into()));
     }
-    let loader = make_loader(&config, &corpus)?;
+    let loader = data.dataset.loader(&config)?;
     let mut state = State::resumed(&config, source, saved)?;
     let count = config.train.sequences_per_step();
     let mut compared = 0;

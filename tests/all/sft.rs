@@ -3,11 +3,11 @@
 use crate::support::{TINY, arg, fails, ok, records, run, stderr, stdout};
 use candle_core::{Device, Tensor};
 use llama_lite::config::{Config, LORA_TARGETS, LoraConfig};
-use llama_lite::data::instruct::{Example, PackedRows};
 use llama_lite::model::params::Layout;
 use llama_lite::model::{Feed, Llama, init, lora};
-use llama_lite::ops::segments::Segments;
+use llama_lite::ops::positions::Segments;
 use llama_lite::ops::selftest::difference;
+use llama_lite::data::packed_rows::{Example, PackedRows};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 

@@ -17,10 +17,10 @@ use llama_lite::ops::attention::{Heads, attention, attention_backward};
 use llama_lite::ops::cross_entropy::cross_entropy_and_backward;
 use llama_lite::ops::embedding::{embedding, embedding_backward};
 use llama_lite::ops::linear::{linear, linear_backward_input, linear_backward_weight};
+use llama_lite::ops::positions::Places;
 use llama_lite::ops::precision::Precision;
 use llama_lite::ops::rms_norm::{add_rms_norm, rms_norm_backward, rms_norm_recompute};
 use llama_lite::ops::rope::{Rope, rope, rope_backward};
-use llama_lite::ops::segments::Places;
 use llama_lite::ops::swiglu::{swiglu, swiglu_backward};
 use std::time::Instant;
 

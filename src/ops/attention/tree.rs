@@ -4,9 +4,9 @@ use super::Heads;
 use super::forward::{FEW, KeysAndValues, few_queries, forward_head};
 use super::span::Rows;
 use crate::ops::cpu::{self, SharedMut};
-use crate::ops::forest::{Forest, Node};
 use crate::ops::on_gpu;
 use crate::ops::precision::Precision;
+use crate::ops::prefix_tree::{Forest, Node};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 

@@ -4,8 +4,8 @@
 
 use super::gpu::{Arg, Grid, at, at_or_null, empty, int, launch, list, suffix};
 use crate::ops::attention::{GPU_BF16_DIMS, Heads};
-use crate::ops::forest::{Forest, Node};
-use crate::ops::segments::Segments;
+use crate::ops::positions::Segments;
+use crate::ops::prefix_tree::{Forest, Node};
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 const MOST_DIMS: usize = 256;

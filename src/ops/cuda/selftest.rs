@@ -9,9 +9,9 @@ mod update;
 
 use super::*;
 use crate::ops::attention::Heads;
-use crate::ops::forest::Forest;
+use crate::ops::positions::{Places, Segments};
 use crate::ops::precision::Precision;
-use crate::ops::segments::{Places, Segments};
+use crate::ops::prefix_tree::Forest;
 use crate::ops::selftest::difference;
 use crate::ops::{attention as cpu_attention, cross_entropy as cpu_cross_entropy};
 use crate::ops::{embedding as cpu_embedding, linear as cpu_linear, rms_norm as cpu_rms_norm, swiglu as cpu_swiglu};

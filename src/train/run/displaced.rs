@@ -85,7 +85,7 @@ impl Run {
         self.logs.copy_to(dir)?;
         write_atomic(&dir.join("config.toml"), self.config.to_toml().as_bytes())?;
         let (saved, keep, attempt) = (self.saved()?, self.retention(), self.place.attempt);
-        let written = with_contents(&self.state, &saved, &self.corpus.tokenizer, |contents| {
+        let written = with_contents(&self.state, &saved, &self.data.dataset.tokenizer, |contents| {
             write(dir, attempt, &[], keep, contents)
         })?;
         let (step, from) = (self.state.counters.step, self.place.dir.display().to_string());

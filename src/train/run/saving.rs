@@ -44,7 +44,7 @@ impl Run {
             return self.save_now();
         }
         let saved = self.saved()?;
-        let snapshot = Snapshot::take(&self.state, &saved, &self.corpus.tokenizer, self.saver.memory())?;
+        let snapshot = Snapshot::take(&self.state, &saved, &self.data.dataset.tokenizer, self.saver.memory())?;
         self.saver.begin(Job {
             snapshot,
             run_dir: self.place.dir.clone(),
@@ -78,7 +78,7 @@ impl Run {
     pub(super) fn write_live(&mut self) -> Result<PathBuf> {
         let logs = self.logs.syncers()?;
         let (saved, keep) = (self.saved()?, self.retention());
-        with_contents(&self.state, &saved, &self.corpus.tokenizer, |contents| {
+        with_contents(&self.state, &saved, &self.data.dataset.tokenizer, |contents| {
             write(&self.place.dir, self.place.attempt, &logs, keep, contents)
         })
     }
@@ -216,11 +216,12 @@ impl Run {
     pub(super) fn finish(mut self) -> Result<()> {
         let step = self.state.counters.step;
         let source = |d: &Drawn| json!({"name": d.name, "sequences": d.sequences, "passes": d.passes});
-        let drawn: Vec<_> = self.data.loader().drawn(self.state.counters.next_sequence).iter().map(source).collect();
+        let drawn: Vec<_> =
+            self.prefetch.loader().drawn(self.state.counters.next_sequence).iter().map(source).collect();
         self.logs.events.append("finish", json!({"step": step, "sources": drawn}))?;
         self.progress.finish();
         if self.curve.len() > 2 && !self.console.quiet {
-            let floor = self.corpus.floor.map(|f| f.bits_per_byte);
+            let floor = self.data.dataset.floor.map(|f| f.bits_per_byte);
             let title = if self.lengths.known() { "validation loss, bits per byte" } else { "validation loss" };
             note(&ascii_plot(&self.curve, 72, 16, floor, title));
         }

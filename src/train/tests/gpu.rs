@@ -2,14 +2,14 @@
 
 use crate::config::{Config, LORA_TARGETS, LoraConfig, ModelConfig};
 use crate::data::batch::Batch;
-use crate::model::forest::Wanted;
 use crate::model::init::init;
 use crate::model::noise::Noise;
 use crate::model::params::Layout;
+use crate::model::prefix_tree::Wanted;
 use crate::model::{Feed, Llama, lora};
 use crate::ops::cuda::emulated;
-use crate::ops::forest::Forest;
 use crate::ops::precision::Precision;
+use crate::ops::prefix_tree::Forest;
 use crate::train::state::State;
 use crate::train::step::step;
 use candle_core::{Device, Tensor};

@@ -2,7 +2,7 @@
 
 use crate::sft::Bench;
 use crate::support::{TINY, arg, config, fails, ok, program, stderr};
-use llama_lite::data::npy::TokenFile;
+use llama_lite::corpus::npy::TokenFile;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 

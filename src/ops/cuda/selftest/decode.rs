@@ -3,8 +3,8 @@
 use super::{Bench, wide};
 use crate::ops::attention::Heads;
 use crate::ops::cuda::decode::{Input, Kind, Recorder, attend, buffer, embed, product};
+use crate::ops::positions::Places;
 use crate::ops::precision::Precision::F32;
-use crate::ops::segments::Places;
 use crate::ops::{attention, linear, rms_norm, rope, swiglu};
 use candle_core::{DType, Device, Result, Tensor};
 

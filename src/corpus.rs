@@ -1,0 +1,124 @@
+//! `data prepare`: text files into token shards.
+//!
+//! files -> batches of records -> fates -> encode -> shards, and `shards.json` last.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `options.rs` | what to prepare, how, and how far it has come |
+//! | `expand.rs`, `left_out.rs`, `source.rs` | patterns to files, what is passed over, files to records |
+//! | `batches.rs` | reading and fetching ahead, on threads |
+//! | `fates.rs`, `dedup.rs`, `quarantine.rs` | what becomes of each record |
+//! | `split.rs`, `sample.rs` | what goes to validation |
+//! | `job.rs`, `writer.rs`, `digest.rs` | encoding and writing |
+//! | `journal.rs`, `leftovers.rs` | going on after an interruption |
+//!
+//! Memory is bounded by two batches, whatever the corpus. No byte of the output depends on the number of threads, nor
+//! on how often the run was interrupted: it goes on from what its journal counts.
+
+mod batches;
+mod dedup;
+mod digest;
+pub mod expand;
+mod job;
+mod journal;
+pub mod left_out;
+pub mod npy;
+mod options;
+mod outcomes;
+mod output_dir;
+mod quarantine;
+mod sample;
+pub mod shards;
+pub mod source;
+pub mod split;
+pub mod table;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::runtime::error::{Exit, fail};
+use crate::runtime::files;
+
+use job::Job;
+use journal::{Identity, State};
+
+pub use crate::corpus::shards::PREPARE_FILE;
+pub use crate::corpus::shards::manifest::{Eot, Val};
+pub use expand::{Found, Wanted, expand, find};
+pub use options::{Encode, Grain, Input, Inputs, PrepareOptions, Progress, Summary};
+pub use quarantine::QUARANTINE_FILE;
+pub use source::{Document, ReadOptions, documents};
+
+/// Prepares `inputs` into `opts.out`, going on with what an earlier, interrupted run of the same options and inputs has
+/// made there.
+///
+/// # Errors
+/// [`Exit::Config`] for impossible options, or an output directory that is taken or holds what other options have
+/// begun; [`Exit::Data`] if more than 0.1 % of the records are bad or a file ends early (unless `allow_bad`), or if
+/// there is no text; [`Exit::Io`] if reading or writing fails; [`Exit::Busy`] if another process prepares into the same
+/// directory.
+pub fn prepare(
+    opts: &PrepareOptions,
+    inputs: &Inputs,
+    tok: &dyn Encode,
+    progress: &dyn Fn(Progress),
+) -> Result<Summary> {
+    opts.check()?;
+    let (separator, vocab_size) = (tok.separator(), tok.vocab_size());
+    if separator as usize >= vocab_size {
+        let message = format!("the tokenizer's separator {separator} is not among its {vocab_size} ids");
+        return Err(fail(Exit::Internal, message).into());
+    }
+    // Looked at before anything is touched, and again once no other process can interfere.
+    let tokenizer = tok.files()?;
+    output_dir::refuse_taken(&opts.out, &tokenizer)?;
+    files::create_dirs(&opts.out)?;
+    let lock = files::lock(&opts.out.join("prepare.lock"))?;
+    output_dir::refuse_taken(&opts.out, &tokenizer)?;
+
+    let identity = Identity::new(opts, inputs, tok);
+    let (state, note) = unfinished(&opts.out, &identity)?;
+    if state.is_none() {
+        output_dir::remove_unfinished(&opts.out)?;
+    }
+    output_dir::remove_temporary(&opts.out)?;
+    identity.save(&opts.out)?;
+    let state = match state {
+        Some(state) => state,
+        None => State::new(inputs, sample::choose_rule(opts, inputs, tok)?),
+    };
+    let mut job = Job::new(opts, inputs, tok, (progress, &lock), state)?;
+    job.run()?;
+    let mut summary = job.finish()?;
+    summary.notes.splice(..0, note);
+    Ok(summary)
+}
+
+/// The state from which `identity` can go on in `out`, if any, and what to tell the user about it.
+fn unfinished(out: &Path, identity: &Identity) -> Result<(Option<State>, Option<String>)> {
+    let Some(state) = State::load(out)? else { return Ok((None, None)) };
+    match Identity::load(out)?.difference(identity)? {
+        None => {
+            let note = format!("went on with an interrupted run, after {} records", state.lines.read);
+            Ok((Some(state), Some(note)))
+        }
+        // After a stop the user repairs something. Work is thrown away only for other inputs, which it was not for.
+        Some(difference) if state.stopped && (difference.inputs_only || state.lines.used == 0) => {
+            let note = format!("began afresh: {}", difference.what);
+            Ok((None, Some(note)))
+        }
+        Some(difference) => {
+            let message = format!("{}: holds an unfinished output of another run: {}", out.display(), difference.what);
+            let state = out.join(journal::STATE_FILE);
+            let hint = format!(
+                "to go on, give the options and inputs of that run; to begin afresh, delete {} or choose another --out",
+                state.display()
+            );
+            Err(fail(Exit::Config, message).hint(hint).into())
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Records in: a thread cuts them out of the files, in batches that do not depend on the number of threads, one batch
+//! ahead of the work; another makes the files local, one file ahead of that.
+//!
+//! The threads are not joined: a run that fails must not wait for a download to end, and ends the process soon.
+
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use crate::corpus::options::{Grain, Inputs};
+use crate::corpus::source::{Position, Raw, ReadOptions, Reader};
+use crate::runtime::error::{Exit, fail};
+use crate::runtime::thread::spawn;
+
+/// A place between two records of the corpus.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Place {
+    /// Index of the file; the number of files at the end.
+    pub(super) file: usize,
+    /// Where in it.
+    pub(super) position: Position,
+}
+
+/// Records one after another.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    /// Each with the index of its file.
+    pub(super) records: Vec<(usize, Raw)>,
+    /// Where the next batch begins.
+    pub(super) end: Place,
+    /// Bytes of all files read so far.
+    pub(super) bytes_read: u64,
+}
+
+/// The batches of a corpus.
+pub(super) struct Batches {
+    receiver: Receiver<Result<Batch>>,
+}
+
+impl Batches {
+    /// Starts reading `inputs` from `from` on.
+    pub(super) fn start(inputs: &Inputs, read: &ReadOptions, grain: Grain, from: Place) -> Result<Self> {
+        // Without a buffer: the one batch that waits to be taken is what is read ahead.
+        let (sender, receiver) = sync_channel(0);
+        let (inputs, read) = (inputs.clone(), read.clone());
+        spawn("read", move || {
+            let error = match fetch(&inputs, from.file) {
+                Ok(paths) => Cutter { inputs, read, grain, sender: sender.clone() }.run(from, &paths).err(),
+                Err(error) => Some(error),
+            };
+            // A receiver that is gone does not want to know.
+            let _ = error.map(|error| sender.send(Err(error)));
+        })?;
+        Ok(Self { receiver })
+    }
+
+    /// The next batch. After the one whose end is the end of the corpus there is none.
+    pub(super) fn next(&mut self) -> Result<Batch> {
+        let lost = |_| fail(Exit::Internal, "the thread that reads the input has died").into();
+        self.receiver.recv().unwrap_or_else(|e| Err(lost(e)))
+    }
+}
+
+/// Makes the files from `first` on local, in order, each while the one before is read.
+fn fetch(inputs: &Inputs, first: usize) -> Result<Receiver<Result<PathBuf>>> {
+    let (sender, receiver) = sync_channel(0);
+    let inputs = inputs.clone();
+    spawn("fetch", move || {
+        for file in first..inputs.list.len() {
+            let path = (inputs.fetch)(file);
+            let failed = path.is_err();
+            if sender.send(path).is_err() || failed {
+                return;
+            }
+        }
+    })?;
+    Ok(receiver)
+}
+
+struct Cutter {
+    inputs: Inputs,
+    read: ReadOptions,
+    grain: Grain,
+    sender: SyncSender<Result<Batch>>,
+}
+
+impl Cutter {
+    /// Returns early if nobody takes the batches any more.
+    fn run(self, from: Place, paths: &Receiver<Result<PathBuf>>) -> Result<()> {
+        let sizes = || self.inputs.list.iter().map(|input| input.bytes);
+        let mut bytes_before: u64 = sizes().take(from.file).sum();
+        let (mut batch, mut bytes) = (Batch { end: from, ..Batch::default() }, 0);
+        for (file, size) in sizes().enumerate().skip(from.file) {
+            let Ok(path) = paths.recv() else {
+                return Err(fail(Exit::Internal, "the thread that fetches the input has died").into());
+            };
+            let mut reader = Reader::open(&path?, &self.read, batch.end.position)?;
+            while let Some(raw) = reader.next() {
+                let raw = raw?;
+                bytes += raw.length;
+                batch.end.position = raw.next;
+                batch.records.push((file, raw));
+                if bytes >= self.grain.batch_bytes || batch.records.len() >= self.grain.batch_records {
+                    batch.bytes_read = bytes_before + reader.file_bytes().min(size);
+                    let rest = Batch { end: batch.end, ..Batch::default() };
+                    bytes = 0;
+                    if self.sender.send(Ok(std::mem::replace(&mut batch, rest))).is_err() {
+                        return Ok(());
+                    }
+                }
+            }
+            bytes_before += size;
+            batch.end = Place { file: file + 1, position: Position::default() };
+            batch.bytes_read = bytes_before;
+        }
+        // Nobody left to take it: the run has failed elsewhere.
+        let _ = self.sender.send(Ok(batch));
+        Ok(())
+    }
+}

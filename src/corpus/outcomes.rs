@@ -1,0 +1,182 @@
+//! What becomes of each record: used, empty, filtered, duplicate or quarantined, and nothing else.
+
+use anyhow::Result;
+use rayon::prelude::*;
+
+use crate::corpus::dedup::Dedup;
+use crate::corpus::journal::State;
+use crate::corpus::options::PrepareOptions;
+use crate::corpus::quarantine::{Entry, Quarantine};
+use crate::corpus::sample::is_short;
+use crate::corpus::shards::manifest::{LineCounts, Source};
+use crate::corpus::source::{Content, Raw, Reason, Record};
+use crate::corpus::split::{Key, key};
+use crate::runtime::error::{Exit, fail};
+
+/// Largest share of bad records that is put up with, and from how many on it is judged before the end.
+const MAX_BAD: f64 = 0.001;
+const JUDGED_FROM: u64 = 100_000;
+
+/// Records without the text field after which a corpus that has given no text is not read on.
+const NO_TEXT_FROM: u64 = 1000;
+
+/// A document to be written.
+pub(super) struct Document {
+    /// Index of its file.
+    pub(super) file: usize,
+    /// Its text.
+    pub(super) text: String,
+    /// The byte from which on it is for validation.
+    pub(super) cut: usize,
+}
+
+/// What can be said of a record without knowing the others.
+struct Seen {
+    file: usize,
+    record: Record,
+    short: bool,
+    key: Key,
+    /// The text is among the hashes on disk.
+    old: bool,
+}
+
+/// Decides on records.
+pub(super) struct Fates {
+    /// Where the bad ones go.
+    pub(super) quarantine: Quarantine,
+    dedup: Option<Dedup>,
+}
+
+impl Fates {
+    pub(super) fn new(quarantine: Quarantine, dedup: Option<Dedup>) -> Self {
+        Self { quarantine, dedup }
+    }
+
+    /// Counts the fates of the next `records` in `state` and returns the documents to be written.
+    ///
+    /// # Errors
+    /// [`Exit::Data`] if the input is too bad to go on.
+    pub(super) fn decide(
+        &mut self,
+        opts: &PrepareOptions,
+        state: &mut State,
+        records: Vec<(usize, Raw)>,
+    ) -> Result<Vec<Document>> {
+        let needs_key = self.dedup.is_some() || state.rule.needs_key();
+        let look = |(file, raw)| self.look(opts, needs_key, file, raw);
+        let seen: Vec<Seen> = records.into_par_iter().map(look).collect::<Result<_>>()?;
+        let mut documents = Vec::with_capacity(seen.len());
+        for Seen { file, record, short, key, old } in seen {
+            let (lines, source) = (&mut state.lines, &mut state.sources[file]);
+            lines.read += record.count;
+            source.lines += record.count;
+            match record.content {
+                Content::Empty => lines.empty += 1,
+                Content::Text(_) if short => lines.filtered += 1,
+                Content::Text(_) if old || !self.is_new(key)? => lines.duplicate += 1,
+                Content::Text(text) => {
+                    lines.used += 1;
+                    source.used += 1;
+                    let cut = state.rule.cut(&text, key);
+                    documents.push(Document { file, text, cut });
+                }
+                Content::Bad { .. } => self.bad(opts, lines, source, record)?,
+            }
+        }
+        self.dedup.as_mut().map_or(Ok(()), Dedup::settle)?;
+        Ok(documents)
+    }
+
+    fn look(&self, opts: &PrepareOptions, needs_key: bool, file: usize, raw: Raw) -> Result<Seen> {
+        let record = raw.parse(&opts.read.text_field);
+        let mut seen = Seen { file, record, short: false, key: 0, old: false };
+        if let Content::Text(text) = &seen.record.content {
+            seen.short = is_short(text, opts.min_chars);
+            if needs_key && !seen.short {
+                seen.key = key(text);
+                seen.old = self.dedup.as_ref().map_or(Ok(false), |dedup| dedup.is_old(seen.key))?;
+            }
+        }
+        Ok(seen)
+    }
+
+    fn is_new(&mut self, key: Key) -> Result<bool> {
+        self.dedup.as_mut().map_or(Ok(true), |dedup| dedup.insert(key))
+    }
+
+    fn bad(
+        &mut self,
+        opts: &PrepareOptions,
+        lines: &mut LineCounts,
+        source: &mut Source,
+        record: Record,
+    ) -> Result<()> {
+        let Record { line, offset, length, count, content } = record;
+        let Content::Bad { reason, detail, advice, bytes } = content else { return Ok(()) };
+        let path = source.path.clone();
+        let entry = Entry { file: &path, line, offset, length, records: count, reason: reason.name(), detail: &detail };
+        self.quarantine.add(&entry, &bytes)?;
+        *lines.quarantined.entry(reason.name().into()).or_default() += count;
+        lines.first_bad.get_or_insert_with(|| format!("{path}:{line}: {detail}"));
+        let what = match reason {
+            Reason::CutOff => format!("{path}:{line}: the file ends within a record ({detail})"),
+            Reason::Damaged => format!("{path}:{line}: the rest of the file is damaged ({detail})"),
+            Reason::Unsupported | Reason::Foreign => format!("{path}: {detail}"),
+            _ => return self.judge_early(opts, lines),
+        };
+        source.unread = Some(if line > 1 { format!("from record {line} on: {detail}") } else { detail });
+        match advice {
+            _ if opts.allow_bad => Ok(()),
+            Some(advice) => {
+                Err(fail(Exit::Data, what).hint(format!("{advice}; or leave it out with --allow-bad")).into())
+            }
+            None => Err(self.too_bad(what)),
+        }
+    }
+
+    /// Fails long before the end if that could only come to the same.
+    fn judge_early(&self, opts: &PrepareOptions, lines: &LineCounts) -> Result<()> {
+        let no_text = lines.used == 0 && lines.only_fields_missing() && lines.bad() >= NO_TEXT_FROM;
+        if no_text || lines.read >= JUDGED_FROM { self.judge(opts, lines) } else { Ok(()) }
+    }
+
+    /// Fails if too many of the records were bad.
+    pub(super) fn judge(&self, opts: &PrepareOptions, lines: &LineCounts) -> Result<()> {
+        let (bad, read) = (lines.bad(), lines.read);
+        if opts.allow_bad || bad as f64 <= MAX_BAD * read as f64 {
+            return Ok(());
+        }
+        let first = lines.first_bad.as_ref().map_or_else(String::new, |first| format!("; the first, {first}"));
+        if lines.only_fields_missing() {
+            let message = format!("{bad} of {read} records read have no text in the field that was asked for{first}");
+            return Err(fail(Exit::Data, message).hint(self.field_hint()).into());
+        }
+        let share = MAX_BAD * 100.0;
+        Err(self.too_bad(format!("{bad} of {read} records cannot be used, more than {share} % ({lines}){first}")))
+    }
+
+    fn field_hint(&self) -> String {
+        let path = self.quarantine.path().display();
+        format!(
+            "name the field that holds the text with --text-field NAME; to go on without these records, which are in {path}, add --allow-bad"
+        )
+    }
+
+    fn too_bad(&self, message: String) -> anyhow::Error {
+        let path = self.quarantine.path().display();
+        let hint =
+            format!("they are in {path}: repair the input, or accept the loss with --allow-bad, and run it again");
+        fail(Exit::Data, message).hint(hint).into()
+    }
+
+    /// Makes what is written durable.
+    pub(super) fn sync(&mut self) -> Result<()> {
+        self.quarantine.sync()?;
+        self.dedup.as_mut().map_or(Ok(()), Dedup::sync)
+    }
+
+    /// Texts in the log of hashes.
+    pub(super) fn hashes(&self) -> u64 {
+        self.dedup.as_ref().map_or(0, Dedup::len)
+    }
+}

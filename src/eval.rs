@@ -1,0 +1,146 @@
+//! Evaluation: the loss of a model on a fixed set of rows, and the benchmark tasks of the lm-evaluation-harness.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `mod.rs` | loss in nats per token and bits per byte |
+//! | `tasks.rs` | what the tasks are; `tasks/`: how a row becomes prompts |
+//! | `dataset.rs`, `fewshot.rs` | rows and examples |
+//! | `encode.rs`, `engine.rs` | prompts to tokens to log-likelihoods |
+//! | `benchmark.rs`, `statistics.rs`, `report.rs` | log-likelihoods to metrics to results |
+//! | `python.rs` | Python's random numbers and text |
+
+pub mod benchmark;
+pub mod dataset;
+pub mod encode;
+pub mod engine;
+pub mod fewshot;
+pub mod python;
+pub mod report;
+pub mod statistics;
+pub mod tasks;
+
+use crate::data::batch::Batch;
+use crate::data::eval_set;
+use crate::data::eval_set::Rows;
+use crate::model::Llama;
+use crate::ops::cross_entropy;
+use crate::ops::positions::Segments;
+use crate::tokenizer::Tokenizer;
+use anyhow::Result;
+use candle_core::{Device, Tensor};
+use std::f64::consts::LN_2;
+
+// The data layer marks unscored positions without knowing the op that skips them.
+const _: () = assert!(eval_set::IGNORE == cross_entropy::IGNORE);
+
+/// The loss on a set of rows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Score {
+    /// Mean over the targets, in nats.
+    pub loss: f64,
+    /// Targets scored.
+    pub tokens: u64,
+    /// UTF-8 bytes behind the targets; none where the tokenizer cannot tell.
+    pub bytes: Option<u64>,
+}
+
+impl Score {
+    /// The whole loss over the text's bytes, in bits; NaN where the bytes are unknown.
+    pub fn bits_per_byte(&self) -> f64 {
+        self.bytes.map_or(f64::NAN, |bytes| self.loss * self.tokens as f64 / LN_2 / bytes as f64)
+    }
+}
+
+/// UTF-8 bytes of each token of a byte-level tokenizer (0 for special tokens), to count the bytes behind any tokens.
+#[derive(Clone, Debug)]
+pub struct ByteLengths(Option<Vec<u32>>);
+
+impl ByteLengths {
+    /// The table of `tokenizer`; empty if its tokens are no bytes.
+    pub fn new(tokenizer: &Tokenizer) -> Self {
+        let lengths: Vec<u32> = (0..tokenizer.vocab_size() as u32)
+            .map(|id| tokenizer.token_bytes(id).map_or(0, |b| b.len() as u32))
+            .collect();
+        Self(lengths.iter().any(|&n| n > 0).then_some(lengths))
+    }
+
+    /// Whether bytes can be told at all.
+    pub fn known(&self) -> bool {
+        self.0.is_some()
+    }
+
+    fn count(&self, targets: &[u32]) -> Option<u64> {
+        let table = self.0.as_ref()?;
+        Some(targets.iter().map(|&id| table.get(id as usize).copied().unwrap_or(0) as u64).sum())
+    }
+}
+
+/// The sum of the losses of `batch`, in nats.
+///
+/// # Errors
+/// Those of the model's ops.
+pub fn total_loss(model: &Llama, batch: Batch) -> Result<f64> {
+    let Batch { length, inputs, targets, starts } = batch;
+    let segments = starts.map(|starts| Segments::new(starts, length)).transpose()?;
+    let n = inputs.len();
+    let inputs = Tensor::from_vec(inputs, (n / length, length), &Device::Cpu)?;
+    let losses = model.losses(&inputs, &Tensor::from_vec(targets, n, &Device::Cpu)?, segments.as_ref())?;
+    Ok(losses.to_vec1::<f32>()?.iter().map(|&x| f64::from(x)).sum())
+}
+
+/// Scores all `rows`, `batch` at a time; the result does not depend on `batch` beyond rounding. `done` hears the rows so far
+/// and can end it.
+///
+/// # Errors
+/// Those of reading the rows, of the model's ops and of `done`.
+pub fn score(
+    model: &Llama,
+    rows: &Rows,
+    lengths: &ByteLengths,
+    batch: usize,
+    mut done: impl FnMut(usize) -> Result<()>,
+) -> Result<Score> {
+    let (mut nats, mut tokens, mut bytes) = (0f64, 0u64, Some(0u64));
+    for first in (0..rows.len()).step_by(batch.max(1)) {
+        let count = batch.max(1).min(rows.len() - first);
+        let (inputs, targets) = rows.read(first, count)?;
+        tokens += targets.iter().filter(|&&t| t != eval_set::IGNORE).count() as u64;
+        bytes = bytes.zip(lengths.count(&targets)).map(|(a, b)| a + b);
+        let starts = rows.starts(first, count, &inputs);
+        nats += total_loss(model, Batch { length: rows.length(), inputs, targets, starts })?;
+        done(first + count)?;
+    }
+    Ok(Score { loss: nats / tokens as f64, tokens, bytes: rows.text_bytes.or(bytes) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::Tokens;
+    use crate::model::init::init;
+    use crate::model::params::Layout;
+    use crate::model::tests::tiny;
+    use std::sync::Arc;
+
+    /// A model of zeros finds every token equally likely, so the bits are known: log2 of the vocabulary for each target, the
+    /// ends of text among them, over the bytes of the text, to which the ends of text add none.
+    #[test]
+    fn bits_per_byte_of_a_known_text_are_exact() {
+        let tokenizer = Tokenizer::gpt2().unwrap();
+        let texts =
+            ["The river ran over stones.", "D\u{e9}j\u{e0} vu \u{1f642}, 12 times", "", "<|endoftext|> is text here"];
+        let end = tokenizer.eos_id().unwrap();
+        let documents = tokenizer.encode_documents(&texts).unwrap();
+        let ids: Vec<u32> = documents.iter().flat_map(|ids| [&[end][..], ids].concat()).chain([end]).collect();
+        let mut config = tiny(true);
+        (config.vocab_size, config.max_position_embeddings, config.initializer_range) = (50_304, 16, 0.0);
+        let model = Llama::new(&config, init(&config, &Layout::new(&config), 3).unwrap()).unwrap();
+        let targets = ids.len() as u64 - 1;
+        let rows = Rows::windows(Tokens::Memory(Arc::new(ids)), 16, u64::MAX);
+        let found = score(&model, &rows, &ByteLengths::new(&tokenizer), 2, |_| Ok(())).unwrap();
+        let bytes: usize = texts.iter().map(|text| text.len()).sum();
+        assert_eq!((found.tokens, found.bytes), (targets, Some(bytes as u64)));
+        let expected = targets as f64 * 50_304f64.log2() / bytes as f64;
+        assert!((found.bits_per_byte() / expected - 1.0).abs() < 1e-6, "{} {expected}", found.bits_per_byte());
+    }
+}

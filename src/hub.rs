@@ -1,0 +1,252 @@
+//! Data sets of the Hugging Face Hub: the only code of the program that uses the network.
+//!
+//! A thin client over `ureq`. The `hf-hub` crate was looked at. Its version 1 brings an asynchronous runtime and a
+//! storage protocol of its own, and begins an interrupted download anew. 0.5 does go on, but appends a whole file to a
+//! half one where a server ignores the range, verifies no hash, lists files without their sizes, and gives a refusal's
+//! number only.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `name.rs` | `hub:OWNER/NAME…` |
+//! | `settings.rs` | the environment variables of Hugging Face's programs |
+//! | `client.rs`, `refusal.rs` | requests, redirects, retries; what failures mean |
+//! | `card.rs`, `select.rs` | subsets and splits, to files |
+//! | `cache.rs`, `download.rs` | the cache shared with Python, and how files come into it |
+//!
+//! What a server says is not trusted: paths and hashes are checked before they name a file, answers are bounded, large
+//! files are verified, and the token goes nowhere but to the endpoint.
+
+mod cache;
+mod card;
+mod client;
+mod download;
+mod name;
+mod refusal;
+mod select;
+mod settings;
+pub mod splits;
+#[cfg(test)]
+mod tests;
+
+pub use name::HubName;
+pub use settings::{Settings, Token};
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use crate::runtime::error::{Exit, fail, note};
+use crate::runtime::files::read_bounded;
+use cache::{Entry, Store, Tree, length};
+use client::{Client, encode};
+use name::is_commit;
+use refusal::Subject;
+
+/// The official Hub.
+const OFFICIAL: &str = "https://huggingface.co";
+/// The split that is meant when none is named.
+const TRAIN: &str = "train";
+/// Largest card read; the longest known ones have some MB.
+const CARD_MAX: u64 = 64 << 20;
+/// More files than any repository may have.
+const FILES_MAX: usize = 4_000_000;
+
+/// A file of a data set at a commit: the same bytes for ever.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteFile {
+    /// `OWNER/NAME`.
+    pub repo: String,
+    /// Full commit hash.
+    pub commit: String,
+    /// Path in the repository.
+    pub path: String,
+    /// Length in bytes.
+    pub size: u64,
+}
+
+/// The Hub and its cache. May be used by several threads.
+pub struct Hub {
+    client: Client,
+    settings: Settings,
+}
+
+impl Hub {
+    /// The Hub that the environment names: see [`Settings::from_env`].
+    ///
+    /// # Errors
+    /// [`Exit::Config`]: a variable makes no sense.
+    pub fn from_env() -> Result<Self> {
+        Self::new(Settings::from_env()?)
+    }
+
+    /// The Hub of `settings`.
+    ///
+    /// # Errors
+    /// [`Exit::Config`]: its address is none, or the file of authorities is wrong.
+    pub fn new(settings: Settings) -> Result<Self> {
+        Ok(Self { client: Client::new(&settings)?, settings })
+    }
+
+    /// The files that `name` means, sorted by path, at the commit where its revision is now (offline: was last).
+    ///
+    /// # Errors
+    /// [`Exit::Config`]: there is no such data set, revision, subset, split or file. [`Exit::Io`]: no access, no
+    /// network, or offline and not in the cache. [`Exit::Data`]: the server names paths outside of its repository.
+    pub fn resolve(&self, name: &HubName) -> Result<Vec<RemoteFile>> {
+        let store = Store::new(&self.settings.cache, &name.repo)?;
+        let commit = self.commit(name, &store)?;
+        let remote = |path: &str, size: u64| -> Result<RemoteFile> {
+            store.pointer(&commit, path)?;
+            Ok(RemoteFile { repo: name.repo.clone(), commit: commit.clone(), path: path.to_owned(), size })
+        };
+        let tree = match (store.tree(&commit), self.settings.offline) {
+            (Some(tree), _) => tree,
+            (None, false) => self.list(&name.repo, &commit, &store)?,
+            (None, true) => {
+                // A single file can be had without the list; anything else could be incomplete.
+                let kept =
+                    name.path.as_ref().and_then(|path| Some((path, length(&store.pointer(&commit, path).ok()?)?)));
+                return match kept {
+                    Some((path, size)) => Ok(vec![remote(path, size)?]),
+                    None => Err(self.offline(&format!("{name}: its list of files")).into()),
+                };
+            }
+        };
+        let tree = without_odd_names(tree, &name.repo);
+        if let Some(revision) = name.revision.as_deref().or(Some("main")).filter(|_| !self.settings.offline) {
+            store.refer(revision, &commit)?;
+        }
+        let chosen = match &name.path {
+            Some(path) => select::by_path(&tree, name, path)?,
+            None => {
+                let subsets = match tree.get(CARD) {
+                    Some(card) => self.subsets(name, &remote(CARD, card.size)?)?,
+                    None => Vec::new(),
+                };
+                select::by_subset(&tree, name, &subsets)?
+            }
+        };
+        chosen.into_iter().map(|path| remote(path, tree.get(path).map_or(0, |entry| entry.size))).collect()
+    }
+
+    /// The file's path in the cache, downloaded first if it is not there. `progress` is told how many of its bytes are
+    /// present, also when that falls back because the content had to be begun anew.
+    ///
+    /// # Errors
+    /// [`Exit::Io`]: no access, no network, a full disk, or offline and not in the cache. [`Exit::Data`]: the server
+    /// sends something else than it promised. [`Exit::Config`]: the file is gone.
+    pub fn fetch(&self, file: &RemoteFile, progress: &(dyn Fn(u64) + Sync)) -> Result<PathBuf> {
+        download::fetch(self, file, progress)
+    }
+
+    fn offline(&self, what: &str) -> crate::runtime::error::Failure {
+        let message =
+            format!("{what} is not in the cache {}, and HF_HUB_OFFLINE is set", self.settings.cache.display());
+        fail(Exit::Io, message).hint("unset HF_HUB_OFFLINE, or set HF_HUB_CACHE to the cache that holds it")
+    }
+
+    /// The commit of the name's revision.
+    fn commit(&self, name: &HubName, store: &Store) -> Result<String> {
+        let revision = name.revision.as_deref().unwrap_or("main");
+        if is_commit(revision) {
+            return Ok(revision.to_owned());
+        }
+        if self.settings.offline {
+            return store.commit(revision).ok_or_else(|| self.offline(&format!("{}@{revision}", name.repo)).into());
+        }
+        #[derive(Deserialize)]
+        struct Info {
+            sha: String,
+        }
+        let subject = Subject::Revision { repo: &name.repo, revision };
+        let (endpoint, revision) = (&self.client.endpoint, encode(revision, false));
+        // Without `expand` the answer holds the whole list of files.
+        let url = format!("{endpoint}/api/datasets/{}/revision/{revision}?expand=sha", name.repo);
+        let (info, _): (Info, _) = self.client.json(&url, &subject)?;
+        store.pointer(&info.sha, CARD)?;
+        Ok(info.sha)
+    }
+
+    /// The files of a commit, page by page; kept in the cache.
+    fn list(&self, repo: &str, commit: &str, store: &Store) -> Result<Tree> {
+        let subject = Subject::Listing { repo, commit };
+        let mut page = Some(format!("{}/api/datasets/{repo}/tree/{commit}?recursive=true", self.client.endpoint));
+        let (mut tree, mut before) = (Tree::new(), None);
+        while let Some(url) = page {
+            let (items, next): (Vec<Item>, _) = self.client.json(&url, &subject)?;
+            for item in items.into_iter().filter(|item| item.kind == "file") {
+                if name::leads_out(&item.path) {
+                    store.pointer(commit, &item.path)?;
+                }
+                let lfs = item.lfs.map(|lfs| (lfs.oid, lfs.size));
+                let entry = Entry::new(item.size, item.oid, lfs, item.xet_hash.filter(|hash| is_sha256(hash)));
+                tree.insert(item.path, entry);
+            }
+            // A page that does not lead further must not keep us for ever.
+            if tree.len() > FILES_MAX || before == Some(tree.len()) && next.is_some() {
+                let message = format!("{subject}: it has no end");
+                return Err(fail(Exit::Io, message).hint("check HF_ENDPOINT").into());
+            }
+            (page, before) = (next, Some(tree.len()));
+        }
+        store.keep_tree(commit, &tree)?;
+        Ok(tree)
+    }
+
+    /// The subsets in the data set's card.
+    fn subsets(&self, name: &HubName, card: &RemoteFile) -> Result<Vec<card::Subset>> {
+        let bytes = read_bounded(&self.fetch(card, &|_| {})?, CARD_MAX, true)?;
+        card::subsets(&String::from_utf8_lossy(&bytes)).map_err(|problem| {
+            fail(Exit::Data, format!("{name}: the head of its README.md is not understood: {problem}"))
+                .hint(format!("name the files yourself: hub:{}/PATH-OR-GLOB", name.repo))
+                .into()
+        })
+    }
+}
+
+/// The files whose names can be stored on any system; of the others it is told how many there are. One odd name among
+/// thousands is no reason to refuse them.
+fn without_odd_names(mut tree: Tree, repo: &str) -> Tree {
+    let odd: Vec<String> = tree.keys().filter(|path| !name::is_safe_path(path)).cloned().collect();
+    if let Some(first) = odd.first() {
+        let shown: String = first.chars().take(100).collect();
+        note(&format!(
+            "{repo}: left out for names that cannot be stored on every system: {} of {} files, the first `{}`",
+            odd.len(),
+            tree.len(),
+            shown.escape_debug()
+        ));
+    }
+    odd.iter().for_each(|path| drop(tree.remove(path)));
+    tree
+}
+
+/// The file that holds a data set's card.
+const CARD: &str = "README.md";
+
+/// An entry of a listing.
+#[derive(Deserialize)]
+struct Item {
+    #[serde(rename = "type")]
+    kind: String,
+    path: String,
+    #[serde(default)]
+    size: u64,
+    #[serde(default)]
+    oid: String,
+    lfs: Option<Lfs>,
+    #[serde(rename = "xetHash")]
+    xet_hash: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Lfs {
+    oid: String,
+    size: u64,
+}
+
+/// Whether this is how SHA-256 and the like are written.
+fn is_sha256(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}

@@ -1,0 +1,151 @@
+//! `why`: which documents made up a step, and what the model thought of each.
+//!
+//! Nothing need be recorded for this: the order of the data is a pure function of seed and sequence, and the sequences of a step follow from
+//! the tokens logged so far and the offsets that rollbacks have left. So it works for any step of any run whose data are still there.
+
+use crate::checkpoint::{self, Opened};
+use crate::config::Config;
+use crate::corpus::shards::manifest::Split;
+use crate::data::eval_set::IGNORE;
+use crate::data::excerpt::{Place, excerpt};
+use crate::data::loader::Loader;
+use crate::eval::total_loss;
+use crate::metrics::{Console, Record, Sequences, read, read_log};
+use crate::model::Llama;
+use crate::runtime::error::{Exit, fail};
+use crate::tokenizer::Tokenizer;
+use crate::train::continuation::config_of;
+use crate::train::resume::open_data;
+use crate::train::state::{Saved, load_model};
+use anyhow::Result;
+use std::path::Path;
+
+/// A sequence of a step.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// Its index over all steps of the run.
+    pub sequence: u64,
+    /// Where its tokens are, in words.
+    pub place: String,
+    /// All of its text.
+    pub text: String,
+    /// Mean loss of its trained tokens, in nats.
+    pub loss: f64,
+}
+
+/// A step, explained.
+#[derive(Clone, Debug)]
+pub struct Why {
+    /// Its sequences, the one with the largest loss first.
+    pub parts: Vec<Part>,
+    /// The step of the checkpoint whose losses these are.
+    pub judged_by: u64,
+    /// The loss that was logged; none if it was not (yet), or not finite.
+    pub logged: Option<f64>,
+    /// The losses of the sequences are those of the step itself: they were logged.
+    pub exact: bool,
+}
+
+/// Explains step `step` of the run in `run_dir`.
+///
+/// # Errors
+/// [`Exit::Config`] for a step that the run does not have, [`Exit::Data`] without a checkpoint or if the data have changed.
+pub fn why(run_dir: &Path, step: u64, console: Console) -> Result<Why> {
+    why_beside(run_dir, step, None, console)
+}
+
+/// [`why`]; adapters are taken beside the model in `base`, if that is given.
+///
+/// # Errors
+/// Those of [`why`].
+pub fn why_beside(run_dir: &Path, step: u64, base: Option<&Path>, console: Console) -> Result<Why> {
+    let sound = checkpoint::sound(run_dir)?;
+    let Some(newest) = sound.first() else {
+        return Err(fail(Exit::Data, format!("{}: no checkpoint, so its tokenizer is not known", run_dir.display()))
+            .hint("give the directory of a run that has saved")
+            .into());
+    };
+    let source = Opened::open_beside(&newest.dir, base)?;
+    let saved = Saved::of(&source)?;
+    let config = config_of(&saved)?;
+    if step == 0 || step > config.train.steps {
+        return Err(fail(Exit::Config, format!("the run has steps 1 to {}, none is {step}", config.train.steps))
+            .hint("give one of them")
+            .into());
+    }
+    let (data, fingerprint) = open_data(&config, &source, console)?;
+    if fingerprint != saved.data_fingerprint {
+        return Err(fail(Exit::Data, "the training or validation data are not those of the run")
+            .hint("restore them: the order of other data says nothing about this run")
+            .into());
+    }
+    let loader = data.dataset.loader(&config)?;
+    let (first, count, logged) = sequences(run_dir, &config, &saved, step)?;
+    // The model as it stood before the step, or as near to it as what is kept comes.
+    let judge = sound.iter().find(|valid| valid.manifest.step < step).or(sound.last());
+    let judge = judge.map_or(Ok(source), |valid| Opened::open_beside(&valid.dir, base))?;
+    let judged_by = judge.manifest.as_ref().map_or(0, |manifest| manifest.step);
+    let logs: Vec<Sequences> = read_log(run_dir)?;
+    let known = logs.into_iter().find(|log| (log.step, log.first, log.losses.len()) == (step, first, count));
+    let losses = match known {
+        Some(ref log) => log.losses.clone(),
+        None => losses(&load_model(&judge)?, &loader, first, count)?,
+    };
+    let mut parts = (first..)
+        .zip(losses)
+        .map(|(sequence, loss)| part(&loader, &data.dataset.tokenizer, sequence, loss))
+        .collect::<Result<Vec<_>>>()?;
+    parts.sort_by(|a, b| b.loss.total_cmp(&a.loss));
+    Ok(Why { parts, judged_by, logged, exact: known.is_some() })
+}
+
+/// The first sequence of `step`, how many it has, and the loss that was logged.
+fn sequences(run_dir: &Path, config: &Config, saved: &Saved, step: u64) -> Result<(u64, usize, Option<f64>)> {
+    let length = config.train.sequence_length as u64;
+    let (mut before, mut at, mut loss) = ((0, 0), None, None);
+    for record in read(&run_dir.join("metrics.jsonl"))? {
+        let Record::Train(train) = record else { continue };
+        if train.step < step {
+            before = (train.step, train.tokens);
+        } else if train.step == step {
+            (at, loss) = (Some(train.tokens), Some(train.loss).filter(|loss| loss.is_finite()));
+        }
+    }
+    // Steps that are still to come are taken as the configuration says.
+    let each = config.train.tokens_per_step as u64;
+    let start = before.1 + (step - 1 - before.0) * each;
+    let count = at.map_or(each, |tokens| tokens.saturating_sub(start)) / length;
+    let moved: i128 = saved
+        .data_offsets
+        .iter()
+        .filter(|offset| offset.step < step)
+        .map(|offset| i128::from(offset.to) - i128::from(offset.from))
+        .sum();
+    let first = (i128::from(start / length) + moved).max(0) as u64;
+    Ok((first, count as usize, loss))
+}
+
+fn losses(model: &Llama, loader: &Loader, first: u64, count: usize) -> Result<Vec<f64>> {
+    let of = |sequence| {
+        let batch = loader.batch(sequence, 1)?;
+        let trained = batch.trained().max(1) as f64;
+        Ok(total_loss(model, batch)? / trained)
+    };
+    (first..first + count as u64).map(of).collect()
+}
+
+fn part(loader: &Loader, tokenizer: &Tokenizer, sequence: u64, loss: f64) -> Result<Part> {
+    let batch = loader.batch(sequence, 1)?;
+    let (source, start) = loader.place(sequence);
+    let of_shards = start.and_then(|at| excerpt(Path::new(source), Split::Train, Place::Token(at), 1).ok());
+    let place = match (of_shards, start) {
+        (Some(excerpt), _) => format!("{source}: {}", excerpt.title),
+        (None, Some(at)) => format!("{source}: token {at}"),
+        (None, None) => source.to_owned(),
+    };
+    let mut ids = batch.inputs.clone();
+    ids.extend(batch.targets.last().filter(|&&id| id != IGNORE));
+    let before: Vec<u32> = loader.token_before(sequence)?.into_iter().collect();
+    let text = tokenizer.decode_after(&before, &ids, false)?;
+    Ok(Part { sequence, place, text, loss })
+}

@@ -1,0 +1,85 @@
+//! The operations of the training path: each is a forward and a backward function, side by side, over candle tensors.
+//!
+//! | op | forward | backward |
+//! |---|---|---|
+//! | [`embedding`] | gather rows | scatter-add, by columns so that the order of additions is fixed |
+//! | [`linear`] | `y = x Wᵀ` | `dx = dy W`, `dW += dyᵀ x` |
+//! | [`lora`] | `y += s (x Aᵀ) Bᵀ` beside a frozen layer | `dA`, `dB`, and its share of `dx` |
+//! | [`noise`] | LoRA's dropout, NEFTune's noise: drawn by place | the same draws |
+//! | [`rms_norm`] | residual add + RMSNorm in one pass | input gradient joins the residual's; weight gradient in two stages |
+//! | [`rope`] | rotation in place on packed QKV | the inverse rotation |
+//! | [`swiglu`] | `silu(gate) · up` on packed gate-up | both halves in one pass |
+//! | [`attention`] | causal, block by block, keeps only log-sum-exp | scores recomputed block by block |
+//! | [`cross_entropy`] | fused with the head, in row chunks: the logits never exist whole | in the same pass |
+//! | [`adamw`] | clip factor and update in one pass over flat buffers | - |
+//! | [`squares`] | sums of squares of gradients, weights and updates | - |
+//!
+//! Shape legend (lower-case suffixes on names): b batch, t time, c channels (hidden), h query heads, k key/value heads, d head
+//! dimension, v vocabulary, f feed-forward, n = b·t rows.
+//!
+//! Invariants: an op knows shapes, never a Llama. Gradients of weights are ACCUMULATED into the tensor given for them.
+//! Every reduction runs in an order fixed by the shapes alone, matrix products included ([`gemm`]), so the bits do not depend on the
+//! number of threads. What runs on a GPU is in `cuda/`; each op hands over at its beginning. candle's autograd appears only in [`selftest`], as the oracle.
+
+use candle_core::Tensor;
+
+pub mod adamw;
+pub mod attention;
+pub(crate) mod cpu;
+pub mod cross_entropy;
+#[cfg(any(test, feature = "cuda"))]
+pub(crate) mod cuda;
+pub mod device;
+pub mod embedding;
+pub(crate) mod gemm;
+pub mod linear;
+pub mod lora;
+pub mod noise;
+pub mod positions;
+pub mod precision;
+pub mod prefix_tree;
+pub mod rms_norm;
+pub mod rope;
+pub mod selftest;
+pub mod squares;
+pub mod swiglu;
+
+/// Whether the work on `t` is done by the kernels of a GPU.
+pub fn is_on_gpu(t: &Tensor) -> bool {
+    #[cfg(test)]
+    if cuda::is_emulated() {
+        return true;
+    }
+    t.device().is_cuda()
+}
+
+/// Hands the work over to the GPU if that is where the tensor is.
+macro_rules! on_gpu {
+    ($tensor:expr, $work:expr) => {
+        #[cfg(any(test, feature = "cuda"))]
+        if $crate::ops::is_on_gpu($tensor) {
+            return $work;
+        }
+    };
+}
+use on_gpu;
+
+/// Compares every kernel of the GPU `device` with the CPU.
+///
+/// # Errors
+/// Those of the device.
+#[cfg(feature = "cuda")]
+pub(crate) fn gpu_selftest(device: &candle_core::Device) -> candle_core::Result<Vec<cuda::selftest::Agreement>> {
+    cuda::selftest::run(device)
+}
+
+/// The instruction set that the CPU ops run with here.
+pub fn simd_level() -> String {
+    let text = format!("{:?}", pulp::Arch::new());
+    match text.split('(').next().unwrap_or_default() {
+        "V4" => "AVX-512".into(),
+        "V3" => "AVX2 and FMA".into(),
+        "Scalar" => "baseline".into(),
+        other => other.to_string(),
+    }
+}

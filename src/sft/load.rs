@@ -1,0 +1,153 @@
+//! From files to conversations: every record is one, or is counted with what is wrong with it.
+
+use super::conversation::{Conversation, Format, Problem};
+use super::mask::Encoder;
+use super::records::RecordReader;
+use crate::corpus::table;
+use crate::corpus::{expand, left_out};
+use crate::data::packed_rows::Example;
+use crate::runtime::error::{failure_in, note};
+use anyhow::Result;
+use rayon::prelude::*;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// A record that nothing is learned from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Bad {
+    /// Its file.
+    pub file: String,
+    /// Its line, element or row, from 1.
+    pub line: u64,
+    /// What is wrong with it.
+    pub what: String,
+    /// What can be done about all that are like it.
+    #[serde(skip)]
+    pub hint: Option<String>,
+}
+
+/// A conversation and where it came from.
+pub(super) struct Found {
+    pub(super) file: Arc<str>,
+    pub(super) line: u64,
+    pub(super) format: Format,
+    pub(super) conversation: Conversation,
+}
+
+/// An example and the record that it is of.
+pub(super) struct Made {
+    pub(super) file: Arc<str>,
+    pub(super) line: u64,
+    pub(super) example: Example,
+}
+
+/// What became of the records.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    /// All of them.
+    pub records: usize,
+    /// How many are written in each way.
+    pub formats: BTreeMap<Format, usize>,
+    /// Those that cannot be learned from.
+    pub bad: Vec<Bad>,
+    /// Number of those whose answers are all marked as not to be trained.
+    pub marked: usize,
+    /// Fields that mean nothing here, and in how many records they are.
+    pub unused: BTreeMap<String, usize>,
+    /// Conversations that became an example for each answer, and those examples.
+    pub parted: (usize, usize),
+}
+
+impl Tally {
+    /// The conversations in the files of `patterns`.
+    ///
+    /// # Errors
+    /// Those of the files.
+    pub(super) fn load(&mut self, reader: &RecordReader, patterns: &[String]) -> Result<Vec<Found>> {
+        let mut found = Vec::new();
+        let files = expand(patterns)?;
+        left_out::note(&files.left_out).iter().for_each(|line| note(line));
+        for path in files.files {
+            let file: Arc<str> = path.display().to_string().into();
+            let rows = table::rows(&path)?;
+            let read =
+                |row: table::Row| (row.line, row.value.map_err(Problem::from).and_then(|value| reader.read(&value)));
+            let records: Vec<_> = rows.into_par_iter().map(read).collect();
+            self.records += records.len();
+            for (line, record) in records {
+                let record = match record {
+                    Ok(record) => record,
+                    Err(Problem { what, hint }) => {
+                        self.bad.push(Bad { file: file.to_string(), line, what, hint });
+                        continue;
+                    }
+                };
+                *self.formats.entry(record.format).or_default() += 1;
+                self.count_unused(record.unused);
+                if record.trained {
+                    found.push(Found {
+                        file: file.clone(),
+                        line,
+                        format: record.format,
+                        conversation: record.conversation,
+                    });
+                } else {
+                    self.marked += 1;
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// The examples of `found`; whatever a template does not take is a record that cannot be learned from.
+    pub(super) fn encode(&mut self, encoder: &Encoder, found: Vec<Found>) -> Vec<Made> {
+        let encoded: Vec<_> = found.par_iter().map(|found| encoder.encode(&found.conversation)).collect();
+        let mut made = Vec::with_capacity(encoded.len());
+        for (found, encoded) in found.into_iter().zip(encoded) {
+            let encoded = match encoded {
+                Ok(encoded) => encoded,
+                Err(error) => {
+                    let hint = failure_in(&error).and_then(|failure| failure.hint.clone());
+                    let what = format!("{error:#}");
+                    self.bad.push(Bad { file: found.file.to_string(), line: found.line, what, hint });
+                    self.uncount(found.format);
+                    continue;
+                }
+            };
+            self.count_unused(encoded.unused);
+            match encoded.examples.len() {
+                0 => self.marked += 1,
+                1 => {}
+                examples => {
+                    self.parted.0 += 1;
+                    self.parted.1 += examples;
+                }
+            }
+            let (file, line) = (found.file, found.line);
+            made.extend(encoded.examples.into_iter().map(|example| Made { file: file.clone(), line, example }));
+        }
+        made
+    }
+
+    fn count_unused(&mut self, names: Vec<String>) {
+        names.into_iter().for_each(|name| *self.unused.entry(name).or_default() += 1);
+    }
+
+    fn uncount(&mut self, format: Format) {
+        self.formats.entry(format).and_modify(|count| *count -= 1);
+    }
+
+    /// Number of records that nothing is wrong with, by format.
+    pub(super) fn formats_text(&self) -> String {
+        let formats: Vec<_> = self.formats.iter().filter(|(_, count)| **count > 0).collect();
+        match formats[..] {
+            [(format, _)] => format.name().into(),
+            _ => formats
+                .iter()
+                .map(|(format, count)| format!("{count} {}", format.name()))
+                .collect::<Vec<_>>()
+                .join(", "),
+        }
+    }
+}

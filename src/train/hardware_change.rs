@@ -1,0 +1,161 @@
+//! A run that goes on elsewhere: another processor, build or number of threads. That is allowed and said: what has changed, what rounding
+//! alone may do to the loss, and how fast the run was before and is now.
+
+use crate::metrics::{Record, Train, read_log};
+use anyhow::Result;
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// What may change bits.
+const BITS: [&str; 10] = ["version", "arch", "os", "cpu", "simd", "device", "gpu", "attention", "dtype", "numerics"];
+
+/// What changes the speed alone.
+const SPEED: [&str; 2] = ["threads", "driver"];
+
+/// Steps whose speeds are compared, before and after; the first one warms up and does not count.
+const COMPARED: usize = 20;
+
+/// The differences of two identities of machine and build.
+#[derive(Clone, Debug)]
+pub struct Moved {
+    /// Key, value then, value now.
+    changes: Vec<(&'static str, Value, Value)>,
+    /// A fixed forward and backward gives the same bits as then.
+    same_arithmetic: bool,
+}
+
+impl Moved {
+    /// What differs; none if nothing does. Hosts and kernels do not matter; what an older version did not record is not compared.
+    pub fn between(then: &Value, now: &Value) -> Option<Self> {
+        let pairs = BITS.into_iter().chain(SPEED).map(|key| (key, then[key].clone(), now[key].clone()));
+        let changes: Vec<_> = pairs.filter(|(_, a, b)| a != b && !a.is_null() && !b.is_null()).collect();
+        let same_arithmetic = !then["numerics"].is_null() && then["numerics"] == now["numerics"];
+        (!changes.is_empty()).then_some(Self { changes, same_arithmetic })
+    }
+
+    /// Whether the bits of what follows may be others.
+    pub fn changes_bits(&self) -> bool {
+        !self.keys().is_empty()
+    }
+
+    /// What one rounding changes of a number, at most, by the coarser of the two precisions where they differ.
+    pub fn unit(&self) -> f32 {
+        let other = self.changes.iter().any(|(key, ..)| *key == "dtype");
+        if other { 2f32.powi(-8) } else { f32::EPSILON }
+    }
+
+    /// For the first step after it, in metrics.jsonl: what may be why it is not what it would have been.
+    pub fn mark(&self) -> Vec<String> {
+        if self.same_arithmetic { Vec::new() } else { self.keys() }
+    }
+
+    /// What has changed that may change bits.
+    pub fn keys(&self) -> Vec<String> {
+        self.changes.iter().map(|(key, ..)| *key).filter(|key| BITS.contains(key)).map(str::to_owned).collect()
+    }
+
+    /// For events.jsonl. `rounding`: what it may do to the loss, see [`rounding_of_loss`](crate::train::arithmetic_fingerprint::rounding_of_loss).
+    pub fn event(&self, step: u64, rounding: Option<f64>) -> Value {
+        let changes: Vec<_> = self.changes.iter().map(|(key, a, b)| json!({"key": key, "old": a, "new": b})).collect();
+        let expected = rounding.map(|rounding| if self.same_arithmetic { 0.0 } else { rounding });
+        json!({"step": step, "changes": changes, "same_arithmetic": self.same_arithmetic, "expected_loss_difference": expected})
+    }
+
+    /// For the user.
+    pub fn note(&self, step: u64, rounding: Option<f64>) -> String {
+        let ending = match rounding {
+            _ if self.same_arithmetic => "; a fixed forward and backward still gives the same bits here".to_owned(),
+            Some(rounding) => format!("; rounding may change the loss of the next step by about {rounding:.1e}"),
+            None => String::new(),
+        };
+        format!("note: bit-exactness is not promised from step {step} on: {}{ending}", self.told())
+    }
+
+    /// The differences that may change bits, in words.
+    pub fn told(&self) -> String {
+        let told = |(key, a, b): &(&str, Value, Value)| format!("{key} was {a}, is {b}");
+        let bits = self.changes.iter().filter(|(key, ..)| BITS.contains(key));
+        bits.map(told).collect::<Vec<_>>().join("; ")
+    }
+}
+
+/// The speed of a run before a change and after it.
+#[derive(Debug)]
+pub struct Pace {
+    before: f64,
+    after: Vec<f64>,
+}
+
+impl Pace {
+    /// Knows the speed of the run in `dir` up to `step`; none if it took no step before.
+    ///
+    /// # Errors
+    /// Those of reading its log.
+    pub fn before(dir: &Path, step: u64) -> Result<Option<Self>> {
+        let of = |record: Record| match record {
+            Record::Train(train) if train.step <= step => Some(train.tokens_per_second),
+            _ => None,
+        };
+        let all: Vec<f64> = read_log(dir)?.into_iter().filter_map(of).filter(|speed| speed.is_finite()).collect();
+        let last = all[all.len().saturating_sub(COMPARED)..].to_vec();
+        Ok((!last.is_empty()).then(|| Self { before: median(last), after: Vec::new() }))
+    }
+
+    /// Hears of a step; after enough of them what events.jsonl is to say.
+    pub fn step(&mut self, record: &Train) -> Option<Value> {
+        self.after.push(record.tokens_per_second);
+        if self.after.len() <= COMPARED {
+            return None;
+        }
+        let after = median(self.after[1..].to_vec());
+        let step = record.step;
+        Some(
+            json!({"step": step, "tokens_per_second_before": self.before, "tokens_per_second_after": after, "ratio": after / self.before}),
+        )
+    }
+}
+
+/// The middle one of `values`, of which there is one at least.
+pub(super) fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_changes_bits_is_told_from_what_changes_speed() {
+        let then = json!({"cpu": "A", "simd": "x", "threads": 2, "numerics": "12", "host": "one"});
+        assert!(
+            Moved::between(&then, &json!({"cpu": "A", "simd": "x", "threads": 2, "numerics": "12", "host": "two"}))
+                .is_none()
+        );
+        let threads = Moved::between(&then, &json!({"cpu": "A", "simd": "x", "threads": 4, "numerics": "12"})).unwrap();
+        assert!(!threads.changes_bits() && threads.keys().is_empty());
+        let same = Moved::between(&then, &json!({"cpu": "B", "simd": "x", "threads": 4, "numerics": "12"})).unwrap();
+        assert_eq!((same.keys(), same.told().as_str()), (vec!["cpu".to_owned()], "cpu was \"A\", is \"B\""));
+        assert_eq!(same.event(3, Some(1e-7))["expected_loss_difference"], 0.0);
+        let other = Moved::between(&then, &json!({"cpu": "B", "numerics": "34"})).unwrap();
+        assert_eq!(other.event(3, Some(1e-7))["expected_loss_difference"], 1e-7);
+        assert!(other.note(3, Some(1e-7)).contains("by about 1.0e-7"));
+    }
+
+    #[test]
+    fn speeds_before_and_after_are_medians() {
+        let dir = tempfile::tempdir().unwrap();
+        let record =
+            |step: u64, speed: f64| Train { step, tokens_per_second: speed, ..crate::metrics::tests::train(step) };
+        let line = |step| serde_json::to_string(&Record::Train(record(step, 100.0 + step as f64))).unwrap() + "\n";
+        std::fs::write(dir.path().join("metrics.jsonl"), (1..=50).map(line).collect::<String>()).unwrap();
+        assert!(Pace::before(dir.path(), 0).unwrap().is_none());
+        // Steps 21 to 40: the middle of them is 131.
+        let mut pace = Pace::before(dir.path(), 40).unwrap().unwrap();
+        let said: Vec<Value> =
+            (41..=61).filter_map(|step| pace.step(&record(step, if step == 41 { 1.0 } else { 262.0 }))).collect();
+        assert_eq!(said.len(), 1);
+        assert_eq!((said[0]["tokens_per_second_before"].as_f64(), said[0]["ratio"].as_f64()), (Some(131.0), Some(2.0)));
+        assert_eq!(said[0]["step"], 61);
+    }
+}

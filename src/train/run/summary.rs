@@ -1,0 +1,120 @@
+//! What is said before the first step: the size of the run, the data, the memory it takes.
+
+use super::Run;
+use crate::data::eval_set::Rows;
+use crate::data::loader::Drawn;
+use crate::eval::benchmark::Prepared;
+use crate::metrics::count;
+use crate::train::footprint::{Footprint, trained_params};
+use crate::train::schedule::{remark, standstill};
+use anyhow::Result;
+
+/// Fewer validation tokens than this make a noisy number.
+const FEW_TARGETS: u64 = 2000;
+
+impl Run {
+    /// # Errors
+    /// Those of the schedule.
+    pub(super) fn introduce(&mut self) -> Result<()> {
+        let parts = [self.size(), self.mixture(), self.files(), self.floor(), self.validation(), self.truncated()];
+        let lines = parts.concat();
+        let (at, steps) = (self.state.counters.step, self.config.train.steps);
+        let verb = match at {
+            0 => "starting".into(),
+            _ if at < steps => format!("resuming at step {at}"),
+            _ => format!("nothing to do: it has its {at} steps; for more: {}", self.longer()?),
+        };
+        let remark = remark(&self.config, at)?;
+        let (warning, line) = match remark {
+            Some(remark) if remark.warning => (Some(remark.text), String::new()),
+            Some(remark) => (None, format!("\n{}", remark.text)),
+            None => (None, String::new()),
+        };
+        self.progress.print(&format!("{lines}{line}\n{verb} · {}", self.place.dir.display()));
+        warning.iter().for_each(|text| self.progress.warn(text));
+        Ok(())
+    }
+
+    /// The settings with which a finished run goes on and learns.
+    fn longer(&self) -> Result<String> {
+        let mut longer = self.config.clone();
+        let at = self.state.counters.step;
+        longer.train.steps = at.saturating_add(1);
+        let stands_still = standstill(&longer, at)?.is_some();
+        let key = if longer.schedule.total_steps.is_some() { "total_steps" } else { "decay_steps" };
+        let schedule = if stands_still { format!(" --set schedule.{key}=N") } else { String::new() };
+        Ok(format!("--set train.steps=N{schedule}"))
+    }
+
+    fn sequences(&self) -> u64 {
+        let train = &self.config.train;
+        train.steps * (train.sequences_per_step()) as u64
+    }
+
+    fn size(&self) -> String {
+        let (model, train) = (&self.config.model, &self.config.train);
+        let drawn = self.prefetch.loader().drawn(self.sequences());
+        let passes =
+            if let [one] = drawn.as_slice() { format!("{:.2} passes", one.passes) } else { "a mixture".into() };
+        let trained = match trained_params(&self.config) {
+            n if n < model.n_params() => format!(", {} of adapters trained", count(n)),
+            _ => String::new(),
+        };
+        format!(
+            "{} parameters{trained} · {} steps of {} tokens · {passes} over {} training tokens · {} of memory",
+            count(model.n_params()),
+            count(train.steps),
+            count(train.tokens_per_step as u64),
+            count(self.data.dataset.train_tokens()),
+            Footprint::of(&self.config),
+        )
+    }
+
+    fn mixture(&self) -> String {
+        let all = self.sequences();
+        let drawn = self.prefetch.loader().drawn(all);
+        let line = |Drawn { name, sequences, passes }: &Drawn| {
+            format!("\n{:5.1} % {passes:.2} passes over {name}", 100.0 * *sequences as f64 / all as f64)
+        };
+        drawn.iter().filter(|_| drawn.len() > 1).map(line).collect()
+    }
+
+    fn files(&self) -> String {
+        self.data.dataset.notes.iter().map(|note| format!("\n{note}")).collect()
+    }
+
+    fn floor(&self) -> String {
+        self.data.dataset.floor.as_ref().map_or_else(String::new, |floor| {
+            format!(
+                "\nvalidation floor {:.4} ± {:.4} bits per byte: the exact entropy of the {} validation stories",
+                floor.bits_per_byte, floor.stderr, floor.stories
+            )
+        })
+    }
+
+    fn validation(&self) -> String {
+        match self.data.dataset.val.as_ref().map(Rows::targets) {
+            None => "\nno validation split: give data.val, or a directory with val shards".into(),
+            Some(n) if n < FEW_TARGETS => format!(
+                "\nwarning: only {n} validation tokens, their loss says little: give data.val or raise data.val_fraction"
+            ),
+            Some(n) => format!("\n{} validation tokens", count(n)),
+        }
+    }
+
+    /// What of texts to be evaluated or continued is longer than the model's context.
+    fn truncated(&self) -> String {
+        let mut lines: Vec<String> = self.benchmarks.iter().filter_map(Prepared::warning).collect();
+        let context = self.config.model.max_position_embeddings;
+        for (i, text) in self.config.sample.prompts.iter().enumerate().filter(|_| self.config.sample.every > 0) {
+            let tokens = self.prompt(text).map_or(0, |ids| ids.len());
+            if tokens > context {
+                lines.push(format!(
+                    "warning: prompt {} of sample.prompts has {tokens} tokens, the context {context}: only its end is used",
+                    i + 1
+                ));
+            }
+        }
+        lines.iter().map(|line| format!("\n{line}")).collect()
+    }
+}
