@@ -36,7 +36,6 @@ const MAX_SOURCE: u64 = 256 << 10;
 /// Largest tokenizer_config.json, which may hold hundreds of special tokens.
 const MAX_SETTINGS: u64 = 16 << 20;
 
-/// Largest conversation as text.
 const MAX_OUTPUT: usize = 16 << 20;
 
 const NAME: &str = "chat_template";
@@ -50,12 +49,10 @@ const TEMPLATE_ARGUMENTS: &str = "chat_template_kwargs";
 /// Written around what `{% generation %}` encloses, then taken out again. No text has them: they are no characters (Unicode 23.7).
 const MARKS: [char; 2] = ['\u{fdd0}', '\u{fdd1}'];
 
-/// Something that was said.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
     /// "system", "user", "assistant" or "tool".
     pub role: String,
-    /// The text.
     pub content: String,
     /// What else templates are given of it, such as `tool_calls`; a `content` here goes before the text.
     #[serde(flatten)]
@@ -65,7 +62,6 @@ pub struct Message {
 /// A message of a conversation to learn from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Turn {
-    /// What is said.
     pub message: Message,
     /// Whether it may be trained.
     pub trained: bool,
@@ -160,7 +156,6 @@ impl ChatTemplate {
         Self { date: Date::now(), ..self }
     }
 
-    /// Its source.
     pub fn source(&self) -> &str {
         &self.source
     }

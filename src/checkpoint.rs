@@ -49,7 +49,6 @@ use crate::runtime::files::io_failure;
 
 /// Names of the files of a checkpoint.
 pub mod names {
-    /// Hugging Face model configuration.
     pub const CONFIG: &str = "config.json";
     /// Stop tokens for `generate()`.
     pub const GENERATION: &str = "generation_config.json";

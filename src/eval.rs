@@ -21,7 +21,7 @@ pub mod tasks;
 
 use crate::data::batch::Batch;
 use crate::data::eval_set;
-use crate::data::eval_set::Rows;
+use crate::data::eval_set::EvalSet;
 use crate::model::Llama;
 use crate::ops::cross_entropy;
 use crate::ops::positions::Segments;
@@ -38,7 +38,6 @@ const _: () = assert!(eval_set::IGNORE == cross_entropy::IGNORE);
 pub struct Score {
     /// Mean over the targets, in nats.
     pub loss: f64,
-    /// Targets scored.
     pub tokens: u64,
     /// UTF-8 bytes behind the targets; none where the tokenizer cannot tell.
     pub bytes: Option<u64>,
@@ -95,7 +94,7 @@ pub fn total_loss(model: &Llama, batch: Batch) -> Result<f64> {
 /// Those of reading the rows, of the model's ops and of `done`.
 pub fn score(
     model: &Llama,
-    rows: &Rows,
+    rows: &EvalSet,
     lengths: &ByteLengths,
     batch: usize,
     mut done: impl FnMut(usize) -> Result<()>,
@@ -136,7 +135,7 @@ mod tests {
         (config.vocab_size, config.max_position_embeddings, config.initializer_range) = (50_304, 16, 0.0);
         let model = Llama::new(&config, init(&config, &Layout::new(&config), 3).unwrap()).unwrap();
         let targets = ids.len() as u64 - 1;
-        let rows = Rows::windows(Tokens::Memory(Arc::new(ids)), 16, u64::MAX);
+        let rows = EvalSet::windows(Tokens::Memory(Arc::new(ids)), 16, u64::MAX);
         let found = score(&model, &rows, &ByteLengths::new(&tokenizer), 2, |_| Ok(())).unwrap();
         let bytes: usize = texts.iter().map(|text| text.len()).sum();
         assert_eq!((found.tokens, found.bytes), (targets, Some(bytes as u64)));

@@ -43,7 +43,6 @@ use client::{Client, encode};
 use name::is_commit;
 use refusal::Subject;
 
-/// The official Hub.
 const OFFICIAL: &str = "https://huggingface.co";
 /// The split that is meant when none is named.
 const TRAIN: &str = "train";
@@ -57,9 +56,7 @@ const FILES_MAX: usize = 4_000_000;
 pub struct RemoteFile {
     /// `OWNER/NAME`.
     pub repo: String,
-    /// Full commit hash.
     pub commit: String,
-    /// Path in the repository.
     pub path: String,
     /// Length in bytes.
     pub size: u64,

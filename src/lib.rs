@@ -11,17 +11,23 @@
 //!
 //! | module | may use |
 //! |---|---|
-//! | `config`, `runtime` | (`config` uses `runtime`) |
-//! | `ops` | `runtime` |
-//! | `model` | `config`, `runtime`, `ops` |
-//! | `data`, `metrics` | `config`, `runtime` |
-//! | `checkpoint` | `config`, `runtime`, `model`, `data` |
-//! | `sample`, `eval` | the above |
+//! | `runtime` | nothing |
+//! | `config`, `ops` | `runtime` |
+//! | `model` | `config`, `ops`, `runtime` |
+//! | `tokenizer`, `hub`, `stories`, `metrics` | `config`, `runtime` |
+//! | `corpus` | these, `hub`, `tokenizer` |
+//! | `chat` | these, `tokenizer` |
+//! | `data` | these, `corpus`, `hub`, `stories`, `tokenizer` |
+//! | `sft` | these, `chat`, `corpus`, `data`, `tokenizer` |
+//! | `checkpoint` | `config`, `hub`, `model`, `ops`, `runtime`, `tokenizer` |
+//! | `sample` | these, `checkpoint` |
+//! | `eval` | these, `corpus`, `data`, `metrics`, `sample` |
 //! | `train` | all of the above |
+//! | `inspect` | all of the above; nothing but `commands` uses it |
 //! | `cli`, `commands` | everything; nothing uses them |
 //!
 //! Invariants: `ops` knows no Llama; `model` does no I/O and knows no optimizer; only `runtime::files` writes files; `unsafe` only in
-//! `ops`; stdout is for data, all else goes to stderr; no iteration over hash maps; results do not depend on the number of
+//! `ops` and for the allocator in `main.rs`; stdout is for data, all else goes to stderr; no iteration over hash maps; results do not depend on the number of
 //! threads. `tests/tidy.rs` holds the code to these.
 
 pub mod chat;

@@ -21,7 +21,7 @@ mod tensorboard;
 pub use altered::{AlteredLog, altered_logs};
 pub use digest::{LogDigest, LogDigests};
 pub use events::{Events, iso8601, read_events};
-pub use format::{count, duration, fixed, rate};
+pub use format::{duration, fixed, rate, thousands};
 pub use jsonl::{
     Cut, LOG_FILES, Logged, MetricsLog, SampleLog, SampleRecord, Sequences, StepLog, Times, read, read_log,
 };
@@ -42,7 +42,6 @@ pub enum Record {
     Val(Val),
     /// One metric of one benchmark task.
     Eval(Eval),
-    /// Norms of every layer.
     Layers(Layers),
 }
 
@@ -57,7 +56,6 @@ pub struct Train {
     /// Global norm of the gradient before clipping.
     #[serde(deserialize_with = "null_is_nan")]
     pub grad_norm: f64,
-    /// The learning rate used.
     #[serde(deserialize_with = "null_is_nan")]
     pub lr: f64,
     /// Tokens trained on so far, this step included; of fine-tuning, places fed.
@@ -138,7 +136,6 @@ pub struct Eval {
     pub task: String,
     /// The metric, as `acc_norm`.
     pub metric: String,
-    /// Its value.
     #[serde(deserialize_with = "null_is_nan")]
     pub value: f64,
     /// The standard error of the value.

@@ -46,11 +46,9 @@ use std::time::{Duration, Instant};
 
 /// A LLaMA over one flat buffer of weights.
 pub struct Llama {
-    /// Its shape.
     pub config: ModelConfig,
     /// Where each named tensor lies.
     pub layout: Layout,
-    /// All weights, f32.
     pub flat: Tensor,
     weights: Weights,
     blocks: Vec<Block>,
@@ -69,9 +67,7 @@ pub struct Llama {
 /// Gradients of what is trained of a model: views of a flat buffer.
 #[derive(Clone, Debug)]
 pub enum Grads {
-    /// Of all weights.
     Weights(Weights),
-    /// Of its adapters.
     Adapters(Vec<BlockAdapters>),
 }
 
@@ -90,48 +86,44 @@ impl Grads {
 
 /// What a training step feeds besides tokens.
 #[derive(Clone, Copy, Default)]
-pub struct Feed<'a> {
+pub struct TrainInput<'a> {
     /// Documents in the rows; none: a row is one context.
     pub segments: Option<&'a Segments>,
     /// What is random about it.
     pub noise: Option<&'a Noise>,
-    /// Whether to look at [`Observed`] on the way.
+    /// Whether to look at [`ActivationStats`] on the way.
     pub observe: bool,
 }
 
 /// What a training pass leaves besides gradients.
-pub struct Pass {
+pub struct TrainOutput {
     /// Losses of every position (b·t), in nats.
     pub losses: Tensor,
-    /// Where its time went.
     pub times: PassTimes,
     /// If it was asked for.
-    pub observed: Option<Observed>,
+    pub observed: Option<ActivationStats>,
 }
 
 /// The time of a pass by its parts. On a device that works on its own it is that of giving it the work.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PassTimes {
-    /// Embedding and blocks.
     pub forward: Duration,
     /// Logits and loss, forward and backward in one.
     pub head: Duration,
-    /// Blocks and embedding.
     pub backward: Duration,
 }
 
 /// What a pass has seen that shows trouble early.
 #[derive(Clone, Debug)]
-pub struct Observed {
+pub struct ActivationStats {
     /// The largest logit of every block's attention.
     pub attention_logit_max: Vec<f32>,
     /// Sum of the squares of the head's logits.
     pub logit_squares: f64,
-    /// How many they are.
     pub logits: f64,
 }
 
-impl Observed {
+impl ActivationStats {
     /// This and `other`, of other rows.
     pub fn and(mut self, other: Self) -> Self {
         for (a, b) in self.attention_logit_max.iter_mut().zip(other.attention_logit_max) {
@@ -256,11 +248,11 @@ impl Llama {
         &self,
         inputs: &Tensor,
         targets: &Tensor,
-        feed: Feed,
+        feed: TrainInput,
         scale: f32,
         grads: &Grads,
-    ) -> Result<Pass> {
-        let Feed { segments, noise, observe } = feed;
+    ) -> Result<TrainOutput> {
+        let TrainInput { segments, noise, observe } = feed;
         let (begun, mut times) = (Instant::now(), PassTimes::default());
         let mut logit_max = Vec::new();
         let cx = Context { rope: &self.rope, places: Places::of(segments), noise };
@@ -296,12 +288,16 @@ impl Llama {
             embedding_backward(inputs, &dx, &grads.embed_tokens)?;
         }
         times.backward = begun.elapsed() - times.forward - times.head;
-        Ok(Pass { losses, times, observed })
+        Ok(TrainOutput { losses, times, observed })
     }
 
-    fn observed(&self, rows: &Tensor, attention_logit_max: Vec<f32>) -> Result<Observed> {
+    fn observed(&self, rows: &Tensor, attention_logit_max: Vec<f32>) -> Result<ActivationStats> {
         let logit_squares = logit_squares(rows, &self.weights.lm_head, self.precision)?;
-        Ok(Observed { attention_logit_max, logit_squares, logits: (rows.dim(0)? * self.config.vocab_size) as f64 })
+        Ok(ActivationStats {
+            attention_logit_max,
+            logit_squares,
+            logits: (rows.dim(0)? * self.config.vocab_size) as f64,
+        })
     }
 
     /// Losses of every position (b·t), without gradients and without saving activations.

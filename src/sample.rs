@@ -20,7 +20,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use stops::Stops;
 
-/// Why generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FinishReason {
@@ -62,14 +61,11 @@ impl Limits {
     }
 }
 
-/// One continuation.
 #[derive(Clone, Debug)]
 pub struct Generated {
     /// Its tokens, the end of text not included. With a stop string, those that it was found in are.
     pub token_ids: Vec<u32>,
-    /// Its text.
     pub text: String,
-    /// Why it ended.
     pub finish_reason: FinishReason,
     /// Of every token, if asked for.
     pub logprobs: Vec<TokenLogprobs>,
@@ -106,10 +102,8 @@ const PIECE_TIME: Duration = Duration::from_millis(200);
 const FIRST_PIECE: usize = 16;
 const LARGEST_PIECE: usize = 1024;
 
-/// A continuation being written.
 struct Draft<'s> {
     sampler: &'s mut Sampler,
-    /// Prompt and continuation.
     history: Vec<u32>,
     stream: DecodeStream,
     stops: Stops,

@@ -26,4 +26,4 @@ pub mod template;
 #[cfg(test)]
 mod tests;
 
-pub use open::{Judged, Tuning};
+pub use open::{Judged, SftData};

@@ -53,7 +53,6 @@ impl Split {
 /// A story and what the grammar knows about it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Story {
-    /// Plain ASCII, one paragraph.
     pub text: String,
     /// -log2 P(text, end of text included).
     pub bits: f64,
@@ -112,7 +111,6 @@ pub struct Floor {
     pub bits_per_byte: f64,
     /// Standard error of `bits_per_byte` as an estimate of the whole corpus's; NaN for fewer than two stories.
     pub stderr: f64,
-    /// Number of stories.
     pub stories: usize,
     /// Their UTF-8 bytes, ends of text not counted.
     pub bytes: usize,

@@ -75,7 +75,6 @@ enum Engine {
 enum Piece<'a> {
     /// Bytes that are UTF-8 together with their neighbours'.
     Bytes(&'a [u8]),
-    /// Text, whatever its neighbours.
     Text(&'a str),
     /// One byte of a run that is UTF-8 as a whole or not at all.
     Byte(u8),

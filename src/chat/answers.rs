@@ -32,13 +32,10 @@ impl TrainOn {
 /// A text, and bytes of it, ends of turn included.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rendered {
-    /// What the template wrote.
     pub text: String,
-    /// What is trained.
     pub trained: Vec<Range<usize>>,
 }
 
-/// What a conversation becomes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Texts {
     /// One text; one for each answer if the template writes earlier turns otherwise than the last one.

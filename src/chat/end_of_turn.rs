@@ -11,7 +11,6 @@ use crate::tokenizer::Tokenizer;
 pub enum EndOfTurn {
     /// A special token.
     Token(u32),
-    /// Ordinary text.
     Text(String),
     /// Nothing, or the template takes none of the conversations that were tried.
     Unknown,

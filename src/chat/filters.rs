@@ -8,7 +8,6 @@ use minijinja::{Environment, Error, State, Value};
 use minijinja_contrib::filters::{filesizeformat, striptags};
 use minijinja_contrib::globals::{cycler, joiner};
 
-/// Adds all of them.
 pub(super) fn add(environment: &mut Environment) {
     environment.add_filter("tojson", tojson);
     environment.add_filter("wordcount", words);

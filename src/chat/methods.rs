@@ -59,7 +59,6 @@ pub(super) fn method(state: &mut State, value: &Value, name: &str, args: &[Value
     })
 }
 
-/// Where padding goes.
 #[derive(Clone, Copy)]
 pub(super) enum Side {
     Left,

@@ -15,9 +15,7 @@ use std::path::{Path, PathBuf};
 /// Adapters, and the model beside whose weights they work.
 #[derive(Debug)]
 pub struct Adapter {
-    /// The model.
     pub base: Box<Opened>,
-    /// Their kind.
     pub config: LoraConfig,
     file: TensorFile,
 }

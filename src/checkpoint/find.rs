@@ -18,9 +18,7 @@ use crate::runtime::files::{io_failure, rename_durable};
 /// A checkpoint whose every file has been verified.
 #[derive(Clone, Debug)]
 pub struct Valid {
-    /// Its directory.
     pub dir: PathBuf,
-    /// Its record.
     pub manifest: Manifest,
 }
 
@@ -44,7 +42,6 @@ pub(super) struct Damaged {
 /// The checkpoints of a run, each judged by [`manifest::glance`].
 #[derive(Debug, Default)]
 pub(super) struct Listing {
-    /// Newest first.
     pub(super) sound: Vec<Valid>,
     pub(super) damaged: Vec<Damaged>,
     /// Whether something here was a checkpoint once.

@@ -73,11 +73,8 @@ fn ids(ids: &[u32]) -> Value {
 /// What a `config.json` says that we use.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HfConfig {
-    /// The model's shape.
     pub model: ModelConfig,
-    /// Begin-of-text id.
     pub bos: Option<u32>,
-    /// End-of-text ids.
     pub eos: Vec<u32>,
 }
 

@@ -37,13 +37,11 @@ pub struct Entry {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// Version of the layout.
     pub version: u64,
     /// The last optimizer step the checkpoint contains.
     pub step: u64,
     /// Tokens consumed up to and including that step.
     pub tokens: u64,
-    /// Every other file.
     pub files: Vec<Entry>,
 }
 

@@ -34,9 +34,7 @@ pub type TensorSink<'s> = dyn FnMut(&str, &[usize], Vec<f32>) -> Result<()> + 's
 pub struct Opened {
     /// The directory (for a run directory: its newest good checkpoint).
     pub dir: PathBuf,
-    /// The model's shape.
     pub model: ModelConfig,
-    /// Begin-of-text id.
     pub bos: Option<u32>,
     /// Ids at which generation stops: those of `config.json` and of `generation_config.json`.
     pub eos: Vec<u32>,
@@ -164,7 +162,6 @@ impl Opened {
         Ok(())
     }
 
-    /// One weight as f32.
     pub fn weight(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>)> {
         if let Some(adapter) = &self.adapter {
             return adapter.merged(name);

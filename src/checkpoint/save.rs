@@ -23,7 +23,6 @@ pub const SHARD_BYTES: usize = 5_000_000_000;
 /// Room for the small files of a checkpoint in the check of free space.
 const SMALL_FILES: u64 = 16 << 20;
 
-/// Everything a checkpoint holds.
 #[derive(Debug)]
 pub struct Contents<'a> {
     /// The last optimizer step contained.
@@ -34,7 +33,6 @@ pub struct Contents<'a> {
     pub weights: Vec<TensorRef<'a>>,
     /// The moments, `<weight>.exp_avg` and `<weight>.exp_avg_sq`.
     pub moments: Vec<TensorRef<'a>>,
-    /// The model's shape.
     pub model: &'a ModelConfig,
     /// Names and contents of the tokenizer's files.
     pub tokenizer_files: Vec<(&'static str, Vec<u8>)>,
@@ -190,7 +188,6 @@ impl Writer {
         self.bytes(name, text.as_bytes())
     }
 
-    /// One safetensors file.
     pub(super) fn tensor_file(
         &mut self,
         name: &str,

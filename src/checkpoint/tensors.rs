@@ -21,11 +21,9 @@ use crate::runtime::shell::quoted;
 /// A named tensor in memory: row-major `f32`.
 #[derive(Clone, Debug)]
 pub struct TensorRef<'a> {
-    /// Hugging Face parameter name.
     pub name: String,
     /// Dimensions; their product is the length of `data`.
     pub shape: Vec<usize>,
-    /// The values.
     pub data: &'a [f32],
 }
 

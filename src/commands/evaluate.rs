@@ -5,7 +5,7 @@ use crate::checkpoint;
 use crate::cli::Eval;
 use crate::corpus::source::ReadOptions;
 use crate::data::dataset::evaluation_tokens;
-use crate::data::eval_set::Rows;
+use crate::data::eval_set::EvalSet;
 use crate::eval::benchmark::{Extent, Prepared, TaskResult, evaluate};
 use crate::eval::dataset::Library;
 use crate::eval::report::{harness_json, lines, table};
@@ -112,7 +112,7 @@ fn score_text(args: &Eval, loaded: &Loaded, console: Console) -> Result<(Score, 
     };
     let (tokens, bytes) = evaluation_tokens(&patterns, tokenizer, model.config.vocab_size, &options)?;
     let length = model.config.max_position_embeddings;
-    let mut rows = Rows::windows(tokens, length, u64::MAX);
+    let mut rows = EvalSet::windows(tokens, length, u64::MAX);
     rows.text_bytes = bytes;
     if rows.is_empty() {
         return Err(fail(Exit::Data, format!("{}: no text to score", patterns.join(" ")))

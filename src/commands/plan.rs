@@ -3,7 +3,7 @@
 use super::print;
 use crate::cli::Plan;
 use crate::config::Config;
-use crate::metrics::{Console, ascii_plot, count, duration, rate};
+use crate::metrics::{Console, ascii_plot, duration, rate, thousands};
 use crate::model::Recompute;
 use crate::ops::device;
 use crate::runtime::error::{Exit, fail};
@@ -41,9 +41,9 @@ pub(super) fn run(args: &Plan, console: Console) -> Result<()> {
 }
 
 fn size(config: &Config) -> String {
-    let mut out = format!("parameters        {}\n", count(config.model.n_params()));
+    let mut out = format!("parameters        {}\n", thousands(config.model.n_params()));
     for (class, n) in parameters(config).iter().filter(|(_, n)| *n > 0) {
-        out.push_str(&format!("  {class:<15} {:>15}\n", count(*n)));
+        out.push_str(&format!("  {class:<15} {:>15}\n", thousands(*n)));
     }
     let per_token = config.model.flops_per_token(config.train.sequence_length);
     out + &format!("FLOPs per token   {}\n", rate(per_token as f64))
@@ -106,9 +106,9 @@ fn work(config: &Config) -> String {
     let tokens = train.steps * train.tokens_per_step as u64;
     let mut out = format!(
         "\nsteps             {} of {} tokens: {} tokens, {:.3} per parameter\n",
-        count(train.steps),
-        count(train.tokens_per_step as u64),
-        count(tokens),
+        thousands(train.steps),
+        thousands(train.tokens_per_step as u64),
+        thousands(tokens),
         tokens as f64 / config.model.n_params() as f64,
     );
     out.push_str(&format!(

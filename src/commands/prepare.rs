@@ -193,8 +193,8 @@ impl Bars {
         let seconds = begun.elapsed().as_secs_f64();
         self.job.set_message(format!(
             "{} documents, {} tokens  {:.1} MB/s of text",
-            metrics::count(p.documents),
-            metrics::count(p.tokens),
+            metrics::thousands(p.documents),
+            metrics::thousands(p.tokens),
             p.text_bytes as f64 / 1e6 / seconds,
         ));
     }
@@ -205,7 +205,7 @@ fn report(summary: &Summary, options: &PrepareOptions, begun: Instant) {
         note(line);
     }
     let m = &summary.manifest;
-    let (train, val) = (metrics::count(m.train.tokens), metrics::count(m.val.tokens));
+    let (train, val) = (metrics::thousands(m.train.tokens), metrics::thousands(m.val.tokens));
     let (shards, out) = (m.shards.len(), options.out.display());
     let seconds = begun.elapsed().as_secs_f64();
     note(&format!("{train} training and {val} validation tokens in {shards} shards, {seconds:.1} s: {out}"));

@@ -37,7 +37,7 @@ fn replay(args: &Resume, steps: u64, console: Console) -> Result<()> {
     let (place, outcome) = verify(&args.ckpt, steps, args.base.as_deref(), console)?;
     let place = place.display();
     match outcome {
-        Outcome::Pass(steps, records) => print(&format!(
+        Outcome::TrainOutput(steps, records) => print(&format!(
             "PASS steps {}..{} from {place}: loss, gradient norm and data of {records} records came out the same, bit for bit",
             steps.start(),
             steps.end()

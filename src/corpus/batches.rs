@@ -19,11 +19,9 @@ use crate::runtime::thread::spawn;
 pub(super) struct Place {
     /// Index of the file; the number of files at the end.
     pub(super) file: usize,
-    /// Where in it.
     pub(super) position: Position,
 }
 
-/// Records one after another.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     /// Each with the index of its file.

@@ -27,7 +27,6 @@ const WIDTH: u64 = 16;
 /// Keys fetched at a time when a segment is searched: four kilobytes.
 const PAGE: u64 = 256;
 
-/// The texts seen.
 pub(super) struct Dedup {
     dir: PathBuf,
     /// Keys in a segment before any merge.
@@ -65,7 +64,6 @@ impl Dedup {
         Ok(dedup)
     }
 
-    /// Texts in the log.
     pub(super) fn len(&self) -> u64 {
         self.log.len() / WIDTH
     }
@@ -94,7 +92,6 @@ impl Dedup {
         if self.newest.len() as u64 >= self.segment { self.arrange() } else { Ok(()) }
     }
 
-    /// Makes the log durable.
     pub(super) fn sync(&mut self) -> Result<()> {
         self.log.sync()
     }

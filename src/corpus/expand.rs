@@ -90,7 +90,6 @@ pub fn find(patterns: &[String], wanted: Wanted) -> Result<Found> {
     Ok(Found { files, left_out: search.reasons.into_list() })
 }
 
-/// Files found so far.
 struct Search {
     wanted: Wanted,
     found: Vec<PathBuf>,

@@ -14,7 +14,7 @@ use crate::corpus::dedup::Dedup;
 use crate::corpus::journal::State;
 use crate::corpus::npy::Dtype;
 use crate::corpus::options::{Encode, Inputs, PrepareOptions, Progress, Summary};
-use crate::corpus::outcomes::{Document, Fates};
+use crate::corpus::outcomes::{Document, Outcomes};
 use crate::corpus::output_dir;
 use crate::corpus::quarantine::Quarantine;
 use crate::corpus::shards::manifest::{
@@ -31,7 +31,6 @@ const CALL_DOCUMENTS: usize = 16;
 /// Files told one by one that could not be read to their end.
 const MAX_UNREAD: usize = 5;
 
-/// The state of preparing.
 pub(super) struct Job<'a> {
     opts: &'a PrepareOptions,
     inputs: &'a Inputs,
@@ -40,9 +39,8 @@ pub(super) struct Job<'a> {
     lock: &'a Lock,
     /// Up to date but for the lengths of the files.
     state: State,
-    /// As in the journal.
     saved: State,
-    fates: Fates,
+    fates: Outcomes,
     train: ShardWriter,
     val: ShardWriter,
     pace: Pace,
@@ -73,7 +71,7 @@ impl<'a> Job<'a> {
         let at_end = state.place.file == inputs.list.len();
         let dedup =
             if opts.dedup && !at_end { Some(Dedup::open(&opts.out, opts.grain.hashes, state.hashes)?) } else { None };
-        let fates = Fates::new(Quarantine::open(&opts.out, state.quarantine)?, dedup);
+        let fates = Outcomes::new(Quarantine::open(&opts.out, state.quarantine)?, dedup);
         let pace = Pace { least: opts.grain.journal, last: Instant::now(), cost: Duration::ZERO };
         Ok(Self { opts, inputs, tok, progress, lock, state, saved, fates, train, val, pace })
     }

@@ -38,9 +38,7 @@ pub(super) struct Identity {
     inputs: Vec<Input>,
 }
 
-/// How two identities differ.
 pub(super) struct Difference {
-    /// In words.
     pub(super) what: String,
     /// The options are the same.
     pub(super) inputs_only: bool,
@@ -107,13 +105,9 @@ pub(super) struct State {
     pub(super) text_bytes: u64,
     /// Divides the text between the splits.
     pub(super) rule: Rule,
-    /// Fates of the records.
     pub(super) lines: LineCounts,
-    /// The same, by file.
     pub(super) sources: Vec<Source>,
-    /// The shards.
     pub(super) train: Written,
-    /// Those for validation.
     pub(super) val: Written,
     /// Texts in the log of hashes.
     pub(super) hashes: u64,
@@ -122,7 +116,6 @@ pub(super) struct State {
 }
 
 impl State {
-    /// Nothing is read yet.
     pub(super) fn new(inputs: &Inputs, rule: Rule) -> Self {
         let source = |input: &Input| Source { path: input.name.clone(), bytes: input.bytes, ..Source::default() };
         Self {

@@ -47,7 +47,6 @@ pub struct Input {
 /// The corpus: files in order, and how to get at them.
 #[derive(Clone)]
 pub struct Inputs {
-    /// The files.
     pub list: Arc<[Input]>,
     /// Files beside them that are not read.
     pub left_out: Vec<LeftOut>,
@@ -75,18 +74,15 @@ impl Inputs {
     }
 }
 
-/// How to prepare.
 #[derive(Clone, Debug)]
 pub struct PrepareOptions {
     /// Output directory; created if missing.
     pub out: PathBuf,
     /// Where the text is in the input files.
     pub read: ReadOptions,
-    /// The validation split.
     pub val: Val,
     /// Tokens per shard.
     pub shard_tokens: usize,
-    /// Where the separator stands.
     pub eot: Eot,
     /// Documents of fewer characters are left out.
     pub min_chars: u64,
@@ -103,7 +99,6 @@ pub struct PrepareOptions {
 pub struct Grain {
     /// A batch is full once its records have this many bytes...
     pub batch_bytes: u64,
-    /// ...or are this many.
     pub batch_records: usize,
     /// Least time between two records of progress; they take at most a twentieth of the time however long each is.
     /// Zero: after each batch.
@@ -120,7 +115,6 @@ impl Default for Grain {
 }
 
 impl PrepareOptions {
-    /// The defaults.
     pub fn new(out: PathBuf) -> Self {
         Self {
             out,
@@ -175,13 +169,11 @@ pub struct Progress {
     pub bytes_total: u64,
     /// Bytes of text of the documents used.
     pub text_bytes: u64,
-    /// Documents used.
     pub documents: u64,
     /// Their tokens.
     pub tokens: u64,
 }
 
-/// What was made.
 #[derive(Clone, Debug)]
 pub struct Summary {
     /// As written to `shards.json`.

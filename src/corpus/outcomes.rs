@@ -22,9 +22,7 @@ const NO_TEXT_FROM: u64 = 1000;
 
 /// A document to be written.
 pub(super) struct Document {
-    /// Index of its file.
     pub(super) file: usize,
-    /// Its text.
     pub(super) text: String,
     /// The byte from which on it is for validation.
     pub(super) cut: usize,
@@ -40,14 +38,13 @@ struct Seen {
     old: bool,
 }
 
-/// Decides on records.
-pub(super) struct Fates {
+pub(super) struct Outcomes {
     /// Where the bad ones go.
     pub(super) quarantine: Quarantine,
     dedup: Option<Dedup>,
 }
 
-impl Fates {
+impl Outcomes {
     pub(super) fn new(quarantine: Quarantine, dedup: Option<Dedup>) -> Self {
         Self { quarantine, dedup }
     }

@@ -16,7 +16,6 @@ pub const QUARANTINE_FILE: &str = "quarantine.jsonl";
 /// A bad record; a line of the quarantine file but for its bytes.
 #[derive(Debug, Serialize)]
 pub(super) struct Entry<'a> {
-    /// The source file.
     pub(super) file: &'a str,
     /// Line number from 1.
     pub(super) line: u64,
@@ -27,9 +26,7 @@ pub(super) struct Entry<'a> {
     /// Records that this one stands for, if its file cannot be read on.
     #[serde(skip_serializing_if = "is_one")]
     pub(super) records: u64,
-    /// Class of the fault.
     pub(super) reason: &'static str,
-    /// The fault in words.
     pub(super) detail: &'a str,
 }
 
@@ -87,7 +84,6 @@ impl Quarantine {
         file.write_all(&line).map_err(io_context("write", &self.path))
     }
 
-    /// Makes the file durable.
     pub(super) fn sync(&mut self) -> Result<()> {
         self.file.as_mut().map_or(Ok(()), Growing::sync)
     }

@@ -75,7 +75,6 @@ impl Default for ReadOptions {
 /// A place between two records of a file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
-    /// Records before it.
     pub records: u64,
     /// Bytes of the (decompressed) content before it; of a Parquet file, bytes of its text.
     pub offset: u64,
@@ -166,28 +165,21 @@ impl Raw {
 pub struct Record {
     /// Number of the line, element, row or part, from 1.
     pub line: u64,
-    /// Where it begins.
     pub offset: u64,
     /// Its bytes.
     pub length: u64,
     /// How many records it stands for.
     pub count: u64,
-    /// What it holds.
     pub content: Content,
 }
 
-/// What a record holds.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Content {
-    /// A document.
     Text(String),
     /// A blank line, or a document without any text but white space.
     Empty,
-    /// Nothing usable.
     Bad {
-        /// The class of fault.
         reason: Reason,
-        /// The fault in words.
         detail: String,
         /// What to do about it, where that is known.
         advice: Option<String>,
@@ -201,7 +193,6 @@ pub enum Content {
 pub enum Reason {
     /// Not UTF-8.
     Utf8,
-    /// Not JSON.
     Json,
     /// Not an object with one string in the text field; of a Parquet file, null.
     Field,

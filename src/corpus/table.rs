@@ -68,7 +68,7 @@ pub fn parquet_rows(path: &Path) -> Result<Vec<Value>> {
         return Err(wrong(&"too large to be held in memory as records"));
     }
     // The library panics on some damaged files.
-    let read = crate::runtime::panic::guarded(|| -> Result<Vec<Value>> {
+    let read = crate::runtime::panic::catch_panic(|| -> Result<Vec<Value>> {
         let reader = SerializedFileReader::new(file).map_err(|e| wrong(&e))?;
         if let Some(codec) = unread_compression(reader.metadata(), None) {
             let message = format!("{}: not supported: the file is compressed with {codec}", path.display());

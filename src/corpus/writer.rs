@@ -24,13 +24,10 @@ pub(super) const PART_PREFIX: &str = ".part-";
 /// A split's shards, as the journal keeps them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Written {
-    /// The full ones.
     pub(super) shards: Vec<ShardEntry>,
     /// What is in the one that grows.
     pub(super) growing: Totals,
-    /// Its largest id.
     pub(super) max_id: u32,
-    /// All of it.
     pub(super) totals: Totals,
     /// BLAKE3 of the two files that grow, as far as they count.
     pub(super) growing_blake3: [String; 2],
@@ -216,7 +213,6 @@ impl ShardWriter {
         &self.written
     }
 
-    /// Sizes so far.
     pub(super) fn totals(&self) -> Totals {
         self.written.totals
     }

@@ -8,7 +8,6 @@ use crate::data::eval_set::IGNORE;
 pub struct Batch {
     /// T, the places of a row.
     pub length: usize,
-    /// What is read.
     pub inputs: Vec<u32>,
     /// What is predicted; [`IGNORE`] where nothing is trained.
     pub targets: Vec<u32>,

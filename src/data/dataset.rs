@@ -14,7 +14,7 @@ use super::packed_rows::PackedRows;
 use crate::config::Config;
 use crate::corpus::shards::manifest::Split as ShardSplit;
 use crate::corpus::source::ReadOptions;
-use crate::data::eval_set::Rows;
+use crate::data::eval_set::EvalSet;
 use crate::runtime::error::{Exit, Failure, fail, note};
 use crate::runtime::home::expand_home_text;
 use crate::stories::Floor;
@@ -26,15 +26,14 @@ use std::sync::Arc;
 pub use text::tokenize_text;
 
 /// All that a run reads.
-pub struct Corpus {
-    /// The run's tokenizer.
+pub struct Dataset {
     pub tokenizer: Tokenizer,
     /// What is trained on: one source, or several to be mixed by `data.weights`.
     pub train: Vec<Source>,
     /// How documents are told apart in all of it; none if sources differ.
     pub boundary: Option<Boundary>,
     /// What is validated on; none if the data have no validation split.
-    pub val: Option<Rows>,
+    pub val: Option<EvalSet>,
     /// The least validation loss possible, where it is known.
     pub floor: Option<Floor>,
     /// Training stories used, for the built-in corpus.
@@ -42,7 +41,7 @@ pub struct Corpus {
     /// Conversations, of a fine-tuning run: they take the place of `train`.
     pub conversations: Option<Conversations>,
     /// Validation rows of the data that a fine-tuned model was made from.
-    pub base_val: Option<Rows>,
+    pub base_val: Option<EvalSet>,
     /// Files that were found and are not trained on: held out, ignored, not read.
     pub notes: Vec<String>,
 }
@@ -54,7 +53,7 @@ pub struct Conversations {
     pub tokens: u64,
 }
 
-impl Corpus {
+impl Dataset {
     /// Opens the data of `config`. `tokenizer` is the checkpoint's on resume; otherwise `data.tokenizer` decides.
     ///
     /// # Errors
@@ -132,7 +131,7 @@ impl Corpus {
         let mut train = self.train.iter().map(|source| source.tokens.fingerprint()).collect::<Result<Vec<_>>>()?;
         train.extend(self.conversations.as_ref().map(|conversations| conversations.rows.fingerprint()));
         let train = train.join(" ");
-        let val = self.val.as_ref().map(Rows::fingerprint).transpose()?.unwrap_or_default();
+        let val = self.val.as_ref().map(EvalSet::fingerprint).transpose()?.unwrap_or_default();
         let both = format!("{train} {val}");
         Ok(blake3::hash(both.as_bytes()).to_hex().to_string())
     }
@@ -210,9 +209,9 @@ fn mixed_separators() -> Failure {
         .hint("prepare all sources with the same --eot")
 }
 
-fn val_rows(config: &Config, tokens: Tokens, separator: u32) -> Result<Rows> {
+fn val_rows(config: &Config, tokens: Tokens, separator: u32) -> Result<EvalSet> {
     let after = tokens.separator_after();
-    let mut rows = Rows::windows(tokens, config.train.sequence_length, config.eval.val_tokens);
+    let mut rows = EvalSet::windows(tokens, config.train.sequence_length, config.eval.val_tokens);
     if rows.is_empty() {
         return Err(fail(Exit::Data, "the validation data hold no text").hint("give another data.val").into());
     }

@@ -9,9 +9,9 @@ use std::sync::Arc;
 /// The target of a position that is not scored.
 pub const IGNORE: u32 = u32::MAX;
 
-/// Rows of T inputs and T targets.
+/// EvalSet of T inputs and T targets.
 #[derive(Clone, Debug)]
-pub struct Rows {
+pub struct EvalSet {
     kind: Kind,
     length: usize,
     rows: usize,
@@ -31,8 +31,8 @@ enum Kind {
     Examples(Arc<PackedRows>),
 }
 
-impl Rows {
-    /// Contiguous windows of `length` over `tokens` until `limit` targets; the last row may be short. Rows are no longer than
+impl EvalSet {
+    /// Contiguous windows of `length` over `tokens` until `limit` targets; the last row may be short. EvalSet are no longer than
     /// there are targets: a short text costs little, however long the model's context.
     pub fn windows(tokens: Tokens, length: usize, limit: u64) -> Self {
         let targets = tokens.total().saturating_sub(1).min(limit);
@@ -41,7 +41,7 @@ impl Rows {
         Self { kind: Kind::Windows { tokens, targets }, length, rows, text_bytes: None, boundary: None }
     }
 
-    /// Rows of whole documents: `separator`, document, `separator`, ... A document longer than a row goes on in the next.
+    /// EvalSet of whole documents: `separator`, document, `separator`, ... A document longer than a row goes on in the next.
     pub fn packed(documents: &[Vec<u32>], separator: u32, length: usize) -> Self {
         let mut packer = Packer { length, inputs: Vec::new(), targets: Vec::new() };
         for document in documents {
@@ -177,7 +177,7 @@ impl Packer {
 mod tests {
     use super::*;
 
-    fn scored(rows: &Rows) -> Vec<(u32, u32)> {
+    fn scored(rows: &EvalSet) -> Vec<(u32, u32)> {
         let (x, y) = rows.read(0, rows.len()).unwrap();
         x.into_iter().zip(y).filter(|(_, target)| *target != IGNORE).collect()
     }
@@ -185,18 +185,18 @@ mod tests {
     #[test]
     fn windows_predict_each_token_once_from_the_one_before_it() {
         for total in 0..40u32 {
-            let rows = Rows::windows(Tokens::Memory(Arc::new((0..total).collect())), 7, u64::MAX);
+            let rows = EvalSet::windows(Tokens::Memory(Arc::new((0..total).collect())), 7, u64::MAX);
             assert_eq!(scored(&rows), (1..total).map(|i| (i - 1, i)).collect::<Vec<_>>());
             assert_eq!(rows.targets(), scored(&rows).len() as u64);
         }
-        let rows = Rows::windows(Tokens::Memory(Arc::new((0..40).collect())), 7, 10);
+        let rows = EvalSet::windows(Tokens::Memory(Arc::new((0..40).collect())), 7, 10);
         assert_eq!(scored(&rows).len(), 10);
     }
 
     #[test]
     fn packed_documents_begin_after_a_separator_and_end_with_one() {
         let documents = vec![vec![1, 2, 3], vec![4, 5], vec![6], (10..40).collect(), vec![7, 8]];
-        let rows = Rows::packed(&documents, 99, 8);
+        let rows = EvalSet::packed(&documents, 99, 8);
         let pairs = scored(&rows);
         let mut want = Vec::new();
         for d in &documents {

@@ -15,7 +15,6 @@ use crate::runtime::files;
 pub enum Place {
     /// The tokens from this one on.
     Token(u64),
-    /// A document.
     Document(u64),
     /// The training sequence of this index, as a run with these settings reads it.
     Sequence {

@@ -15,14 +15,12 @@ use std::sync::Arc;
 pub struct Source {
     /// As the configuration names it.
     pub name: String,
-    /// What it holds.
     pub tokens: Tokens,
 }
 
 /// How training sequences are cut and ordered.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// T.
     pub sequence_length: usize,
     /// `data.seed`.
     pub seed: u64,
@@ -51,10 +49,8 @@ enum Kind {
 
 /// What a source has given.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Drawn<'a> {
-    /// The source.
+pub struct SourceUsage<'a> {
     pub name: &'a str,
-    /// Sequences drawn from it.
     pub sequences: u64,
     /// As multiples of what it holds.
     pub passes: f64,
@@ -98,17 +94,17 @@ impl Loader {
     }
 
     /// What the first `sequences` sequences of the run take from each source.
-    pub fn drawn(&self, sequences: u64) -> Vec<Drawn<'_>> {
+    pub fn drawn(&self, sequences: u64) -> Vec<SourceUsage<'_>> {
         let (sources, mixture) = match &self.kind {
             Kind::Windows { sources, mixture, .. } => (sources, mixture),
             Kind::Examples { order, .. } => {
                 let passes = sequences as f64 / order.windows() as f64;
-                return vec![Drawn { name: "conversations", sequences, passes }];
+                return vec![SourceUsage { name: "conversations", sequences, passes }];
             }
         };
         let counts = mixture.as_ref().map_or_else(|| vec![sequences], |mixture| mixture.counts(sequences));
         let pairs = sources.iter().zip(counts);
-        let drawn = pairs.map(|((source, order), sequences)| Drawn {
+        let drawn = pairs.map(|((source, order), sequences)| SourceUsage {
             name: &source.name,
             sequences,
             passes: sequences as f64 / order.windows() as f64,

@@ -118,7 +118,6 @@ fn mix(mut z: u64) -> u64 {
 pub struct Chain([u8; 32]);
 
 impl Chain {
-    /// Adds one sequence.
     pub fn extend(&mut self, ids: &[u32]) {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&self.0);
@@ -133,7 +132,6 @@ impl Chain {
     }
 }
 
-/// 64 lower-case hex digits.
 impl fmt::Display for Chain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&blake3::Hash::from(self.0).to_hex())

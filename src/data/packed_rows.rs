@@ -6,10 +6,8 @@
 use crate::data::eval_set::IGNORE;
 use std::collections::BTreeMap;
 
-/// A conversation as ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Example {
-    /// All of them.
     pub ids: Vec<u32>,
     /// Which of them are trained. The first id never is: nothing predicts it.
     pub trained: Vec<bool>,
@@ -80,7 +78,6 @@ impl PackedRows {
         self.inputs.len() / self.length
     }
 
-    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.inputs.is_empty()
     }
@@ -101,7 +98,6 @@ impl PackedRows {
         [&self.inputs, &self.targets, &self.starts].map(|list| &list[range.clone()])
     }
 
-    /// Identifies them.
     pub fn fingerprint(&self) -> String {
         let mut hasher = blake3::Hasher::new_derive_key("llama-lite packed rows v1");
         hasher.update(&(self.length as u64).to_le_bytes());

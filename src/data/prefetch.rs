@@ -43,7 +43,6 @@ impl Prefetch {
         Ok(Self { loader, requests, results, ahead: None })
     }
 
-    /// The loader behind it.
     pub fn loader(&self) -> &Loader {
         &self.loader
     }

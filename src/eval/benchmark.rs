@@ -17,7 +17,6 @@ use std::f64::consts::LN_2;
 /// How much of a task is evaluated, and how.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Extent {
-    /// Examples before each question.
     pub num_fewshot: usize,
     /// The first so many documents; below 1 a share of them.
     pub limit: Option<f64>,
@@ -35,11 +34,8 @@ impl Extent {
 
 /// A task with its requests, ready to be scored.
 pub struct Prepared {
-    /// The task.
     pub task: Task,
-    /// Examples before each question.
     pub shots: usize,
-    /// Documents of the split.
     pub all_documents: usize,
     documents: Vec<Document>,
     /// The requests of each document.
@@ -60,7 +56,6 @@ pub struct Truncated {
 pub struct Metric {
     /// As the harness calls it.
     pub name: &'static str,
-    /// Its value.
     pub value: f64,
     /// Its standard error, where there is one.
     pub stderr: Option<f64>,
@@ -71,7 +66,6 @@ pub struct Metric {
 pub struct Sample {
     /// Of each choice (or of the one continuation, or the whole page).
     pub log_likelihoods: Vec<f64>,
-    /// The right one.
     pub target: Value,
     /// Tokens of its contexts that were left out.
     pub cut: usize,
@@ -80,9 +74,7 @@ pub struct Sample {
 /// What a task came to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TaskResult {
-    /// Its metrics.
     pub metrics: Vec<Metric>,
-    /// Its documents, in order.
     pub samples: Vec<Sample>,
 }
 
@@ -113,7 +105,6 @@ impl Prepared {
         Ok(Self { shots: drawer.shots(), all_documents: rows.len(), task, documents, requests })
     }
 
-    /// Documents evaluated.
     pub fn documents(&self) -> usize {
         self.documents.len()
     }
@@ -196,11 +187,9 @@ fn encode(encoder: &Encoder, before: &str, document: &Document) -> Result<Vec<Re
     }
 }
 
-/// What a document contributes.
 struct Score {
     /// Correct, or the share of probability.
     acc: f64,
-    /// Correct by length-normalised likelihood.
     acc_norm: Option<f64>,
     /// Words and bytes of a page.
     size: Option<(usize, usize)>,

@@ -36,7 +36,6 @@ pub struct Likelihood {
     pub log_likelihood: f64,
     /// Whether each of them is the likeliest token at its place.
     pub greedy: bool,
-    /// How many they are.
     pub tokens: usize,
 }
 

@@ -8,7 +8,6 @@ use crate::runtime::error::{Exit, fail};
 use anyhow::Result;
 use serde_json::Value;
 
-/// Seed of the stream.
 const SEED: u32 = 1234;
 
 /// Draws the examples of a task.
@@ -41,7 +40,6 @@ impl Drawer {
         Ok(Self { random: Random::new(SEED), pool, shots, rule: task.shots })
     }
 
-    /// Examples before each document.
     pub fn shots(&self) -> usize {
         self.shots
     }

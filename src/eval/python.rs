@@ -164,7 +164,6 @@ pub fn len(text: &str) -> usize {
 mod tests {
     use super::*;
 
-    /// Values printed by CPython.
     #[test]
     fn numbers_are_pythons() {
         let mut random = Random::new(1234);

@@ -9,15 +9,11 @@ use serde_json::{Map, Value, json};
 /// A task or group with its metrics, as a table shows it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Line {
-    /// Task or group.
     pub name: String,
-    /// Examples before each question.
     pub shots: usize,
-    /// Documents evaluated.
     pub documents: usize,
     /// What the model did not see of them.
     pub truncated: Truncated,
-    /// Its metrics.
     pub metrics: Vec<Metric>,
 }
 

@@ -18,7 +18,6 @@ use anyhow::Result;
 pub enum Shots {
     /// There are none, whatever is asked for.
     Never,
-    /// Drawn from this split.
     Drawn(&'static str),
     /// Drawn from this split, one more than is needed, so that the document itself can be left out.
     DrawnWithout(&'static str),
@@ -26,7 +25,6 @@ pub enum Shots {
     First(&'static str),
 }
 
-/// A task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Task {
     /// As the harness calls it.
@@ -35,11 +33,8 @@ pub struct Task {
     pub folder: String,
     /// Its data set on the Hub, `OWNER/NAME`.
     pub hub: &'static str,
-    /// The subset there.
     pub subset: Option<String>,
-    /// What is evaluated.
     pub split: &'static str,
-    /// Where examples come from.
     pub shots: Shots,
     /// How a row becomes prompts.
     pub template: Template,

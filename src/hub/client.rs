@@ -22,7 +22,6 @@ use crate::runtime::files::read_bounded;
 const RETRIES: u32 = 5;
 /// Longest wait that a server may ask for, in seconds: the Hub counts requests over five minutes.
 const LONGEST_WAIT: u64 = 300;
-/// Hops of one request.
 const REDIRECTS: usize = 8;
 /// Largest answer of the programming interface; a page of a listing has some hundred KB.
 const ANSWER: u64 = 64 << 20;
@@ -237,7 +236,6 @@ impl Patience<'_> {
     }
 }
 
-/// A header as text.
 pub(super) fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }

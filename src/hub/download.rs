@@ -292,7 +292,6 @@ impl<'a> Download<'a> {
         Trouble::Final(self.restart().err().unwrap_or_else(|| failure.into()))
     }
 
-    /// Forgets what is there.
     fn restart(&mut self) -> Result<()> {
         // The old handle's bytes go to disk before they are cut, not after.
         self.out.flush().map_err(io_context("write", &self.part))?;

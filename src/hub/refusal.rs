@@ -12,11 +12,20 @@ use crate::runtime::error::{Exit, Failure, fail};
 #[derive(Clone, Copy)]
 pub(super) enum Subject<'a> {
     /// A branch, tag or commit of a data set.
-    Revision { repo: &'a str, revision: &'a str },
+    Revision {
+        repo: &'a str,
+        revision: &'a str,
+    },
     /// The list of its files.
-    Listing { repo: &'a str, commit: &'a str },
-    /// One of them.
-    File { repo: &'a str, commit: &'a str, path: &'a str },
+    Listing {
+        repo: &'a str,
+        commit: &'a str,
+    },
+    File {
+        repo: &'a str,
+        commit: &'a str,
+        path: &'a str,
+    },
 }
 
 impl Subject<'_> {
@@ -37,7 +46,6 @@ impl fmt::Display for Subject<'_> {
     }
 }
 
-/// A failed attempt.
 #[derive(Debug)]
 pub(super) enum Trouble {
     /// The next attempt would end alike.

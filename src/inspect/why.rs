@@ -27,7 +27,6 @@ pub struct Part {
     pub sequence: u64,
     /// Where its tokens are, in words.
     pub place: String,
-    /// All of its text.
     pub text: String,
     /// Mean loss of its trained tokens, in nats.
     pub loss: f64,

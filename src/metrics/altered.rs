@@ -9,7 +9,6 @@ use std::path::Path;
 /// A log whose beginning is not what a checkpoint has recorded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AlteredLog {
-    /// Its file.
     pub file: &'static str,
     /// What the checkpoint has recorded.
     pub recorded: LogDigest,

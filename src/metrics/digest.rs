@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 /// The beginning of a log: all that it held at some moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogDigest {
-    /// How many lines.
     pub lines: u64,
     /// How many bytes.
     pub bytes: u64,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// `1234567` as `1,234,567`.
-pub fn count(number: u64) -> String {
+pub fn thousands(number: u64) -> String {
     let digits = number.to_string();
     let mut grouped = String::with_capacity(digits.len() + digits.len() / 3);
     for (i, digit) in digits.chars().enumerate() {
@@ -67,7 +67,7 @@ mod tests {
 
     #[test]
     fn numbers_read_at_a_glance() {
-        let counts = [0, 7, 999, 1000, 123_456, 1_716_144_128].map(count);
+        let counts = [0, 7, 999, 1000, 123_456, 1_716_144_128].map(thousands);
         assert_eq!(counts, ["0", "7", "999", "1,000", "123,456", "1,716,144,128"]);
         let rates = [0.0, 3.7, 999.4, 999.6, 1234.0, 9_996.0, 12_345.0, 99_960.0, 999_600.0, 1.2e6, 3e18].map(rate);
         assert_eq!(rates, ["0", "4", "999", "1.00k", "1.23k", "10.0k", "12.3k", "100k", "1.00M", "1.20M", "3000P"]);

@@ -130,7 +130,6 @@ impl<T: Logged> StepLog<T> {
 pub struct SampleRecord {
     /// The last step the model has taken.
     pub step: u64,
-    /// What it was given.
     pub prompt: String,
     /// What it wrote: the continuation alone.
     pub text: String,

@@ -5,7 +5,7 @@
 //! shape. `--quiet` silences everything here; errors do not pass through this module. All of it goes to stderr: stdout
 //! is for data.
 
-use crate::metrics::{Pace, Train, Val, count, duration, fixed, rate};
+use crate::metrics::{Pace, Train, Val, duration, fixed, rate, thousands};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
 use std::fmt;
 use std::io::{IsTerminal, Write, stderr};
@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 /// Redraws a second: enough to look alive, too few to flicker or to cost anything.
 const REDRAWS: u8 = 4;
 
-/// Cells of the bar.
 const BAR: u64 = 20;
 
 /// When to colour, as asked for with `--color`.
@@ -24,25 +23,20 @@ pub enum Color {
     /// On a terminal, unless `NO_COLOR` is set (<https://no-color.org>).
     #[default]
     Auto,
-    /// Always.
     Always,
-    /// Never.
     Never,
 }
 
 /// What stderr is and what the user wants to see on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Console {
-    /// Show nothing.
     pub quiet: bool,
     /// Someone is watching: the line can be redrawn in place.
     pub terminal: bool,
-    /// Use ANSI colours.
     pub color: bool,
 }
 
 impl Console {
-    /// The process's own stderr.
     pub fn stderr(quiet: bool, color: Color) -> Self {
         let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
@@ -59,7 +53,6 @@ impl Console {
     }
 }
 
-/// Where the text goes.
 enum Sink {
     Silent,
     /// A line redrawn in place.
@@ -163,7 +156,6 @@ impl Progress {
         self.print(&format!("{}  sample\n  {}", self.at(step), shown.replace('\n', "\n  ")));
     }
 
-    /// A checkpoint is durable.
     pub fn saved(&mut self, step: u64, path: &Path, time: Duration) {
         let path = harmless(&path.display().to_string());
         self.print(&format!("{}  saved {path} {}", self.at(step), self.dim(&format!("in {}", duration(time)))));
@@ -192,7 +184,7 @@ impl Progress {
     }
 
     fn at(&self, step: u64) -> String {
-        if self.color { format!("\x1b[1mstep {}\x1b[0m", count(step)) } else { format!("step {}", count(step)) }
+        if self.color { format!("\x1b[1mstep {}\x1b[0m", thousands(step)) } else { format!("step {}", thousands(step)) }
     }
 
     fn dim(&self, text: &str) -> String {
@@ -219,7 +211,7 @@ fn live_line() -> ProgressBar {
 fn status(record: &Train, pace: &Pace, total: u64, detail: &str) -> String {
     let loss = if record.skipped { "skipped".into() } else { fixed(record.loss, 4) };
     let left = pace.time_left().map_or_else(|| "-".into(), duration);
-    let (step, total, speed) = (count(record.step), count(total), rate(pace.tokens_per_second()));
+    let (step, total, speed) = (thousands(record.step), thousands(total), rate(pace.tokens_per_second()));
     format!("{step}/{total}  loss {loss}{detail}  {speed} tok/s  {left} left")
 }
 

@@ -27,11 +27,8 @@ use candle_core::{Result, Tensor};
 pub struct Block {
     /// Views of the model's flat buffer.
     pub weights: BlockWeights,
-    /// Head counts.
     pub heads: Heads,
-    /// RMSNorm's epsilon.
     pub eps: f64,
-    /// Of the matrix products.
     pub precision: Precision,
     /// Which block it is, from the bottom.
     pub index: usize,
@@ -44,11 +41,8 @@ pub struct Block {
 pub enum Product {
     /// q ‖ k ‖ v
     Qkv,
-    /// Attention's output.
     O,
-    /// gate ‖ up
     GateUp,
-    /// Of the feed-forward layer.
     Down,
 }
 
@@ -67,18 +61,14 @@ impl Product {
 /// Where a batch stands, and what is random about a training step.
 #[derive(Clone, Copy)]
 pub struct Context<'a> {
-    /// Tables of rotations.
     pub rope: &'a Rope,
-    /// Documents and positions.
     pub places: Places<'a>,
-    /// None outside training.
     pub noise: Option<&'a Noise>,
 }
 
 /// Gradients of what is trained of a block.
 #[derive(Clone, Copy)]
 pub enum BlockGrads<'a> {
-    /// Its weights.
     Weights(&'a BlockWeights),
     /// Its adapters; the weights are frozen.
     Adapters(&'a BlockAdapters),
@@ -87,7 +77,6 @@ pub enum BlockGrads<'a> {
 /// What backward computes again instead of having it kept since forward.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Recompute {
-    /// Nothing.
     None,
     /// Norms and SwiGLU, which cost one pass over memory: a third of the activations for next to nothing.
     #[default]

@@ -11,7 +11,6 @@ pub struct LayerCache {
 }
 
 impl LayerCache {
-    /// Positions filled.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -93,7 +92,6 @@ impl KvCache {
         Ok(Self::of(self.layers.iter().map(layer).collect::<Result<_>>()?, self.capacity))
     }
 
-    /// Positions filled.
     pub fn len(&self) -> usize {
         self.layers.first().map_or(0, LayerCache::len)
     }

@@ -37,11 +37,9 @@ pub type BlockAdapters = [Option<Adapter>; 4];
 /// The adapters of a model.
 #[derive(Clone, Debug)]
 pub struct Adapters {
-    /// Their kind.
     pub config: LoraConfig,
     /// Where each named matrix lies.
     pub layout: Layout,
-    /// All of them, f32.
     pub flat: Tensor,
     /// Views of `flat`, or of its rounding where that is computed with.
     pub blocks: Vec<BlockAdapters>,

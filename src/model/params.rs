@@ -13,13 +13,11 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 /// One named tensor inside the flat buffer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spec {
-    /// Hugging Face's parameter name.
     pub name: String,
     /// Its shape; linear weights are (out, in).
     pub shape: Vec<usize>,
     /// Where it begins in the flat buffer, in elements.
     pub start: usize,
-    /// Its number of elements.
     pub len: usize,
 }
 
@@ -52,7 +50,6 @@ impl Layout {
         Self { specs, total }
     }
 
-    /// A zeroed flat buffer.
     pub fn zeros(&self, device: &Device) -> Result<Tensor> {
         Tensor::zeros(self.total, DType::F32, device)
     }

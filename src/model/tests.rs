@@ -48,7 +48,7 @@ fn gradients_agree_with_finite_differences() {
         let (inputs, targets) = batch(2, 9, 33);
         let flat_grads = model.layout.zeros(&Device::Cpu).unwrap();
         let grads = model.grads(&flat_grads).unwrap();
-        model.loss_and_backward(&inputs, &targets, Feed::default(), 1.0 / 18.0, &grads).unwrap();
+        model.loss_and_backward(&inputs, &targets, TrainInput::default(), 1.0 / 18.0, &grads).unwrap();
         let g = flat_grads.to_vec1::<f32>().unwrap();
         let w = model.flat.to_vec1::<f32>().unwrap();
         // The direction of the gradient itself inside each tensor: the derivative along it is its norm.
@@ -100,7 +100,7 @@ fn ignored_targets_train_nothing_and_micro_batches_add_up() {
             let n = 4 / parts;
             let x = inputs.narrow(0, i * n, n).unwrap().contiguous().unwrap();
             let y = targets.narrow(0, i * n * 8, n * 8).unwrap();
-            model.loss_and_backward(&x, &y, Feed::default(), 1.0 / 32.0, &grads).unwrap();
+            model.loss_and_backward(&x, &y, TrainInput::default(), 1.0 / 32.0, &grads).unwrap();
         }
         flat
     };
@@ -132,7 +132,7 @@ fn documents_kept_apart_are_documents_alone() {
         let segments = starts.map(|starts| Segments::new(starts, width).unwrap());
         let flat = model.layout.zeros(&Device::Cpu).unwrap();
         let grads = model.grads(&flat).unwrap();
-        let feed = Feed { segments: segments.as_ref(), noise: None, observe: false };
+        let feed = TrainInput { segments: segments.as_ref(), noise: None, observe: false };
         let losses = model.loss_and_backward(&inputs, &targets, feed, 1.0, &grads).unwrap().losses;
         let alone = model.losses(&inputs, &targets, segments.as_ref()).unwrap();
         assert!(crate::ops::selftest::difference(&alone, &losses).unwrap() < 1e-6);
@@ -167,7 +167,7 @@ fn the_number_of_threads_does_not_change_a_bit() {
         pool.install(|| {
             let flat = model.layout.zeros(&Device::Cpu).unwrap();
             let grads = model.grads(&flat).unwrap();
-            let losses = model.loss_and_backward(&inputs, &targets, Feed::default(), 1.0, &grads).unwrap().losses;
+            let losses = model.loss_and_backward(&inputs, &targets, TrainInput::default(), 1.0, &grads).unwrap().losses;
             (losses.to_vec1::<f32>().unwrap(), flat.to_vec1::<f32>().unwrap())
         })
     };
@@ -188,7 +188,7 @@ fn recomputing_changes_no_bit() {
         model.recompute = recompute;
         let (inputs, targets) = batch(2, 9, 33);
         let noise = noise::Noise { key: 5, dropout: 0.2, neftune: 3.0, first_token: 0 };
-        let feed = Feed { noise: Some(&noise), observe: true, ..Feed::default() };
+        let feed = TrainInput { noise: Some(&noise), observe: true, ..TrainInput::default() };
         let gradient = |model: &Llama| {
             let flat = model.trained().0.zeros(&Device::Cpu).unwrap();
             let grads = model.grads(&flat).unwrap();

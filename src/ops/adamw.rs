@@ -8,14 +8,12 @@ use super::{cpu, on_gpu};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-/// Constants of one update.
 #[derive(Clone, Copy, Debug)]
 pub struct Hyper {
     /// Learning rate of this step.
     pub lr: f64,
     /// Decay rates of the two moments.
     pub betas: (f64, f64),
-    /// Added to the denominator.
     pub eps: f64,
     /// Decoupled weight decay of the ranges that take it.
     pub weight_decay: f64,
@@ -30,11 +28,8 @@ pub struct Hyper {
 
 /// The four flat f32 buffers, of equal length; on a GPU rounded moments are bf16.
 pub struct Flat<'a> {
-    /// Master weights, updated.
     pub param: &'a Tensor,
-    /// Gradients, read.
     pub grad: &'a Tensor,
-    /// First moment, updated.
     pub exp_avg: &'a Tensor,
     /// Second moment, updated.
     pub exp_avg_sq: &'a Tensor,
@@ -45,11 +40,8 @@ pub struct Flat<'a> {
 /// A range of the flat buffers with one decay rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Range {
-    /// First element.
     pub start: usize,
-    /// Number of elements.
     pub len: usize,
-    /// Whether weight decay applies.
     pub decay: bool,
 }
 

@@ -39,7 +39,6 @@ pub const GPU_BF16_DIMS: [usize; 2] = [64, 128];
 pub struct Heads {
     /// Query heads h; a multiple of k.
     pub q: usize,
-    /// Key/value heads k.
     pub kv: usize,
     /// Width d of one head.
     pub dim: usize,

@@ -44,7 +44,6 @@ impl<R, F: FnMut() -> R> pulp::WithSimd for Inlined<F> {
     }
 }
 
-/// A zeroed buffer.
 pub(crate) fn zeros(len: usize) -> Vec<f32> {
     vec![0.0; len]
 }

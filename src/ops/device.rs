@@ -11,12 +11,10 @@ static USED: OnceLock<Device> = OnceLock::new();
 /// Of the GPU, before anything was put there.
 static FREE: OnceLock<u64> = OnceLock::new();
 
-/// What was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
     /// The first GPU if this build can use one and there is one, else the CPU.
     Auto,
-    /// The CPU.
     Cpu,
     /// The GPU of this number.
     Gpu(usize),

@@ -45,7 +45,6 @@ impl<'a> Mat<'a> {
         Self { data, rows, cols, row_stride, col_stride: 1 }
     }
 
-    /// The transposed view.
     pub(crate) fn t(self) -> Self {
         Self {
             data: self.data,
@@ -80,7 +79,6 @@ pub(crate) struct Panels<'a> {
     len: usize,
     /// The terms of the inner dimension that are used.
     terms: (usize, usize),
-    /// Columns that exist.
     cols: usize,
 }
 
@@ -133,7 +131,6 @@ impl Packed {
         self.precision
     }
 
-    /// All of it.
     pub(crate) fn panels(&self) -> Panels<'_> {
         Panels {
             data: &self.data,

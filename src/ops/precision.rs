@@ -3,7 +3,6 @@
 /// The type of a product's operands in the multiplication. In memory all is f32, and sums are f32 always.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
-    /// f32 throughout.
     #[default]
     F32,
     /// Operands are rounded to bf16 (to nearest even) while they are packed, and multiplied in pairs by `vdpbf16ps`.
@@ -24,7 +23,6 @@ impl Precision {
         self == Self::F32 || at.is_multiple_of(2)
     }
 
-    /// Whether this processor can.
     pub fn supported(self) -> bool {
         match self {
             Self::F32 => true,

@@ -40,7 +40,6 @@ impl Forest {
         Ok(self.nodes.len() - 1)
     }
 
-    /// The nodes.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
     }
@@ -50,7 +49,6 @@ impl Forest {
         self.positions.len()
     }
 
-    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.positions.is_empty()
     }

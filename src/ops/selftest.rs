@@ -19,7 +19,6 @@ pub const TOLERANCE: f64 = 2e-5;
 pub struct Outcome {
     /// The op's name: the name of its module.
     pub op: &'static str,
-    /// Largest relative difference found.
     pub difference: f64,
 }
 
@@ -50,7 +49,6 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     CHECKS.iter().map(|(name, _)| *name)
 }
 
-/// Checks every op.
 pub fn run() -> Result<Vec<Outcome>> {
     let mut inputs = Inputs { state: 0x9e37_79b9_7f4a_7c15 };
     CHECKS.iter().map(|&(op, check)| Ok(Outcome { op, difference: check(&mut inputs)? })).collect()

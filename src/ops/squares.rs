@@ -13,15 +13,11 @@ const PIECE: usize = 1 << 16;
 /// Sums over a piece, a tensor or a layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Squares {
-    /// Of gradients.
     pub grad: f64,
-    /// Of weights.
     pub weight: f64,
-    /// Of the update.
     pub update: f64,
     /// Of `m̂ / (√v̂ + ε)`.
     pub adam: f64,
-    /// Elements.
     pub n: f64,
 }
 
@@ -43,13 +39,11 @@ impl Squares {
 pub struct Rule {
     /// 1 - lr · weight decay, of ranges that decay.
     pub keep: f64,
-    /// Its rate.
     pub lr: f64,
     /// 1 / (1 - β₁ᵗ)
     pub inverse_correction1: f64,
     /// 1 / √(1 - β₂ᵗ)
     pub inverse_sqrt_correction2: f64,
-    /// Of AdamW.
     pub eps: f64,
 }
 

@@ -42,7 +42,6 @@ pub enum Kind {
     Json,
     /// Other UTF-8 without control characters.
     Text,
-    /// Anything else.
     Binary,
 }
 

@@ -9,11 +9,9 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// Corrupt data or checkpoint.
     Data = 65,
     /// A bug or a hang of ours.
     Internal = 70,
-    /// Out of memory.
     Memory = 71,
     /// Another process holds the run directory.
     Busy = 73,
@@ -21,9 +19,7 @@ pub enum Exit {
     Io = 74,
     /// Stopped early with a checkpoint saved: resume to go on.
     Stopped = 75,
-    /// Training diverged.
     Diverged = 76,
-    /// The configuration is wrong.
     Config = 78,
     /// Interrupted outside training (128 + SIGINT).
     Interrupted = 130,
@@ -48,7 +44,6 @@ pub fn fail(exit: Exit, message: impl Into<String>) -> Failure {
 }
 
 impl Failure {
-    /// Adds the remedy.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self

@@ -20,7 +20,6 @@ mod planted {
 
     struct Fault {
         name: String,
-        /// First and last occasion.
         occasions: (u64, u64),
         value: f64,
     }

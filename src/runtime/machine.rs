@@ -13,7 +13,6 @@ pub fn cpu() -> Option<&'static str> {
     CPU.get_or_init(ask).as_deref()
 }
 
-/// Name of the host.
 pub fn host() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }

@@ -9,7 +9,7 @@ thread_local! {
 }
 
 /// What `call` gives, or what it said when it panicked. Such a panic prints nothing.
-pub fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, String> {
+pub fn catch_panic<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     static SILENCED: Once = Once::new();
     SILENCED.call_once(|| {
         let usual = take_hook();
@@ -34,9 +34,9 @@ mod tests {
 
     #[test]
     fn panics_are_answers() {
-        assert_eq!(guarded(|| 5), Ok(5));
-        assert_eq!(guarded(|| -> u8 { panic!("unseen") }), Err("unseen".into()));
-        assert_eq!(guarded(|| -> u8 { panic!("{}", 7) }), Err("7".into()));
+        assert_eq!(catch_panic(|| 5), Ok(5));
+        assert_eq!(catch_panic(|| -> u8 { panic!("unseen") }), Err("unseen".into()));
+        assert_eq!(catch_panic(|| -> u8 { panic!("{}", 7) }), Err("7".into()));
         assert!(!GUARDED.get());
     }
 }

@@ -213,7 +213,6 @@ impl Sampler {
 pub struct TokenLogprobs {
     /// The chosen token.
     pub id: u32,
-    /// Its log-probability.
     pub logprob: f64,
     /// The likeliest tokens, most likely first.
     pub top: Vec<(u32, f64)>,

@@ -1,6 +1,5 @@
 //! Stop strings in a stream of text: what may be the beginning of one is held back until that is known.
 
-/// Looks for stop strings.
 pub(super) struct Stops {
     strings: Vec<String>,
     held: String,

@@ -3,36 +3,25 @@
 use crate::chat::{Message, Turn};
 use serde_json::{Map, Value};
 
-/// How records are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Format {
     /// A question and its answer in fields of their own.
     Alpaca,
-    /// A list called conversations.
     ShareGpt,
-    /// A list called messages.
     Messages,
-    /// Prompt and completion.
     Prompt,
 }
 
-/// Something to learn from.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Conversation {
     /// Turns, to be written by a template. The last one is an answer.
     Turns {
-        /// What is said.
         turns: Vec<Turn>,
         /// What the template is given besides.
         values: Map<String, Value>,
     },
     /// A text and how it goes on.
-    Plain {
-        /// What is given.
-        prompt: String,
-        /// What is learned.
-        completion: String,
-    },
+    Plain { prompt: String, completion: String },
 }
 
 /// Why a record cannot be learned from.

@@ -2,10 +2,10 @@
 
 use crate::config::Config;
 use crate::corpus::source::ReadOptions;
-use crate::data::dataset::{Conversations, Corpus, evaluation_tokens};
-use crate::data::eval_set::Rows;
+use crate::data::dataset::{Conversations, Dataset, evaluation_tokens};
+use crate::data::eval_set::EvalSet;
 use crate::runtime::files::read_bounded;
-use crate::sft::Tuning;
+use crate::sft::SftData;
 use crate::sft::open::open as open_tuning;
 use crate::tokenizer::Tokenizer;
 use anyhow::Result;
@@ -18,12 +18,12 @@ const MAX_STATE: u64 = 256 << 20;
 ///
 /// # Errors
 /// Those of reading the conversations; [`Exit::Config`](crate::runtime::error::Exit::Config) where data and model do not fit.
-pub fn open(config: &Config, resumed: Option<Tokenizer>) -> Result<(Corpus, Tuning)> {
+pub fn open(config: &Config, resumed: Option<Tokenizer>) -> Result<(Dataset, SftData)> {
     let mut tuning = open_tuning(config, resumed)?;
     let tokenizer = tuning.tokenizer.clone();
-    let corpus = Corpus {
+    let corpus = Dataset {
         base_val: base_val(config, &tokenizer)?,
-        val: tuning.val.take().map(Rows::examples),
+        val: tuning.val.take().map(EvalSet::examples),
         conversations: Some(Conversations { rows: tuning.train.clone(), tokens: tuning.proof.tokens }),
         tokenizer,
         train: Vec::new(),
@@ -36,12 +36,12 @@ pub fn open(config: &Config, resumed: Option<Tokenizer>) -> Result<(Corpus, Tuni
     Ok((corpus, tuning))
 }
 
-/// Rows on which it is seen what the model forgets: those that are named, else the validation rows of the run it comes from.
-fn base_val(config: &Config, tokenizer: &Tokenizer) -> Result<Option<Rows>> {
+/// EvalSet on which it is seen what the model forgets: those that are named, else the validation rows of the run it comes from.
+fn base_val(config: &Config, tokenizer: &Tokenizer) -> Result<Option<EvalSet>> {
     let named = &config.sft.base_val;
     if !named.is_empty() {
         let (tokens, _) = evaluation_tokens(named, tokenizer, config.model.vocab_size, &ReadOptions::default())?;
-        return Ok(Some(Rows::windows(tokens, config.train.sequence_length, config.eval.val_tokens)));
+        return Ok(Some(EvalSet::windows(tokens, config.train.sequence_length, config.eval.val_tokens)));
     }
     let Some(mut of_base) = config_of(Path::new(config.sft.base.as_deref().unwrap_or_default())) else {
         return Ok(None);
@@ -53,7 +53,7 @@ fn base_val(config: &Config, tokenizer: &Tokenizer) -> Result<Option<Rows>> {
         of_base.data.stories = Some(1); // its training stories are not needed
     }
     // Data that are no longer there are only not watched.
-    Ok(Corpus::open(&of_base, Some(tokenizer.clone())).ok().and_then(|corpus| corpus.val))
+    Ok(Dataset::open(&of_base, Some(tokenizer.clone())).ok().and_then(|corpus| corpus.val))
 }
 
 /// The configuration of the run of which `dir` is a checkpoint.

@@ -16,7 +16,6 @@ use std::sync::Arc;
 /// A record that nothing is learned from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Bad {
-    /// Its file.
     pub file: String,
     /// Its line, element or row, from 1.
     pub line: u64,
@@ -45,7 +44,6 @@ pub(super) struct Made {
 /// What became of the records.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
-    /// All of them.
     pub records: usize,
     /// How many are written in each way.
     pub formats: BTreeMap<Format, usize>,

@@ -5,7 +5,6 @@ use super::fields::set;
 use crate::config::Meaning;
 use serde_json::Value;
 
-/// What a mark says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mark {
     /// Whether the answers it speaks of are trained.

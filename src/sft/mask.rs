@@ -11,7 +11,6 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value};
 use std::ops::Range;
 
-/// What a conversation becomes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Encoded {
     /// One example, or one for each answer; none if none of the answers is to be trained.
@@ -20,13 +19,9 @@ pub struct Encoded {
     pub unused: Vec<String>,
 }
 
-/// From conversations to examples.
 pub struct Encoder<'a> {
-    /// The model's tokenizer.
     pub tokenizer: &'a Tokenizer,
-    /// How turns are written.
     pub template: &'a ChatTemplate,
-    /// What is trained.
     pub train_on: TrainOn,
     /// Most ids of an example.
     pub longest: usize,

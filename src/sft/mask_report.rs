@@ -14,8 +14,7 @@ const SHOWN: usize = 1000;
 
 /// What was found out about the data of a fine-tuning run.
 #[derive(Clone, Debug)]
-pub struct Proof {
-    /// The template's name.
+pub struct MaskReport {
     pub template: String,
     /// What should be said about it, and about the held-out conversations.
     pub said: Vec<String>,
@@ -31,15 +30,12 @@ pub struct Proof {
     pub dropped: usize,
     /// Examples that are whole and yet without a trained token, and the first of them.
     pub untrained: (usize, Option<Place>),
-    /// Ids of all examples.
     pub tokens: u64,
-    /// Ids that are trained.
     pub trained: u64,
     /// Rows and their places.
     pub rows: (usize, u64),
     /// Held-out trained tokens.
     pub held_out: u64,
-    /// T.
     pub length: usize,
     /// Most that may be truncated, as a share.
     pub allowed: f64,
@@ -53,13 +49,11 @@ pub struct Proof {
 /// An example's record, and its ids.
 #[derive(Clone, Debug)]
 pub struct Place {
-    /// File and line.
     pub at: String,
-    /// Number of ids, uncut.
     pub length: usize,
 }
 
-impl Proof {
+impl MaskReport {
     /// Of `examples`, before they are put into rows; `has_end`: whether the tokenizer has an end of text.
     pub(super) fn new(config: &Config, said: Vec<String>, tally: &Tally, examples: &[Made], has_end: bool) -> Self {
         let mut ends: BTreeMap<u32, usize> = BTreeMap::new();
@@ -242,7 +236,6 @@ impl Proof {
         Err(fail(Exit::Data, what).hint(format!("{remedy}{without}")))
     }
 
-    /// Why no answer ends.
     fn no_ends(&self) -> Failure {
         if self.truncated.0 > 0 && self.truncated.0 == self.examples {
             let what = format!(

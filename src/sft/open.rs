@@ -9,35 +9,31 @@ use crate::chat::{ChatTemplate, Message, TrainOn};
 use crate::config::Config;
 use crate::data::packed_rows::Example;
 use crate::data::packed_rows::PackedRows;
-use crate::sft::mask_report::Proof;
+use crate::sft::mask_report::MaskReport;
 use crate::tokenizer::Tokenizer;
 use anyhow::Result;
 use std::path::Path;
 use std::sync::Arc;
 
-/// A held-out prompt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Judged {
     /// Up to where the answer begins.
     pub prompt: Vec<u32>,
-    /// What is asked.
     pub question: String,
 }
 
 /// The data of a fine-tuning run.
 #[derive(Clone)]
-pub struct Tuning {
-    /// What is trained on.
+pub struct SftData {
     pub train: Arc<PackedRows>,
     /// Held-out examples; none if nothing is held out.
     pub val: Option<PackedRows>,
     /// What was found out about them.
-    pub proof: Proof,
+    pub proof: MaskReport,
     /// Records that were left out.
     pub bad: Vec<Bad>,
     /// Prompts to be answered along the way.
     pub judged: Vec<Judged>,
-    /// How turns are written.
     pub template: ChatTemplate,
     /// What a template writes between turns: no answer holds it.
     pub markers: Vec<String>,
@@ -49,7 +45,7 @@ pub struct Tuning {
 ///
 /// # Errors
 /// Those of the files; [`Exit::Data`] if no record can be learned from.
-pub fn open(config: &Config, resumed: Option<Tokenizer>) -> Result<Tuning> {
+pub fn open(config: &Config, resumed: Option<Tokenizer>) -> Result<SftData> {
     let base = Path::new(config.sft.base.as_deref().unwrap_or_default());
     let tokenizer = resumed.clone().map_or_else(|| Tokenizer::from_dir(base), Ok)?;
     let known = resumed.as_ref().and_then(Tokenizer::chat_template);
@@ -74,7 +70,7 @@ pub fn open(config: &Config, resumed: Option<Tokenizer>) -> Result<Tuning> {
     let examples = tally.encode(&encoder, split.train);
     let val = tally.encode(&encoder, split.held_out);
     let said = said.into_iter().chain(split.said).collect();
-    let mut proof = Proof::new(config, said, &tally, &examples, tokenizer.eos_id().is_some());
+    let mut proof = MaskReport::new(config, said, &tally, &examples, tokenizer.eos_id().is_some());
     let usable = |examples: Vec<Made>| -> Vec<Example> {
         examples.into_iter().map(|made| made.example).filter(|example| example.trained_tokens() > 0).collect()
     };
@@ -89,7 +85,7 @@ pub fn open(config: &Config, resumed: Option<Tokenizer>) -> Result<Tuning> {
     proof.packed(&train, val.as_ref(), examples);
     let tokenizer = tokenizer.for_chat(template.source(), proof.end_of_turn());
     let markers = markers(&template, &tokenizer);
-    Ok(Tuning { train: Arc::new(train), val, proof, bad: tally.bad, judged, template, markers, tokenizer })
+    Ok(SftData { train: Arc::new(train), val, proof, bad: tally.bad, judged, template, markers, tokenizer })
 }
 
 /// As many of the first examples as have at most `limit` trained tokens together; at least one.

@@ -11,9 +11,7 @@ use std::collections::BTreeMap;
 /// A record that has been read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
-    /// How it is written.
     pub format: Format,
-    /// What is in it.
     pub conversation: Conversation,
     /// Whether any of its answers may be trained.
     pub trained: bool,

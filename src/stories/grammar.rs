@@ -100,19 +100,23 @@ impl Pick {
 
 /// A node of the grammar graph.
 pub(super) enum Node {
-    /// Fixed text.
     Text(String),
     /// The parts, one after the other.
     Seq(Vec<NodeId>),
     /// One of the weighted alternatives.
-    Choice { alternatives: Vec<(u32, NodeId)>, total: u32 },
+    Choice {
+        alternatives: Vec<(u32, NodeId)>,
+        total: u32,
+    },
     /// A word from a list.
     Pick(Pick),
     /// A form of the row that a variable is bound to: no new information, this is what makes a story hang together.
-    Use { slot: Slot, form: Form },
+    Use {
+        slot: Slot,
+        form: Form,
+    },
 }
 
-/// A compiled grammar.
 pub(super) struct Grammar {
     pub(super) tables: Vec<Table>,
     /// Names of the columns of all tables: 0 (no name) is the entry itself, 1 (`a`) the entry with its article.

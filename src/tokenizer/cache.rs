@@ -6,7 +6,6 @@
 /// Longest word kept, in bytes: three words of memory less one byte for the length.
 const MOST_BYTES: usize = 23;
 
-/// Most ids kept.
 const MOST_IDS: usize = 9;
 
 /// Pairs of places; 128 bytes each.
@@ -80,7 +79,6 @@ static MASKS: [[u64; 3]; MOST_BYTES + 1] = {
 };
 
 impl Cache {
-    /// An empty cache.
     pub(super) fn new() -> Self {
         let empty = Entry { key: Key([0; 3]), count: 0, ids: [0; MOST_IDS] };
         Self { places: vec![[empty; 2]; PAIRS] }

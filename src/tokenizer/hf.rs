@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::Piece;
 use super::decoder::{Decoder, Owned};
 use crate::runtime::error::{Exit, fail};
-use crate::runtime::panic::guarded;
+use crate::runtime::panic::catch_panic;
 use ordinary::Ordinary;
 use parts::Parts;
 
@@ -30,7 +30,6 @@ pub(super) struct Hub {
     decoder: Decoder,
     /// What each id stands for, by id.
     pieces: Vec<Owned>,
-    /// Special ids, ascending.
     specials: Vec<u32>,
     /// The file as it was read.
     pub(super) json: Vec<u8>,
@@ -121,7 +120,7 @@ fn failed(why: String) -> anyhow::Error {
 
 /// The result of a call into the crate, with an error or a panic as its message, on one line.
 fn caught<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
-    let message = match guarded(call) {
+    let message = match catch_panic(call) {
         Ok(Ok(value)) => return Ok(value),
         Ok(Err(error)) => error.to_string(),
         Err(panic) => panic,

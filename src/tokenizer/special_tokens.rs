@@ -119,7 +119,6 @@ impl Ends {
     }
 }
 
-/// The tokenizer's own settings.
 struct Own<'a> {
     config: Option<&'a Map<String, Value>>,
     map: Option<&'a Map<String, Value>>,

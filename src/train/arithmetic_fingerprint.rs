@@ -7,7 +7,7 @@ use crate::data::batch::Batch;
 use crate::eval::total_loss;
 use crate::model::init::init;
 use crate::model::params::Layout;
-use crate::model::{Feed, Llama};
+use crate::model::{Llama, TrainInput};
 use crate::ops::noise::draw;
 use crate::ops::precision::Precision;
 use crate::ops::{cpu, device};
@@ -18,7 +18,6 @@ use std::sync::LazyLock;
 /// Draws of the estimate of rounding.
 const DRAWS: u64 = 4;
 
-/// Elements of one task.
 const PIECE: usize = 1 << 16;
 
 /// Odd sizes, so that the ends of vectors and tiles are part of it.
@@ -63,7 +62,7 @@ fn add_pass(hasher: &mut blake3::Hasher, config: &ModelConfig, precision: Precis
     let targets = Tensor::from_vec(ids.iter().map(|id| (id * 5 + 2) % 331).collect(), 2 * 77, &Device::Cpu)?;
     let flat = layout.zeros(device::used())?;
     let grads = model.grads(&flat)?;
-    let losses = model.loss_and_backward(&inputs, &targets, Feed::default(), 1.0 / 154.0, &grads)?.losses;
+    let losses = model.loss_and_backward(&inputs, &targets, TrainInput::default(), 1.0 / 154.0, &grads)?.losses;
     for values in [losses.to_vec1::<f32>()?, flat.to_vec1::<f32>()?] {
         let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
         hasher.update(&bytes);

@@ -30,7 +30,6 @@ impl Changes {
 /// A final configuration, and in what it differs from the stored one.
 #[derive(Clone, Debug)]
 pub struct Continuation {
-    /// The configuration.
     pub config: Config,
     /// The keys that changed, whatever changed them.
     pub changes: Vec<Change>,

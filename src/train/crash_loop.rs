@@ -5,7 +5,7 @@
 use crate::checkpoint::{self, Valid};
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::{read_bounded, write_atomic};
-use crate::runtime::panic::guarded;
+use crate::runtime::panic::catch_panic;
 use anyhow::Result;
 use std::path::{Path, PathBuf};
 
@@ -28,7 +28,7 @@ fn panics(checkpoint: &Path) -> u64 {
 /// # Errors
 /// Those of `load`; [`Exit::Internal`] if it panicked.
 pub fn counted<T>(checkpoint: &Path, load: impl FnOnce() -> Result<T>) -> Result<T> {
-    guarded(load).unwrap_or_else(|panic| {
+    catch_panic(load).unwrap_or_else(|panic| {
         let n = panics(checkpoint) + 1;
         write_atomic(&marker(checkpoint), format!("{n}\n").as_bytes())?;
         let message = format!("loading {} has panicked ({n} times): {panic}", checkpoint.display());

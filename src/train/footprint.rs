@@ -15,7 +15,6 @@ pub struct Footprint {
     pub weights: u64,
     /// Gradients of what is trained, f32.
     pub gradients: u64,
-    /// Its two moments, f32.
     pub moments: u64,
     /// What forward saves for the backward pass of one micro-batch.
     pub activations: u64,
@@ -39,7 +38,6 @@ const PROGRAM: u64 = 72_000_000;
 /// Not measured yet: a context with its kernels, and cuBLAS's workspace.
 const GPU_PROGRAM: u64 = 1_000_000_000;
 
-/// Parameters that are trained.
 pub fn trained_params(config: &Config) -> u64 {
     if config.lora.is_absent() { config.model.n_params() } else { lora::n_params(&config.model, &config.lora) }
 }
@@ -167,7 +165,6 @@ impl Footprint {
         parts.into_iter().fold(0, u64::saturating_add)
     }
 
-    /// All of it.
     pub fn peak(&self) -> u64 {
         self.needed().saturating_add(self.snapshot)
     }

@@ -16,7 +16,6 @@ use anyhow::{Context, Result};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
-/// A branch.
 #[derive(Clone, Debug)]
 pub struct Branch {
     /// The name of its directory.

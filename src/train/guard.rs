@@ -30,7 +30,6 @@ const SPAN: u64 = 1000;
 /// What the guard thinks of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Verdict {
-    /// The update is applied.
     Accept,
     /// The update is applied, and the user hears of it: of what, and how far above those before it.
     Spike(&'static str, Excess),
@@ -65,7 +64,6 @@ impl Verdict {
     }
 }
 
-/// The guard's memory.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Guard {

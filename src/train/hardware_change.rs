@@ -17,14 +17,14 @@ const COMPARED: usize = 20;
 
 /// The differences of two identities of machine and build.
 #[derive(Clone, Debug)]
-pub struct Moved {
+pub struct HardwareChange {
     /// Key, value then, value now.
     changes: Vec<(&'static str, Value, Value)>,
     /// A fixed forward and backward gives the same bits as then.
     same_arithmetic: bool,
 }
 
-impl Moved {
+impl HardwareChange {
     /// What differs; none if nothing does. Hosts and kernels do not matter; what an older version did not record is not compared.
     pub fn between(then: &Value, now: &Value) -> Option<Self> {
         let pairs = BITS.into_iter().chain(SPEED).map(|key| (key, then[key].clone(), now[key].clone()));
@@ -61,7 +61,6 @@ impl Moved {
         json!({"step": step, "changes": changes, "same_arithmetic": self.same_arithmetic, "expected_loss_difference": expected})
     }
 
-    /// For the user.
     pub fn note(&self, step: u64, rounding: Option<f64>) -> String {
         let ending = match rounding {
             _ if self.same_arithmetic => "; a fixed forward and backward still gives the same bits here".to_owned(),
@@ -129,15 +128,20 @@ mod tests {
     fn what_changes_bits_is_told_from_what_changes_speed() {
         let then = json!({"cpu": "A", "simd": "x", "threads": 2, "numerics": "12", "host": "one"});
         assert!(
-            Moved::between(&then, &json!({"cpu": "A", "simd": "x", "threads": 2, "numerics": "12", "host": "two"}))
-                .is_none()
+            HardwareChange::between(
+                &then,
+                &json!({"cpu": "A", "simd": "x", "threads": 2, "numerics": "12", "host": "two"})
+            )
+            .is_none()
         );
-        let threads = Moved::between(&then, &json!({"cpu": "A", "simd": "x", "threads": 4, "numerics": "12"})).unwrap();
+        let threads =
+            HardwareChange::between(&then, &json!({"cpu": "A", "simd": "x", "threads": 4, "numerics": "12"})).unwrap();
         assert!(!threads.changes_bits() && threads.keys().is_empty());
-        let same = Moved::between(&then, &json!({"cpu": "B", "simd": "x", "threads": 4, "numerics": "12"})).unwrap();
+        let same =
+            HardwareChange::between(&then, &json!({"cpu": "B", "simd": "x", "threads": 4, "numerics": "12"})).unwrap();
         assert_eq!((same.keys(), same.told().as_str()), (vec!["cpu".to_owned()], "cpu was \"A\", is \"B\""));
         assert_eq!(same.event(3, Some(1e-7))["expected_loss_difference"], 0.0);
-        let other = Moved::between(&then, &json!({"cpu": "B", "numerics": "34"})).unwrap();
+        let other = HardwareChange::between(&then, &json!({"cpu": "B", "numerics": "34"})).unwrap();
         assert_eq!(other.event(3, Some(1e-7))["expected_loss_difference"], 1e-7);
         assert!(other.note(3, Some(1e-7)).contains("by about 1.0e-7"));
     }

@@ -10,7 +10,6 @@ use candle_core::{DType, Result, Tensor};
 /// AdamW over a model's flat buffers.
 #[derive(Debug)]
 pub struct Optimizer {
-    /// First moments.
     pub exp_avg: Tensor,
     /// Second moments.
     pub exp_avg_sq: Tensor,

@@ -4,7 +4,7 @@ use super::footprint::{Footprint, checkpoint_bytes, recompute_within};
 use super::schedule::Schedule;
 use super::step::step;
 use crate::config::Config;
-use crate::data::dataset::Corpus;
+use crate::data::dataset::Dataset;
 use crate::data::loader::Loader;
 use crate::eval::benchmark::evaluate;
 use crate::eval::{ByteLengths, score};
@@ -62,7 +62,7 @@ pub fn parameters(config: &Config) -> Vec<(&'static str, u64)> {
 /// # Errors
 /// Those of the data, if they are shards.
 pub fn passes(config: &Config) -> Result<Option<Vec<(String, f64)>>> {
-    if !Corpus::of_shards(config)? {
+    if !Dataset::of_shards(config)? {
         return Ok(None);
     }
     let data = RunData::open(config, None)?;
@@ -106,12 +106,10 @@ pub fn rates(config: &Config) -> Result<Vec<(f64, f64)>> {
     Ok((0..points).map(|i| ((at(i) + 1) as f64, schedule.lr(at(i)))).collect())
 }
 
-/// A micro-batch that fits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fit {
     /// Its sequences; they divide those of a step.
     pub micro_batch_size: usize,
-    /// What backward computes again.
     pub recompute: Recompute,
     /// Whether there is room for the copy of a checkpoint as well, from which it is written while training goes on.
     pub with_copy: bool,
@@ -150,7 +148,6 @@ pub struct Probe {
     pub step_seconds: f64,
     /// Of a validation; none without validation data.
     pub validation_seconds: Option<f64>,
-    /// Of continuing all prompts.
     pub sample_seconds: f64,
     /// Of all benchmark tasks, reckoned from some documents of each.
     pub task_seconds: f64,

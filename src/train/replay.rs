@@ -7,7 +7,7 @@ use std::path::Path;
 
 /// The lines that a resume has cut from `metrics.jsonl`.
 #[derive(Debug, Default)]
-pub struct Oracle {
+pub struct ReplayCheck {
     train: BTreeMap<u64, Train>,
     val: BTreeMap<u64, Val>,
 }
@@ -21,11 +21,10 @@ pub struct Mismatch {
     pub quantity: &'static str,
     /// What was logged the first time.
     pub recorded: String,
-    /// What came out now.
     pub replayed: String,
 }
 
-impl Oracle {
+impl ReplayCheck {
     /// Knows the records of the file `cut`. What cannot be read is not known.
     pub fn new(cut: Option<&Path>) -> Self {
         let mut oracle = Self::default();
@@ -113,7 +112,7 @@ mod tests {
         let lines: Vec<String> =
             (6..=9).map(|s| serde_json::to_string(&Record::Train(train(s, 2.0))).unwrap() + "\n").collect();
         std::fs::write(&path, lines.concat()).unwrap();
-        let mut oracle = Oracle::new(Some(&path));
+        let mut oracle = ReplayCheck::new(Some(&path));
         let clock = Train { tokens_per_second: 9.0, data_seconds: 3.0, ..train(6, 2.0) };
         assert_eq!(oracle.check(&Record::Train(clock)), None);
         let bit = f64::from_bits(2.0f64.to_bits() + 1);
@@ -121,7 +120,7 @@ mod tests {
         assert_eq!((found.step, found.quantity), (7, "loss"));
         assert_eq!((found.recorded.as_str(), found.replayed.as_str()), ("2.0", "2.0000000000000004"));
         assert_eq!(oracle.check(&Record::Train(train(8, bit))), None);
-        assert_eq!(Oracle::new(None).check(&Record::Train(train(8, bit))), None);
+        assert_eq!(ReplayCheck::new(None).check(&Record::Train(train(8, bit))), None);
     }
 
     #[test]

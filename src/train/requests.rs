@@ -25,7 +25,6 @@ impl std::fmt::Display for StopAsked {
 
 impl std::error::Error for StopAsked {}
 
-/// Listens for requests.
 #[derive(Clone, Debug)]
 pub struct Requests {
     /// Training has not begun: signals end the process.

@@ -9,7 +9,6 @@ use crate::ops::adamw::zero;
 use anyhow::Result;
 use std::collections::BTreeSet;
 
-/// A piece of state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Piece {
     /// AdamW's moments become 0.

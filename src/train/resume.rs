@@ -17,7 +17,7 @@ use crate::runtime::shell::quoted;
 use crate::tokenizer::Tokenizer;
 use crate::train::arithmetic_fingerprint::rounding_of_loss;
 use crate::train::crash_loop;
-use crate::train::hardware_change::Moved;
+use crate::train::hardware_change::HardwareChange;
 use crate::train::run_data::RunData;
 use crate::train::setup::{Begin, benchmarks, check_disk, check_machine, fresh_parts, say};
 use anyhow::{Context, Result};
@@ -123,7 +123,7 @@ fn go_on(begin: Begin, source: &Opened, wanted: &Changes) -> Result<()> {
         json!({"attempt": attempt, "step": step, "from": from, "changes": listed, "reset": state.reset, "skipped_sequences": skipped, "build": build}),
     )?;
     report_altered_logs(&begin.run_dir, (step, &saved.logs), &mut events, begin.console)?;
-    let moved = Moved::between(&saved.build, &build);
+    let moved = HardwareChange::between(&saved.build, &build);
     if let Some(moved) = &moved {
         let rows = config.train.micro_batch_size;
         let measured = moved.changes_bits() && device::used().is_cpu();

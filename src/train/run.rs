@@ -34,8 +34,8 @@ use crate::metrics::{Console, Progress, Record, SampleRecord, Times, Train};
 use crate::ops::device;
 use crate::runtime::files::Lock;
 use crate::runtime::thread;
-use crate::train::hardware_change::{Moved, Pace};
-use crate::train::replay::Oracle;
+use crate::train::hardware_change::{HardwareChange, Pace};
+use crate::train::replay::ReplayCheck;
 use crate::train::run_data::RunData;
 use anyhow::Result;
 use serde_json::json;
@@ -47,12 +47,10 @@ pub use logs::{Logs, report_altered_logs};
 
 /// What a run is made of before it has a directory.
 pub struct Parts {
-    /// Its resolved configuration.
     pub config: Config,
     pub data: RunData,
     /// The order of its training sequences.
     pub loader: Loader,
-    /// Where it stands.
     pub state: State,
     /// Of the corpus: computed once, because it may read all shards.
     pub fingerprint: String,
@@ -62,7 +60,6 @@ pub struct Parts {
 
 /// The directory of a run, locked for this process, and the process's place in its history.
 pub struct Place {
-    /// The run directory.
     pub dir: PathBuf,
     /// Which process of the run's history this is, from 1.
     pub attempt: u64,
@@ -71,7 +68,7 @@ pub struct Place {
     /// The steps that follow repeat logged ones: with the same configuration they must give the same bits.
     pub repeats: bool,
     /// The run was on another machine, build or number of threads before.
-    pub moved: Option<Moved>,
+    pub moved: Option<HardwareChange>,
 }
 
 /// A run in progress: the only writer of its directory.
@@ -88,7 +85,7 @@ pub struct Run {
     prefetch: Prefetch,
     state: State,
     logs: Logs,
-    oracle: Oracle,
+    oracle: ReplayCheck,
     progress: Progress,
     console: Console,
     requests: Requests,
@@ -125,7 +122,7 @@ impl Run {
     ) -> Result<Self> {
         let Parts { config, data, loader, state, fingerprint, benchmarks } = parts;
         let step = state.counters.step;
-        let oracle = Oracle::new(logs.metrics.cut.kept_in.as_deref().filter(|_| place.repeats));
+        let oracle = ReplayCheck::new(logs.metrics.cut.kept_in.as_deref().filter(|_| place.repeats));
         Ok(Self {
             progress: Progress::new(console, step, config.train.steps, config.log.every),
             lengths: ByteLengths::new(&data.dataset.tokenizer),
@@ -248,7 +245,6 @@ impl Run {
         self.logs.metrics.append(&record)
     }
 
-    /// Appends to the samples.
     fn log_sample(&mut self, sample: &SampleRecord) -> Result<()> {
         if let Some(board) = &mut self.logs.board {
             board.append_sample(sample)?;

@@ -1,27 +1,27 @@
 //! All that a run reads.
 
 use crate::config::Config;
-use crate::data::dataset::Corpus;
-use crate::sft::{self, Tuning};
+use crate::data::dataset::Dataset;
+use crate::sft::{self, SftData};
 use crate::tokenizer::Tokenizer;
 use anyhow::Result;
 
 /// The data of a run, and what a fine-tuning run has beyond them.
 pub struct RunData {
-    pub dataset: Corpus,
-    pub sft: Option<Tuning>,
+    pub dataset: Dataset,
+    pub sft: Option<SftData>,
 }
 
 impl RunData {
     /// Opens the data of `config`. `tokenizer` is the checkpoint's on resume; otherwise `data.tokenizer` decides.
     ///
     /// # Errors
-    /// Those of [`Corpus::open`] and [`sft::dataset::open`].
+    /// Those of [`Dataset::open`] and [`sft::dataset::open`].
     pub fn open(config: &Config, tokenizer: Option<Tokenizer>) -> Result<Self> {
         if config.is_sft() {
             let (dataset, sft) = sft::dataset::open(config, tokenizer)?;
             return Ok(Self { dataset, sft: Some(sft) });
         }
-        Ok(Self { dataset: Corpus::open(config, tokenizer)?, sft: None })
+        Ok(Self { dataset: Dataset::open(config, tokenizer)?, sft: None })
     }
 }

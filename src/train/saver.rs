@@ -16,13 +16,10 @@ use std::time::{Duration, Instant};
 
 /// What is to be written, and where.
 pub struct Job {
-    /// The state.
     pub snapshot: Snapshot,
-    /// The run.
     pub run_dir: PathBuf,
     /// Which process of the run's history writes.
     pub attempt: u64,
-    /// What stays.
     pub keep: Retention,
     /// Logs that the checkpoint relies on.
     pub logs: Vec<Syncer>,

@@ -10,7 +10,7 @@ use crate::runtime::files::write_atomic;
 use crate::runtime::home::expand_home_text;
 use crate::runtime::shell::quoted;
 use crate::sft::load::Bad;
-use crate::sft::mask_report::Proof;
+use crate::sft::mask_report::MaskReport;
 use crate::tokenizer::Tokenizer;
 use crate::train::run_data::RunData;
 use crate::train::setup::{
@@ -27,11 +27,8 @@ const QUARANTINE: &str = "quarantine.jsonl";
 
 /// What is tuned, and on what.
 pub struct Request<'a> {
-    /// The configuration.
     pub config: &'a Path,
-    /// Changes to it.
     pub sets: &'a [String],
-    /// The model.
     pub ckpt: &'a Path,
     /// Files of records, on this machine.
     pub data: &'a [String],
@@ -119,7 +116,7 @@ impl Tune {
         self.proof().map_or(Ok(()), |(proof, _)| Ok(proof.check()?))
     }
 
-    fn proof(&self) -> Option<(&Proof, &Tokenizer)> {
+    fn proof(&self) -> Option<(&MaskReport, &Tokenizer)> {
         let tuning = self.data.sft.as_ref()?;
         Some((&tuning.proof, &tuning.tokenizer))
     }

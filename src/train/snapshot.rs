@@ -32,7 +32,6 @@ struct Frame {
     trainer_state: serde_json::Value,
 }
 
-/// A checkpoint in memory.
 #[derive(Debug)]
 pub struct Snapshot {
     frame: Frame,

@@ -38,21 +38,17 @@ pub struct Counters {
     pub next_sequence: u64,
     /// Hash of all token ids so far.
     pub chain: String,
-    /// AdamW's t: updates applied.
     pub updates: u64,
 }
 
 /// `trainer_state.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Saved {
-    /// Of this file's layout.
     pub version: u32,
-    /// Counters.
     #[serde(flatten)]
     pub counters: Counters,
     /// Which process of the run's history wrote it, from 1.
     pub attempt: u64,
-    /// The frozen learning-rate schedule.
     pub schedule: Schedule,
     /// What the guard remembers. Not in version 1.
     #[serde(default)]
@@ -69,7 +65,6 @@ pub struct Saved {
     pub data_fingerprint: String,
     /// The resolved configuration, as TOML.
     pub config: String,
-    /// Machine and build.
     pub build: serde_json::Value,
     /// Identifies the frozen weights beside adapters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -82,9 +77,7 @@ pub struct Saved {
 /// Seeds from which every random draw of a run follows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rng {
-    /// Initialisation and sampling.
     pub train_seed: u64,
-    /// Order of the data.
     pub data_seed: u64,
 }
 
@@ -95,7 +88,6 @@ pub struct DataOffset {
     pub step: u64,
     /// The sequence that would have come.
     pub from: u64,
-    /// The sequence that came.
     pub to: u64,
 }
 
@@ -149,7 +141,6 @@ pub struct State {
     pub grad: Tensor,
     /// Views of `grad` under the names of what is trained.
     pub grads: Grads,
-    /// Moments and rules.
     pub optimizer: Optimizer,
     /// Learning rate of every step.
     pub schedule: Schedule,
@@ -159,7 +150,6 @@ pub struct State {
     pub data_offsets: Vec<DataOffset>,
     /// See [`Saved::reset`].
     pub reset: Vec<String>,
-    /// The rest.
     pub counters: Counters,
     /// [`Counters::chain`], parsed.
     pub chain: Chain,

@@ -7,7 +7,7 @@ use crate::data::batch::Batch;
 use crate::data::eval_set::IGNORE;
 use crate::metrics::{Sequences, Times, Train};
 use crate::model::noise::Noise;
-use crate::model::{Feed, Observed, Pass, PassTimes};
+use crate::model::{ActivationStats, PassTimes, TrainInput, TrainOutput};
 use crate::ops::adamw::{global_norm, zero};
 use crate::ops::positions::Segments;
 use crate::runtime::error::{Exit, fail, failure_in};
@@ -23,14 +23,13 @@ pub struct StepReport {
     pub loss: f64,
     /// Global norm of the gradient, before clipping.
     pub grad_norm: f64,
-    /// Rate used.
     pub lr: f64,
     /// What the guard thought of it.
     pub verdict: Verdict,
     /// Number of trained tokens, where that is not all of them.
     pub trained: Option<u64>,
     /// What was seen on the way, if `log.layers_every` asks for it.
-    pub observed: Option<Observed>,
+    pub observed: Option<ActivationStats>,
     /// Of every sequence, if `log.sequences` asks for it.
     pub sequences: Option<Sequences>,
     /// Of the forward and backward passes.
@@ -128,15 +127,14 @@ pub fn step(state: &mut State, config: &Config, batch: &Batch) -> Result<StepRep
 /// All passes of a step.
 #[derive(Default)]
 struct Passed {
-    /// Sum of the losses.
     nats: f64,
     sequences: Option<Vec<f64>>,
-    observed: Option<Observed>,
+    observed: Option<ActivationStats>,
     times: PassTimes,
 }
 
 impl Passed {
-    fn add(&mut self, pass: Pass, length: usize, targets: &[u32]) -> Result<()> {
+    fn add(&mut self, pass: TrainOutput, length: usize, targets: &[u32]) -> Result<()> {
         let losses = pass.losses.to_vec1::<f32>()?;
         self.nats += losses.iter().map(|&x| x as f64).sum::<f64>();
         if let Some(sequences) = &mut self.sequences {
@@ -174,7 +172,7 @@ fn forward_and_backward(state: &State, config: &Config, batch: &Batch) -> Result
         let noise = noise(config, state.counters.step, (first * length) as u64);
         let inputs = Tensor::from_vec(inputs, (rows, length), &Device::Cpu)?;
         let wanted = Tensor::from_slice(&targets, rows * length, &Device::Cpu)?;
-        let feed = Feed { segments: segments.as_ref(), noise: noise.as_ref(), observe };
+        let feed = TrainInput { segments: segments.as_ref(), noise: noise.as_ref(), observe };
         passes.push((state.model.loss_and_backward(&inputs, &wanted, feed, scale, &state.grads)?, length, targets));
     }
     // Looked at only now: a device that works on its own need not wait between micro-batches.

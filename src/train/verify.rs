@@ -10,7 +10,7 @@ use super::state::{Saved, State};
 use super::step::step;
 use crate::checkpoint::{self, Opened};
 use crate::metrics::{AlteredLog, Console, Record, Train, altered_logs, read, read_events};
-use crate::train::hardware_change::Moved;
+use crate::train::hardware_change::HardwareChange;
 use crate::train::replay::{Mismatch, train_mismatch};
 use anyhow::Result;
 use serde_json::Value;
@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug)]
 pub enum Outcome {
     /// Every record of these steps came out the same, bit for bit; so many records were compared.
-    Pass(RangeInclusive<u64>, usize),
+    TrainOutput(RangeInclusive<u64>, usize),
     /// The same, but these logs are not what a checkpoint has recorded of them.
     Altered(RangeInclusive<u64>, Vec<AlteredLog>),
     /// The first quantity that did not, and what may explain it.
@@ -54,8 +54,8 @@ pub fn verify(ckpt: &Path, count: u64, base: Option<&Path>, console: Console) ->
         return Ok((dir, Outcome::Unverified(what)));
     }
     let outcome = match replay(&source, &saved, steps, &records, console)? {
-        Outcome::Pass(steps, compared) => match altered(&run_dir, &saved, base)? {
-            altered if altered.is_empty() => Outcome::Pass(steps, compared),
+        Outcome::TrainOutput(steps, compared) => match altered(&run_dir, &saved, base)? {
+            altered if altered.is_empty() => Outcome::TrainOutput(steps, compared),
             altered => Outcome::Altered(steps, altered),
         },
         other => other,
@@ -167,12 +167,12 @@ fn replay(
             compared += 1;
         }
     }
-    Ok(Outcome::Pass(steps, compared))
+    Ok(Outcome::TrainOutput(steps, compared))
 }
 
 /// What differs between the machine and build that made the checkpoint and these.
 fn explain(then: &Value, now: &Value) -> String {
-    match Moved::between(then, now).filter(Moved::changes_bits) {
+    match HardwareChange::between(then, now).filter(HardwareChange::changes_bits) {
         Some(moved) => format!("this may be why: {}", moved.told()),
         None => "same program, processor and settings: the record or the checkpoint's data were altered, the hardware errs, or the \
                  program is at fault"

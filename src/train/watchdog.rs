@@ -13,7 +13,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How often it looks.
 const TICK: Duration = Duration::from_millis(200);
 
 /// Steps that the usual one is the median of.

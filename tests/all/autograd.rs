@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Result, Tensor, Var};
 use llama_lite::config::ModelConfig;
 use llama_lite::model::params::Layout;
-use llama_lite::model::{Feed, Llama, init::init};
+use llama_lite::model::{Llama, TrainInput, init::init};
 use llama_lite::ops::attention::{self, Heads};
 use llama_lite::ops::positions::Places;
 use llama_lite::ops::rope::{self, Rope};
@@ -98,7 +98,7 @@ fn loss_and_every_gradient_agree_with_autograd() {
             let flat_grads = layout.zeros(&Device::Cpu).unwrap();
             let grads = model.grads(&flat_grads).unwrap();
             let losses = model
-                .loss_and_backward(&inputs, &targets, Feed::default(), 1.0 / (b * t) as f32, &grads)
+                .loss_and_backward(&inputs, &targets, TrainInput::default(), 1.0 / (b * t) as f32, &grads)
                 .unwrap()
                 .losses;
             assert!(difference(&losses, &want).unwrap() < 1e-5);

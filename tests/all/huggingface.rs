@@ -3,7 +3,7 @@
 use crate::support::root;
 use candle_core::{DType, Device, Tensor, safetensors};
 use llama_lite::checkpoint::Opened;
-use llama_lite::model::Feed;
+use llama_lite::model::TrainInput;
 use llama_lite::ops::selftest::difference;
 use llama_lite::train::state::load_model;
 use std::collections::HashMap;
@@ -49,7 +49,7 @@ fn every_gradient_equals_torch() {
         let flat = model.layout.zeros(&Device::Cpu).unwrap();
         let grads = model.grads(&flat).unwrap();
         let scale = 1.0 / targets.elem_count() as f32;
-        model.loss_and_backward(&inputs, &targets, Feed::default(), scale, &grads).unwrap();
+        model.loss_and_backward(&inputs, &targets, TrainInput::default(), scale, &grads).unwrap();
         for spec in &model.layout.specs {
             let theirs = want.get(&format!("grad.{}", spec.name)).unwrap_or_else(|| panic!("{name}: no {}", spec.name));
             let ours = flat.narrow(0, spec.start, spec.len).unwrap().reshape(spec.shape.as_slice()).unwrap();

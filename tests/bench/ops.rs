@@ -11,7 +11,7 @@
 use candle_core::{Device, Result, Tensor};
 use llama_lite::config::ModelConfig;
 use llama_lite::model::params::Layout;
-use llama_lite::model::{Feed, Llama, init};
+use llama_lite::model::{Llama, TrainInput, init};
 use llama_lite::ops::adamw::{Flat, Hyper, adamw, global_norm, zero};
 use llama_lite::ops::attention::{Heads, attention, attention_backward};
 use llama_lite::ops::cross_entropy::cross_entropy_and_backward;
@@ -184,7 +184,7 @@ impl Bench {
             Hyper { lr: 1e-5, betas: (0.9, 0.95), eps: 1e-8, weight_decay: 0.1, t: 5, clip: 0.5, rounding: None };
         median(|| {
             zero(&grad)?;
-            model.loss_and_backward(&x, &y, Feed::default(), 1e-3, &grads)?;
+            model.loss_and_backward(&x, &y, TrainInput::default(), 1e-3, &grads)?;
             global_norm(&grad)?;
             let flat = Flat { param: &model.flat, grad: &grad, exp_avg: &exp_avg, exp_avg_sq: &exp_avg_sq, copy: None };
             adamw(&flat, &layout.decay_ranges(), &hyper)

@@ -32,7 +32,6 @@ const OTHERS: [(i32, &str); 4] = [
 pub struct Refusal {
     /// What is wrong with it, after its name.
     pub what: String,
-    /// What can be done.
     pub remedy: Remedy,
 }
 
@@ -43,7 +42,6 @@ pub enum Remedy {
     Rewrite,
     /// It is not what was written.
     Restore,
-    /// It has no header.
     AddHeader,
     /// It does not hold tokens.
     Other,
@@ -83,7 +81,6 @@ pub struct Layout {
     pub offset: u64,
     /// Number of tokens.
     pub len: u64,
-    /// Their width.
     pub dtype: Dtype,
 }
 

@@ -37,7 +37,6 @@ const MAX_BYTES: u64 = 256 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Split {
-    /// What is trained on.
     Train,
     /// What the validation loss is measured on.
     Val,
@@ -60,7 +59,6 @@ pub struct Manifest {
     pub version: u32,
     /// What turned text into ids.
     pub tokenizer: TokenizerInfo,
-    /// What was asked for.
     pub recipe: Recipe,
     /// How the validation split was chosen in the end.
     pub val_rule: String,
@@ -100,7 +98,6 @@ pub struct Recipe {
     pub allow_bad: bool,
 }
 
-/// Where the separator stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Eot {
@@ -115,7 +112,6 @@ pub enum Eot {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Val {
-    /// None.
     None,
     /// This share of the documents, above 0 and below 1, by their hash.
     Fraction(f64),
@@ -125,23 +121,18 @@ pub enum Val {
     FirstShard,
 }
 
-/// Identity of a tokenizer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenizerInfo {
-    /// The tokenizer's fingerprint.
     pub blake3: String,
-    /// Number of ids.
     pub vocab_size: usize,
     /// The id that separates documents.
     pub separator: u32,
 }
 
-/// Sizes of a split.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
     /// Tokens, separators included.
     pub tokens: u64,
-    /// Documents.
     pub documents: u64,
     /// UTF-8 bytes of the documents' text.
     pub bytes: u64,
@@ -152,9 +143,7 @@ pub struct Totals {
 pub struct LineCounts {
     /// Lines, rows, elements of arrays, text files or their parts.
     pub read: u64,
-    /// Became a document.
     pub used: u64,
-    /// Held no text.
     pub empty: u64,
     /// Repeated the text of an earlier one.
     pub duplicate: u64,
@@ -190,16 +179,12 @@ impl fmt::Display for LineCounts {
     }
 }
 
-/// An input file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
     /// Its path as given or found.
     pub path: String,
-    /// Its size.
     pub bytes: u64,
-    /// Records read from it.
     pub lines: u64,
-    /// Those that became documents.
     pub used: u64,
     /// Tokens of those, separators included.
     pub tokens: u64,
@@ -213,13 +198,10 @@ pub struct Source {
 pub struct LeftOut {
     /// What they have in common, which is why.
     pub what: String,
-    /// How many there are.
     pub files: u64,
-    /// The first of them.
     pub names: Vec<String>,
 }
 
-/// A shard.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShardEntry {
     /// File name, `train-00000.npy`; its document starts are in `train-00000.docs`.
@@ -236,7 +218,6 @@ pub struct ShardEntry {
     pub dtype: Dtype,
     /// Its largest id; 0 if it has no token.
     pub max_id: u32,
-    /// BLAKE3 of the file.
     pub blake3: String,
     /// The first [`BLOCK_DIGITS`] hex digits of the BLAKE3 of each [`BLOCK_BYTES`] of the file, header included.
     pub blocks: String,

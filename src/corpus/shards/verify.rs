@@ -19,13 +19,11 @@ const CHUNK: usize = 1 << 16;
 /// What [`verify`] has checked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Shards read in full.
     pub shards: usize,
     /// Tokens in them.
     pub tokens: u64,
     /// Documents; `None` without a manifest.
     pub documents: Option<u64>,
-    /// The largest id.
     pub max_id: u32,
 }
 
@@ -99,7 +97,6 @@ struct Content {
 }
 
 impl Report {
-    /// Reads a shard.
     fn add(&mut self, file: &TokenFile, vocab_size: usize, separator: Option<u32>) -> Result<Content> {
         let mut max_id = 0;
         let mut separators = 0;

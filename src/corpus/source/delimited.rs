@@ -6,7 +6,6 @@ use memchr::memmem::Finder;
 use crate::corpus::source::input::Input;
 use crate::corpus::source::{Body, Cut, MAX_LINE, MAX_TEXT, Position, Raw, Reason};
 
-/// Cuts at every delimiter.
 pub(super) struct Delimited {
     input: Input,
     delimiter: Option<Finder<'static>>,

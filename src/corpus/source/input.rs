@@ -29,7 +29,6 @@ pub(super) struct Fault {
     pub(super) detail: String,
 }
 
-/// The file being read.
 pub(super) struct Input {
     path: PathBuf,
     stream: Stream,
@@ -53,7 +52,6 @@ enum Stream {
 
 /// Bytes cut out of the content.
 pub(super) struct Piece {
-    /// Where it begins.
     pub(super) offset: u64,
     /// The bytes, as many as were asked for at most.
     pub(super) bytes: Vec<u8>,

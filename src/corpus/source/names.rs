@@ -26,7 +26,6 @@ pub(super) enum Format {
 pub(super) struct Name {
     /// By the last suffix that is not one of compression.
     pub(super) format: Option<Format>,
-    /// By the last suffix.
     pub(super) compression: Compression,
     /// Without a dot, in small letters; empty if there is none.
     suffix: String,

@@ -72,12 +72,14 @@ pub fn rewrite_hint(path: &Path) -> String {
 
 /// A call of the library that did not succeed.
 enum Trouble {
-    /// The system failed.
     Io(io::Error),
     /// The file is not as it should be.
     Damage(String),
     /// The column is compressed in a way that is not read.
-    Unsupported { codec: String, rows: u64 },
+    Unsupported {
+        codec: String,
+        rows: u64,
+    },
 }
 
 impl From<ParquetError> for Trouble {
@@ -94,8 +96,8 @@ impl From<ParquetError> for Trouble {
 }
 
 /// Calls the library, which panics on some damaged files.
-fn guarded<T>(call: impl FnOnce() -> Result<T, Trouble>) -> Result<T, Trouble> {
-    panic::guarded(call).unwrap_or_else(|_| Err(Trouble::Damage("the Parquet reader gave up on it".into())))
+fn catch_panic<T>(call: impl FnOnce() -> Result<T, Trouble>) -> Result<T, Trouble> {
+    panic::catch_panic(call).unwrap_or_else(|_| Err(Trouble::Damage("the Parquet reader gave up on it".into())))
 }
 
 impl Rows {
@@ -106,7 +108,7 @@ impl Rows {
         let whole = has_magic(&mut file, size).map_err(io_failure)?;
         let mut rows =
             Self { path: path.to_path_buf(), size, table: None, rows: 0, fault: None, advice: None, at: from };
-        match guarded(|| Table::open(file, path, field)) {
+        match catch_panic(|| Table::open(file, path, field)) {
             Ok(table) => {
                 let table = table?;
                 rows.rows = table.rows;
@@ -125,7 +127,7 @@ impl Rows {
         }
         match &mut rows.table {
             Some(table) => {
-                let skipped = guarded(|| table.skip(from.records));
+                let skipped = catch_panic(|| table.skip(from.records));
                 rows.settle(skipped)?;
             }
             // The damage was reported as the first record.
@@ -195,7 +197,7 @@ impl Rows {
 impl Cut for Rows {
     fn cut(&mut self) -> Result<Option<Raw>> {
         if let (None, Some(table)) = (&self.fault, &mut self.table) {
-            let value = guarded(|| table.next());
+            let value = catch_panic(|| table.next());
             match self.settle(value)? {
                 Some(None) => return Ok(None),
                 Some(Some(Some(value))) => return Ok(Some(self.row(&value))),

@@ -1,6 +1,6 @@
 //! Token shards as a run's data: opened, and read as the run needs them.
 
-use super::{Corpus, boundary, groups, named_tokenizer, separator, text, val_rows};
+use super::{Dataset, boundary, groups, named_tokenizer, separator, text, val_rows};
 use crate::config::Config;
 use crate::corpus::shards::manifest::Split;
 use crate::corpus::shards::verify::tokenizer_beside;
@@ -148,7 +148,7 @@ pub(super) fn open(
     tokenizer: Option<Tokenizer>,
     train: Vec<Vec<PathBuf>>,
     mut notes: Vec<String>,
-) -> Result<Corpus> {
+) -> Result<Dataset> {
     let tokenizer = match tokenizer {
         Some(tokenizer) => tokenizer,
         None if config.data.tokenizer == "train" => {
@@ -172,7 +172,7 @@ pub(super) fn open(
         Ok(Source { name: names.join(" "), tokens: tokens(paths, &tokenizer, vocab)? })
     };
     let train = train.iter().zip(groups(config)).map(source).collect::<Result<Vec<_>>>()?;
-    Ok(Corpus {
+    Ok(Dataset {
         boundary: boundary(&train, separator),
         train,
         val,

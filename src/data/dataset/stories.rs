@@ -1,11 +1,11 @@
 //! The built-in corpus as a run's data: stories made up to the number of tokens that the run reads.
 
 use super::text::append_encoded;
-use super::{Corpus, boundary, make_tokenizer, separator};
+use super::{Dataset, boundary, make_tokenizer, separator};
 use crate::config::Config;
 use crate::data::Tokens;
 use crate::data::boundary::Boundary;
-use crate::data::eval_set::Rows;
+use crate::data::eval_set::EvalSet;
 use crate::data::loader::Source;
 use crate::stories::{Split, Stories, Story, floor};
 use crate::tokenizer::Tokenizer;
@@ -21,7 +21,7 @@ const STORY_BATCH: u64 = 4096;
 /// Tokens of stories made if none are asked for: a run that reads more reads them again.
 const MAX_STORY_TOKENS: u64 = 100_000_000;
 
-pub(super) fn open(config: &Config, tokenizer: Option<Tokenizer>) -> Result<Corpus> {
+pub(super) fn open(config: &Config, tokenizer: Option<Tokenizer>) -> Result<Dataset> {
     let stories = Stories::new(config.data.seed);
     let tokenizer = match tokenizer {
         Some(tokenizer) => tokenizer,
@@ -41,11 +41,11 @@ pub(super) fn open(config: &Config, tokenizer: Option<Tokenizer>) -> Result<Corp
     }
     let (val, encoded) = validation(config, &stories, &tokenizer)?;
     let floor = floor(val[..encoded.len()].iter());
-    let mut rows = Rows::packed(&encoded, separator, config.train.sequence_length);
+    let mut rows = EvalSet::packed(&encoded, separator, config.train.sequence_length);
     rows.text_bytes = Some(floor.bytes as u64);
     rows.boundary = config.data.document_mask.then_some(Boundary { separator, after: false });
     let train = vec![Source { name: "stories".into(), tokens: Tokens::Memory(Arc::new(ids)) }];
-    Ok(Corpus {
+    Ok(Dataset {
         tokenizer,
         boundary: boundary(&train, separator),
         train,

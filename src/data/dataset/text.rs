@@ -1,6 +1,6 @@
 //! Raw text as a run's data: read and tokenised when the program starts, held in memory.
 
-use super::{Corpus, boundary, groups, make_tokenizer, separator, shards, val_rows};
+use super::{Dataset, boundary, groups, make_tokenizer, separator, shards, val_rows};
 use crate::config::{Config, DataConfig};
 use crate::corpus::source::ReadOptions;
 use crate::corpus::split::Rule;
@@ -16,7 +16,7 @@ use std::sync::Arc;
 /// Raw text beyond this is refused: tokenise it once with `data prepare` instead of at every start.
 const MAX_RAW_BYTES: u64 = 4 << 30;
 
-pub(super) fn open(config: &Config, tokenizer: Option<Tokenizer>) -> Result<Corpus> {
+pub(super) fn open(config: &Config, tokenizer: Option<Tokenizer>) -> Result<Dataset> {
     let mut notes = Vec::new();
     let Divided { train, held_out } = divide(config, &mut notes)?;
     let tokenizer = match tokenizer {
@@ -38,7 +38,7 @@ pub(super) fn open(config: &Config, tokenizer: Option<Tokenizer>) -> Result<Corp
         Some(shards::named_val(config, &tokenizer, &mut notes)?)
     };
     let val = val.map(|tokens| val_rows(config, tokens, separator)).transpose()?;
-    Ok(Corpus {
+    Ok(Dataset {
         boundary: boundary(&train, separator),
         tokenizer,
         train,
@@ -62,7 +62,6 @@ pub(super) fn read_options(data: &DataConfig) -> ReadOptions {
 
 /// The text of a run.
 struct Divided {
-    /// Documents of each source.
     train: Vec<Vec<String>>,
     /// Documents held out for validation.
     held_out: Vec<String>,

@@ -11,29 +11,19 @@ pub enum Template {
     Hellaswag,
     /// HellaSwag as the original project scored it: raw text, context and ending encoded apart, means over tokens.
     Completion,
-    /// ARC.
     Arc,
-    /// PIQA.
     Piqa,
     /// WinoGrande: the same end after two beginnings.
     Winogrande,
-    /// OpenBookQA.
     Openbook,
-    /// BoolQ.
     Boolq,
-    /// SciQ.
     Sciq,
-    /// LAMBADA: the last word.
     Lambada,
     /// CommonsenseQA: the letter of the answer.
     Commonsense,
-    /// TruthfulQA, one true answer.
     Truth1,
-    /// TruthfulQA, several.
     Truth2,
-    /// MMLU, of this subject.
     Mmlu(&'static str),
-    /// WikiText: whole pages.
     Page,
 }
 
@@ -42,7 +32,6 @@ pub enum Template {
 pub enum Document {
     /// Which of the `choices` follows the context best, each after a space?
     Choices {
-        /// The prompt.
         context: String,
         /// As written in the data.
         choices: Vec<String>,
@@ -50,42 +39,29 @@ pub enum Document {
         gold: Option<usize>,
     },
     /// Which of the contexts makes the continuation likeliest?
-    Contexts {
-        /// The prompts.
-        contexts: Vec<String>,
-        /// What follows each.
-        continuation: String,
-        /// The right one.
-        gold: Option<usize>,
-    },
+    Contexts { contexts: Vec<String>, continuation: String, gold: Option<usize> },
     /// As `Choices`, encoded apart and compared by the mean over tokens.
     Endings {
-        /// The prompt.
         context: String,
         /// As written in the data.
         endings: Vec<String>,
-        /// The right one.
         gold: Option<usize>,
     },
     /// Is the word the likeliest continuation?
     Word {
-        /// The prompt.
         context: String,
         /// A space and the word.
         continuation: String,
     },
     /// How much of the probability do the true ones have?
     Truths {
-        /// The prompt.
         context: String,
         /// As written in the data.
         choices: Vec<String>,
-        /// Which are true.
         truths: Vec<bool>,
     },
     /// How likely is the text as a whole?
     Page {
-        /// What is scored.
         text: String,
         /// Words of the page as it is in the data.
         words: usize,

@@ -81,7 +81,6 @@ pub const GROUPS: [(&str, &[&str]); 4] = [
     ),
 ];
 
-/// All subjects.
 pub fn subjects() -> impl Iterator<Item = &'static str> {
     GROUPS.iter().flat_map(|(_, members)| members.iter().copied())
 }

@@ -16,7 +16,6 @@ pub(super) const REPO: &str = "owner/name";
 #[derive(Clone, Debug)]
 pub(super) struct Asked {
     pub(super) method: String,
-    /// Path and query.
     pub(super) path: String,
     headers: BTreeMap<String, String>,
     /// Whether it came to the storage and not to the Hub.
@@ -29,7 +28,6 @@ impl Asked {
     }
 }
 
-/// What is answered.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Reply {
     pub(super) status: u16,

@@ -38,7 +38,6 @@ const MARKED: [&str; 10] = [
     "finish",
 ];
 
-/// What a report shows.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// The runs, in the order given.
@@ -49,7 +48,6 @@ pub struct Report {
     pub replicas: Vec<Vec<usize>>,
 }
 
-/// A run.
 #[derive(Debug, Serialize)]
 pub struct Run {
     /// What tells it from the others: the end of its path.
@@ -60,17 +58,12 @@ pub struct Run {
     pub finished: bool,
     /// Its steps, thinned.
     pub train: Curve,
-    /// Its validations.
     pub val: Vec<Point<Val>>,
-    /// Its evaluations.
     pub evals: Vec<Point<Eval>>,
-    /// Norms of its layers.
     pub layers: Vec<Point<Layers>>,
     /// State that was given up or data that were skipped on the way, on purpose.
     pub given_up: Vec<String>,
-    /// What it wrote.
     pub samples: Vec<SampleRecord>,
-    /// What happened to it.
     pub events: Vec<Event>,
     /// Seconds spent in all, by what they were spent on.
     pub spent: BTreeMap<String, f64>,
@@ -78,7 +71,6 @@ pub struct Run {
     pub parts: Parts,
     /// Floating-point operations of training on one token.
     pub flops_per_token: Option<u64>,
-    /// Its resolved configuration.
     pub config: BTreeMap<String, String>,
     /// The machine and build of its last start.
     pub build: Map<String, Value>,
@@ -92,23 +84,18 @@ pub struct Run {
 pub struct Point<T> {
     /// Tokens trained on up to then.
     pub seen: u64,
-    /// What was logged.
     #[serde(flatten)]
     pub record: T,
 }
 
-/// An entry of events.jsonl.
 #[derive(Debug, Serialize)]
 pub struct Event {
-    /// When, by the clock.
     pub time: String,
     /// After which step.
     pub step: u64,
     /// Tokens up to then.
     pub tokens: u64,
-    /// What.
     pub kind: String,
-    /// The rest of it.
     pub text: String,
     /// Whether the curves show it.
     pub marked: bool,
@@ -121,17 +108,11 @@ pub struct Curve {
     pub step: Vec<u64>,
     /// Tokens up to then.
     pub tokens: Vec<u64>,
-    /// The last smoothed loss.
     pub smooth: Vec<f64>,
-    /// The least loss.
     pub low: Vec<f64>,
-    /// The largest loss.
     pub high: Vec<f64>,
-    /// The largest gradient norm.
     pub grad_norm: Vec<f64>,
-    /// The last rate.
     pub lr: Vec<f64>,
-    /// The mean speed.
     pub tokens_per_second: Vec<f64>,
     /// The mean utilisation of the device, where its peak is known.
     pub mfu: Vec<f64>,

@@ -75,11 +75,9 @@ pub(crate) enum Input<'a> {
 /// What is made of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// As it is.
     Product,
     /// SwiGLU of gates and ups, which the weight has one after the other.
     Gated,
-    /// In f32.
     Logits,
 }
 

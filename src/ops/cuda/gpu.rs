@@ -17,7 +17,6 @@ pub(super) enum Arg {
 }
 
 impl Arg {
-    /// Where its value is.
     fn value(&self) -> *mut c_void {
         match self {
             Self::At(x) | Self::U64(x) => std::ptr::from_ref(x).cast_mut().cast(),
@@ -28,7 +27,6 @@ impl Arg {
     }
 }
 
-/// An integer argument.
 pub(super) fn int(x: usize) -> Result<Arg> {
     i32::try_from(x).map(Arg::I32).map_err(|_| candle_core::Error::Msg(format!("{x} does not fit a kernel's argument")))
 }
@@ -133,7 +131,6 @@ impl Matrix {
         Ok(Self { at: address(t)?, rows, columns, stride: columns, dtype: t.dtype(), transposed: false })
     }
 
-    /// Its transpose.
     pub(super) fn t(self) -> Self {
         Self { transposed: !self.transposed, ..self }
     }
@@ -186,11 +183,9 @@ pub(super) fn scaled_product(
 pub(super) enum Replay {
     #[default]
     New,
-    /// All kernels are loaded.
     Warm,
     #[cfg(feature = "cuda")]
     Recorded(device::Recording),
-    /// It cannot be recorded.
     #[cfg(feature = "cuda")]
     Never,
 }

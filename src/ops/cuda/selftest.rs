@@ -23,7 +23,6 @@ const BF16: f64 = 6e-3;
 /// Where one rounding follows another: of logits, of probabilities.
 const TWICE: f64 = 1.2e-2;
 
-/// In f32.
 const F32: f64 = 2e-6;
 
 /// The largest difference of one quantity, and what it may be.
@@ -33,7 +32,6 @@ pub(crate) struct Agreement {
     pub(crate) what: String,
     /// Relative to the largest element.
     pub(crate) difference: f64,
-    /// Largest accepted.
     pub(crate) limit: f64,
 }
 

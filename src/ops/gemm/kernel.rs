@@ -30,7 +30,6 @@ pub(super) struct Tile {
     pub(super) a_stride: usize,
     /// `[words][NR]`
     pub(super) b: *const f32,
-    /// The tile's first element.
     pub(super) c: *mut f32,
     /// Distance of the destination's rows.
     pub(super) c_stride: usize,

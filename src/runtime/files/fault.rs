@@ -22,9 +22,7 @@ pub(crate) enum Op<P, B> {
     WriteAt(P, u64, B),
     /// A line behind what the log holds.
     Append(P, B),
-    /// A new length.
     Truncate(P, u64),
-    /// Content made durable.
     Fsync(P),
     /// The names in a directory made durable.
     FsyncDir(P),
@@ -32,9 +30,7 @@ pub(crate) enum Op<P, B> {
     Rename(P, P),
     /// The same, or, if the second name is taken, the two trade places.
     Publish(P, P),
-    /// A directory.
     Mkdir(P),
-    /// A symbolic link.
     Symlink(P),
     /// A file, or a directory and all in it, deleted.
     Remove(P),

@@ -53,7 +53,6 @@ impl Growing {
         Ok(Self { file, path: path.to_owned(), len, buffer: Vec::new() })
     }
 
-    /// Where it grows.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -63,7 +62,6 @@ impl Growing {
         self.len
     }
 
-    /// Whether it holds nothing.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }

@@ -20,15 +20,11 @@ mod tests;
 /// Which of the changes since the last sync a disk has kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Policy {
-    /// None.
     Synced,
-    /// All.
     All,
-    /// Names, but no data.
     NamesOnly,
     /// Names, and the lengths of files: zeros stand for data.
     Zeros,
-    /// Data, but no names.
     DataOnly,
     /// Names, and the first half of every write.
     Torn,
@@ -285,7 +281,6 @@ fn apply(change: &[(String, Option<usize>)], names: &mut Names) {
     }
 }
 
-/// Tells trees apart.
 pub(crate) fn fingerprint(tree: &Tree) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     for (path, content) in tree {

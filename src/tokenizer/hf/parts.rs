@@ -16,7 +16,6 @@ pub(super) const PART: usize = 64 << 10;
 /// Parts beyond this are encoded one at a time, on whatever thread, so that their memory does not add up.
 const LARGE: usize = 1 << 20;
 
-/// Longest part.
 const LONGEST: usize = 16 << 20;
 
 /// Bytes of memory for each byte of a part.
@@ -57,7 +56,6 @@ enum Form {
     Words,
     /// Between a letter or digit and a space. The space is left out: every text begins with one.
     Spaces,
-    /// Nowhere for certain.
     Unknown,
 }
 

@@ -15,13 +15,10 @@ use std::path::Path;
 pub struct Logs {
     /// Steps and validations.
     pub metrics: MetricsLog,
-    /// In-loop samples.
     pub samples: SampleLog,
-    /// Where time went.
     pub times: StepLog<Times>,
     /// Losses of sequences, if they are wanted.
     pub sequences: Option<StepLog<Sequences>>,
-    /// History of attempts.
     pub events: Events,
     /// The same records for TensorBoard, if they are wanted.
     pub board: Option<TensorBoard>,

@@ -3,7 +3,7 @@
 
 use super::Run;
 use crate::chat::Message;
-use crate::data::eval_set::Rows;
+use crate::data::eval_set::EvalSet;
 use crate::eval::benchmark::evaluate;
 use crate::eval::report::lines;
 use crate::eval::{Score, score};
@@ -92,7 +92,7 @@ impl Run {
     }
 
     /// The present model on `rows`; none if it was cut short by a request to stop.
-    pub(super) fn score(&self, rows: &Rows) -> Result<Option<Score>> {
+    pub(super) fn score(&self, rows: &EvalSet) -> Result<Option<Score>> {
         let step = self.state.counters.step;
         let alive = |_| {
             self.watchdog.alive();

@@ -11,7 +11,7 @@ use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::write_atomic;
 use crate::train::footprint::{Footprint, recompute};
 use crate::train::guard::{Excess, Verdict};
-use crate::train::replay::Oracle;
+use crate::train::replay::ReplayCheck;
 use crate::train::state::{DataOffset, Saved};
 use crate::train::step::StepReport;
 use anyhow::Result;
@@ -81,7 +81,7 @@ impl Run {
         let mut events = Events::open(&self.place.dir)?;
         report_altered_logs(&self.place.dir, (to_step, &saved.logs), &mut events, self.console)?;
         self.logs = Logs::open(&self.place.dir, &self.config.log, events, Some(to_step))?;
-        self.oracle = Oracle::default();
+        self.oracle = ReplayCheck::default();
         self.curve.retain(|(at, _)| *at <= to_step as f64);
         self.saved_step = Some(to_step);
         self.progress.warn(&format!(

@@ -2,8 +2,8 @@
 
 use super::Run;
 use crate::checkpoint::Retention;
-use crate::data::loader::Drawn;
-use crate::metrics::{ascii_plot, count};
+use crate::data::loader::SourceUsage;
+use crate::metrics::{ascii_plot, thousands};
 use crate::runtime::error::{Exit, fail, failure_in, note};
 use crate::runtime::memory;
 use crate::runtime::shell::quoted;
@@ -215,7 +215,7 @@ impl Run {
 
     pub(super) fn finish(mut self) -> Result<()> {
         let step = self.state.counters.step;
-        let source = |d: &Drawn| json!({"name": d.name, "sequences": d.sequences, "passes": d.passes});
+        let source = |d: &SourceUsage| json!({"name": d.name, "sequences": d.sequences, "passes": d.passes});
         let drawn: Vec<_> =
             self.prefetch.loader().drawn(self.state.counters.next_sequence).iter().map(source).collect();
         self.logs.events.append("finish", json!({"step": step, "sources": drawn}))?;
@@ -226,7 +226,11 @@ impl Run {
             note(&ascii_plot(&self.curve, 72, 16, floor, title));
         }
         if !self.console.quiet {
-            note(&format!("done: {} steps. Try: llama-lite sample --ckpt {}", count(step), quoted(&self.place.dir)));
+            note(&format!(
+                "done: {} steps. Try: llama-lite sample --ckpt {}",
+                thousands(step),
+                quoted(&self.place.dir)
+            ));
         }
         Ok(())
     }

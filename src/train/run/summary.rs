@@ -1,10 +1,10 @@
 //! What is said before the first step: the size of the run, the data, the memory it takes.
 
 use super::Run;
-use crate::data::eval_set::Rows;
-use crate::data::loader::Drawn;
+use crate::data::eval_set::EvalSet;
+use crate::data::loader::SourceUsage;
 use crate::eval::benchmark::Prepared;
-use crate::metrics::count;
+use crate::metrics::thousands;
 use crate::train::footprint::{Footprint, trained_params};
 use crate::train::schedule::{remark, standstill};
 use anyhow::Result;
@@ -57,15 +57,15 @@ impl Run {
         let passes =
             if let [one] = drawn.as_slice() { format!("{:.2} passes", one.passes) } else { "a mixture".into() };
         let trained = match trained_params(&self.config) {
-            n if n < model.n_params() => format!(", {} of adapters trained", count(n)),
+            n if n < model.n_params() => format!(", {} of adapters trained", thousands(n)),
             _ => String::new(),
         };
         format!(
             "{} parameters{trained} · {} steps of {} tokens · {passes} over {} training tokens · {} of memory",
-            count(model.n_params()),
-            count(train.steps),
-            count(train.tokens_per_step as u64),
-            count(self.data.dataset.train_tokens()),
+            thousands(model.n_params()),
+            thousands(train.steps),
+            thousands(train.tokens_per_step as u64),
+            thousands(self.data.dataset.train_tokens()),
             Footprint::of(&self.config),
         )
     }
@@ -73,7 +73,7 @@ impl Run {
     fn mixture(&self) -> String {
         let all = self.sequences();
         let drawn = self.prefetch.loader().drawn(all);
-        let line = |Drawn { name, sequences, passes }: &Drawn| {
+        let line = |SourceUsage { name, sequences, passes }: &SourceUsage| {
             format!("\n{:5.1} % {passes:.2} passes over {name}", 100.0 * *sequences as f64 / all as f64)
         };
         drawn.iter().filter(|_| drawn.len() > 1).map(line).collect()
@@ -93,12 +93,12 @@ impl Run {
     }
 
     fn validation(&self) -> String {
-        match self.data.dataset.val.as_ref().map(Rows::targets) {
+        match self.data.dataset.val.as_ref().map(EvalSet::targets) {
             None => "\nno validation split: give data.val, or a directory with val shards".into(),
             Some(n) if n < FEW_TARGETS => format!(
                 "\nwarning: only {n} validation tokens, their loss says little: give data.val or raise data.val_fraction"
             ),
-            Some(n) => format!("\n{} validation tokens", count(n)),
+            Some(n) => format!("\n{} validation tokens", thousands(n)),
         }
     }
 

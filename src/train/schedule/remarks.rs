@@ -7,7 +7,6 @@ use crate::runtime::error::{Exit, Failure, fail};
 /// A line about the rates of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Remark {
-    /// The line.
     pub text: String,
     /// Whether the run is hardly what anybody wants.
     pub warning: bool,
@@ -16,11 +15,9 @@ pub struct Remark {
 /// Steps that would change nothing, and the setting under which they learn.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standstill {
-    /// What would happen.
     pub message: String,
     /// `key=value`.
     pub setting: String,
-    /// What the setting does.
     pub effect: String,
 }
 

@@ -6,7 +6,7 @@ use crate::model::init::init;
 use crate::model::noise::Noise;
 use crate::model::params::Layout;
 use crate::model::prefix_tree::Wanted;
-use crate::model::{Feed, Llama, lora};
+use crate::model::{Llama, TrainInput, lora};
 use crate::ops::cuda::emulated;
 use crate::ops::precision::Precision;
 use crate::ops::prefix_tree::Forest;
@@ -97,7 +97,7 @@ fn tuned(precision: Precision) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
     let ids = |n: u32| -> Vec<u32> { (0..n).map(|i| (i * i * 7 + 3) % 320).collect() };
     let (inputs, targets) = (Tensor::from_vec(ids(40), (2, 20), &Device::Cpu).unwrap(), ids(41)[1..].to_vec());
     let noise = Noise { key: 9, dropout: 0.1, neftune: 5.0, first_token: 40 };
-    let feed = Feed { segments: None, noise: Some(&noise), observe: true };
+    let feed = TrainInput { segments: None, noise: Some(&noise), observe: true };
     let grad = model.trained().0.zeros(&Device::Cpu).unwrap();
     let grads = model.grads(&grad).unwrap();
     let targets = Tensor::from_vec(targets, 40, &Device::Cpu).unwrap();

@@ -17,7 +17,6 @@ use crate::runtime::files::fault::armed::{count, step};
 use crate::runtime::files::{Syncer, create_dirs, write_atomic};
 use crate::train::run::Logs;
 
-/// Checkpoints kept.
 const KEEP: usize = 2;
 
 /// Steps from one checkpoint to the next.
@@ -102,7 +101,6 @@ pub(super) struct Claim {
     damaged: Option<u64>,
 }
 
-/// A run being played.
 pub(super) struct Story {
     pub(super) run: PathBuf,
     pub(super) claims: Vec<Claim>,

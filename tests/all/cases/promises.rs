@@ -6,11 +6,11 @@ use crate::support::{TINY, arg, config, ok, pretrain, stdout};
 use llama_lite::checkpoint::Opened;
 use llama_lite::config::Config;
 use llama_lite::data::batch::Batch;
-use llama_lite::data::dataset::{Corpus, separator};
-use llama_lite::data::eval_set::{IGNORE, Rows};
+use llama_lite::data::dataset::{Dataset, separator};
+use llama_lite::data::eval_set::{EvalSet, IGNORE};
+use llama_lite::data::packed_rows::{Example, PackedRows};
 use llama_lite::eval::{ByteLengths, score, total_loss};
 use llama_lite::model::Llama;
-use llama_lite::data::packed_rows::{Example, PackedRows};
 use llama_lite::tokenizer::Tokenizer;
 use llama_lite::train::footprint::{Footprint, checkpoint_bytes};
 use llama_lite::train::plan::rates;
@@ -25,7 +25,7 @@ fn lines(path: &Path) -> Vec<Value> {
 }
 
 /// Mean loss of `rows` when every document is given to the model by itself.
-fn loss_of_lone_documents(model: &Llama, rows: &Rows, separator: u32, separator_ends: bool) -> f64 {
+fn loss_of_lone_documents(model: &Llama, rows: &EvalSet, separator: u32, separator_ends: bool) -> f64 {
     let (inputs, targets) = rows.read(0, rows.len()).unwrap();
     let mut nats = 0.0;
     for (inputs, targets) in inputs.chunks(rows.length()).zip(targets.chunks(rows.length())) {
@@ -47,7 +47,7 @@ fn validation_and_references(run: &Path, separator_ends: bool) -> [f64; 3] {
     let checkpoint = Opened::open(run).unwrap();
     let tokenizer = Tokenizer::from_dir(checkpoint.tokenizer_dir()).unwrap();
     let separator = separator(&tokenizer).unwrap();
-    let corpus = Corpus::open(&Config::load(&run.join("config.toml"), &[]).unwrap(), Some(tokenizer)).unwrap();
+    let corpus = Dataset::open(&Config::load(&run.join("config.toml"), &[]).unwrap(), Some(tokenizer)).unwrap();
     let (model, rows) = (load_model(&checkpoint).unwrap(), corpus.val.unwrap());
     let alone = loss_of_lone_documents(&model, &rows, separator, separator_ends);
     // No id is this one: nothing is cut.
@@ -59,7 +59,7 @@ fn validation_and_references(run: &Path, separator_ends: bool) -> [f64; 3] {
 #[test]
 fn validation_keeps_documents_apart_where_training_does() {
     let dir = tempfile::tempdir().unwrap();
-    // Rows that hold several stories.
+    // EvalSet that hold several stories.
     let long = [
         ["train.sequence_length=704", "train.tokens_per_step=704", "train.micro_batch_size=1", "data.val_stories=4"],
         ["optimizer.lr=5e-2", "eval.val_tokens=100000", "sample.every=0", "eval.every=12"],
@@ -294,7 +294,7 @@ fn held_out_conversations_do_not_see_each_other() {
     let model = State::fresh(&tuning(), None).unwrap().model;
     let loss = |rows: PackedRows| {
         let lengths = ByteLengths::new(&Tokenizer::gpt2().unwrap());
-        score(&model, &Rows::examples(rows), &lengths, 2, |_| Ok(())).unwrap()
+        score(&model, &EvalSet::examples(rows), &lengths, 2, |_| Ok(())).unwrap()
     };
     let packed = PackedRows::new(&examples(), 16, true, 0);
     assert!(packed.len() < 4);

@@ -162,7 +162,6 @@ pub(super) fn launch(device: &CudaDevice, kernel: &str, grid: Grid, values: &mut
     )
 }
 
-/// Launches as one.
 pub(in crate::ops::cuda) struct Recording(CudaGraph);
 
 impl Recording {
