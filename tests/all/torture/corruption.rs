@@ -1,7 +1,7 @@
 //! Damage to every file of a checkpoint: noticed before any of it is used, set aside, and made good by the one before.
 
 use super::subject::{Running, Subject, begins, contents, copy_tree, events, resume, set_aside};
-use super::{draws, figures, thousands};
+use super::{count, draws, figures};
 use crate::support::checkpoint;
 use rand::Rng;
 use rand::seq::SliceRandom;
@@ -99,7 +99,7 @@ fn every_file_damaged() {
     let (subject, mut draw) = (Subject::new(12, 4, &[]), draws(SEED));
     let files = files_of(&checkpoint(&subject.whole, 12));
     assert!(files.len() >= 8 && files.iter().any(|f| f == "manifest.json"), "{files:?}");
-    let damages = damages(&files, thousands(20, 200), &mut draw);
+    let damages = damages(&files, count(20, 200), &mut draw);
     let mut noticed = BTreeMap::new();
     for (file, kind) in &damages {
         let (all, found) = noticed.entry(format!("{kind:?}").to_lowercase()).or_insert((0, 0));
@@ -172,6 +172,6 @@ fn nothing_good_left() {
     figures(
         "R3",
         "nothing_good_left",
-        &format!("{} runs with every checkpoint damaged: exit 65, all kept; seed {SEED}", thousands(2, 12)),
+        &format!("{} runs with every checkpoint damaged: exit 65, all kept; seed {SEED}", count(2, 12)),
     );
 }

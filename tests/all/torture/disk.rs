@@ -1,7 +1,7 @@
 //! Storage that takes no more: a limit on the size of files, and a disk that is full from the start or fills up in mid-run.
 
 use super::subject::{Ended, Running, Subject, announced, copy_tree, cut_off, resume};
-use super::{draws, figures, thousands};
+use super::{count, draws, figures};
 use rand::Rng;
 use std::fs::File;
 use std::io::Write;
@@ -108,7 +108,7 @@ fn full_disks() {
     subject.finish(&out);
     drop(disk);
 
-    let (mut draw, mut felt, rounds) = (draws(SEED), 0, thousands(3, 20));
+    let (mut draw, mut felt, rounds) = (draws(SEED), 0, count(3, 20));
     for _ in 0..rounds {
         let disk = Tmpfs::mount(subject.path("filling"), 48).unwrap();
         let out = disk.0.join("run");

@@ -1,7 +1,7 @@
 //! SIGKILL at random moments: of training, resumed until it ends, and of the commands that read a run or prepare data.
 
 use super::subject::{Running, Subject, announced, begins, contents, copy_tree, reached, resume, saved, trained};
-use super::{draws, figures, thousands};
+use super::{count, draws, figures};
 use crate::sft::{Bench, logged};
 use crate::support::{arg, checkpoint, program, root};
 use rand::Rng;
@@ -62,8 +62,8 @@ fn attempt(subject: &Subject, out: &Path, after: Duration, tally: &mut Tally) ->
 fn random_kills() {
     const SEED: u64 = 1;
     let settings = ["eval.every=30", "sample.every=50", "checkpoint.keep=3"];
-    let subject = Subject::new(thousands(200, 300) as u64, 10, &settings);
-    let (wanted, mut draw, mut tally) = (thousands(15, 200), draws(SEED), Tally::default());
+    let subject = Subject::new(count(200, 300) as u64, 10, &settings);
+    let (wanted, mut draw, mut tally) = (count(15, 200), draws(SEED), Tally::default());
     let out = subject.path("killed");
     while tally.kills < wanted {
         // Of a run that was there: this one begins from nothing again.
@@ -149,7 +149,7 @@ fn kills_of_commands_that_read_a_run() {
     let export = || program(&["export", "--ckpt", arg(&subject.whole), "--out", arg(&model)]);
     let in_eval = kill_reader(2, &eval, &report, &subject.whole);
     let in_export = kill_reader(3, &export, &model, &subject.whole);
-    let kills = thousands(4, 20);
+    let kills = count(4, 20);
     figures(
         "R1",
         "kills_of_readers",
@@ -181,10 +181,10 @@ fn kills_of_preparation() {
         let found = contents(dir).into_iter().map(|(path, bytes)| (path.strip_prefix(dir).unwrap().to_owned(), bytes));
         found.filter(|(name, _)| name.extension().is_none_or(|e| e != "lock")).collect()
     };
-    while kills < thousands(4, 20) || unfinished == 0 {
+    while kills < count(4, 20) || unfinished == 0 {
         assert!(kills < 100, "no kill came in time");
         remove(&out);
-        while (kills < thousands(4, 20) || unfinished == 0) && !out.join("shards.json").exists() {
+        while (kills < count(4, 20) || unfinished == 0) && !out.join("shards.json").exists() {
             let mut running = Running::start(&mut prepare(&out));
             if kills.is_multiple_of(2) {
                 running.wait_until(|| out.exists());
@@ -215,7 +215,7 @@ fn kills_of_fine_tuning() {
     const SEED: u64 = 4;
     let bench = Bench::new();
     let more = ["--set", "train.steps=40", "--set", "sft.epochs=1"];
-    let (mut draw, wanted, mut kills, mut runs) = (draws(SEED), thousands(4, 20), 0, 0);
+    let (mut draw, wanted, mut kills, mut runs) = (draws(SEED), count(4, 20), 0, 0);
     for (config, tensors) in [("lora.toml", "adapter_model.safetensors"), ("full.toml", "model.safetensors")] {
         let start = |out: &Path| {
             let args = bench.args(config, "records.json", &[&more[..], &["--out", arg(out)]].concat());

@@ -1,7 +1,7 @@
 //! The log of repeated steps as a witness, and what must never be in any file of a run.
 
 use super::subject::{Running, Subject, announced, contents, events, reached};
-use super::{draws, figures, thousands};
+use super::{count, draws, figures};
 use rand::Rng;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -50,7 +50,7 @@ fn mismatches(run: &Path) -> Vec<u64> {
 fn altered_lines_are_noticed() {
     const SEED: u64 = 12;
     let subject = Subject::new(120, 20, &["eval.every=0", "sample.every=0"]);
-    let (trials, mut draw) = (thousands(3, 20), draws(SEED));
+    let (trials, mut draw) = (count(3, 20), draws(SEED));
     for trial in 0..trials {
         let (out, saved) = killed_with_a_tail(&subject, &format!("altered-{trial}"));
         let step = draw.random_range(saved + 1..=saved + 3);

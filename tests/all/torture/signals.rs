@@ -1,7 +1,7 @@
 //! Requests to stop and to save, at moments of their own choosing.
 
 use super::subject::{Ended, Running, Subject, announced, begins, metrics, reached, saved, signal};
-use super::{draws, figures, thousands};
+use super::{count, draws, figures};
 use rand::Rng;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -12,7 +12,7 @@ const PROMPT: Duration = Duration::from_secs(2);
 
 /// A run of a second or a few, most of it steps and saves.
 fn subject() -> Subject {
-    Subject::new(thousands(1500, 3000) as u64, 100, &["eval.every=250", "sample.every=400"])
+    Subject::new(count(1500, 3000) as u64, 100, &["eval.every=250", "sample.every=400"])
 }
 
 /// Whether the request ended the run as promised: exit 75 with the way to go on. False if the run had ended before.
@@ -83,7 +83,7 @@ fn interrupt(subject: &Subject, out: &Path, name: &str, after: Duration, tally: 
 fn random_signals() {
     const SEED: u64 = 8;
     let subject = subject();
-    let (wanted, mut draw, mut tally, mut runs) = (thousands(8, 50), draws(SEED), Tally::default(), 0);
+    let (wanted, mut draw, mut tally, mut runs) = (count(8, 50), draws(SEED), Tally::default(), 0);
     let out = subject.path("stopped");
     while tally.signals < wanted {
         let _ = std::fs::remove_dir_all(&out);
@@ -127,7 +127,7 @@ fn a_second_interrupt() {
     const SEED: u64 = 9;
     let subject = subject();
     let (mut trials, mut draw, mut at_once) = (0, draws(SEED), 0);
-    while trials < thousands(4, 30) || at_once == 0 {
+    while trials < count(4, 30) || at_once == 0 {
         assert!(trials < 100, "the second signal never came in time");
         let trial = trials;
         trials += 1;
@@ -185,7 +185,7 @@ fn a_storm_of_requests_to_save() {
 fn the_file_stop() {
     const SEED: u64 = 10;
     let subject = subject();
-    let (trials, mut draw, mut stops) = (thousands(2, 20), draws(SEED), 0);
+    let (trials, mut draw, mut stops) = (count(2, 20), draws(SEED), 0);
     for trial in 0..trials {
         let out = subject.path(&format!("stop-{trial}"));
         let running = under_way(&subject, &out, draw.random_range(0.0..0.5));

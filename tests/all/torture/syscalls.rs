@@ -4,7 +4,7 @@
 //! runtime's: they are left alone. strace counts the calls of each thread by itself, so that a number stands for one call of each.
 
 use super::subject::{Ended, Running, Subject, copy_tree, cut_off, resume, set_aside};
-use super::{figures, is_full, thousands};
+use super::{count, figures, is_full};
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::path::Path;
@@ -137,7 +137,7 @@ fn kills_at_system_calls() {
     for template in [None, Some(template.as_path())] {
         let scene = Scene { subject: &subject, template };
         for (call, range) in numbers(&subject, &scene.set().1) {
-            for number in spread(&range, thousands(1, 30)) {
+            for number in spread(&range, count(1, 30)) {
                 tried += 1;
                 scene.disturbed(call, &format!("signal=KILL:when={number}"), &mut |ended| {
                     let killed = ended.code() == 128 + 9;
@@ -179,7 +179,7 @@ fn fail_calls(subject: &Subject, templates: &[Option<&Path>]) -> (usize, usize) 
         let ranges = numbers(subject, &scene.set().1);
         for (name, error, calls) in ERRORS {
             for (call, range) in ranges.iter().filter(|(call, _)| calls.contains(*call)) {
-                for number in spread(range, thousands(1, 12)) {
+                for number in spread(range, count(1, 12)) {
                     tried += 1;
                     let what = format!("{call} {number}: {name}");
                     scene.disturbed(call, &format!("error={name}:when={number}"), &mut |ended| {
@@ -226,7 +226,7 @@ fn a_restart_that_cannot_read() {
     let scene = Scene { subject: &subject, template: Some(&template) };
     let range = numbers(&subject, &scene.set().1).remove("openat").unwrap();
     let (mut tried, mut stopped) = (0, 0);
-    for number in spread(&range, thousands(16, 80)) {
+    for number in spread(&range, count(16, 80)) {
         tried += 1;
         scene.disturbed("openat", &format!("error=EMFILE:when={number}"), &mut |ended| {
             stopped += usize::from(judge(ended, 24, &format!("openat {number}")));

@@ -1,7 +1,7 @@
 //! Many processes that want one run directory, and readers beside the one that has it.
 
 use super::subject::{Ended, Running, Subject, begins, contents, copy_tree, reached, resume, trained};
-use super::{draws, figures, thousands};
+use super::{count, draws, figures};
 use crate::support::{arg, program, root};
 use rand::Rng;
 use std::path::Path;
@@ -40,7 +40,7 @@ fn one_of_eight_writers() {
     let subject = Subject::new(8, 4, &["eval.every=0", "sample.every=0", "checkpoint.keep=2"]);
     let out = subject.path("raced");
     copy_tree(&subject.whole, &out);
-    let (rounds, mut draw, mut slowest) = (thousands(3, 20), draws(SEED), Duration::ZERO);
+    let (rounds, mut draw, mut slowest) = (count(3, 20), draws(SEED), Duration::ZERO);
     for round in 0..rounds {
         let begun = begins(&out).len();
         let (mut winner, losers) = race(&out);
@@ -79,7 +79,7 @@ fn readers_beside_a_writer() {
     copy_tree(&subject.whole, &out);
     let mut writer = endless(&out);
     assert!(writer.wait_until(|| reached(&out) > 50), "the writer ended");
-    let (text, reads) = (subject.path("text.txt"), thousands(4, 40));
+    let (text, reads) = (subject.path("text.txt"), count(4, 40));
     std::fs::copy(root().join("LICENSE"), &text).unwrap();
     let before = reached(&out);
     for _ in 0..reads {
