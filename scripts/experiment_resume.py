@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What each piece of a run's state is for: a small model is interrupted in mid-run and goes on without it, with `llama-lite fork`.
 
-  python scripts/experiment_resume.py --binary target/release/llama-lite --out DIR [--seeds 3] [--json benchmarks/resume.json]
+  python scripts/experiment_resume.py --binary target/release/llama-lite --out DIR [--seeds 3] [--json scripts/results/resume.json]
 
 For every seed: a run of STEPS steps on the built-in stories, and branches from its checkpoint at AT that each go on for the rest:
 

@@ -202,7 +202,7 @@ fn no_name_in_shards_json_leads_out_of_the_directory() {
     let decoy = outside.join("train-00000.npy");
     fs::write(&decoy, fs::read(root().join("tests/fixtures/npy/ok_u2.npy")).unwrap()).unwrap();
     let watch = Watch::of(&outside);
-    let sample = fs::read(root().join("fuzz/seeds/shards_manifest/small.json")).unwrap();
+    let sample = fs::read(root().join("tests/fuzz/seeds/shards_manifest/small.json")).unwrap();
     for name in hostile(&decoy) {
         for name in [name.clone(), format!("{name}.npy")] {
             let mut manifest: Value = serde_json::from_slice(&sample).unwrap();

@@ -17,7 +17,7 @@ const FILES: [&str; 4] = [
 
 fuzz_target!(|input: &[u8]| {
     let (dir, _) = shared::file(names::INDEX, input);
-    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/llama/gqa");
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/llama/gqa");
     for name in FILES {
         symlink(model.join(name), dir.path().join(name)).expect("memory");
     }
