@@ -36,14 +36,14 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from plain_llama import PlainLlama, load_plain, load_transformers, randomise
+from pytorch_llama import END_OF_TEXT, Llama, load_plain, load_transformers, markov_tokens, randomise, write_byte_tokenizer
 
 # What is compared, and the largest relative difference allowed in each.
 FIELDS = ("loss", "grad_norm", "lr")
 TOLERANCES = (1e-4, 1e-3, 1e-6)
 
 GPT2_VOCAB = 50257
-BYTE_VOCAB = 257
+BYTE_VOCAB = END_OF_TEXT + 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -283,11 +283,14 @@ def make(directory: Path, vocab: int = GPT2_VOCAB, tied: bool = False, text: Pat
     if not BYTE_VOCAB <= vocab <= 65536:
         usage(f"--vocab: {BYTE_VOCAB} to 65536 (tokens are stored as uint16)")
     # The configuration names a tokenizer that fits: the built-in GPT-2, or, below its size, bytes and an end of text.
-    end_of_text = GPT2_VOCAB - 1 if vocab >= GPT2_VOCAB else BYTE_VOCAB - 1
+    end_of_text = GPT2_VOCAB - 1 if vocab >= GPT2_VOCAB else END_OF_TEXT
     model = make_model(directory / "model", vocab, tied, end_of_text, seed)
     tokenizer = "gpt2"
     if vocab < GPT2_VOCAB:
         write_byte_tokenizer(directory / "model")
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        settings |= {f"{role}_token": "<|endoftext|>" for role in ("bos", "eos", "unk")}
+        (directory / "model" / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
         tokenizer = (directory / "model" / "tokenizer.json").resolve().as_posix()
     tokens = byte_tokens(text) if text else markov_tokens(np.random.default_rng(seed), vocab, 40_000)
     split = len(tokens) * 3 // 4
@@ -299,7 +302,7 @@ def make(directory: Path, vocab: int = GPT2_VOCAB, tied: bool = False, text: Pat
     print(f"{directory}: model of {count:,} parameters, {split:,} training tokens, config.toml")
 
 
-def make_model(directory: Path, vocab: int, tied: bool, end_of_text: int, seed: int) -> PlainLlama:
+def make_model(directory: Path, vocab: int, tied: bool, end_of_text: int, seed: int) -> Llama:
     # fmt: off
     config = SimpleNamespace(
         architectures=["LlamaForCausalLM"], model_type="llama", hidden_size=48, intermediate_size=128,
@@ -311,7 +314,7 @@ def make_model(directory: Path, vocab: int, tied: bool, end_of_text: int, seed: 
         rope_theta=500000.0, rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
     )
     # fmt: on
-    model = PlainLlama(config)
+    model = Llama(config)
     randomise(model, seed)
     directory.mkdir(parents=True, exist_ok=True)
     weights = {k: v.contiguous() for k, v in model.state_dict().items() if not (tied and k == "lm_head.weight")}
@@ -320,31 +323,6 @@ def make_model(directory: Path, vocab: int, tied: bool, end_of_text: int, seed: 
     generation = {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
     (directory / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     return model
-
-
-def write_byte_tokenizer(directory: Path) -> None:
-    """A byte-level BPE without merges: 256 ids for bytes, one for the end of text."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken("<|endoftext|>", special=True, normalized=False)])
-    tokenizer.save(str(directory / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    settings |= {f"{role}_token": "<|endoftext|>" for role in ("bos", "eos", "unk")}
-    (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-
-
-def markov_tokens(rng: np.random.Generator, vocab: int, count: int) -> np.ndarray:
-    """Random tokens with something to learn: the next one is often a fixed function of the last, else Zipf's."""
-    fresh = np.minimum(rng.zipf(1.3, count) - 1, vocab - 1)
-    keep = rng.random(count) < 0.6
-    out = np.zeros(count, dtype=np.int64)
-    for i in range(1, count):
-        out[i] = (out[i - 1] * 31 + 7) % vocab if keep[i] else fresh[i]
-    return out.astype(np.uint16)
 
 
 def byte_tokens(text: Path) -> np.ndarray:

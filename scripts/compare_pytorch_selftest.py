@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from compare_pytorch import TOLERANCES, Hyper, differences, make, read_hyper, read_tokens, train
-from plain_llama import load_plain, load_transformers
+from pytorch_llama import load_plain, load_transformers
 
 # Each is one thing a trainer gets wrong, made in `by_hand`.
 # fmt: off

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Would compare_transformers.py see a mistake? `python scripts/compare_transformers_selftest.py DIR` (a few minutes).
 
-Makes a checkpoint with a tokenizer in DIR, with logits and greedy samples computed by plain_llama.py, which must pass,
+Makes a checkpoint with a tokenizer in DIR, with logits and greedy samples computed by pytorch_llama.py, which must pass,
 and then spoils one thing at a time, each of which must not. Exit 0 when all of that holds, else 1.
 """
 
@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from compare_pytorch import make
-from plain_llama import PlainLlama, load_plain
+from pytorch_llama import Llama, load_plain
 
 END = 256
 LIMIT = 24
@@ -37,7 +37,7 @@ def make_checkpoint(directory: Path) -> None:
 
 
 @torch.no_grad()
-def sample(model: PlainLlama, tokenizer: Tokenizer, prompt: str) -> dict:
+def sample(model: Llama, tokenizer: Tokenizer, prompt: str) -> dict:
     ids = tokenizer.encode(prompt).ids or [END]
     out: list[int] = []
     while len(out) < LIMIT and END not in out:

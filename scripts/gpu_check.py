@@ -177,7 +177,7 @@ def steps_of(path: Path) -> list[dict]:
 
 
 def torch_side(*command: str) -> list[str]:
-    return [sys.executable, str(HERE / "bench_llama_cuda.py"), *map(str, command)]
+    return [sys.executable, str(HERE / "bench.py"), "torch", *map(str, command)]
 
 
 def losses(args: argparse.Namespace, tmp: Path) -> dict:

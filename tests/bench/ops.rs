@@ -1,6 +1,6 @@
 //! Each op's share of a training step on the CPU, beside the least time that the machine could take for it.
 //!
-//! `cargo bench --bench ops -- [SHAPE] [SEQUENCE] [f32|bf16] [THREADS]`, for example `-- 10m 256 f32 1`. Shapes are those of scripts/bench_cpu.py;
+//! `cargo bench --bench ops -- [SHAPE] [SEQUENCE] [f32|bf16] [THREADS]`, for example `-- 10m 256 f32 1`. Shapes are those of `scripts/bench.py cpu`;
 //! a step is 1024 tokens. Every op runs alone on tensors of the step's shapes (so its operands are warmer than in a step), the median
 //! of some repetitions counts, times the calls of a step. The floor of an op of products is its FLOPs at the best rate of our own square
 //! product, causal attention counted by half; that of the others the bytes they must move at the speed of a large copy. An op whose

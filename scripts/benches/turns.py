@@ -1,4 +1,4 @@
-"""Processes that are let run in turns, one at a time, and what their steps cost: bench_cpu.py's clock.
+"""Processes that are let run in turns, one at a time, and what their steps cost: the clock of `bench.py cpu`.
 
 A worker is any program that logs a JSON line per training step. SIGSTOP and SIGCONT make the turns; the figures come from
 the log and from /proc, so this needs Linux. Whatever happens to the driver, no worker stays behind, stopped or not.
@@ -17,14 +17,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from benches.shared import Failed
+
 POLL = 0.01  # seconds between looks at a running process's log
 TIMEOUT = 900.0  # for one step; the first one of torch.compile compiles
 TICK = 1.0 / os.sysconf("SC_CLK_TCK")
 LIBC = ctypes.CDLL(None)
-
-
-class Failed(Exception):
-    """The benchmark cannot go on; the message says why."""
 
 
 class Worker:

@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
-"""Times one training step (forward, backward, clip, AdamW) of llama-lite, PyTorch eager and torch.compile.
+"""`bench.py cpu`: one training step (forward, backward, clip, AdamW) of llama-lite, PyTorch eager and torch.compile.
 
-Run it by bench_cpu.sh, which brings torch and the binary. How it measures:
+How it measures:
 
 * All implementations begin with the same weights and train on the same tokens; the losses of the first steps must agree
   within 1e-4 (relative; bf16: 2e-3), else this says so and exits 1.
@@ -23,22 +22,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import json
 import math
 import os
-import platform
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, median
 
-from bench_turns import TICK, Failed, Worker
-
-HERE = Path(__file__).resolve().parent
+from benches.shared import SHAPES, Failed, config_text, machine, torch_command, torch_side, write_json
+from benches.turns import TICK, Worker
 
 OURS = "llama-lite"
 # glibc told to keep freed memory and to ask for huge pages. Measured: a PyTorch step of the 34 M model is 20 % faster
@@ -47,12 +42,12 @@ TUNED = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000"
     ":glibc.malloc.top_pad=67108864"
 }
-# Flags and environment of bench_llama_torch.py.
+# Flags and environment of `bench.py torch train`.
 TORCH = {
     "eager": ([], {}),
     "eager-tuned": ([], TUNED),
-    "compile": (["--compile"], {}),
-    "compile-tuned": (["--compile"], TUNED),
+    "compile": (["--compile", "whole"], {}),
+    "compile-tuned": (["--compile", "whole"], TUNED),
 }
 IMPLEMENTATIONS = [OURS, *TORCH]
 
@@ -62,32 +57,6 @@ FEWER_CHECKED = {"124m": 3}  # whose steps take up to ten seconds
 LOSS_TOLERANCE = {"f32": 1e-4, "bf16": 2e-3}
 DATA_TOKENS = 1 << 18  # then from the start again
 TURN_SECONDS = 4.0  # aimed at, for the slowest implementation, with 2 to 10 steps
-
-
-def shape(hidden: int, ffn: int, layers: int, heads: int, kv_heads: int, vocab: int) -> dict:
-    return {
-        "hidden_size": hidden,
-        "intermediate_size": ffn,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "head_dim": 64,
-        "vocab_size": vocab,
-        "max_position_embeddings": 1024,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 500000.0,
-        "tie_word_embeddings": False,
-    }
-
-
-# Untied, ffn about 8/3 hidden, two query heads for a key-value head; the 34 M model is the 10 M one with GPT-2's vocabulary.
-SHAPES = {
-    "quick": shape(128, 384, 2, 2, 1, 1024),
-    "10m": shape(256, 704, 11, 4, 2, 4096),
-    "30m": shape(512, 1408, 9, 8, 4, 4096),
-    "34m": shape(256, 704, 11, 4, 2, 50304),
-    "124m": shape(768, 3072, 12, 12, 12, 50304),  # the preset of configs/llama-124m.toml
-}
 # 1024 tokens a step: 0.3 to 3 s on two such cores; only the 124m takes longer, and at sequence 1024 it cannot take fewer.
 TOKENS_PER_STEP = 1024
 HYPER = {"lr": 3e-4, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "grad_clip": 1.0}
@@ -106,9 +75,9 @@ def run_case(name: str, length: int, threads: int, args: argparse.Namespace) -> 
     with contextlib.ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-cpu-")))
         (work / "case.json").write_text(json.dumps(case))
-        result |= torch_side("prepare", "--dir", str(work))
+        result |= torch_side("prepare", "--dir", work)
         floor_flops = gemm_flops(case)
-        rates = torch_side("gemm", "--threads", str(threads), *bf16)
+        rates = torch_side("gemm", "--threads", threads, *bf16)
         workers = []
         for implementation in args.implementations:
             check_memory(workers, result["parameters"])
@@ -125,7 +94,7 @@ def run_case(name: str, length: int, threads: int, args: argparse.Namespace) -> 
         result["at_rest_mb"] = {w.name: w.start.get("baseline_mb", 0.0) for w in workers}
         result["torch"] = next((w.start["torch"] for w in workers if "torch" in w.start), None)
         # All are stopped: once more, because the floor is the best that the machine could do.
-        again = torch_side("gemm", "--threads", str(threads), *bf16)
+        again = torch_side("gemm", "--threads", threads, *bf16)
     best = max([*rates.values(), *again.values()])
     result |= {"gemm_gflops_per_second": [rates, again], "gemm_gflop_per_step": floor_flops / 1e9}
     result["gemm_floor_seconds"] = floor_flops / 1e9 / best
@@ -145,7 +114,7 @@ def start(name: str, case: dict, work: Path, threads: int, binary: Path) -> Work
     # No pool of compiler processes: they would outlive their use and compute in others' turns.
     env |= {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor")}
     log = work / f"{name}.jsonl"
-    command = torch_command("train", "--dir", str(work), "--threads", str(threads), "--log", str(log))
+    command = torch_command("train", "--dir", work, "--threads", threads, "--log", log)
     flags = flags + (["--bf16"] if case["precision"] == "bf16" else [])
     return Worker(name, command + flags, log, stderr, case["tokens_per_step"], env)
 
@@ -180,21 +149,7 @@ def llama_lite_config(case: dict, work: Path) -> str:
         "eval": {"every": 0},
         "sample": {"every": 0},
     }
-    # JSON's strings, numbers, lists and booleans are TOML's.
-    lines = [[f"[{s}]", *(f"{k} = {json.dumps(v)}" for k, v in keys.items())] for s, keys in sections.items()]
-    return "\n".join(line for section in lines for line in section) + "\n"
-
-
-def torch_command(*arguments: str) -> list[str]:
-    return [sys.executable, str(HERE / "bench_llama_torch.py"), *arguments]
-
-
-def torch_side(*arguments: str) -> dict:
-    """Runs a short command of the PyTorch side and returns what it prints."""
-    done = subprocess.run(torch_command(*arguments), capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise Failed(f"{arguments[0]} ended with {done.returncode}:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout)
+    return config_text(sections)
 
 
 def gemm_flops(case: dict) -> float:
@@ -258,21 +213,6 @@ def summary(result: dict) -> dict:
 # What is printed and stored.
 
 
-def machine(binary: Path) -> dict:
-    facts = Path("/proc/cpuinfo").read_text().splitlines()
-    processor = next((line.partition(":")[2].strip() for line in facts if line.startswith("model name")), "unknown")
-    version = subprocess.run([str(binary), "--version"], capture_output=True, text=True, check=True).stdout.strip()
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "processor": processor,
-        "cores": os.cpu_count(),
-        "memory_gb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9,
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "llama_lite": version,
-    }
-
-
 def header(implementations: list[str]) -> str:
     titles = ["model (parameters)", "sequence", "threads"]
     titles += [f"{n} tok/s" + ("" if n == OURS else " (llama-lite's gain)") for n in implementations]
@@ -323,10 +263,8 @@ def remarks(results: list[dict]) -> Iterator[str]:
         yield f"WARNING: a step's own seconds differ from the driver's clock by up to {gap:.0%}"
 
 
-def arguments() -> argparse.Namespace:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(p: argparse.ArgumentParser) -> None:
     whole = [name for name in SHAPES if name != "quick"]
-    p.add_argument("--binary", type=Path, required=True, help="llama-lite")
     p.add_argument("--quick", action="store_true", help="one tiny model, two rounds: a test of the harness")
     p.add_argument("--shapes", default=",".join(whole), help=f"among {', '.join(SHAPES)} (default %(default)s)")
     p.add_argument("--sequences", default="256,1024", help="sequence lengths, divisors of 1024 (default %(default)s)")
@@ -337,21 +275,19 @@ def arguments() -> argparse.Namespace:
     names = ", ".join(IMPLEMENTATIONS)
     usual = ",".join(IMPLEMENTATIONS[:4])
     p.add_argument("--implementations", default=usual, help=f"among {names} (default %(default)s)")
-    p.add_argument("--json", type=Path, metavar="FILE", help="every number, written anew after each case")
-    args = p.parse_args()
+
+
+def resolve(args: argparse.Namespace, p: argparse.ArgumentParser) -> None:
+    """Turns the lists in the arguments into lists and checks them."""
     if args.quick:
         args.shapes, args.sequences, args.threads, args.rounds, args.steps = "quick", "256", "1", 2, 3
     args.shapes, args.implementations = args.shapes.split(","), args.implementations.split(",")
     args.sequences, args.threads = ([int(n) for n in text.split(",")] for text in (args.sequences, args.threads))
     if not set(args.shapes) <= set(SHAPES) or not set(args.implementations) <= set(IMPLEMENTATIONS):
         p.error(f"shapes are {', '.join(SHAPES)}; implementations are {', '.join(IMPLEMENTATIONS)}")
-    if (
-        any(t < 1 or TOKENS_PER_STEP % t or t > 1024 for t in args.sequences)
-        or min(args.threads) < 1
-        or args.rounds < 1
-    ):
+    fit = all(t > 0 and TOKENS_PER_STEP % t == 0 for t in args.sequences)
+    if not fit or min(args.threads) < 1 or args.rounds < 1:
         p.error("sequences must divide 1024; threads and rounds are at least 1")
-    return args
 
 
 def measure(args: argparse.Namespace) -> int:
@@ -363,35 +299,24 @@ def measure(args: argparse.Namespace) -> int:
         result = run_case(name, length, threads, args)
         results.append(result)
         print(row(result), flush=True)
-        if args.json:
-            args.json.write_text(json.dumps(about | {"precision": args.precision, "torch": result["torch"], "cases": results}, indent=1) + "\n")
+        write_json(args.json, about | {"precision": args.precision, "torch": result["torch"], "cases": results})
     print("\n" + "\n".join(f"* {remark}" for remark in remarks(results)))
     apart = [r for r in results if not r["loss_difference"] <= LOSS_TOLERANCE[args.precision]]
     for r in apart:
         case = f"{r['shape']}, sequence {r['sequence_length']}, {r['threads']} threads"
-        print(f"bench_cpu: LOSSES DIFFER ({case}): {r['loss_difference']:.1e} relative", file=sys.stderr)
+        print(f"bench.py cpu: LOSSES DIFFER ({case}): {r['loss_difference']:.1e} relative", file=sys.stderr)
         for name, losses in r["losses"].items():
             print(f"  {name:>10}: {losses}", file=sys.stderr)
     return 1 if apart else 0
 
 
 def ended_by(number: int, _frame: object) -> None:
-    print(f"bench_cpu: ended by {signal.Signals(number).name}", file=sys.stderr)
+    print(f"bench.py cpu: ended by {signal.Signals(number).name}", file=sys.stderr)
     sys.exit(128 + number)
 
 
-def main() -> int:
+def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, ended_by)
-    try:
-        return measure(arguments())
-    except Failed as e:
-        print(f"bench_cpu: {e}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("bench_cpu: interrupted", file=sys.stderr)
-        return 130
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    resolve(args, parser)
+    return measure(args)

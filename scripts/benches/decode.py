@@ -1,7 +1,4 @@
-#!/usr/bin/env python3
-"""Generation at batch 1 in f32 on the CPU: llama-lite against transformers' `generate`, and against the memory's speed.
-
-  BENCH_VENV=target/bench-venv; $BENCH_VENV/bin/python scripts/bench_decode.py --binary target/release/llama-lite [--json FILE]
+"""`bench.py decode`: generation at batch 1 in f32 on the CPU, llama-lite beside transformers' `generate` and the memory's speed.
 
 A token reads every weight once, the embedding's rows excepted: no implementation can be faster than the copy bandwidth over these bytes
 (a copy's bytes are counted twice, being read and written). Both begin with one random checkpoint, take turns, and must write the same
@@ -22,7 +19,8 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from bench_cpu import SHAPES, machine, torch_side
+from benches.shared import SHAPES, Failed, machine, torch_side, write_json
+from pytorch_llama import END_OF_TEXT
 
 TOKENS = 64
 
@@ -44,24 +42,25 @@ def ours(binary: Path, model: Path, prompt: str, threads: int, tokens: int) -> t
     done = subprocess.run([*command, "--greedy", "--json", "--threads", str(threads)], capture_output=True, text=True, check=True)
     found = re.search(r"([\d.]+) tokens/s, first after ([\d.]+) (ms|s)", done.stderr)
     if not found:
-        raise SystemExit(f"bench_decode: no speed in {done.stderr!r}")
+        raise Failed(f"no speed in {done.stderr!r}")
     first = float(found[2]) * (1e-3 if found[3] == "ms" else 1)
     return json.loads(done.stdout)["token_ids"], first, float(found[1])
 
 
 def theirs(model, prompt: torch.Tensor, tokens: int) -> tuple[list[int], float, float]:
-    def run(n: int) -> tuple[torch.Tensor, float]:
-        begun = time.perf_counter()
-        # llama-lite writes no id that the tokenizer does not know; the case's tokenizer knows 256 bytes and the end of text (256).
-        unknown = list(range(257, model.config.vocab_size))
-        out = model.generate(
-            prompt, max_new_tokens=n, min_new_tokens=n, do_sample=False, pad_token_id=0, suppress_tokens=unknown
-        )
-        return out[0, prompt.shape[1] :], time.perf_counter() - begun
-
-    _, first = run(1)
-    out, whole = run(tokens)
+    """The same of transformers."""
+    _, first = generate(model, prompt, 1)
+    out, whole = generate(model, prompt, tokens)
     return out.tolist(), first, (tokens - 1) / (whole - first)
+
+
+def generate(model, prompt: torch.Tensor, n: int) -> tuple[torch.Tensor, float]:
+    """`n` greedy tokens, and the seconds they took."""
+    begun = time.perf_counter()
+    # llama-lite writes no id that the tokenizer does not know; the case's tokenizer knows 256 bytes and the end of text.
+    unknown = list(range(END_OF_TEXT + 1, model.config.vocab_size))
+    out = model.generate(prompt, max_new_tokens=n, min_new_tokens=n, do_sample=False, pad_token_id=0, suppress_tokens=unknown)
+    return out[0, prompt.shape[1] :], time.perf_counter() - begun
 
 
 def case(shape: str, threads: int, rounds: int, binary: Path) -> dict:
@@ -72,20 +71,22 @@ def case(shape: str, threads: int, rounds: int, binary: Path) -> dict:
         work = Path(directory)
         spec = {"model": SHAPES[shape], "sequence_length": 1024, "seed": 1, "data_tokens": 1 << 12}
         (work / "case.json").write_text(json.dumps(spec))
-        torch_side("prepare", "--dir", str(work))
+        torch_side("prepare", "--dir", work)
         model = AutoModelForCausalLM.from_pretrained(work / "model", dtype=torch.float32)
         vocabulary = SHAPES[shape]["vocab_size"] * SHAPES[shape]["hidden_size"]
         read = 4 * (sum(p.numel() for p in model.parameters()) - vocabulary)
-        short, long = "Once upon a time", "Once upon a time " * 31
-        # The byte tokenizer of the case: ids are bytes in the order of the printable ones.
-        ids = lambda text: torch.tensor([encode(work / "model", text)])
+        short = "Once upon a time"
+        long = "Once upon a time " * 31
+        short_ids = encode(work / "model", short)
+        long_ids = encode(work / "model", long)
         result: dict = {"shape": shape, "threads": threads, "bytes_per_token": read, "copy": bandwidth(), "rounds": []}
         for _ in range(rounds):
-            a, b = ours(binary, work / "model", short, threads, TOKENS), theirs(model, ids(short), TOKENS)
-            p, q = ours(binary, work / "model", long, threads, 2), theirs(model, ids(long), 2)
-            equal = a[0] == b[0][: len(a[0])]
-            result["rounds"].append({"ours": a[2], "theirs": b[2], "equal": equal, "prompt": [p[1], q[1]]})
-        result["prompt_tokens"] = len(ids(long)[0])
+            our_tokens, _, our_speed = ours(binary, work / "model", short, threads, TOKENS)
+            their_tokens, _, their_speed = theirs(model, short_ids, TOKENS)
+            prompt_seconds = [ours(binary, work / "model", long, threads, 2)[1], theirs(model, long_ids, 2)[1]]
+            equal = our_tokens == their_tokens[: len(our_tokens)]
+            result["rounds"].append({"ours": our_speed, "theirs": their_speed, "equal": equal, "prompt": prompt_seconds})
+        result["prompt_tokens"] = long_ids.shape[1]
     for who in ("ours", "theirs"):
         result[who] = median(r[who] for r in result["rounds"])
     result["of_bandwidth"] = result["ours"] * read / result["copy"]
@@ -93,20 +94,20 @@ def case(shape: str, threads: int, rounds: int, binary: Path) -> dict:
     return result
 
 
-def encode(directory: Path, text: str) -> list[int]:
+def encode(directory: Path, text: str) -> torch.Tensor:
+    """Ids (1, T)."""
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_file(str(directory / "tokenizer.json")).encode(text).ids
+    return torch.tensor([Tokenizer.from_file(str(directory / "tokenizer.json")).encode(text).ids])
 
 
-def main() -> int:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--binary", type=Path, required=True)
-    p.add_argument("--shapes", default="30m,124m")
-    p.add_argument("--threads", default="1,2")
-    p.add_argument("--rounds", type=int, default=5)
-    p.add_argument("--json", type=Path)
-    args = p.parse_args()
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--shapes", default="30m,124m", help=f"among {', '.join(SHAPES)} (default %(default)s)")
+    p.add_argument("--threads", default="1,2", help="thread counts (default %(default)s)")
+    p.add_argument("--rounds", type=int, default=5, help="turns of each (default %(default)s)")
+
+
+def run(args: argparse.Namespace, _: argparse.ArgumentParser) -> int:
     os.environ["HF_HUB_OFFLINE"] = "1"
     cases = []
     print("| model | threads | llama-lite tok/s | of the copy bandwidth | transformers tok/s | ratio | prompt tok/s, both |\n|---|---|---|---|---|---|---|")
@@ -117,13 +118,8 @@ def main() -> int:
             prompt = " / ".join(f"{c['prompt_tokens'] / s:,.0f}" for s in c["prompt_seconds"])
             ratio = c["ours"] / c["theirs"]
             print(f"| {shape} | {threads} | {c['ours']:.1f} | {c['of_bandwidth']:.0%} | {c['theirs']:.1f} | {ratio:.2f} | {prompt} |", flush=True)
-            if args.json:
-                args.json.write_text(json.dumps(machine(args.binary) | {"torch": torch.__version__, "cases": cases}, indent=1) + "\n")
+            write_json(args.json, machine(args.binary) | {"torch": torch.__version__, "cases": cases})
     apart = [c for c in cases if not all(r["equal"] for r in c["rounds"])]
     for c in apart:
-        print(f"bench_decode: GREEDY TOKENS DIFFER ({c['shape']}, {c['threads']} threads)", file=sys.stderr)
+        print(f"bench.py decode: GREEDY TOKENS DIFFER ({c['shape']}, {c['threads']} threads)", file=sys.stderr)
     return 1 if apart else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

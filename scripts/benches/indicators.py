@@ -1,19 +1,17 @@
-#!/usr/bin/env python3
-"""What `log.layers_every` costs: runs with a record at every step against runs with none, in turns; a fiftieth of it is the default's cost.
-
-  python scripts/bench_indicators.py --binary target/release/llama-lite [--rounds 5] [--json FILE]
+"""`bench.py indicators`: what log.layers_every costs. Runs with a record at every step take turns with runs without; a fiftieth of the
+difference is the cost of the default.
 
 Whole processes are timed, without validations and samples; the smallest time of the rounds counts, because other work on the machine only
 adds. Exit 1 if the default cadence of 50 costs more than 2 %.
 """
 
 import argparse
-import json
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
+
+from benches.shared import write_json
 
 CADENCE = 50
 SHAPES = {
@@ -48,27 +46,24 @@ layers_every = {every}
 """
 
 
-def main() -> None:
-    """Runs in turns and compares."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--binary", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--rounds", type=int, default=5, help="turns of each (default %(default)s)")
+
+
+def run(args: argparse.Namespace, _: argparse.ArgumentParser) -> int:
     rows = []
     print(f"{'run':<28} {'none':>9} {'every step':>11} {'cost of a record':>17} {'at the default':>15}")
     for name, shape in SHAPES.items():
         seconds = {0: [], 1: []}
         for _ in range(args.rounds):
             for every in seconds:
-                seconds[every].append(step_seconds(args.binary.resolve(), shape, every))
+                seconds[every].append(step_seconds(args.binary, shape, every))
         without, with_all = min(seconds[0]), min(seconds[1])
         record = (with_all - without) / without
         rows.append(dict(run=name, none_s=without, every_step_s=with_all, record=record, default=record / CADENCE))
         print(f"{name:<28} {without:>7.3f} s {with_all:>9.3f} s {100 * record:>15.1f} % {100 * record / CADENCE:>13.2f} %", flush=True)
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
-    sys.exit(any(row["default"] > 0.02 for row in rows))
+    write_json(args.json, rows)
+    return int(any(row["default"] > 0.02 for row in rows))
 
 
 def step_seconds(binary: Path, shape: dict, every: int) -> float:
@@ -81,7 +76,3 @@ def step_seconds(binary: Path, shape: dict, every: int) -> float:
             subprocess.run([binary, "pretrain", "--config", "run.toml", "--quiet"], check=True, cwd=tmp)
             times.append(time.monotonic() - begun)
     return (times[1] - times[0]) / shape["steps"]
-
-
-if __name__ == "__main__":
-    main()

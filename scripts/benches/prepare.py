@@ -1,12 +1,10 @@
-"""Times `llama-lite data prepare` against Python's tiktoken and Hugging Face's tokenizers, on the same text, in one run.
-
-Usage: bench_prepare.py --binary target/release/llama-lite --text FILE.jsonl [--threads 1] [--rounds 3] [--json OUT.json]
-       (pip install tiktoken tokenizers numpy; --ranks DIR with vocab.json and merges.txt where there is no network)
+"""`bench.py prepare`: `llama-lite data prepare` beside Python's tiktoken and Hugging Face's tokenizers, on the same text, in one run.
 
 Each contender does the whole job, from lines of JSON to a token file on disk: read, parse, encode with GPT-2's vocabulary, put
 `<|endoftext|>` before every document, write uint16. They take turns, one process each, in every round. Ours is timed as a whole process;
 the others without their imports and the loading of their vocabulary. The token files must be equal, or the benchmark fails. The two slow
-ones read only the first --slow-mb of the text; speeds are bytes of document text per second.
+ones read only the first --slow-mb of the text; speeds are bytes of document text per second. Without a network, --ranks names a directory
+with vocab.json and merges.txt.
 """
 
 import argparse
@@ -22,6 +20,8 @@ import tempfile
 import time
 from datetime import datetime, timezone
 from pathlib import Path
+
+from benches.shared import BENCH, write_json
 
 EOT = 50256
 
@@ -92,7 +92,7 @@ def ours(args, text: Path, threads: int, out: Path) -> dict:
 
 def theirs(args, side: str, text: Path, threads: int, out: Path) -> dict:
     """A Python contender as a process."""
-    command = [sys.executable, __file__, "--side", side, "--text", str(text), "--out", str(out)]
+    command = [sys.executable, str(BENCH), "prepare", "--binary", args.binary, "--side", side, "--text", str(text), "--out", str(out)]
     command += ["--ranks", args.ranks] if args.ranks else []
     env = os.environ | {"RAYON_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false"}
     return json.loads(subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE).stdout)
@@ -119,28 +119,26 @@ def same_tokens(prepared: Path, other: Path) -> bool:
     return n > 0 and bool(np.array_equal(a[:n], b[:n]))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--binary", default="target/release/llama-lite")
-    parser.add_argument("--text", required=True)
-    parser.add_argument("--threads", default="1,2")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--slow-mb", type=float, default=16)
-    parser.add_argument("--ranks")
-    parser.add_argument("--json")
-    parser.add_argument("--side", help=argparse.SUPPRESS)
-    parser.add_argument("--out", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--text", required=True, metavar="FILE", help="documents, a line of JSON each")
+    p.add_argument("--threads", default="1,2", help="thread counts (default %(default)s)")
+    p.add_argument("--rounds", type=int, default=3, help="turns of each (default %(default)s)")
+    p.add_argument("--slow-mb", type=float, default=16, help="what the slow ones read of the text (default %(default)s)")
+    p.add_argument("--ranks", metavar="DIR", help="GPT-2's vocab.json and merges.txt")
+    p.add_argument("--side", help=argparse.SUPPRESS)
+    p.add_argument("--out", help=argparse.SUPPRESS)
+
+
+def run(args: argparse.Namespace, _: argparse.ArgumentParser) -> int:
     if args.side:
-        return python_side(args)
-    work = Path(tempfile.mkdtemp(prefix="bench-prepare-"))
-    try:
-        run(args, work)
-    finally:
-        shutil.rmtree(work)
+        python_side(args)
+        return 0
+    with tempfile.TemporaryDirectory(prefix="bench-prepare-") as work:
+        measure(args, Path(work))
+    return 0
 
 
-def run(args, work: Path) -> None:
+def measure(args, work: Path) -> None:
     """All rounds, the comparison of tokens, the table."""
     text, rows = Path(args.text), []
     short = beginning(text, args.slow_mb, work / "short.jsonl")
@@ -165,11 +163,6 @@ def run(args, work: Path) -> None:
         best = next(r for r in rows if r["name"] == "llama-lite" and r["threads"] == row["threads"])
         share = row["mb_per_cpu_second"] / best["mb_per_cpu_second"]
         print(f"| {row['name']} | {row['threads']} | {row['mb_per_second']:.1f} | {row['mb_per_cpu_second']:.1f} | {share:.2f} |")
-    if args.json:
-        about = {"date": datetime.now(timezone.utc).isoformat(), "machine": platform.processor() or platform.machine()}
-        about |= {"cores": os.cpu_count(), "text": text.name, "text_mb": text.stat().st_size / 1e6, "rows": rows}
-        Path(args.json).write_text(json.dumps(about, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    about = {"date": datetime.now(timezone.utc).isoformat(), "machine": platform.processor() or platform.machine()}
+    about |= {"cores": os.cpu_count(), "text": text.name, "text_mb": text.stat().st_size / 1e6, "rows": rows}
+    write_json(args.json, about)

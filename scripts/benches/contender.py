@@ -1,0 +1,183 @@
+"""`bench.py torch`: PyTorch's side of the benchmarks and of gpu_check.py. All three commands are started by those, which own the clock.
+
+  prepare --dir DIR [--no-weights]   writes what all implementations begin with, as DIR/case.json says: weights in a Hugging Face
+                                     directory, a tokenizer, tokens
+  train   --dir DIR --log FILE [--steps N] [--device cuda] [--bf16] [--compile whole|blocks] [--fresh]
+                                     trains, without --steps until it is killed; writes a line of JSON per step {step, loss, seconds}
+  gemm    [--bf16]                   prints the rate of large matrix products in GFLOP/s
+
+--fresh draws the weights instead of reading them. `--compile whole` compiles the model in one piece, which takes minutes for many layers;
+`blocks` compiles one layer, whose code all of them share, and the loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from pytorch_llama import END_OF_TEXT, FastLlama, markov_tokens, write_byte_tokenizer
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("command", choices=["prepare", "train", "gemm"])
+    parser.add_argument("--dir", type=Path, help="the case's directory, with its case.json")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")
+    parser.add_argument("--bf16", action="store_true", help="train in bf16 autocast; gemm: bf16 products")
+    parser.add_argument("--no-weights", action="store_true", help="prepare: tokenizer and tokens only")
+    parser.add_argument("--log", type=Path, help="train: where its lines go")
+    parser.add_argument("--steps", type=int, help="train: how many (default: no end)")
+    parser.add_argument("--device", default="cpu", help="train: where")
+    parser.add_argument("--compile", choices=["whole", "blocks"], help="train: what torch.compile compiles")
+    parser.add_argument("--fresh", action="store_true", help="train: draw the weights")
+
+
+def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.command == "gemm":
+        print(json.dumps(gemm_rates(torch.bfloat16 if args.bf16 else torch.float32)))
+        return 0
+    if args.dir is None or (args.command == "train" and args.log is None):
+        parser.error("--dir (and for train --log) missing")
+    case = SimpleNamespace(**json.loads((args.dir / "case.json").read_text()))
+    if args.command == "prepare":
+        print(json.dumps(prepare(case, args.dir, weights=not args.no_weights)))
+    else:
+        train(case, args)
+    return 0
+
+
+def prepare(case: SimpleNamespace, directory: Path, weights: bool) -> dict:
+    """Writes model/ (Hugging Face) and train.npy; returns the exact number of parameters, if there are weights."""
+    target = directory / "model"
+    target.mkdir(parents=True)
+    write_byte_tokenizer(target)
+    found = {"parameters": write_weights(case, target)} if weights else {}
+    rng = np.random.default_rng(case.seed)
+    np.save(directory / "train.npy", markov_tokens(rng, case.model["vocab_size"], case.data_tokens + 1))
+    return found
+
+
+def write_weights(case: SimpleNamespace, target: Path) -> int:
+    config = case.model | {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "bos_token_id": END_OF_TEXT,
+        "eos_token_id": END_OF_TEXT,
+        "torch_dtype": "float32",
+    }
+    model = FastLlama(SimpleNamespace(**case.model), case.sequence_length)
+    draw_weights(sorted(model.named_parameters()), torch.Generator().manual_seed(case.seed))
+    save_file(model.state_dict(), target / "model.safetensors", metadata={"format": "pt"})
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return sum(p.numel() for p in model.parameters())
+
+
+def draw_weights(named: list[tuple[str, nn.Parameter]], generator: torch.Generator | None) -> None:
+    with torch.no_grad():
+        for _, p in named:
+            if p.dim() == 2:
+                p.normal_(0.0, 0.02, generator=generator)
+
+
+def train(case: SimpleNamespace, args: argparse.Namespace) -> None:
+    """Steps, each with the update and a read of its loss."""
+    baseline = resident_mb()  # torch is imported, nothing else has been done
+    model = make_model(case, args)
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": case.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=case.lr, betas=tuple(case.betas), eps=case.eps, fused=True)
+    compute_loss = compiled(model, args.compile)
+    batches = read_batches(args.dir / "train.npy", case)
+    kind = args.device.split(":")[0]
+    with args.log.open("w", buffering=1) as out:
+        print(json.dumps({"kind": "start", "baseline_mb": baseline, "torch": torch.__version__}), file=out)
+        for step in itertools.count(1) if args.steps is None else range(1, args.steps + 1):
+            begun = time.perf_counter()
+            inputs, targets = (x.to(args.device, non_blocking=True) for x in next(batches))
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(kind, torch.bfloat16, enabled=args.bf16), attention_kernels(kind):
+                loss = compute_loss(inputs, targets)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, case.grad_clip)
+            optimizer.step()
+            value = loss.item()
+            seconds = time.perf_counter() - begun
+            print(json.dumps({"kind": "train", "step": step, "loss": value, "seconds": seconds}), file=out)
+
+
+def make_model(case: SimpleNamespace, args: argparse.Namespace) -> FastLlama:
+    torch.manual_seed(case.seed)
+    torch.set_float32_matmul_precision("highest")
+    with torch.device(args.device):
+        model = FastLlama(SimpleNamespace(**case.model), case.sequence_length)
+    if args.fresh:
+        draw_weights(list(model.named_parameters()), None)
+    else:
+        model.load_state_dict(load_file(args.dir / "model" / "model.safetensors"), strict=True)
+    return model.to(args.device)
+
+
+def compiled(model: FastLlama, what: str | None) -> nn.Module:
+    """The model as `--compile` wants it."""
+    if what == "whole":
+        return torch.compile(model, dynamic=False)
+    if what == "blocks":
+        for layer in model.model.layers:
+            layer.compile(dynamic=False)
+        model.cross_entropy = torch.compile(model.cross_entropy, dynamic=False)
+    return model
+
+
+def attention_kernels(kind: str) -> contextlib.AbstractContextManager:
+    """The best of PyTorch's kernels for attention on Hopper, cuDNN's, before its own; on a CPU there is one."""
+    if kind != "cuda":
+        return contextlib.nullcontext()
+    backends = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    return sdpa_kernel(backends, set_priority=True)
+
+
+def read_batches(path: Path, case: SimpleNamespace) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and targets, (B, T) each: windows in file order, from the start again after the last, as llama-lite's."""
+    tokens = torch.from_numpy(np.load(path, allow_pickle=False).astype(np.int64))
+    length, batch = case.sequence_length, case.tokens_per_step // case.sequence_length
+    windows = (len(tokens) - 1) // length
+    for first in itertools.count(0, batch):
+        starts = [(first + r) % windows * length for r in range(batch)]
+        both = torch.stack([tokens[start : start + length + 1] for start in starts])
+        yield both[:, :-1].contiguous(), both[:, 1:].contiguous()
+
+
+def resident_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def gemm_rates(dtype: torch.dtype, sizes: tuple[int, ...] = (1024, 1536, 2048), repeats: int = 4) -> dict:
+    """GFLOP/s of square products, the best of some each: a ceiling, so interruptions must not count."""
+    rates = {}
+    for n in sizes:
+        a, b, out = (torch.rand(n, n).to(dtype) for _ in range(3))
+        seconds = []
+        for _ in range(repeats + 1):
+            begun = time.perf_counter()
+            torch.mm(a, b, out=out)
+            seconds.append(time.perf_counter() - begun)
+        rates[str(n)] = 2e-9 * n**3 / min(seconds[1:])
+    return rates
