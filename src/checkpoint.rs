@@ -10,14 +10,14 @@
 //!
 //! [`manifest`] is the record of a checkpoint, [`save`] writes one, [`find`] lists and judges those of a run, [`retain`]
 //! deletes old ones, [`open`] reads, [`adapter`] beside whole models; [`recognize`] tells a
-//! checkpoint from a plain directory, [`fit`] compares weights with a configuration, [`advice`] says what else a path holds; [`hf`] translates the configuration, [`tensors`] and [`half`] are the file format.
+//! checkpoint from a plain directory, [`fit`] compares weights with a configuration, [`advice`] says what else a path holds; [`hf`] translates the configuration, [`tensors`] and [`dtype`] are the file format.
 
 pub mod adapter;
 mod advice;
+pub mod dtype;
 pub mod export;
 pub mod find;
 mod fit;
-pub mod half;
 pub mod hf;
 pub mod manifest;
 pub mod open;
@@ -30,9 +30,9 @@ pub mod tensors;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use dtype::Dtype;
 pub use export::export;
 pub use find::{Found, Valid, newest_valid, newest_valid_until, resolve, set_aside, sound, supersede};
-pub use half::Dtype;
 pub use hf::tensor_specs;
 pub use manifest::{Manifest, verify};
 pub use open::Opened;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::half::Dtype;
+use super::dtype::Dtype;
 use super::hf::{self, EMBED, LM_HEAD, tensor_specs};
 use super::names;
 use super::open::Opened;

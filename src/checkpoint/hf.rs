@@ -9,7 +9,7 @@
 use anyhow::Result;
 use serde_json::{Map, Value, json};
 
-use super::half::Dtype;
+use super::dtype::Dtype;
 use crate::config::ModelConfig;
 pub use crate::model::names::tensor_specs;
 use crate::runtime::error::{Exit, fail};

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use super::half::Dtype;
+use super::dtype::Dtype;
 use super::manifest::{self, Entry, Manifest, VERSION};
 use super::retain::{REREAD_BELOW, Retention, prune, sweep_leftovers};
 use super::tensors::{Spec, TensorRef, data_size, header, write_values};

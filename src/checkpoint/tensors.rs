@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use safetensors::tensor::{Metadata, TensorInfo};
 
-use super::half::Dtype;
+use super::dtype::Dtype;
 use crate::runtime::content::Kind;
 use crate::runtime::error::{Exit, Failure, fail};
 use crate::runtime::files::{io_context, io_failure};

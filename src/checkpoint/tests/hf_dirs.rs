@@ -2,9 +2,9 @@
 
 use std::os::unix::fs::symlink;
 
+use half::{bf16, f16};
 use serde_json::{Value, json};
 
-use super::super::half::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 use super::super::hf::{EMBED, LM_HEAD, config_json};
 use super::super::names;
 use super::super::tensors::{TensorFile, header};
@@ -39,8 +39,8 @@ fn half_precision_weights_are_widened() {
     let toy = Toy::at(1);
     for (dtype, round) in [
         (Dtype::F32, (|v| v) as fn(f32) -> f32),
-        (Dtype::Bf16, |v| bf16_to_f32(f32_to_bf16(v))),
-        (Dtype::F16, |v| f16_to_f32(f32_to_f16(v))),
+        (Dtype::Bf16, |v| bf16::from_f32(v).to_f32()),
+        (Dtype::F16, |v| f16::from_f32(v).to_f32()),
     ] {
         let dir = tempfile::tempdir().unwrap();
         write_hf(dir.path(), &toy, dtype);
@@ -226,7 +226,7 @@ fn export_rounds_trims_and_copies_the_tokenizer() {
             shape[0] = 17;
             data.truncate(17 * 8);
         }
-        data.iter_mut().for_each(|v| *v = bf16_to_f32(f32_to_bf16(*v)));
+        data.iter_mut().for_each(|v| *v = bf16::from_f32(*v).to_f32());
     }
     expected.assert_weights(&opened);
 

@@ -1,9 +1,11 @@
-//! f32 to and from the 16-bit formats of weight files.
+//! Element types of weight files.
 //!
-//! bf16 is the upper half of an f32. f16 has 5 exponent bits (bias 15) and 10 of mantissa. Both ways round to nearest,
-//! ties to even, as PyTorch and the hardware do; widening is exact.
+//! Narrowing rounds to nearest, ties to even, as PyTorch and the hardware do; widening is exact.
 
 use anyhow::Result;
+use half::slice::HalfFloatSliceExt;
+use half::vec::HalfFloatVecExt;
+use half::{bf16, f16};
 
 use crate::runtime::error::{Exit, fail};
 
@@ -47,8 +49,9 @@ impl Dtype {
     pub fn encode(self, values: &[f32], out: &mut Vec<u8>) {
         match self {
             Dtype::F32 => out.extend(values.iter().flat_map(|v| v.to_le_bytes())),
-            Dtype::Bf16 => out.extend(values.iter().flat_map(|&v| f32_to_bf16(v).to_le_bytes())),
-            Dtype::F16 => out.extend(values.iter().flat_map(|&v| f32_to_f16(v).to_le_bytes())),
+            Dtype::Bf16 => out.extend(values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes())),
+            // As a slice, because one instruction then converts eight values.
+            Dtype::F16 => out.extend(Vec::<f16>::from_f32_slice(values).iter().flat_map(|v| v.to_le_bytes())),
         }
     }
 
@@ -56,58 +59,46 @@ impl Dtype {
     pub fn decode(self, bytes: &[u8], out: &mut Vec<f32>) {
         match self {
             Dtype::F32 => out.extend(bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b))),
-            Dtype::Bf16 => out.extend(bytes.as_chunks().0.iter().map(|&b| bf16_to_f32(u16::from_le_bytes(b)))),
-            Dtype::F16 => out.extend(bytes.as_chunks().0.iter().map(|&b| f16_to_f32(u16::from_le_bytes(b)))),
+            Dtype::Bf16 => out.extend(bytes.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32())),
+            Dtype::F16 => {
+                let halves: Vec<f16> = bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b)).collect();
+                out.extend(halves.to_f32_vec());
+            }
         }
     }
-}
-
-/// bf16 bits to f32, exact.
-pub fn bf16_to_f32(bits: u16) -> f32 {
-    f32::from_bits(u32::from(bits) << 16)
-}
-
-/// f32 to bf16 bits, nearest even; NaN stays NaN (quiet), overflow becomes infinity.
-pub fn f32_to_bf16(value: f32) -> u16 {
-    let bits = value.to_bits();
-    if value.is_nan() {
-        return (bits >> 16) as u16 | 0x40;
-    }
-    // Half of the last place kept, less one when that place is even: carries exactly when rounding up is due.
-    ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
-}
-
-/// f16 bits to f32, exact.
-pub fn f16_to_f32(bits: u16) -> f32 {
-    let sign = u32::from(bits & 0x8000) << 16;
-    let (exponent, mantissa) = (u32::from(bits >> 10 & 0x1f), u32::from(bits & 0x3ff));
-    match exponent {
-        // Zero and subnormals: multiples of 2^-24, all exact in f32.
-        0 => f32::from_bits((mantissa as f32 * f32::from_bits(103 << 23)).to_bits() | sign),
-        31 => f32::from_bits(sign | 0x7f80_0000 | mantissa << 13),
-        _ => f32::from_bits(sign | (exponent + 112) << 23 | mantissa << 13),
-    }
-}
-
-/// f32 to f16 bits, nearest even; NaN stays NaN (quiet), 65,520 and above become infinity.
-pub fn f32_to_f16(value: f32) -> u16 {
-    let sign = (value.to_bits() >> 16 & 0x8000) as u16;
-    let bits = value.to_bits() & 0x7fff_ffff;
-    let magnitude = match bits {
-        0x7f80_0001.. => 0x7e00 | (bits >> 13 & 0x3ff) as u16,
-        // 65,520 is half-way between the largest f16 and what would follow.
-        0x477f_f000.. => 0x7c00,
-        // 2^-14 and above: normal. Rebias the exponent, then round as for bf16.
-        0x3880_0000.. => ((bits - (112 << 23) + 0xfff + (bits >> 13 & 1)) >> 13) as u16,
-        // Adding 0.5 leaves multiples of 2^-24 in the mantissa: the addition itself rounds to nearest even.
-        _ => ((f32::from_bits(bits) + 0.5).to_bits() - 0.5_f32.to_bits()) as u16,
-    };
-    sign | magnitude
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn widen(dtype: Dtype, bits: u16) -> f32 {
+        let mut values = Vec::new();
+        dtype.decode(&bits.to_le_bytes(), &mut values);
+        values[0]
+    }
+
+    fn narrow(dtype: Dtype, value: f32) -> u16 {
+        let mut bytes = Vec::new();
+        dtype.encode(&[value], &mut bytes);
+        u16::from_le_bytes(bytes.try_into().unwrap())
+    }
+
+    fn bf16_to_f32(bits: u16) -> f32 {
+        widen(Dtype::Bf16, bits)
+    }
+
+    fn f32_to_bf16(value: f32) -> u16 {
+        narrow(Dtype::Bf16, value)
+    }
+
+    fn f16_to_f32(bits: u16) -> f32 {
+        widen(Dtype::F16, bits)
+    }
+
+    fn f32_to_f16(value: f32) -> u16 {
+        narrow(Dtype::F16, value)
+    }
 
     /// Widening all 65,536 patterns and narrowing again is the identity, and the value between two neighbours goes to
     /// the even one, a hair to either side of it to the nearer: together these fix the rounding everywhere.
