@@ -16,6 +16,10 @@ use super::merges::Pairs;
 /// The separator of documents in GPT-2's and in our own vocabularies.
 pub(super) const END_OF_TEXT: &str = "<|endoftext|>";
 
+/// OpenAI's `r50k_base`: the bytes of the ids 0 to 255, then the two parts of each of the 50,000 merges in rank order
+/// as u16, little-endian. The tests build these bytes from tiktoken's ranks.
+const GPT2: &[u8] = include_bytes!("gpt2.merges");
+
 /// Bound on the squares of the lengths of all tokens together; GPT-2's come to 3 million.
 const MOST_STEPS: u64 = 1 << 33;
 
@@ -29,13 +33,20 @@ pub(super) struct ByteBpe {
 }
 
 impl ByteBpe {
-    /// GPT-2's 50,257 tokens, from the ranks inside the tiktoken crate.
+    /// GPT-2's 50,257 tokens.
     pub(super) fn gpt2() -> Result<Self> {
-        const EOS: u32 = 50256;
-        let ranks = tiktoken_rs::r50k_base()?;
-        let mut tokens = (0..EOS).map(|id| ranks.decode_bytes(&[id])).collect::<Result<Vec<_>, _>>()?;
+        let (bytes, pairs) = GPT2.split_at(256);
+        let mut tokens: Vec<Vec<u8>> = bytes.iter().map(|byte| vec![*byte]).collect();
+        let mut merges = Vec::with_capacity(pairs.len() / 4);
+        for (id, pair) in (256..).zip(pairs.as_chunks::<4>().0) {
+            let left = u16::from_le_bytes([pair[0], pair[1]]);
+            let right = u16::from_le_bytes([pair[2], pair[3]]);
+            tokens.push([&*tokens[usize::from(left)], &*tokens[usize::from(right)]].concat());
+            merges.push(Merge { left: left.into(), right: right.into(), id });
+        }
+        let specials = vec![(tokens.len() as u32, END_OF_TEXT.to_owned())];
         tokens.push(END_OF_TEXT.into());
-        Self::new(tokens, vec![(EOS, END_OF_TEXT.into())])
+        Self::with_merges(tokens, specials, &merges)
     }
 
     /// A vocabulary from the bytes of its tokens in id order, special tokens among them.
@@ -43,7 +54,11 @@ impl ByteBpe {
     /// Fails if the ordinary tokens are not all 256 bytes plus the products of one merge each, in merge order.
     pub(super) fn new(tokens: Vec<Vec<u8>>, specials: Vec<(u32, String)>) -> Result<Self> {
         let merges = recover_merges(&tokens, &specials)?;
-        let encoder = Encoder::new(byte_ids(&tokens, &specials)?, &merges)?;
+        Self::with_merges(tokens, specials, &merges)
+    }
+
+    fn with_merges(tokens: Vec<Vec<u8>>, specials: Vec<(u32, String)>, merges: &[Merge]) -> Result<Self> {
+        let encoder = Encoder::new(byte_ids(&tokens, &specials)?, merges)?;
         Ok(Self { tokens, specials, encoder })
     }
 
@@ -177,6 +192,19 @@ mod tests {
     /// The 256 bytes, then `more`.
     fn with_bytes(more: &[&str]) -> Vec<Vec<u8>> {
         (0..=255).map(|byte| vec![byte]).chain(more.iter().map(|token| token.as_bytes().to_vec())).collect()
+    }
+
+    #[test]
+    fn the_file_of_gpt2_holds_the_merges_of_tiktokens_ranks() {
+        let ranks = tiktoken_rs::r50k_base().unwrap();
+        let tokens: Vec<Vec<u8>> = (0..50256).map(|id| ranks.decode_bytes(&[id]).unwrap()).collect();
+        let mut file: Vec<u8> = tokens[..256].concat();
+        for merge in recover_merges(&tokens, &[]).unwrap() {
+            file.extend([merge.left, merge.right].iter().flat_map(|&id| (id as u16).to_le_bytes()));
+        }
+        assert!(file == GPT2);
+        let gpt2 = ByteBpe::gpt2().unwrap();
+        assert!(gpt2.tokens()[..50256] == tokens && gpt2.specials() == [(50256, END_OF_TEXT.to_owned())]);
     }
 
     #[test]
