@@ -1,6 +1,7 @@
-//! What the program and its README tell users to type exists: every command parses, every flag and every configuration key is one.
+//! What the program, its README and docs/ tell users to type exists: every command parses, every flag and every configuration key is one.
 //!
-//! Messages are read from the source: all string literals outside tests, with placeholders filled in.
+//! Messages are read from the source: all string literals outside tests, with placeholders filled in. `scripts/check_docs.sh` runs the
+//! commands of the pages; here they are only parsed.
 
 use crate::support::{TINY, arg, config, fails, ok, root, shell_words, stderr};
 use clap::error::ErrorKind;
@@ -31,7 +32,7 @@ const NO_KEYS: [&str; 8] = [
 ];
 
 /// What is a file's name and no key.
-const EXTENSIONS: [&str; 6] = [".pkl", ".json", ".jsonl", ".toml", ".safetensors", ".parquet"];
+const EXTENSIONS: [&str; 8] = [".pkl", ".json", ".jsonl", ".toml", ".safetensors", ".parquet", ".md", ".rs"];
 
 /// String literals of Rust source, each with its line.
 fn literals(source: &str) -> Vec<(usize, String)> {
@@ -218,56 +219,119 @@ fn named_flags(text: &str) -> Vec<&str> {
     begins.map(flag).filter(|flag| flag.len() > 3).collect()
 }
 
+/// Every section of the configuration, and every `section.key`.
+struct Keys {
+    sections: Vec<String>,
+    keys: BTreeSet<String>,
+}
+
+impl Keys {
+    fn of_the_reference() -> Self {
+        let (mut keys, mut sections) = (BTreeSet::new(), Vec::new());
+        for line in llama_lite::config::reference().lines() {
+            if let Some(section) = line.strip_prefix("### `[") {
+                sections.push(section.trim_end_matches("]`").to_owned());
+            } else if let Some((key, _)) = line.strip_prefix("| `").and_then(|row| row.split_once('`')) {
+                keys.insert(format!("{}.{key}", sections.last().unwrap()));
+            }
+        }
+        assert!(sections.len() > 10, "{sections:?}");
+        Self { sections, keys }
+    }
+
+    /// Words of `text` that look like a key of the configuration, and are none.
+    fn unknown_in<'a>(&self, text: &'a str) -> Vec<&'a str> {
+        let words = text.split(|c: char| !(c.is_ascii_lowercase() || c.is_ascii_digit() || "._".contains(c)));
+        words.map(|word| word.trim_matches('.')).filter(|word| self.is_unknown(word)).collect()
+    }
+
+    fn is_unknown(&self, word: &str) -> bool {
+        let is_key = word
+            .split_once('.')
+            .is_some_and(|(section, key)| self.sections.iter().any(|known| known == section) && !key.is_empty());
+        let known = self.keys.contains(word) || NO_KEYS.iter().any(|tensor| word.starts_with(tensor));
+        is_key && !known && !EXTENSIONS.iter().any(|extension| word.ends_with(extension))
+    }
+}
+
 #[test]
 fn every_flag_and_key_in_a_message_exists() {
-    let flags = flags();
-    let (mut keys, mut sections) = (BTreeSet::new(), Vec::new());
-    for line in llama_lite::config::reference().lines() {
-        if let Some(section) = line.strip_prefix("### `[") {
-            sections.push(section.trim_end_matches("]`").to_owned());
-        } else if let Some((key, _)) = line.strip_prefix("| `").and_then(|row| row.split_once('`')) {
-            keys.insert(format!("{}.{key}", sections.last().unwrap()));
-        }
-    }
-    assert!(sections.len() > 10, "{sections:?}");
+    let (flags, keys) = (flags(), Keys::of_the_reference());
     let mut wrong = Vec::new();
     for Literal { place, text } in messages().iter().filter(|message| !message.place.contains("src/ops/cuda")) {
         let unknown =
             named_flags(text).into_iter().filter(|flag| !flags.contains(*flag) && !FOREIGN_FLAGS.contains(flag));
         wrong.extend(unknown.map(|flag| format!("{place}: no flag {flag}")));
-        for word in text.split(|c: char| !(c.is_ascii_lowercase() || c.is_ascii_digit() || "._".contains(c))) {
-            let word = word.trim_matches('.');
-            let is_key = word
-                .split_once('.')
-                .is_some_and(|(section, key)| sections.iter().any(|known| known == section) && !key.is_empty());
-            let known = keys.contains(word) || NO_KEYS.iter().any(|tensor| word.starts_with(tensor));
-            if is_key && !known && !EXTENSIONS.iter().any(|extension| word.ends_with(extension)) {
-                wrong.push(format!("{place}: no key {word}"));
-            }
-        }
+        wrong.extend(keys.unknown_in(text).into_iter().map(|word| format!("{place}: no key {word}")));
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// README.md and the pages of docs/, each with its name.
+fn pages() -> Vec<Literal> {
+    let docs = std::fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let mut paths: Vec<PathBuf> = docs.filter(|path| path.extension().is_some_and(|e| e == "md")).collect();
+    paths.push(root().join("README.md"));
+    paths.sort();
+    let mut pages = Vec::new();
+    for path in paths {
+        let place = path.strip_prefix(root()).unwrap().display().to_string();
+        pages.push(Literal { place, text: std::fs::read_to_string(&path).unwrap() });
+    }
+    pages
+}
+
 /// Commands to be pasted parse; those that show what a command takes name flags that it has.
 #[test]
-fn every_command_in_the_readme_parses() {
-    let readme = std::fs::read_to_string(root().join("README.md")).unwrap().replace("\\\n", " ");
+fn every_command_in_the_readme_and_docs_parses() {
     let (flags, mut wrong, mut seen) = (flags(), Vec::new(), 0);
-    for line in readme.lines() {
-        let Some(rest) = line.strip_prefix("target/release/").unwrap_or(line).strip_prefix("llama-lite ") else {
-            continue;
-        };
-        seen += 1;
-        if rest.contains(" [--") || rest.contains("...") {
-            let unknown = named_flags(rest).into_iter().filter(|flag| !flags.contains(*flag));
-            wrong.extend(unknown.map(|flag| format!("{line}: no flag {flag}")));
-        } else {
-            let command = rest.split("  #").next().unwrap_or(rest);
-            wrong.extend(problem(command.trim(), false));
+    for Literal { place, text } in pages() {
+        let (mut language, text) = ("", text.replace("\\\n", " "));
+        for line in text.lines() {
+            if let Some(fence) = line.strip_prefix("```") {
+                language = fence;
+            }
+            let Some(rest) = line.strip_prefix("target/release/").unwrap_or(line).strip_prefix("llama-lite ") else {
+                continue;
+            };
+            if language == "text" && (rest.contains(" [--") || rest.contains("...")) {
+                let unknown = named_flags(rest).into_iter().filter(|flag| !flags.contains(*flag));
+                wrong.extend(unknown.map(|flag| format!("{place}: {line}: no flag {flag}")));
+            } else if language == "sh" {
+                seen += 1;
+                let command =
+                    ["  #", " > ", " | "].iter().fold(rest, |rest, end| rest.split(end).next().unwrap_or(rest));
+                wrong.extend(problem(command.trim(), false).map(|problem| format!("{place}: {problem}")));
+            }
         }
     }
-    assert!(seen > 20, "{seen}");
+    assert!(seen > 60, "{seen}");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Commands in the middle of a sentence or in a table: `llama-lite plan --fit`.
+#[test]
+fn every_command_within_a_sentence_of_the_docs_parses() {
+    let (mut wrong, mut seen) = (Vec::new(), 0);
+    for Literal { place, text } in pages() {
+        // Blocks aside, code marks come in pairs.
+        let prose = text.split("```").step_by(2).collect::<String>();
+        for command in prose.split('`').skip(1).step_by(2).filter_map(|code| code.strip_prefix("llama-lite ")) {
+            seen += 1;
+            wrong.extend(problem(command, true).map(|problem| format!("{place}: {problem}")));
+        }
+    }
+    assert!(seen > 15, "{seen}");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_key_in_the_readme_and_docs_exists() {
+    let keys = Keys::of_the_reference();
+    let mut wrong = Vec::new();
+    for Literal { place, text } in pages() {
+        wrong.extend(keys.unknown_in(&text).into_iter().map(|word| format!("{place}: no key {word}")));
+    }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 

@@ -21,7 +21,8 @@
 //! | `damaged.rs`, `damaged_data.rs` | every file that is read, damaged: no panic, no memory out of proportion |
 //! | `hostile_names.rs` | names in manifests, links and pipes: nothing outside is opened, nothing is waited for |
 //! | `tidy.rs` | the rules of the code base |
-//! | `hints.rs` | every command, flag and key that a message or the README names exists |
+//! | `hints.rs` | every command, flag and key that a message, the README or docs/ names exists |
+//! | `docs.rs` | README and docs/: length, links, named files, the list of configuration keys |
 
 #![allow(clippy::unwrap_used)]
 
@@ -36,6 +37,7 @@ mod damage;
 mod damaged;
 mod damaged_data;
 mod data;
+mod docs;
 mod exactly_once;
 mod generation;
 mod hints;

@@ -244,13 +244,6 @@ fn every_op_is_in_the_gradient_tests() {
     }
 }
 
-#[test]
-fn the_readme_lists_every_configuration_key() {
-    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
-    let reference = llama_lite::config::reference();
-    assert!(readme.contains(reference.trim()), "README.md, under Configuration, must hold:\n{reference}");
-}
-
 /// A mistake of scripts/mutants/*.toml.
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]

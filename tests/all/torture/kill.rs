@@ -139,12 +139,17 @@ fn remove(path: &Path) {
     }
 }
 
+/// Some 60 kB of English: enough text that a kill comes while it is read.
+fn prose() -> String {
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    readme.repeat(60_000 / readme.len() + 1)
+}
+
 #[test]
 fn kills_of_commands_that_read_a_run() {
     let subject = Subject::new(8, 4, &[]);
     let (report, model, text) = (subject.path("report.json"), subject.path("model"), subject.path("text.txt"));
-    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
-    std::fs::write(&text, readme.repeat(8)).unwrap();
+    std::fs::write(&text, prose().repeat(8)).unwrap();
     let eval = || program(&["eval", "--ckpt", arg(&subject.whole), "--data", arg(&text), "--output", arg(&report)]);
     let export = || program(&["export", "--ckpt", arg(&subject.whole), "--out", arg(&model)]);
     let in_eval = kill_reader(2, &eval, &report, &subject.whole);
@@ -167,8 +172,8 @@ fn kills_of_preparation() {
     let dir = tempfile::tempdir().unwrap();
     let (text, straight, out) = (dir.path().join("text"), dir.path().join("straight"), dir.path().join("killed"));
     std::fs::create_dir(&text).unwrap();
-    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
-    (0..count(300, 900)).for_each(|i| std::fs::write(text.join(format!("{i}.txt")), format!("{i} {readme}")).unwrap());
+    let prose = prose();
+    (0..count(300, 900)).for_each(|i| std::fs::write(text.join(format!("{i}.txt")), format!("{i} {prose}")).unwrap());
     let prepare = |out: &Path| {
         let mut command = program(&["data", "prepare", "--input", arg(&text), "--tokenizer", "gpt2"]);
         command.args(["--shard-tokens", "100000", "--quiet", "--out"]).arg(out);
