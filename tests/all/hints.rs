@@ -330,7 +330,9 @@ fn every_key_in_the_readme_and_docs_exists() {
     let keys = Keys::of_the_reference();
     let mut wrong = Vec::new();
     for Literal { place, text } in pages() {
-        wrong.extend(keys.unknown_in(&text).into_iter().map(|word| format!("{place}: no key {word}")));
+        // What the program printed is not looked at: it may be about a key that is none.
+        let written = text.split("```").filter(|part| !part.starts_with("text\n")).collect::<String>();
+        wrong.extend(keys.unknown_in(&written).into_iter().map(|word| format!("{place}: no key {word}")));
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
