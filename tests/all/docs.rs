@@ -94,3 +94,57 @@ fn every_file_that_the_pages_name_exists() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+#[test]
+fn every_script_is_named_on_a_page() {
+    let pages = pages();
+    let scripts = std::fs::read_dir(root().join("scripts")).unwrap();
+    for script in scripts.map(|entry| entry.unwrap().file_name().into_string().unwrap()) {
+        // Each comparison stands beside its self-test; Python leaves a folder of its own.
+        let name = script.replace("_selftest.py", ".py");
+        let is_named = pages.iter().any(|page| page.text.contains(&format!("scripts/{name}")));
+        assert!(is_named || name == "__pycache__", "scripts/{script} is on no page: name it in docs/development.md");
+    }
+}
+
+/// Paths of modules and tests in code marks, such as `torture::kill::random_kills`: that room exists, and something in it has the last name.
+#[test]
+fn every_test_that_the_pages_name_exists() {
+    let mut sources = Vec::new();
+    for room in ["src", "tests/all"] {
+        collect_sources(&root().join(room), &mut sources);
+    }
+    let mut wrong = Vec::new();
+    for Page { name, text, .. } in pages() {
+        for word in text.split('`').skip(1).step_by(2).filter(|word| is_module_path(word)) {
+            let room = word.split("::").next().unwrap();
+            let last = word.rsplit("::").next().unwrap();
+            let definitions = [format!("fn {last}("), format!("mod {last};"), format!("mod {last} {{")];
+            let is_there = sources.iter().any(|(path, text)| {
+                path.contains(&format!("/{room}")) && definitions.iter().any(|definition| text.contains(definition))
+            });
+            if !is_there {
+                wrong.push(format!("{name}: {word}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+fn is_module_path(word: &str) -> bool {
+    word.contains("::") && word.split("::").all(is_snake_case)
+}
+
+fn is_snake_case(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b"_0123456789".contains(&b))
+}
+
+fn collect_sources(dir: &Path, found: &mut Vec<(String, String)>) {
+    for path in std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
+        if path.is_dir() {
+            collect_sources(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push((path.display().to_string(), std::fs::read_to_string(&path).unwrap()));
+        }
+    }
+}
