@@ -19,8 +19,10 @@ struct Literal {
 /// Flags of other programs that messages may name.
 const FOREIGN_FLAGS: [&str; 3] = ["--local-dir", "--version", "--long"];
 
-/// Tensors and fields of other files whose first word is a section's, too.
-const NO_KEYS: [&str; 8] = [
+/// Tensors and fields of other files whose first word is a section's, too, and tables whose keys are the user's.
+const NO_KEYS: [&str; 10] = [
+    "sft.roles.",
+    "sft.fields.",
     "model.layers",
     "model.embed_tokens",
     "model.norm",
@@ -32,7 +34,7 @@ const NO_KEYS: [&str; 8] = [
 ];
 
 /// What is a file's name and no key.
-const EXTENSIONS: [&str; 8] = [".pkl", ".json", ".jsonl", ".toml", ".safetensors", ".parquet", ".md", ".rs"];
+const EXTENSIONS: [&str; 9] = [".npy", ".pkl", ".json", ".jsonl", ".toml", ".safetensors", ".parquet", ".md", ".rs"];
 
 /// String literals of Rust source, each with its line.
 fn literals(source: &str) -> Vec<(usize, String)> {
