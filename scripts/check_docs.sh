@@ -13,10 +13,10 @@
 #   <!-- check: table -->               before a table: the commands in its rows are run as well
 #   <!-- check: given quickstart my --> anywhere on the page: the runs runs/quickstart, runs/my are already there
 #
-# Prints what was run, parsed and skipped; exits 1 if a block failed, with its output. Takes about two minutes.
+# Prints what was run, parsed and skipped; exits 1 if a block failed, with its output. Takes about a minute.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
-program=$root/target/release/llama-lite
+program=${CARGO_TARGET_DIR:-$root/target}/release/llama-lite
 if [[ $# -gt 0 && $1 != *.md ]]; then
     program=$(readlink -f "$1")
     shift
