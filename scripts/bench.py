@@ -30,15 +30,14 @@ from types import ModuleType
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 
-# What each benchmark imports besides the standard library. `torch` is for programs that have their own environment.
+# The module of each benchmark, and what it imports besides the standard library. Programs that start `torch` have that environment already.
 BENCHMARKS = {
-    "cpu": ["numpy", "safetensors", "torch"],
-    "decode": ["numpy", "safetensors", "tokenizers", "torch", "transformers"],
-    "indicators": [],
-    "prepare": ["numpy", "tiktoken", "tokenizers"],
-    "torch": [],
+    "cpu": ("benches.cpu", ["numpy", "safetensors", "torch"]),
+    "decode": ("benches.decode", ["numpy", "safetensors", "tokenizers", "torch", "transformers"]),
+    "indicators": ("benches.indicators", []),
+    "prepare": ("benches.prepare", ["numpy", "tiktoken", "tokenizers"]),
+    "torch": ("benches.contender", []),
 }
-MODULES = {"torch": "contender"}
 
 
 def use_environment_with(packages: list[str]) -> None:
@@ -71,8 +70,9 @@ def main() -> int:
         print(__doc__, file=sys.stdout if wants_help else sys.stderr)
         return 0 if wants_help else 2
     name = sys.argv[1]
-    use_environment_with(BENCHMARKS[name])
-    benchmark = importlib.import_module(f"benches.{MODULES.get(name, name)}")
+    module, packages = BENCHMARKS[name]
+    use_environment_with(packages)
+    benchmark = importlib.import_module(module)
     parser = argparse.ArgumentParser(
         prog=f"bench.py {name}", description=benchmark.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
