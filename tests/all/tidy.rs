@@ -316,3 +316,74 @@ fn planted_mistakes_can_be_planted_and_their_tests_exist() {
         assert!(names.iter().any(|test| test.contains(filter)), "{name}: no test is called {filter}");
     }
 }
+
+/// Paths below the root of everything in scripts/ that can be run or imported.
+fn scripts() -> Vec<String> {
+    let mut found = Vec::new();
+    let mut folders = vec![root().join("scripts")];
+    while let Some(folder) = folders.pop() {
+        for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            let extension = path.extension().map(|e| e.to_string_lossy().into_owned());
+            if path.is_dir() {
+                folders.push(path);
+            } else if matches!(extension.as_deref(), None | Some("py" | "sh")) {
+                found.push(path.strip_prefix(root()).unwrap().display().to_string());
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Path and text of every file that may run a script, and of the pages for those who work on the program.
+fn script_users() -> Vec<(String, String)> {
+    let mut tests = Vec::new();
+    sources(&root().join("tests"), &mut tests);
+    // This file names scripts that do not exist.
+    tests.retain(|path| !path.ends_with("tests/all/tidy.rs"));
+    let pages = [".ci/run", "README.md", "docs/development.md"].map(|page| root().join(page));
+    let paths = scripts().into_iter().map(|script| root().join(script)).chain(tests).chain(pages);
+    paths
+        .filter_map(|path| {
+            let text = std::fs::read_to_string(&path).ok()?;
+            Some((path.strip_prefix(root()).unwrap().display().to_string(), text))
+        })
+        .collect()
+}
+
+fn holds_word(text: &str, word: &str) -> bool {
+    let part_of_a_name = |c: char| c.is_alphanumeric() || c == '_';
+    text.match_indices(word).any(|(start, _)| {
+        let before = text[..start].chars().next_back();
+        let after = text[start + word.len()..].chars().next();
+        !before.is_some_and(part_of_a_name) && !after.is_some_and(part_of_a_name)
+    })
+}
+
+/// Whether a file other than the script itself names or imports it.
+fn is_used(script: &str, users: &[(String, String)]) -> bool {
+    let name = script.strip_prefix("scripts/").unwrap();
+    let module = name.strip_suffix(".py").map(|module| module.replace('/', "."));
+    users.iter().filter(|(path, _)| path != script).any(|(_, text)| {
+        let imported = module.as_ref().is_some_and(|module| {
+            let in_folder = module.contains('.') && holds_word(text, module);
+            in_folder || ["import", "from"].iter().any(|word| holds_word(text, &format!("{word} {module}")))
+        });
+        imported || holds_word(text, name)
+    })
+}
+
+/// A script that nothing runs and no page names is forgotten, and rots.
+#[test]
+fn every_script_is_run_or_named() {
+    let scripts = scripts();
+    let users = script_users();
+    assert!(scripts.len() > 20, "{scripts:?}");
+    assert!(users.iter().any(|(path, _)| path == ".ci/run") && users.iter().any(|(path, _)| path == "README.md"));
+    for forgotten in ["scripts/nobody_runs_this.py", "scripts/eck.sh", "scripts/benches/nothing.py"] {
+        assert!(!is_used(forgotten, &users), "{forgotten} does not exist, and counts as used");
+    }
+    for script in scripts {
+        assert!(is_used(&script, &users), "nothing runs {script}: name it in docs/development.md, or delete it");
+    }
+}
