@@ -3,7 +3,7 @@
 #   1. cargo deny: advisories, licences, banned crates, sources (cargo install cargo-deny)
 #   2. a build from the lock file without any network, where the system lets us have a namespace without one
 #   3. the same binary from two clean builds
-#   4. no planted faults and no network calls outside src/data/hub
+#   4. no planted faults and no network calls outside src/hub
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)

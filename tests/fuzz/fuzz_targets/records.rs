@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use llama_lite::data::prepare::source::{Position, ReadOptions, Reader};
+use llama_lite::corpus::source::{Position, ReadOptions, Reader};
 
 const NAMES: [&str; 6] = ["x.jsonl", "x.json", "x.txt", "x.jsonl.gz", "x.jsonl.zst", "x.parquet"];
 

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use llama_lite::data::shards::manifest::Manifest;
+use llama_lite::corpus::shards::manifest::Manifest;
 
 fuzz_target!(|input: &[u8]| {
     if let Ok(manifest) = Manifest::parse(input) {

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use llama_lite::data::npy::header::{Layout, MAX_HEADER};
+use llama_lite::corpus::npy::header::{Layout, MAX_HEADER};
 
 fuzz_target!(|input: &[u8]| {
     let Some((claim, head)) = input.split_first_chunk::<2>() else { return };

@@ -4,7 +4,7 @@
 mod shared;
 
 use libfuzzer_sys::fuzz_target;
-use llama_lite::data::tokenizer::Tokenizer;
+use llama_lite::tokenizer::Tokenizer;
 
 const TEXTS: [&str; 3] = ["One day, a dog ran 12 miles.\n", "<s>\u{e9}\u{1f600}</s><|endoftext|>", "  \t\u{0}a a a"];
 
