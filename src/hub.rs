@@ -35,6 +35,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::runtime::error::{Exit, fail, note};
 use crate::runtime::files::read_bounded;
@@ -118,7 +119,7 @@ impl Hub {
             Some(path) => select::by_path(&tree, name, path)?,
             None => {
                 let subsets = match tree.get(CARD) {
-                    Some(card) => self.subsets(name, &remote(CARD, card.size)?)?,
+                    Some(card) => self.subsets(name, &remote(CARD, card.size)?, &store)?,
                     None => Vec::new(),
                 };
                 select::by_subset(&tree, name, &subsets)?
@@ -191,14 +192,47 @@ impl Hub {
         Ok(tree)
     }
 
-    /// The subsets in the data set's card.
-    fn subsets(&self, name: &HubName, card: &RemoteFile) -> Result<Vec<card::Subset>> {
-        let bytes = read_bounded(&self.fetch(card, &|_| {})?, CARD_MAX, true)?;
-        card::subsets(&String::from_utf8_lossy(&bytes)).map_err(|problem| {
+    /// The subsets in the data set's card, which is the head of `readme`.
+    fn subsets(&self, name: &HubName, readme: &RemoteFile, store: &Store) -> Result<Vec<card::Subset>> {
+        let not_understood = |problem: &str| {
             fail(Exit::Data, format!("{name}: the head of its README.md is not understood: {problem}"))
                 .hint(format!("name the files yourself: hub:{}/PATH-OR-GLOB", name.repo))
-                .into()
-        })
+        };
+        if let Some(configs) = self.configs(readme, store)? {
+            return card::subsets(configs).map_err(|problem| not_understood(&problem).into());
+        }
+        let bytes = read_bounded(&self.fetch(readme, &|_| {})?, CARD_MAX, true)?;
+        match (card::has_configs(&String::from_utf8_lossy(&bytes)), self.settings.offline) {
+            (false, _) => Ok(Vec::new()),
+            (true, true) => Err(self.offline(&format!("{name}: its list of subsets")).into()),
+            (true, false) => Err(not_understood("the Hub does not read it either").into()),
+        }
+    }
+
+    /// The field `configs` of the card as JSON, null if it has none; kept in the cache. `None` where the Hub could not
+    /// read the card, or offline if it is not in the cache.
+    fn configs(&self, readme: &RemoteFile, store: &Store) -> Result<Option<Value>> {
+        #[derive(Deserialize)]
+        struct Info {
+            #[serde(rename = "cardData")]
+            card_data: Option<CardData>,
+        }
+        #[derive(Deserialize)]
+        struct CardData {
+            #[serde(default)]
+            configs: Value,
+        }
+        let RemoteFile { repo, commit, .. } = readme;
+        let kept = store.configs(commit);
+        if kept.is_some() || self.settings.offline {
+            return Ok(kept);
+        }
+        let subject = Subject::Revision { repo, revision: commit };
+        let url = format!("{}/api/datasets/{repo}/revision/{commit}?expand=cardData", self.client.endpoint);
+        let (info, _): (Info, _) = self.client.json(&url, &subject)?;
+        let Some(card) = info.card_data else { return Ok(None) };
+        store.keep_configs(commit, &card.configs)?;
+        Ok(Some(card.configs))
     }
 }
 

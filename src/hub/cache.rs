@@ -6,6 +6,7 @@
 //!                             snapshots/<commit>/<path>    -> ../../blobs/<etag>
 //!                             refs/<branch>                the commit it was at
 //!                             trees/<commit>.json          the files of a commit
+//!                             configs/<commit>.json        the subsets that its card names; only this program's
 //! CACHE/.locks/datasets--OWNER--NAME/<etag>.lock           held during a download
 //! ```
 
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::name::{is_commit, is_repo, is_revision, is_safe_path};
 use crate::runtime::error::{Exit, Failure, fail, note};
@@ -22,6 +24,8 @@ use crate::runtime::files::{Lock, create_dirs, link, lock, read_bounded, write_a
 
 /// Version of the form of `trees/<commit>.json`.
 const TREE_FORMAT: u64 = 1;
+/// Largest list of subsets read, indented; an answer of the Hub has at most 64 MiB.
+const CONFIGS_MAX: u64 = 512 << 20;
 /// Largest listing read; a million files have less.
 const TREE_MAX: u64 = 512 << 20;
 
@@ -157,6 +161,23 @@ impl Store {
         let bytes = read_bounded(&self.tree_path(commit), TREE_MAX, true).ok()?;
         let kept: TreeFile = serde_json::from_slice(&bytes).ok()?;
         (kept.format_version == TREE_FORMAT).then_some(kept.files)
+    }
+
+    fn configs_path(&self, commit: &str) -> PathBuf {
+        self.root.join("configs").join(format!("{commit}.json"))
+    }
+
+    /// The field `configs` of the card of `commit`, if the Hub was asked for it before.
+    pub(super) fn configs(&self, commit: &str) -> Option<Value> {
+        let bytes = read_bounded(&self.configs_path(commit), CONFIGS_MAX, true).ok()?;
+        serde_json::from_slice(&bytes).ok()
+    }
+
+    /// Keeps the field `configs` of the card of `commit`, which never changes.
+    pub(super) fn keep_configs(&self, commit: &str, configs: &Value) -> Result<()> {
+        let path = self.configs_path(commit);
+        path.parent().map_or(Ok(()), create_dirs)?;
+        write_atomic(&path, &serde_json::to_vec_pretty(configs)?)
     }
 
     /// Keeps the files of `commit`, which never change.

@@ -1,9 +1,10 @@
-//! What a data set's card says about its subsets: `configs` in the YAML at the head of README.md.
+//! What a data set's card says about its subsets: `configs` in the YAML at the head of README.md, which the Hub gives
+//! as JSON.
 //!
-//! The forms are those of Hugging Face's `datasets`. YAML itself is left to a crate: cards are written by hand, with
-//! quotes, flow lists, comments, and anchors.
+//! The forms are those of Hugging Face's `datasets`.
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
 /// A subset of a data set.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,17 +18,15 @@ pub(super) struct Subset {
     pub(super) splits: Vec<(String, Vec<String>)>,
 }
 
-/// The subsets in the card `text`; none if it names none. `Err` says what is wrong with it.
-pub(super) fn subsets(text: &str) -> Result<Vec<Subset>, String> {
-    let Some(yaml) = front_matter(text) else { return Ok(Vec::new()) };
-    let options = serde_saphyr::options! {
-        duplicate_keys: serde_saphyr::DuplicateKeyPolicy::LastWins,
-        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 100_000 },
-    };
-    let parsed: Result<Option<Card>, _> = serde_saphyr::from_str_with_options(yaml, options);
-    let card = parsed.map_err(|e| e.to_string().lines().next().unwrap_or("unreadable").trim().to_owned())?;
-    let configs = card.and_then(|card| card.configs).unwrap_or_default();
-    Ok(configs.into_iter().map(Config::into_subset).collect())
+/// The subsets in the field `configs` of a card; none if it is null. `Err` says what is wrong with it.
+pub(super) fn subsets(configs: Value) -> Result<Vec<Subset>, String> {
+    let configs: Option<Vec<Config>> = serde_json::from_value(configs).map_err(|e| e.to_string())?;
+    Ok(configs.unwrap_or_default().into_iter().map(Config::into_subset).collect())
+}
+
+/// Whether the YAML at the head of a README.md has the field `configs`.
+pub(super) fn has_configs(readme: &str) -> bool {
+    front_matter(readme).is_some_and(|yaml| yaml.lines().any(|line| line.starts_with("configs:")))
 }
 
 /// The YAML between the first two lines `---`.
@@ -46,16 +45,22 @@ fn front_matter(text: &str) -> Option<&str> {
 }
 
 #[derive(Deserialize)]
-struct Card {
-    configs: Option<Vec<Config>>,
-}
-
-#[derive(Deserialize)]
 struct Config {
+    #[serde(default, deserialize_with = "name")]
     config_name: Option<String>,
     data_files: Option<Files>,
     data_dir: Option<String>,
     default: Option<bool>,
+}
+
+/// A name. YAML reads one like `2024` as a number if it has no quotes.
+fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    match Value::deserialize(deserializer)? {
+        Value::Null => Ok(None),
+        Value::String(name) => Ok(Some(name)),
+        number @ Value::Number(_) => Ok(Some(number.to_string())),
+        other => Err(serde::de::Error::custom(format!("`config_name` is {other}"))),
+    }
 }
 
 /// `data_files` in all its forms.
@@ -123,6 +128,8 @@ fn in_order(items: Vec<Item>) -> Vec<(String, Vec<String>)> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn subset(name: &str, default: bool, splits: &[(&str, &[&str])]) -> Subset {
@@ -133,15 +140,16 @@ mod tests {
 
     #[test]
     fn every_form_of_data_files_is_read() {
-        let card = "---\r\nlicense: odc-by\nconfigs:\n\
-            - config_name: default\n  default: true\n  data_files:\n  - split: train\n    path: data/*/*\n\
-            \x20 features:\n  - name: text\n\
-            - config_name: sample-10BT\n  data_files:\n    - split: train\n      path: [\"sample/10BT/*\", 'more/*']\n\
-            - config_name: 2024\n  data_files: all.jsonl   # a comment\n\
-            - config_name: listed\n  data_files: [a.txt, b.txt]\n\
-            - config_name: mapped\n  data_files:\n    validation: v.txt\n    train:\n    - t1.txt\n    - t2.txt\n\
-            - config_name: inferred\n  data_dir: ./x/\n\
-            dataset_info:\n- features:\n  - name: x\n---\nconfigs: no\n---\n";
+        let configs = json!([
+            { "config_name": "default", "default": true, "features": [{ "name": "text" }],
+              "data_files": [{ "split": "train", "path": "data/*/*" }] },
+            { "config_name": "sample-10BT",
+              "data_files": [{ "split": "train", "path": ["sample/10BT/*", "more/*"] }] },
+            { "config_name": 2024, "data_files": "all.jsonl" },
+            { "config_name": "listed", "data_files": ["a.txt", "b.txt"] },
+            { "config_name": "mapped", "data_files": { "validation": "v.txt", "train": ["t1.txt", "t2.txt"] } },
+            { "config_name": "inferred", "data_dir": "./x/" },
+        ]);
         let mut inferred = subset("inferred", false, &[]);
         inferred.directory = Some("./x".to_owned());
         let expected = vec![
@@ -152,29 +160,28 @@ mod tests {
             subset("mapped", false, &[("train", &["t1.txt", "t2.txt"]), ("validation", &["v.txt"])]),
             inferred,
         ];
-        assert_eq!(subsets(card).unwrap(), expected);
+        assert_eq!(subsets(configs).unwrap(), expected);
     }
 
     #[test]
     fn cards_without_subsets_have_none_and_broken_ones_say_so() {
-        for card in
-            ["", "# Title", "---\nlicense: mit\n---\n", "---\nconfigs:\n---", "---\n---\n", "---\nconfigs: []\n"]
-        {
-            assert_eq!(subsets(card).unwrap(), [], "{card:?}");
+        for configs in [Value::Null, json!([])] {
+            assert_eq!(subsets(configs).unwrap(), []);
         }
-        for card in
-            ["---\nconfigs: [\n---\n", "---\nconfigs: 3\n---\n", "---\nconfigs:\n- data_files: {a: {b: c}}\n---\n"]
-        {
-            let problem = subsets(card).unwrap_err();
+        for configs in [json!(3), json!([{ "data_files": { "a": { "b": "c" } } }]), json!([{ "config_name": [] }])] {
+            let problem = subsets(configs).unwrap_err();
             assert!(!problem.is_empty() && !problem.contains('\n'), "{problem:?}");
         }
-        // An alias bomb is refused, not expanded.
-        let mut bomb = "---\na: &a [x,x,x,x,x,x,x,x,x]\n".to_owned();
-        for (from, to) in ["a", "b", "c", "d", "e", "f", "g", "h"].iter().zip(["b", "c", "d", "e", "f", "g", "h", "i"])
+    }
+
+    #[test]
+    fn configs_count_only_at_the_head_of_a_readme() {
+        for readme in ["---\nconfigs:\n- data_files: x\n---\n", "\u{feff}---\r\nlicense: mit\r\nconfigs: [\r\n---\r\n"]
         {
-            bomb.push_str(&format!("{to}: &{to} [*{from},*{from},*{from},*{from},*{from},*{from},*{from},*{from}]\n"));
+            assert!(has_configs(readme), "{readme:?}");
         }
-        bomb.push_str("configs: *i\n---\n");
-        assert!(subsets(&bomb).is_err());
+        for readme in ["", "# Title\nconfigs:\n", "---\nlicense: mit\n---\nconfigs:\n---\n", "---\nconfigs: []\n"] {
+            assert!(!has_configs(readme), "{readme:?}");
+        }
     }
 }

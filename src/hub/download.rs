@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
-use sha2::{Digest, Sha256};
+use ring::digest::{Context, SHA256};
 
 use super::cache::{Store, length};
 use super::client::{Answer, Request, encode};
@@ -115,7 +115,7 @@ struct Download<'a> {
     part: PathBuf,
     out: Growing,
     /// Of all bytes so far.
-    hash: Sha256,
+    hash: Context,
     /// Bytes that another process left.
     inherited: u64,
     progress: &'a (dyn Fn(u64) + Sync),
@@ -142,7 +142,7 @@ impl<'a> Download<'a> {
             return Err(fail(Exit::Io, message).hint(hint).into());
         }
         let out = Growing::open(&part, inherited)?;
-        let mut hash = Sha256::new();
+        let mut hash = Context::new(&SHA256);
         let mut buffer = vec![0; CHUNK];
         let mut kept = open_input(&part, false)?.0;
         loop {
@@ -164,8 +164,8 @@ impl<'a> Download<'a> {
                 self.restart()?;
                 return Ok(Outcome::Changed);
             }
-            let found = self.hash.finalize_reset();
-            let found: String = found.iter().map(|byte| format!("{byte:02x}")).collect();
+            let found = std::mem::replace(&mut self.hash, Context::new(&SHA256)).finish();
+            let found: String = found.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
             if !is_sha256(&self.content.etag) || found == self.content.etag {
                 self.out.publish(blob)?;
                 return Ok(Outcome::Done);
@@ -296,7 +296,7 @@ impl<'a> Download<'a> {
         // The old handle's bytes go to disk before they are cut, not after.
         self.out.flush().map_err(io_context("write", &self.part))?;
         self.out = Growing::open(&self.part, 0)?;
-        self.hash.reset();
+        self.hash = Context::new(&SHA256);
         self.inherited = 0;
         (self.progress)(0);
         Ok(())

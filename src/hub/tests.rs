@@ -6,6 +6,8 @@ mod server;
 use std::path::Path;
 use std::time::Duration;
 
+use serde_json::json;
+
 use super::*;
 use crate::runtime::error::Failure;
 use server::{COMMIT, FakeHub, REPO, Reply, any, git_like};
@@ -47,8 +49,12 @@ fn paths(hub: &Hub, name: &str) -> Result<Vec<String>> {
     Ok(files.into_iter().map(|file| file.path).collect())
 }
 
-const CARD_TEXT: &str = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/*/*\n\
-    - config_name: sample-10BT\n  data_files:\n  - split: train\n    path: sample/10BT/*\n---\n# FineWeb\n";
+/// The card of [`fineweb`] as JSON.
+fn fineweb_card() -> serde_json::Value {
+    let subset =
+        |name: &str, path: &str| json!({ "config_name": name, "data_files": [{ "split": "train", "path": path }] });
+    json!({ "license": "odc-by", "configs": [subset("default", "data/*/*"), subset("sample-10BT", "sample/10BT/*")] })
+}
 
 fn fineweb() -> FakeHub {
     let fake = FakeHub::start();
@@ -57,7 +63,8 @@ fn fineweb() -> FakeHub {
     }
     fake.file("sample/10BT/000.parquet", "sample", true)
         .file(".gitattributes", "x", false)
-        .file(CARD, CARD_TEXT, false);
+        .file(CARD, "---\nconfigs: []\n---\n# FineWeb\n", false)
+        .card(fineweb_card());
     fake
 }
 
@@ -114,9 +121,30 @@ fn a_broken_card_says_how_to_do_without() {
     let (fake, dir) = (FakeHub::start(), tempfile::tempdir().unwrap());
     fake.file(CARD, "---\nconfigs: [\n---\n", false).file("a.txt", "x", false);
     let hub = client(&fake, dir.path());
-    let broken = failure(paths(&hub, "hub:owner/name"));
-    assert!(broken.exit == Exit::Data && broken.hint.unwrap().contains("hub:owner/name/PATH"), "{}", broken.message);
+    // The Hub cannot read the first, we not the second.
+    for card in [serde_json::Value::Null, json!({ "configs": 3 })] {
+        fake.card(card);
+        let broken = failure(paths(&hub, "hub:owner/name"));
+        assert!(broken.exit == Exit::Data && broken.message.contains("README.md"), "{}", broken.message);
+        assert!(broken.hint.unwrap().contains("hub:owner/name/PATH"));
+    }
     assert_eq!(paths(&hub, "hub:owner/name/a.txt").unwrap(), ["a.txt"]);
+}
+
+/// Python keeps README.md in the same cache, but no JSON of its head.
+#[test]
+fn offline_a_readme_in_the_cache_serves_if_it_names_no_subsets() {
+    for (readme, served) in [("# Title\n", true), ("---\nconfigs:\n- data_files: a.txt\n---\n", false)] {
+        let (fake, dir) = (FakeHub::start(), tempfile::tempdir().unwrap());
+        fake.file(CARD, readme, false).file("a.txt", "x", false);
+        let hub = client(&fake, dir.path());
+        assert_eq!(paths(&hub, "hub:owner/name").is_ok(), served);
+        let offline = paths(&with(&fake, dir.path(), offline), "hub:owner/name");
+        match served {
+            true => assert_eq!(offline.unwrap(), ["a.txt"]),
+            false => assert!(failure(offline).message.contains("its list of subsets is not in the cache")),
+        }
+    }
 }
 
 #[test]
@@ -160,7 +188,7 @@ fn passing_troubles_are_tried_again_and_lasting_ones_told() {
     fake.fault(any, |_, reply| Reply { cut: Some(10), ..reply });
     fake.fault(any, |_, _| Reply { endless: true, ..Reply::new(503) });
     assert_eq!(paths(&hub, "hub:owner/name").unwrap().len(), 3);
-    let revisions = fake.asked().iter().filter(|a| a.path.contains("/revision/")).count();
+    let revisions = fake.asked().iter().filter(|a| a.path.contains("/revision/main")).count();
     assert_eq!(revisions, 6, "five retries");
     for (status, words) in [(500, "in trouble"), (429, "too many requests")] {
         (0..6).for_each(|_| fake.fault(any, move |_, _| Reply::new(status)));
@@ -229,7 +257,7 @@ fn what_a_server_says_is_not_believed() {
         assert_eq!(failure(hub.fetch(&file, &|_| {})).exit, Exit::Data);
     }
     for sha in ["../../x", "", "main"] {
-        fake.fault(any, move |_, reply| reply.body(serde_json::json!({ "sha": sha }).to_string()));
+        fake.fault(any, move |_, reply| reply.body(json!({ "sha": sha }).to_string()));
         assert_eq!(failure(paths(&hub, "hub:owner/name")).exit, Exit::Data);
     }
     for (header, etag) in [("x-linked-etag", "../../../x"), ("x-linked-etag", ".hidden"), ("x-linked-etag", "")] {

@@ -6,8 +6,8 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use serde_json::json;
-use sha2::{Digest, Sha256};
+use ring::digest::{SHA256, digest};
+use serde_json::{Value, json};
 
 pub(super) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 pub(super) const REPO: &str = "owner/name";
@@ -71,6 +71,8 @@ struct Stored {
 #[derive(Default)]
 struct State {
     files: Vec<(String, Stored)>,
+    /// The head of README.md as JSON; null if it has none that can be read.
+    card: Value,
     asked: Vec<Asked>,
     /// In order; the first waits for the request that it is about.
     faults: VecDeque<(Matches, Fault)>,
@@ -99,6 +101,11 @@ impl FakeHub {
         state.files.retain(|(known, _)| known != path);
         state.files.push((path.to_owned(), stored));
         drop(state);
+        self
+    }
+
+    pub(super) fn card(&self, card: Value) -> &Self {
+        self.state.lock().unwrap().card = card;
         self
     }
 
@@ -133,7 +140,7 @@ pub(super) fn any(_: &Asked) -> bool {
 }
 
 pub(super) fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+    digest(&SHA256, bytes).as_ref().iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// An identity in the form of git's, for small files.
@@ -205,6 +212,7 @@ fn answer(state: &State, asked: &Asked) -> Reply {
     }
     if let Some(revision) = path.strip_prefix(&format!("/api/datasets/{REPO}/revision/")) {
         return match revision {
+            COMMIT if query == "expand=cardData" => Reply::new(200).body(json!({ "cardData": state.card }).to_string()),
             "main" | "refs%2Fpr%2F1" => Reply::new(200).body(json!({ "sha": COMMIT }).to_string()),
             _ => absent("RevisionNotFound"),
         };
