@@ -6,6 +6,7 @@
 use super::jsonl::parsed;
 use crate::runtime::files::{Appender, append_log};
 use anyhow::Result;
+use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Map, Value};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -71,25 +72,7 @@ fn line(time: SystemTime, kind: &str, fields: Value) -> String {
 
 /// UTC to the millisecond, as `2026-03-01T09:05:07.250Z`. A clock set before 1970 reads as 1970.
 pub fn iso8601(time: SystemTime) -> String {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let seconds = since.as_secs();
-    let (year, month, day) = civil_date(seconds / 86_400);
-    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", since.subsec_millis())
-}
-
-/// Year, month and day of the `days`-th day after 1970-01-01 in the Gregorian calendar.
-fn civil_date(days: u64) -> (u64, u64, u64) {
-    // Years begin in March here, which puts the leap day at the end of one: the months before it have fixed starts,
-    // and 153 days make any five of them. 719,468 days lie between 0000-03-01 and 1970-01-01.
-    let days = days + 719_468;
-    let (era, day) = (days / 146_097, days % 146_097); // 400 years
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let (month, next) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
-    (400 * era + year + next, month, day)
+    DateTime::<Utc>::from(time.max(UNIX_EPOCH)).to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
 #[cfg(test)]
@@ -120,9 +103,10 @@ mod tests {
     /// Counts the days of four centuries one by one.
     #[test]
     fn dates_follow_the_gregorian_calendar() {
-        let (mut year, mut month, mut day) = (1970, 1, 1);
-        for days in 0..146_097 + 366 {
-            assert_eq!(civil_date(days), (year, month, day));
+        let (mut year, mut month, mut day) = (1970_u64, 1, 1);
+        for days in 0..146_097_u64 + 366 {
+            let text = iso8601(UNIX_EPOCH + Duration::from_secs(days * 86_400));
+            assert_eq!(text, format!("{year:04}-{month:02}-{day:02}T00:00:00.000Z"));
             let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
             let length = match month {
                 2 => 28 + u64::from(leap),
