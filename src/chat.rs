@@ -30,8 +30,8 @@ mod tests;
 
 pub use answers::{Rendered, Texts, TrainOn};
 
-/// Largest source; the longest known ones have 30 kB.
-const MAX_SOURCE: u64 = 256 << 10;
+/// Largest source in bytes; the longest known ones have 30 kB.
+pub(crate) const MAX_SOURCE: u64 = 256 << 10;
 
 /// Largest tokenizer_config.json, which may hold hundreds of special tokens.
 const MAX_SETTINGS: u64 = 16 << 20;

@@ -18,6 +18,7 @@ use rand_chacha::rand_core::SeedableRng;
 mod compile;
 mod expand;
 mod grammar;
+#[cfg(test)]
 mod parse;
 mod plots;
 #[cfg(test)]
@@ -98,12 +99,6 @@ impl Stories {
     }
 }
 
-/// -log2 of the grammar's probability of exactly this text, end of text included; `None` if it cannot produce it. Found
-/// by parsing, with no knowledge of how the text came about.
-pub fn surprisal_bits(text: &str) -> Option<f64> {
-    parse::parse(&GRAMMAR, text).surprisal()
-}
-
 /// The least loss that any model can reach on a set of stories, but for sampling error.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Floor {
@@ -142,6 +137,12 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use super::*;
+
+    /// -log2 of the grammar's probability of exactly this text, end of text included; `None` if it cannot produce it.
+    /// Found by parsing, with no knowledge of how the text came about.
+    fn surprisal_bits(text: &str) -> Option<f64> {
+        parse::parse(&GRAMMAR, text).surprisal()
+    }
 
     fn sample(split: Split, count: u64) -> Vec<Story> {
         (0..count).map(|index| Stories::new(3).story(split, index)).collect()

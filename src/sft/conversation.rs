@@ -77,7 +77,8 @@ impl Conversation {
     }
 
     /// Turns that are all trained, with nothing besides.
-    pub fn of_messages(messages: Vec<Message>) -> Self {
+    #[cfg(test)]
+    pub(super) fn of_messages(messages: Vec<Message>) -> Self {
         let turns = messages.into_iter().map(|message| Turn { message, trained: true }).collect();
         Self::Turns { turns, values: Map::new() }
     }

@@ -3,7 +3,7 @@
 //! They are Jinja like everybody's: what is written into a model's tokenizer_config.json is the source that was trained with, and any
 //! other program that renders it makes the same text. An answer ends with the end of text: `eos_token`.
 
-use crate::chat::ChatTemplate;
+use crate::chat::{ChatTemplate, MAX_SOURCE};
 use crate::config::SftConfig;
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::read_bounded;
@@ -19,9 +19,6 @@ const ZEPHYR: &str = include_str!("templates/zephyr.jinja");
 
 /// ChatML's own end of a turn.
 const IM_END: &str = "<|im_end|>";
-
-/// A template that is a file is text written by people.
-const MAX_SOURCE: u64 = 256 << 10;
 
 /// The template that `config` names, for the model in `base`, and what should be said about it.
 ///
