@@ -22,6 +22,7 @@ use crate::model::Llama;
 use crate::ops::device::{self, Wanted, choose};
 use crate::runtime::error::{Exit, fail, failure_in, note};
 use crate::runtime::files::{Access, io_hint, write_atomic};
+use crate::runtime::format::escape_control;
 use crate::runtime::memory;
 use crate::tokenizer::Tokenizer;
 use crate::train::schedule::{check_new_run, remark};
@@ -112,7 +113,7 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
     };
     let hint = failure.and_then(|f| f.hint.as_deref()).unwrap_or(general);
     // Names and values from the files of strangers are quoted.
-    note(&harmless(&format!("{text}\nhint: {hint}")));
+    note(&escape_control(&format!("{text}\nhint: {hint}")));
     ExitCode::from(exit as u8)
 }
 
@@ -128,12 +129,6 @@ fn exit_of(error: &anyhow::Error) -> Option<Exit> {
         None => Exit::Internal,
     };
     Some(failure_in(error).map_or(unclassified, |failure| failure.exit))
-}
-
-/// Text of strangers: nothing in it may steer the terminal.
-fn harmless(text: &str) -> String {
-    let shown = |c: char| if c.is_control() && !['\n', '\t'].contains(&c) { char::REPLACEMENT_CHARACTER } else { c };
-    text.chars().map(shown).collect()
 }
 
 /// A model directory ready for use.

@@ -29,6 +29,7 @@ pub use schema::{
 
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::read_bounded;
+use crate::runtime::format::thousands;
 use problems::Problems;
 use source::{Entries, Format, Raw};
 
@@ -260,21 +261,8 @@ pub fn print_config(config: &Config) -> String {
     format!(
         "{}\n# parameters: {}\n# flops_per_token: {}\n# tokens: {}\n",
         config.to_toml(),
-        grouped(model.n_params()),
-        grouped(model.flops_per_token(config.train.sequence_length)),
-        grouped(tokens),
+        thousands(model.n_params()),
+        thousands(model.flops_per_token(config.train.sequence_length)),
+        thousands(tokens),
     )
-}
-
-/// A count with a comma between groups of three digits.
-fn grouped(count: u64) -> String {
-    let digits = count.to_string();
-    let mut out = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
 }

@@ -11,17 +11,16 @@
 mod altered;
 mod digest;
 mod events;
-mod format;
 mod jsonl;
 mod pace;
 mod plot;
 mod progress;
 mod tensorboard;
 
+pub use crate::runtime::format::{duration, fixed, rate, thousands};
 pub use altered::{AlteredLog, altered_logs};
 pub use digest::{LogDigest, LogDigests};
 pub use events::{Events, iso8601, read_events};
-pub use format::{duration, fixed, rate, thousands};
 pub use jsonl::{
     Cut, LOG_FILES, Logged, MetricsLog, SampleLog, SampleRecord, Sequences, StepLog, Times, read, read_log,
 };

@@ -6,6 +6,7 @@ pub(crate) mod damage;
 pub mod error;
 pub(crate) mod failpoint;
 pub mod files;
+pub mod format;
 pub mod home;
 pub mod machine;
 pub mod memory;

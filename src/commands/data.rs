@@ -1,6 +1,6 @@
 //! `data verify`, `data inspect`; `data prepare` is next door.
 
-use super::{harmless, prepare, print};
+use super::{prepare, print};
 use crate::cli::{Data, Inspect, SplitName};
 use crate::corpus::shards::manifest::{MANIFEST_FILE, Split};
 use crate::corpus::shards::verify::{tokenizer_beside, verify};
@@ -9,6 +9,7 @@ use crate::data::excerpt::{Place, excerpt};
 use crate::data::inspect::inspect;
 use crate::metrics::Console;
 use crate::runtime::error::{Exit, fail};
+use crate::runtime::format::escape_control;
 use crate::runtime::home::expand_home;
 use crate::tokenizer::Tokenizer;
 use anyhow::Result;
@@ -28,7 +29,7 @@ pub(super) fn run(command: Data, console: Console) -> Result<()> {
 }
 
 fn run_inspect(args: &Inspect) -> Result<()> {
-    let Some(place) = place(args) else { return print(&harmless(&inspect(&args.dir)?)) };
+    let Some(place) = place(args) else { return print(&escape_control(&inspect(&args.dir)?)) };
     let split = match args.split {
         SplitName::Train => Split::Train,
         SplitName::Val => Split::Val,
@@ -36,7 +37,7 @@ fn run_inspect(args: &Inspect) -> Result<()> {
     let tokenizer = inspect_tokenizer(args)?;
     let excerpt = excerpt(&args.dir, split, place, args.max_tokens.get())?;
     let before: Vec<u32> = excerpt.before.into_iter().collect();
-    let text = harmless(&tokenizer.decode_after(&before, &excerpt.ids, false)?);
+    let text = escape_control(&tokenizer.decode_after(&before, &excerpt.ids, false)?);
     print(&format!("{}\n\n{text}\n\n{} tokens: {:?}", excerpt.title, excerpt.ids.len(), excerpt.ids))
 }
 

@@ -6,6 +6,7 @@ use crate::inspect::report::{collect, page, text};
 use crate::metrics::Console;
 use crate::runtime::error::note;
 use crate::runtime::files::write_atomic;
+use crate::runtime::format::escape_control;
 use anyhow::Result;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ const AGAIN: u64 = 5;
 
 pub(super) fn run(args: &Report, console: Console) -> Result<()> {
     if args.text {
-        return print(&super::harmless(&text(&collect(&args.runs)?)));
+        return print(&escape_control(&text(&collect(&args.runs)?)));
     }
     let out = args.out.clone().unwrap_or_else(|| args.runs[0].join("report.html"));
     let write = |watch: bool| -> Result<bool> {

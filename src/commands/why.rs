@@ -1,9 +1,10 @@
 //! `why`: the documents of a step.
 
-use super::{harmless, print};
+use super::print;
 use crate::cli::Why;
 use crate::inspect::why::why_beside;
 use crate::metrics::{Console, fixed};
+use crate::runtime::format::escape_control;
 use anyhow::Result;
 
 /// Characters of a sequence that are shown.
@@ -33,5 +34,5 @@ pub(super) fn run(args: &Why, console: Console) -> Result<()> {
             part.place
         ));
     }
-    print(&harmless(&out))
+    print(&escape_control(&out))
 }

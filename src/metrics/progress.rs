@@ -6,6 +6,7 @@
 //! is for data.
 
 use crate::metrics::{Pace, Train, Val, duration, fixed, rate, thousands};
+use crate::runtime::format::escape_control;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
 use std::fmt;
 use std::io::{IsTerminal, Write, stderr};
@@ -152,12 +153,15 @@ impl Progress {
 
     /// A generated text. The prompt is set apart by colour; characters that could control the terminal are escaped.
     pub fn sample(&mut self, step: u64, prompt: &str, text: &str) {
-        let shown = format!("{}{}", self.dim(&harmless(prompt)), harmless(text));
+        // A tab would take more columns than the one that is counted for it.
+        let prompt = escape_control(&prompt.replace('\t', " "));
+        let text = escape_control(&text.replace('\t', " "));
+        let shown = format!("{}{text}", self.dim(&prompt));
         self.print(&format!("{}  sample\n  {}", self.at(step), shown.replace('\n', "\n  ")));
     }
 
     pub fn saved(&mut self, step: u64, path: &Path, time: Duration) {
-        let path = harmless(&path.display().to_string());
+        let path = escape_control(&path.display().to_string());
         self.print(&format!("{}  saved {path} {}", self.at(step), self.dim(&format!("in {}", duration(time)))));
     }
 
@@ -219,21 +223,6 @@ fn bar(step: u64, total: u64, color: bool) -> String {
     let full = (u128::from(BAR) * u128::from(step.min(total)) / u128::from(total.max(1))) as usize;
     let (done, rest) = ("━".repeat(full), "─".repeat(BAR as usize - full));
     if color { format!("\x1b[36m{done}\x1b[0;2m{rest}\x1b[0m") } else { format!("{done}{rest}") }
-}
-
-/// `text` with its control characters escaped, newlines excepted: what a model or a file name says must not move the
-/// cursor, clear the screen or retitle the window.
-fn harmless(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '\n' => out.push(c),
-            '\t' => out.push(' '),
-            c if c.is_control() => out.extend(c.escape_unicode()),
-            c => out.push(c),
-        }
-    }
-    out
 }
 
 /// Lets lines through at intervals that grow with the time passed: a sixtieth of it, between 2 and 60 seconds.

@@ -1,4 +1,4 @@
-//! Numbers as people read them at a glance.
+//! Numbers and foreign text as people read them in a terminal.
 
 use std::time::Duration;
 
@@ -61,6 +61,20 @@ pub fn duration(time: Duration) -> String {
     }
 }
 
+/// `text` with its control characters escaped, newlines and tabs excepted: names, texts and values from the files of
+/// strangers must not move the cursor, clear the screen or retitle the window.
+pub fn escape_control(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() && !matches!(c, '\n' | '\t') {
+            out.extend(c.escape_unicode());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -82,6 +96,11 @@ mod tests {
             assert_eq!(fixed(value, 4), text);
         }
         assert_eq!([fixed(-0.4, 0), fixed(f64::NAN, 2), fixed(f64::NEG_INFINITY, 2)], ["0", "NaN", "-inf"]);
+    }
+
+    #[test]
+    fn control_characters_are_escaped_but_newlines_and_tabs() {
+        assert_eq!(escape_control("a\tb\n\u{e9}\x1b[2J\r\u{9b}\x7f"), "a\tb\n\u{e9}\\u{1b}[2J\\u{d}\\u{9b}\\u{7f}");
     }
 
     #[test]
