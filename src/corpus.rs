@@ -68,7 +68,8 @@ pub fn prepare(
     progress: &dyn Fn(Progress),
 ) -> Result<Summary> {
     opts.check()?;
-    let (separator, vocab_size) = (tok.separator(), tok.vocab_size());
+    let separator = tok.separator();
+    let vocab_size = tok.vocab_size();
     if separator as usize >= vocab_size {
         let message = format!("the tokenizer's separator {separator} is not among its {vocab_size} ids");
         return Err(fail(Exit::Internal, message).into());

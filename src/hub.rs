@@ -158,7 +158,8 @@ impl Hub {
             sha: String,
         }
         let subject = Subject::Revision { repo: &name.repo, revision };
-        let (endpoint, revision) = (&self.client.endpoint, encode(revision, false));
+        let endpoint = &self.client.endpoint;
+        let revision = encode(revision, false);
         // Without `expand` the answer holds the whole list of files.
         let url = format!("{endpoint}/api/datasets/{}/revision/{revision}?expand=sha", name.repo);
         let (info, _): (Info, _) = self.client.json(&url, &subject)?;
@@ -170,7 +171,8 @@ impl Hub {
     fn list(&self, repo: &str, commit: &str, store: &Store) -> Result<Tree> {
         let subject = Subject::Listing { repo, commit };
         let mut page = Some(format!("{}/api/datasets/{repo}/tree/{commit}?recursive=true", self.client.endpoint));
-        let (mut tree, mut before) = (Tree::new(), None);
+        let mut tree = Tree::new();
+        let mut before = None;
         while let Some(url) = page {
             let (items, next): (Vec<Item>, _) = self.client.json(&url, &subject)?;
             for item in items.into_iter().filter(|item| item.kind == "file") {

@@ -114,8 +114,12 @@ pub struct Floor {
 /// The floor of `stories`: the sum of their bits over the sum of their bytes. Its error is that of a ratio of two sums
 /// over independent stories (the delta method): the scatter of `bits - ratio * bytes`.
 pub fn floor<'a>(stories: impl Iterator<Item = &'a Story>) -> Floor {
-    let (mut count, mut bits, mut bytes) = (0.0, 0.0, 0.0);
-    let (mut bits2, mut bytes2, mut cross) = (0.0, 0.0, 0.0);
+    let mut count = 0.0;
+    let mut bits = 0.0;
+    let mut bytes = 0.0;
+    let mut bits2 = 0.0;
+    let mut bytes2 = 0.0;
+    let mut cross = 0.0;
     for story in stories {
         let length = story.text.len() as f64;
         count += 1.0;

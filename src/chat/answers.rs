@@ -112,7 +112,8 @@ impl Chat<'_> {
         if wanted != TrainOn::All {
             return spans.filter(|(_, i)| self.is_trained(*i, wanted)).map(|(span, _)| span.clone()).collect();
         }
-        let (mut rest, mut start) = (Vec::new(), 0);
+        let mut rest = Vec::new();
+        let mut start = 0;
         for (span, _) in spans.filter(|(_, i)| !self.turns[*i].trained) {
             rest.push(start..span.start);
             start = span.end;
@@ -190,7 +191,8 @@ impl Chat<'_> {
     /// Where the content of turn `i`, the last of `text`, begins: two contents that differ at once show it.
     fn content_start(&self, i: usize, text: &str) -> Result<usize> {
         let probe = |content: &str| self.run_with(i + 1, i, |message| message.content = content.to_owned());
-        let (a, b) = (probe("Q")?, probe("Z")?);
+        let a = probe("Q")?;
+        let b = probe("Z")?;
         let start = common_start(&a, &b);
         if text.starts_with(&a[..start]) { Ok(start) } else { Err(rewrites("its text changes with the answer").into()) }
     }
@@ -282,7 +284,9 @@ fn unwritten(what: &str) -> Failure {
 
 /// `text` without marks, and what stood between them.
 fn between_marks(text: &str) -> (String, Vec<Range<usize>>) {
-    let (mut plain, mut answers, mut start) = (String::with_capacity(text.len()), Vec::new(), 0);
+    let mut plain = String::with_capacity(text.len());
+    let mut answers = Vec::new();
+    let mut start = 0;
     for c in text.chars() {
         match c {
             c if c == MARKS[0] => start = plain.len(),

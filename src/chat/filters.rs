@@ -46,7 +46,8 @@ fn tojson(value: &Value, args: Rest<Value>, named: Kwargs) -> Result<String, Err
         Ok(given.filter(|value| !value.is_none() && !value.is_undefined()))
     };
     let is_true = |i: usize| Ok::<bool, Error>(argument(i)?.is_some_and(|value| value.is_true()));
-    let (ensure_ascii, sort_keys) = (is_true(0)?, is_true(3)?);
+    let ensure_ascii = is_true(0)?;
+    let sort_keys = is_true(3)?;
     let indent = argument(1)?.map(|indent| match usize::try_from(indent.clone()) {
         Ok(width) if width <= MAX_WIDTH => Ok(" ".repeat(width)),
         Ok(_) => Err(invalid("tojson: too wide an indent")),
@@ -85,7 +86,8 @@ fn int(value: &Value, default: Option<Value>, base: Option<u32>) -> Value {
             _ => default(),
         };
     };
-    let (text, base) = (text.trim().to_lowercase(), base.unwrap_or(10));
+    let text = text.trim().to_lowercase();
+    let base = base.unwrap_or(10);
     let prefix =
         [(16, "0x"), (8, "0o"), (2, "0b")].into_iter().find(|(of, _)| *of == base).map_or("", |(_, prefix)| prefix);
     let digits = text.strip_prefix(prefix).unwrap_or(&text).replace('_', "");
@@ -109,8 +111,8 @@ fn indent(text: &str, args: Rest<Value>, named: Kwargs) -> Result<String, Error>
         Some(width) if width.as_str().is_some() => width.to_string(),
         Some(width) => pad("", usize::try_from(width)?, " ", Side::Right)?,
     };
-    let (first, blank) =
-        (given(1, "first")?.is_some_and(|v| v.is_true()), given(2, "blank")?.is_some_and(|v| v.is_true()));
+    let first = given(1, "first")?.is_some_and(|v| v.is_true());
+    let blank = given(2, "blank")?.is_some_and(|v| v.is_true());
     named.assert_all_used()?;
     let mut out = String::new();
     for (i, line) in text.split('\n').enumerate() {

@@ -8,8 +8,11 @@ const MAX_OPERATORS: usize = 256;
 
 /// `source` as minijinja runs it, and whether it marks answers.
 pub(super) fn translated(source: &str) -> (String, bool) {
-    let (mut program, mut rest) = (String::with_capacity(source.len()), source);
-    let (mut marks, mut raw, mut operators) = (false, false, MAX_OPERATORS);
+    let mut program = String::with_capacity(source.len());
+    let mut rest = source;
+    let mut marks = false;
+    let mut raw = false;
+    let mut operators = MAX_OPERATORS;
     while let Some(at) = rest.find('{') {
         program.push_str(&rest[..at]);
         rest = &rest[at..];
@@ -83,7 +86,8 @@ fn string_length(text: &str) -> Option<usize> {
 
 /// `tag` with `'...' | percent_format(x)` for `'...' % x`, as long as there are `operators` left.
 fn with_percent(tag: &str, operators: &mut usize) -> String {
-    let (mut out, mut at) = (String::with_capacity(tag.len()), 0);
+    let mut out = String::with_capacity(tag.len());
+    let mut at = 0;
     // Where operands that have begun end, the innermost last.
     let mut ends: Vec<usize> = Vec::new();
     while let Some(c) = tag[at..].chars().next() {
@@ -128,7 +132,8 @@ fn operand_length(text: &str) -> usize {
 
 /// Bytes of the parentheses that `text` begins with.
 fn group_length(text: &str) -> usize {
-    let (mut depth, mut at) = (0usize, 0);
+    let mut depth = 0usize;
+    let mut at = 0;
     while let Some(c) = text[at..].chars().next() {
         match c {
             '(' | '[' | '{' => depth += 1,

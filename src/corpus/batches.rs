@@ -42,7 +42,8 @@ impl Batches {
     pub(super) fn start(inputs: &Inputs, read: &ReadOptions, grain: Grain, from: Place) -> Result<Self> {
         // Without a buffer: the one batch that waits to be taken is what is read ahead.
         let (sender, receiver) = sync_channel(0);
-        let (inputs, read) = (inputs.clone(), read.clone());
+        let inputs = inputs.clone();
+        let read = read.clone();
         spawn("read", move || {
             let error = match fetch(&inputs, from.file) {
                 Ok(paths) => Cutter { inputs, read, grain, sender: sender.clone() }.run(from, &paths).err(),
@@ -89,7 +90,8 @@ impl Cutter {
     fn run(self, from: Place, paths: &Receiver<Result<PathBuf>>) -> Result<()> {
         let sizes = || self.inputs.list.iter().map(|input| input.bytes);
         let mut bytes_before: u64 = sizes().take(from.file).sum();
-        let (mut batch, mut bytes) = (Batch { end: from, ..Batch::default() }, 0);
+        let mut batch = Batch { end: from, ..Batch::default() };
+        let mut bytes = 0;
         for (file, size) in sizes().enumerate().skip(from.file) {
             let Ok(path) = paths.recv() else {
                 return Err(fail(Exit::Internal, "the thread that fetches the input has died").into());

@@ -100,7 +100,8 @@ impl Dedup {
     /// of two, the largest first, and the rest in memory.
     fn arrange(&mut self) -> Result<()> {
         let whole = self.len() / self.segment;
-        let (mut older, mut first) = (Vec::new(), 0);
+        let mut older = Vec::new();
+        let mut first = 0;
         for group in (0..u64::BITS).rev().map(|bit| whole & 1 << bit).filter(|&group| group != 0) {
             let count = group * self.segment;
             let known = self.older.iter().position(|s| (s.first, s.count) == (first, count));
@@ -160,7 +161,10 @@ struct Segment {
 impl Segment {
     fn contains(&self, key: Key) -> io::Result<bool> {
         // The key can only be among the entries lo..hi, whose values are from `low` to `high`.
-        let (mut lo, mut hi, mut low, mut high) = (0, self.count, 0, Key::MAX);
+        let mut lo = 0;
+        let mut hi = self.count;
+        let mut low = 0;
+        let mut high = Key::MAX;
         let mut page = [0; (PAGE * WIDTH) as usize];
         for round in 0.. {
             if lo >= hi || key < low || key > high {
@@ -174,7 +178,8 @@ impl Segment {
             let page = &mut page[..(n * WIDTH) as usize];
             self.file.read_exact_at(page, start * WIDTH)?;
             let keys = page.as_chunks().0;
-            let (first, last) = (Key::from_le_bytes(keys[0]), Key::from_le_bytes(keys[keys.len() - 1]));
+            let first = Key::from_le_bytes(keys[0]);
+            let last = Key::from_le_bytes(keys[keys.len() - 1]);
             if key < first {
                 (hi, high) = (start, first);
             } else if key > last {

@@ -66,7 +66,8 @@ pub fn find(patterns: &[String], wanted: Wanted) -> Result<Found> {
     let mut search = Search { wanted, found: Vec::new(), reasons: Reasons::default() };
     for pattern in patterns {
         let pattern = &expand_home_text(pattern);
-        let (found, passed) = (search.found.len(), search.reasons.count());
+        let found = search.found.len();
+        let passed = search.reasons.count();
         if Path::new(pattern).exists() {
             search.named(Path::new(pattern))?;
         } else {
@@ -150,7 +151,8 @@ impl Search {
         Pattern::new(pattern)
             .map_err(malformed)
             .map_err(|e| e.hint("`*` stands for part of a name, `**` alone between slashes for directories"))?;
-        let (mut start, mut parts) = (PathBuf::new(), Vec::new());
+        let mut start = PathBuf::new();
+        let mut parts = Vec::new();
         for part in Path::new(pattern).components() {
             match part {
                 Component::Normal(part) if !parts.is_empty() || is_glob(&part.to_string_lossy()) => {

@@ -61,7 +61,8 @@ impl<'a> Job<'a> {
         let writer = |split, written: &mut _| {
             ShardWriter::open(&opts.out, split, dtype, opts.shard_tokens, std::mem::take(written))
         };
-        let (mut train, mut val) = (writer(Split::Train, &mut state.train)?, writer(Split::Val, &mut state.val)?);
+        let mut train = writer(Split::Train, &mut state.train)?;
+        let mut val = writer(Split::Val, &mut state.val)?;
         // Shards that the journal lists may have been on the way to their names.
         train.publish()?;
         val.publish()?;
@@ -143,7 +144,8 @@ impl<'a> Job<'a> {
     }
 
     fn report(&self) {
-        let (train, val) = (self.train.totals(), self.val.totals());
+        let train = self.train.totals();
+        let val = self.val.totals();
         (self.progress)(Progress {
             bytes_read: self.state.bytes_read,
             bytes_total: self.inputs.list.iter().map(|input| input.bytes).sum(),
@@ -236,7 +238,8 @@ impl<'a> Job<'a> {
     }
 
     fn notes(&self) -> Vec<String> {
-        let (train, val) = (self.state.train.totals, self.state.val.totals);
+        let train = self.state.train.totals;
+        let val = self.state.val.totals;
         let mut notes = vec![self.state.lines.to_string()];
         if matches!(self.state.rule, Rule::Tail { .. }) {
             notes.push(format!(
@@ -252,7 +255,8 @@ impl<'a> Job<'a> {
             notes.push(format!("the validation split has {} tokens, about {asked} were asked for", val.tokens));
         }
         if self.state.lines.bad() > 0 {
-            let (bad, path) = (self.state.lines.bad(), self.fates.quarantine.path().display());
+            let bad = self.state.lines.bad();
+            let path = self.fates.quarantine.path().display();
             notes.push(format!("{bad} of {} records could not be used; they are in {path}", self.state.lines.read));
         }
         let unread: Vec<String> = self.state.sources.iter().filter_map(unread).collect();

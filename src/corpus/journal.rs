@@ -69,7 +69,8 @@ impl Identity {
         if self.tokenizer != now.tokenizer {
             return Ok(Some("the tokenizer is another one".into()));
         }
-        let (then, now) = (serde_json::to_value(&self.recipe)?, serde_json::to_value(&now.recipe)?);
+        let then = serde_json::to_value(&self.recipe)?;
+        let now = serde_json::to_value(&now.recipe)?;
         let fields = then.as_object().into_iter().flatten();
         // How many bad records are put up with does not change what the others give.
         let changed = |(name, then): (&String, &Value)| {

@@ -176,7 +176,8 @@ impl TokenFile {
     /// [`Exit::Internal`] if the range does not lie within the file.
     pub fn read(&self, start: usize, out: &mut [u32]) -> Result<()> {
         if start.checked_add(out.len()).is_none_or(|end| end > self.len()) {
-            let (n, path) = (out.len(), self.path.display());
+            let n = out.len();
+            let path = self.path.display();
             return Err(fail(Exit::Internal, format!("{path}: {n} tokens from {start} of {}", self.len())).into());
         }
         let width = self.dtype().width();

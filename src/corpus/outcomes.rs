@@ -64,7 +64,8 @@ impl Outcomes {
         let seen: Vec<Seen> = records.into_par_iter().map(look).collect::<Result<_>>()?;
         let mut documents = Vec::with_capacity(seen.len());
         for Seen { file, record, short, key, old } in seen {
-            let (lines, source) = (&mut state.lines, &mut state.sources[file]);
+            let lines = &mut state.lines;
+            let source = &mut state.sources[file];
             lines.read += record.count;
             source.lines += record.count;
             match record.content {
@@ -139,7 +140,8 @@ impl Outcomes {
 
     /// Fails if too many of the records were bad.
     pub(super) fn judge(&self, opts: &PrepareOptions, lines: &LineCounts) -> Result<()> {
-        let (bad, read) = (lines.bad(), lines.read);
+        let bad = lines.bad();
+        let read = lines.read;
         if opts.allow_bad || bad as f64 <= MAX_BAD * read as f64 {
             return Ok(());
         }

@@ -33,7 +33,9 @@ pub(super) fn choose_rule(opts: &PrepareOptions, inputs: &Inputs, tok: &dyn Enco
 /// Tokens of the corpus, were all of it like its beginning.
 fn estimate_tokens(opts: &PrepareOptions, inputs: &Inputs, tok: &dyn Encode) -> Result<f64> {
     let mut texts = Texts::new(opts, inputs);
-    let (mut tokens, mut bytes, mut whole) = (0u64, 0, true);
+    let mut tokens = 0u64;
+    let mut bytes = 0;
+    let mut whole = true;
     for text in texts.by_ref() {
         let text = text?;
         tokens += tok.encode_ordinary_batch(&[&text])?.iter().map(|ids| ids.len() as u64 + 1).sum::<u64>();

@@ -175,7 +175,9 @@ fn mixed_tokenizers(path: &Path) -> anyhow::Error {
 /// Refuses the first of `ids`, read from `offset` of `file` on, that is not below `vocab_size`.
 fn check_ids(file: &TokenFile, offset: usize, ids: &[u32], vocab_size: usize) -> Result<()> {
     let Some(i) = ids.iter().position(|&id| id as usize >= vocab_size) else { return Ok(()) };
-    let (path, at, id) = (file.path().display(), offset + i, ids[i]);
+    let path = file.path().display();
+    let at = offset + i;
+    let id = ids[i];
     Err(fail(Exit::Data, format!("{path}: token {at} is {id}, outside the vocabulary of {vocab_size} ids"))
         .hint("the shard was made with another tokenizer or is damaged: try `data verify` on its directory")
         .into())

@@ -57,7 +57,9 @@ impl Rule {
         if fraction == 0.0 {
             return Ok(Self::None);
         }
-        let (mut train, mut val, mut bytes) = (false, false, 0u64);
+        let mut train = false;
+        let mut val = false;
+        let mut bytes = 0u64;
         let mut seen = HashSet::new();
         for (i, text) in texts.enumerate() {
             let text = text?;

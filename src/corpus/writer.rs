@@ -184,7 +184,9 @@ impl ShardWriter {
     /// Completes the shard that grows, if there is one.
     pub(super) fn finish_shard(&mut self) -> Result<()> {
         let Some(Open { tokens, docs }) = self.open.take() else { return Ok(()) };
-        let (docs_blake3, mut tokens, mut docs) = (docs.blake3(), tokens.file, docs.file);
+        let docs_blake3 = docs.blake3();
+        let mut tokens = tokens.file;
+        let mut docs = docs.file;
         let Totals { tokens: count, documents, bytes } = std::mem::take(&mut self.written.growing);
         tokens.overwrite(0, &npy_header(self.dtype, count as usize))?;
         tokens.sync()?;
@@ -250,7 +252,8 @@ impl ShardWriter {
     pub(super) fn publish(&mut self) -> Result<()> {
         for entry in &self.written.shards[self.published..] {
             for name in [entry.docs_name(), entry.name.clone()] {
-                let (part, done) = (self.dir.join(format!("{PART_PREFIX}{name}")), self.dir.join(&name));
+                let part = self.dir.join(format!("{PART_PREFIX}{name}"));
+                let done = self.dir.join(&name);
                 if part.exists() {
                     files::rename_durable(&part, &done)?;
                 } else if !done.exists() {

@@ -51,7 +51,8 @@ impl Batch {
     /// What identifies a row: its T + 1 tokens; where targets are not just the next tokens, these too.
     pub fn identity(&self, row: usize) -> Vec<u32> {
         let range = row * self.length..(row + 1) * self.length;
-        let (inputs, targets) = (&self.inputs[range.clone()], &self.targets[range]);
+        let inputs = &self.inputs[range.clone()];
+        let targets = &self.targets[range];
         let mut ids = inputs.to_vec();
         if inputs[1..] == targets[..self.length - 1] {
             ids.extend(targets.last());

@@ -55,7 +55,8 @@ impl EvalSet {
 
     /// Conversations, of which the answers are scored.
     pub fn examples(rows: PackedRows) -> Self {
-        let (length, count) = (rows.length(), rows.len());
+        let length = rows.length();
+        let count = rows.len();
         Self { kind: Kind::Examples(Arc::new(rows)), length, rows: count, text_bytes: None, boundary: None }
     }
 
@@ -130,7 +131,8 @@ impl EvalSet {
                 Ok((inputs[range.clone()].to_vec(), targets[range].to_vec()))
             }
             Kind::Windows { tokens, targets } => {
-                let (mut x, mut y) = (vec![0; count * self.length], vec![IGNORE; count * self.length]);
+                let mut x = vec![0; count * self.length];
+                let mut y = vec![IGNORE; count * self.length];
                 let mut window = vec![0; self.length + 1];
                 for (i, (x, y)) in x.chunks_exact_mut(self.length).zip(y.chunks_exact_mut(self.length)).enumerate() {
                     let start = (first + i) as u64 * self.length as u64;

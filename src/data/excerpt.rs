@@ -121,7 +121,8 @@ impl<'a> Documents<'a> {
     }
 
     fn start(&self, number: u64) -> Result<Option<u64>> {
-        let (mut tokens, mut documents) = (0, 0);
+        let mut tokens = 0;
+        let mut documents = 0;
         for entry in &self.shards {
             if number < documents + entry.documents {
                 let starts = starts(self.dir, entry)?;
@@ -135,7 +136,9 @@ impl<'a> Documents<'a> {
 
     /// The document that holds token `at`, and its first token.
     fn at(&self, at: u64) -> Result<Option<(u64, u64)>> {
-        let (mut tokens, mut documents, mut last) = (0, 0, None);
+        let mut tokens = 0;
+        let mut documents = 0;
+        let mut last = None;
         for entry in &self.shards {
             if tokens > at {
                 break;

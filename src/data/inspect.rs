@@ -46,7 +46,9 @@ fn describe(text: &mut String, dir: &Path, manifest: &Manifest) -> Result<()> {
     writeln!(text, "tokenizer  {id}  {} ids, separator {}", tokenizer.vocab_size, tokenizer.separator)?;
     for (name, totals) in [("train", manifest.train), ("val", manifest.val)] {
         let per_token = totals.bytes as f64 / totals.tokens.max(1) as f64;
-        let (tokens, documents, bytes) = (totals.tokens, totals.documents, totals.bytes);
+        let tokens = totals.tokens;
+        let documents = totals.documents;
+        let bytes = totals.bytes;
         writeln!(
             text,
             "{name:<10} {tokens:>15} tokens {documents:>12} documents {bytes:>16} bytes  {per_token:.3} bytes/token"
@@ -57,7 +59,9 @@ fn describe(text: &mut String, dir: &Path, manifest: &Manifest) -> Result<()> {
     writeln!(text, "sources    {} files", manifest.sources.len())?;
     for entry in &manifest.shards {
         let hash = entry.blake3.get(..16).unwrap_or_default();
-        let (name, tokens, dtype) = (&entry.name, entry.tokens, entry.dtype.descr());
+        let name = &entry.name;
+        let tokens = entry.tokens;
+        let dtype = entry.dtype.descr();
         writeln!(text, "  {name:<32} {tokens:>15} tokens  {dtype} {:>10} documents  {hash}", entry.documents)?;
     }
     for split in [Split::Train, Split::Val] {
@@ -78,7 +82,9 @@ struct Lengths {
 
 impl Lengths {
     fn read(dir: &Path, manifest: &Manifest, split: Split) -> Result<Self> {
-        let (mut lengths, mut base, mut previous) = (Self::default(), 0, None);
+        let mut lengths = Self::default();
+        let mut base = 0;
+        let mut previous = None;
         for entry in manifest.shards.iter().filter(|entry| entry.split == split) {
             for start in starts(dir, entry)? {
                 lengths.add(previous.replace(base + start), base + start);
@@ -110,7 +116,8 @@ fn histogram(text: &mut String, split: Split, lengths: &Lengths) -> Result<()> {
     let mean = *tokens as f64 / *documents as f64;
     writeln!(text, "{} documents by length in tokens: mean {mean:.0}, longest {longest}", split.name())?;
     for (i, &n) in bins.iter().enumerate().take(last + 1).skip(first) {
-        let (low, high) = (1u64 << i, (1u64 << i) | ((1u64 << i) - 1));
+        let low = 1u64 << i;
+        let high = (1u64 << i) | ((1u64 << i) - 1);
         let bar = "█".repeat((n * BAR).div_ceil(most) as usize);
         writeln!(text, "  {:>17} {n:>10} {bar}", format!("{low}-{high}"))?;
     }

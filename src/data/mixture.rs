@@ -46,13 +46,15 @@ impl Mixture {
 
     /// Source of the sequence `k`, and its number among that source's sequences.
     pub fn place(&self, k: u64) -> (usize, u64) {
-        let (block, index) = (k / BLOCK, k % BLOCK);
+        let block = k / BLOCK;
+        let index = k % BLOCK;
         self.in_block(&self.deal(block), block, index)
     }
 
     /// How many of the first `n` sequences each source gives.
     pub fn counts(&self, n: u64) -> Vec<u64> {
-        let (blocks, rest) = (n / BLOCK, n % BLOCK);
+        let blocks = n / BLOCK;
+        let rest = n % BLOCK;
         let mut counts: Vec<u64> = self.bounds.windows(2).map(|b| (b[1] - b[0]) * blocks).collect();
         let deal = self.deal(blocks);
         for index in 0..rest {
@@ -68,7 +70,8 @@ impl Mixture {
     fn in_block(&self, deal: &Permutation, block: u64, index: u64) -> (usize, u64) {
         let place = deal.apply(index);
         let source = self.bounds.partition_point(|&b| b <= place) - 1;
-        let (low, high) = (self.bounds[source], self.bounds[source + 1]);
+        let low = self.bounds[source];
+        let high = self.bounds[source + 1];
         (source, block * (high - low) + place - low)
     }
 }

@@ -52,7 +52,8 @@ impl Order {
 
     /// The epoch and the window of the sequence of global index `k`.
     pub fn window(&self, k: u64) -> (u64, u64) {
-        let (epoch, index) = (k / self.n, k % self.n);
+        let epoch = k / self.n;
+        let index = k % self.n;
         if !self.shuffle {
             return (epoch, index);
         }
@@ -95,7 +96,8 @@ impl Permutation {
 
     fn encipher(&self, x: u64) -> u64 {
         let mask = (1 << self.half_bits) - 1;
-        let (mut left, mut right) = (x >> self.half_bits, x & mask);
+        let mut left = x >> self.half_bits;
+        let mut right = x & mask;
         for key in self.keys {
             (left, right) = (right, left ^ (mix(right ^ key) & mask));
         }

@@ -102,7 +102,8 @@ impl Client {
             let message = format!("the Hub's address `{}` is none", settings.endpoint.escape_debug());
             return Err(fail(Exit::Config, message).hint("unset HF_ENDPOINT, or correct it").into());
         };
-        let (endpoint, token) = (settings.endpoint.clone(), settings.token.clone());
+        let endpoint = settings.endpoint.clone();
+        let token = settings.token.clone();
         Ok(Self { agent, endpoint, origin: origin.to_owned(), token, second: settings.second })
     }
 
@@ -145,7 +146,8 @@ impl Client {
 
     /// One attempt: sends the request, follows redirects, and turns refusals into errors. Answers are 2xx, and 416.
     pub(super) fn send(&self, url: &str, request: Request, subject: &Subject) -> Result<Answer, Trouble> {
-        let (mut url, mut linked_etag) = (url.to_owned(), None);
+        let mut url = url.to_owned();
+        let mut linked_etag = None;
         for _ in 0..=REDIRECTS {
             let own = origin(&url) == Some(&self.origin);
             let response = self.hop(&url, request, own).map_err(|e| network(subject, &url, &e))?;

@@ -66,7 +66,8 @@ impl Trouble {
 
 /// For an answer that is no success.
 pub(super) fn refused(client: &Client, response: &Response<Body>, subject: &Subject, url: &str, own: bool) -> Trouble {
-    let (status, headers) = (response.status().as_u16(), response.headers());
+    let status = response.status().as_u16();
+    let headers = response.headers();
     let code = header(headers, "x-error-code").unwrap_or_default();
     let wait = header(headers, "retry-after").and_then(|s| s.trim().parse().ok());
     let server = host(url);
@@ -102,7 +103,8 @@ pub(super) fn refused(client: &Client, response: &Response<Body>, subject: &Subj
 }
 
 fn gated(client: &Client, subject: &Subject, says: &dyn Fn(&str) -> String) -> Failure {
-    let (endpoint, repo) = (&client.endpoint, subject.repo());
+    let endpoint = &client.endpoint;
+    let repo = subject.repo();
     let hint = match client.has_token() {
         true => format!(
             "accept its terms at {endpoint}/datasets/{repo}; if that is done, check that the token in HF_TOKEN \
@@ -117,7 +119,8 @@ fn gated(client: &Client, subject: &Subject, says: &dyn Fn(&str) -> String) -> F
 }
 
 fn unauthorized(client: &Client, subject: &Subject, says: &dyn Fn(&str) -> String) -> Failure {
-    let (endpoint, repo) = (&client.endpoint, subject.repo());
+    let endpoint = &client.endpoint;
+    let repo = subject.repo();
     if client.has_token() {
         let hint = format!(
             "set HF_TOKEN to a valid token with read access ({endpoint}/settings/tokens), or unset it if \

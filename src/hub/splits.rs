@@ -129,7 +129,8 @@ fn half_named(divided: &Divided, from: &Path) -> Failure {
 fn some_names(files: &[PathBuf]) -> String {
     let names: Vec<_> =
         files.iter().take(SHOWN).map(|file| file.file_name().unwrap_or_default().to_string_lossy()).collect();
-    let (count, more) = (files.len(), if files.len() > SHOWN { ", ..." } else { "" });
+    let count = files.len();
+    let more = if files.len() > SHOWN { ", ..." } else { "" };
     match count {
         0 => "no file".into(),
         1 => format!("1 file ({})", names.join("")),

@@ -122,7 +122,8 @@ impl Tally {
                     self.parted.1 += examples;
                 }
             }
-            let (file, line) = (found.file, found.line);
+            let file = found.file;
+            let line = found.line;
             made.extend(encoded.examples.into_iter().map(|example| Made { file: file.clone(), line, example }));
         }
         made

@@ -96,7 +96,8 @@ impl Encoder<'_> {
     fn cut(&self, places: Vec<(u32, Range<usize>)>, spans: &[Range<usize>]) -> Example {
         let length = places.len();
         let mut trained = vec![false; places.len()];
-        let (mut ends, mut truncated) = (Vec::new(), false);
+        let mut ends = Vec::new();
+        let mut truncated = false;
         for span in spans {
             let inside = |(_, place): &(u32, Range<usize>)| place.start < span.end && span.start < place.end;
             let Some(first) = places.iter().position(inside) else { continue };

@@ -104,7 +104,8 @@ impl MaskReport {
     /// Those of decoding.
     pub fn excerpts(&self, tokenizer: &Tokenizer, n: usize, limit: usize, marks: [&str; 4]) -> Result<Vec<String>> {
         let excerpt = |example: &Example| -> Result<String> {
-            let (mut out, mut at) = (String::new(), 0);
+            let mut out = String::new();
+            let mut at = 0;
             for run in example.trained.chunk_by(|a, b| a == b) {
                 let (before, rest) = example.ids.split_at(at);
                 let text = tokenizer.decode_after(before, &rest[..run.len()], false)?;
@@ -219,7 +220,8 @@ impl MaskReport {
     }
 
     fn check_bad(&self) -> Result<(), Failure> {
-        let (bad, records) = (&self.tally.bad, self.tally.records);
+        let bad = &self.tally.bad;
+        let records = self.tally.records;
         let share = bad.len() as f64 / records.max(1) as f64;
         let Some(first) = bad.first().filter(|_| share > self.allowed_bad) else { return Ok(()) };
         let what = format!(

@@ -53,7 +53,8 @@ pub fn open(config: &Config, resumed: Option<Tokenizer>) -> Result<SftData> {
         Some(source) => (ChatTemplate::new(source.to_owned(), &tokenizer)?, None),
         None => choose(&config.sft, base, &tokenizer)?,
     };
-    let (reader, mut tally) = (RecordReader::new(&config.sft), Tally::default());
+    let reader = RecordReader::new(&config.sft);
+    let mut tally = Tally::default();
     let found = tally.load(&reader, &config.data.train)?;
     let named = !config.data.val.is_empty();
     let mut split = split(found, if named { 0.0 } else { config.data.val_fraction });
@@ -74,14 +75,16 @@ pub fn open(config: &Config, resumed: Option<Tokenizer>) -> Result<SftData> {
     let usable = |examples: Vec<Made>| -> Vec<Example> {
         examples.into_iter().map(|made| made.example).filter(|example| example.trained_tokens() > 0).collect()
     };
-    let (examples, val) = (usable(examples), within(usable(val), config.eval.val_tokens));
+    let examples = usable(examples);
+    let val = within(usable(val), config.eval.val_tokens);
     if examples.is_empty() {
         return Err(proof.nothing().into());
     }
     let filler = tokenizer.eos_id().unwrap_or(0);
     let rows =
         |examples: &[Example]| PackedRows::new(examples, config.train.sequence_length, config.sft.packing, filler);
-    let (train, val) = (rows(&examples), (!val.is_empty()).then(|| rows(&val)));
+    let train = rows(&examples);
+    let val = (!val.is_empty()).then(|| rows(&val));
     proof.packed(&train, val.as_ref(), examples);
     let tokenizer = tokenizer.for_chat(template.source(), proof.end_of_turn());
     let markers = markers(&template, &tokenizer);

@@ -47,7 +47,8 @@ fn choose(found: &[Found], fraction: f64, key: impl Fn(&Conversation) -> String 
     let count = found.len();
     let most = ((2.0 * fraction * count as f64).ceil() as usize).max(FEW.min(count / 2)).clamp(1, count - 1);
     let limit = (fraction * 2f64.powi(64)) as u64;
-    let (mut held_out, mut taken) = (0, Vec::new());
+    let mut held_out = 0;
+    let mut taken = Vec::new();
     for (place, size) in sizes {
         // Of few conversations at least one is held out.
         if (place >= limit && held_out > 0) || held_out >= most {

@@ -105,7 +105,8 @@ impl ByteBpe {
     pub(super) fn encode(&self, text: &str) -> Vec<u32> {
         let find = |text_of: &str, from: usize| text[from..].find(text_of).map(|at| from + at);
         let mut next: Vec<Option<usize>> = self.specials.iter().map(|(_, s)| find(s, 0)).collect();
-        let (mut ids, mut done) = (Vec::new(), 0);
+        let mut ids = Vec::new();
+        let mut done = 0;
         loop {
             for (at, (_, s)) in next.iter_mut().zip(&self.specials) {
                 if at.is_some_and(|at| at < done) {

@@ -49,7 +49,8 @@ impl ByteBpe {
     /// The vocabulary of a parsed `tokenizer.json`, or nothing if the file asks for anything beyond this module
     /// (another split, a normalizer, added text, merges that are not the vocabulary's own).
     pub(super) fn from_json(root: &Value) -> Option<Self> {
-        let (pre, model) = (&root["pre_tokenizer"], &root["model"]);
+        let pre = &root["pre_tokenizer"];
+        let model = &root["model"];
         let blank = |v: &Value| v.is_null() || v == "";
         let gpt2_split = pre["type"] == "ByteLevel" && pre["add_prefix_space"] == false && pre["use_regex"] != false;
         let adds_nothing = root["post_processor"].is_null() || root["post_processor"]["type"] == "ByteLevel";

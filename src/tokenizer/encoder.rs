@@ -37,7 +37,8 @@ impl Encoder {
     /// Appends the encoding of `text` to `ids`.
     pub(super) fn encode(&self, text: &str, ids: &mut Vec<u32>) {
         let mut cache = self.take();
-        let (bytes, mut start) = (text.as_bytes(), 0);
+        let bytes = text.as_bytes();
+        let mut start = 0;
         while start < text.len() {
             let end = self.words.end(text, start);
             match Key::new(bytes, start, end) {

@@ -53,7 +53,9 @@ impl Hub {
         // The crate gives added tokens that the vocabulary lacks the next free ids, whatever the file says.
         let size = added.iter().filter_map(id_of).map(|id| id.saturating_add(1)).fold(size, u32::max);
         let pieces = (0..size).map(|id| decoder.piece(tokenizer.id_to_token(id))).collect();
-        let (control, parts, ordinary) = (specials.clone(), Parts::new(root), OnceLock::new());
+        let control = specials.clone();
+        let parts = Parts::new(root);
+        let ordinary = OnceLock::new();
         let hub = Self { tokenizer, ordinary, control, parts, decoder, pieces, specials, json };
         hub.try_out()?;
         Ok(hub)
@@ -254,7 +256,8 @@ pub(super) mod tests {
     #[test]
     fn prompts_begin_as_the_file_says_and_documents_do_not() {
         let llama2 = hub(&llama2()).unwrap();
-        let (the, space) = (llama2.id_of("\u{2581}the").unwrap(), llama2.id_of("\u{2581}").unwrap());
+        let the = llama2.id_of("\u{2581}the").unwrap();
+        let space = llama2.id_of("\u{2581}").unwrap();
         assert_eq!(llama2.encode("the the</s>").unwrap(), [1, the, the, 2]);
         let letter = |c: char| 3 + 256 + 6 + (u32::from(c) - u32::from('a'));
         let byte = |c: char| 3 + u32::from(c);
@@ -271,7 +274,8 @@ pub(super) mod tests {
         root["truncation"] = json!({"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0});
         root["padding"] = json!({"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": null,
             "pad_id": 0, "pad_type_id": 0, "pad_token": "!"});
-        let (plain, changed) = (hub(&llama3()).unwrap(), hub(&root).unwrap());
+        let plain = hub(&llama3()).unwrap();
+        let changed = hub(&root).unwrap();
         assert_eq!(changed.encode("a b c d e f").unwrap(), plain.encode("a b c d e f").unwrap());
         assert_eq!(changed.encode_ordinary("a b c d e f").unwrap().len(), 11);
     }

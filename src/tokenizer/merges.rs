@@ -149,7 +149,8 @@ impl Merges {
             // As one number, since a comparison that branches is mispredicted at every second part.
             let ranks = parts[..count].iter().zip(0u64..).map(|(part, at)| u64::from(part.rank) << 32 | at);
             let lowest = ranks.min().unwrap_or(u64::MAX);
-            let (id, at) = ((lowest >> 32) as u32, (lowest & 0xffff_ffff) as usize);
+            let id = (lowest >> 32) as u32;
+            let at = (lowest & 0xffff_ffff) as usize;
             if id == NONE {
                 break;
             }
@@ -183,7 +184,8 @@ impl Merges {
                 continue;
             }
             let gone = links[at as usize].after as usize;
-            let (before, after) = (links[at as usize].before, links[gone].after);
+            let before = links[at as usize].before;
+            let after = links[gone].after;
             links[gone].id = NONE;
             links[at as usize].id = rank;
             links[at as usize].after = after;

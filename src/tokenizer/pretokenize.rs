@@ -37,7 +37,8 @@ impl Words {
                 }
             }
         }
-        let (mut page_of, mut pages) = (Vec::new(), Vec::<[Class; 256]>::new());
+        let mut page_of = Vec::new();
+        let mut pages = Vec::<[Class; 256]>::new();
         for page in classes.as_chunks().0 {
             let at = pages.iter().position(|known| known == page).unwrap_or_else(|| {
                 pages.push(*page);
@@ -120,7 +121,8 @@ impl Words {
 
     /// The end of white space: its last character belongs to what follows, unless nothing does or it is alone.
     fn end_of_blank(&self, text: &[u8], start: usize) -> usize {
-        let (mut at, mut last) = (start, start);
+        let mut at = start;
+        let mut last = start;
         while let Some((Class::Blank, length)) = self.class_at(text, at) {
             (last, at) = (at, at + length);
         }

@@ -75,7 +75,8 @@ impl Ends {
         let config = read_object(&dir.join("tokenizer_config.json"))?;
         let map = read_object(&dir.join("special_tokens_map.json"))?;
         let model = |name: &str| if of_model { read_object(&dir.join(name)) } else { Ok(None) };
-        let (generation, model) = (model("generation_config.json")?, model("config.json")?);
+        let generation = model("generation_config.json")?;
+        let model = model("config.json")?;
 
         let own = Own { config: config.as_ref(), map: map.as_ref(), engine };
         let of_model: Vec<&Map<String, Value>> = [&generation, &model].into_iter().flatten().collect();
@@ -103,7 +104,8 @@ impl Ends {
             Some(config) => config.clone(),
             None => {
                 let name = |id: Option<u32>| engine.name_of(id?);
-                let (bos, eos) = (name(self.bos), name(self.eos));
+                let bos = name(self.bos);
+                let eos = name(self.eos);
                 // The class that takes tokenizer.json as it is, in transformers 4 and 5 alike.
                 let fresh = json!({"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": bos, "eos_token": eos,
                     "unk_token": eos, "clean_up_tokenization_spaces": false});
@@ -161,7 +163,8 @@ impl Own<'_> {
     fn added(&self) -> Option<Added> {
         let config = self.config?;
         let is_true = |key: &str| config.get(key).and_then(Value::as_bool);
-        let (bos, eos) = (is_true("add_bos_token"), is_true("add_eos_token"));
+        let bos = is_true("add_bos_token");
+        let eos = is_true("add_eos_token");
         (bos.is_some() || eos.is_some()).then(|| Added { bos: bos == Some(true), eos: eos == Some(true) })
     }
 }

@@ -157,7 +157,9 @@ struct Literal<'a>(&'a str);
 
 impl<'a> Literal<'a> {
     fn array(mut self) -> Result<(Dtype, u64), Refusal> {
-        let (mut dtype, mut order, mut len) = (None, None, None);
+        let mut dtype = None;
+        let mut order = None;
+        let mut len = None;
         self.expect("{")?;
         while !self.eat("}") {
             let key = self.quoted().ok_or("has a malformed .npy header")?;

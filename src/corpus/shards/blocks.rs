@@ -32,15 +32,18 @@ impl Blocks {
     /// # Errors
     /// [`Exit::Data`] for a block that is not what the manifest says; [`Exit::Io`] if it cannot be read.
     pub(super) fn check(&self, file: &TokenFile, bytes: Range<u64>) -> Result<()> {
-        let (first, last) = (bytes.start / BLOCK_BYTES as u64, bytes.end.saturating_sub(1) / BLOCK_BYTES as u64);
+        let first = bytes.start / BLOCK_BYTES as u64;
+        let last = bytes.end.saturating_sub(1) / BLOCK_BYTES as u64;
         for block in first..=last {
             let known = self.known.get(block as usize);
             if known.is_some_and(|known| known.load(Ordering::Relaxed)) {
                 continue;
             }
             if !self.is_right(file, block)? {
-                let (path, tokens) = (file.path().display(), file.tokens_in(block_range(file, block)));
-                let (start, end) = (tokens.start, tokens.end);
+                let path = file.path().display();
+                let tokens = file.tokens_in(block_range(file, block));
+                let start = tokens.start;
+                let end = tokens.end;
                 let message = format!("{path}: tokens {start} to {end} are not those that shards.json was made from");
                 return Err(fail(Exit::Data, message)
                     .hint("restore the shard from a good copy, or run `data prepare` again")

@@ -259,7 +259,9 @@ impl ShardEntry {
         if (file.len() as u64, file.dtype()) == (self.tokens, self.dtype) {
             return Ok(());
         }
-        let (path, n, t) = (file.path().display(), file.len(), file.dtype().descr());
+        let path = file.path().display();
+        let n = file.len();
+        let t = file.dtype().descr();
         let message =
             format!("{path}: holds {n} {t} tokens, but shards.json says {} {}", self.tokens, self.dtype.descr());
         Err(fail(Exit::Data, message).hint("restore the shard from a good copy, or run `data prepare` again").into())

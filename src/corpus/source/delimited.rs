@@ -49,7 +49,8 @@ impl Cut for Delimited {
             return Ok(None);
         }
         let mut next = Position { records: self.records + 1, offset: self.input.offset() };
-        let (bytes, ended) = (piece.bytes, piece.ended);
+        let bytes = piece.bytes;
+        let ended = piece.ended;
         let body = if let Some(fault) = fault {
             next.offset += 1;
             Body::bad_last(fault.reason, fault.detail.clone(), bytes)

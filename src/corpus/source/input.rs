@@ -93,7 +93,9 @@ impl Input {
         // Neither format stands for "nothing" by no bytes at all, whatever its decoder makes of it.
         let nothing = size == 0 && compression != Compression::None;
         let fault = nothing.then(|| Fault { reason: Reason::CutOff, detail: "the compressed file is empty".into() });
-        let (path, buffer, kind) = (path.to_path_buf(), vec![0; CHUNK], Kind::Empty);
+        let path = path.to_path_buf();
+        let buffer = vec![0; CHUNK];
+        let kind = Kind::Empty;
         let mut input = Self { path, stream, size, buffer, start: 0, end: 0, offset: 0, fault, kind };
         while input.data().len() < HEAD && input.refill()? {}
         input.kind = Kind::of(input.data());

@@ -34,7 +34,8 @@ pub(super) struct Name {
 impl Name {
     pub(super) fn of(path: &Path) -> Self {
         let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
-        let (mut rest, mut compression) = (name.as_str(), Compression::None);
+        let mut rest = name.as_str();
+        let mut compression = Compression::None;
         while let Some((stem, suffix)) = rest.rsplit_once('.') {
             let next = match suffix {
                 "gz" | "gzip" => Compression::Gzip,

@@ -165,7 +165,8 @@ impl Rows {
     }
 
     fn raw(&mut self, length: u64, body: Body) -> Raw {
-        let (line, offset) = (self.at.records + 1, self.at.offset);
+        let line = self.at.records + 1;
+        let offset = self.at.offset;
         self.at = Position { records: line, offset: offset + length };
         Raw { line, offset, length, next: self.at, count: 1, body }
     }
@@ -303,7 +304,8 @@ impl Table {
             self.open_group()?;
         }
         let Some(values) = &mut self.values else { return Ok(None) };
-        let (mut levels, mut value) = (Vec::new(), Vec::new());
+        let mut levels = Vec::new();
+        let mut value = Vec::new();
         let (rows, ..) = values.read_records(1, self.nullable.then_some(&mut levels), None, &mut value)?;
         if rows != 1 {
             return Err(Trouble::Damage(format!("row group {} is {} rows short", self.group - 1, self.left)));

@@ -154,7 +154,8 @@ struct Peeked {
 
 impl Peeked {
     fn new(mut rest: Bytes) -> Self {
-        let (mut head, mut error) = (Vec::with_capacity(MAGIC), None);
+        let mut head = Vec::with_capacity(MAGIC);
+        let mut error = None;
         while head.len() < MAGIC {
             let mut byte = [0];
             match rest.read(&mut byte) {

@@ -24,7 +24,8 @@ pub(super) fn paths_of_each(
     split: Split,
     notes: &mut Vec<String>,
 ) -> Result<Option<Vec<Vec<PathBuf>>>> {
-    let (mut shards, mut text) = (Vec::new(), None);
+    let mut shards = Vec::new();
+    let mut text = None;
     for pattern in patterns {
         match paths_of(pattern, split, notes)? {
             Some(paths) => shards.push(paths),

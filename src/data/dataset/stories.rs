@@ -32,7 +32,8 @@ pub(super) fn open(config: &Config, tokenizer: Option<Tokenizer>) -> Result<Data
     };
     let separator = separator(&tokenizer)?;
     let wanted = config.train.steps.saturating_mul(config.train.tokens_per_step as u64).min(MAX_STORY_TOKENS) + 1;
-    let (mut ids, mut count) = (vec![], 0u64);
+    let mut ids = vec![];
+    let mut count = 0u64;
     while config.data.stories.map_or((ids.len() as u64) < wanted, |n| count < n) {
         let batch = config.data.stories.map_or(STORY_BATCH, |n| STORY_BATCH.min(n - count));
         let texts: Vec<String> = (count..count + batch).map(|i| stories.story(Split::Train, i).text).collect();
@@ -60,8 +61,10 @@ pub(super) fn open(config: &Config, tokenizer: Option<Tokenizer>) -> Result<Data
 
 /// The validation stories and their encodings: `data.val_stories`, or as many of them as are scored.
 fn validation(config: &Config, stories: &Stories, tokenizer: &Tokenizer) -> Result<(Vec<Story>, Vec<Vec<u32>>)> {
-    let (wanted, most) = (config.data.val_stories, config.eval.val_tokens);
-    let (mut val, mut encoded) = (Vec::<Story>::new(), Vec::<Vec<u32>>::new());
+    let wanted = config.data.val_stories;
+    let most = config.eval.val_tokens;
+    let mut val = Vec::<Story>::new();
+    let mut encoded = Vec::<Vec<u32>>::new();
     while (val.len() as u64) < wanted && stories_within(&encoded, most) == encoded.len() {
         let from = val.len() as u64;
         val.extend((from..wanted.min(from + STORY_BATCH)).map(|i| stories.story(Split::Val, i)));

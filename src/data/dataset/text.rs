@@ -108,7 +108,8 @@ pub(super) fn files(patterns: &[String], notes: &mut Vec<String>) -> Result<Vec<
 /// Those of reading and encoding.
 pub fn tokenize_text(tokenizer: &Tokenizer, paths: &[PathBuf], options: &ReadOptions) -> Result<(Tokens, u64)> {
     let texts = documents(paths, options).map(|d| Ok(d?.text)).collect::<Result<Vec<String>>>()?;
-    let (separator, mut ids) = (separator(tokenizer)?, Vec::new());
+    let separator = separator(tokenizer)?;
+    let mut ids = Vec::new();
     append_encoded(tokenizer, &texts, separator, &mut ids)?;
     ids.push(separator);
     Ok((Tokens::Memory(Arc::new(ids)), texts.iter().map(|t| t.len() as u64).sum()))

@@ -66,7 +66,8 @@ impl Hub {
     /// What the file adds before and behind any text; none if it does something else to it.
     fn added_around(&self) -> tokenizers::Result<Option<[Vec<u32>; 2]>> {
         let bare = self.tokenizer.encode_fast("a", false)?;
-        let (bare, whole) = (bare.get_ids(), self.run("a")?);
+        let bare = bare.get_ids();
+        let whole = self.run("a")?;
         let place = (0..=whole.len().saturating_sub(bare.len())).find(|at| whole[*at..].starts_with(bare));
         Ok(place.map(|at| [whole[..at].to_vec(), whole[at + bare.len()..].to_vec()]))
     }

@@ -65,6 +65,7 @@ fn cutting(tokenizer: &Tokenizer, control: &[u32]) -> tokenizers::Result<Option<
 fn pattern(string: &str) -> Option<String> {
     let mut rest = string.chars();
     let first = rest.next()?.to_string();
-    let (first, rest) = (regex_syntax::escape(&first), regex_syntax::escape(rest.as_str()));
+    let first = regex_syntax::escape(&first);
+    let rest = regex_syntax::escape(rest.as_str());
     (!rest.is_empty()).then(|| format!("{first}(?={rest})"))
 }

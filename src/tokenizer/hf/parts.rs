@@ -34,7 +34,8 @@ static KNOWN: LazyLock<[String; 5]> = LazyLock::new(|| {
         )
     };
     let gpt4o = |suffix: &str, digits: &str| {
-        let (upper, lower) = (r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]");
+        let upper = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]";
+        let lower = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]";
         let before = r"[^\r\n\p{L}\p{N}]?";
         format!(
             r"{before}{upper}*{lower}+{suffix}|{before}{upper}+{lower}*{suffix}|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -88,7 +89,8 @@ impl Parts {
     /// # Errors
     /// [`Exit::Data`] for a text that would take too much memory.
     pub(super) fn of(&self, text: &str) -> Result<Vec<Range<usize>>, Failure> {
-        let (mut parts, mut start) = (Vec::new(), 0);
+        let mut parts = Vec::new();
+        let mut start = 0;
         while text.len() - start > PART {
             let Some(end) = self.cut(text, start) else { break };
             parts.push(start..end);
@@ -111,7 +113,8 @@ impl Parts {
     fn cut(&self, text: &str, start: usize) -> Option<usize> {
         let words = self.words.as_ref().filter(|_| self.form != Form::Unknown)?;
         let here = |at: &usize| self.may_cut(words, text, *at);
-        let (within, beyond) = (start + 1..start + PART + 1, start + PART + 1..text.len());
+        let within = start + 1..start + PART + 1;
+        let beyond = start + PART + 1..text.len();
         within.rev().find(here).or_else(|| beyond.into_iter().find(here))
     }
 
@@ -156,7 +159,8 @@ fn stands_alone(c: char) -> bool {
 }
 
 fn form(root: &Value) -> Form {
-    let (normalizer, pre) = (&root["normalizer"], &root["pre_tokenizer"]);
+    let normalizer = &root["normalizer"];
+    let pre = &root["pre_tokenizer"];
     if begins_with_a_space(normalizer, pre) && keeps_spaces_first(&root["model"]) {
         return Form::Spaces;
     }
@@ -212,7 +216,8 @@ fn keeps_spaces_first(model: &Value) -> bool {
 }
 
 fn too_long(length: usize) -> Failure {
-    let (mb, gb) = (length as f64 / 1e6, (length * MEMORY_PER_BYTE) as f64 / 1e9);
+    let mb = length as f64 / 1e6;
+    let gb = (length * MEMORY_PER_BYTE) as f64 / 1e9;
     let what = format!(
         "a text has {mb:.1} MB with no place where this tokenizer is sure to divide it, and would take about {gb:.1} GB of memory"
     );
