@@ -24,7 +24,7 @@ use crate::data::eval_set;
 use crate::data::eval_set::EvalSet;
 use crate::model::Llama;
 use crate::ops::cross_entropy;
-use crate::ops::positions::Segments;
+use crate::ops::positions::DocumentStarts;
 use crate::tokenizer::Tokenizer;
 use anyhow::Result;
 use candle_core::{Device, Tensor};
@@ -80,10 +80,10 @@ impl ByteLengths {
 /// Those of the model's ops.
 pub fn total_loss(model: &Llama, batch: Batch) -> Result<f64> {
     let Batch { length, inputs, targets, starts } = batch;
-    let segments = starts.map(|starts| Segments::new(starts, length)).transpose()?;
+    let documents = starts.map(|starts| DocumentStarts::new(starts, length)).transpose()?;
     let n = inputs.len();
     let inputs = Tensor::from_vec(inputs, (n / length, length), &Device::Cpu)?;
-    let losses = model.losses(&inputs, &Tensor::from_vec(targets, n, &Device::Cpu)?, segments.as_ref())?;
+    let losses = model.losses(&inputs, &Tensor::from_vec(targets, n, &Device::Cpu)?, documents.as_ref())?;
     Ok(losses.to_vec1::<f32>()?.iter().map(|&x| f64::from(x)).sum())
 }
 

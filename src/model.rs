@@ -10,7 +10,7 @@
 //! | `decode.rs` | forward for generation on a GPU |
 //! | `lora.rs` | adapters beside frozen weights |
 //! | `noise.rs` | dropout, noise on embeddings |
-//! | `forest.rs` | forward for evaluation |
+//! | `tree.rs` | forward for evaluation |
 //!
 //! The model does no I/O and knows no optimizer.
 
@@ -31,7 +31,7 @@ use crate::ops::cross_entropy::{cross_entropy, cross_entropy_and_backward, logit
 use crate::ops::embedding::{embedding, embedding_backward};
 use crate::ops::is_on_gpu;
 use crate::ops::linear::linear;
-use crate::ops::positions::{Places, Segments};
+use crate::ops::positions::{DocumentStarts, Positions};
 use crate::ops::precision::Precision;
 use crate::ops::rms_norm::{Normed, add_rms_norm, rms_norm_backward};
 use crate::ops::rope::Rope;
@@ -88,7 +88,7 @@ impl Grads {
 #[derive(Clone, Copy, Default)]
 pub struct TrainInput<'a> {
     /// Documents in the rows; none: a row is one context.
-    pub segments: Option<&'a Segments>,
+    pub documents: Option<&'a DocumentStarts>,
     /// What is random about it.
     pub noise: Option<&'a Noise>,
     /// Whether to look at [`ActivationStats`] on the way.
@@ -252,15 +252,15 @@ impl Llama {
         scale: f32,
         grads: &Grads,
     ) -> Result<TrainOutput> {
-        let TrainInput { segments, noise, observe } = feed;
+        let TrainInput { documents, noise, observe } = feed;
         let (begun, mut times) = (Instant::now(), PassTimes::default());
         let mut logit_max = Vec::new();
-        let cx = Context { rope: &self.rope, places: Places::of(segments), noise };
+        let cx = Context { rope: &self.rope, positions: Positions::of_documents(documents), noise };
         let all = grads.weights();
         let mut saved = Vec::with_capacity(self.blocks.len());
         let mut stream = self.embed(inputs)?;
         if let Some(noise) = noise {
-            noise.on_embeddings(&stream.h, cx.places)?;
+            noise.on_embeddings(&stream.h, cx.positions)?;
         }
         for block in &self.blocks {
             let (above, s) = block.forward(stream, cx, self.recompute)?;
@@ -301,14 +301,14 @@ impl Llama {
     }
 
     /// Losses of every position (b·t), without gradients and without saving activations.
-    pub fn losses(&self, inputs: &Tensor, targets: &Tensor, segments: Option<&Segments>) -> Result<Tensor> {
-        let hidden = self.hidden(inputs, Places::of(segments))?.flatten_to(1)?;
+    pub fn losses(&self, inputs: &Tensor, targets: &Tensor, documents: Option<&DocumentStarts>) -> Result<Tensor> {
+        let hidden = self.hidden(inputs, Positions::of_documents(documents))?.flatten_to(1)?;
         cross_entropy(&hidden, &self.weights.lm_head, targets, self.precision)
     }
 
     /// Logits of every position (b, t, v): for tests and small inputs; training and evaluation never hold them.
     pub fn logits(&self, inputs: &Tensor) -> Result<Tensor> {
-        linear(&self.hidden(inputs, Places::From(0))?, &self.weights.lm_head, self.precision)
+        linear(&self.hidden(inputs, Positions::From(0))?, &self.weights.lm_head, self.precision)
     }
 
     /// Feeds `inputs` (b, t) after what the cache holds; logits (b, v) of the last position.
@@ -333,8 +333,8 @@ impl Llama {
     }
 
     /// Normed output of the last block (b, t, c).
-    fn hidden(&self, inputs: &Tensor, places: Places) -> Result<Tensor> {
-        let cx = Context { rope: &self.rope, places, noise: None };
+    fn hidden(&self, inputs: &Tensor, positions: Positions) -> Result<Tensor> {
+        let cx = Context { rope: &self.rope, positions, noise: None };
         let mut stream = self.embed(inputs)?;
         for block in &self.blocks {
             stream = block.forward(stream, cx, Recompute::Full)?.0;

@@ -2,8 +2,8 @@
 //! positions that are asked about.
 
 use crate::model::Llama;
-use crate::model::prefix_tree::Wanted;
-use crate::ops::prefix_tree::Forest;
+use crate::model::prefix_tree::TargetToken;
+use crate::ops::prefix_tree::PrefixTree;
 use anyhow::Result;
 
 /// Tokens computed at a time: enough for full speed, few enough for small memories.
@@ -84,9 +84,9 @@ fn batch_len(requests: &[&Request], order: &[usize]) -> usize {
 }
 
 fn score_batch(model: &Llama, batch: &[&Request]) -> Result<Vec<Likelihood>> {
-    let mut plan = Plan { batch, forest: Forest::default(), row: Vec::new(), wanted: Vec::new(), owner: Vec::new() };
+    let mut plan = Plan { batch, tree: PrefixTree::default(), row: Vec::new(), wanted: Vec::new(), owner: Vec::new() };
     plan.lay_out(0..batch.len(), 0, &mut Vec::new())?;
-    let scored = model.score_forest(plan.row, &plan.forest, &plan.wanted)?;
+    let scored = model.score_prefix_tree(plan.row, &plan.tree, &plan.wanted)?;
     let mut results = vec![Likelihood { log_likelihood: 0.0, greedy: true, tokens: 0 }; batch.len()];
     for (&owner, token) in plan.owner.iter().zip(scored) {
         let result = &mut results[owner];
@@ -100,9 +100,9 @@ fn score_batch(model: &Llama, batch: &[&Request]) -> Result<Vec<Likelihood>> {
 /// A batch as one row of tokens.
 struct Plan<'a> {
     batch: &'a [&'a Request],
-    forest: Forest,
+    tree: PrefixTree,
     row: Vec<u32>,
-    wanted: Vec<Wanted>,
+    wanted: Vec<TargetToken>,
     /// Which request each wanted token belongs to.
     owner: Vec<usize>,
 }
@@ -127,7 +127,7 @@ impl Plan<'_> {
             let end = if to - from == 1 { first.len() } else { common(first, self.batch[to - 1].fed()) };
             let parts = path.len();
             if end > depth {
-                let node = self.forest.push(end - depth, path.last().map(|part| part.node))?;
+                let node = self.tree.push(end - depth, path.last().map(|part| part.node))?;
                 path.push(Part { node, depth, place: self.row.len() });
                 self.row.extend(&first[depth..end]);
             }
@@ -148,7 +148,7 @@ impl Plan<'_> {
         for (before, &target) in (first - 1..).zip(&tokens[*first..]) {
             let part = path.iter().rev().find(|part| part.depth <= before);
             let place = part.map_or(0, |part| part.place + before - part.depth);
-            self.wanted.push(Wanted { place: place as u32, target });
+            self.wanted.push(TargetToken { place: place as u32, target });
             self.owner.push(request);
         }
     }
@@ -252,7 +252,7 @@ mod tests {
         let requests = requests();
         let mut sorted: Vec<&Request> = requests.iter().filter(|r| r.tokens.len() < 200).collect();
         sorted.sort_by(|a, b| a.tokens.cmp(&b.tokens));
-        let mut plan = Plan { batch: &sorted, forest: Forest::default(), row: vec![], wanted: vec![], owner: vec![] };
+        let mut plan = Plan { batch: &sorted, tree: PrefixTree::default(), row: vec![], wanted: vec![], owner: vec![] };
         plan.lay_out(0..sorted.len(), 0, &mut Vec::new()).unwrap();
         let fed: usize = sorted.iter().map(|r| r.fed().len()).sum();
         // One set of shots; of each question 9 tokens for all, 6 for each of four short ends, 25 for the twins.

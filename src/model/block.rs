@@ -15,7 +15,7 @@ use crate::ops::attention::{Heads, attention, attention_backward, attention_cach
 use crate::ops::linear::{linear, linear_backward, linear_backward_input};
 use crate::ops::lora::{Adapter, lora, lora_backward};
 use crate::ops::noise::Dropout;
-use crate::ops::positions::Places;
+use crate::ops::positions::Positions;
 use crate::ops::precision::Precision;
 use crate::ops::rms_norm::{Normed, add_rms_norm, rms_norm_backward, rms_norm_recompute};
 use crate::ops::rope::{Rope, rope, rope_backward};
@@ -62,7 +62,7 @@ impl Product {
 #[derive(Clone, Copy)]
 pub struct Context<'a> {
     pub rope: &'a Rope,
-    pub places: Places<'a>,
+    pub positions: Positions<'a>,
     pub noise: Option<&'a Noise>,
 }
 
@@ -179,8 +179,8 @@ impl Block {
     fn inner(&self, normed: Normed, cx: Context) -> Result<(Tensor, Inner, Tensor)> {
         let Normed { h: x, y: n1, rstd: rstd1 } = normed;
         let qkv = self.project(Product::Qkv, &n1, cx.noise)?;
-        rope(&qkv, cx.rope, self.rotated(), cx.places)?;
-        let (attn, lse) = attention(&qkv, self.heads, cx.places.segments(), self.precision)?;
+        rope(&qkv, cx.rope, self.rotated(), cx.positions)?;
+        let (attn, lse) = attention(&qkv, self.heads, cx.positions.documents(), self.precision)?;
         let o = self.project(Product::O, &attn, cx.noise)?;
         let Normed { h, y: n2, rstd: rstd2 } =
             add_rms_norm(&x, Some(&o), &self.weights.post_attention_layernorm, self.eps)?;
@@ -198,7 +198,7 @@ impl Block {
 
     /// The largest logit of the attention that left `saved`.
     pub fn max_logit(&self, saved: &Saved, cx: Context) -> Result<f32> {
-        let of = |inner: &Inner| max_logit(&inner.qkv, self.heads, cx.places.segments());
+        let of = |inner: &Inner| max_logit(&inner.qkv, self.heads, cx.positions.documents());
         saved.inner.as_ref().map_or_else(|| of(&self.inner_again(&saved.x, cx)?), of)
     }
 
@@ -226,9 +226,9 @@ impl Block {
         drop((dn2, h, dy));
 
         let dattn = self.project_backward(Product::O, &dh, &attn, cx.noise, grads)?;
-        let dqkv = attention_backward(&qkv, &attn, &lse, &dattn, self.heads, cx.places.segments(), self.precision)?;
+        let dqkv = attention_backward(&qkv, &attn, &lse, &dattn, self.heads, cx.positions.documents(), self.precision)?;
         drop((qkv, attn, dattn));
-        rope_backward(&dqkv, cx.rope, self.rotated(), cx.places)?;
+        rope_backward(&dqkv, cx.rope, self.rotated(), cx.positions)?;
         let n1 = n1.map_or_else(|| rms_norm_recompute(&x, &rstd1, &w.input_layernorm), Ok)?;
         let dn1 = self.project_backward(Product::Qkv, &dqkv, &n1, cx.noise, grads)?;
         rms_norm_backward(&dn1, &x, &rstd1, &w.input_layernorm, Some(&dh), norms.map(|(input, _)| input))
@@ -240,7 +240,7 @@ impl Block {
         let start = cache.len();
         let Normed { h: x, y: n1, .. } = add_rms_norm(&stream.h, stream.branch.as_ref(), &w.input_layernorm, self.eps)?;
         let qkv = self.project(Product::Qkv, &n1, None)?;
-        rope(&qkv, tables, self.rotated(), Places::From(start))?;
+        rope(&qkv, tables, self.rotated(), Positions::From(start))?;
         let (q_width, kv_width) = (self.heads.out(), self.heads.kv * self.heads.dim);
         let q = qkv.narrow(2, 0, q_width)?;
         cache.append(&qkv.narrow(2, q_width, kv_width)?, &qkv.narrow(2, q_width + kv_width, kv_width)?)?;

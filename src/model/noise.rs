@@ -4,7 +4,7 @@
 //! micro-batch nor the number of threads changes it.
 
 use crate::ops::noise::{Dropout, add_noise, draw};
-use crate::ops::positions::Places;
+use crate::ops::positions::Positions;
 use candle_core::{Result, Tensor};
 
 /// The noise of one micro-batch.
@@ -34,22 +34,22 @@ impl Noise {
     }
 
     /// Adds noise to the embeddings `x` (b, t, c), uniform within alpha / sqrt(L c), where L is the length of a token's document.
-    pub(super) fn on_embeddings(&self, x: &Tensor, places: Places) -> Result<()> {
+    pub(super) fn on_embeddings(&self, x: &Tensor, positions: Positions) -> Result<()> {
         if self.neftune == 0.0 {
             return Ok(());
         }
         let (b, t, c) = x.dims3()?;
         let most = |length: usize| (self.neftune / ((length * c) as f64).sqrt()) as f32;
-        let most: Vec<f32> = lengths(b, t, places).into_iter().map(most).collect();
+        let most: Vec<f32> = lengths(b, t, positions).into_iter().map(most).collect();
         add_noise(x, &most, self.key, self.first_token * c as u64)
     }
 }
 
 /// The length of every token's document.
-fn lengths(b: usize, t: usize, places: Places) -> Vec<usize> {
-    let Some(segments) = places.segments() else { return vec![t; b * t] };
+fn lengths(b: usize, t: usize, positions: Positions) -> Vec<usize> {
+    let Some(documents) = positions.documents() else { return vec![t; b * t] };
     let mut lengths = Vec::with_capacity(b * t);
-    for row in (0..b).map(|i| segments.row(i)) {
+    for row in (0..b).map(|i| documents.row(i)) {
         for document in row.chunk_by(|a, b| a == b) {
             lengths.extend(std::iter::repeat_n(document.len(), document.len()));
         }

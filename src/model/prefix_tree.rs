@@ -1,33 +1,33 @@
-//! Forward for evaluation: a [`Forest`] of sequences in, the log-probabilities of the wanted tokens out.
+//! Forward for evaluation: a [`PrefixTree`] of sequences in, the log-probabilities of the wanted tokens out.
 
 use super::Llama;
 use super::block::{Block, Product, Stream};
-use crate::ops::attention::attention_forest;
+use crate::ops::attention::attention_prefix_tree;
 use crate::ops::cross_entropy::{Scored, score};
-use crate::ops::positions::Places;
-use crate::ops::prefix_tree::Forest;
+use crate::ops::positions::Positions;
+use crate::ops::prefix_tree::PrefixTree;
 use crate::ops::rms_norm::{Normed, add_rms_norm};
 use crate::ops::rope::{Rope, rope};
 use crate::ops::swiglu::swiglu;
 use candle_core::{Device, Result, Tensor, bail};
 
-/// A token whose probability is wanted.
+/// A token whose probability is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wanted {
-    /// The place of the token before it in the row.
+pub struct TargetToken {
+    /// Where the token before it stands in the row.
     pub place: u32,
-    /// The token.
+    /// The id of the token.
     pub target: u32,
 }
 
 impl Block {
     /// Forward for evaluation: nothing is saved.
-    fn forward_forest(&self, stream: Stream, tables: &Rope, forest: &Forest) -> Result<Stream> {
+    fn forward_prefix_tree(&self, stream: Stream, tables: &Rope, tree: &PrefixTree) -> Result<Stream> {
         let w = &self.weights;
         let Normed { h: x, y: n1, .. } = add_rms_norm(&stream.h, stream.branch.as_ref(), &w.input_layernorm, self.eps)?;
         let qkv = self.project(Product::Qkv, &n1, None)?;
-        rope(&qkv, tables, self.heads.q + self.heads.kv, Places::In(forest))?;
-        let attn = attention_forest(&qkv, forest, self.heads, self.precision)?;
+        rope(&qkv, tables, self.heads.q + self.heads.kv, Positions::Tree(tree))?;
+        let attn = attention_prefix_tree(&qkv, tree, self.heads, self.precision)?;
         let o = self.project(Product::O, &attn, None)?;
         let Normed { h, y: n2, .. } = add_rms_norm(&x, Some(&o), &w.post_attention_layernorm, self.eps)?;
         let gate_up = self.project(Product::GateUp, &n2, None)?;
@@ -37,15 +37,15 @@ impl Block {
 }
 
 impl Llama {
-    /// What the model thinks of each of `wanted`, for the tokens `row` of a forest. The head sees the wanted places alone.
-    pub fn score_forest(&self, row: Vec<u32>, forest: &Forest, wanted: &[Wanted]) -> Result<Vec<Scored>> {
-        if row.len() != forest.len() || row.is_empty() {
-            bail!("{} tokens for a forest of {}", row.len(), forest.len());
+    /// What the model thinks of each of `wanted`, for the tokens `row` of a prefix tree. The head sees the wanted places alone.
+    pub fn score_prefix_tree(&self, row: Vec<u32>, tree: &PrefixTree, wanted: &[TargetToken]) -> Result<Vec<Scored>> {
+        if row.len() != tree.len() || row.is_empty() {
+            bail!("{} tokens for a prefix tree of {}", row.len(), tree.len());
         }
         let device = self.flat.device();
-        let mut stream = self.embed(&Tensor::from_vec(row, (1, forest.len()), &Device::Cpu)?)?;
+        let mut stream = self.embed(&Tensor::from_vec(row, (1, tree.len()), &Device::Cpu)?)?;
         for block in &self.blocks {
-            stream = block.forward_forest(stream, &self.rope, forest)?;
+            stream = block.forward_prefix_tree(stream, &self.rope, tree)?;
         }
         let places: Vec<u32> = wanted.iter().map(|w| w.place).collect();
         let places = Tensor::from_vec(places, wanted.len(), device)?;
@@ -62,30 +62,30 @@ mod tests {
     use crate::model::init::init;
     use crate::model::params::Layout;
 
-    /// Every token of every sequence of a forest has the loss that it has in a row of its own.
+    /// Every token of every sequence of a prefix tree has the loss that it has in a row of its own.
     #[test]
-    fn a_forest_is_its_sequences() {
+    fn a_prefix_tree_is_its_sequences() {
         let mut config = tiny(false);
         config.max_position_embeddings = 64;
         config.initializer_range = 0.3;
         let model = Llama::new(&config, init(&config, &Layout::new(&config), 5).unwrap()).unwrap();
         let token = |i: usize| (i * i * 7 + i * 3 + 1) as u32 % 33;
         // Two branches of different lengths under a root, one of them with two leaves; and another tree.
-        let mut forest = Forest::default();
-        let root = forest.push(12, None).unwrap();
-        let a = forest.push(9, Some(root)).unwrap();
-        let b = forest.push(2, Some(root)).unwrap();
-        let c = forest.push(1, Some(a)).unwrap();
-        let d = forest.push(20, Some(a)).unwrap();
-        let other = forest.push(5, None).unwrap();
-        let row: Vec<u32> = (0..forest.len()).map(token).collect();
+        let mut tree = PrefixTree::default();
+        let root = tree.push(12, None).unwrap();
+        let a = tree.push(9, Some(root)).unwrap();
+        let b = tree.push(2, Some(root)).unwrap();
+        let c = tree.push(1, Some(a)).unwrap();
+        let d = tree.push(20, Some(a)).unwrap();
+        let other = tree.push(5, None).unwrap();
+        let row: Vec<u32> = (0..tree.len()).map(token).collect();
         for leaf in [b, c, d, other] {
-            let places: Vec<usize> = forest.line(leaf).iter().flat_map(|n| n.start..n.start + n.len).collect();
+            let places: Vec<usize> = tree.path(leaf).iter().flat_map(|n| n.start..n.start + n.len).collect();
             let sequence: Vec<u32> = places.iter().map(|&p| row[p]).collect();
             let n = sequence.len() - 1;
-            let wanted: Vec<Wanted> =
-                (0..n).map(|i| Wanted { place: places[i] as u32, target: sequence[i + 1] }).collect();
-            let scored = model.score_forest(row.clone(), &forest, &wanted).unwrap();
+            let wanted: Vec<TargetToken> =
+                (0..n).map(|i| TargetToken { place: places[i] as u32, target: sequence[i + 1] }).collect();
+            let scored = model.score_prefix_tree(row.clone(), &tree, &wanted).unwrap();
             let inputs = Tensor::from_vec(sequence[..n].to_vec(), (1, n), &Device::Cpu).unwrap();
             let targets = Tensor::from_vec(sequence[1..].to_vec(), n, &Device::Cpu).unwrap();
             let losses = model.losses(&inputs, &targets, None).unwrap().to_vec1::<f32>().unwrap();

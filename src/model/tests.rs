@@ -112,7 +112,7 @@ fn ignored_targets_train_nothing_and_micro_batches_add_up() {
     assert!(run(2, &none).to_vec1::<f32>().unwrap().iter().all(|&g| g == 0.0));
 }
 
-/// Losses and gradients of documents in one row with segments are those of the documents in rows of their own.
+/// Losses and gradients of documents in one row with documents are those of the documents in rows of their own.
 #[test]
 fn documents_kept_apart_are_documents_alone() {
     use crate::ops::cross_entropy::IGNORE;
@@ -129,12 +129,12 @@ fn documents_kept_apart_are_documents_alone() {
         let n = y.len();
         let inputs = Tensor::from_vec(x, (rows.len(), width), &Device::Cpu).unwrap();
         let targets = Tensor::from_vec(y, n, &Device::Cpu).unwrap();
-        let segments = starts.map(|starts| Segments::new(starts, width).unwrap());
+        let documents = starts.map(|starts| DocumentStarts::new(starts, width).unwrap());
         let flat = model.layout.zeros(&Device::Cpu).unwrap();
         let grads = model.grads(&flat).unwrap();
-        let feed = TrainInput { segments: segments.as_ref(), noise: None, observe: false };
+        let feed = TrainInput { documents: documents.as_ref(), noise: None, observe: false };
         let losses = model.loss_and_backward(&inputs, &targets, feed, 1.0, &grads).unwrap().losses;
-        let alone = model.losses(&inputs, &targets, segments.as_ref()).unwrap();
+        let alone = model.losses(&inputs, &targets, documents.as_ref()).unwrap();
         assert!(crate::ops::selftest::difference(&alone, &losses).unwrap() < 1e-6);
         (losses.sum_all().unwrap().to_scalar::<f32>().unwrap(), flat)
     };

@@ -5,7 +5,7 @@
 //! `δ = rowsum(dO · O)`: `dV = Pᵀ dO`, `dS = P · (dO Vᵀ - δ) / √d`, `dQ = dS K`, `dK = dSᵀ Q`.
 //!
 //! A block is 64 queries against all keys they see: the softmax of a block is exact in one pass, and the buffer is 64 x T per thread.
-//! With [`Segments`] a query sees the keys of its own document only, and a block begins near its first query's.
+//! With [`DocumentStarts`] a query sees the keys of its own document only, and a block begins near its first query's.
 //! Keys and values are packed once for all blocks and heads that multiply by them.
 //!
 //! | file | holds |
@@ -23,13 +23,13 @@ mod tree;
 use super::cpu::{self, SharedMut};
 use super::on_gpu;
 use super::precision::Precision;
-use crate::ops::positions::Segments;
+use crate::ops::positions::DocumentStarts;
 use backward::backward_kv_head;
 use candle_core::{D, Result, Tensor, bail};
 use forward::{FEW, KeysAndValues, few_queries, forward_head, head_max_logit};
 use rayon::prelude::*;
 use span::Rows;
-pub use tree::attention_forest;
+pub use tree::attention_prefix_tree;
 
 /// Widths of heads that a GPU has bf16 kernels for.
 pub const GPU_BF16_DIMS: [usize; 2] = [64, 128];
@@ -73,15 +73,19 @@ impl Heads {
 }
 
 /// The same in candle's differentiable primitives, with the whole score matrix.
-pub fn reference(qkv: &Tensor, heads: Heads, segments: Option<&Segments>) -> Result<Tensor> {
-    let ((b, t), (scores, v)) = (heads.check("attention reference", qkv)?, reference_scores(qkv, heads, segments)?);
+pub fn reference(qkv: &Tensor, heads: Heads, documents: Option<&DocumentStarts>) -> Result<Tensor> {
+    let ((b, t), (scores, v)) = (heads.check("attention reference", qkv)?, reference_scores(qkv, heads, documents)?);
     let shifted = scores.broadcast_sub(&scores.detach().max_keepdim(D::Minus1)?)?.exp()?;
     let p = shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)?;
     p.matmul(&v)?.transpose(1, 2)?.reshape((b, t, heads.out()))
 }
 
 /// Logits (b, h, t, t), -inf where a query does not see a key, and values (b, h, t, d).
-pub(super) fn reference_scores(qkv: &Tensor, heads: Heads, segments: Option<&Segments>) -> Result<(Tensor, Tensor)> {
+pub(super) fn reference_scores(
+    qkv: &Tensor,
+    heads: Heads,
+    documents: Option<&DocumentStarts>,
+) -> Result<(Tensor, Tensor)> {
     let (b, t) = heads.check("attention reference", qkv)?;
     let part = |from: usize, n: usize| -> Result<Tensor> {
         let x = qkv.narrow(2, from * heads.dim, n * heads.dim)?.reshape((b, t, n, heads.dim))?.transpose(1, 2)?;
@@ -92,7 +96,7 @@ pub(super) fn reference_scores(qkv: &Tensor, heads: Heads, segments: Option<&Seg
     let (q, k, v) = (part(0, heads.q)?, part(heads.q, heads.kv)?, part(heads.q + heads.kv, heads.kv)?);
     let scores = (q.matmul(&k.transpose(2, 3)?.contiguous()?)? * heads.scale() as f64)?;
     let hidden = |sequence: usize, query: usize, key: usize| {
-        key > query || segments.is_some_and(|s| key < s.row(sequence)[query] as usize)
+        key > query || documents.is_some_and(|s| key < s.row(sequence)[query] as usize)
     };
     let mask = (0..b * t * t).map(|i| if hidden(i / (t * t), i / t % t, i % t) { f32::NEG_INFINITY } else { 0.0 });
     let scores = scores.broadcast_add(&Tensor::from_vec(mask.collect::<Vec<_>>(), (b, 1, t, t), qkv.device())?)?;
@@ -103,12 +107,12 @@ pub(super) fn reference_scores(qkv: &Tensor, heads: Heads, segments: Option<&Seg
 pub fn attention(
     qkv: &Tensor,
     heads: Heads,
-    segments: Option<&Segments>,
+    documents: Option<&DocumentStarts>,
     precision: Precision,
 ) -> Result<(Tensor, Tensor)> {
     let (b, t) = heads.check("attention", qkv)?;
-    check_segments("attention", segments, b, t)?;
-    on_gpu!(qkv, super::cuda::attention(qkv, heads, segments));
+    check_segments("attention", documents, b, t)?;
+    on_gpu!(qkv, super::cuda::attention(qkv, heads, documents));
     let (d, width, out_width) = (heads.dim, heads.packed(), heads.out());
     let (out, lse) = cpu::read("attention", [qkv], |[qkv]| {
         let (mut out, mut lse) = (cpu::output(b * t * out_width), cpu::output(b * heads.q * t));
@@ -125,7 +129,7 @@ pub fn attention(
         lse.par_chunks_mut(t).enumerate().for_each(|(task, lse)| {
             let (sequence, head) = (task / heads.q, task % heads.q);
             let place = (sequence * t * out_width + head * d, out_width);
-            let (scale, starts) = (heads.scale(), segments.map(|s| s.row(sequence)));
+            let (scale, starts) = (heads.scale(), documents.map(|s| s.row(sequence)));
             let kv = &packed[sequence * heads.kv + head / heads.group()];
             forward_head(rows(sequence, head), kv, (t, 0, scale, starts), shared, place, lse);
         });
@@ -136,10 +140,10 @@ pub fn attention(
 
 /// The largest logit `q·k / √d` of a query and a key it sees, of packed `qkv` as [`attention`] takes it: where logits grow without bound,
 /// attention collapses onto single keys before the loss shows it (Dehghani et al. 2023).
-pub fn max_logit(qkv: &Tensor, heads: Heads, segments: Option<&Segments>) -> Result<f32> {
+pub fn max_logit(qkv: &Tensor, heads: Heads, documents: Option<&DocumentStarts>) -> Result<f32> {
     let (b, t) = heads.check("max_logit", qkv)?;
-    check_segments("max_logit", segments, b, t)?;
-    on_gpu!(qkv, super::cuda::max_logit(qkv, heads, segments));
+    check_segments("max_logit", documents, b, t)?;
+    on_gpu!(qkv, super::cuda::max_logit(qkv, heads, documents));
     cpu::read("max_logit", [qkv], |[qkv]| {
         let of = |task: usize| {
             let (sequence, head) = (task / heads.q, task % heads.q);
@@ -147,16 +151,16 @@ pub fn max_logit(qkv: &Tensor, heads: Heads, segments: Option<&Segments>) -> Res
                 let from = sequence * t * heads.packed() + column * heads.dim;
                 Rows { data: qkv, from, stride: heads.packed(), dim: heads.dim }
             };
-            let starts = segments.map(|s| s.row(sequence));
+            let starts = documents.map(|s| s.row(sequence));
             head_max_logit(rows(head), rows(heads.q + head / heads.group()), t, heads.scale(), starts)
         };
         Ok((0..b * heads.q).into_par_iter().map(of).reduce(|| f32::NEG_INFINITY, f32::max))
     })
 }
 
-fn check_segments(op: &str, segments: Option<&Segments>, b: usize, t: usize) -> Result<()> {
-    if segments.is_some_and(|segments| !segments.fits(b, t)) {
-        bail!("{op}: segments of another batch than ({b}, {t})");
+fn check_segments(op: &str, documents: Option<&DocumentStarts>, b: usize, t: usize) -> Result<()> {
+    if documents.is_some_and(|documents| !documents.fits(b, t)) {
+        bail!("{op}: documents of another batch than ({b}, {t})");
     }
     Ok(())
 }
@@ -168,21 +172,21 @@ pub fn attention_backward(
     lse: &Tensor,
     dout: &Tensor,
     heads: Heads,
-    segments: Option<&Segments>,
+    documents: Option<&DocumentStarts>,
     precision: Precision,
 ) -> Result<Tensor> {
     let (b, t) = heads.check("attention_backward", qkv)?;
-    check_segments("attention_backward", segments, b, t)?;
+    check_segments("attention_backward", documents, b, t)?;
     if out.dims() != [b, t, heads.out()] || dout.dims() != out.dims() || lse.dims() != [b, heads.q, t] {
         bail!("attention_backward: shapes of output, gradient or log-sum-exp do not fit qkv {:?}", qkv.shape());
     }
-    on_gpu!(qkv, super::cuda::attention_backward(qkv, out, lse, dout, heads, segments));
+    on_gpu!(qkv, super::cuda::attention_backward(qkv, out, lse, dout, heads, documents));
     let dqkv = cpu::read("attention_backward", [qkv, out, lse, dout], |slices| {
         let mut dqkv = cpu::output(b * t * heads.packed());
         let shared = SharedMut::new(&mut dqkv);
         (0..b * heads.kv).into_par_iter().for_each(|task| {
             let (sequence, kv) = (task / heads.kv, task % heads.kv);
-            let starts = segments.map(|s| s.row(sequence));
+            let starts = documents.map(|s| s.row(sequence));
             backward_kv_head(slices, shared, heads, t, (sequence, kv), starts, precision);
         });
         Ok(dqkv)

@@ -38,10 +38,10 @@ pub(super) use gpu::device::{blas_version, describe, free_memory, open};
 pub(super) use gpu::times::report as op_times;
 
 pub(super) use adamw::{adamw, global_norm, squares};
-pub(super) use attention::{attention, attention_backward, attention_cached, attention_forest, max_logit};
+pub(super) use attention::{attention, attention_backward, attention_cached, attention_prefix_tree, max_logit};
 pub(super) use cross_entropy::{cross_entropy, cross_entropy_and_backward, logit_squares, score};
 pub(crate) use elementwise::round_to_bf16;
-pub(super) use elementwise::{Positions, rope, swiglu, swiglu_backward};
+pub(super) use elementwise::{rope, swiglu, swiglu_backward};
 pub(super) use embedding::{embedding, embedding_backward};
 pub(super) use linear::{linear, linear_backward_input, linear_backward_weight};
 pub(super) use lora::{lora, lora_backward};

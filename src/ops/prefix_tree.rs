@@ -1,18 +1,18 @@
 //! Sequences that share their beginnings, laid out as one row of tokens in which every shared part stands once.
 //!
-//! The choices of one question share the question, the questions of one subject their examples: each part is a node, and a token sees
-//! the nodes above its own and its own node up to itself. Evaluation computes every part once, and no token of padding.
+//! The choices of one question share the question, and the questions of one subject share their examples. Each shared part is a node;
+//! a token attends to the nodes above its own, and to its own node up to itself. Evaluation computes every part once and pads nothing.
 
 use candle_core::{Result, bail};
 
-/// A run of tokens of the row.
+/// Consecutive tokens of the row that continue the same prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Node {
-    /// Its first token's place in the row.
+    /// Where its first token stands in the row.
     pub start: usize,
     /// Its number of tokens, at least one.
     pub len: usize,
-    /// What it continues, among the nodes before it.
+    /// The node that it continues, one of those before it; none for a root.
     pub parent: Option<usize>,
     /// Position of its first token in its sequence.
     pub position: usize,
@@ -20,12 +20,12 @@ pub struct Node {
 
 /// All nodes of a row, in its order and without gaps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Forest {
+pub struct PrefixTree {
     nodes: Vec<Node>,
     positions: Vec<u32>,
 }
 
-impl Forest {
+impl PrefixTree {
     /// Adds the next `len` tokens of the row, which continue `parent`; returns the new node's number.
     ///
     /// # Errors
@@ -44,7 +44,7 @@ impl Forest {
         &self.nodes
     }
 
-    /// Tokens of the row.
+    /// Number of tokens of the row.
     pub fn len(&self) -> usize {
         self.positions.len()
     }
@@ -53,9 +53,9 @@ impl Forest {
         self.positions.is_empty()
     }
 
-    /// Position of the token at `place` in its sequence.
-    pub fn position(&self, place: usize) -> usize {
-        self.positions[place] as usize
+    /// Position of token `i` of the row in its sequence.
+    pub fn position(&self, i: usize) -> usize {
+        self.positions[i] as usize
     }
 
     /// The largest position, for the size of tables.
@@ -64,11 +64,11 @@ impl Forest {
     }
 
     /// The nodes that the tokens of `node` see, from the root to itself.
-    pub fn line(&self, node: usize) -> Vec<Node> {
-        let mut line: Vec<Node> =
+    pub fn path(&self, node: usize) -> Vec<Node> {
+        let mut path: Vec<Node> =
             std::iter::successors(Some(self.nodes[node]), |n| n.parent.map(|p| self.nodes[p])).collect();
-        line.reverse();
-        line
+        path.reverse();
+        path
     }
 }
 
@@ -78,15 +78,15 @@ mod tests {
 
     #[test]
     fn positions_continue_those_of_the_parent() {
-        let mut forest = Forest::default();
-        let root = forest.push(3, None).unwrap();
-        let (a, _) = (forest.push(2, Some(root)).unwrap(), forest.push(1, Some(root)).unwrap());
-        let leaf = forest.push(1, Some(a)).unwrap();
-        forest.push(2, None).unwrap();
-        let positions: Vec<_> = (0..forest.len()).map(|i| forest.position(i)).collect();
+        let mut tree = PrefixTree::default();
+        let root = tree.push(3, None).unwrap();
+        let (a, _) = (tree.push(2, Some(root)).unwrap(), tree.push(1, Some(root)).unwrap());
+        let leaf = tree.push(1, Some(a)).unwrap();
+        tree.push(2, None).unwrap();
+        let positions: Vec<_> = (0..tree.len()).map(|i| tree.position(i)).collect();
         assert_eq!(positions, [0, 1, 2, 3, 4, 3, 5, 0, 1]);
-        assert_eq!(forest.line(leaf).iter().map(|n| n.start).collect::<Vec<_>>(), [0, 3, 6]);
-        assert_eq!((forest.longest(), forest.len(), forest.is_empty()), (5, 9, false));
-        assert!(forest.push(0, None).is_err() && forest.push(1, Some(9)).is_err());
+        assert_eq!(tree.path(leaf).iter().map(|n| n.start).collect::<Vec<_>>(), [0, 3, 6]);
+        assert_eq!((tree.longest(), tree.len(), tree.is_empty()), (5, 9, false));
+        assert!(tree.push(0, None).is_err() && tree.push(1, Some(9)).is_err());
     }
 }

@@ -5,7 +5,7 @@
 //! Packed rows are (h query heads ‖ k key heads ‖ k value heads), each d wide; the value heads stay as they are.
 
 use super::{cpu, on_gpu};
-use crate::ops::positions::Places;
+use crate::ops::positions::Positions;
 use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -100,12 +100,12 @@ impl Rope {
 }
 
 /// The same in candle's differentiable primitives, for packed (b, t, (h + 2k)·d).
-pub fn reference(qkv: &Tensor, rope: &Rope, rotated_heads: usize, places: Places) -> Result<Tensor> {
+pub fn reference(qkv: &Tensor, rope: &Rope, rotated_heads: usize, positions: Positions) -> Result<Tensor> {
     let (b, t, width) = qkv.dims3()?;
     let half = rope.frequencies.len();
     let d = 2 * half;
     let heads = qkv.reshape((b, t, width / d, d))?;
-    let positions: Vec<u32> = (0..b * t).map(|place| position(places, place, t) as u32).collect();
+    let positions: Vec<u32> = (0..b * t).map(|place| positions.position(place, t) as u32).collect();
     let longest = positions.iter().max().map_or(0, |&last| last as usize + 1);
     let (cos, sin) = rope.tables(longest)?.tensors(half)?;
     let positions = Tensor::from_vec(positions, b * t, qkv.device())?;
@@ -120,62 +120,43 @@ pub fn reference(qkv: &Tensor, rope: &Rope, rotated_heads: usize, places: Places
     Tensor::cat(&[turned, rest], 2)?.reshape((b, t, width))
 }
 
-/// Where place `place` of a batch of rows of `t` stands.
-#[inline(always)]
-fn position(places: Places, place: usize, t: usize) -> usize {
-    match places {
-        Places::From(start) => start + place % t,
-        Places::Within(segments) => segments.position(place),
-        Places::In(forest) => forest.position(place),
-    }
-}
-
-#[cfg(any(test, feature = "cuda"))]
-fn turn_on_gpu(qkv: &Tensor, tables: &Tables, heads: usize, places: Places, sign: f32) -> Result<()> {
-    use super::cuda::Positions;
-    let (b, t, _) = qkv.dims3()?;
-    let positions = match places {
-        Places::From(start) => Positions::From(start),
-        _ => Positions::Each((0..b * t).map(|place| position(places, place, t) as u32).collect()),
-    };
-    super::cuda::rope(qkv, tables.on_gpu()?, positions, heads, sign)
-}
-
-/// Rotates the first `rotated_heads` heads of packed `qkv` (b, t, (h + 2k)·d) in place, each row as `places` says.
-pub fn rope(qkv: &Tensor, rope: &Rope, rotated_heads: usize, places: Places) -> Result<()> {
-    turn("rope", qkv, rope, rotated_heads, places, 1.0)
+/// Rotates the first `rotated_heads` heads of packed `qkv` (b, t, (h + 2k)·d) in place, each row as `positions` says.
+pub fn rope(qkv: &Tensor, rope: &Rope, rotated_heads: usize, positions: Positions) -> Result<()> {
+    turn("rope", qkv, rope, rotated_heads, positions, 1.0)
 }
 
 /// Turns the gradient of packed `qkv` back, in place.
-pub fn rope_backward(dqkv: &Tensor, rope: &Rope, rotated_heads: usize, places: Places) -> Result<()> {
-    turn("rope_backward", dqkv, rope, rotated_heads, places, -1.0)
+pub fn rope_backward(dqkv: &Tensor, rope: &Rope, rotated_heads: usize, positions: Positions) -> Result<()> {
+    turn("rope_backward", dqkv, rope, rotated_heads, positions, -1.0)
 }
 
-fn turn(op: &'static str, qkv: &Tensor, rope: &Rope, rotated_heads: usize, places: Places, sign: f32) -> Result<()> {
+fn turn(
+    op: &'static str,
+    qkv: &Tensor,
+    rope: &Rope,
+    rotated_heads: usize,
+    positions: Positions,
+    sign: f32,
+) -> Result<()> {
     let (b, t, width) = qkv.dims3()?;
     let half = rope.frequencies.len();
     let d = 2 * half;
     if rotated_heads * d > width {
         bail!("{op}: {rotated_heads} heads of {d} do not fit rows of {width}");
     }
-    let last = match places {
-        Places::From(start) => start + t - 1,
-        Places::Within(segments) if segments.fits(b, t) => segments.longest(),
-        Places::In(forest) if b == 1 && forest.len() == t => forest.longest(),
-        Places::Within(_) | Places::In(_) => bail!("{op}: documents of another batch than ({b}, {t})"),
-    };
+    let last = positions.last(op, b, t)?;
     if last >= rope.positions() {
         bail!("{op}: position {last} is beyond the {} of the model", rope.positions());
     }
     let tables = rope.tables(last + 1)?;
-    on_gpu!(qkv, turn_on_gpu(qkv, &tables, rotated_heads, places, sign));
+    on_gpu!(qkv, super::cuda::rope(qkv, tables.on_gpu()?, positions, rotated_heads, sign));
     cpu::update(op, qkv, |qkv| {
         let rows = cpu::rows_per_piece(width);
         qkv.par_chunks_mut(rows * width).enumerate().for_each(|(piece, chunk)| {
             cpu::simd!({
                 for (r, row) in chunk.chunks_exact_mut(width).enumerate() {
                     let place = piece * rows + r;
-                    let position = position(places, place, t);
+                    let position = positions.position(place, t);
                     let cos = &tables.cos[position * half..][..half];
                     let sin = &tables.sin[position * half..][..half];
                     for head in row.chunks_exact_mut(d).take(rotated_heads) {
@@ -205,12 +186,12 @@ mod tests {
         for start in [0, 3, 37, 5] {
             let row = Tensor::arange(0f32, 8.0, &Device::Cpu).unwrap().reshape((1, 2, 4)).unwrap();
             let (got, want) = (row.copy().unwrap(), row.copy().unwrap());
-            rope(&got, &declared, heads, Places::From(start)).unwrap();
-            rope(&want, &small, heads, Places::From(start)).unwrap();
+            rope(&got, &declared, heads, Positions::From(start)).unwrap();
+            rope(&want, &small, heads, Positions::From(start)).unwrap();
             assert_eq!(got.to_vec3::<f32>().unwrap(), want.to_vec3::<f32>().unwrap(), "from {start}");
         }
         assert_eq!(declared.tables(1).unwrap().cos.len(), 64 * dim / 2);
         let row = Tensor::zeros((1, 2, 4), candle_core::DType::F32, &Device::Cpu).unwrap();
-        assert!(rope(&row, &small, heads, Places::From(39)).is_err(), "beyond the model's positions");
+        assert!(rope(&row, &small, heads, Positions::From(39)).is_err(), "beyond the model's positions");
     }
 }

@@ -8,7 +8,7 @@ use super::noise::Dropout;
 use super::precision::Precision::F32;
 use super::rope::Rope;
 use super::{adamw, attention, cross_entropy, embedding, linear, lora, rms_norm, rope, swiglu};
-use crate::ops::positions::{Places, Segments};
+use crate::ops::positions::{DocumentStarts, Positions};
 use candle_core::{DType, Device, Result, Tensor, Var};
 
 /// Largest accepted difference, relative to the largest element of the oracle (f32, sums of up to a few thousand terms).
@@ -85,7 +85,7 @@ impl Inputs {
     }
 
     /// Documents of random lengths, of one token up to the whole row.
-    fn segments(&mut self, b: usize, t: usize) -> Result<Segments> {
+    fn documents(&mut self, b: usize, t: usize) -> Result<DocumentStarts> {
         let mut starts = Vec::with_capacity(b * t);
         for _ in 0..b {
             let likely = 1 + self.next() % t as u64;
@@ -97,7 +97,7 @@ impl Inputs {
                 start
             }));
         }
-        Segments::new(starts, t)
+        DocumentStarts::new(starts, t)
     }
 }
 
@@ -233,13 +233,13 @@ fn check_rope(inputs: &mut Inputs) -> Result<f64> {
         let tables = Rope::new(d, 10_000.0, 40);
         let qkv = Var::from_tensor(&inputs.tensor(&[b, t, heads * d])?)?;
         let dy = inputs.tensor(&[b, t, heads * d])?;
-        let segments = inputs.segments(b, t)?;
-        for places in [Places::From(0), Places::From(3), Places::Within(&segments)] {
-            let want = rope::reference(&qkv, &tables, rotated, places)?;
+        let documents = inputs.documents(b, t)?;
+        for positions in [Positions::From(0), Positions::From(3), Positions::Documents(&documents)] {
+            let want = rope::reference(&qkv, &tables, rotated, positions)?;
             let oracle = autograd(&want, &dy, &[&qkv])?;
             let (got, dqkv) = (qkv.as_tensor().copy()?, dy.copy()?);
-            rope::rope(&got, &tables, rotated, places)?;
-            rope::rope_backward(&dqkv, &tables, rotated, places)?;
+            rope::rope(&got, &tables, rotated, positions)?;
+            rope::rope_backward(&dqkv, &tables, rotated, positions)?;
             found = found.max(worst(&[(&got, &want), (&dqkv, &oracle[0])])?);
         }
     }
@@ -266,17 +266,17 @@ fn check_attention(inputs: &mut Inputs) -> Result<f64> {
         let heads = Heads { q, kv, dim };
         let qkv = Var::from_tensor(&(inputs.tensor(&[b, t, heads.packed()])? * 2.0)?)?;
         let dy = inputs.tensor(&[b, t, heads.out()])?;
-        let segments = inputs.segments(b, t)?;
-        let masked = attention::reference(&qkv, heads, Some(&segments))?;
+        let documents = inputs.documents(b, t)?;
+        let masked = attention::reference(&qkv, heads, Some(&documents))?;
         let oracle = autograd(&masked, &dy, &[&qkv])?;
-        let (out, lse) = attention::attention(&qkv, heads, Some(&segments), F32)?;
-        let dqkv = attention::attention_backward(&qkv, &out, &lse, &dy, heads, Some(&segments), F32)?;
+        let (out, lse) = attention::attention(&qkv, heads, Some(&documents), F32)?;
+        let dqkv = attention::attention_backward(&qkv, &out, &lse, &dy, heads, Some(&documents), F32)?;
         found = found.max(worst(&[(&out, &masked), (&dqkv, &oracle[0])])?);
         // Documents of one token leave little of all logits: what they hide is the largest.
-        let alone = Segments::new((0..b * t).map(|i| (i % t) as u32).collect(), t)?;
-        for segments in [Some(&segments), Some(&alone), None] {
-            let (scores, _) = attention::reference_scores(&qkv, heads, segments)?;
-            let top = Tensor::new(attention::max_logit(&qkv, heads, segments)?, &Device::Cpu)?;
+        let alone = DocumentStarts::new((0..b * t).map(|i| (i % t) as u32).collect(), t)?;
+        for documents in [Some(&documents), Some(&alone), None] {
+            let (scores, _) = attention::reference_scores(&qkv, heads, documents)?;
+            let top = Tensor::new(attention::max_logit(&qkv, heads, documents)?, &Device::Cpu)?;
             found = found.max(difference(&top, &scores.max_all()?)?);
         }
 

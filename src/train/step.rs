@@ -9,7 +9,7 @@ use crate::metrics::{Sequences, Times, Train};
 use crate::model::noise::Noise;
 use crate::model::{ActivationStats, PassTimes, TrainInput, TrainOutput};
 use crate::ops::adamw::{global_norm, zero};
-use crate::ops::positions::Segments;
+use crate::ops::positions::DocumentStarts;
 use crate::runtime::error::{Exit, fail, failure_in};
 use crate::runtime::failpoint::failpoint;
 use anyhow::Result;
@@ -168,11 +168,11 @@ fn forward_and_backward(state: &State, config: &Config, batch: &Batch) -> Result
         let Batch { length, inputs, targets, starts } = batch.part(first, config.train.micro_batch_size);
         let rows = inputs.len() / length;
         plant_faults(state, i, rows)?;
-        let segments = starts.map(|starts| Segments::new(starts, length)).transpose()?;
+        let documents = starts.map(|starts| DocumentStarts::new(starts, length)).transpose()?;
         let noise = noise(config, state.counters.step, (first * length) as u64);
         let inputs = Tensor::from_vec(inputs, (rows, length), &Device::Cpu)?;
         let wanted = Tensor::from_slice(&targets, rows * length, &Device::Cpu)?;
-        let feed = TrainInput { segments: segments.as_ref(), noise: noise.as_ref(), observe };
+        let feed = TrainInput { documents: documents.as_ref(), noise: noise.as_ref(), observe };
         passes.push((state.model.loss_and_backward(&inputs, &wanted, feed, scale, &state.grads)?, length, targets));
     }
     // Looked at only now: a device that works on its own need not wait between micro-batches.

@@ -5,7 +5,7 @@ use llama_lite::config::ModelConfig;
 use llama_lite::model::params::Layout;
 use llama_lite::model::{Llama, TrainInput, init::init};
 use llama_lite::ops::attention::{self, Heads};
-use llama_lite::ops::positions::Places;
+use llama_lite::ops::positions::Positions;
 use llama_lite::ops::rope::{self, Rope};
 use llama_lite::ops::selftest::difference;
 use llama_lite::ops::{cross_entropy, embedding, linear, rms_norm, swiglu};
@@ -63,8 +63,11 @@ fn reference_losses(p: &Named, c: &ModelConfig, inputs: &Tensor, targets: &Tenso
         let n = rms_norm::reference(&x, w("input_layernorm"), c.rms_norm_eps)?;
         let project = |name: &str| linear::reference(&n, w(&format!("self_attn.{name}_proj")));
         let qkv = Tensor::cat(&[project("q")?, project("k")?, project("v")?], 2)?;
-        let a =
-            attention::reference(&rope::reference(&qkv, &tables, heads.q + heads.kv, Places::From(0))?, heads, None)?;
+        let a = attention::reference(
+            &rope::reference(&qkv, &tables, heads.q + heads.kv, Positions::From(0))?,
+            heads,
+            None,
+        )?;
         x = (x + linear::reference(&a, w("self_attn.o_proj"))?)?;
         let n = rms_norm::reference(&x, w("post_attention_layernorm"), c.rms_norm_eps)?;
         let gate_up =

@@ -6,7 +6,7 @@ use llama_lite::config::{Config, LORA_TARGETS, LoraConfig};
 use llama_lite::data::packed_rows::{Example, PackedRows};
 use llama_lite::model::params::Layout;
 use llama_lite::model::{Llama, TrainInput, init, lora};
-use llama_lite::ops::positions::Segments;
+use llama_lite::ops::positions::DocumentStarts;
 use llama_lite::ops::selftest::difference;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -330,8 +330,8 @@ fn packed_examples_are_examples_alone() {
             let n = targets.len();
             let inputs = Tensor::from_vec(inputs, (rows.len(), 16), &Device::Cpu).unwrap();
             let targets = Tensor::from_vec(targets, n, &Device::Cpu).unwrap();
-            let segments = Segments::new(starts, 16).unwrap();
-            let feed = TrainInput { segments: Some(&segments), noise: None, observe: false };
+            let documents = DocumentStarts::new(starts, 16).unwrap();
+            let feed = TrainInput { documents: Some(&documents), noise: None, observe: false };
             let scale = 1.0 / rows.trained() as f32;
             let losses = model.loss_and_backward(&inputs, &targets, feed, scale, &grads).unwrap().losses;
             (rows.len(), losses.sum_all().unwrap().to_scalar::<f32>().unwrap(), flat)

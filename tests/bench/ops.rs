@@ -17,7 +17,7 @@ use llama_lite::ops::attention::{Heads, attention, attention_backward};
 use llama_lite::ops::cross_entropy::cross_entropy_and_backward;
 use llama_lite::ops::embedding::{embedding, embedding_backward};
 use llama_lite::ops::linear::{linear, linear_backward_input, linear_backward_weight};
-use llama_lite::ops::positions::Places;
+use llama_lite::ops::positions::Positions;
 use llama_lite::ops::precision::Precision;
 use llama_lite::ops::rms_norm::{add_rms_norm, rms_norm_backward, rms_norm_recompute};
 use llama_lite::ops::rope::{Rope, rope, rope_backward};
@@ -131,9 +131,9 @@ impl Bench {
         })?;
         let tables = Rope::new(64, 500_000.0, t);
         let turned = heads.q + heads.kv;
-        self.time("rope", layers, 0.0, 2 * n * turned * 64, || rope(&qkv, &tables, turned, Places::From(0)))?;
+        self.time("rope", layers, 0.0, 2 * n * turned * 64, || rope(&qkv, &tables, turned, Positions::From(0)))?;
         self.time("rope backward", layers, 0.0, 2 * n * turned * 64, || {
-            rope_backward(&qkv, &tables, turned, Places::From(0))
+            rope_backward(&qkv, &tables, turned, Positions::From(0))
         })?;
         let (gate_up, act) = (self.random(&[n, 2 * f])?, self.random(&[n, f])?);
         self.time("swiglu, recompute", 2 * layers, 0.0, 3 * n * f, || swiglu(&gate_up).map(drop))?;

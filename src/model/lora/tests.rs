@@ -44,7 +44,7 @@ fn grads_of(model: &Llama, rows: usize, parts: usize, noise: Option<Noise>) -> (
         let x = inputs.narrow(0, i * n, n).unwrap().contiguous().unwrap();
         let y = targets.narrow(0, i * n * 8, n * 8).unwrap();
         let noise = noise.map(|noise| Noise { first_token: (i * n * 8) as u64, ..noise });
-        let feed = TrainInput { segments: None, noise: noise.as_ref(), observe: false };
+        let feed = TrainInput { documents: None, noise: noise.as_ref(), observe: false };
         let part = model.loss_and_backward(&x, &y, feed, 1.0 / (rows * 8) as f32, &grads).unwrap().losses;
         losses.extend(part.to_vec1::<f32>().unwrap());
     }

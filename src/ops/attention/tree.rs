@@ -1,4 +1,4 @@
-//! Attention over a [`Forest`]: forward only, node by node. A node's keys and values are those of the nodes above it and its own.
+//! Attention over a [`PrefixTree`]: forward only, node by node. A node's keys and values are those of the nodes above it and its own.
 
 use super::Heads;
 use super::forward::{FEW, KeysAndValues, few_queries, forward_head};
@@ -6,39 +6,39 @@ use super::span::Rows;
 use crate::ops::cpu::{self, SharedMut};
 use crate::ops::on_gpu;
 use crate::ops::precision::Precision;
-use crate::ops::prefix_tree::{Forest, Node};
+use crate::ops::prefix_tree::{Node, PrefixTree};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 /// Packed `qkv` (1, t, (h + 2k)·d), already rotated → output (1, t, h·d).
-pub fn attention_forest(qkv: &Tensor, forest: &Forest, heads: Heads, precision: Precision) -> Result<Tensor> {
-    let (b, t) = heads.check("attention_forest", qkv)?;
-    if b != 1 || forest.len() != t {
-        bail!("attention_forest: {b} rows of {t} for a forest of {} tokens", forest.len());
+pub fn attention_prefix_tree(qkv: &Tensor, tree: &PrefixTree, heads: Heads, precision: Precision) -> Result<Tensor> {
+    let (b, t) = heads.check("attention_prefix_tree", qkv)?;
+    if b != 1 || tree.len() != t {
+        bail!("attention_prefix_tree: {b} rows of {t} for a prefix tree of {} tokens", tree.len());
     }
-    on_gpu!(qkv, crate::ops::cuda::attention_forest(qkv, forest, heads));
-    let out = cpu::read("attention_forest", [qkv], |[qkv]| {
+    on_gpu!(qkv, crate::ops::cuda::attention_prefix_tree(qkv, tree, heads));
+    let out = cpu::read("attention_prefix_tree", [qkv], |[qkv]| {
         let mut out = cpu::output(t * heads.out());
         let shared = SharedMut::new(&mut out);
-        (0..forest.nodes().len() * heads.kv).into_par_iter().for_each(|task| {
-            attend(qkv, &forest.line(task / heads.kv), heads, task % heads.kv, precision, shared);
+        (0..tree.nodes().len() * heads.kv).into_par_iter().for_each(|task| {
+            attend(qkv, &tree.path(task / heads.kv), heads, task % heads.kv, precision, shared);
         });
         Ok(out)
     })?;
     cpu::tensor(out, (1, t, heads.out()))
 }
 
-/// The queries of the last node of `line` against the keys and values of all of it, for key/value head `kv` and its query heads.
-fn attend(qkv: &[f32], line: &[Node], heads: Heads, kv: usize, precision: Precision, out: SharedMut) {
-    let Some(node) = line.last() else { return };
+/// The queries of the last node of `path` against the keys and values of all of it, for key/value head `kv` and its query heads.
+fn attend(qkv: &[f32], path: &[Node], heads: Heads, kv: usize, precision: Precision, out: SharedMut) {
+    let Some(node) = path.last() else { return };
     let (d, width) = (heads.dim, heads.packed());
     let column =
         |node: &Node, head: usize| Rows { data: qkv, from: node.start * width + head * d, stride: width, dim: d };
     let n = node.position + node.len;
     let gathered = |head: usize| -> Vec<f32> {
-        line.iter().flat_map(|node| (0..node.len).flat_map(move |i| column(node, head).row(i))).copied().collect()
+        path.iter().flat_map(|node| (0..node.len).flat_map(move |i| column(node, head).row(i))).copied().collect()
     };
-    let copies = (line.len() > 1).then(|| (gathered(heads.q + kv), gathered(heads.q + heads.kv + kv)));
+    let copies = (path.len() > 1).then(|| (gathered(heads.q + kv), gathered(heads.q + heads.kv + kv)));
     let (keys, values) = match &copies {
         None => (column(node, heads.q + kv), column(node, heads.q + heads.kv + kv)),
         Some((keys, values)) => {

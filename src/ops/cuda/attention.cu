@@ -1,5 +1,5 @@
 // Causal grouped-query attention that never holds its T x T scores (Dao 2023, FlashAttention-2), forward and backward, and over the nodes of a
-// forest. Kernels with one query a block, for f32 and over a cache, are in attention_plain.cu.
+// tree. Kernels with one query a block, for f32 and over a cache, are in attention_plain.cu.
 //
 //   S = Q Kᵀ · scale,  P = softmax(S),  O = P V,  lse = log Σ exp(S)
 //   δ = rowsum(dO · O),  P = exp(S - lse),  dV = Pᵀ dO,  dS = P · (dO Vᵀ - δ) · scale,  dQ = dS K,  dK = dSᵀ Q
@@ -15,14 +15,14 @@
 //   kernel                                   grid                 block  dynamic shared bytes
 //   attention_forward_d64_bf16               ⌈t/128⌉, h, b        128    49152
 //   attention_forward_d128_bf16              ⌈t/128⌉, h, b        128    98304   (over 48 KB: raise the kernel's limit first)
-//   attention_forest_d64_bf16                tiles, h, 1          128    40960
-//   attention_forest_d128_bf16               tiles, h, 1          128    81920   (over 48 KB)
+//   attention_prefix_tree_d64_bf16                tiles, h, 1          128    40960
+//   attention_prefix_tree_d128_bf16               tiles, h, 1          128    81920   (over 48 KB)
 //   attention_delta_{bf16,f32}               ⌈t/4⌉, h, b          128    0
 //   attention_backward_kv_d64_bf16           ⌈t/128⌉, k, b        128    49920   (over 48 KB)
 //   attention_backward_kv_d128_bf16          ⌈t/64⌉, k, b         128    99840   (over 48 KB)
 //   attention_backward_q_d64_bf16            ⌈t/128⌉, h, b        128    65536   (over 48 KB)
 //   attention_backward_q_d128_bf16           ⌈t/64⌉, h, b         128    98304   (over 48 KB)
-//   attention_{forward,forest}_f32           t, h, {b,1}          128    (5d + 8) · 4
+//   attention_{forward,prefix_tree}_f32           t, h, {b,1}          128    (5d + 8) · 4
 //   attention_backward_{kv,q}_f32            t, {k,h}, b          256    0
 //   attention_cached_{bf16,f32}              t, h, b              32w    (d + w (d + 2)) · 4, any number w of warps up to 32
 #include "attention_tiles.cuh"
@@ -50,7 +50,7 @@ struct Sequence {
   __device__ Keys at(int step) const { return {step * N, last}; }
 };
 
-// What a tile of a forest's node sees: the nodes above it and its own. tiles: (first query, end of its node, first step, end of the steps);
+// What a tile of a node of a prefix tree sees: the nodes above it and its own. tiles: (first query, end of its node, first step, end of the steps);
 // steps: (first key, end of its node).
 struct Line {
   static constexpr bool ENDS = true;
@@ -166,18 +166,18 @@ EXPORT(attention_forward_d128_bf16)
 
 // Grid tiles, h, 1; block 128; shared 40960. Arguments: const bf16 *qkv, const u32 *tiles, const u32 *steps (see Line; tiles of up to 64
 // queries, steps of 64 keys), bf16 *out, i32 t, i32 h, i32 k, f32 scale.
-extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_forest_d64_bf16(const bf16 *qkv, const uint32_t *tiles, const uint32_t *steps,
+extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_prefix_tree_d64_bf16(const bf16 *qkv, const uint32_t *tiles, const uint32_t *steps,
                                                                                   bf16 *out, int t, int h, int k, float scale) {
   forward<64, 1, 64>(qkv, Line(tiles, steps), out, nullptr, nullptr, t, h, k, scale);
 }
-EXPORT(attention_forest_d64_bf16)
+EXPORT(attention_prefix_tree_d64_bf16)
 
 // Grid tiles, h, 1; block 128; shared 81920. Arguments as above.
-extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_forest_d128_bf16(const bf16 *qkv, const uint32_t *tiles, const uint32_t *steps,
+extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_prefix_tree_d128_bf16(const bf16 *qkv, const uint32_t *tiles, const uint32_t *steps,
                                                                                    bf16 *out, int t, int h, int k, float scale) {
   forward<128, 1, 64>(qkv, Line(tiles, steps), out, nullptr, nullptr, t, h, k, scale);
 }
-EXPORT(attention_forest_d128_bf16)
+EXPORT(attention_prefix_tree_d128_bf16)
 
 // ---- Backward in bf16 ------------------------------------------------------------------------------------------------------------------
 

@@ -4,8 +4,8 @@
 
 use super::gpu::{Arg, Grid, at, at_or_null, empty, int, launch, list, suffix};
 use crate::ops::attention::{GPU_BF16_DIMS, Heads};
-use crate::ops::positions::Segments;
-use crate::ops::prefix_tree::{Forest, Node};
+use crate::ops::positions::DocumentStarts;
+use crate::ops::prefix_tree::{Node, PrefixTree};
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 const MOST_DIMS: usize = 256;
@@ -23,10 +23,10 @@ struct Tile {
 const FORWARD: [Tile; 2] = [Tile { rows: 128, shared: 49_152 }, Tile { rows: 128, shared: 98_304 }];
 const BACKWARD_KV: [Tile; 2] = [Tile { rows: 128, shared: 49_920 }, Tile { rows: 64, shared: 99_840 }];
 const BACKWARD_Q: [Tile; 2] = [Tile { rows: 128, shared: 65_536 }, Tile { rows: 64, shared: 98_304 }];
-const FOREST: [Tile; 2] = [Tile { rows: 64, shared: 40_960 }, Tile { rows: 64, shared: 81_920 }];
+const PREFIX_TREE: [Tile; 2] = [Tile { rows: 64, shared: 40_960 }, Tile { rows: 64, shared: 81_920 }];
 const TILE_THREADS: usize = 128;
 
-/// Keys that the kernels of a forest take at a time.
+/// Keys that the kernels of a prefix tree take at a time.
 const STEP_KEYS: usize = 64;
 
 /// Shared memory of the kernels with one query a block, by `warps`.
@@ -43,14 +43,14 @@ struct Call {
 }
 
 impl Call {
-    fn new(qkv: &Tensor, heads: Heads, segments: Option<&Segments>) -> Result<Self> {
+    fn new(qkv: &Tensor, heads: Heads, documents: Option<&DocumentStarts>) -> Result<Self> {
         let (b, t, _) = qkv.dims3()?;
         let known =
             if qkv.dtype() == DType::BF16 { GPU_BF16_DIMS.contains(&heads.dim) } else { heads.dim <= MOST_DIMS };
         if !known {
             bail!("attention on a GPU: no kernel for heads of {} in {:?}", heads.dim, qkv.dtype());
         }
-        let starts = segments.map(|s| list(s.starts(), qkv.device())).transpose()?;
+        let starts = documents.map(|s| list(s.starts(), qkv.device())).transpose()?;
         Ok(Self { b, t, heads, starts })
     }
 
@@ -85,12 +85,17 @@ pub(super) fn scale(heads: Heads) -> f32 {
 }
 
 /// Output and log-sum-exp; the largest logit of each query, if there is a place for it.
-fn forward(qkv: &Tensor, heads: Heads, segments: Option<&Segments>, tops: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
-    let (call, device) = (Call::new(qkv, heads, segments)?, qkv.device());
+fn forward(
+    qkv: &Tensor,
+    heads: Heads,
+    documents: Option<&DocumentStarts>,
+    tops: Option<&Tensor>,
+) -> Result<(Tensor, Tensor)> {
+    let (call, device) = (Call::new(qkv, heads, documents)?, qkv.device());
     let out = empty(&[call.b, call.t, heads.out()], qkv.dtype(), device)?;
     let lse = empty(&[call.b, heads.q, call.t], DType::F32, device)?;
     #[cfg(feature = "cudnn")]
-    if segments.is_none() && tops.is_none() && super::gpu::cudnn::forward(qkv, heads, &out, &lse)? {
+    if documents.is_none() && tops.is_none() && super::gpu::cudnn::forward(qkv, heads, &out, &lse)? {
         return Ok((out, lse));
     }
     let tensors = [at(qkv)?, at_or_null(call.starts.as_ref())?, at(&out)?, at(&lse)?, at_or_null(tops)?];
@@ -100,33 +105,37 @@ fn forward(qkv: &Tensor, heads: Heads, segments: Option<&Segments>, tops: Option
 }
 
 /// See [`attention`](crate::ops::attention::attention).
-pub(in crate::ops) fn attention(qkv: &Tensor, heads: Heads, segments: Option<&Segments>) -> Result<(Tensor, Tensor)> {
-    forward(qkv, heads, segments, None)
+pub(in crate::ops) fn attention(
+    qkv: &Tensor,
+    heads: Heads,
+    documents: Option<&DocumentStarts>,
+) -> Result<(Tensor, Tensor)> {
+    forward(qkv, heads, documents, None)
 }
 
 /// See [`max_logit`](crate::ops::attention::max_logit): forward once more, of which the rest is thrown away.
-pub(in crate::ops) fn max_logit(qkv: &Tensor, heads: Heads, segments: Option<&Segments>) -> Result<f32> {
+pub(in crate::ops) fn max_logit(qkv: &Tensor, heads: Heads, documents: Option<&DocumentStarts>) -> Result<f32> {
     let (b, t, _) = qkv.dims3()?;
     let tops = empty(&[b, heads.q, t], DType::F32, qkv.device())?;
-    forward(qkv, heads, segments, Some(&tops))?;
+    forward(qkv, heads, documents, Some(&tops))?;
     Ok(tops.flatten_all()?.to_vec1::<f32>()?.into_iter().fold(f32::NEG_INFINITY, f32::max))
 }
 
-/// A forest as its kernels take it: tiles of up to `rows` queries of a node, and the keys of each in steps of up to `keys`.
-struct Lines {
+/// A prefix tree as its kernels take it: tiles of up to `rows` queries of a node, and the keys of each in steps of up to `keys`.
+struct Paths {
     tiles: Vec<u32>,
     steps: Vec<u32>,
 }
 
-impl Lines {
-    fn new(forest: &Forest, rows: usize, keys: usize) -> Self {
+impl Paths {
+    fn new(tree: &PrefixTree, rows: usize, keys: usize) -> Self {
         let (mut tiles, mut steps) = (Vec::new(), Vec::new());
-        for (number, node) in forest.nodes().iter().enumerate() {
+        for (number, node) in tree.nodes().iter().enumerate() {
             let end = node.start + node.len;
             for first in (node.start..end).step_by(rows) {
                 let from = steps.len() / 2;
                 let last_key = (first + rows).min(end) - 1;
-                for Node { start, len, .. } in forest.line(number) {
+                for Node { start, len, .. } in tree.path(number) {
                     let seen = (start..start + len).step_by(keys).take_while(|&key| key <= last_key);
                     steps.extend(seen.flat_map(|key| [key as u32, (start + len) as u32]));
                 }
@@ -141,22 +150,26 @@ impl Lines {
     }
 }
 
-/// See [`attention_forest`](crate::ops::attention::attention_forest).
-pub(in crate::ops) fn attention_forest(qkv: &Tensor, forest: &Forest, heads: Heads) -> Result<Tensor> {
+/// See [`attention_prefix_tree`](crate::ops::attention::attention_prefix_tree).
+pub(in crate::ops) fn attention_prefix_tree(qkv: &Tensor, tree: &PrefixTree, heads: Heads) -> Result<Tensor> {
     let (call, device) = (Call::new(qkv, heads, None)?, qkv.device());
     let rounded = qkv.dtype() == DType::BF16;
-    let lines = if rounded { Lines::new(forest, FOREST[0].rows, STEP_KEYS) } else { Lines::new(forest, 1, usize::MAX) };
-    let [tiles, steps] = lines.on(device)?;
+    let paths =
+        if rounded { Paths::new(tree, PREFIX_TREE[0].rows, STEP_KEYS) } else { Paths::new(tree, 1, usize::MAX) };
+    let [tiles, steps] = paths.on(device)?;
     let out = empty(&[1, call.t, heads.out()], qkv.dtype(), device)?;
     let mut args = vec![at(qkv)?, at(&tiles)?, at(&steps)?, at(&out)?, int(call.t)?, int(heads.q)?, int(heads.kv)?];
     let (kernel, shared) = if rounded {
-        (format!("attention_forest_d{}_bf16", heads.dim), FOREST[usize::from(heads.dim == GPU_BF16_DIMS[1])].shared)
+        (
+            format!("attention_prefix_tree_d{}_bf16", heads.dim),
+            PREFIX_TREE[usize::from(heads.dim == GPU_BF16_DIMS[1])].shared,
+        )
     } else {
         args.push(int(heads.dim)?);
-        ("attention_forest_f32".into(), plain_shared(heads.dim, 4))
+        ("attention_prefix_tree_f32".into(), plain_shared(heads.dim, 4))
     };
     args.push(Arg::F32(scale(heads)));
-    let grid = Grid { blocks: [lines.tiles.len() / 4, heads.q, 1], threads: TILE_THREADS, shared };
+    let grid = Grid { blocks: [paths.tiles.len() / 4, heads.q, 1], threads: TILE_THREADS, shared };
     launch(device, &kernel, grid, &args).map(|()| out)
 }
 
@@ -167,12 +180,12 @@ pub(in crate::ops) fn attention_backward(
     lse: &Tensor,
     dout: &Tensor,
     heads: Heads,
-    segments: Option<&Segments>,
+    documents: Option<&DocumentStarts>,
 ) -> Result<Tensor> {
-    let (call, device) = (Call::new(qkv, heads, segments)?, qkv.device());
+    let (call, device) = (Call::new(qkv, heads, documents)?, qkv.device());
     let dqkv = empty(qkv.dims(), qkv.dtype(), device)?;
     #[cfg(feature = "cudnn")]
-    if segments.is_none() && super::gpu::cudnn::backward(qkv, heads, (out, lse, dout), &dqkv)? {
+    if documents.is_none() && super::gpu::cudnn::backward(qkv, heads, (out, lse, dout), &dqkv)? {
         return Ok(dqkv);
     }
     let delta = empty(lse.dims(), DType::F32, device)?;

@@ -17,7 +17,7 @@ EXPORT(attention_forward_f32)
 
 // Grid t, h, 1; block 128; shared as above. Arguments: const f32 *qkv, const u32 *tiles, const u32 *steps (see attention.cu's Line; a tile for
 // each query, a step for each node), f32 *out, i32 t, i32 h, i32 k, i32 d, f32 scale.
-extern "C" __global__ void attention_forest_f32(const float *qkv, const uint32_t *tiles, const uint32_t *steps, float *out, int t, int h, int k,
+extern "C" __global__ void attention_prefix_tree_f32(const float *qkv, const uint32_t *tiles, const uint32_t *steps, float *out, int t, int h, int k,
                                                 int d, float scale) {
   const uint32_t *const tile = tiles + 4 * blockIdx.x, *const mine = steps + 2 * tile[2];
   const int query = tile[0], head = blockIdx.y, nodes = tile[3] - tile[2];
@@ -27,7 +27,7 @@ extern "C" __global__ void attention_forest_f32(const float *qkv, const uint32_t
   const Rows<float> rows = {keys, keys + size_t(k) * d, width};
   attend(qkv + query * width + size_t(head) * d, rows, nodes, run, d, scale, out + (size_t(query) * h + head) * d, nullptr, nullptr);
 }
-EXPORT(attention_forest_f32)
+EXPORT(attention_prefix_tree_f32)
 
 // Grid t, h, b; block 32 w for any number w of warps up to 32 (4, or 8 for long caches); shared (d + w (d + 2)) · 4; d <= 256.
 // Queries stand at positions start..start + t; keys and values (b, capacity, k d) hold at least start + t rows of each sequence, un-repeated.

@@ -1,18 +1,13 @@
 //! RoPE, SwiGLU and rounding: launches of `elementwise.cu`.
 
 use super::gpu::{Arg, Grid, at, at_or_null, empty, int, launch, list, suffix};
+use crate::ops::positions::Positions;
 use candle_core::{D, DType, Result, Tensor, bail};
 
 const THREADS: usize = 256;
 
 /// Blocks of a loop over any number of elements.
 const BLOCKS: usize = 4096;
-
-/// Where rows stand: from a position on, or each at its own.
-pub(in crate::ops) enum Positions {
-    From(usize),
-    Each(Vec<u32>),
-}
 
 /// Rotates the first `heads` heads of packed `qkv` (b, t, width) in place by `cos` and `sin` (positions, d/2); `sign` -1 turns back.
 pub(in crate::ops) fn rope(
@@ -25,7 +20,10 @@ pub(in crate::ops) fn rope(
     let ((b, t, width), half) = (qkv.dims3()?, cos.dim(1)?);
     let (start, each) = match positions {
         Positions::From(start) => (start, None),
-        Positions::Each(places) => (0, Some(list(&places, qkv.device())?)),
+        Positions::Documents(_) | Positions::Tree(_) => {
+            let each: Vec<u32> = (0..b * t).map(|i| positions.position(i, t) as u32).collect();
+            (0, Some(list(&each, qkv.device())?))
+        }
     };
     let args = [
         at(qkv)?,

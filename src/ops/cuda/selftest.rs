@@ -9,9 +9,9 @@ mod update;
 
 use super::*;
 use crate::ops::attention::Heads;
-use crate::ops::positions::{Places, Segments};
+use crate::ops::positions::{DocumentStarts, Positions};
 use crate::ops::precision::Precision;
-use crate::ops::prefix_tree::Forest;
+use crate::ops::prefix_tree::PrefixTree;
 use crate::ops::selftest::difference;
 use crate::ops::{attention as cpu_attention, cross_entropy as cpu_cross_entropy};
 use crate::ops::{embedding as cpu_embedding, linear as cpu_linear, rms_norm as cpu_rms_norm, swiglu as cpu_swiglu};
@@ -53,7 +53,7 @@ const CHECKS: [Check; 13] = [
     update::updates,
     attentions,
     attention_over_a_cache,
-    attention_over_a_forest,
+    attention_over_a_prefix_tree,
     tune::adapters,
     tune::noises,
     decode::products,
@@ -194,18 +194,16 @@ fn rope_and_swiglu(bench: &mut Bench) -> Result<()> {
     let tables = crate::ops::rope::Rope::new(dim, 100.0, 40);
     let (cos, sin) = tables.tensors()?;
     let (cos, sin) = (cos.to_device(bench.device)?, sin.to_device(bench.device)?);
-    let segments = Segments::new(vec![0, 0, 2, 3, 3, 3, 3, 0, 0, 0, 0, 4, 4, 4], t)?;
-    let each: Vec<u32> = (0..b * t).map(|place| segments.position(place) as u32).collect();
+    let documents = DocumentStarts::new(vec![0, 0, 2, 3, 3, 3, 3, 0, 0, 0, 0, 4, 4, 4], t)?;
     for within in [false, true] {
         let qkv = bench.tensor(&[b, t, (heads + 2) * dim])?;
         let want = wide(&qkv)?.copy()?;
-        let places = if within { Places::Within(&segments) } else { Places::From(5) };
-        let positions = || if within { Positions::Each(each.clone()) } else { Positions::From(5) };
-        rope(&qkv, (&cos, &sin), positions(), heads, 1.0)?;
-        crate::ops::rope::rope(&want, &tables, heads, places)?;
+        let positions = if within { Positions::Documents(&documents) } else { Positions::From(5) };
+        rope(&qkv, (&cos, &sin), positions, heads, 1.0)?;
+        crate::ops::rope::rope(&want, &tables, heads, positions)?;
         bench.near("rope", &qkv, &want)?;
-        rope(&qkv, (&cos, &sin), positions(), heads, -1.0)?;
-        crate::ops::rope::rope_backward(&want, &tables, heads, places)?;
+        rope(&qkv, (&cos, &sin), positions, heads, -1.0)?;
+        crate::ops::rope::rope_backward(&want, &tables, heads, positions)?;
         bench.within(bench.twice(), "rope back", &qkv, &want)?;
     }
     for (rows, f) in bench.shapes([(1, 8), (3, 2056), (5, 24), (1500, 5120)]) {
@@ -302,22 +300,22 @@ fn compare_attentions(bench: &mut Bench, name: &str) -> Result<()> {
         let heads = Heads { q, kv, dim };
         let (qkv, dout) = (bench.tensor(&[b, t, heads.packed()])?, bench.tensor(&[b, t, heads.out()])?);
         let starts = (0..b * t).map(|i| (i % t / 23 * 23) as u32).collect();
-        let segments = Segments::new(starts, t)?;
-        for segments in [None, Some(&segments)] {
-            let (out, lse) = attention(&qkv, heads, segments)?;
-            let (want, want_lse) = cpu_attention::attention(&wide(&qkv)?, heads, segments, Precision::F32)?;
+        let documents = DocumentStarts::new(starts, t)?;
+        for documents in [None, Some(&documents)] {
+            let (out, lse) = attention(&qkv, heads, documents)?;
+            let (want, want_lse) = cpu_attention::attention(&wide(&qkv)?, heads, documents, Precision::F32)?;
             bench.near(&format!("{name} out"), &out, &want)?;
             bench.near(&format!("{name} lse"), &lse, &want_lse)?;
-            let tops = [max_logit(&qkv, heads, segments)?, cpu_attention::max_logit(&wide(&qkv)?, heads, segments)?];
+            let tops = [max_logit(&qkv, heads, documents)?, cpu_attention::max_logit(&wide(&qkv)?, heads, documents)?];
             bench.numbers(bench.f32(), &format!("{name} max logit"), tops.map(f64::from))?;
-            let got = attention_backward(&qkv, &out, &lse, &dout, heads, segments)?;
+            let got = attention_backward(&qkv, &out, &lse, &dout, heads, documents)?;
             let want = cpu_attention::attention_backward(
                 &wide(&qkv)?,
                 &want,
                 &want_lse,
                 &wide(&dout)?,
                 heads,
-                segments,
+                documents,
                 Precision::F32,
             )?;
             bench.within(bench.twice(), &format!("{name} dqkv"), &got, &want)?;
@@ -340,20 +338,20 @@ fn attention_over_a_cache(bench: &mut Bench) -> Result<()> {
 }
 
 /// Nodes shorter and longer than a tile, under parents of their own and of others, and a tree beside them.
-fn attention_over_a_forest(bench: &mut Bench) -> Result<()> {
-    let mut forest = Forest::default();
-    let root = forest.push(70, None)?;
-    let a = forest.push(3, Some(root))?;
+fn attention_over_a_prefix_tree(bench: &mut Bench) -> Result<()> {
+    let mut tree = PrefixTree::default();
+    let root = tree.push(70, None)?;
+    let a = tree.push(3, Some(root))?;
     for (len, parent) in [(66, root), (1, a), (130, a)] {
-        forest.push(len, Some(parent))?;
+        tree.push(len, Some(parent))?;
     }
-    forest.push(9, None)?;
+    tree.push(9, None)?;
     for (q, kv, dim) in [(4, 2, 64), (2, 1, 128)] {
         let heads = Heads { q, kv, dim };
-        let qkv = bench.tensor(&[1, forest.len(), heads.packed()])?;
-        let got = attention_forest(&qkv, &forest, heads)?;
-        let want = cpu_attention::attention_forest(&wide(&qkv)?, &forest, heads, Precision::F32)?;
-        bench.near("attention over a forest", &got, &want)?;
+        let qkv = bench.tensor(&[1, tree.len(), heads.packed()])?;
+        let got = attention_prefix_tree(&qkv, &tree, heads)?;
+        let want = cpu_attention::attention_prefix_tree(&wide(&qkv)?, &tree, heads, Precision::F32)?;
+        bench.near("attention over a prefix tree", &got, &want)?;
     }
     Ok(())
 }

@@ -5,11 +5,11 @@ use crate::data::batch::Batch;
 use crate::model::init::init;
 use crate::model::noise::Noise;
 use crate::model::params::Layout;
-use crate::model::prefix_tree::Wanted;
+use crate::model::prefix_tree::TargetToken;
 use crate::model::{Llama, TrainInput, lora};
 use crate::ops::cuda::emulated;
 use crate::ops::precision::Precision;
-use crate::ops::prefix_tree::Forest;
+use crate::ops::prefix_tree::PrefixTree;
 use crate::train::state::State;
 use crate::train::step::step;
 use candle_core::{Device, Tensor};
@@ -83,7 +83,7 @@ fn moments_in_bf16_train_alike() {
     }
 }
 
-/// Losses, gradients of adapters and what was observed of one pass with dropout and noise; scores of a forest.
+/// Losses, gradients of adapters and what was observed of one pass with dropout and noise; scores of a prefix tree.
 fn tuned(precision: Precision) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
     let config = ModelConfig { max_position_embeddings: 100, ..config("f32").model };
     let targets = LORA_TARGETS.map(String::from).to_vec();
@@ -97,7 +97,7 @@ fn tuned(precision: Precision) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
     let ids = |n: u32| -> Vec<u32> { (0..n).map(|i| (i * i * 7 + 3) % 320).collect() };
     let (inputs, targets) = (Tensor::from_vec(ids(40), (2, 20), &Device::Cpu).unwrap(), ids(41)[1..].to_vec());
     let noise = Noise { key: 9, dropout: 0.1, neftune: 5.0, first_token: 40 };
-    let feed = TrainInput { segments: None, noise: Some(&noise), observe: true };
+    let feed = TrainInput { documents: None, noise: Some(&noise), observe: true };
     let grad = model.trained().0.zeros(&Device::Cpu).unwrap();
     let grads = model.grads(&grad).unwrap();
     let targets = Tensor::from_vec(targets, 40, &Device::Cpu).unwrap();
@@ -107,12 +107,12 @@ fn tuned(precision: Precision) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
     let mut numbers = observed.attention_logit_max.clone();
     numbers.push(observed.logit_rms() as f32);
     numbers.extend(pass.losses.to_vec1::<f32>().unwrap());
-    let mut forest = Forest::default();
-    let root = forest.push(9, None).unwrap();
-    forest.push(3, Some(root)).unwrap();
-    forest.push(70, Some(root)).unwrap();
-    let wanted = [2, 8, 10, 40, 80].map(|place| Wanted { place, target: (place * 31) % 320 });
-    let scored = model.score_forest(ids(forest.len() as u32), &forest, &wanted).unwrap();
+    let mut tree = PrefixTree::default();
+    let root = tree.push(9, None).unwrap();
+    tree.push(3, Some(root)).unwrap();
+    tree.push(70, Some(root)).unwrap();
+    let wanted = [2, 8, 10, 40, 80].map(|place| TargetToken { place, target: (place * 31) % 320 });
+    let scored = model.score_prefix_tree(ids(tree.len() as u32), &tree, &wanted).unwrap();
     (numbers, grad.to_vec1().unwrap(), scored.iter().map(|s| s.loss).collect())
 }
 

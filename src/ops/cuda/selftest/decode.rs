@@ -3,7 +3,7 @@
 use super::{Bench, wide};
 use crate::ops::attention::Heads;
 use crate::ops::cuda::decode::{Input, Kind, Recorder, attend, buffer, embed, product};
-use crate::ops::positions::Places;
+use crate::ops::positions::Positions;
 use crate::ops::precision::Precision::F32;
 use crate::ops::{attention, linear, rms_norm, rope, swiglu};
 use candle_core::{DType, Device, Result, Tensor};
@@ -57,7 +57,7 @@ pub(super) fn attention(bench: &mut Bench) -> Result<()> {
             attend(&qkv, (&keys, &values), (&on_device.0, &on_device.1), feed, heads, &out)
         })?;
         let row = wide(&table)?.index_select(&Tensor::new(&ids, &Device::Cpu)?, 0)?.unsqueeze(1)?.contiguous()?;
-        rope::rope(&row, &tables, heads.q + heads.kv, Places::From(position))?;
+        rope::rope(&row, &tables, heads.q + heads.kv, Positions::From(position))?;
         // As it is stored.
         let row = row.to_dtype(bench.dtype)?.to_dtype(DType::F32)?;
         want_keys.slice_set(&row.narrow(2, q, kv)?.contiguous()?, 1, position)?;
