@@ -24,6 +24,7 @@
 use candle_core::Tensor;
 
 pub mod adamw;
+pub(crate) mod adapter;
 pub mod attention;
 pub(crate) mod cpu;
 pub mod cross_entropy;
@@ -31,7 +32,9 @@ pub mod cross_entropy;
 pub(crate) mod cuda;
 pub mod device;
 pub mod embedding;
+pub(crate) mod flat;
 pub(crate) mod gemm;
+pub(crate) mod heads;
 pub mod linear;
 pub mod lora;
 pub mod noise;
@@ -43,6 +46,7 @@ pub mod rope;
 pub mod selftest;
 pub mod squares;
 pub mod swiglu;
+pub(crate) mod targets;
 
 /// Whether the work on `t` is done by the kernels of a GPU.
 pub fn is_on_gpu(t: &Tensor) -> bool {

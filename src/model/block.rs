@@ -13,7 +13,7 @@ use super::noise::Noise;
 use super::params::BlockWeights;
 use crate::ops::attention::{Heads, attention, attention_backward, attention_cached, max_logit};
 use crate::ops::linear::{linear, linear_backward, linear_backward_input};
-use crate::ops::lora::{Adapter, lora, lora_backward};
+use crate::ops::lora::{LoraAdapter, lora, lora_backward};
 use crate::ops::noise::Dropout;
 use crate::ops::positions::Positions;
 use crate::ops::precision::Precision;
@@ -120,7 +120,7 @@ impl Block {
         self.heads.q + self.heads.kv
     }
 
-    fn adapter(&self, product: Product) -> Option<(&Adapter, f64)> {
+    fn adapter(&self, product: Product) -> Option<(&LoraAdapter, f64)> {
         let (adapters, scale) = self.adapters.as_ref()?;
         adapters[product as usize].as_ref().map(|adapter| (adapter, *scale))
     }

@@ -7,7 +7,7 @@ use super::names::tensor_specs;
 use super::params::{Cursor, Layout, Spec};
 use crate::config::{LoraConfig, ModelConfig};
 pub use crate::ops::lora::merged;
-use crate::ops::lora::{Adapter, Part};
+use crate::ops::lora::{LoraAdapter, LoraPart};
 use candle_core::{Device, Result, Tensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -32,7 +32,7 @@ pub const A: &str = ".lora_A.weight";
 pub const B: &str = ".lora_B.weight";
 
 /// The adapters of one block, or their gradients: of qkv, o, gate-up and down; none where nothing of it has one.
-pub type BlockAdapters = [Option<Adapter>; 4];
+pub type BlockAdapters = [Option<LoraAdapter>; 4];
 
 /// The adapters of a model.
 #[derive(Clone, Debug)]
@@ -92,7 +92,7 @@ pub fn views(flat: &Tensor, layout: &Layout, model: &ModelConfig, config: &LoraC
     let (heads, kv) = (model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim);
     let widths: [&[usize]; 4] =
         [&[heads, kv, kv], &[model.hidden_size], &[model.intermediate_size; 2], &[model.hidden_size]];
-    let mut group = |modules: &[&str], widths: &[usize]| -> Result<Option<Adapter>> {
+    let mut group = |modules: &[&str], widths: &[usize]| -> Result<Option<LoraAdapter>> {
         let mut at = 0;
         let ranges = modules.iter().zip(widths).map(|(module, width)| {
             at += width;
@@ -103,8 +103,8 @@ pub fn views(flat: &Tensor, layout: &Layout, model: &ModelConfig, config: &LoraC
             return Ok(None);
         }
         let a = cursor.take(ranges.len())?;
-        let parts = ranges.into_iter().map(|rows| Ok(Part { rows, b: cursor.take(1)? })).collect::<Result<_>>()?;
-        Ok(Some(Adapter { a, parts }))
+        let parts = ranges.into_iter().map(|rows| Ok(LoraPart { rows, b: cursor.take(1)? })).collect::<Result<_>>()?;
+        Ok(Some(LoraAdapter { a, parts }))
     };
     let mut block = || -> Result<BlockAdapters> {
         let [qkv, o, gate_up, down] = std::array::from_fn(|i| group(MODULES[i], widths[i]));

@@ -3,6 +3,7 @@
 //! With `g` the clipped gradient and `t` the number of APPLIED updates: `m = β₁ m + (1 - β₁) g`, `v = β₂ v + (1 - β₂) g²`,
 //! `p = p (1 - lr · wd)`, `p = p - lr / (1 - β₁ᵗ) · m / (√v / √(1 - β₂ᵗ) + ε)`: the order of operations of PyTorch's AdamW.
 
+pub use super::flat::{Flat, Range};
 use super::noise::draw;
 use super::{cpu, on_gpu};
 use candle_core::{Result, Tensor, bail};
@@ -24,25 +25,6 @@ pub struct Hyper {
     /// Rounds the moments to bf16: up or down by chance, drawn by place under this key, so that they are right on average (Gupta et al.
     /// 2015). With rounding to nearest, small changes would be lost for good.
     pub rounding: Option<u64>,
-}
-
-/// The four flat f32 buffers, of equal length; on a GPU rounded moments are bf16.
-pub struct Flat<'a> {
-    pub param: &'a Tensor,
-    pub grad: &'a Tensor,
-    pub exp_avg: &'a Tensor,
-    /// Second moment, updated.
-    pub exp_avg_sq: &'a Tensor,
-    /// The weights rounded to bf16 for the products of a GPU, updated; none on the CPU.
-    pub copy: Option<&'a Tensor>,
-}
-
-/// A range of the flat buffers with one decay rule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Range {
-    pub start: usize,
-    pub len: usize,
-    pub decay: bool,
 }
 
 /// Coefficients in f32, computed once in f64.

@@ -21,6 +21,7 @@ mod span;
 mod tree;
 
 use super::cpu::{self, SharedMut};
+pub use super::heads::{GPU_BF16_DIMS, Heads};
 use super::on_gpu;
 use super::precision::Precision;
 use crate::ops::positions::DocumentStarts;
@@ -30,47 +31,6 @@ use forward::{FEW, KeysAndValues, few_queries, forward_head, head_max_logit};
 use rayon::prelude::*;
 use span::Rows;
 pub use tree::attention_prefix_tree;
-
-/// Widths of heads that a GPU has bf16 kernels for.
-pub const GPU_BF16_DIMS: [usize; 2] = [64, 128];
-
-/// Head counts and width of packed rows (h query heads ‖ k key heads ‖ k value heads), each d wide.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Heads {
-    /// Query heads h; a multiple of k.
-    pub q: usize,
-    pub kv: usize,
-    /// Width d of one head.
-    pub dim: usize,
-}
-
-impl Heads {
-    /// Width of a packed QKV row.
-    pub fn packed(&self) -> usize {
-        (self.q + 2 * self.kv) * self.dim
-    }
-
-    /// Width of an output row.
-    pub fn out(&self) -> usize {
-        self.q * self.dim
-    }
-
-    fn group(&self) -> usize {
-        self.q / self.kv
-    }
-
-    fn scale(&self) -> f32 {
-        1.0 / (self.dim as f32).sqrt()
-    }
-
-    fn check(&self, op: &str, qkv: &Tensor) -> Result<(usize, usize)> {
-        let (b, t, width) = qkv.dims3()?;
-        if self.kv == 0 || !self.q.is_multiple_of(self.kv) || width != self.packed() {
-            bail!("{op}: rows of {width} do not hold {self:?}");
-        }
-        Ok((b, t))
-    }
-}
 
 /// The same in candle's differentiable primitives, with the whole score matrix.
 pub fn reference(qkv: &Tensor, heads: Heads, documents: Option<&DocumentStarts>) -> Result<Tensor> {

@@ -7,12 +7,10 @@
 
 use super::gemm::{Into, Mat, matmul};
 use super::precision::Precision;
+pub use super::targets::{IGNORE, Scored};
 use super::{cpu, on_gpu};
 use candle_core::{D, Result, Tensor, bail};
 use rayon::prelude::*;
-
-/// The target of a position that is not trained.
-pub const IGNORE: u32 = u32::MAX;
 
 /// Logits held at once: 32 Mi elements, 128 MiB. Each chunk packs the head's weights and passes over their gradient anew.
 const CHUNK_ELEMENTS: usize = 32 << 20;
@@ -112,15 +110,6 @@ pub fn cross_entropy(x_nc: &Tensor, w_vc: &Tensor, targets_n: &Tensor, precision
         Ok(losses)
     })?;
     cpu::tensor(losses, n)
-}
-
-/// What evaluation asks of a row.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Scored {
-    /// Negative log-probability of the target, in nats.
-    pub loss: f32,
-    /// Whether no other token is more probable.
-    pub best: bool,
 }
 
 /// [`cross_entropy`] that also tells whether the target is the likeliest token.

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `gpu.rs` | addresses of tensors, launches, matrix products: the only place that talks to the driver |
 //! | `gpu/cudnn.rs`, `cudnn.cpp` | attention by cuDNN, if built with the feature of that name |
-//! | `emulated.rs`, `emulated.h` | the same kernels compiled for the CPU, for tests without a GPU |
+//! | `gpu/emulated.rs`, `emulated.h` | the same kernels compiled for the CPU, for tests without a GPU |
 //! | `common.cuh` | what kernels share |
 //! | `NAME.rs`, `NAME.cu` | an op: its launches, its kernels |
 //! | `selftest.rs` | every op against the CPU |
@@ -18,8 +18,6 @@ mod cross_entropy;
 pub(crate) mod decode;
 mod elementwise;
 mod embedding;
-#[cfg(test)]
-mod emulated;
 mod gpu;
 mod linear;
 mod lora;
@@ -28,7 +26,7 @@ mod rms_norm;
 pub(crate) mod selftest;
 
 #[cfg(test)]
-pub(crate) use emulated::{during as emulated, is_emulated};
+pub(crate) use gpu::emulated::{emulated, is_emulated};
 
 #[cfg(feature = "cudnn")]
 pub(super) use gpu::cudnn::version as cudnn_version;

@@ -7,34 +7,22 @@
 //! computed again: it costs rank / outputs of the product it belongs to. The frozen weight has no gradient at all, which spares a third
 //! of full fine-tuning's work.
 
+pub use super::adapter::{LoraAdapter, LoraPart};
 use super::gemm::{Into, Mat, matmul};
 use super::noise::Dropout;
 use super::precision::Precision;
 use super::{cpu, on_gpu};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
-use std::ops::Range;
-
-/// The adapters of one packed projection: weights, or their gradients.
-#[derive(Clone, Debug)]
-pub struct Adapter {
-    /// (n·r, in): the `A` of its n parts, one below the other.
-    pub a: Tensor,
-    /// The parts, in the order of `a`.
-    pub parts: Vec<Part>,
-}
-
-/// The adapter of one projection inside a packed one.
-#[derive(Clone, Debug)]
-pub struct Part {
-    /// Its rows of the packed weight, which are its columns of the output.
-    pub rows: Range<usize>,
-    /// (rows, r)
-    pub b: Tensor,
-}
 
 /// The whole layer in candle's differentiable primitives, `mask` (…, in) standing for dropout.
-pub fn reference(x: &Tensor, w_oi: &Tensor, adapter: &Adapter, scale: f64, mask: Option<&Tensor>) -> Result<Tensor> {
+pub fn reference(
+    x: &Tensor,
+    w_oi: &Tensor,
+    adapter: &LoraAdapter,
+    scale: f64,
+    mask: Option<&Tensor>,
+) -> Result<Tensor> {
     let dropped = mask.map_or_else(|| Ok(x.clone()), |mask| x * mask)?;
     let rank = adapter.a.dim(0)? / adapter.parts.len();
     let mut y = x.matmul(&w_oi.t()?)?;
@@ -55,12 +43,12 @@ struct Sizes {
     rank: usize,
 }
 
-fn sizes(op: &str, x: &Tensor, y: &Tensor, adapter: &Adapter) -> Result<Sizes> {
+fn sizes(op: &str, x: &Tensor, y: &Tensor, adapter: &LoraAdapter) -> Result<Sizes> {
     let (all, inner) = adapter.a.dims2()?;
     let outputs = y.dims().last().copied().unwrap_or(0);
     let rank = all / adapter.parts.len().max(1);
     let rows = x.elem_count() / inner.max(1);
-    let fits = |p: &Part| p.b.dims() == [p.rows.len(), rank] && p.rows.end <= outputs;
+    let fits = |p: &LoraPart| p.b.dims() == [p.rows.len(), rank] && p.rows.end <= outputs;
     let whole = x.dims().last() == Some(&inner) && y.elem_count() == rows * outputs;
     if !whole || rank * adapter.parts.len() != all || !adapter.parts.iter().all(fits) {
         bail!("{op}: x {:?}, y {:?} and A {:?} do not fit", x.shape(), y.shape(), adapter.a.shape());
@@ -81,7 +69,7 @@ fn down(x: &[f32], a: &[f32], s: &Sizes, precision: Precision) -> Vec<f32> {
 pub fn lora(
     y: &Tensor,
     x: &Tensor,
-    adapter: &Adapter,
+    adapter: &LoraAdapter,
     scale: f64,
     dropout: Option<&Dropout>,
     precision: Precision,
@@ -110,8 +98,8 @@ pub fn lora_backward(
     dx: &Tensor,
     dy: &Tensor,
     x: &Tensor,
-    adapter: &Adapter,
-    grads: &Adapter,
+    adapter: &LoraAdapter,
+    grads: &LoraAdapter,
     scale: f64,
     dropout: Option<&Dropout>,
     precision: Precision,

@@ -179,9 +179,13 @@ fn check_lora(inputs: &mut Inputs) -> Result<f64> {
             let a = Var::from_tensor(&inputs.tensor(&[rows.len() * r, i])?)?;
             let bs: Vec<Var> =
                 rows.iter().map(|rows| Var::from_tensor(&inputs.tensor(&[rows.len(), r])?)).collect::<Result<_>>()?;
-            let adapter = |a: &Tensor, bs: &[Tensor]| lora::Adapter {
+            let adapter = |a: &Tensor, bs: &[Tensor]| lora::LoraAdapter {
                 a: a.clone(),
-                parts: rows.iter().zip(bs).map(|(rows, b)| lora::Part { rows: rows.clone(), b: b.clone() }).collect(),
+                parts: rows
+                    .iter()
+                    .zip(bs)
+                    .map(|(rows, b)| lora::LoraPart { rows: rows.clone(), b: b.clone() })
+                    .collect(),
             };
             let weights = adapter(&a, &bs.iter().map(|b| b.as_tensor().clone()).collect::<Vec<_>>());
             let dropout = Dropout { p, key: 5, first: 11 };

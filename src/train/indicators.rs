@@ -5,7 +5,7 @@ use super::state::State;
 use super::step::StepReport;
 use crate::config::Config;
 use crate::metrics::Layers;
-use crate::ops::squares::{Rule, Squares, squares};
+use crate::ops::squares::{LastUpdate, Squares, squares};
 use anyhow::Result;
 
 /// The norms of the step that `report` is of, whose gradient is still in `state`.
@@ -16,7 +16,7 @@ pub fn layers(state: &State, config: &Config, report: &StepReport) -> Result<Lay
     let (layout, flat) = state.model.trained();
     let (optimizer, t) = (&state.optimizer, state.optimizer.updates.min(i32::MAX as u64) as i32);
     let [beta1, beta2] = config.optimizer.betas;
-    let rule = Rule {
+    let rule = LastUpdate {
         keep: 1.0 - report.lr * config.optimizer.weight_decay,
         lr: report.lr,
         inverse_correction1: 1.0 / (1.0 - beta1.powi(t)),

@@ -226,16 +226,20 @@ fn every_op_is_in_the_gradient_tests() {
         } else {
             assert!(
                 [
+                    "adapter",
                     "cpu",
                     "cuda",
                     "device",
+                    "flat",
                     "gemm",
+                    "heads",
                     "noise",
                     "positions",
                     "precision",
                     "prefix_tree",
                     "selftest",
-                    "squares"
+                    "squares",
+                    "targets"
                 ]
                 .contains(&op),
                 "{path} has no reference"

@@ -1,8 +1,7 @@
 //! AdamW and the global norm: launches of `adamw.cu`.
 
 use super::gpu::{Arg, Grid, at, at_or_null, empty, int, launch, list, suffix};
-use crate::ops::adamw::{Flat, Range};
-use crate::ops::squares::{Rule, Squares};
+use crate::ops::flat::{Flat, LastUpdate, Range, Squares};
 use candle_core::{DType, Result, Tensor, bail};
 
 const THREADS: usize = 256;
@@ -62,7 +61,7 @@ pub(in crate::ops) fn global_norm(grad: &Tensor) -> Result<f64> {
 }
 
 /// Sums over every piece: see [`squares`](crate::ops::squares::squares).
-pub(in crate::ops) fn squares(flats: [&Tensor; 4], pieces: &[Range], rule: &Rule) -> Result<Vec<Squares>> {
+pub(in crate::ops) fn squares(flats: [&Tensor; 4], pieces: &[Range], rule: &LastUpdate) -> Result<Vec<Squares>> {
     let device = flats[0].device();
     let bounds: Vec<i64> = pieces.iter().flat_map(|r| [r.start as i64, r.len as i64, i64::from(r.decay)]).collect();
     let rule = [rule.keep, rule.lr, rule.inverse_correction1, rule.inverse_sqrt_correction2, rule.eps];

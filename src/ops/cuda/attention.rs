@@ -3,7 +3,7 @@
 //! bf16 with heads of 64 or 128 goes through the tensor cores; f32, of any width up to 256, is plain: for comparisons.
 
 use super::gpu::{Arg, Grid, at, at_or_null, empty, int, launch, list, suffix};
-use crate::ops::attention::{GPU_BF16_DIMS, Heads};
+use crate::ops::heads::{GPU_BF16_DIMS, Heads};
 use crate::ops::positions::DocumentStarts;
 use crate::ops::prefix_tree::{Node, PrefixTree};
 use candle_core::{DType, Device, Result, Tensor, bail};
@@ -75,13 +75,9 @@ impl Call {
             args.push(int(dim)?);
             (format!("attention_{name}_f32"), Grid { blocks: [t, heads, self.b], ..plain })
         };
-        args.push(Arg::F32(scale(self.heads)));
+        args.push(Arg::F32(self.heads.scale()));
         launch(like.device(), &kernel, grid, &args)
     }
-}
-
-pub(super) fn scale(heads: Heads) -> f32 {
-    1.0 / (heads.dim as f32).sqrt()
 }
 
 /// Output and log-sum-exp; the largest logit of each query, if there is a place for it.
@@ -168,7 +164,7 @@ pub(in crate::ops) fn attention_prefix_tree(qkv: &Tensor, tree: &PrefixTree, hea
         args.push(int(heads.dim)?);
         ("attention_prefix_tree_f32".into(), plain_shared(heads.dim, 4))
     };
-    args.push(Arg::F32(scale(heads)));
+    args.push(Arg::F32(heads.scale()));
     let grid = Grid { blocks: [paths.tiles.len() / 4, heads.q, 1], threads: TILE_THREADS, shared };
     launch(device, &kernel, grid, &args).map(|()| out)
 }
@@ -218,7 +214,7 @@ pub(in crate::ops) fn attention_cached(
     for size in sizes {
         args.push(size?);
     }
-    args.push(Arg::F32(scale(heads)));
+    args.push(Arg::F32(heads.scale()));
     let shared = plain_shared(d, CACHED_WARPS);
     let grid = Grid { blocks: [t, heads.q, b], threads: 32 * CACHED_WARPS, shared };
     launch(q.device(), &format!("attention_cached_{}", suffix(q)?), grid, &args).map(|()| out)

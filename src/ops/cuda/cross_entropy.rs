@@ -1,7 +1,7 @@
 //! Head and cross-entropy: launches of `cross_entropy.cu` between products, over chunks of rows.
 
 use super::gpu::{Arg, Grid, Matrix, at, at_or_null, empty, int, launch, list, product, suffix};
-use crate::ops::cross_entropy::Scored;
+use crate::ops::targets::Scored;
 use candle_core::{DType, Result, Tensor};
 
 const THREADS: usize = 512;

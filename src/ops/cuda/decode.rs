@@ -1,8 +1,7 @@
 //! One token at a time: launches of `decode.cu`, on buffers that stay, so that they can be recorded once and replayed for every token.
 
-use super::attention::scale;
 use super::gpu::{Arg, Grid, Replay, address, at, at_or_null, empty, int, launch, list, suffix};
-use crate::ops::attention::Heads;
+use crate::ops::heads::Heads;
 use candle_core::{D, DType, Device, Result, Tensor};
 
 /// Sequences that can be decoded together.
@@ -123,7 +122,7 @@ pub(crate) fn attend(
 ) -> Result<()> {
     let (rows, capacity, d) = (qkv.dim(0)?, keys.dim(1)?, heads.dim);
     let mut args = [qkv, keys, values, cos, sin, feed, out].map(at).into_iter().collect::<Result<Vec<_>>>()?;
-    args.extend([int(capacity)?, int(heads.q)?, int(heads.kv)?, int(d)?, Arg::F32(scale(heads))]);
+    args.extend([int(capacity)?, int(heads.q)?, int(heads.kv)?, int(d)?, Arg::F32(heads.scale())]);
     let shared = 4 * (d + ATTENTION_WARPS * (d + 2));
     let grid = Grid { blocks: [heads.q, rows, 1], threads: 32 * ATTENTION_WARPS, shared };
     launch(qkv.device(), &format!("decode_attend_{}", suffix(qkv)?), grid, &args)

@@ -74,7 +74,7 @@ pub(super) fn address(t: &Tensor) -> Result<u64> {
         #[cfg(feature = "cuda")]
         Storage::Cuda(storage) => device::base(storage)?,
         #[cfg(test)]
-        Storage::Cpu(storage) => super::emulated::base(storage)?,
+        Storage::Cpu(storage) => emulated::base(storage)?,
         _ => bail!("a kernel needs a tensor on the GPU"),
     };
     Ok(base + (layout.start_offset() * t.dtype().size_in_bytes()) as u64)
@@ -108,7 +108,7 @@ pub(super) fn launch(device: &Device, kernel: &str, grid: Grid, args: &[Arg]) ->
         #[cfg(feature = "cuda")]
         Device::Cuda(device) => device::launch(device, kernel, grid, &mut values),
         #[cfg(test)]
-        Device::Cpu => super::emulated::launch(kernel, grid, &mut values),
+        Device::Cpu => emulated::launch(kernel, grid, &mut values),
         _ => bail!("{kernel}: no GPU"),
     }
 }
@@ -173,7 +173,7 @@ pub(super) fn scaled_product(
         #[cfg(feature = "cuda")]
         Device::Cuda(device) => device::product(device, out, accumulate, factor, a, b),
         #[cfg(test)]
-        Device::Cpu => super::emulated::product(out, accumulate, factor, a, b),
+        Device::Cpu => emulated::product(out, accumulate, factor, a, b),
         _ => bail!("product: no GPU"),
     }
 }
@@ -222,6 +222,8 @@ impl Replay {
 pub(super) mod cudnn;
 #[cfg(feature = "cuda")]
 pub(super) mod device;
+#[cfg(test)]
+pub(super) mod emulated;
 #[cfg(feature = "cuda")]
 pub(super) mod times;
 #[cfg(feature = "cuda")]

@@ -4,19 +4,19 @@
 
 use super::gpu::{Matrix, empty, product, scaled_product};
 use super::noise::{add_dropped, dropped};
-use crate::ops::lora::Adapter;
+use crate::ops::adapter::LoraAdapter;
 use crate::ops::noise::Dropout;
 use candle_core::{D, Result, Tensor};
 use std::ops::Range;
 
 /// Every part of an adapter with its columns of `u`.
-fn parts(adapter: &Adapter) -> Result<Vec<Range<usize>>> {
+fn parts(adapter: &LoraAdapter) -> Result<Vec<Range<usize>>> {
     let (all, n) = (adapter.a.dim(0)?, adapter.parts.len());
     Ok((0..n).map(|i| i * all / n..(i + 1) * all / n).collect())
 }
 
 /// `u = x Aᵀ`, (rows, n·r).
-fn down(x: &Tensor, adapter: &Adapter) -> Result<Tensor> {
+fn down(x: &Tensor, adapter: &LoraAdapter) -> Result<Tensor> {
     let (all, inner) = adapter.a.dims2()?;
     let u = empty(&[x.elem_count() / inner, all], x.dtype(), x.device())?;
     product(x.device(), Matrix::of(&u, all)?, false, Matrix::of(x, inner)?, Matrix::of(&adapter.a, inner)?.t())?;
@@ -27,7 +27,7 @@ fn down(x: &Tensor, adapter: &Adapter) -> Result<Tensor> {
 pub(in crate::ops) fn lora(
     y: &Tensor,
     x: &Tensor,
-    adapter: &Adapter,
+    adapter: &LoraAdapter,
     scale: f32,
     dropout: Option<&Dropout>,
 ) -> Result<()> {
@@ -45,7 +45,7 @@ pub(in crate::ops) fn lora_backward(
     dx: &Tensor,
     dy: &Tensor,
     x: &Tensor,
-    (adapter, grads): (&Adapter, &Adapter),
+    (adapter, grads): (&LoraAdapter, &LoraAdapter),
     scale: f32,
     dropout: Option<&Dropout>,
 ) -> Result<()> {

@@ -2,10 +2,9 @@
 //!
 //! The backward pass has a fixed order of sums, so the same bits come out twice; they are not those of our own kernels.
 
-use super::super::attention::scale;
 use super::times::timed;
 use super::{address, empty};
-use crate::ops::attention::{GPU_BF16_DIMS, Heads};
+use crate::ops::heads::{GPU_BF16_DIMS, Heads};
 use crate::runtime::error::note;
 use candle_core::cuda_backend::{CudaDevice, WrapErr};
 use candle_core::{DType, Device, Result as CandleResult, Tensor, bail};
@@ -141,7 +140,7 @@ fn prepared(qkv: &Tensor, heads: Heads, backward: bool) -> CandleResult<Option<P
         return Ok(None);
     }
     let [batch, length, query_heads, kv_heads, head_dim] = [b, t, q, kv, dim].map(|n| n as i64);
-    let shape = Shape { batch, length, query_heads, kv_heads, head_dim, scale: scale(heads) };
+    let shape = Shape { batch, length, query_heads, kv_heads, head_dim, scale: heads.scale() };
     let (mut plan, mut bytes) = (null_mut(), 0);
     // SAFETY: the handle is open, its context current; shape and results are those of the declaration.
     let made = unsafe {

@@ -1,24 +1,24 @@
 //! What fine-tuning adds: adapters, dropout, noise.
 
 use super::{Bench, wide, zeros};
-use crate::ops::lora::{Adapter, Part};
+use crate::ops::lora::{LoraAdapter, LoraPart};
 use crate::ops::noise::Dropout;
 use crate::ops::precision::Precision;
 use crate::ops::{cuda, lora as cpu_lora, noise as cpu_noise};
 use candle_core::{Result, Tensor};
 
 /// An adapter, in the type that is checked, of parts of these many rows: the second one has none.
-fn adapter(bench: &mut Bench, inner: usize, rank: usize) -> Result<Adapter> {
+fn adapter(bench: &mut Bench, inner: usize, rank: usize) -> Result<LoraAdapter> {
     let rows = [0..5, 9..12];
     let a = bench.tensor(&[rows.len() * rank, inner])?;
-    let parts = rows.map(|rows| Ok(Part { b: bench.tensor(&[rows.len(), rank])?, rows }));
-    Ok(Adapter { a, parts: parts.into_iter().collect::<Result<_>>()? })
+    let parts = rows.map(|rows| Ok(LoraPart { b: bench.tensor(&[rows.len(), rank])?, rows }));
+    Ok(LoraAdapter { a, parts: parts.into_iter().collect::<Result<_>>()? })
 }
 
 /// The same in f32 on the CPU; or zeros of the same shapes.
-fn each(adapter: &Adapter, f: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Adapter> {
-    let part = |part: &Part| Ok(Part { rows: part.rows.clone(), b: f(&part.b)? });
-    Ok(Adapter { a: f(&adapter.a)?, parts: adapter.parts.iter().map(part).collect::<Result<_>>()? })
+fn each(adapter: &LoraAdapter, f: impl Fn(&Tensor) -> Result<Tensor>) -> Result<LoraAdapter> {
+    let part = |part: &LoraPart| Ok(LoraPart { rows: part.rows.clone(), b: f(&part.b)? });
+    Ok(LoraAdapter { a: f(&adapter.a)?, parts: adapter.parts.iter().map(part).collect::<Result<_>>()? })
 }
 
 pub(super) fn adapters(bench: &mut Bench) -> Result<()> {

@@ -3,7 +3,7 @@
 use super::{BF16, Bench, wide};
 use crate::ops::adamw as cpu_adamw;
 use crate::ops::cuda::{global_norm, round_to_bf16, squares};
-use crate::ops::squares::{self as cpu_squares, Rule, Squares};
+use crate::ops::squares::{self as cpu_squares, LastUpdate, Squares};
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 /// The update is the CPU's but for the order in which a compiler adds and multiplies; the copy is its rounding.
@@ -40,7 +40,7 @@ pub(super) fn updates(bench: &mut Bench) -> Result<()> {
     let other = Tensor::zeros(n, DType::BF16, bench.device)?;
     round_to_bf16(&p, &other)?;
     bench.within(0.0, "round_to_bf16", &other, &again)?;
-    let rule = Rule { keep: 0.99, lr: 1e-2, inverse_correction1: 1.9, inverse_sqrt_correction2: 1.7, eps: 1e-8 };
+    let rule = LastUpdate { keep: 0.99, lr: 1e-2, inverse_correction1: 1.9, inverse_sqrt_correction2: 1.7, eps: 1e-8 };
     let got = squares([&p, &g, &m, &v], &ranges, &rule)?;
     let want = cpu_squares::squares([&host[0], &host_g, &host[1], &host[2]], &ranges, &rule)?;
     for (got, want) in got.iter().zip(&want) {

@@ -1,6 +1,6 @@
 //! A GPU for tests: kernels compiled by the machine's C++ compiler (see `emulated.h`), on tensors of the CPU.
 
-use super::gpu::{Grid, Matrix};
+use super::{Grid, Matrix};
 use candle_core::{CpuStorage, DType, Result, bail};
 use half::bf16;
 use libloading::{Library, Symbol};
@@ -27,14 +27,14 @@ thread_local! {
 }
 
 /// Runs `work` with this thread's tensors on the emulated GPU: ops hand over to it.
-pub(crate) fn during<R>(work: impl FnOnce() -> R) -> R {
+pub(crate) fn emulated<R>(work: impl FnOnce() -> R) -> R {
     EMULATED.set(true);
     let result = work();
     EMULATED.set(false);
     result
 }
 
-/// Whether this thread is within [`during`].
+/// Whether this thread is within [`emulated`].
 pub(crate) fn is_emulated() -> bool {
     EMULATED.get()
 }
