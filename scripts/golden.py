@@ -38,6 +38,8 @@ FIXTURES = ROOT / "tests/fixtures"
 VOLATILE = {"time", "tokens_per_second", "mfu", "data_seconds", "seconds", "stall_seconds", "before", "after", "pid", "spent", "parts"}
 # Files that hold nothing but times and process numbers.
 SKIPPED = {"times.jsonl", "run.lock", "prepare.lock"}
+# Version and commit, as `--version` prints them.
+BUILD = re.compile(r"\b\d+\.\d+\.\d+ \([0-9a-f]+\)")
 # In what is printed: dates, durations, speeds, this machine's memory and disk, and the shares of the time.
 VOLATILE_TEXT = re.compile(
     r"\d{4}-\d\d-\d\d[T ][\d:.]+Z?|^time  .*$|seconds [\d.e-]+|\d[\d,.]* (?:ms|s|min|h|d|days?|tokens/s)\b"
@@ -242,7 +244,9 @@ def stable(value: object, work: str) -> object:
         return {key: stable(shortened(key, item), work) for key, item in value.items() if key not in VOLATILE}
     if isinstance(value, list):
         return [stable(item, work) for item in value]
-    return value.replace(work, "WORK").replace(str(ROOT), "ROOT") if isinstance(value, str) else value
+    if isinstance(value, str):
+        return BUILD.sub("BUILD", value).replace(work, "WORK").replace(str(ROOT), "ROOT")
+    return value
 
 
 def shortened(key: str, item: object) -> object:
@@ -257,7 +261,7 @@ def shortened(key: str, item: object) -> object:
 def stable_text(data: bytes, work: Path) -> bytes:
     """Printed text without what changes from run to run."""
     text = data.decode(errors="replace").replace(str(work), "WORK").replace(str(ROOT), "ROOT")
-    return VOLATILE_TEXT.sub("", text).encode()
+    return VOLATILE_TEXT.sub("", BUILD.sub("BUILD", text)).encode()
 
 
 def content(path: Path, work: Path) -> bytes:
