@@ -89,7 +89,8 @@ impl Stories {
     }
 
     /// Hex digest of all that the stories depend on, the seed and the grammar: equal fingerprints, equal stories.
-    pub fn fingerprint(&self) -> String {
+    #[cfg(test)]
+    fn fingerprint(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&self.seed.to_le_bytes()).update(words::WORDS.as_bytes());
         for rules in plots::RULES {

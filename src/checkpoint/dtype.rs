@@ -2,12 +2,9 @@
 //!
 //! Narrowing rounds to nearest, ties to even, as PyTorch and the hardware do; widening is exact.
 
-use anyhow::Result;
 use half::slice::HalfFloatSliceExt;
 use half::vec::HalfFloatVecExt;
 use half::{bf16, f16};
-
-use crate::runtime::error::{Exit, fail};
 
 /// Element type of a weight file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,16 +15,6 @@ pub enum Dtype {
 }
 
 impl Dtype {
-    /// From the name used on the command line: `f32`, `bf16` or `f16`.
-    pub fn parse(name: &str) -> Result<Dtype> {
-        match name {
-            "f32" => Ok(Dtype::F32),
-            "bf16" => Ok(Dtype::Bf16),
-            "f16" => Ok(Dtype::F16),
-            _ => Err(fail(Exit::Config, format!("unknown dtype {name:?}")).hint("use f32, bf16 or f16").into()),
-        }
-    }
-
     /// Bytes per element.
     pub fn size(self) -> usize {
         match self {
@@ -155,7 +142,5 @@ mod tests {
             dtype.decode(&bytes, &mut back);
             assert_eq!(back.iter().map(|v| v.to_bits()).collect::<Vec<_>>(), values.map(f32::to_bits), "{dtype:?}");
         }
-        assert_eq!(Dtype::parse("bf16").unwrap(), Dtype::Bf16);
-        assert!(Dtype::parse("int8").unwrap_err().to_string().contains("int8"));
     }
 }

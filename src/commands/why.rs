@@ -2,7 +2,7 @@
 
 use super::print;
 use crate::cli::Why;
-use crate::inspect::why::why_beside;
+use crate::inspect::why::why;
 use crate::metrics::{Console, fixed};
 use crate::runtime::format::escape_control;
 use anyhow::Result;
@@ -11,7 +11,7 @@ use anyhow::Result;
 const SHOWN: usize = 300;
 
 pub(super) fn run(args: &Why, console: Console) -> Result<()> {
-    let found = why_beside(&args.run, args.step, args.base.as_deref(), console)?;
+    let found = why(&args.run, args.step, args.base.as_deref(), console)?;
     let logged = found.logged.map_or_else(String::new, |loss| format!(", logged loss {}", fixed(loss, 4)));
     let mut out = format!(
         "step {}: {} sequences{logged}; {}\n",

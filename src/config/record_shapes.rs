@@ -150,11 +150,6 @@ impl Meaning {
     pub fn of_field(field: &str) -> Option<Self> {
         FIELDS.iter().find(|(_, names, _)| names.contains(&field)).map(|(meaning, ..)| *meaning)
     }
-
-    /// The names of fields of this meaning, the usual one first.
-    pub fn fields(self) -> &'static [&'static str] {
-        FIELDS.iter().find(|(meaning, ..)| *meaning == self).map_or(&[], |(_, names, _)| names)
-    }
 }
 
 /// The role that most data sets call `name`, whatever its case and the spaces around it.

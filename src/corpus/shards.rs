@@ -94,7 +94,8 @@ impl ShardSet {
     }
 
     /// UTF-8 bytes of the text behind the tokens; `None` if a shard has no manifest that says so.
-    pub fn text_bytes(&self) -> Option<u64> {
+    #[cfg(test)]
+    pub(super) fn text_bytes(&self) -> Option<u64> {
         self.shards.iter().map(|shard| Some(shard.entry.as_ref()?.bytes)).sum()
     }
 

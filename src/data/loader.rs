@@ -86,7 +86,8 @@ impl Loader {
     }
 
     /// Windows or rows in one pass over all sources.
-    pub fn windows(&self) -> u64 {
+    #[cfg(test)]
+    fn windows(&self) -> u64 {
         match &self.kind {
             Kind::Windows { sources, .. } => sources.iter().map(|(_, order)| order.windows()).sum(),
             Kind::Examples { order, .. } => order.windows(),

@@ -125,7 +125,8 @@ const TASKS: [Row; 14] = [
 ];
 
 /// Every name that can be asked for, groups included.
-pub fn names() -> Vec<String> {
+#[cfg(test)]
+fn names() -> Vec<String> {
     let plain = TASKS.iter().map(|row| row.0.to_owned());
     let groups = std::iter::once("mmlu".to_owned()).chain(GROUPS.iter().map(|(name, _)| format!("mmlu_{name}")));
     plain.chain(groups).chain(subjects().map(|subject| format!("mmlu_{subject}"))).collect()

@@ -45,19 +45,11 @@ pub struct Why {
     pub exact: bool,
 }
 
-/// Explains step `step` of the run in `run_dir`.
+/// Explains step `step` of the run in `run_dir`; adapters are taken beside the model in `base`, if that is given.
 ///
 /// # Errors
 /// [`Exit::Config`] for a step that the run does not have, [`Exit::Data`] without a checkpoint or if the data have changed.
-pub fn why(run_dir: &Path, step: u64, console: Console) -> Result<Why> {
-    why_beside(run_dir, step, None, console)
-}
-
-/// [`why`]; adapters are taken beside the model in `base`, if that is given.
-///
-/// # Errors
-/// Those of [`why`].
-pub fn why_beside(run_dir: &Path, step: u64, base: Option<&Path>, console: Console) -> Result<Why> {
+pub fn why(run_dir: &Path, step: u64, base: Option<&Path>, console: Console) -> Result<Why> {
     let sound = checkpoint::sound(run_dir)?;
     let Some(newest) = sound.first() else {
         return Err(fail(Exit::Data, format!("{}: no checkpoint, so its tokenizer is not known", run_dir.display()))

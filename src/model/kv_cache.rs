@@ -105,11 +105,4 @@ impl KvCache {
     pub fn capacity(&self) -> usize {
         self.capacity
     }
-
-    /// Forgets everything; the memory stays.
-    pub fn clear(&mut self) {
-        for layer in &mut self.layers {
-            layer.len = 0;
-        }
-    }
 }

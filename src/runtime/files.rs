@@ -35,7 +35,7 @@ pub(crate) mod power;
 #[cfg(test)]
 mod tests;
 
-pub use append::{Appender, Syncer, append_bytes, append_log, truncate_file_atomic};
+pub use append::{Appender, Syncer, append_bytes, append_log};
 pub use dir::{DirTxn, TxnFile, create_dirs, remove_tree, rename_durable};
 pub use growing::Growing;
 pub use hint::{Access, io_hint};

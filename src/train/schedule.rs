@@ -151,11 +151,6 @@ impl Schedule {
         (self.kind == Kind::Wsd).then(|| self.origin.saturating_add(self.decay().0))
     }
 
-    /// `min_lr`.
-    pub fn min_lr(&self) -> f64 {
-        self.min_lr
-    }
-
     /// Of a checkpoint: what its configuration calls `total_steps` and `start_step`, which older versions kept only here.
     pub fn complete(&self, config: &mut ScheduleConfig) {
         config.total_steps = (self.kind == Kind::Wsd).then_some(self.horizon);

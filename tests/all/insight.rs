@@ -153,7 +153,7 @@ fn a_planted_document_is_ranked_first_in_its_step() {
     let why = |step: u64| stdout(&ok(&["why", arg(&run), "--step", &step.to_string(), "--full", "--quiet"]));
     let step = (1..=120)
         .find(|&step| {
-            llama_lite::inspect::why::why(&run, step, quiet)
+            llama_lite::inspect::why::why(&run, step, None, quiet)
                 .unwrap()
                 .parts
                 .iter()
@@ -166,7 +166,7 @@ fn a_planted_document_is_ranked_first_in_its_step() {
     assert_eq!(said.matches("\nloss ").count(), 4, "{said}");
     assert!(said.contains("logged loss"), "{said}");
     // Where the losses of the sequences were logged they make up the loss of the step; elsewhere a model of some steps before judges.
-    let found = |step| llama_lite::inspect::why::why(&run, step, quiet).unwrap();
+    let found = |step| llama_lite::inspect::why::why(&run, step, None, quiet).unwrap();
     let (late, early) = (found(97), found(31));
     let mean = late.parts.iter().map(|part| part.loss).sum::<f64>() / late.parts.len() as f64;
     assert!(late.exact && (mean - late.logged.unwrap()).abs() < 1e-6, "{mean} {:?}", late.logged);
@@ -206,7 +206,7 @@ fn branches_go_on_from_one_checkpoint() {
     // Two steps of four sequences are passed over: what the run saw in step 7 the branch sees in step 5.
     let quiet = llama_lite::metrics::Console { quiet: true, terminal: false, color: false };
     let seen = |run: &Path, step| -> Vec<String> {
-        llama_lite::inspect::why::why(run, step, quiet).unwrap().parts.into_iter().map(|part| part.text).collect()
+        llama_lite::inspect::why::why(run, step, None, quiet).unwrap().parts.into_iter().map(|part| part.text).collect()
     };
     let sorted = |mut texts: Vec<String>| {
         texts.sort();

@@ -5,7 +5,7 @@
 //! was never acknowledged and is removed when the log is next opened.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,7 @@ use rustix::fs::OFlags;
 
 use super::fault::{Op, step};
 use super::identity::Named;
-use super::{AtomicFile, io_context, io_failure, open_input, parent_of, refuse_special, sync_dir, sync_file};
+use super::{AtomicFile, io_context, io_failure, parent_of, refuse_special, sync_dir, sync_file};
 use crate::runtime::error::{Exit, fail};
 
 /// A log opened for appending. One writer at a time (the run's lock sees to that).
@@ -90,7 +90,7 @@ impl Appender {
         self.named.is_in_place()
     }
 
-    /// Length of the log in bytes: what [`truncate_file_atomic`] is given to come back to this point.
+    /// Length of the log in bytes.
     pub fn len(&self) -> Result<u64> {
         Ok(self.named.file.metadata().map_err(|e| io_failure("read", self.path(), &e))?.len())
     }
@@ -154,25 +154,4 @@ fn cut_torn_line(file: &File, path: &Path) -> io::Result<()> {
         end = start;
     }
     if end < size { step(Op::Truncate(path, end)).and_then(|()| file.set_len(end)) } else { Ok(()) }
-}
-
-/// Keeps the first `keep` bytes of the file `path` (all, if it is shorter). With `tail`, what is cut off is first stored
-/// there, durably. The file is rewritten and renamed into place: appenders opened before still write to the old one.
-pub fn truncate_file_atomic(path: &Path, keep: u64, tail: Option<&Path>) -> Result<()> {
-    let (mut file, size) = open_input(path, false)?;
-    if size <= keep {
-        return Ok(());
-    }
-    let mut kept = AtomicFile::create(path)?;
-    let copied = io::copy(&mut (&mut file).take(keep), &mut kept).map_err(io_context("copy", path))?;
-    if copied != keep {
-        let message = format!("{} shrank while it was being rewritten", path.display());
-        return Err(fail(Exit::Io, message).hint("stop whatever else writes to it, then try again").into());
-    }
-    if let Some(tail) = tail {
-        let mut rest = AtomicFile::create(tail)?;
-        io::copy(&mut file, &mut rest).map_err(io_context("copy the tail to", tail))?;
-        rest.commit()?;
-    }
-    kept.commit()
 }

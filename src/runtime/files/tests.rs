@@ -158,21 +158,6 @@ fn torn_last_line_is_removed_on_opening() {
 }
 
 #[test]
-fn cutting_a_log_keeps_the_tail_elsewhere() {
-    let dir = dir();
-    let (path, tail) = (dir.path().join("log"), dir.path().join("tail"));
-    std::fs::write(&path, "one\ntwo\nthree\n").unwrap();
-    truncate_file_atomic(&path, 100, Some(&tail)).unwrap();
-    assert!(!tail.exists());
-    truncate_file_atomic(&path, 4, Some(&tail)).unwrap();
-    assert_eq!(std::fs::read_to_string(&path).unwrap(), "one\n");
-    assert_eq!(std::fs::read_to_string(&tail).unwrap(), "two\nthree\n");
-    truncate_file_atomic(&path, 0, None).unwrap();
-    assert_eq!(std::fs::read(&path).unwrap(), b"");
-    assert_eq!(names(dir.path()), ["log", "tail"]);
-}
-
-#[test]
 fn directory_appears_whole_or_not_at_all() {
     let dir = dir();
     let target = dir.path().join("d");
