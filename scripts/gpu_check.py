@@ -33,7 +33,8 @@ import threading
 import time
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
+from benches.shared import config_text, torch_command
+
 SMALL = dict(hidden_size=256, intermediate_size=704, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=64,
              vocab_size=4096, rope_theta=10000.0, rms_norm_eps=1e-5, tie_word_embeddings=False, max_position_embeddings=1024)
 LARGE = dict(hidden_size=2048, intermediate_size=5120, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8, head_dim=64,
@@ -57,7 +58,7 @@ def main() -> int:
     args = parser.parse_args()
     args.binary = args.binary.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
-    sections = {"kernels": kernels, "losses": losses, "exact": exact, "bench": bench, "parts": parts, "arms": more_arms}
+    sections = {"kernels": kernels, "losses": losses, "exact": exact, "bench": bench, "parts": parts, "arms": arms}
     args.deadline = time.monotonic() + args.minutes * 60
     args.only = args.only.split(",")
     result: dict = {"machine": machine(args), "begun": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
@@ -76,7 +77,7 @@ def main() -> int:
         if not result[name].get("ok", True):
             failed.append(name)
         print(f"{name}: {'FAILED' if name in failed else 'ok'} in {result[name]['seconds']:.0f} s", flush=True)
-    table(result)
+    print_table(result)
     return int(bool(failed))
 
 
@@ -91,7 +92,7 @@ def scratch() -> str | None:
     return max(places, key=lambda p: shutil.disk_usage(p).free, default=None)
 
 
-def called(command: list[str], check: bool = True, timeout: float = 150, environment: dict | None = None) -> subprocess.CompletedProcess:
+def run_command(command: list[str], check: bool = True, timeout: float = 150, environment: dict | None = None) -> subprocess.CompletedProcess:
     """A command to its end, with its words if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=dict(os.environ, **(environment or {})))
     if check and done.returncode != 0:
@@ -101,7 +102,7 @@ def called(command: list[str], check: bool = True, timeout: float = 150, environ
 
 def run(args: argparse.Namespace, *command: str, device: str | None = None, check: bool = True) -> subprocess.CompletedProcess:
     """llama-lite to its end."""
-    return called([str(args.binary), *map(str, command), "--device", device or args.device], check)
+    return run_command([str(args.binary), *map(str, command), "--device", device or args.device], check)
 
 
 def machine(args: argparse.Namespace) -> dict:
@@ -134,7 +135,7 @@ def kernels(args: argparse.Namespace, _: Path) -> dict:
     return {"ok": done.returncode == 0, "compared": compared, "said": done.stdout[-4000:] + done.stderr[-1000:]}
 
 
-def case(directory: Path, model: dict, length: int, tokens_per_step: int, data_tokens: int) -> dict:
+def write_case(directory: Path, model: dict, length: int, tokens_per_step: int, data_tokens: int) -> dict:
     """Weights, tokenizer and tokens for llama-lite and PyTorch alike; the weights are drawn by each itself for the large model."""
     values = dict(model=model, sequence_length=length, tokens_per_step=tokens_per_step, data_tokens=data_tokens, seed=1, **HYPER)
     directory.mkdir(parents=True, exist_ok=True)
@@ -142,7 +143,7 @@ def case(directory: Path, model: dict, length: int, tokens_per_step: int, data_t
     return values
 
 
-def config(values: dict, directory: Path, steps: int, micro: int, precision: str, more: dict | None = None) -> Path:
+def write_config(values: dict, directory: Path, steps: int, micro: int, precision: str, more: dict | None = None) -> Path:
     """llama-lite's configuration of a case."""
     sections = {
         "model": values["model"],
@@ -157,13 +158,12 @@ def config(values: dict, directory: Path, steps: int, micro: int, precision: str
     }
     for section, keys in (more or {}).items():
         sections[section] = sections.get(section, {}) | keys
-    lines = [[f"[{s}]", *(f"{k} = {json.dumps(v)}" for k, v in keys.items())] for s, keys in sections.items()]
     path = directory / f"config-{precision}-{micro}-{steps}.toml"
-    path.write_text("\n".join(line for section in lines for line in section) + "\n")
+    path.write_text(config_text(sections))
     return path
 
 
-def steps_of(path: Path) -> list[dict]:
+def read_steps(path: Path) -> list[dict]:
     """The steps that a run has logged so far, in its directory or PyTorch's file."""
     path = path / "metrics.jsonl" if path.is_dir() else path
     lines = path.read_text().splitlines() if path.exists() else []
@@ -176,25 +176,21 @@ def steps_of(path: Path) -> list[dict]:
     return [r for r in records if r["kind"] == "train"]
 
 
-def torch_side(*command: str) -> list[str]:
-    return [sys.executable, str(HERE / "bench.py"), "torch", *map(str, command)]
-
-
 def losses(args: argparse.Namespace, tmp: Path) -> dict:
     """Largest difference of the losses from the CPU's in f32, of llama-lite's GPU and of PyTorch's."""
     steps, length, rows = (20, 64, 2) if args.quick else (200, 256, 8)
-    values = case(tmp, SMALL, length, length * rows, steps * length * rows + 1)
-    called(torch_side("prepare", "--dir", tmp))
+    values = write_case(tmp, SMALL, length, length * rows, steps * length * rows + 1)
+    run_command(torch_command("prepare", "--dir", tmp))
     curves: dict[str, list[float]] = {}
     arms = [("cpu f32", "cpu", "f32"), ("gpu f32", args.device, "f32"), ("gpu bf16", args.device, "bf16")]
     for name, device, precision in arms if args.device != "cpu" else arms[:1]:
-        path, out = config(values, tmp, steps, rows, precision), tmp / name.replace(" ", "-")
+        path, out = write_config(values, tmp, steps, rows, precision), tmp / name.replace(" ", "-")
         run(args, "pretrain", "--config", path, "--init-from", tmp / "model", "--out", out, "--quiet", device=device)
-        curves[name] = [r["loss"] for r in steps_of(out)]
+        curves[name] = [r["loss"] for r in read_steps(out)]
     for name, flags in [("torch f32", []), ("torch bf16", ["--bf16"])]:
         log = tmp / f"{name.replace(' ', '-')}.jsonl"
-        called(torch_side("train", "--dir", tmp, "--steps", steps, "--log", log, "--device", args.device, *flags))
-        curves[name] = [r["loss"] for r in steps_of(log)]
+        run_command(torch_command("train", "--dir", tmp, "--steps", steps, "--log", log, "--device", args.device, *flags))
+        curves[name] = [r["loss"] for r in read_steps(log)]
 
     def apart(a: str, b: str) -> float | None:
         return max(abs(x - y) for x, y in zip(curves[a], curves[b])) if a in curves and b in curves else None
@@ -208,14 +204,14 @@ def losses(args: argparse.Namespace, tmp: Path) -> dict:
 def exact(args: argparse.Namespace, tmp: Path) -> dict:
     """Two runs, and one in two parts: the same logs and weights."""
     steps, length, rows = 20, 64 if args.quick else 256, 8
-    values = case(tmp, SMALL, length, length * rows, steps * length * rows + 1)
-    called(torch_side("prepare", "--dir", tmp))
-    path = config(values, tmp, steps, 4, "auto", {"checkpoint": {"every": 10, "keep": 9}})
+    values = write_case(tmp, SMALL, length, length * rows, steps * length * rows + 1)
+    run_command(torch_command("prepare", "--dir", tmp))
+    path = write_config(values, tmp, steps, 4, "auto", {"checkpoint": {"every": 10, "keep": 9}})
 
     def outcome(out: Path) -> tuple:
         weights = hashlib.sha256((out / "checkpoints" / f"step-{steps:08}" / "model.safetensors").read_bytes()).hexdigest()
         moments = hashlib.sha256((out / "checkpoints" / f"step-{steps:08}" / "optimizer.safetensors").read_bytes()).hexdigest()
-        return [(r["loss"], r["grad_norm"], r["chain"]) for r in steps_of(out)], weights, moments
+        return [(r["loss"], r["grad_norm"], r["chain"]) for r in read_steps(out)], weights, moments
 
     common = ["pretrain", "--config", path, "--init-from", tmp / "model", "--quiet"]
     for name in ["one", "two"]:
@@ -243,7 +239,7 @@ class Memory(threading.Thread):
             time.sleep(1)
 
 
-def timed(command: list[str], count, wanted: int, limit_s: float, first_s: float, environment: dict) -> dict:
+def time_steps(command: list[str], count, wanted: int, limit_s: float, first_s: float, environment: dict) -> dict:
     """Runs `command`, with `environment` added, until `count()` gives `wanted` seconds of steps, or for `limit_s` after the first, which may take `first_s`;
     then kills it."""
     memory, stderr = Memory(), tempfile.TemporaryFile("w+")
@@ -271,12 +267,12 @@ def timed(command: list[str], count, wanted: int, limit_s: float, first_s: float
     return {"step_s": statistics.median(times), "steps": len(times), "memory_mib": memory.most}
 
 
-def left(args: argparse.Namespace, wanted_s: float) -> bool:
+def has_time(args: argparse.Namespace, wanted_s: float) -> bool:
     """Whether there is time for something that takes so long."""
     return time.monotonic() + wanted_s < args.deadline
 
 
-def of_card(args: argparse.Namespace, known: dict) -> float | None:
+def card_value(args: argparse.Namespace, known: dict) -> float | None:
     """What of `known` the card's name tells."""
     return next((value for gpu, value in known.items() if re.search(rf"^gpu .*{gpu}", doctor(args).stdout, re.M)), None)
 
@@ -289,35 +285,35 @@ def bench(args: argparse.Namespace, tmp: Path) -> dict:
     """llama-lite and PyTorch at every micro-batch."""
     micros = [2, 4] if args.quick else [int(n) for n in args.micro_batches.split(",")]
     # The other sections take their time, too.
-    return measured(args, tmp, [(micro, arm) for micro in micros for arm in [LLAMA_LITE, TORCH]], 60 * ("parts" in args.only and not args.quick))
+    return measure_arms(args, tmp, [(micro, arm) for micro in micros for arm in [LLAMA_LITE, TORCH]], 60 * ("parts" in args.only and not args.quick))
 
 
-def more_arms(args: argparse.Namespace, tmp: Path) -> dict:
+def arms(args: argparse.Namespace, tmp: Path) -> dict:
     """Other ways to do the same, while there is time."""
     if args.quick:
         kept = ("llama-lite, all kept", {"train": {"recompute": "none"}}, {}, None)
-        return measured(args, tmp, [(2, kept)], 0)
+        return measure_arms(args, tmp, [(2, kept)], 0)
     own = ("llama-lite, own attention", {}, {"LLAMA_LITE_ATTENTION": "own"}, None)
     kept = ("llama-lite, all kept", {"train": {"recompute": "none"}}, {}, None)
     again = ("llama-lite, blocks again", {"train": {"recompute": "full"}}, {}, None)
-    return measured(args, tmp, [(16, own), (16, kept), (16, ("torch, compiled whole", {}, {}, "whole")), (8, again), (32, own)], 0)
+    return measure_arms(args, tmp, [(16, own), (16, kept), (16, ("torch, compiled whole", {}, {}, "whole")), (8, again), (32, own)], 0)
 
 
-def measured(args: argparse.Namespace, tmp: Path, wanted_arms: list, reserve_s: float) -> dict:
+def measure_arms(args: argparse.Namespace, tmp: Path, wanted_arms: list, reserve_s: float) -> dict:
     """A step = forward and backward of one micro-batch and an update, of each (micro-batch, arm): a name, configuration, environment, and how
     PyTorch compiles, if it is PyTorch."""
     model, length = (SMALL, 64) if args.quick else (LARGE, 1024)
     flops = 6 * sum_products(model) + 12 * model["num_hidden_layers"] * length * model["num_attention_heads"] * model["head_dim"]
-    peak = of_card(args, PEAKS)
+    peak = card_value(args, PEAKS)
     found: dict = {"ok": False, "rows": [], "flops_per_token": flops, "peak": peak, "said": doctor(args).stdout[:600]}
     largest = max(micro for micro, _ in wanted_arms)
-    case(tmp, model, length, length * largest, 40 * length * largest + 1)
-    called(torch_side("prepare", "--dir", tmp, "--no-weights"))
+    write_case(tmp, model, length, length * largest, 40 * length * largest + 1)
+    run_command(torch_command("prepare", "--dir", tmp, "--no-weights"))
     for number, (micro, arm) in enumerate(wanted_arms):
         row = {"system": arm[0], "micro_batch": micro}
         try:
             left_s = args.deadline - reserve_s - time.monotonic()
-            row |= one(args, tmp, number, micro, arm, (model, length), left_s) if left_s > 30 else {"error": "no time left"}
+            row |= measure_arm(args, tmp, number, micro, arm, (model, length), left_s) if left_s > 30 else {"error": "no time left"}
         except Exception as error:  # a row's trouble must not cost the others
             row["error"] = f"{type(error).__name__}: {error}"
         if "step_s" in row:
@@ -340,27 +336,27 @@ def measured(args: argparse.Namespace, tmp: Path, wanted_arms: list, reserve_s: 
     return found
 
 
-def one(args: argparse.Namespace, tmp: Path, number: int, micro: int, arm: tuple, shape: tuple, left_s: float) -> dict:
+def measure_arm(args: argparse.Namespace, tmp: Path, number: int, micro: int, arm: tuple, shape: tuple, left_s: float) -> dict:
     """One arm at one micro-batch: median step, memory, losses."""
     (_, more, environment, compiled), (model, length) = arm, shape
     wanted, limit_s = (6, 20) if args.quick else (14, 40)
     directory = tmp / f"arm-{number}"
-    values = case(directory, model, length, length * micro, 40 * length * micro + 1)
+    values = write_case(directory, model, length, length * micro, 40 * length * micro + 1)
     (directory / "train.npy").symlink_to(tmp / "train.npy")
     (directory / "model").symlink_to(tmp / "model")
     log, out = directory / "torch.jsonl", directory / "run"
     if compiled:
-        command = torch_side("train", "--dir", directory, "--steps", 1_000_000, "--log", log, "--device", args.device, "--bf16", "--compile", compiled, "--fresh")
+        command = torch_command("train", "--dir", directory, "--steps", 1_000_000, "--log", log, "--device", args.device, "--bf16", "--compile", compiled, "--fresh")
         environment = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"} | environment
     else:
-        path = config(values, directory, 1_000_000, micro, "auto", more)
+        path = write_config(values, directory, 1_000_000, micro, "auto", more)
         command = [str(args.binary), "pretrain", "--config", str(path), "--out", str(out), "--quiet", "--device", args.device]
 
     def seconds() -> list[float]:
-        return [r["seconds"] if compiled else length * micro / r["tokens_per_second"] for r in steps_of(log if compiled else out)]
+        return [r["seconds"] if compiled else length * micro / r["tokens_per_second"] for r in read_steps(log if compiled else out)]
 
-    row = timed(command, seconds, wanted, min(limit_s, left_s), min(150, left_s), environment)
-    curve = [r["loss"] for r in steps_of(log if compiled else out)]
+    row = time_steps(command, seconds, wanted, min(limit_s, left_s), min(150, left_s), environment)
+    curve = [r["loss"] for r in read_steps(log if compiled else out)]
     if curve:
         # Weights are drawn by each itself: alike, not equal.
         row["losses"] = [curve[0], curve[min(13, len(curve) - 1)]]
@@ -391,17 +387,17 @@ def least_bytes(name: str, m: dict, tokens: int, parameters: int) -> float | Non
 def parts(args: argparse.Namespace, tmp: Path) -> dict:
     """Launches of a step against their floors; validation and decoding."""
     model, length, micro = (SMALL, 64, 2) if args.quick else (LARGE, 1024, 16)
-    values = case(tmp, model, length, length * micro, 40 * length * micro + 1)
-    called(torch_side("prepare", "--dir", tmp, "--no-weights"))
+    values = write_case(tmp, model, length, length * micro, 40 * length * micro + 1)
+    run_command(torch_command("prepare", "--dir", tmp, "--no-weights"))
     found: dict = {"ok": True, "launches": [], "missing": []}
-    peak, bandwidth = of_card(args, PEAKS), of_card(args, BANDWIDTHS)
+    peak, bandwidth = card_value(args, PEAKS), card_value(args, BANDWIDTHS)
     parameters = sum_products(model) + model["vocab_size"] * model["hidden_size"]
 
-    if left(args, 25):
+    if has_time(args, 25):
         times = tmp / "times.json"
-        path = config(values, tmp, 3, micro, "auto", {"checkpoint": {"every": 3}})
+        path = write_config(values, tmp, 3, micro, "auto", {"checkpoint": {"every": 3}})
         command = [str(args.binary), "pretrain", "--config", str(path), "--out", str(tmp / "run"), "--quiet", "--device", args.device]
-        done = called(command, check=False, environment={"LLAMA_LITE_OP_TIMES": str(times)})
+        done = run_command(command, check=False, environment={"LLAMA_LITE_OP_TIMES": str(times)})
         found["ok"] = done.returncode == 0
         found["said"] = done.stderr[-600:]
         steps = 3
@@ -414,7 +410,7 @@ def parts(args: argparse.Namespace, tmp: Path) -> dict:
     else:
         found["missing"].append("launches")
 
-    if left(args, 25) and (tmp / "run" / "checkpoints").exists():
+    if has_time(args, 25) and (tmp / "run" / "checkpoints").exists():
         done = run(args, "sample", "--ckpt", tmp / "run", "--prompt", "a" * 100, "--max-tokens", 32 if args.quick else 256, "--temperature", 1, "--top-k", 0, "--seed", 1, check=False)
         speed = re.search(r"([\d.]+)(k?) tokens/s", done.stderr)
         found["decode_tokens_per_second"] = float(speed[1]) * (1000 if speed[2] else 1) if speed else None
@@ -427,9 +423,9 @@ def parts(args: argparse.Namespace, tmp: Path) -> dict:
     else:
         found["missing"].append("decoding")
 
-    if left(args, 25):
+    if has_time(args, 25):
         more = {"data": {"train": [str(tmp / "train.npy")], "val": [str(tmp / "train.npy")]}, "eval": {"every": 1000, "val_tokens": 262_144}}
-        path = config(values, tmp, 1000, micro, "auto", more)
+        path = write_config(values, tmp, 1000, micro, "auto", more)
         done = run(args, "plan", "--config", path, "--probe", "--quiet", check=False)
         seconds = re.search(r"([\d.]+) s a validation", done.stdout)
         found["validation_s"] = float(seconds[1]) if seconds else None
@@ -448,7 +444,7 @@ def sum_products(m: dict) -> int:
     return m["num_hidden_layers"] * block + m["hidden_size"] * m["vocab_size"]
 
 
-def table(result: dict) -> None:
+def print_table(result: dict) -> None:
     """The short one."""
     print("\n" + ", ".join(f"{k} {v}" for k, v in result["machine"].items()))
     for name in ["kernels", "losses", "exact", "bench", "parts", "arms"]:
