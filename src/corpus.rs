@@ -1,19 +1,20 @@
 //! `data prepare`: text files into token shards.
 //!
-//! files -> batches of records -> fates -> encode -> shards, and `shards.json` last.
+//! files -> batches of records -> outcomes -> encode -> shards, and `shards.json` last.
 //!
 //! | file | holds |
 //! |---|---|
 //! | `options.rs` | what to prepare, how, and how far it has come |
 //! | `expand.rs`, `left_out.rs`, `source.rs` | patterns to files, what is passed over, files to records |
 //! | `batches.rs` | reading and fetching ahead, on threads |
-//! | `fates.rs`, `dedup.rs`, `quarantine.rs` | what becomes of each record |
+//! | `outcomes.rs`, `dedup.rs`, `quarantine.rs` | what becomes of each record |
 //! | `split.rs`, `sample.rs` | what goes to validation |
 //! | `job.rs`, `writer.rs`, `digest.rs` | encoding and writing |
-//! | `journal.rs`, `leftovers.rs` | going on after an interruption |
+//! | `journal.rs`, `output_dir.rs` | resuming an interrupted run |
+//! | `shards.rs`, `npy.rs`, `table.rs` | reading shards, token files and whole rows |
 //!
 //! Memory is bounded by two batches, whatever the corpus. No byte of the output depends on the number of threads, nor
-//! on how often the run was interrupted: it goes on from what its journal counts.
+//! on how often the run was interrupted: it resumes from what its journal counts.
 
 mod batches;
 mod dedup;
@@ -22,6 +23,7 @@ pub mod expand;
 mod job;
 mod journal;
 pub mod left_out;
+mod list_dir;
 pub mod npy;
 mod options;
 mod outcomes;
@@ -47,25 +49,25 @@ use job::Job;
 use journal::{Identity, State};
 
 pub use crate::corpus::shards::PREPARE_FILE;
-pub use crate::corpus::shards::manifest::{Eot, Val};
-pub use expand::{Found, Wanted, expand, find};
-pub use options::{Encode, Grain, Input, Inputs, PrepareOptions, Progress, Summary};
+pub use crate::corpus::shards::manifest::{Eot, ValSplit};
+pub use expand::{ExpandedFiles, FileKind, expand, find};
+pub use options::{Encode, Grain, InputFile, Inputs, PrepareOptions, PrepareProgress, Summary};
 pub use quarantine::QUARANTINE_FILE;
-pub use source::{Document, ReadOptions, documents};
+pub use source::{ReadOptions, TextDocument, documents};
 
-/// Prepares `inputs` into `opts.out`, going on with what an earlier, interrupted run of the same options and inputs has
-/// made there.
+/// Prepares `inputs` into `opts.out`, and resumes there if an earlier run with the same options and inputs was
+/// interrupted.
 ///
 /// # Errors
-/// [`Exit::Config`] for impossible options, or an output directory that is taken or holds what other options have
-/// begun; [`Exit::Data`] if more than 0.1 % of the records are bad or a file ends early (unless `allow_bad`), or if
+/// [`Exit::Config`] for impossible options, or an output directory that is taken or holds an unfinished output of other
+/// options; [`Exit::Data`] if more than 0.1 % of the records are bad or a file ends early (unless `allow_bad`), or if
 /// there is no text; [`Exit::Io`] if reading or writing fails; [`Exit::Busy`] if another process prepares into the same
 /// directory.
 pub fn prepare(
     opts: &PrepareOptions,
     inputs: &Inputs,
     tok: &dyn Encode,
-    progress: &dyn Fn(Progress),
+    progress: &dyn Fn(PrepareProgress),
 ) -> Result<Summary> {
     opts.check()?;
     let separator = tok.separator();
@@ -74,7 +76,7 @@ pub fn prepare(
         let message = format!("the tokenizer's separator {separator} is not among its {vocab_size} ids");
         return Err(fail(Exit::Internal, message).into());
     }
-    // Looked at before anything is touched, and again once no other process can interfere.
+    // Checked before anything is touched, and again under the lock, when no other process can interfere.
     let tokenizer = tok.files()?;
     output_dir::refuse_taken(&opts.out, &tokenizer)?;
     files::create_dirs(&opts.out)?;
@@ -99,7 +101,7 @@ pub fn prepare(
     Ok(summary)
 }
 
-/// The state from which `identity` can go on in `out`, if any, and what to tell the user about it.
+/// The state from which a run of `identity` can resume in `out`, if any, and a note about it for the user.
 fn unfinished(out: &Path, identity: &Identity) -> Result<(Option<State>, Option<String>)> {
     let Some(state) = State::load(out)? else { return Ok((None, None)) };
     match Identity::load(out)?.difference(identity)? {
@@ -107,7 +109,8 @@ fn unfinished(out: &Path, identity: &Identity) -> Result<(Option<State>, Option<
             let note = format!("went on with an interrupted run, after {} records", state.lines.read);
             Ok((Some(state), Some(note)))
         }
-        // After a stop the user repairs something. Work is thrown away only for other inputs, which it was not for.
+        // After a stop for bad input the user repairs a file, so other inputs are expected. Other options are not: those
+        // would throw work away that was wanted.
         Some(difference) if state.stopped && (difference.inputs_only || state.lines.used == 0) => {
             let note = format!("began afresh: {}", difference.what);
             Ok((None, Some(note)))

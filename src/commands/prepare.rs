@@ -1,9 +1,9 @@
 //! `data prepare`: inputs on this machine and on the Hub, a tokenizer, and a progress bar around the job.
 
 use crate::cli::{EotPlace, Prepare};
-use crate::corpus::shards::manifest::{Eot, Val};
+use crate::corpus::shards::manifest::{Eot, ValSplit};
 use crate::corpus::source::ReadOptions;
-use crate::corpus::{Encode, Input, Inputs, PrepareOptions, Progress, Summary, left_out, prepare};
+use crate::corpus::{Encode, InputFile, Inputs, PrepareOptions, PrepareProgress, Summary, left_out, prepare};
 use crate::data::dataset::{named_tokenizer, separator};
 use crate::hub::{Hub, HubName, RemoteFile};
 use crate::metrics::{self, Console};
@@ -95,10 +95,10 @@ fn announce_interruption(console: Console) -> Result<()> {
 
 fn options(args: &Prepare) -> PrepareOptions {
     let val = match (args.val_tokens, args.val_first_shard) {
-        (Some(tokens), _) => Val::Tokens(tokens.get()),
-        (None, true) => Val::FirstShard,
-        (None, false) if args.val_fraction == 0.0 => Val::None,
-        (None, false) => Val::Fraction(args.val_fraction),
+        (Some(tokens), _) => ValSplit::Tokens(tokens.get()),
+        (None, true) => ValSplit::FirstShard,
+        (None, false) if args.val_fraction == 0.0 => ValSplit::None,
+        (None, false) => ValSplit::Fraction(args.val_fraction),
     };
     let eot = match args.eot {
         EotPlace::Before => Eot::Before,
@@ -141,7 +141,7 @@ fn inputs(patterns: &[String], bars: &Bars) -> Result<Inputs> {
     let hub = if remote.is_empty() { None } else { Some(Arc::new(Hub::from_env()?)) };
     for (hub, name) in hub.iter().flat_map(|hub| remote.iter().map(move |name| (hub, name))) {
         for file in hub.resolve(&name.parse()?)? {
-            list.push(Input {
+            list.push(InputFile {
                 name: format!("hub:{}/{}", file.repo, file.path),
                 bytes: file.size,
                 version: file.commit.clone(),
@@ -187,7 +187,7 @@ impl Bars {
         Self { job: all.add(job), download: all.add(download), all }
     }
 
-    fn show(&self, p: Progress, begun: Instant) {
+    fn show(&self, p: PrepareProgress, begun: Instant) {
         self.job.set_length(p.bytes_total);
         self.job.set_position(p.bytes_read);
         let seconds = begun.elapsed().as_secs_f64();

@@ -10,13 +10,13 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::corpus::options::{Grain, Inputs};
-use crate::corpus::source::{Position, Raw, ReadOptions, Reader};
+use crate::corpus::source::{Position, RawRecord, ReadOptions, Reader};
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::thread::spawn;
 
 /// A place between two records of the corpus.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Place {
+pub(super) struct CorpusPosition {
     /// Index of the file; the number of files at the end.
     pub(super) file: usize,
     pub(super) position: Position,
@@ -25,9 +25,9 @@ pub(super) struct Place {
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     /// Each with the index of its file.
-    pub(super) records: Vec<(usize, Raw)>,
+    pub(super) records: Vec<(usize, RawRecord)>,
     /// Where the next batch begins.
-    pub(super) end: Place,
+    pub(super) end: CorpusPosition,
     /// Bytes of all files read so far.
     pub(super) bytes_read: u64,
 }
@@ -39,7 +39,7 @@ pub(super) struct Batches {
 
 impl Batches {
     /// Starts reading `inputs` from `from` on.
-    pub(super) fn start(inputs: &Inputs, read: &ReadOptions, grain: Grain, from: Place) -> Result<Self> {
+    pub(super) fn start(inputs: &Inputs, read: &ReadOptions, grain: Grain, from: CorpusPosition) -> Result<Self> {
         // Without a buffer: the one batch that waits to be taken is what is read ahead.
         let (sender, receiver) = sync_channel(0);
         let inputs = inputs.clone();
@@ -49,7 +49,7 @@ impl Batches {
                 Ok(paths) => Cutter { inputs, read, grain, sender: sender.clone() }.run(from, &paths).err(),
                 Err(error) => Some(error),
             };
-            // A receiver that is gone does not want to know.
+            // The send fails only if the receiver is gone: the run has ended and needs no message.
             let _ = error.map(|error| sender.send(Err(error)));
         })?;
         Ok(Self { receiver })
@@ -57,8 +57,10 @@ impl Batches {
 
     /// The next batch. After the one whose end is the end of the corpus there is none.
     pub(super) fn next(&mut self) -> Result<Batch> {
-        let lost = |_| fail(Exit::Internal, "the thread that reads the input has died").into();
-        self.receiver.recv().unwrap_or_else(|e| Err(lost(e)))
+        match self.receiver.recv() {
+            Ok(batch) => batch,
+            Err(_) => Err(fail(Exit::Internal, "the thread that reads the input has died").into()),
+        }
     }
 }
 
@@ -86,13 +88,12 @@ struct Cutter {
 }
 
 impl Cutter {
-    /// Returns early if nobody takes the batches any more.
-    fn run(self, from: Place, paths: &Receiver<Result<PathBuf>>) -> Result<()> {
-        let sizes = || self.inputs.list.iter().map(|input| input.bytes);
-        let mut bytes_before: u64 = sizes().take(from.file).sum();
+    /// Returns early once the receiver of the batches is gone.
+    fn run(self, from: CorpusPosition, paths: &Receiver<Result<PathBuf>>) -> Result<()> {
+        let mut bytes_before: u64 = self.inputs.list.iter().take(from.file).map(|input| input.bytes).sum();
         let mut batch = Batch { end: from, ..Batch::default() };
         let mut bytes = 0;
-        for (file, size) in sizes().enumerate().skip(from.file) {
+        for (file, input) in self.inputs.list.iter().enumerate().skip(from.file) {
             let Ok(path) = paths.recv() else {
                 return Err(fail(Exit::Internal, "the thread that fetches the input has died").into());
             };
@@ -103,7 +104,7 @@ impl Cutter {
                 batch.end.position = raw.next;
                 batch.records.push((file, raw));
                 if bytes >= self.grain.batch_bytes || batch.records.len() >= self.grain.batch_records {
-                    batch.bytes_read = bytes_before + reader.file_bytes().min(size);
+                    batch.bytes_read = bytes_before + reader.file_bytes().min(input.bytes);
                     let rest = Batch { end: batch.end, ..Batch::default() };
                     bytes = 0;
                     if self.sender.send(Ok(std::mem::replace(&mut batch, rest))).is_err() {
@@ -111,11 +112,11 @@ impl Cutter {
                     }
                 }
             }
-            bytes_before += size;
-            batch.end = Place { file: file + 1, position: Position::default() };
+            bytes_before += input.bytes;
+            batch.end = CorpusPosition { file: file + 1, position: Position::default() };
             batch.bytes_read = bytes_before;
         }
-        // Nobody left to take it: the run has failed elsewhere.
+        // The send fails only if the run has failed elsewhere.
         let _ = self.sender.send(Ok(batch));
         Ok(())
     }

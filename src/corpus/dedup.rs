@@ -18,10 +18,10 @@ use rayon::slice::ParallelSliceMut as _;
 use crate::corpus::split::Key;
 use crate::runtime::files::{self, AtomicFile, Growing, io_context};
 
-/// Name of the log; segments' names go on behind it.
+/// Name of the log; the names of segments begin with it.
 pub(super) const HASHES_FILE: &str = ".part-hashes";
 
-/// Bytes of a key.
+/// Bytes of a key: 128 bits.
 const WIDTH: u64 = 16;
 
 /// Keys fetched at a time when a segment is searched: four kilobytes.
@@ -36,13 +36,13 @@ pub(super) struct Dedup {
     older: Vec<Segment>,
 }
 
-type Newest = HashSet<Key, BuildHasherDefault<Uniform>>;
+type Newest = HashSet<Key, BuildHasherDefault<KeyHasher>>;
 
-/// Hashes a key, which is a hash, by taking a part of it.
+/// The hash of a key is its lower half: a key is a hash already.
 #[derive(Default)]
-struct Uniform(u64);
+struct KeyHasher(u64);
 
-impl Hasher for Uniform {
+impl Hasher for KeyHasher {
     fn finish(&self) -> u64 {
         self.0
     }
@@ -55,7 +55,7 @@ impl Hasher for Uniform {
 }
 
 impl Dedup {
-    /// Goes on after the first `len` texts of the log in `dir`, with `segment` keys in memory.
+    /// Opens the log in `dir` after its first `len` texts, with `segment` keys in memory.
     pub(super) fn open(dir: &Path, segment: usize, len: u64) -> Result<Self> {
         let log = Growing::open(&dir.join(HASHES_FILE), len * WIDTH)?;
         let segment = segment.max(1) as u64;
@@ -68,7 +68,7 @@ impl Dedup {
         self.log.len() / WIDTH
     }
 
-    /// Whether the text came before, as far as the keys on disk know.
+    /// Whether the text's key is among those on disk.
     pub(super) fn is_old(&self, key: Key) -> Result<bool> {
         for segment in &self.older {
             if segment.contains(key).map_err(|e| files::io_failure("read", &self.dir.join(HASHES_FILE), &e))? {
@@ -78,7 +78,7 @@ impl Dedup {
         Ok(false)
     }
 
-    /// Takes note of a text of which [`Dedup::is_old`] knows nothing; false if it came before.
+    /// Adds a text whose key [`Dedup::is_old`] did not find; false if it came before.
     pub(super) fn insert(&mut self, key: Key) -> Result<bool> {
         if !self.newest.insert(key) {
             return Ok(false);
@@ -87,7 +87,7 @@ impl Dedup {
         Ok(true)
     }
 
-    /// Moves keys to disk if memory holds enough of them. What [`Dedup::is_old`] has said before is no longer all.
+    /// Moves keys to disk if memory holds enough of them. Answers of [`Dedup::is_old`] from before are then out of date.
     pub(super) fn settle(&mut self) -> Result<()> {
         if self.newest.len() as u64 >= self.segment { self.arrange() } else { Ok(()) }
     }
@@ -149,12 +149,13 @@ impl Dedup {
     }
 }
 
-/// Sorted keys on disk.
+/// A file of sorted keys.
 struct Segment {
     path: PathBuf,
     file: File,
-    /// Place in the log of the texts it covers, and their number.
+    /// Position in the log of the first text that it covers.
     first: u64,
+    /// How many texts it covers.
     count: u64,
 }
 

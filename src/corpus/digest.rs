@@ -14,7 +14,7 @@ use crate::runtime::files::{self, Growing};
 const BLOCKS: usize = 8;
 
 /// What `shards.json` says of a file.
-pub(super) struct Content {
+pub(super) struct FileHashes {
     /// BLAKE3 of all of it.
     pub(super) blake3: String,
     /// The first digits of each block's BLAKE3, one after another.
@@ -22,23 +22,25 @@ pub(super) struct Content {
 }
 
 /// Hashes what has been written to `file`.
-pub(super) fn digest(file: &mut Growing) -> Result<Content> {
+pub(super) fn digest(file: &mut Growing) -> Result<FileHashes> {
     let reader = file.reader()?;
     let path = file.path();
     hash(reader, path)
 }
 
-fn hash(mut reader: File, path: &Path) -> Result<Content> {
+fn hash(mut reader: File, path: &Path) -> Result<FileHashes> {
     let mut whole = blake3::Hasher::new();
     let mut blocks = String::new();
     let mut buffer = vec![0; BLOCKS * BLOCK_BYTES];
     loop {
         let piece = fill(&mut reader, &mut buffer).map_err(|e| files::io_failure("read", path, &e))?;
         if piece.is_empty() {
-            return Ok(Content { blake3: whole.finalize().to_hex().to_string(), blocks });
+            return Ok(FileHashes { blake3: whole.finalize().to_hex().to_string(), blocks });
         }
-        let of_blocks = || piece.par_chunks(BLOCK_BYTES).map(blake3::hash).collect::<Vec<_>>();
-        let (_, hashes) = rayon::join(|| whole.update(piece).count(), of_blocks);
+        let (_, hashes) = rayon::join(
+            || whole.update(piece).count(),
+            || piece.par_chunks(BLOCK_BYTES).map(blake3::hash).collect::<Vec<_>>(),
+        );
         blocks.extend(hashes.iter().map(|hash| hash.to_hex()[..BLOCK_DIGITS].to_string()));
     }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::ffi::OsString;
-use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::Result;
@@ -10,27 +9,27 @@ use glob::{MatchOptions, Pattern};
 
 use crate::corpus::PREPARE_FILE;
 use crate::corpus::left_out::{LeftOut, Reasons};
+use crate::corpus::list_dir::list_dir;
 use crate::corpus::shards::is_token_file;
 use crate::corpus::shards::manifest::MANIFEST_FILE;
 use crate::corpus::source::{KNOWN, is_corpus_file, refuse_other_kinds};
 use crate::runtime::error::{Exit, fail};
-use crate::runtime::files;
 use crate::runtime::home::expand_home_text;
 
 /// Directories below a given one that are followed down; deeper is taken for a loop of symbolic links.
 const MAX_DEPTH: usize = 32;
 
-/// What files are looked for.
+/// The kind of files to look for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wanted {
+pub enum FileKind {
     /// Files of text or records ([`is_corpus_file`]).
     Text,
     /// `.npy` and `.bin` files.
     Tokens,
 }
 
-impl Wanted {
-    fn takes(self, path: &Path) -> Result<bool> {
+impl FileKind {
+    fn accepts(self, path: &Path) -> Result<bool> {
         match self {
             // Pipes and the like are not opened to look into them.
             Self::Text if path.is_file() => is_corpus_file(path),
@@ -40,9 +39,9 @@ impl Wanted {
     }
 }
 
-/// The files that patterns stand for, and those that were passed over on the way.
+/// The files that patterns stand for, and those that were left out.
 #[derive(Debug, Default)]
-pub struct Found {
+pub struct ExpandedFiles {
     pub files: Vec<PathBuf>,
     pub left_out: Vec<LeftOut>,
 }
@@ -54,15 +53,15 @@ pub struct Found {
 /// # Errors
 /// [`Exit::Io`] for a pattern that stands for no file, naming it; [`Exit::Config`] for a malformed glob, a directory of
 /// prepared shards, or a named file of a kind that is not read.
-pub fn expand(patterns: &[String]) -> Result<Found> {
-    find(patterns, Wanted::Text)
+pub fn expand(patterns: &[String]) -> Result<ExpandedFiles> {
+    find(patterns, FileKind::Text)
 }
 
 /// As [`expand`], for files of any kind.
 ///
 /// # Errors
 /// Those of [`expand`].
-pub fn find(patterns: &[String], wanted: Wanted) -> Result<Found> {
+pub fn find(patterns: &[String], wanted: FileKind) -> Result<ExpandedFiles> {
     let mut search = Search { wanted, found: Vec::new(), reasons: Reasons::default() };
     for pattern in patterns {
         let pattern = &expand_home_text(pattern);
@@ -88,11 +87,11 @@ pub fn find(patterns: &[String], wanted: Wanted) -> Result<Found> {
     // The same file by two names is still one corpus.
     let mut seen = HashSet::new();
     files.retain(|path| seen.insert(path.canonicalize().unwrap_or_else(|_| path.clone())));
-    Ok(Found { files, left_out: search.reasons.into_list() })
+    Ok(ExpandedFiles { files, left_out: search.reasons.into_list() })
 }
 
 struct Search {
-    wanted: Wanted,
+    wanted: FileKind,
     found: Vec<PathBuf>,
     reasons: Reasons,
 }
@@ -103,7 +102,7 @@ impl Search {
         if path.is_dir() {
             return self.directory(path);
         }
-        if self.wanted == Wanted::Text {
+        if self.wanted == FileKind::Text {
             refuse_other_kinds(&[path.to_path_buf()])?;
         }
         self.found.push(path.to_path_buf());
@@ -121,7 +120,7 @@ impl Search {
 
     fn walk(&mut self, dir: &Path, depth: usize) -> Result<()> {
         for (name, path) in entries(dir, depth)? {
-            if self.reasons.is_by_the_way(&name, &path) {
+            if self.reasons.count_if_litter(&name, &path) {
                 continue;
             }
             if !path.is_dir() {
@@ -138,7 +137,7 @@ impl Search {
 
     /// A file that was met, not named.
     fn candidate(&mut self, path: PathBuf) -> Result<()> {
-        if self.wanted.takes(&path)? {
+        if self.wanted.accepts(&path)? {
             self.found.push(path);
         } else {
             self.reasons.add_kind(&path);
@@ -147,10 +146,10 @@ impl Search {
     }
 
     fn glob(&mut self, pattern: &str) -> Result<()> {
-        let malformed = |e| fail(Exit::Config, format!("{pattern:?} is no path and no glob: {e}"));
-        Pattern::new(pattern)
-            .map_err(malformed)
-            .map_err(|e| e.hint("`*` stands for part of a name, `**` alone between slashes for directories"))?;
+        Pattern::new(pattern).map_err(|e| {
+            fail(Exit::Config, format!("{pattern:?} is no path and no glob: {e}"))
+                .hint("`*` stands for part of a name, `**` alone between slashes for directories")
+        })?;
         let mut start = PathBuf::new();
         let mut parts = Vec::new();
         for part in Path::new(pattern).components() {
@@ -191,13 +190,13 @@ impl Search {
             let path = path.strip_prefix(".").map_or(path.clone(), Path::to_path_buf);
             let text = name.to_string_lossy();
             if part == "**" {
-                if path.is_dir() && !self.reasons.is_by_the_way(&name, &path) {
+                if path.is_dir() && !self.reasons.count_if_litter(&name, &path) {
                     self.matching(&path, parts, depth + 1)?;
                 }
             } else if pattern.matches_with(&text, SHELL) && (text.starts_with('.') || !is_litter(&text)) {
                 self.matching(&path, rest, depth + 1)?;
             } else if rest.is_empty() && pattern.matches(&text) {
-                self.reasons.is_by_the_way(&name, &path);
+                self.reasons.count_if_litter(&name, &path);
             }
         }
         Ok(())
@@ -227,12 +226,7 @@ fn entries(dir: &Path, depth: usize) -> Result<Vec<(OsString, PathBuf)>> {
         let message = format!("{}: directories nested more than {MAX_DEPTH} deep", dir.display());
         return Err(fail(Exit::Config, message).hint("look for a symbolic link that leads back up").into());
     }
-    let io_failure = |e| files::io_failure("list the directory", dir, &e);
-    let mut entries = Vec::new();
-    for entry in fs::read_dir(dir).map_err(io_failure)? {
-        let entry = entry.map_err(io_failure)?;
-        entries.push((entry.file_name(), entry.path()));
-    }
+    let mut entries = list_dir(dir)?;
     entries.sort();
     Ok(entries)
 }
@@ -241,6 +235,7 @@ fn entries(dir: &Path, depth: usize) -> Result<Vec<(OsString, PathBuf)>> {
 mod tests {
     use super::*;
     use crate::runtime::error::Failure;
+    use std::fs;
 
     fn lay(dir: &Path, names: &[&str]) {
         for name in names {
@@ -255,7 +250,7 @@ mod tests {
     /// Files and what was left out, of patterns below `dir`.
     fn get(dir: &Path, patterns: &[&str]) -> Result<(Vec<String>, Counts)> {
         let patterns: Vec<String> = patterns.iter().map(|p| format!("{}/{p}", dir.display())).collect();
-        let Found { files, left_out } = expand(&patterns)?;
+        let ExpandedFiles { files, left_out } = expand(&patterns)?;
         let relative = |p: PathBuf| p.strip_prefix(dir).unwrap().display().to_string();
         let counts = left_out.into_iter().map(|kind| (kind.what, kind.files)).collect();
         Ok((files.into_iter().map(relative).collect(), counts))

@@ -1,8 +1,8 @@
-//! The run of `data prepare` between the first record and `shards.json`: batches in, fates decided, text encoded and
-//! written, progress recorded.
+//! The run of `data prepare` between the first record and `shards.json`: batches are read, outcomes decided, text encoded
+//! and written, progress recorded.
 //!
-//! Looking into records and encoding are spread over the threads; fates and writing are sequential, in the order of the
-//! corpus, and so do not depend on how it is cut into batches.
+//! Parsing and encoding are spread over threads; outcomes and writing are sequential, in the order of the corpus, and so
+//! do not depend on how it is cut into batches.
 
 use std::time::{Duration, Instant};
 
@@ -12,15 +12,15 @@ use rayon::prelude::*;
 use crate::corpus::batches::{Batch, Batches};
 use crate::corpus::dedup::Dedup;
 use crate::corpus::journal::State;
-use crate::corpus::npy::Dtype;
-use crate::corpus::options::{Encode, Inputs, PrepareOptions, Progress, Summary};
-use crate::corpus::outcomes::{Document, Outcomes};
+use crate::corpus::npy::TokenDtype;
+use crate::corpus::options::{Encode, Inputs, PrepareOptions, PrepareProgress, Summary};
+use crate::corpus::outcomes::{AcceptedDocument, Outcomes};
 use crate::corpus::output_dir;
 use crate::corpus::quarantine::Quarantine;
 use crate::corpus::shards::manifest::{
-    Eot, MANIFEST_FILE, Manifest, Source, Split, TokenizerInfo, Totals, VERSION, Val,
+    Eot, MANIFEST_FILE, ShardManifest, SourceCounts, Split, TokenizerInfo, Totals, VERSION, ValSplit,
 };
-use crate::corpus::split::Rule;
+use crate::corpus::split::SplitRule;
 use crate::corpus::writer::ShardWriter;
 use crate::runtime::error::{Exit, Failure, fail};
 use crate::runtime::files::{self, Lock};
@@ -28,42 +28,41 @@ use crate::runtime::files::{self, Lock};
 /// Documents encoded by one call: small enough to balance the threads, large enough to hide the cost of a call.
 const CALL_DOCUMENTS: usize = 16;
 
-/// Files told one by one that could not be read to their end.
+/// Files named one by one that could not be read to their end.
 const MAX_UNREAD: usize = 5;
 
 pub(super) struct Job<'a> {
     opts: &'a PrepareOptions,
     inputs: &'a Inputs,
     tok: &'a dyn Encode,
-    progress: &'a dyn Fn(Progress),
+    progress: &'a dyn Fn(PrepareProgress),
     lock: &'a Lock,
-    /// Up to date but for the lengths of the files.
+    /// Up to date except for the lengths of the files.
     state: State,
     saved: State,
-    fates: Outcomes,
+    outcomes: Outcomes,
     train: ShardWriter,
     val: ShardWriter,
     pace: Pace,
 }
 
 impl<'a> Job<'a> {
-    /// Goes on from `state`, in a directory whose lock is held.
+    /// Continues from `state`, in a directory whose lock is held.
     pub(super) fn new(
         opts: &'a PrepareOptions,
         inputs: &'a Inputs,
         tok: &'a dyn Encode,
-        (progress, lock): (&'a dyn Fn(Progress), &'a Lock),
+        (progress, lock): (&'a dyn Fn(PrepareProgress), &'a Lock),
         mut state: State,
     ) -> Result<Self> {
         state.stopped = false;
         let saved = state.clone();
-        let dtype = Dtype::for_vocab(tok.vocab_size());
-        let writer = |split, written: &mut _| {
-            ShardWriter::open(&opts.out, split, dtype, opts.shard_tokens, std::mem::take(written))
-        };
-        let mut train = writer(Split::Train, &mut state.train)?;
-        let mut val = writer(Split::Val, &mut state.val)?;
-        // Shards that the journal lists may have been on the way to their names.
+        let dtype = TokenDtype::for_vocab(tok.vocab_size());
+        let written = std::mem::take(&mut state.train);
+        let mut train = ShardWriter::open(&opts.out, Split::Train, dtype, opts.shard_tokens, written)?;
+        let written = std::mem::take(&mut state.val);
+        let mut val = ShardWriter::open(&opts.out, Split::Val, dtype, opts.shard_tokens, written)?;
+        // The interruption may have come after the journal listed shards and before they were renamed.
         train.publish()?;
         val.publish()?;
         train.check_finished()?;
@@ -72,9 +71,9 @@ impl<'a> Job<'a> {
         let at_end = state.place.file == inputs.list.len();
         let dedup =
             if opts.dedup && !at_end { Some(Dedup::open(&opts.out, opts.grain.hashes, state.hashes)?) } else { None };
-        let fates = Outcomes::new(Quarantine::open(&opts.out, state.quarantine)?, dedup);
+        let outcomes = Outcomes::new(Quarantine::open(&opts.out, state.quarantine)?, dedup);
         let pace = Pace { least: opts.grain.journal, last: Instant::now(), cost: Duration::ZERO };
-        Ok(Self { opts, inputs, tok, progress, lock, state, saved, fates, train, val, pace })
+        Ok(Self { opts, inputs, tok, progress, lock, state, saved, outcomes, train, val, pace })
     }
 
     /// Reads the corpus to its end.
@@ -95,15 +94,15 @@ impl<'a> Job<'a> {
     }
 
     fn batch(&mut self, batch: Batch) -> Result<()> {
-        let documents = self.fates.decide(self.opts, &mut self.state, batch.records);
-        let documents = documents.map_err(|e| self.stopped(e))?;
+        let documents = self.outcomes.decide(self.opts, &mut self.state, batch.records);
+        let documents = documents.map_err(|e| self.record_stop(e))?;
         self.encode(&documents)?;
         self.state.place = batch.end;
         self.state.bytes_read = batch.bytes_read;
         Ok(())
     }
 
-    fn encode(&mut self, documents: &[Document]) -> Result<()> {
+    fn encode(&mut self, documents: &[AcceptedDocument]) -> Result<()> {
         let mut pieces = Vec::with_capacity(documents.len());
         for document in documents {
             let (train, val) = document.text.split_at(document.cut);
@@ -128,7 +127,7 @@ impl<'a> Job<'a> {
             Eot::Before => [separator, ids],
             Eot::After => [ids, separator],
         };
-        if self.state.rule != Rule::FirstShard {
+        if self.state.rule != SplitRule::FirstShard {
             let writer = if split == Split::Train { &mut self.train } else { &mut self.val };
             writer.begin_document(text_bytes)?;
             return parts.into_iter().try_for_each(|ids| writer.tokens(ids));
@@ -146,7 +145,7 @@ impl<'a> Job<'a> {
     fn report(&self) {
         let train = self.train.totals();
         let val = self.val.totals();
-        (self.progress)(Progress {
+        (self.progress)(PrepareProgress {
             bytes_read: self.state.bytes_read,
             bytes_total: self.inputs.list.iter().map(|input| input.bytes).sum(),
             text_bytes: self.state.text_bytes,
@@ -155,17 +154,17 @@ impl<'a> Job<'a> {
         });
     }
 
-    /// Records how far the run has come, once that is safe.
+    /// Records how far the run has come, after what it counts is durable.
     fn save(&mut self) -> Result<()> {
         let began = Instant::now();
         self.lock.check()?;
         self.train.sync()?;
         self.val.sync()?;
-        self.fates.sync()?;
+        self.outcomes.sync()?;
         self.state.train = self.train.written().clone();
         self.state.val = self.val.written().clone();
-        self.state.hashes = self.fates.hashes();
-        self.state.quarantine = self.fates.quarantine.len();
+        self.state.hashes = self.outcomes.hashes();
+        self.state.quarantine = self.outcomes.quarantine.len();
         self.state.save(&self.opts.out)?;
         self.saved = self.state.clone();
         self.train.publish()?;
@@ -174,14 +173,14 @@ impl<'a> Job<'a> {
         Ok(())
     }
 
-    /// Records that the run has ended for a fault of the input, if `error` is one.
-    fn stopped(&mut self, error: anyhow::Error) -> anyhow::Error {
+    /// Records in the journal that the run has stopped because of bad input, if that is what `error` says. Returns it.
+    fn record_stop(&mut self, error: anyhow::Error) -> anyhow::Error {
         if error.downcast_ref::<Failure>().is_none_or(|failure| failure.exit != Exit::Data) {
             return error;
         }
         self.saved.stopped = true;
         // The quarantine file as well: the user is about to look into it.
-        match self.fates.sync().and_then(|()| self.saved.save(&self.opts.out)) {
+        match self.outcomes.sync().and_then(|()| self.saved.save(&self.opts.out)) {
             Ok(()) => error,
             Err(error) => error,
         }
@@ -189,8 +188,8 @@ impl<'a> Job<'a> {
 
     /// Completes the last shards, and writes `shards.json` last.
     pub(super) fn finish(mut self) -> Result<Summary> {
-        let judged = self.fates.judge(self.opts, &self.state.lines);
-        judged.and_then(|()| self.judge_train()).map_err(|e| self.stopped(e))?;
+        let checked = self.outcomes.check_share(self.opts, &self.state.lines).and_then(|()| self.check_has_text());
+        checked.map_err(|e| self.record_stop(e))?;
         self.train.finish_shard()?;
         self.val.finish_shard()?;
         self.save()?;
@@ -198,7 +197,7 @@ impl<'a> Job<'a> {
         let out = &self.opts.out;
         let mut shards = self.state.train.shards;
         shards.extend(self.state.val.shards);
-        let manifest = Manifest {
+        let manifest = ShardManifest {
             version: VERSION,
             tokenizer: TokenizerInfo {
                 blake3: self.tok.fingerprint(),
@@ -223,7 +222,8 @@ impl<'a> Job<'a> {
         Ok(Summary { manifest, notes })
     }
 
-    fn judge_train(&self) -> Result<()> {
+    /// Fails if there is nothing to train on.
+    fn check_has_text(&self) -> Result<()> {
         if self.train.totals().tokens > 0 {
             return Ok(());
         }
@@ -241,22 +241,22 @@ impl<'a> Job<'a> {
         let train = self.state.train.totals;
         let val = self.state.val.totals;
         let mut notes = vec![self.state.lines.to_string()];
-        if matches!(self.state.rule, Rule::Tail { .. }) {
+        if matches!(self.state.rule, SplitRule::Tail { .. }) {
             notes.push(format!(
                 "the corpus has too few documents to choose whole ones for validation: the last {} of {} bytes of text \
                  are the validation split",
                 val.bytes,
                 val.bytes + train.bytes,
             ));
-        } else if self.opts.val != Val::None && val == Totals::default() {
+        } else if self.opts.val != ValSplit::None && val == Totals::default() {
             notes.push("no document fell to the validation split: it is empty".into());
         }
-        if let (Val::Tokens(asked), Rule::Hash(_)) = (self.opts.val, &self.state.rule) {
+        if let (ValSplit::Tokens(asked), SplitRule::Hash(_)) = (self.opts.val, &self.state.rule) {
             notes.push(format!("the validation split has {} tokens, about {asked} were asked for", val.tokens));
         }
         if self.state.lines.bad() > 0 {
             let bad = self.state.lines.bad();
-            let path = self.fates.quarantine.path().display();
+            let path = self.outcomes.quarantine.path().display();
             notes.push(format!("{bad} of {} records could not be used; they are in {path}", self.state.lines.read));
         }
         let unread: Vec<String> = self.state.sources.iter().filter_map(unread).collect();
@@ -271,10 +271,10 @@ impl<'a> Job<'a> {
     }
 }
 
-/// What is told of a file whose rest, or all of it, could not be read.
-fn unread(source: &Source) -> Option<String> {
+/// The note about a file whose rest, or all of it, could not be read.
+fn unread(source: &SourceCounts) -> Option<String> {
     let why = source.unread.as_ref()?;
-    let Source { path, lines, used, .. } = source;
+    let SourceCounts { path, lines, used, .. } = source;
     Some(format!("{path}: could not be read to its end: {why} ({used} of {lines} records counted were used)"))
 }
 
@@ -295,11 +295,11 @@ fn encode(tok: &dyn Encode, pieces: &[(usize, (Split, &str))]) -> Result<Vec<Vec
     Ok(encoded)
 }
 
-/// When progress is to be recorded.
+/// Decides when progress is recorded again.
 struct Pace {
     least: Duration,
     last: Instant,
-    /// What the last time took.
+    /// How long recording took the last time.
     cost: Duration,
 }
 

@@ -1,21 +1,20 @@
-//! What lets an interrupted run go on: `prepare.json` says of what the output directory is made, `prepare.state` how
-//! far that has come.
+//! How an interrupted run is resumed: `prepare.json` says what the output directory is made from, `prepare.state` how far
+//! the work has come.
 //!
-//! The state is written atomically, after everything it counts has been made durable. A run begins from it as if it had
-//! never been interrupted; whatever the files hold beyond what it counts is cut off.
+//! The state is written atomically, after everything it counts is durable. A run starts from it as if it had never been
+//! interrupted; what the files hold beyond the counts is cut off.
 
 use std::path::Path;
 
 use anyhow::Result;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-use crate::corpus::batches::Place;
-use crate::corpus::options::{Encode, Input, Inputs, PrepareOptions};
+use crate::corpus::batches::CorpusPosition;
+use crate::corpus::options::{Encode, InputFile, Inputs, PrepareOptions};
 use crate::corpus::shards::PREPARE_FILE;
-use crate::corpus::shards::manifest::{LineCounts, Recipe, Source};
-use crate::corpus::split::Rule;
+use crate::corpus::shards::manifest::{LineCounts, Recipe, SourceCounts};
+use crate::corpus::split::SplitRule;
 use crate::corpus::writer::Written;
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files;
@@ -29,13 +28,13 @@ const FORMAT: u32 = 1;
 /// Both files are small but for the hashes of blocks.
 const MAX_BYTES: u64 = 512 << 20;
 
-/// All that decides what is made.
+/// Everything that decides the output.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Identity {
     format: u32,
     recipe: Recipe,
     tokenizer: String,
-    inputs: Vec<Input>,
+    inputs: Vec<InputFile>,
 }
 
 pub(super) struct Difference {
@@ -49,7 +48,7 @@ impl Identity {
         Self { format: FORMAT, recipe: opts.recipe(), tokenizer: tok.fingerprint(), inputs: inputs.list.to_vec() }
     }
 
-    /// The first difference that makes going on with what `self` began impossible.
+    /// The first difference because of which a run of `now` cannot resume the output of `self`.
     pub(super) fn difference(&self, now: &Self) -> Result<Option<Difference>> {
         if let Some(what) = self.other_options(now)? {
             return Ok(Some(Difference { what, inputs_only: false }));
@@ -72,14 +71,12 @@ impl Identity {
         let then = serde_json::to_value(&self.recipe)?;
         let now = serde_json::to_value(&now.recipe)?;
         let fields = then.as_object().into_iter().flatten();
-        // How many bad records are put up with does not change what the others give.
-        let changed = |(name, then): (&String, &Value)| {
-            (name != "allow_bad" && *then != now[name]).then(|| format!("{name} was {then}, now {}", now[name]))
-        };
-        Ok(fields.into_iter().find_map(changed))
+        // How many bad records are accepted does not change what the good ones give.
+        let changed = fields.into_iter().find(|(name, then)| *name != "allow_bad" && **then != now[name.as_str()]);
+        Ok(changed.map(|(name, then)| format!("{name} was {then}, now {}", now[name])))
     }
 
-    /// Makes `self` what the directory is made of.
+    /// Records `self` as what the output in `dir` is made from.
     pub(super) fn save(&self, dir: &Path) -> Result<()> {
         let mut bytes = serde_json::to_vec_pretty(self)?;
         bytes.push(b'\n');
@@ -96,18 +93,18 @@ impl Identity {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct State {
     format: u32,
-    /// It has ended for a fault of its input, and does not go on if that changes.
+    /// The run ended because of bad input, and starts anew if the input changes.
     pub(super) stopped: bool,
     /// Where the next record is.
-    pub(super) place: Place,
+    pub(super) place: CorpusPosition,
     /// Bytes of the input files read.
     pub(super) bytes_read: u64,
     /// Bytes of text of the documents used.
     pub(super) text_bytes: u64,
     /// Divides the text between the splits.
-    pub(super) rule: Rule,
+    pub(super) rule: SplitRule,
     pub(super) lines: LineCounts,
-    pub(super) sources: Vec<Source>,
+    pub(super) sources: Vec<SourceCounts>,
     pub(super) train: Written,
     pub(super) val: Written,
     /// Texts in the log of hashes.
@@ -117,17 +114,21 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(inputs: &Inputs, rule: Rule) -> Self {
-        let source = |input: &Input| Source { path: input.name.clone(), bytes: input.bytes, ..Source::default() };
+    pub(super) fn new(inputs: &Inputs, rule: SplitRule) -> Self {
+        let sources = inputs.list.iter().map(|input| SourceCounts {
+            path: input.name.clone(),
+            bytes: input.bytes,
+            ..SourceCounts::default()
+        });
         Self {
             format: FORMAT,
             stopped: false,
-            place: Place::default(),
+            place: CorpusPosition::default(),
             bytes_read: 0,
             text_bytes: 0,
             rule,
             lines: LineCounts::default(),
-            sources: inputs.list.iter().map(source).collect(),
+            sources: sources.collect(),
             train: Written::default(),
             val: Written::default(),
             hashes: 0,
@@ -135,7 +136,7 @@ impl State {
         }
     }
 
-    /// As JSON, and its hash on a line of its own: a state that has changed would be gone on with, quietly, to something else.
+    /// Writes JSON, then its hash on a line of its own: from a damaged state a run would quietly make a wrong output.
     pub(super) fn save(&self, dir: &Path) -> Result<()> {
         let mut bytes = serde_json::to_vec(self)?;
         let hash = blake3::hash(&bytes).to_hex();

@@ -1,4 +1,4 @@
-//! Files that were met and not read: why, how many, and which.
+//! Files that were found and not read: why, how many, and which.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -47,8 +47,8 @@ impl Reasons {
         }
     }
 
-    /// Whether `name` is that of something that lies beside files and is none of them; it is counted, then.
-    pub(super) fn is_by_the_way(&mut self, name: &OsStr, path: &Path) -> bool {
+    /// Counts the file if its name is one that systems leave beside files; whether it is.
+    pub(super) fn count_if_litter(&mut self, name: &OsStr, path: &Path) -> bool {
         let name = name.to_string_lossy();
         let what = match name.as_ref() {
             "__MACOSX" => MACOS,
@@ -61,7 +61,7 @@ impl Reasons {
         true
     }
 
-    /// All that are left out.
+    /// Number of files left out, for whatever reason.
     pub(super) fn count(&self) -> u64 {
         self.0.values().map(|entry| entry.files).sum()
     }
@@ -85,7 +85,7 @@ fn describe(entry: &LeftOut) -> String {
     format!("{}: {} ({}{more})", entry.what, entry.files, names.join(", "))
 }
 
-/// What the user is told about `left_out`; none if there is nothing to tell.
+/// A note for the user about `left_out`; none if it is empty.
 pub fn note(left_out: &[LeftOut]) -> Option<String> {
     let kinds: Vec<String> = left_out.iter().map(describe).collect();
     (!kinds.is_empty()).then(|| format!("not read: {}", kinds.join("; ")))

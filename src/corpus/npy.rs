@@ -20,7 +20,7 @@ use crate::runtime::error::{Exit, Failure, fail};
 use crate::runtime::files;
 use crate::runtime::shell::quoted;
 
-use header::{Layout, MAX_HEADER, Remedy, npy_header};
+use header::{MAX_HEADER, Remedy, TokenLayout, npy_header};
 
 /// What to do about the refused file `path`. No command writes an id as another one: the type follows from the largest.
 fn hint(remedy: Remedy, path: &Path) -> String {
@@ -45,22 +45,22 @@ fn hint(remedy: Remedy, path: &Path) -> String {
 
 /// The width of a token on disk; always little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Dtype {
+pub enum TokenDtype {
     /// 16-bit tokens: vocabularies of up to 65,536 ids.
     #[serde(rename = "<u2")]
     U16,
-    /// 32-bit tokens.
+    /// 32-bit tokens: vocabularies of more.
     #[serde(rename = "<u4")]
     U32,
 }
 
-impl Dtype {
+impl TokenDtype {
     /// The narrowest type that holds every id of a vocabulary of `vocab_size` ids.
     pub fn for_vocab(vocab_size: usize) -> Self {
         if vocab_size <= 1 << 16 { Self::U16 } else { Self::U32 }
     }
 
-    /// Bytes per token.
+    /// Bytes per token: 2 or 4.
     pub fn width(self) -> usize {
         match self {
             Self::U16 => 2,
@@ -109,7 +109,7 @@ impl Dtype {
 ///
 /// # Errors
 /// [`Exit::Internal`] if an id does not fit `dtype`.
-pub fn npy_bytes(tokens: &[u32], dtype: Dtype) -> Result<Vec<u8>> {
+pub fn npy_bytes(tokens: &[u32], dtype: TokenDtype) -> Result<Vec<u8>> {
     let mut bytes = npy_header(dtype, tokens.len()).to_vec();
     for &id in tokens {
         if !dtype.push(&mut bytes, id) {
@@ -124,11 +124,11 @@ pub fn npy_bytes(tokens: &[u32], dtype: Dtype) -> Result<Vec<u8>> {
 pub struct TokenFile {
     path: PathBuf,
     file: File,
-    layout: Layout,
+    layout: TokenLayout,
 }
 
 impl TokenFile {
-    /// Opens a `.npy` or llm.c `.bin` file (told apart by content, not by name) and checks its header and size.
+    /// Opens a `.npy` or llm.c `.bin` file (by its content, not by its name) and checks its header and size.
     ///
     /// # Errors
     /// [`Exit::Io`] if it is not a regular file or cannot be read, [`Exit::Data`] if it is in neither format.
@@ -139,7 +139,7 @@ impl TokenFile {
             .take((12 + MAX_HEADER) as u64)
             .read_to_end(&mut head)
             .map_err(|e| files::io_failure("read", path, &e))?;
-        let layout = Layout::parse(&head, size).map_err(|refusal| {
+        let layout = TokenLayout::parse(&head, size).map_err(|refusal| {
             fail(Exit::Data, format!("{}: {}", path.display(), refusal.what)).hint(hint(refusal.remedy, path))
         })?;
         if usize::try_from(size).is_err() {
@@ -154,18 +154,16 @@ impl TokenFile {
         &self.path
     }
 
-    /// Number of tokens.
     pub fn len(&self) -> usize {
         self.layout.len as usize
     }
 
-    /// Whether it holds no token.
     pub fn is_empty(&self) -> bool {
         self.layout.len == 0
     }
 
     /// Width of a token on disk.
-    pub fn dtype(&self) -> Dtype {
+    pub fn dtype(&self) -> TokenDtype {
         self.layout.dtype
     }
 
@@ -194,15 +192,17 @@ impl TokenFile {
 
     /// Bytes of the file that hold the `count` tokens from `start` on.
     pub fn bytes_of(&self, start: usize, count: usize) -> Range<u64> {
-        let at = |token: usize| self.layout.offset + (token * self.dtype().width()) as u64;
-        at(start)..at(start + count)
+        let width = self.dtype().width();
+        let first = self.layout.offset + (start * width) as u64;
+        first..first + (count * width) as u64
     }
 
     /// Tokens that lie, wholly or in part, in `bytes` of the file.
     pub fn tokens_in(&self, bytes: Range<u64>) -> Range<usize> {
         let width = self.dtype().width() as u64;
-        let data = |at: u64| at.saturating_sub(self.layout.offset);
-        (data(bytes.start) / width) as usize..data(bytes.end).div_ceil(width) as usize
+        let from = bytes.start.saturating_sub(self.layout.offset);
+        let to = bytes.end.saturating_sub(self.layout.offset);
+        (from / width) as usize..to.div_ceil(width) as usize
     }
 
     /// Size of the file in bytes, header included.
@@ -263,12 +263,12 @@ mod tests {
     #[test]
     fn reads_what_numpy_and_llm_c_write() {
         let cases = [
-            ("ok_u2.npy", 100, 50257, Dtype::U16),
-            ("ok_u2_v2.npy", 100, 50257, Dtype::U16),
-            ("ok_u2_v3.npy", 100, 50257, Dtype::U16),
-            ("ok_u2_empty.npy", 0, 50257, Dtype::U16),
-            ("ok_u4.npy", 100, 128256, Dtype::U32),
-            ("ok_u2.bin", 100, 50257, Dtype::U16),
+            ("ok_u2.npy", 100, 50257, TokenDtype::U16),
+            ("ok_u2_v2.npy", 100, 50257, TokenDtype::U16),
+            ("ok_u2_v3.npy", 100, 50257, TokenDtype::U16),
+            ("ok_u2_empty.npy", 0, 50257, TokenDtype::U16),
+            ("ok_u4.npy", 100, 128256, TokenDtype::U32),
+            ("ok_u2.bin", 100, 50257, TokenDtype::U16),
         ];
         for (name, n, modulus, dtype) in cases {
             let file = TokenFile::open(&fixture(name)).unwrap();
@@ -279,14 +279,14 @@ mod tests {
     #[test]
     fn writes_the_bytes_numpy_writes() {
         for (name, n, modulus, dtype) in [
-            ("ok_u2.npy", 100, 50257, Dtype::U16),
-            ("ok_u2_empty.npy", 0, 50257, Dtype::U16),
-            ("ok_u4.npy", 100, 128256, Dtype::U32),
+            ("ok_u2.npy", 100, 50257, TokenDtype::U16),
+            ("ok_u2_empty.npy", 0, 50257, TokenDtype::U16),
+            ("ok_u4.npy", 100, 128256, TokenDtype::U32),
         ] {
             let ours = npy_bytes(&expected(n, modulus), dtype).unwrap();
             assert_eq!(ours, std::fs::read(fixture(name)).unwrap(), "{name}");
         }
-        assert!(npy_bytes(&[65536], Dtype::U16).is_err());
+        assert!(npy_bytes(&[65536], TokenDtype::U16).is_err());
     }
 
     #[test]
@@ -321,7 +321,7 @@ mod tests {
         let path = dir.path().join("x.bin");
         std::fs::write(&path, [&header[..], &body].concat()).unwrap();
         let file = TokenFile::open(&path).unwrap();
-        assert_eq!((file.dtype(), all_tokens(&file)), (Dtype::U32, ids.to_vec()));
+        assert_eq!((file.dtype(), all_tokens(&file)), (TokenDtype::U32, ids.to_vec()));
         // A Llama 3 shard of GPT-2's version, and what else llm.c writes.
         header[4] = 1;
         std::fs::write(&path, [&header[..], &body].concat()).unwrap();
@@ -335,7 +335,7 @@ mod tests {
     fn a_length_that_numpy_2_has_written_as_its_own_type_is_read() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.npy");
-        let mut bytes = npy_bytes(&[7, 8, 9], Dtype::U16).unwrap();
+        let mut bytes = npy_bytes(&[7, 8, 9], TokenDtype::U16).unwrap();
         let dict = "{'descr': '<u2', 'fortran_order': False, 'shape': (np.int64(3),), }";
         bytes[10..10 + dict.len()].copy_from_slice(dict.as_bytes());
         std::fs::write(&path, &bytes).unwrap();
@@ -369,7 +369,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("tokens.npy");
         let tokens = expected(20_000, 50257);
-        std::fs::write(&path, npy_bytes(&tokens, Dtype::U16).unwrap()).unwrap();
+        std::fs::write(&path, npy_bytes(&tokens, TokenDtype::U16).unwrap()).unwrap();
         let file = TokenFile::open(&path).unwrap();
         let mut out = vec![0; 9_000];
         file.read(10_500, &mut out).unwrap();

@@ -1,16 +1,16 @@
 //! What to prepare, how, and how far it has come: the types between `data prepare` and its caller.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use crate::corpus::expand::{Found, expand};
+use crate::corpus::expand::{ExpandedFiles, expand};
 use crate::corpus::left_out::{LeftOut, shown};
-use crate::corpus::shards::manifest::{Eot, Manifest, Recipe, Val};
+use crate::corpus::shards::manifest::{Eot, Recipe, ShardManifest, ValSplit};
 use crate::corpus::source::ReadOptions;
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files;
@@ -35,19 +35,18 @@ pub trait Encode: Sync {
 
 /// An input file, which need not be on this machine yet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Input {
+pub struct InputFile {
     /// What it is called, to the user and in `shards.json`: its path, or where it comes from.
     pub name: String,
-    /// Its size in bytes.
     pub bytes: u64,
     /// Changes when its content does: the time it was last written, or a commit.
     pub version: String,
 }
 
-/// The corpus: files in order, and how to get at them.
+/// The corpus: files in order, and how to make them local.
 #[derive(Clone)]
 pub struct Inputs {
-    pub list: Arc<[Input]>,
+    pub list: Arc<[InputFile]>,
     /// Files beside them that are not read.
     pub left_out: Vec<LeftOut>,
     /// Makes the file of this index a local one and says where. It may take long; it is called from a thread of its
@@ -61,16 +60,19 @@ impl Inputs {
     /// # Errors
     /// Those of [`expand`], and [`Exit::Io`] for a file that cannot be looked at.
     pub fn local(patterns: &[String]) -> Result<Self> {
-        let Found { files: paths, left_out } = expand(patterns)?;
-        let input = |path: &PathBuf| -> Result<Input> {
-            let meta = fs::metadata(path).map_err(|e| files::io_failure("read", path, &e))?;
-            // A clock before 1970 is no reason to fail.
-            let age = meta.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
-            let version = format!("written {}.{:09}", age.as_secs(), age.subsec_nanos());
-            Ok(Input { name: shown(path), bytes: meta.len(), version })
-        };
-        let list = paths.iter().map(input).collect::<Result<_>>()?;
+        let ExpandedFiles { files: paths, left_out } = expand(patterns)?;
+        let list = paths.iter().map(|path| InputFile::local(path)).collect::<Result<_>>()?;
         Ok(Self { list, left_out, fetch: Arc::new(move |i| Ok(paths[i].clone())) })
+    }
+}
+
+impl InputFile {
+    fn local(path: &Path) -> Result<Self> {
+        let meta = fs::metadata(path).map_err(|e| files::io_failure("read", path, &e))?;
+        // A clock before 1970 is no reason to fail.
+        let age = meta.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+        let version = format!("written {}.{:09}", age.as_secs(), age.subsec_nanos());
+        Ok(Self { name: shown(path), bytes: meta.len(), version })
     }
 }
 
@@ -80,21 +82,20 @@ pub struct PrepareOptions {
     pub out: PathBuf,
     /// Where the text is in the input files.
     pub read: ReadOptions,
-    pub val: Val,
-    /// Tokens per shard.
+    pub val: ValSplit,
+    /// Tokens in each shard of a split but its last.
     pub shard_tokens: usize,
     pub eot: Eot,
     /// Documents of fewer characters are left out.
     pub min_chars: u64,
     /// Leave out documents whose text, byte for byte, came before.
     pub dedup: bool,
-    /// Go on however many records are bad.
+    /// Continue however many records are bad.
     pub allow_bad: bool,
-    /// The grain of the work; it changes nothing in the output.
     pub grain: Grain,
 }
 
-/// How much is done at a time.
+/// How much is done at a time. It changes nothing in the output.
 #[derive(Clone, Copy, Debug)]
 pub struct Grain {
     /// A batch is full once its records have this many bytes...
@@ -119,7 +120,7 @@ impl PrepareOptions {
         Self {
             out,
             read: ReadOptions::default(),
-            val: Val::Fraction(0.005),
+            val: ValSplit::Fraction(0.005),
             shard_tokens: 100_000_000,
             eot: Eot::Before,
             min_chars: 0,
@@ -130,20 +131,19 @@ impl PrepareOptions {
     }
 
     pub(super) fn check(&self) -> Result<()> {
-        let wrong = |message: String, hint: &str| Err(fail(Exit::Config, message).hint(hint).into());
-        match self.val {
+        let (message, hint) = match self.val {
             // NaN is not between them either.
-            Val::Fraction(x) if !(x > 0.0 && x < 1.0) => {
-                return wrong(format!("the validation fraction {x} is not between 0 and 1"), "0.005 is the default");
+            ValSplit::Fraction(x) if !(x > 0.0 && x < 1.0) => {
+                (format!("the validation fraction {x} is not between 0 and 1"), "0.005 is the default")
             }
-            Val::Tokens(0) => return wrong("a validation split of 0 tokens".into(), "give a number, or ask for none"),
-            _ => {}
-        }
-        if !(1..=MAX_SHARD_TOKENS).contains(&self.shard_tokens) {
-            let message = format!("--shard-tokens {} is not between 1 and {MAX_SHARD_TOKENS}", self.shard_tokens);
-            return wrong(message, "100000000 is the default");
-        }
-        Ok(())
+            ValSplit::Tokens(0) => ("a validation split of 0 tokens".into(), "give a number, or ask for none"),
+            _ if !(1..=MAX_SHARD_TOKENS).contains(&self.shard_tokens) => (
+                format!("--shard-tokens {} is not between 1 and {MAX_SHARD_TOKENS}", self.shard_tokens),
+                "100000000 is the default",
+            ),
+            _ => return Ok(()),
+        };
+        Err(fail(Exit::Config, message).hint(hint).into())
     }
 
     pub(super) fn recipe(&self) -> Recipe {
@@ -162,22 +162,21 @@ impl PrepareOptions {
 
 /// How far preparing has come; reported after every batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
+pub struct PrepareProgress {
     /// Bytes of the input files read, as they lie on disk (compressed).
     pub bytes_read: u64,
-    /// Bytes of all of them.
+    /// Size of all input files.
     pub bytes_total: u64,
     /// Bytes of text of the documents used.
     pub text_bytes: u64,
     pub documents: u64,
-    /// Their tokens.
     pub tokens: u64,
 }
 
 #[derive(Clone, Debug)]
 pub struct Summary {
     /// As written to `shards.json`.
-    pub manifest: Manifest,
-    /// What the user should be told (on stderr).
+    pub manifest: ShardManifest,
+    /// Notes for the user, for stderr.
     pub notes: Vec<String>,
 }

@@ -1,4 +1,4 @@
-//! Which files of an output directory are ours: only those are ever removed, and only there are shards made.
+//! Which files of an output directory `data prepare` made: only those are ever removed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,17 +7,18 @@ use anyhow::Result;
 
 use crate::corpus::dedup::HASHES_FILE;
 use crate::corpus::journal::STATE_FILE;
+use crate::corpus::list_dir::list_dir;
 use crate::corpus::quarantine::QUARANTINE_FILE;
 use crate::corpus::shards::PREPARE_FILE;
 use crate::corpus::shards::manifest::{MANIFEST_FILE, ShardEntry};
 use crate::corpus::writer::PART_PREFIX;
-use crate::runtime::error::{Exit, fail};
+use crate::runtime::error::{Exit, Failure, fail};
 use crate::runtime::files;
 
 /// What a file is to `data prepare`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    /// What a process left that died while it wrote; of no use to anybody.
+enum FileRole {
+    /// Left by a process that died while it wrote; of no use.
     Temporary,
     /// Needed until the output is finished.
     Working,
@@ -25,17 +26,17 @@ enum Kind {
     Output,
 }
 
-fn kind(name: &str) -> Option<Kind> {
+fn role(name: &str) -> Option<FileRole> {
     if let Some(rest) = name.strip_prefix(files::TEMP_PREFIX) {
         // The final name, the process and a number.
-        let of = rest.rsplitn(3, '-').last().unwrap_or_default();
+        let target = rest.rsplitn(3, '-').last().unwrap_or_default();
         let written = [PREPARE_FILE, STATE_FILE, MANIFEST_FILE, "tokenizer.json", "tokenizer_config.json"];
-        return (written.contains(&of) || kind(of).is_some()).then_some(Kind::Temporary);
+        return (written.contains(&target) || role(target).is_some()).then_some(FileRole::Temporary);
     }
     if let Some(rest) = name.strip_prefix(PART_PREFIX) {
-        return (is_shard(rest) || name.starts_with(HASHES_FILE)).then_some(Kind::Working);
+        return (is_shard(rest) || name.starts_with(HASHES_FILE)).then_some(FileRole::Working);
     }
-    (is_shard(name) || name == QUARANTINE_FILE).then_some(Kind::Output)
+    (is_shard(name) || name == QUARANTINE_FILE).then_some(FileRole::Output)
 }
 
 fn is_shard(name: &str) -> bool {
@@ -45,15 +46,12 @@ fn is_shard(name: &str) -> bool {
     })
 }
 
-fn list(out: &Path) -> Result<Vec<(PathBuf, Kind)>> {
+fn list(out: &Path) -> Result<Vec<(PathBuf, FileRole)>> {
     let mut found = Vec::new();
     if out.exists() {
-        let io_failure = |e| files::io_failure("list the directory", out, &e);
-        for entry in fs::read_dir(out).map_err(io_failure)? {
-            let path = entry.map_err(io_failure)?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            if let Some(kind) = kind(&name) {
-                found.push((path, kind));
+        for (name, path) in list_dir(out)? {
+            if let Some(role) = role(&name.to_string_lossy()) {
+                found.push((path, role));
             }
         }
     }
@@ -62,10 +60,10 @@ fn list(out: &Path) -> Result<Vec<(PathBuf, Kind)>> {
 
 /// Refuses to finish a directory that holds shards beside `made`: they would be taken for part of it.
 pub(super) fn refuse_foreign(out: &Path, made: &[ShardEntry]) -> Result<()> {
-    let known = |name: &str| made.iter().any(|entry| entry.name == name || entry.docs_name() == name);
-    for (path, kind) in list(out)? {
+    for (path, role) in list(out)? {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if kind == Kind::Output && name != QUARANTINE_FILE && !known(&name) {
+        let is_known = name == QUARANTINE_FILE || made.iter().any(|e| e.name == name || e.docs_name() == name);
+        if role == FileRole::Output && !is_known {
             let message = format!("{}: `data prepare` did not make it", path.display());
             return Err(fail(Exit::Config, message).hint("move it elsewhere, then give the same command again").into());
         }
@@ -75,31 +73,34 @@ pub(super) fn refuse_foreign(out: &Path, made: &[ShardEntry]) -> Result<()> {
 
 /// Refuses a directory that holds finished or foreign shards, or another tokenizer than `tokenizer`'s files.
 pub(super) fn refuse_taken(out: &Path, tokenizer: &[(&str, Vec<u8>)]) -> Result<()> {
-    let taken = |what: &str| fail(Exit::Config, format!("{}: {what}", out.display())).hint("choose another --out");
     if out.join(STATE_FILE).exists() {
         return Ok(());
     }
     if out.join(MANIFEST_FILE).exists() {
-        return Err(taken("already holds a finished output").into());
+        return Err(taken(out, "already holds a finished output").into());
     }
     if out.join(PREPARE_FILE).exists() {
         return Ok(());
     }
-    if list(out)?.iter().any(|(_, kind)| *kind != Kind::Temporary) {
-        return Err(taken("already holds shards that `data prepare` did not make").into());
+    if list(out)?.iter().any(|(_, role)| *role != FileRole::Temporary) {
+        return Err(taken(out, "already holds shards that `data prepare` did not make").into());
     }
     for (name, bytes) in tokenizer {
         let path = out.join(name);
         if path.exists() && files::read_bounded(&path, bytes.len() as u64, true).ok().as_ref() != Some(bytes) {
-            return Err(taken(&format!("already holds another {name}")).into());
+            return Err(taken(out, &format!("already holds another {name}")).into());
         }
     }
     Ok(())
 }
 
-/// Removes what processes that died have left half written.
+fn taken(out: &Path, what: &str) -> Failure {
+    fail(Exit::Config, format!("{}: {what}", out.display())).hint("choose another --out")
+}
+
+/// Removes the half-written files of processes that died.
 pub(super) fn remove_temporary(out: &Path) -> Result<()> {
-    remove(out, |kind| kind == Kind::Temporary)
+    remove(out, |role| role == FileRole::Temporary)
 }
 
 /// Removes all of an unfinished output.
@@ -111,13 +112,13 @@ pub(super) fn remove_unfinished(out: &Path) -> Result<()> {
 
 /// Removes what a finished output does not need.
 pub(super) fn remove_working(out: &Path) -> Result<()> {
-    remove(out, |kind| kind != Kind::Output)?;
+    remove(out, |role| role != FileRole::Output)?;
     remove_state(out)
 }
 
-fn remove(out: &Path, which: fn(Kind) -> bool) -> Result<()> {
-    for (path, kind) in list(out)? {
-        if which(kind) {
+fn remove(out: &Path, which: fn(FileRole) -> bool) -> Result<()> {
+    for (path, role) in list(out)? {
+        if which(role) {
             fs::remove_file(&path).map_err(|e| files::io_failure("remove", &path, &e))?;
         }
     }
@@ -139,16 +140,16 @@ mod tests {
     #[test]
     fn only_names_of_ours_are_known() {
         for (name, expected) in [
-            ("train-00000.npy", Some(Kind::Output)),
-            ("val-00012.docs", Some(Kind::Output)),
-            ("quarantine.jsonl", Some(Kind::Output)),
-            (".part-train-00000.npy", Some(Kind::Working)),
-            (".part-hashes", Some(Kind::Working)),
-            (".part-hashes-0-64", Some(Kind::Working)),
-            (".tmp-shards.json-12-0", Some(Kind::Temporary)),
-            (".tmp-prepare.state-12-3", Some(Kind::Temporary)),
-            (".tmp-.part-hashes-0-64-12-3", Some(Kind::Temporary)),
-            (".tmp-train-00003.npy-1-1", Some(Kind::Temporary)),
+            ("train-00000.npy", Some(FileRole::Output)),
+            ("val-00012.docs", Some(FileRole::Output)),
+            ("quarantine.jsonl", Some(FileRole::Output)),
+            (".part-train-00000.npy", Some(FileRole::Working)),
+            (".part-hashes", Some(FileRole::Working)),
+            (".part-hashes-0-64", Some(FileRole::Working)),
+            (".tmp-shards.json-12-0", Some(FileRole::Temporary)),
+            (".tmp-prepare.state-12-3", Some(FileRole::Temporary)),
+            (".tmp-.part-hashes-0-64-12-3", Some(FileRole::Temporary)),
+            (".tmp-train-00003.npy-1-1", Some(FileRole::Temporary)),
             ("shards.json", None),
             ("prepare.json", None),
             ("tokenizer.json", None),
@@ -159,7 +160,7 @@ mod tests {
             (".tmp-notes-1-1", None),
             ("train.npy", None),
         ] {
-            assert_eq!(kind(name), expected, "{name}");
+            assert_eq!(role(name), expected, "{name}");
         }
     }
 }

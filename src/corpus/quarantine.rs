@@ -1,6 +1,6 @@
 //! Bad records, set aside with all that is needed to find, repair or replay them.
 //!
-//! Written under its final name from the start, so that it can be read while the run goes on or after it has stopped.
+//! Written under its final name from the start, so that it can be read during the run or after it has stopped.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -15,15 +15,14 @@ pub const QUARANTINE_FILE: &str = "quarantine.jsonl";
 
 /// A bad record; a line of the quarantine file but for its bytes.
 #[derive(Debug, Serialize)]
-pub(super) struct Entry<'a> {
+pub(super) struct QuarantineEntry<'a> {
     pub(super) file: &'a str,
-    /// Line number from 1.
     pub(super) line: u64,
-    /// Byte offset in the file.
+    /// In bytes from the start of the file's content.
     pub(super) offset: u64,
-    /// Bytes of the line; more than are kept if it was too long.
+    /// Bytes of the record; more than are kept if it was too long.
     pub(super) length: u64,
-    /// Records that this one stands for, if its file cannot be read on.
+    /// Records that this one stands for, if the rest of its file cannot be read.
     #[serde(skip_serializing_if = "is_one")]
     pub(super) records: u64,
     pub(super) reason: &'static str,
@@ -35,7 +34,7 @@ fn is_one(n: &u64) -> bool {
     *n == 1
 }
 
-/// Bytes of the file from which on records are listed without a copy: their places in the input are known.
+/// Size of the file above which records are listed without their bytes, which can be found in the input.
 const MAX_COPIES: u64 = 256 << 20;
 
 /// The quarantine file, created at the first bad record.
@@ -45,7 +44,7 @@ pub(super) struct Quarantine {
 }
 
 impl Quarantine {
-    /// Goes on after the first `len` bytes of the file in `dir`.
+    /// Opens the file in `dir` after its first `len` bytes.
     pub(super) fn open(dir: &Path, len: u64) -> Result<Self> {
         let path = dir.join(QUARANTINE_FILE);
         let file = if len == 0 { None } else { Some(Growing::open(&path, len)?) };
@@ -56,13 +55,13 @@ impl Quarantine {
         &self.path
     }
 
-    /// Bytes written.
+    /// Number of bytes in the file.
     pub(super) fn len(&self) -> u64 {
         self.file.as_ref().map_or(0, Growing::len)
     }
 
     /// Adds a record with its `bytes`, written in hexadecimal, which survives whatever they are.
-    pub(super) fn add(&mut self, entry: &Entry<'_>, bytes: &[u8]) -> Result<()> {
+    pub(super) fn add(&mut self, entry: &QuarantineEntry<'_>, bytes: &[u8]) -> Result<()> {
         let file = match &mut self.file {
             Some(file) => file,
             none => none.insert(Growing::open(&self.path, 0)?),
@@ -89,7 +88,6 @@ impl Quarantine {
     }
 }
 
-/// Two digits per byte.
 fn push_hex(text: &mut Vec<u8>, bytes: &[u8]) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     text.extend(bytes.iter().flat_map(|b| [DIGITS[usize::from(b >> 4)], DIGITS[usize::from(b & 15)]]));

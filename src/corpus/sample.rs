@@ -1,23 +1,23 @@
-//! A first look at the corpus, for choosing what the validation split takes of it.
+//! A first pass over the start of the corpus, to choose its validation split.
 
 use anyhow::Result;
 
 use crate::corpus::options::{Encode, Inputs, PrepareOptions};
-use crate::corpus::shards::manifest::Val;
+use crate::corpus::shards::manifest::ValSplit;
 use crate::corpus::source::{Content, Reader};
-use crate::corpus::split::Rule;
+use crate::corpus::split::SplitRule;
 use crate::runtime::error::{Exit, fail};
 
 /// Text encoded to estimate how many tokens the corpus has.
 const SAMPLE_BYTES: usize = 4 << 20;
 
 /// The rule that makes the validation split asked for. Depends on the options and the corpus alone.
-pub(super) fn choose_rule(opts: &PrepareOptions, inputs: &Inputs, tok: &dyn Encode) -> Result<Rule> {
+pub(super) fn choose_rule(opts: &PrepareOptions, inputs: &Inputs, tok: &dyn Encode) -> Result<SplitRule> {
     let fraction = match opts.val {
-        Val::None => return Ok(Rule::None),
-        Val::FirstShard => return Ok(Rule::FirstShard),
-        Val::Fraction(fraction) => fraction,
-        Val::Tokens(tokens) => {
+        ValSplit::None => return Ok(SplitRule::None),
+        ValSplit::FirstShard => return Ok(SplitRule::FirstShard),
+        ValSplit::Fraction(fraction) => fraction,
+        ValSplit::Tokens(tokens) => {
             let total = estimate_tokens(opts, inputs, tok)?;
             if tokens as f64 > total / 2.0 {
                 let message =
@@ -27,7 +27,7 @@ pub(super) fn choose_rule(opts: &PrepareOptions, inputs: &Inputs, tok: &dyn Enco
             tokens as f64 / total
         }
     };
-    Rule::over(Texts::new(opts, inputs), fraction, opts.dedup)
+    SplitRule::choose_for_texts(Texts::new(opts, inputs), fraction, opts.dedup)
 }
 
 /// Tokens of the corpus, were all of it like its beginning.
@@ -50,7 +50,7 @@ fn estimate_tokens(opts: &PrepareOptions, inputs: &Inputs, tok: &dyn Encode) -> 
     Ok(tokens as f64 * scale.max(1.0))
 }
 
-/// The texts of the corpus that are long enough, from its start. Bad records are passed over.
+/// The texts of the corpus that are long enough, from its start. Bad records are skipped.
 struct Texts<'a> {
     opts: &'a PrepareOptions,
     inputs: &'a Inputs,

@@ -7,22 +7,21 @@ mod blocks;
 pub mod manifest;
 pub mod verify;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+use crate::corpus::list_dir::list_dir;
 use crate::corpus::npy::TokenFile;
 use crate::corpus::shards::blocks::Blocks;
-use crate::corpus::shards::manifest::{Eot, Manifest, ShardEntry, Split, TokenizerInfo};
+use crate::corpus::shards::manifest::{Eot, ShardEntry, ShardManifest, Split, TokenizerInfo};
 use crate::hub::splits::Divided;
 use crate::runtime::error::{Exit, fail};
-use crate::runtime::files;
 
 /// Written by `data prepare` before its first shard; a directory with it and without a manifest is unfinished.
 pub const PREPARE_FILE: &str = "prepare.json";
 
-/// One split's tokens.
+/// The shards of one split, in order, as one array of tokens.
 #[derive(Debug)]
 pub struct ShardSet {
     shards: Vec<Shard>,
@@ -52,11 +51,11 @@ impl ShardSet {
         let mut paths: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
         paths.sort();
         let mut set = Self { shards: Vec::new(), total: 0, tokenizer: None };
-        let mut beside: Option<(&Path, Option<Manifest>)> = None;
+        let mut beside: Option<(&Path, Option<ShardManifest>)> = None;
         for path in paths {
             let dir = path.parent().unwrap_or(Path::new(""));
             if beside.as_ref().is_none_or(|(of, _)| *of != dir) {
-                beside = Some((dir, Manifest::load(dir)?));
+                beside = Some((dir, ShardManifest::load(dir)?));
             }
             let manifest = beside.as_ref().and_then(|(_, manifest)| manifest.as_ref());
             set.push(path, manifest)?;
@@ -67,7 +66,7 @@ impl ShardSet {
         Ok(set)
     }
 
-    fn push(&mut self, path: &Path, manifest: Option<&Manifest>) -> Result<()> {
+    fn push(&mut self, path: &Path, manifest: Option<&ShardManifest>) -> Result<()> {
         let file = TokenFile::open(path)?;
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let listed = manifest.and_then(|manifest| Some((manifest, manifest.shards.iter().find(|e| e.name == name)?)));
@@ -107,9 +106,8 @@ impl ShardSet {
     /// Whether the separator ends documents instead of beginning them; `None` if shards differ. Without a manifest it begins
     /// them, as other tools write it.
     pub fn separator_after(&self) -> Option<bool> {
-        let after = |shard: &Shard| shard.eot == Eot::After;
-        let first = self.shards.first().is_some_and(after);
-        self.shards.iter().all(|shard| after(shard) == first).then_some(first)
+        let first = self.shards.first().map_or(Eot::Before, |shard| shard.eot);
+        self.shards.iter().all(|shard| shard.eot == first).then_some(first == Eot::After)
     }
 
     /// Fills `out` with the tokens from `start` on, across shard borders.
@@ -141,7 +139,7 @@ impl ShardSet {
         Ok(())
     }
 
-    /// Name of the shard that holds the token `at`, and its place there.
+    /// Name of the shard that holds the token `at`, and the token's index there.
     pub fn locate(&self, at: u64) -> (&str, u64) {
         let index = self.shards.partition_point(|shard| shard.start <= at).saturating_sub(1);
         self.shards.get(index).map_or(("", at), |shard| (shard.name.as_str(), at - shard.start))
@@ -176,10 +174,8 @@ fn mixed_tokenizers(path: &Path) -> anyhow::Error {
 /// Refuses the first of `ids`, read from `offset` of `file` on, that is not below `vocab_size`.
 fn check_ids(file: &TokenFile, offset: usize, ids: &[u32], vocab_size: usize) -> Result<()> {
     let Some(i) = ids.iter().position(|&id| id as usize >= vocab_size) else { return Ok(()) };
-    let path = file.path().display();
-    let at = offset + i;
-    let id = ids[i];
-    Err(fail(Exit::Data, format!("{path}: token {at} is {id}, outside the vocabulary of {vocab_size} ids"))
+    let place = format!("{}: token {}", file.path().display(), offset + i);
+    Err(fail(Exit::Data, format!("{place} is {}, outside the vocabulary of {vocab_size} ids", ids[i]))
         .hint("the shard was made with another tokenizer or is damaged: try `data verify` on its directory")
         .into())
 }
@@ -192,7 +188,7 @@ fn check_ids(file: &TokenFile, offset: usize, ids: &[u32], vocab_size: usize) ->
 /// [`Exit::Io`] if the directory cannot be read; [`Exit::Data`] if its manifest is damaged or an interrupted
 /// `data prepare` has left it unfinished; [`Exit::Config`] if a name could mean either split.
 pub fn split_files(dir: &Path, split: Split) -> Result<Vec<PathBuf>> {
-    if let Some(manifest) = Manifest::load(dir)? {
+    if let Some(manifest) = ShardManifest::load(dir)? {
         return Ok(manifest.shards.iter().filter(|e| e.split == split).map(|e| dir.join(&e.name)).collect());
     }
     if dir.join(PREPARE_FILE).exists() {
@@ -212,7 +208,7 @@ pub fn split_files(dir: &Path, split: Split) -> Result<Vec<PathBuf>> {
 /// # Errors
 /// Those of [`split_files`].
 pub fn split_note(dir: &Path) -> Result<Option<String>> {
-    let has_manifest = Manifest::load(dir)?.is_some();
+    let has_manifest = ShardManifest::load(dir)?.is_some();
     if has_manifest { Ok(None) } else { Ok(divide(dir)?.note(&dir.display().to_string())) }
 }
 
@@ -221,31 +217,25 @@ fn divide(dir: &Path) -> Result<Divided> {
     Ok(Divided::of(paths, dir)?)
 }
 
-/// Whether `path` is called as token files are.
+/// Whether the name of `path` is that of a token file.
 pub fn is_token_file(path: &Path) -> bool {
     path.extension().is_some_and(|suffix| suffix.eq_ignore_ascii_case("npy") || suffix.eq_ignore_ascii_case("bin"))
 }
 
 /// Names and paths of the `.npy` and `.bin` files of a directory, sorted.
 pub(crate) fn token_files(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
-    let io_failure = |e| files::io_failure("list the directory", dir, &e);
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir).map_err(io_failure)? {
-        let path = entry.map_err(io_failure)?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if !name.starts_with('.') && is_token_file(&path) {
-            found.push((name, path));
-        }
-    }
-    found.sort();
-    Ok(found)
+    let entries = list_dir(dir)?.into_iter().map(|(name, path)| (name.to_string_lossy().into_owned(), path));
+    let mut files: Vec<_> = entries.filter(|(name, path)| !name.starts_with('.') && is_token_file(path)).collect();
+    files.sort();
+    Ok(files)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::corpus::npy::{Dtype, npy_bytes};
+    use crate::corpus::npy::{TokenDtype, npy_bytes};
     use crate::runtime::error::Failure;
+    use std::fs;
 
     fn exit_of(error: &anyhow::Error) -> Exit {
         error.downcast_ref::<Failure>().unwrap().exit
@@ -253,7 +243,7 @@ mod tests {
 
     fn write(dir: &Path, name: &str, tokens: &[u32]) -> PathBuf {
         let path = dir.join(name);
-        fs::write(&path, npy_bytes(tokens, Dtype::U16).unwrap()).unwrap();
+        fs::write(&path, npy_bytes(tokens, TokenDtype::U16).unwrap()).unwrap();
         path
     }
 

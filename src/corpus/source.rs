@@ -1,10 +1,10 @@
 //! From files to records, whatever the format.
 //!
-//! One thread cuts a file into records ([`Reader`] gives [`Raw`]), many look into them ([`Raw::parse`] gives
-//! [`Record`]): cutting is a search for a byte, parsing is the work. Reading never stops at a bad record: it is handed on
-//! with its bytes and its place, and the caller decides (`data prepare` keeps it in quarantine, [`documents`] fails). A
-//! file that ends before its end gives one last bad record. Between two records lies a [`Position`], from which another
-//! reader goes on as if it had read what comes before.
+//! One thread cuts a file into records ([`Reader`] gives [`RawRecord`]), many threads parse them ([`RawRecord::parse`]
+//! gives [`ParsedRecord`]): cutting is a search for a byte, parsing is the work. Reading never stops at a bad record: the
+//! caller gets it with its bytes and its place, and decides (`data prepare` quarantines it, [`documents`] fails). A file
+//! that is cut off gives one last bad record. Between two records lies a [`Position`], from which another reader can
+//! continue as if it had read what comes before.
 //!
 //! | format | record | cut by |
 //! |---|---|---|
@@ -39,7 +39,7 @@ use crate::runtime::python_json;
 use array::Array;
 use delimited::Delimited;
 use input::Input;
-use names::{Format, Name};
+use names::{Format, ParsedName};
 use refused::Refused;
 use rows::Rows;
 
@@ -52,10 +52,10 @@ pub const MAX_LINE: usize = 64 << 20;
 /// Longest document of a `.txt` file in bytes: it is held and encoded whole.
 pub const MAX_TEXT: usize = 128 << 20;
 
-/// Longest separator in bytes.
+/// Largest length of a separator, in bytes.
 const MAX_SEPARATOR: usize = 4096;
 
-/// What to look for in files.
+/// Where the text is in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReadOptions {
     /// JSON field or Parquet column that holds the text.
@@ -80,9 +80,9 @@ pub struct Position {
     pub offset: u64,
 }
 
-/// A record as cut out of the file, not yet looked into.
+/// A record as cut out of the file, not parsed yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Raw {
+pub struct RawRecord {
     /// Number of the line, element, row or part, from 1.
     pub line: u64,
     /// Where it begins, in bytes as those of [`Position`].
@@ -116,7 +116,7 @@ impl Body {
     }
 }
 
-impl Raw {
+impl RawRecord {
     /// The JSON value it holds; none for a blank line.
     ///
     /// # Errors
@@ -147,8 +147,8 @@ impl Raw {
         }
     }
 
-    /// Looks into it; `text_field` names the JSON field that holds the text.
-    pub fn parse(self, text_field: &str) -> Record {
+    /// Parses it; `text_field` names the JSON field that holds the text.
+    pub fn parse(self, text_field: &str) -> ParsedRecord {
         let content = match self.body {
             Body::Json { bytes, ended } => json::parse(bytes, ended, text_field),
             Body::Text { bytes, after_separator, before_separator } => {
@@ -156,19 +156,17 @@ impl Raw {
             }
             Body::Bad { reason, detail, advice, bytes, .. } => Content::Bad { reason, detail, advice, bytes },
         };
-        Record { line: self.line, offset: self.offset, length: self.length, count: self.count, content }
+        ParsedRecord { line: self.line, offset: self.offset, length: self.length, count: self.count, content }
     }
 }
 
-/// A record that was looked into. The numbers are those of [`Raw`].
+/// A parsed record. The numbers are those of [`RawRecord`].
 #[derive(Debug, PartialEq, Eq)]
-pub struct Record {
+pub struct ParsedRecord {
     /// Number of the line, element, row or part, from 1.
     pub line: u64,
     pub offset: u64,
-    /// Its bytes.
     pub length: u64,
-    /// How many records it stands for.
     pub count: u64,
     pub content: Content,
 }
@@ -191,7 +189,7 @@ pub enum Content {
 /// Why a record is bad.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reason {
-    /// Not UTF-8.
+    /// The bytes are not UTF-8.
     Utf8,
     Json,
     /// Not an object with one string in the text field; of a Parquet file, null.
@@ -202,7 +200,7 @@ pub enum Reason {
     CutOff,
     /// The compressed data is not what was written; the rest of the file cannot be read.
     Damaged,
-    /// The file is sound, but needs what this program does not have.
+    /// The file is intact, but needs what this program does not have.
     Unsupported,
     /// The whole file is something else than its name says.
     Foreign,
@@ -231,13 +229,13 @@ enum Compression {
     Zstd,
 }
 
-/// Cuts a file into records; nothing after its last or a `last` one is asked for.
+/// Cuts a file into records. It is not called again after the last record, or after one that is `last`.
 trait Cut: Send {
-    fn cut(&mut self) -> Result<Option<Raw>>;
+    fn cut(&mut self) -> Result<Option<RawRecord>>;
     fn file_bytes(&self) -> u64;
 }
 
-/// Reads one file from a place on. Ends at the first error.
+/// Reads one file from a [`Position`] on. Ends at the first error.
 pub struct Reader {
     cut: Box<dyn Cut>,
     done: bool,
@@ -262,7 +260,7 @@ impl Reader {
                 .hint("give what stands between documents, as <|endoftext|>")
                 .into());
         }
-        let name = Name::of(path);
+        let name = ParsedName::new(path);
         let mut input = Input::open(path, name.compression)?;
         let format = match name.format {
             Some(format) => format,
@@ -289,7 +287,7 @@ impl Reader {
 }
 
 impl Iterator for Reader {
-    type Item = Result<Raw>;
+    type Item = Result<RawRecord>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.done {
@@ -334,7 +332,7 @@ fn bad(reason: Reason, detail: String, mut bytes: Vec<u8>) -> Content {
 
 /// A document and where it came from.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Document {
+pub struct TextDocument {
     /// Its text; never empty or all white space.
     pub text: String,
     /// Index of its file among the paths given.
@@ -347,9 +345,9 @@ pub struct Document {
 ///
 /// # Errors
 /// [`Exit::Data`] for a bad record, naming file and line; otherwise those of [`Reader`].
-pub fn documents(paths: &[PathBuf], options: &ReadOptions) -> impl Iterator<Item = Result<Document>> {
+pub fn documents(paths: &[PathBuf], options: &ReadOptions) -> impl Iterator<Item = Result<TextDocument>> {
     paths.iter().enumerate().flat_map(move |(file, path)| {
-        let raws: Box<dyn Iterator<Item = Result<Raw>>> = match Reader::open(path, options, Position::default()) {
+        let raws: Box<dyn Iterator<Item = Result<RawRecord>>> = match Reader::open(path, options, Position::default()) {
             Ok(reader) => Box::new(reader),
             Err(e) => Box::new(std::iter::once(Err(e))),
         };
@@ -360,11 +358,11 @@ pub fn documents(paths: &[PathBuf], options: &ReadOptions) -> impl Iterator<Item
     })
 }
 
-fn document(path: &Path, file: usize, record: Record, options: &ReadOptions) -> Result<Option<Document>> {
-    let Record { line, content, .. } = record;
+fn document(path: &Path, file: usize, record: ParsedRecord, options: &ReadOptions) -> Result<Option<TextDocument>> {
+    let ParsedRecord { line, content, .. } = record;
     match content {
         Content::Empty => Ok(None),
-        Content::Text(text) => Ok(Some(Document { text, file, line })),
+        Content::Text(text) => Ok(Some(TextDocument { text, file, line })),
         Content::Bad { reason, detail, advice, .. } => {
             let message = format!("{}:{line}: {detail}", path.display());
             let hint = match (reason, options.field_option, advice) {

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::corpus::source::{ReadOptions, documents};
 
-/// So many documents are not few, whatever the fraction.
+/// A corpus of this many documents has enough of them, whatever the fraction.
 const MANY: usize = 1 << 20;
 
 /// The first 128 bits of a text's BLAKE3: texts with equal keys are equal.
@@ -27,7 +27,7 @@ pub(super) fn key(text: &str) -> Key {
 
 /// A rule that divides the corpus, applied to its documents in order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum Rule {
+pub enum SplitRule {
     /// No validation split was asked for.
     None,
     /// Documents whose hash, as a fraction of 2^64, is below this go to validation.
@@ -43,17 +43,21 @@ pub enum Rule {
     FirstShard,
 }
 
-impl Rule {
+impl SplitRule {
     /// Chooses the rule for the corpus in `paths`, with a share `fraction` of it for validation.
     ///
     /// # Errors
     /// Those of reading the sources.
     pub fn choose(paths: &[PathBuf], read: &ReadOptions, fraction: f64) -> Result<Self> {
-        Self::over(documents(paths, read).map(|document| Ok(document?.text)), fraction, false)
+        Self::choose_for_texts(documents(paths, read).map(|document| Ok(document?.text)), fraction, false)
     }
 
     /// Chooses the rule for a corpus of `texts`; repeated ones will be left out if `dedup`.
-    pub(super) fn over(texts: impl Iterator<Item = Result<String>>, fraction: f64, dedup: bool) -> Result<Self> {
+    pub(super) fn choose_for_texts(
+        texts: impl Iterator<Item = Result<String>>,
+        fraction: f64,
+        dedup: bool,
+    ) -> Result<Self> {
         if fraction == 0.0 {
             return Ok(Self::None);
         }
@@ -87,12 +91,12 @@ impl Rule {
         text.split_at(self.cut(text, key))
     }
 
-    /// Whether [`Rule::cut`] looks at the key.
+    /// Whether [`SplitRule::cut`] looks at the key.
     pub(super) fn needs_key(&self) -> bool {
         matches!(self, Self::Hash(_))
     }
 
-    /// The byte of the next document's text from which on it is validation's; `key` is the text's.
+    /// The byte of the next document's text from which on it is for validation; `key` is the text's.
     pub(super) fn cut(&mut self, text: &str, key: Key) -> usize {
         match self {
             Self::Hash(fraction) if is_val(key, *fraction) => 0,
@@ -150,16 +154,16 @@ mod tests {
     #[test]
     fn rules_follow_the_corpus() {
         let choose = |texts: &[String], fraction, dedup| {
-            Rule::over(texts.iter().map(|text| Ok(text.clone())), fraction, dedup).unwrap()
+            SplitRule::choose_for_texts(texts.iter().map(|text| Ok(text.clone())), fraction, dedup).unwrap()
         };
         let many: Vec<String> = (0..200).map(|i| format!("document {i}")).collect();
-        assert_eq!(choose(&many, 0.2, false), Rule::Hash(0.2));
-        assert_eq!(choose(&many, 0.0, false), Rule::None);
+        assert_eq!(choose(&many, 0.2, false), SplitRule::Hash(0.2));
+        assert_eq!(choose(&many, 0.0, false), SplitRule::None);
         let same = vec!["0123456789".to_string(); 7];
-        assert_eq!(choose(&same, 0.1, false), Rule::Tail { cut: 63, seen: 0 });
-        assert_eq!(choose(&same, 0.1, true), Rule::Tail { cut: 9, seen: 0 });
+        assert_eq!(choose(&same, 0.1, false), SplitRule::Tail { cut: 63, seen: 0 });
+        assert_eq!(choose(&same, 0.1, true), SplitRule::Tail { cut: 9, seen: 0 });
         // One document that its hash would send to validation must not leave training empty.
-        assert!(matches!(choose(&["one".into()], 0.999, false), Rule::Tail { cut: 0, .. }));
+        assert!(matches!(choose(&["one".into()], 0.999, false), SplitRule::Tail { cut: 0, .. }));
     }
 
     #[test]
@@ -171,7 +175,7 @@ mod tests {
     #[test]
     fn tail_is_cut_at_a_line_or_a_character_and_loses_nothing() {
         let divide = |cut, texts: &[&'static str]| {
-            let mut rule = Rule::Tail { cut, seen: 0 };
+            let mut rule = SplitRule::Tail { cut, seen: 0 };
             texts.iter().map(|text| rule.divide(text)).collect::<Vec<_>>()
         };
         assert_eq!(divide(8, &["ab\ncd", "ef\ngh\nij\nkl", "mn"])[1], ("ef\ngh\n", "ij\nkl"));

@@ -59,23 +59,24 @@ pub fn rows(path: &Path) -> Result<Vec<Row>> {
 /// [`Exit::Data`] if it is damaged or too large to be held.
 pub fn parquet_rows(path: &Path) -> Result<Vec<Value>> {
     let (file, size) = open_input(path, true)?;
-    let wrong = |e: &dyn std::fmt::Display| {
-        anyhow::Error::from(
-            fail(Exit::Data, format!("{}: {e}", path.display())).hint("the file is damaged: get the data set again"),
-        )
-    };
     if size > MAX_BYTES {
-        return Err(wrong(&"too large to be held in memory as records"));
+        return Err(unusable(path, &"too large to be held in memory as records"));
     }
     // The library panics on some damaged files.
     let read = crate::runtime::panic::catch_panic(|| -> Result<Vec<Value>> {
-        let reader = SerializedFileReader::new(file).map_err(|e| wrong(&e))?;
+        let reader = SerializedFileReader::new(file).map_err(|e| unusable(path, &e))?;
         if let Some(codec) = unread_compression(reader.metadata(), None) {
             let message = format!("{}: not supported: the file is compressed with {codec}", path.display());
             return Err(fail(Exit::Data, message).hint(rewrite_hint(path)).into());
         }
-        let rows = reader.get_row_iter(None).map_err(|e| wrong(&e))?;
-        rows.map(|row| Ok(row.map_err(|e| wrong(&e))?.to_json_value())).collect()
+        let rows = reader.get_row_iter(None).map_err(|e| unusable(path, &e))?;
+        rows.map(|row| Ok(row.map_err(|e| unusable(path, &e))?.to_json_value())).collect()
     });
-    read.map_err(|panic| wrong(&panic)).and_then(|rows| rows).with_context(|| format!("reading {}", path.display()))
+    let rows = read.map_err(|panic| unusable(path, &panic)).and_then(|rows| rows);
+    rows.with_context(|| format!("reading {}", path.display()))
+}
+
+fn unusable(path: &Path, problem: &dyn std::fmt::Display) -> anyhow::Error {
+    let message = format!("{}: {problem}", path.display());
+    fail(Exit::Data, message).hint("the file is damaged: get the data set again").into()
 }

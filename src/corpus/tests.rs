@@ -11,8 +11,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::*;
-use crate::corpus::npy::Dtype;
-use crate::corpus::shards::manifest::{MANIFEST_FILE, Manifest, Split};
+use crate::corpus::npy::TokenDtype;
+use crate::corpus::shards::manifest::{MANIFEST_FILE, ShardManifest, Split};
 use crate::corpus::shards::verify::verify;
 use crate::corpus::shards::{ShardSet, split_files};
 use crate::data::inspect::inspect;
@@ -68,7 +68,7 @@ impl Bench {
     }
 
     fn options(&self, out: &str) -> PrepareOptions {
-        PrepareOptions { val: Val::Fraction(0.1), shard_tokens: 1000, ..PrepareOptions::new(self.out(out)) }
+        PrepareOptions { val: ValSplit::Fraction(0.1), shard_tokens: 1000, ..PrepareOptions::new(self.out(out)) }
     }
 
     fn inputs(&self) -> Inputs {
@@ -133,7 +133,7 @@ fn every_document_comes_out_once_in_order() {
     assert_eq!(val.iter().collect::<Vec<_>>(), expected_val);
 
     let manifest = &summary.manifest;
-    assert_eq!(Manifest::load(&out).unwrap().as_ref(), Some(manifest));
+    assert_eq!(ShardManifest::load(&out).unwrap().as_ref(), Some(manifest));
     assert_eq!((manifest.lines.read, manifest.lines.used, manifest.lines.bad()), (221, 221, 0));
     let lines: Vec<_> = manifest.sources.iter().map(|source| (source.lines, source.used)).collect();
     assert_eq!(lines, [(150, 150), (1, 1), (70, 70)]);
@@ -204,7 +204,7 @@ fn a_single_document_gives_its_end_to_validation() {
 fn no_validation_split_on_request() {
     let bench = Bench::new();
     let expected = bench.corpus("a.jsonl", 20);
-    bench.run(&PrepareOptions { val: Val::None, ..bench.options("out") }).unwrap();
+    bench.run(&PrepareOptions { val: ValSplit::None, ..bench.options("out") }).unwrap();
     assert_eq!(decode(&bench.out("out"), Split::Train), expected);
     assert!(decode(&bench.out("out"), Split::Val).is_empty());
 }
@@ -213,10 +213,10 @@ fn no_validation_split_on_request() {
 fn large_vocabularies_take_32_bits() {
     let bench = Bench::new();
     let expected = bench.corpus("a.jsonl", 20);
-    let opts = PrepareOptions { val: Val::None, ..bench.options("out") };
+    let opts = PrepareOptions { val: ValSplit::None, ..bench.options("out") };
     prepare(&opts, &bench.inputs(), &Bytes { vocab_size: 65_537 }, &|_| {}).unwrap();
     assert_eq!(decode(&opts.out, Split::Train), expected);
-    assert_eq!(Manifest::load(&opts.out).unwrap().unwrap().shards[0].dtype, Dtype::U32);
+    assert_eq!(ShardManifest::load(&opts.out).unwrap().unwrap().shards[0].dtype, TokenDtype::U32);
     verify(&opts.out).unwrap();
 }
 
@@ -252,7 +252,7 @@ fn finished_and_foreign_output_is_left_alone_and_unfinished_replaced() {
 fn impossible_options_and_inputs_without_text() {
     let bench = Bench::new();
     bench.write("a.txt", "  \n").write("b.jsonl", "\n\n");
-    for val in [Val::Fraction(1.0), Val::Fraction(0.0), Val::Fraction(f64::NAN), Val::Tokens(0)] {
+    for val in [ValSplit::Fraction(1.0), ValSplit::Fraction(0.0), ValSplit::Fraction(f64::NAN), ValSplit::Tokens(0)] {
         assert_eq!(exit_of(bench.run(&PrepareOptions { val, ..bench.options("out") })), Exit::Config);
     }
     assert_eq!(exit_of(bench.run(&PrepareOptions { shard_tokens: 0, ..bench.options("out") })), Exit::Config);
@@ -278,7 +278,7 @@ fn progress_reaches_the_end() {
     let summary = prepare(&opts, &bench.inputs(), &BYTES, &|progress| seen.borrow_mut().push(progress)).unwrap();
     let (train, val) = (summary.manifest.train, summary.manifest.val);
     let bytes = summary.manifest.sources.iter().map(|source| source.bytes).sum();
-    let last = Progress {
+    let last = PrepareProgress {
         bytes_read: bytes,
         bytes_total: bytes,
         text_bytes: train.bytes + val.bytes,

@@ -1,8 +1,8 @@
 //! Tokens out: one split's shards, cut at exactly the shard size.
 //!
-//! A shard grows in a file of a temporary name, so that memory does not depend on its size. What counts of that file
-//! is what the journal says; a shard that is full is given its name only when the journal lists it, and so never is
-//! there under its name with anything but its final content.
+//! A shard grows in a file with a temporary name, so that memory does not depend on its size. The journal says how much of
+//! that file counts. A full shard gets its final name only once the journal lists it, so a file with a final name always
+//! has its final content.
 
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
@@ -12,13 +12,13 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::corpus::digest::digest;
-use crate::corpus::npy::Dtype;
+use crate::corpus::npy::TokenDtype;
 use crate::corpus::npy::header::{HEADER_LEN, npy_header};
 use crate::corpus::shards::manifest::{ShardEntry, Split, Totals};
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::{self, Growing};
 
-/// What begins the name of a shard that grows.
+/// The name of a shard that grows begins with this.
 pub(super) const PART_PREFIX: &str = ".part-";
 
 /// A split's shards, as the journal keeps them.
@@ -37,29 +37,29 @@ pub(super) struct Written {
 pub(super) struct ShardWriter {
     dir: PathBuf,
     split: Split,
-    dtype: Dtype,
+    dtype: TokenDtype,
     shard_tokens: u64,
     written: Written,
     /// Full shards that have their names.
     published: usize,
-    open: Option<Open>,
+    open: Option<OpenShard>,
     /// Bytes of tokens on their way to the file.
     bytes: Vec<u8>,
 }
 
 /// A shard that grows: its file and that of its document starts.
-struct Open {
-    tokens: Part,
-    docs: Part,
+struct OpenShard {
+    tokens: GrowingFile,
+    docs: GrowingFile,
 }
 
-/// A file that grows, and the hash of all that was put into it behind its header.
-struct Part {
+/// A file that grows, and the hash of all that was appended behind its header.
+struct GrowingFile {
     file: Growing,
     hasher: blake3::Hasher,
 }
 
-impl Part {
+impl GrowingFile {
     /// Opens the first `len` bytes of `path`, whose hash behind `header` bytes must be `blake3`. (The header is written last, perhaps
     /// by a process that died before it could say so.)
     fn open(path: &Path, header: u64, len: u64, blake3: &str) -> Result<Self> {
@@ -75,7 +75,7 @@ impl Part {
         Ok(part)
     }
 
-    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+    fn append(&mut self, bytes: &[u8]) -> Result<()> {
         self.hasher.update(bytes);
         self.file.write_all(bytes).map_err(|e| files::io_context("write", self.file.path())(e))
     }
@@ -92,8 +92,14 @@ fn changed(path: &Path) -> anyhow::Error {
 }
 
 impl ShardWriter {
-    /// Goes on with `split`'s shards of `shard_tokens` tokens in `dir` from where `written` ends.
-    pub(super) fn open(dir: &Path, split: Split, dtype: Dtype, shard_tokens: usize, written: Written) -> Result<Self> {
+    /// Continues the shards of `split`, of `shard_tokens` tokens each, in `dir` from where `written` ends.
+    pub(super) fn open(
+        dir: &Path,
+        split: Split,
+        dtype: TokenDtype,
+        shard_tokens: usize,
+        written: Written,
+    ) -> Result<Self> {
         let mut writer = Self {
             dir: dir.to_path_buf(),
             split,
@@ -110,28 +116,29 @@ impl ShardWriter {
         Ok(writer)
     }
 
-    fn open_files(&self) -> Result<Open> {
+    fn open_files(&self) -> Result<OpenShard> {
         let index = self.written.shards.len();
         // Names are in order only while the numbers have five digits.
         if index > 99_999 {
             let message = format!("{}: more than 100000 shards", self.dir.display());
             return Err(fail(Exit::Config, message).hint("raise --shard-tokens").into());
         }
-        let part = |kind| self.dir.join(format!("{PART_PREFIX}{}-{index:05}.{kind}", self.split.name()));
+        let name = format!("{PART_PREFIX}{}-{index:05}", self.split.name());
         let Totals { tokens, documents, .. } = self.written.growing;
         let len = if tokens == 0 { 0 } else { HEADER_LEN as u64 + tokens * self.dtype.width() as u64 };
         let [tokens_blake3, docs_blake3] = &self.written.growing_blake3;
-        let docs = Part::open(&part("docs"), 0, documents * 8, docs_blake3)?;
-        let mut tokens = Part::open(&part("npy"), HEADER_LEN as u64, len, tokens_blake3)?;
+        let docs = GrowingFile::open(&self.dir.join(format!("{name}.docs")), 0, documents * 8, docs_blake3)?;
+        let mut tokens =
+            GrowingFile::open(&self.dir.join(format!("{name}.npy")), HEADER_LEN as u64, len, tokens_blake3)?;
         if len == 0 {
             let header = tokens.file.write_all(&[0; HEADER_LEN]);
             header.map_err(|e| files::io_context("write", tokens.file.path())(e))?;
         }
-        Ok(Open { tokens, docs })
+        Ok(OpenShard { tokens, docs })
     }
 
-    /// The shard that grows, begun if there is none.
-    fn growing(&mut self) -> Result<&mut Open> {
+    /// The shard that grows, created if there is none.
+    fn growing(&mut self) -> Result<&mut OpenShard> {
         if self.open.is_none() {
             self.open = Some(self.open_files()?);
         }
@@ -141,7 +148,7 @@ impl ShardWriter {
     /// A document whose text has `text_bytes` bytes begins with the next token.
     pub(super) fn begin_document(&mut self, text_bytes: u64) -> Result<()> {
         let start = self.written.growing.tokens.to_le_bytes();
-        self.growing()?.docs.put(&start)?;
+        self.growing()?.docs.append(&start)?;
         for totals in [&mut self.written.growing, &mut self.written.totals] {
             totals.documents += 1;
             totals.bytes += text_bytes;
@@ -170,10 +177,10 @@ impl ShardWriter {
         bytes.clear();
         match self.dtype {
             // The ids have been checked against the vocabulary, whose size decides on the type.
-            Dtype::U16 => bytes.extend(ids.iter().flat_map(|&id| (id as u16).to_le_bytes())),
-            Dtype::U32 => bytes.extend(ids.iter().flat_map(|&id| id.to_le_bytes())),
+            TokenDtype::U16 => bytes.extend(ids.iter().flat_map(|&id| (id as u16).to_le_bytes())),
+            TokenDtype::U32 => bytes.extend(ids.iter().flat_map(|&id| id.to_le_bytes())),
         }
-        self.growing()?.tokens.put(&bytes)?;
+        self.growing()?.tokens.append(&bytes)?;
         self.bytes = bytes;
         self.written.max_id = self.written.max_id.max(largest);
         self.written.growing.tokens += ids.len() as u64;
@@ -183,7 +190,7 @@ impl ShardWriter {
 
     /// Completes the shard that grows, if there is one.
     pub(super) fn finish_shard(&mut self) -> Result<()> {
-        let Some(Open { tokens, docs }) = self.open.take() else { return Ok(()) };
+        let Some(OpenShard { tokens, docs }) = self.open.take() else { return Ok(()) };
         let docs_blake3 = docs.blake3();
         let mut tokens = tokens.file;
         let mut docs = docs.file;
@@ -235,7 +242,7 @@ impl ShardWriter {
         })
     }
 
-    /// Room in the first shard.
+    /// Tokens that still fit into the first shard.
     pub(super) fn room_in_first(&self) -> u64 {
         if self.written.shards.is_empty() { self.shard_tokens - self.written.growing.tokens } else { 0 }
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use crate::corpus::shards::manifest::{Manifest, ShardEntry, Split};
+use crate::corpus::shards::manifest::{ShardEntry, ShardManifest, Split};
 use crate::corpus::shards::{ShardSet, split_files};
 use crate::data::order::Order;
 use crate::runtime::error::{Exit, fail};
@@ -44,7 +44,7 @@ pub struct Excerpt {
 /// [`Exit::Config`] for a place that the split does not have; those of reading shards.
 pub fn excerpt(dir: &Path, split: Split, place: Place, most: usize) -> Result<Excerpt> {
     let set = ShardSet::open(&split_files(dir, split)?)?;
-    let documents = Manifest::load(dir)?.map(|manifest| Documents::new(dir, manifest, split));
+    let documents = ShardManifest::load(dir)?.map(|manifest| Documents::new(dir, manifest, split));
     let total = set.total_tokens();
     let beyond = |what: String| fail(Exit::Config, what).hint("places are counted from 0");
     let (start, end, what) = match place {
@@ -105,7 +105,7 @@ struct Documents<'a> {
 }
 
 impl<'a> Documents<'a> {
-    fn new(dir: &'a Path, manifest: Manifest, split: Split) -> Self {
+    fn new(dir: &'a Path, manifest: ShardManifest, split: Split) -> Self {
         Self { dir, shards: manifest.shards.into_iter().filter(|e| e.split == split).collect() }
     }
 

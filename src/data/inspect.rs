@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use crate::corpus::npy::TokenFile;
-use crate::corpus::shards::manifest::{MANIFEST_FILE, Manifest, Split};
+use crate::corpus::shards::manifest::{MANIFEST_FILE, ShardManifest, Split};
 use crate::corpus::shards::{PREPARE_FILE, token_files};
 use crate::data::excerpt::starts;
 use crate::runtime::error::{Exit, fail};
@@ -21,7 +21,7 @@ const BAR: u64 = 40;
 /// or a header is damaged or cannot be read.
 pub fn inspect(dir: &Path) -> Result<String> {
     let mut text = format!("{}\n", dir.display());
-    match Manifest::load(dir)? {
+    match ShardManifest::load(dir)? {
         Some(manifest) => describe(&mut text, dir, &manifest)?,
         None => {
             let files = token_files(dir)?;
@@ -40,7 +40,7 @@ pub fn inspect(dir: &Path) -> Result<String> {
     Ok(text)
 }
 
-fn describe(text: &mut String, dir: &Path, manifest: &Manifest) -> Result<()> {
+fn describe(text: &mut String, dir: &Path, manifest: &ShardManifest) -> Result<()> {
     let tokenizer = &manifest.tokenizer;
     let id = tokenizer.blake3.get(..16).unwrap_or(&tokenizer.blake3);
     writeln!(text, "tokenizer  {id}  {} ids, separator {}", tokenizer.vocab_size, tokenizer.separator)?;
@@ -81,7 +81,7 @@ struct Lengths {
 }
 
 impl Lengths {
-    fn read(dir: &Path, manifest: &Manifest, split: Split) -> Result<Self> {
+    fn read(dir: &Path, manifest: &ShardManifest, split: Split) -> Result<Self> {
         let mut lengths = Self::default();
         let mut base = 0;
         let mut previous = None;

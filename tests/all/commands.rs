@@ -139,7 +139,7 @@ fn training_reads_shards_of_other_tools() {
     let dir = tempfile::tempdir().unwrap();
     let ids: Vec<u32> = (0..4000u32).map(|i| i * i % 300).collect();
     let shard = dir.path().join("tokens.npy");
-    let bytes = llama_lite::corpus::npy::npy_bytes(&ids, llama_lite::corpus::npy::Dtype::U16).unwrap();
+    let bytes = llama_lite::corpus::npy::npy_bytes(&ids, llama_lite::corpus::npy::TokenDtype::U16).unwrap();
     std::fs::write(&shard, bytes).unwrap();
     let first = pretrain(dir.path(), "tokenizer", &[]);
     let tokenizer = checkpoint(&first, 12).join("tokenizer.json");
@@ -157,7 +157,7 @@ fn training_reads_shards_of_other_tools() {
     (0..4).for_each(|i| want.extend(&ids[i * 32..i * 32 + 33]));
     assert_eq!(chain, want.to_string());
     // A shard with ids that the model does not have is an error that names it.
-    let foreign = llama_lite::corpus::npy::npy_bytes(&[900; 4000], llama_lite::corpus::npy::Dtype::U16).unwrap();
+    let foreign = llama_lite::corpus::npy::npy_bytes(&[900; 4000], llama_lite::corpus::npy::TokenDtype::U16).unwrap();
     std::fs::write(&shard, foreign).unwrap();
     let message = fails(&["pretrain", "--config", arg(&path), "--out", arg(&dir.path().join("bad"))], 65);
     assert!(message.contains("tokens.npy") && message.contains("900"), "{message}");

@@ -227,7 +227,7 @@ fn a_shard_cut_while_it_is_in_use_is_an_error_not_a_crash() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.npy");
     let ids: Vec<u32> = (0..200_000u32).map(|i| i % 300).collect();
-    let bytes = llama_lite::corpus::npy::npy_bytes(&ids, llama_lite::corpus::npy::Dtype::U16).unwrap();
+    let bytes = llama_lite::corpus::npy::npy_bytes(&ids, llama_lite::corpus::npy::TokenDtype::U16).unwrap();
     std::fs::write(&path, &bytes).unwrap();
     let file = TokenFile::open(&path).unwrap();
     std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(1000).unwrap();

@@ -4,7 +4,7 @@
 //! dict literal, the array. llm.c's `.bin` is 256 little-endian i32 (magic, version, token count), then the tokens: u16 for
 //! GPT-2 (magic 20240520, version 1), u32 for Llama 3 (20240801, 7).
 
-use crate::corpus::npy::Dtype;
+use crate::corpus::npy::TokenDtype;
 use crate::runtime::content::Kind;
 
 /// Length of every header we write: the dict padded for a 21-digit count as numpy pads it, then to 64-byte alignment.
@@ -17,7 +17,7 @@ const NPY_MAGIC: &[u8] = b"\x93NUMPY";
 const BIN_HEADER: usize = 1024;
 
 /// Magic, version and width of llm.c's shards.
-const SHARDS: [(i32, i32, Dtype); 2] = [(20_240_520, 1, Dtype::U16), (20_240_801, 7, Dtype::U32)];
+const SHARDS: [(i32, i32, TokenDtype); 2] = [(20_240_520, 1, TokenDtype::U16), (20_240_801, 7, TokenDtype::U32)];
 
 /// What else llm.c writes into `.bin` files.
 const OTHERS: [(i32, &str); 4] = [
@@ -38,9 +38,9 @@ pub struct Refusal {
 /// What can be done about a refused file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Remedy {
-    /// It is sound, and its numbers can be written in a form that is read.
+    /// It is intact, and its numbers can be written in a form that is read.
     Rewrite,
-    /// It is not what was written.
+    /// It was cut off or changed after it was written.
     Restore,
     AddHeader,
     /// It does not hold tokens.
@@ -64,7 +64,7 @@ fn rewrite(what: impl Into<String>) -> Refusal {
 }
 
 /// The version 1.0 `.npy` header of `len` tokens, byte for byte what `numpy.save` writes.
-pub fn npy_header(dtype: Dtype, len: usize) -> [u8; HEADER_LEN] {
+pub fn npy_header(dtype: TokenDtype, len: usize) -> [u8; HEADER_LEN] {
     let dict = format!("{{'descr': '{}', 'fortran_order': False, 'shape': ({len},), }}", dtype.descr());
     let mut header = [b' '; HEADER_LEN];
     header[..6].copy_from_slice(NPY_MAGIC);
@@ -76,15 +76,14 @@ pub fn npy_header(dtype: Dtype, len: usize) -> [u8; HEADER_LEN] {
 
 /// Where the tokens of a file lie. `offset + len * width` is exactly the file's size.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Layout {
+pub struct TokenLayout {
     /// Bytes before the first token.
     pub offset: u64,
-    /// Number of tokens.
     pub len: u64,
-    pub dtype: Dtype,
+    pub dtype: TokenDtype,
 }
 
-impl Layout {
+impl TokenLayout {
     /// From the first bytes of a file (as many as a header may take) and its size.
     pub fn parse(head: &[u8], size: u64) -> Result<Self, Refusal> {
         let magic = head.first_chunk().map(|bytes| i32::from_le_bytes(*bytes));
@@ -126,13 +125,15 @@ impl Layout {
         Ok(Self { offset: (start + header_len) as u64, len, dtype })
     }
 
-    fn parse_bin(head: &[u8], version: i32, dtype: Dtype) -> Result<Self, Refusal> {
+    fn parse_bin(head: &[u8], version: i32, dtype: TokenDtype) -> Result<Self, Refusal> {
         let header = head.get(..BIN_HEADER).ok_or("is cut short inside its llm.c header")?;
-        let field = |i: usize| i32::from_le_bytes([header[i], header[i + 1], header[i + 2], header[i + 3]]);
-        if field(4) != version {
-            return Err(format!("is an llm.c shard of version {}; version {version} is read", field(4)).into());
+        let fields = header.as_chunks::<4>().0;
+        let found = i32::from_le_bytes(fields[1]);
+        if found != version {
+            return Err(format!("is an llm.c shard of version {found}; version {version} is read").into());
         }
-        let len = u64::try_from(field(8)).map_err(|_| format!("declares {} tokens", field(8)))?;
+        let declared = i32::from_le_bytes(fields[2]);
+        let len = u64::try_from(declared).map_err(|_| format!("declares {declared} tokens"))?;
         Ok(Self { offset: BIN_HEADER as u64, len, dtype })
     }
 }
@@ -156,7 +157,7 @@ fn no_tokens(head: &[u8], magic: Option<i32>) -> Refusal {
 struct Literal<'a>(&'a str);
 
 impl<'a> Literal<'a> {
-    fn array(mut self) -> Result<(Dtype, u64), Refusal> {
+    fn array(mut self) -> Result<(TokenDtype, u64), Refusal> {
         let mut dtype = None;
         let mut order = None;
         let mut len = None;
@@ -186,10 +187,10 @@ impl<'a> Literal<'a> {
         }
     }
 
-    fn dtype(&mut self) -> Result<Dtype, Refusal> {
+    fn dtype(&mut self) -> Result<TokenDtype, Refusal> {
         match self.quoted() {
-            Some("<u2") => Ok(Dtype::U16),
-            Some("<u4") => Ok(Dtype::U32),
+            Some("<u2") => Ok(TokenDtype::U16),
+            Some("<u4") => Ok(TokenDtype::U32),
             Some(other) => {
                 let what = format!("holds {other:?} values, not \"<u2\" or \"<u4\"");
                 let is_number = other.trim_start_matches(['<', '>', '|', '=']).starts_with(['i', 'u', 'f']);
@@ -247,26 +248,26 @@ mod tests {
     #[test]
     fn hostile_sizes_are_refused_before_allocation() {
         let npy = |shape: &str| {
-            let mut bytes = npy_header(Dtype::U16, 0).to_vec();
+            let mut bytes = npy_header(TokenDtype::U16, 0).to_vec();
             let dict = format!("{{'descr': '<u2', 'fortran_order': False, 'shape': {shape}, }}");
             bytes[10..HEADER_LEN - 1].fill(b' ');
             bytes[10..10 + dict.len()].copy_from_slice(dict.as_bytes());
             bytes
         };
-        assert!(Layout::parse(&npy("(0,)"), HEADER_LEN as u64).is_ok());
+        assert!(TokenLayout::parse(&npy("(0,)"), HEADER_LEN as u64).is_ok());
         for shape in
             ["(4000000000000,)", "(9223372036854775807,)", "(18446744073709551615,)", "(99999999999999999999,)"]
         {
-            let message = Layout::parse(&npy(shape), HEADER_LEN as u64).unwrap_err().what;
+            let message = TokenLayout::parse(&npy(shape), HEADER_LEN as u64).unwrap_err().what;
             assert!(message.contains("declares"), "{shape}: {message}");
         }
         for shape in ["()", "(1)", "(-1,)", "(1, 1)", "(0x10,)", "(,)", "1", "(0,"] {
-            assert!(Layout::parse(&npy(shape), HEADER_LEN as u64).is_err(), "{shape}");
+            assert!(TokenLayout::parse(&npy(shape), HEADER_LEN as u64).is_err(), "{shape}");
         }
         let mut long = npy("(0,)");
         long[6] = 2;
         long[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
-        assert!(Layout::parse(&long, u64::MAX).unwrap_err().what.contains("at most 10000"));
+        assert!(TokenLayout::parse(&long, u64::MAX).unwrap_err().what.contains("at most 10000"));
     }
 
     #[test]
@@ -276,7 +277,7 @@ mod tests {
             let good = std::fs::read(format!("{fixtures}/{name}")).unwrap();
             let mut accepted = 0;
             let mut check = |bytes: &[u8]| {
-                if let Ok(layout) = Layout::parse(bytes, bytes.len() as u64) {
+                if let Ok(layout) = TokenLayout::parse(bytes, bytes.len() as u64) {
                     assert_eq!(layout.offset + layout.len * layout.dtype.width() as u64, bytes.len() as u64);
                     accepted += 1;
                 }

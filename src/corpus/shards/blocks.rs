@@ -1,7 +1,7 @@
 //! The hash of each block of a shard, compared when the block is first read.
 //!
-//! A shard changed after it was prepared, with its size unchanged, must not reach the model; but to hash hundreds of gigabytes
-//! before the first step would be no kindness. So a process checks each MiB once, when it first needs a token of it.
+//! A shard that was changed after it was prepared, with its size unchanged, must not reach the model; but hashing hundreds
+//! of gigabytes before the first step would take too long. So a process checks each MiB once, when it first reads from it.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,16 +15,16 @@ use crate::runtime::error::{Exit, fail};
 /// The blocks of one shard.
 #[derive(Debug)]
 pub(super) struct Blocks {
-    /// Concatenated beginnings of the blocks' BLAKE3.
+    /// Concatenated first [`BLOCK_DIGITS`] hex digits of the blocks' BLAKE3.
     hashes: String,
-    /// Blocks that have been found right.
-    known: Vec<AtomicBool>,
+    /// Blocks that were compared and were right.
+    checked: Vec<AtomicBool>,
 }
 
 impl Blocks {
     pub(super) fn new(entry: &ShardEntry) -> Self {
-        let known = (0..entry.blocks.len() / BLOCK_DIGITS).map(|_| AtomicBool::new(false)).collect();
-        Self { hashes: entry.blocks.clone(), known }
+        let checked = (0..entry.blocks.len() / BLOCK_DIGITS).map(|_| AtomicBool::new(false)).collect();
+        Self { hashes: entry.blocks.clone(), checked }
     }
 
     /// Checks the blocks that hold `bytes` of `file`, unless that has been done.
@@ -35,22 +35,20 @@ impl Blocks {
         let first = bytes.start / BLOCK_BYTES as u64;
         let last = bytes.end.saturating_sub(1) / BLOCK_BYTES as u64;
         for block in first..=last {
-            let known = self.known.get(block as usize);
-            if known.is_some_and(|known| known.load(Ordering::Relaxed)) {
+            let checked = self.checked.get(block as usize);
+            if checked.is_some_and(|checked| checked.load(Ordering::Relaxed)) {
                 continue;
             }
             if !self.is_right(file, block)? {
                 let path = file.path().display();
-                let tokens = file.tokens_in(block_range(file, block));
-                let start = tokens.start;
-                let end = tokens.end;
+                let Range { start, end } = file.tokens_in(block_range(file, block));
                 let message = format!("{path}: tokens {start} to {end} are not those that shards.json was made from");
                 return Err(fail(Exit::Data, message)
                     .hint("restore the shard from a good copy, or run `data prepare` again")
                     .into());
             }
-            if let Some(known) = known {
-                known.store(true, Ordering::Relaxed);
+            if let Some(checked) = checked {
+                checked.store(true, Ordering::Relaxed);
             }
         }
         Ok(())

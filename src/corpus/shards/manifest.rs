@@ -14,7 +14,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::corpus::npy::header::HEADER_LEN;
-use crate::corpus::npy::{Dtype, TokenFile};
+use crate::corpus::npy::{TokenDtype, TokenFile};
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files;
 
@@ -54,7 +54,7 @@ impl Split {
 
 /// The whole of `shards.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Manifest {
+pub struct ShardManifest {
     /// Format version, [`VERSION`].
     pub version: u32,
     /// What turned text into ids.
@@ -69,7 +69,7 @@ pub struct Manifest {
     /// What became of every line (or whole text file) that was read.
     pub lines: LineCounts,
     /// The input files, in the order read.
-    pub sources: Vec<Source>,
+    pub sources: Vec<SourceCounts>,
     /// Files that lay among them and were not read.
     #[serde(default)]
     pub left_out: Vec<LeftOut>,
@@ -91,10 +91,10 @@ pub struct Recipe {
     /// Whether repetitions of a document were left out.
     pub dedup: bool,
     /// The validation split asked for.
-    pub val: Val,
+    pub val: ValSplit,
     /// Tokens in every shard of a split but its last.
     pub shard_tokens: u64,
-    /// Whether the run was to go on however many records were bad.
+    /// Whether the run was to continue however many records were bad.
     pub allow_bad: bool,
 }
 
@@ -111,7 +111,7 @@ pub enum Eot {
 /// The validation split to be made.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Val {
+pub enum ValSplit {
     None,
     /// This share of the documents, above 0 and below 1, by their hash.
     Fraction(f64),
@@ -131,14 +131,14 @@ pub struct TokenizerInfo {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
-    /// Tokens, separators included.
+    /// Tokens of text and separators.
     pub tokens: u64,
     pub documents: u64,
     /// UTF-8 bytes of the documents' text.
     pub bytes: u64,
 }
 
-/// Fates of the records read; all others add up to `read`.
+/// What became of the records read; all other counts add up to `read`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LineCounts {
     /// Lines, rows, elements of arrays, text files or their parts.
@@ -151,13 +151,13 @@ pub struct LineCounts {
     pub filtered: u64,
     /// Could not be used, by reason; they are listed in the quarantine file.
     pub quarantined: BTreeMap<String, u64>,
-    /// The first of these: file, line and fault.
+    /// The first quarantined record: file, line and fault.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_bad: Option<String>,
 }
 
 impl LineCounts {
-    /// Lines that could not be used, for whatever reason.
+    /// Records that could not be used, for whatever reason.
     pub fn bad(&self) -> u64 {
         self.quarantined.values().fold(0, |sum: u64, &n| sum.saturating_add(n))
     }
@@ -180,7 +180,7 @@ impl fmt::Display for LineCounts {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Source {
+pub struct SourceCounts {
     /// Its path as given or found.
     pub path: String,
     pub bytes: u64,
@@ -193,7 +193,7 @@ pub struct Source {
     pub unread: Option<String>,
 }
 
-/// Files that were met among the input and not read.
+/// Files that were found among the input and not read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeftOut {
     /// What they have in common, which is why.
@@ -208,14 +208,12 @@ pub struct ShardEntry {
     pub name: String,
     /// The split it belongs to.
     pub split: Split,
-    /// Tokens in it.
     pub tokens: u64,
     /// Documents that START in it; one that began in the shard before is not counted.
     pub documents: u64,
     /// UTF-8 bytes of the text of the documents that start in it, whole, also where they end in a later shard.
     pub bytes: u64,
-    /// Width of a token.
-    pub dtype: Dtype,
+    pub dtype: TokenDtype,
     /// Its largest id; 0 if it has no token.
     pub max_id: u32,
     pub blake3: String,
@@ -247,7 +245,7 @@ impl ShardEntry {
             return Err(format!("gives the shard {name} malformed hashes of its blocks"));
         }
         let sizes_fit = self.documents <= self.tokens && self.tokens <= recipe.shard_tokens;
-        let ids_fit = self.dtype == Dtype::for_vocab(vocab_size) && (self.max_id as usize) < vocab_size;
+        let ids_fit = self.dtype == TokenDtype::for_vocab(vocab_size) && (self.max_id as usize) < vocab_size;
         if sizes_fit && ids_fit { Ok(()) } else { Err(format!("describes an impossible shard {name}")) }
     }
 
@@ -259,16 +257,19 @@ impl ShardEntry {
         if (file.len() as u64, file.dtype()) == (self.tokens, self.dtype) {
             return Ok(());
         }
-        let path = file.path().display();
-        let n = file.len();
-        let t = file.dtype().descr();
-        let message =
-            format!("{path}: holds {n} {t} tokens, but shards.json says {} {}", self.tokens, self.dtype.descr());
+        let message = format!(
+            "{}: holds {} {} tokens, but shards.json says {} {}",
+            file.path().display(),
+            file.len(),
+            file.dtype().descr(),
+            self.tokens,
+            self.dtype.descr()
+        );
         Err(fail(Exit::Data, message).hint("restore the shard from a good copy, or run `data prepare` again").into())
     }
 }
 
-impl Manifest {
+impl ShardManifest {
     /// The manifest of the directory `dir`; `None` if it has none.
     ///
     /// # Errors
@@ -330,21 +331,20 @@ impl Manifest {
             last = name;
             entry.check(&self.recipe, self.tokenizer.vocab_size)?;
         }
-        for (split, said) in [(Split::Train, self.train), (Split::Val, self.val)] {
-            if self.sum(split) != Some(said) {
+        for (split, total) in [(Split::Train, self.train), (Split::Val, self.val)] {
+            if self.sum(split) != Some(total) {
                 return Err(format!("has {} shards that do not add up to its totals", split.name()));
             }
         }
         let counts = &self.lines;
-        let fates = [counts.used, counts.empty, counts.duplicate, counts.filtered];
-        if add_up(counts.quarantined.values().copied().chain(fates)) != Some(counts.read) {
+        let outcomes = [counts.used, counts.empty, counts.duplicate, counts.filtered];
+        if add_up(counts.quarantined.values().copied().chain(outcomes)) != Some(counts.read) {
             return Err("has line counts that do not add up".into());
         }
-        let sources = |of: fn(&Source) -> u64| add_up(self.sources.iter().map(of));
         let tokens = self.train.tokens.checked_add(self.val.tokens);
-        if sources(|s| s.lines) != Some(counts.read)
-            || sources(|s| s.used) != Some(counts.used)
-            || sources(|s| s.tokens) != tokens
+        if add_up(self.sources.iter().map(|s| s.lines)) != Some(counts.read)
+            || add_up(self.sources.iter().map(|s| s.used)) != Some(counts.used)
+            || add_up(self.sources.iter().map(|s| s.tokens)) != tokens
         {
             return Err("has sources that do not add up to its totals".into());
         }

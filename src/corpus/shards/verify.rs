@@ -1,4 +1,4 @@
-//! `data verify` and `data inspect`: a directory of shards checked in full, or summed up.
+//! `data verify`: a directory of shards, checked in full.
 
 use std::fmt;
 use std::path::Path;
@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use crate::corpus::npy::TokenFile;
 use crate::corpus::shards::blocks::Blocks;
-use crate::corpus::shards::manifest::{Eot, MANIFEST_FILE, Manifest, ShardEntry};
+use crate::corpus::shards::manifest::{Eot, MANIFEST_FILE, ShardEntry, ShardManifest};
 use crate::corpus::shards::{PREPARE_FILE, check_ids, token_files};
 use crate::runtime::error::{Exit, Failure, fail};
 use crate::runtime::files;
@@ -18,9 +18,8 @@ const CHUNK: usize = 1 << 16;
 
 /// What [`verify`] has checked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Report {
+pub struct VerifyReport {
     pub shards: usize,
-    /// Tokens in them.
     pub tokens: u64,
     /// Documents; `None` without a manifest.
     pub documents: Option<u64>,
@@ -28,7 +27,7 @@ pub struct Report {
 }
 
 /// One line for the terminal.
-impl fmt::Display for Report {
+impl fmt::Display for VerifyReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} shards, {} tokens, largest id {}", self.shards, self.tokens, self.max_id)?;
         match self.documents {
@@ -44,15 +43,15 @@ impl fmt::Display for Report {
 /// # Errors
 /// The first fault: [`Exit::Data`] naming the shard, and the token where there is one; [`Exit::Io`] if a file cannot be
 /// read.
-pub fn verify(dir: &Path) -> Result<Report> {
-    let manifest = Manifest::load(dir)?;
+pub fn verify(dir: &Path) -> Result<VerifyReport> {
+    let manifest = ShardManifest::load(dir)?;
     let present = token_files(dir)?;
     let Some(manifest) = manifest else {
         if dir.join(PREPARE_FILE).exists() || present.is_empty() {
             let message = format!("{}: has no {MANIFEST_FILE} and is no finished output", dir.display());
             return Err(fail(Exit::Data, message).hint("run `data prepare` (again) with this --out").into());
         }
-        let mut report = Report::default();
+        let mut report = VerifyReport::default();
         for (_, path) in &present {
             report.add(&TokenFile::open(path)?, usize::MAX, None)?;
         }
@@ -62,13 +61,13 @@ pub fn verify(dir: &Path) -> Result<Report> {
         let message = format!("{}: is not listed in {MANIFEST_FILE}", path.display());
         return Err(fail(Exit::Data, message).hint("move it elsewhere").into());
     }
-    let mut report = Report { documents: Some(0), ..Report::default() };
+    let mut report = VerifyReport { documents: Some(0), ..VerifyReport::default() };
     for entry in &manifest.shards {
         let file = TokenFile::open(&dir.join(&entry.name))?;
         entry.matches(&file)?;
         // Before the hashes, because a bad id has the narrowest place to name.
         let separator = manifest.tokenizer.separator;
-        let Content { max_id, separators } = report.add(&file, manifest.tokenizer.vocab_size, Some(separator))?;
+        let TokenStats { max_id, separators } = report.add(&file, manifest.tokenizer.vocab_size, Some(separator))?;
         if max_id != entry.max_id {
             let what = format!("its largest id is {max_id}, shards.json says {}", entry.max_id);
             return Err(damaged(file.path(), &what).into());
@@ -89,15 +88,15 @@ pub fn verify(dir: &Path) -> Result<Report> {
     Ok(report)
 }
 
-/// What the tokens of a shard are.
-struct Content {
+/// What was found in the tokens of a shard.
+struct TokenStats {
     max_id: u32,
     /// How many are the separator.
     separators: u64,
 }
 
-impl Report {
-    fn add(&mut self, file: &TokenFile, vocab_size: usize, separator: Option<u32>) -> Result<Content> {
+impl VerifyReport {
+    fn add(&mut self, file: &TokenFile, vocab_size: usize, separator: Option<u32>) -> Result<TokenStats> {
         let mut max_id = 0;
         let mut separators = 0;
         let mut ids = vec![0; CHUNK];
@@ -111,7 +110,7 @@ impl Report {
         self.max_id = self.max_id.max(max_id);
         self.shards += 1;
         self.tokens += file.len() as u64;
-        Ok(Content { max_id, separators })
+        Ok(TokenStats { max_id, separators })
     }
 }
 
@@ -121,7 +120,7 @@ impl Report {
 /// [`Exit::Data`] if it is another one or damaged, [`Exit::Io`] if it is gone.
 pub fn tokenizer_beside(dir: &Path) -> Result<Tokenizer> {
     let tokenizer = Tokenizer::from_dir(dir)?;
-    match Manifest::load(dir)? {
+    match ShardManifest::load(dir)? {
         Some(manifest) if manifest.tokenizer.blake3 != tokenizer.fingerprint() => {
             Err(damaged(&dir.join("tokenizer.json"), "is not the tokenizer that made the shards").into())
         }

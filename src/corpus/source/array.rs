@@ -7,7 +7,7 @@ use anyhow::Result;
 use memchr::memchr2;
 
 use crate::corpus::source::input::{Fault, Input, Piece};
-use crate::corpus::source::{Body, Cut, MAX_LINE, Position, Raw, Reason};
+use crate::corpus::source::{Body, Cut, MAX_LINE, Position, RawRecord, Reason};
 
 /// Cuts at the commas of the outermost array.
 pub(super) struct Array {
@@ -15,7 +15,7 @@ pub(super) struct Array {
     /// Bytes of a record that are held at most.
     pub(super) max: usize,
     elements: u64,
-    /// The opening bracket is still ahead.
+    /// The opening bracket was not read yet.
     at_start: bool,
 }
 
@@ -27,7 +27,7 @@ impl Array {
     }
 
     /// Looks behind the closing bracket, where nothing may stand.
-    fn close(&mut self) -> Result<Option<Raw>> {
+    fn close(&mut self) -> Result<Option<RawRecord>> {
         self.input.consume(1);
         if self.input.skip_blanks()?.is_some() {
             return self.junk("something follows the end of the array");
@@ -36,36 +36,36 @@ impl Array {
         Ok(if is_whole { None } else { Some(self.missing()) })
     }
 
-    fn junk(&mut self, detail: &str) -> Result<Option<Raw>> {
+    fn junk(&mut self, detail: &str) -> Result<Option<RawRecord>> {
         let piece = self.input.take(None, self.max)?;
         Ok(Some(self.last(piece, Reason::Json, detail)))
     }
 
     /// The record that stands for the missing rest of the file.
-    fn missing(&mut self) -> Raw {
-        let nothing = Piece::at(self.input.offset());
+    fn missing(&mut self) -> RawRecord {
+        let nothing = Piece::starting_at(self.input.offset());
         self.cut_off(nothing)
     }
 
-    fn cut_off(&mut self, piece: Piece) -> Raw {
+    fn cut_off(&mut self, piece: Piece) -> RawRecord {
         self.last(piece, Reason::CutOff, "the file ends within the array")
     }
 
     /// The record that ends the file: for what the input says, or else for `reason`.
-    fn last(&mut self, piece: Piece, reason: Reason, detail: &str) -> Raw {
+    fn last(&mut self, piece: Piece, reason: Reason, detail: &str) -> RawRecord {
         let fault = self.input.fault().cloned().unwrap_or_else(|| Fault { reason, detail: detail.into() });
         let body = Body::bad_last(fault.reason, fault.detail, piece.bytes);
         self.raw(piece.offset, piece.length, body, 1)
     }
 
-    fn raw(&mut self, offset: u64, length: u64, body: Body, behind: u64) -> Raw {
+    fn raw(&mut self, offset: u64, length: u64, body: Body, behind: u64) -> RawRecord {
         self.elements += 1;
         let next = Position { records: self.elements, offset: self.input.offset() + behind };
-        Raw { line: self.elements, offset, length, next, count: 1, body }
+        RawRecord { line: self.elements, offset, length, next, count: 1, body }
     }
 
-    fn element(&mut self) -> Result<Option<Raw>> {
-        let mut piece = Piece::at(self.input.offset());
+    fn element(&mut self) -> Result<Option<RawRecord>> {
+        let mut piece = Piece::starting_at(self.input.offset());
         let mut scan = Scan::default();
         loop {
             let data = self.input.data();
@@ -97,7 +97,7 @@ impl Array {
 }
 
 impl Cut for Array {
-    fn cut(&mut self) -> Result<Option<Raw>> {
+    fn cut(&mut self) -> Result<Option<RawRecord>> {
         if self.at_start {
             self.input.consume(1);
         } else {

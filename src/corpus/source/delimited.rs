@@ -4,7 +4,7 @@ use anyhow::Result;
 use memchr::memmem::Finder;
 
 use crate::corpus::source::input::Input;
-use crate::corpus::source::{Body, Cut, MAX_LINE, MAX_TEXT, Position, Raw, Reason};
+use crate::corpus::source::{Body, Cut, MAX_LINE, MAX_TEXT, Position, RawRecord, Reason};
 
 pub(super) struct Delimited {
     input: Input,
@@ -40,7 +40,7 @@ impl Delimited {
 }
 
 impl Cut for Delimited {
-    fn cut(&mut self) -> Result<Option<Raw>> {
+    fn cut(&mut self) -> Result<Option<RawRecord>> {
         let piece = self.input.take(self.delimiter.as_ref(), self.max)?;
         let fault = if piece.ended { None } else { self.input.fault() };
         // A text file without a byte is a document without text; lines there are none.
@@ -62,7 +62,7 @@ impl Cut for Delimited {
             Body::Text { bytes, after_separator: self.records > 0, before_separator: ended }
         };
         self.records += 1;
-        Ok(Some(Raw { line: self.records, offset: piece.offset, length: piece.length, next, count: 1, body }))
+        Ok(Some(RawRecord { line: self.records, offset: piece.offset, length: piece.length, next, count: 1, body }))
     }
 
     fn file_bytes(&self) -> u64 {

@@ -1,7 +1,7 @@
 //! The content of a file as one stream of bytes, decompressed on the way, from which records are cut.
 //!
-//! Bytes are looked at where they lie ([`Input::data`]) and handed over with [`Input::consume`]; [`Input::refill`] puts
-//! more behind what is left. A compressed stream that is torn or broken does not fail: its content ends there and
+//! Callers look at the bytes in the buffer ([`Input::data`]) and pass over them with [`Input::consume`]; [`Input::refill`]
+//! reads more behind what is left. A compressed stream that is cut off or damaged is no error: its content ends there and
 //! [`Input::fault`] says why, since every record before it is good. Only the system's own errors are errors.
 
 use std::fs::File;
@@ -38,7 +38,7 @@ pub(super) struct Input {
     buffer: Vec<u8>,
     start: usize,
     end: usize,
-    /// Bytes of content consumed.
+    /// Number of bytes of content consumed.
     offset: u64,
     fault: Option<Fault>,
     /// What the decompressed content is, by its first bytes.
@@ -62,7 +62,7 @@ pub(super) struct Piece {
 }
 
 impl Piece {
-    pub(super) fn at(offset: u64) -> Self {
+    pub(super) fn starting_at(offset: u64) -> Self {
         Self { offset, bytes: Vec::new(), length: 0, ended: false }
     }
 
@@ -75,8 +75,8 @@ impl Piece {
 }
 
 impl Input {
-    /// Opens `path` at its start, behind a byte order mark. Its first bytes tell whether and how it is compressed, also more than
-    /// once; where they tell nothing, its name does.
+    /// Opens `path` at its start, behind a byte order mark. Its first bytes decide whether and how it is compressed, also
+    /// more than once; where they say nothing, its name decides (`named`).
     pub(super) fn open(path: &Path, named: Compression) -> Result<Self> {
         let (file, size) = files::open_input(path, true)?;
         let compression = match Kind::of_file(path)? {
@@ -110,7 +110,7 @@ impl Input {
         self.kind
     }
 
-    /// Bytes read and not consumed.
+    /// The bytes that are read and not consumed.
     pub(super) fn data(&self) -> &[u8] {
         &self.buffer[self.start..self.end]
     }
@@ -121,7 +121,7 @@ impl Input {
         self.offset += n as u64;
     }
 
-    /// Bytes of content consumed.
+    /// Number of bytes of content consumed.
     pub(super) fn offset(&self) -> u64 {
         self.offset
     }
@@ -134,7 +134,7 @@ impl Input {
         }
     }
 
-    /// Why the content ended early, if it did. To be asked once [`Input::refill`] finds nothing more.
+    /// Why the content ended early, if it did. Complete only after [`Input::refill`] has returned false.
     pub(super) fn fault(&self) -> Option<&Fault> {
         self.fault.as_ref()
     }
@@ -214,7 +214,7 @@ impl Input {
     /// Cuts out what comes before the next `delimiter` and passes over both; without one, the whole rest. At most `max`
     /// bytes are held.
     pub(super) fn take(&mut self, delimiter: Option<&Finder<'static>>, max: usize) -> Result<Piece> {
-        let mut piece = Piece::at(self.offset);
+        let mut piece = Piece::starting_at(self.offset);
         loop {
             let data = &self.buffer[self.start..self.end];
             if let Some(delimiter) = delimiter

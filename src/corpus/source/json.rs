@@ -71,8 +71,8 @@ fn no_field(json: &str, field: &str) -> String {
 /// Names for a message: as many as are read at a glance, each of a bounded length.
 fn field_names<'a>(names: impl ExactSizeIterator<Item = &'a String>) -> String {
     let more = if names.len() > MAX_FIELDS { ", ..." } else { "" };
-    let short = |name: &String| name.escape_debug().take(MAX_NAME).collect::<String>();
-    let shown: Vec<String> = names.take(MAX_FIELDS).map(short).collect();
+    let shown = names.take(MAX_FIELDS).map(|name| name.escape_debug().take(MAX_NAME).collect::<String>());
+    let shown: Vec<String> = shown.collect();
     format!("{}{more}", shown.join(", "))
 }
 

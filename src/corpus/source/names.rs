@@ -21,9 +21,9 @@ pub(super) enum Format {
     Parquet,
 }
 
-/// A file's name, taken apart.
+/// What a file's name says, from its suffixes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Name {
+pub(super) struct ParsedName {
     /// By the last suffix that is not one of compression.
     pub(super) format: Option<Format>,
     pub(super) compression: Compression,
@@ -31,8 +31,8 @@ pub(super) struct Name {
     suffix: String,
 }
 
-impl Name {
-    pub(super) fn of(path: &Path) -> Self {
+impl ParsedName {
+    pub(super) fn new(path: &Path) -> Self {
         let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
         let mut rest = name.as_str();
         let mut compression = Compression::None;
@@ -70,7 +70,7 @@ impl Name {
 /// # Errors
 /// [`Exit::Io`](crate::runtime::error::Exit::Io) if its content was needed and cannot be read.
 pub fn is_corpus_file(path: &Path) -> Result<bool> {
-    let name = Name::of(path);
+    let name = ParsedName::new(path);
     if name.is_known() || !name.suffix.is_empty() || name.format.is_some() {
         return Ok(name.is_known());
     }
@@ -85,13 +85,13 @@ pub fn is_corpus_file(path: &Path) -> Result<bool> {
     })
 }
 
-/// The format of a file that the user names, though its name does not say it. Records are told by their content; text only where
-/// there is no suffix, since a table or a program with one is not a document.
+/// The format of a file that the user names, where its name does not say it. Content that looks like records is read as
+/// records; text is read only if the name has no suffix, since a table or a program is not a document.
 ///
 /// # Errors
 /// [`Exit::Config`] for all else.
 pub(super) fn format_of_content(path: &Path, input: &Input) -> Result<Format> {
-    let has_suffix = !Name::of(path).suffix.is_empty();
+    let has_suffix = !ParsedName::new(path).suffix.is_empty();
     match input.kind() {
         Kind::Json => Ok(Format::Json),
         Kind::Text | Kind::Empty if !has_suffix => Ok(Format::Text),
@@ -104,12 +104,12 @@ pub(super) fn format_of_content(path: &Path, input: &Input) -> Result<Format> {
 /// # Errors
 /// [`Exit::Io`] if it cannot be read.
 pub fn is_parquet(path: &Path) -> Result<bool> {
-    let named = || Name::of(path).format == Some(Format::Parquet);
+    let is_named_so = ParsedName::new(path).format == Some(Format::Parquet);
     Ok(match Kind::of_file(path)? {
         Kind::Parquet => true,
-        Kind::Empty | Kind::Binary => named(),
-        // The first bytes of a file that was cut off at once.
-        Kind::Text => named() && path.metadata().is_ok_and(|meta| meta.len() < 4),
+        Kind::Empty | Kind::Binary => is_named_so,
+        // A Parquet file that was cut off within its magic number, PAR1, reads as text.
+        Kind::Text => is_named_so && path.metadata().is_ok_and(|meta| meta.len() < 4),
         _ => false,
     })
 }
@@ -119,7 +119,7 @@ pub fn is_parquet(path: &Path) -> Result<bool> {
 /// # Errors
 /// [`Exit::Io`] if it cannot be read.
 pub fn holds_records(path: &Path) -> Result<bool> {
-    let name = Name::of(path);
+    let name = ParsedName::new(path);
     Ok(match name.format {
         Some(format) => format != Format::Text,
         None => Input::open(path, name.compression)?.kind() == Kind::Json,
@@ -143,9 +143,9 @@ fn refusal(path: &Path, kind: Kind) -> anyhow::Error {
 /// # Errors
 /// [`Exit::Config`] for a kind of file that is not read, [`Exit::Io`] for one that cannot be read.
 pub fn refuse_other_kinds(paths: &[PathBuf]) -> Result<()> {
-    for path in paths.iter().filter(|path| Name::of(path).format.is_none()) {
+    for path in paths.iter().filter(|path| ParsedName::new(path).format.is_none()) {
         if Kind::of_file(path)? != Kind::Parquet {
-            format_of_content(path, &Input::open(path, Name::of(path).compression)?)?;
+            format_of_content(path, &Input::open(path, ParsedName::new(path).compression)?)?;
         }
     }
     Ok(())
@@ -154,13 +154,13 @@ pub fn refuse_other_kinds(paths: &[PathBuf]) -> Result<()> {
 /// The suffixes of `path` as its name has them, `.tar.gz`: what files that are left out are counted by.
 pub fn suffixes(path: &Path) -> String {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let Name { suffix, compression, .. } = Name::of(path);
-    let last = |n: usize| name.rmatch_indices('.').nth(n).map_or(String::new(), |(at, _)| name[at..].to_lowercase());
-    match (suffix.is_empty(), compression) {
-        (true, Compression::None) => String::new(),
-        (true, _) | (false, Compression::None) => last(0),
-        (false, _) => last(1),
-    }
+    let ParsedName { suffix, compression, .. } = ParsedName::new(path);
+    let dots_before = match (suffix.is_empty(), compression) {
+        (true, Compression::None) => return String::new(),
+        (true, _) | (false, Compression::None) => 0,
+        (false, _) => 1,
+    };
+    name.rmatch_indices('.').nth(dots_before).map_or(String::new(), |(at, _)| name[at..].to_lowercase())
 }
 
 #[cfg(test)]
@@ -186,7 +186,7 @@ mod tests {
             (".txt", None, Compression::None),
             ("a.txt/b", None, Compression::None),
         ] {
-            let read = Name::of(Path::new(name));
+            let read = ParsedName::new(Path::new(name));
             assert_eq!((read.format, read.compression), (format, compression), "{name}");
         }
     }

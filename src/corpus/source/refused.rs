@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use crate::corpus::source::names::Format;
-use crate::corpus::source::{Body, Cut, Position, Raw, Reason};
+use crate::corpus::source::{Body, Cut, Position, RawRecord, Reason};
 use crate::runtime::content::Kind;
 
 /// Whether no record of `format` can be in a file whose content is of `kind`. Unknown bytes are left to the records.
@@ -19,7 +19,7 @@ pub(super) fn is_foreign(format: Format, kind: Kind) -> bool {
 }
 
 /// Gives one record for the whole file.
-pub(super) struct Refused(Option<Raw>);
+pub(super) struct Refused(Option<RawRecord>);
 
 impl Refused {
     pub(super) fn new(path: &Path, kind: Kind, from: Position) -> Self {
@@ -31,12 +31,12 @@ impl Refused {
             last: true,
         };
         let next = Position { records: from.records + 1, offset: from.offset + 1 };
-        Self(Some(Raw { line: 1, offset: 0, length: 0, next, count: 1, body }))
+        Self(Some(RawRecord { line: 1, offset: 0, length: 0, next, count: 1, body }))
     }
 }
 
 impl Cut for Refused {
-    fn cut(&mut self) -> Result<Option<Raw>> {
+    fn cut(&mut self) -> Result<Option<RawRecord>> {
         Ok(self.0.take())
     }
 

@@ -1,7 +1,7 @@
-//! The rows of a Parquet file, as far as one column of strings goes.
+//! The rows of a Parquet file: the values of one column of strings.
 //!
-//! Pages are read one after the other, so memory is that of a page, whatever the size of a row group. The library is
-//! called inside a guard: what a damaged file makes it panic on is damage like any other.
+//! Pages are read one after the other, so memory is that of a page, whatever the size of a row group. The library panics
+//! on some damaged files; the panic is caught and reported as damage.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -16,7 +16,7 @@ use parquet::file::metadata::ParquetMetaData;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 
 use crate::corpus::source::input::Fault;
-use crate::corpus::source::{Body, Cut, MAX_LINE, Position, Raw, Reason};
+use crate::corpus::source::{Body, Cut, MAX_LINE, Position, RawRecord, Reason};
 use crate::runtime::error::{Exit, Failure, fail};
 use crate::runtime::files;
 use crate::runtime::panic;
@@ -42,7 +42,7 @@ struct Table {
     column: usize,
     nullable: bool,
     rows: u64,
-    /// The next row group.
+    /// Index of the row group that is opened next.
     group: usize,
     values: Option<ColumnReaderImpl<ByteArrayType>>,
     /// Rows of the current row group that are not read yet.
@@ -70,8 +70,8 @@ pub fn rewrite_hint(path: &Path) -> String {
     )
 }
 
-/// A call of the library that did not succeed.
-enum Trouble {
+/// Why a call of the library failed.
+enum ReadFailure {
     Io(io::Error),
     /// The file is not as it should be.
     Damage(String),
@@ -82,7 +82,7 @@ enum Trouble {
     },
 }
 
-impl From<ParquetError> for Trouble {
+impl From<ParquetError> for ReadFailure {
     fn from(error: ParquetError) -> Self {
         match error {
             ParquetError::External(inner) => match inner.downcast::<io::Error>() {
@@ -96,16 +96,15 @@ impl From<ParquetError> for Trouble {
 }
 
 /// Calls the library, which panics on some damaged files.
-fn catch_panic<T>(call: impl FnOnce() -> Result<T, Trouble>) -> Result<T, Trouble> {
-    panic::catch_panic(call).unwrap_or_else(|_| Err(Trouble::Damage("the Parquet reader gave up on it".into())))
+fn catch_panic<T>(call: impl FnOnce() -> Result<T, ReadFailure>) -> Result<T, ReadFailure> {
+    panic::catch_panic(call).unwrap_or_else(|_| Err(ReadFailure::Damage("the Parquet reader gave up on it".into())))
 }
 
 impl Rows {
     /// Opens `path` before row `from.records`; the text is in the column `field`.
     pub(super) fn open(path: &Path, field: &str, from: Position) -> Result<Self> {
         let (mut file, size) = files::open_input(path, true)?;
-        let io_failure = |e: io::Error| files::io_failure("read", path, &e);
-        let whole = has_magic(&mut file, size).map_err(io_failure)?;
+        let whole = has_magic(&mut file, size).map_err(|e| files::io_failure("read", path, &e))?;
         let mut rows =
             Self { path: path.to_path_buf(), size, table: None, rows: 0, fault: None, advice: None, at: from };
         match catch_panic(|| Table::open(file, path, field)) {
@@ -114,13 +113,13 @@ impl Rows {
                 rows.rows = table.rows;
                 rows.table = Some(table);
             }
-            Err(Trouble::Io(e)) => return Err(io_failure(e).into()),
-            Err(Trouble::Unsupported { codec, rows: all }) => {
+            Err(ReadFailure::Io(e)) => return Err(files::io_failure("read", path, &e).into()),
+            Err(ReadFailure::Unsupported { codec, rows: all }) => {
                 rows.rows = all;
                 rows.unsupported(&codec);
             }
-            Err(Trouble::Damage(detail)) if whole => rows.damaged(&detail),
-            Err(Trouble::Damage(_)) => {
+            Err(ReadFailure::Damage(detail)) if whole => rows.damaged(&detail),
+            Err(ReadFailure::Damage(_)) => {
                 let detail = "the Parquet file has no end".into();
                 rows.fault = Some(Fault { reason: Reason::CutOff, detail });
             }
@@ -149,29 +148,29 @@ impl Rows {
     }
 
     /// The result of a call; damage is kept for the last record, and nothing more is read.
-    fn settle<T>(&mut self, result: Result<T, Trouble>) -> Result<Option<T>> {
+    fn settle<T>(&mut self, result: Result<T, ReadFailure>) -> Result<Option<T>> {
         match result {
             Ok(value) => Ok(Some(value)),
-            Err(Trouble::Io(e)) => Err(files::io_failure("read", &self.path, &e).into()),
-            Err(Trouble::Damage(detail)) => {
+            Err(ReadFailure::Io(e)) => Err(files::io_failure("read", &self.path, &e).into()),
+            Err(ReadFailure::Damage(detail)) => {
                 self.damaged(&detail);
                 Ok(None)
             }
-            Err(Trouble::Unsupported { codec, .. }) => {
+            Err(ReadFailure::Unsupported { codec, .. }) => {
                 self.unsupported(&codec);
                 Ok(None)
             }
         }
     }
 
-    fn raw(&mut self, length: u64, body: Body) -> Raw {
+    fn raw(&mut self, length: u64, body: Body) -> RawRecord {
         let line = self.at.records + 1;
         let offset = self.at.offset;
         self.at = Position { records: line, offset: offset + length };
-        Raw { line, offset, length, next: self.at, count: 1, body }
+        RawRecord { line, offset, length, next: self.at, count: 1, body }
     }
 
-    fn row(&mut self, value: &ByteArray) -> Raw {
+    fn row(&mut self, value: &ByteArray) -> RawRecord {
         let data = value.data();
         let length = data.len();
         let bytes = data[..length.min(MAX_LINE)].to_vec();
@@ -184,7 +183,7 @@ impl Rows {
     }
 
     /// The record that stands for the rest of the file; behind it lie all rows.
-    fn last(&mut self, fault: Fault) -> Raw {
+    fn last(&mut self, fault: Fault) -> RawRecord {
         let left = self.rows.saturating_sub(self.at.records).max(1);
         let Fault { reason, detail } = fault;
         let body = Body::Bad { reason, detail, advice: self.advice.take(), bytes: Vec::new(), last: true };
@@ -196,7 +195,7 @@ impl Rows {
 }
 
 impl Cut for Rows {
-    fn cut(&mut self) -> Result<Option<Raw>> {
+    fn cut(&mut self) -> Result<Option<RawRecord>> {
         if let (None, Some(table)) = (&self.fault, &mut self.table) {
             let value = catch_panic(|| table.next());
             match self.settle(value)? {
@@ -232,16 +231,15 @@ fn has_magic(file: &mut File, size: u64) -> io::Result<bool> {
 
 impl Table {
     /// Reads the description of the file. The inner error: there is no such column of strings.
-    fn open(file: File, path: &Path, field: &str) -> Result<Result<Self, Failure>, Trouble> {
+    fn open(file: File, path: &Path, field: &str) -> Result<Result<Self, Failure>, ReadFailure> {
         let reader = SerializedFileReader::new(file)?;
         let meta = reader.metadata();
         let schema = meta.file_metadata().schema_descr();
-        let found = schema.columns().iter().position(|column| column.path().parts() == [field]);
-        let strings = |at: &usize| {
-            let column = schema.column(*at);
-            column.physical_type() == Physical::BYTE_ARRAY && column.max_rep_level() == 0
-        };
-        let Some(column) = found.filter(strings) else {
+        let named = schema.columns().iter().position(|column| column.path().parts() == [field]);
+        let strings = named.filter(|&at| {
+            schema.column(at).physical_type() == Physical::BYTE_ARRAY && schema.column(at).max_rep_level() == 0
+        });
+        let Some(column) = strings else {
             let names: Vec<String> =
                 schema.root_schema().get_fields().iter().map(|f| f.name().escape_debug().to_string()).collect();
             let problem =
@@ -257,16 +255,16 @@ impl Table {
         let mut rows = 0u64;
         for group in meta.row_groups() {
             let more = u64::try_from(group.num_rows()).ok().and_then(|n| rows.checked_add(n));
-            rows = more.ok_or_else(|| Trouble::Damage("impossible numbers of rows".into()))?;
+            rows = more.ok_or_else(|| ReadFailure::Damage("impossible numbers of rows".into()))?;
         }
         if let Some(codec) = unread_compression(meta, Some(column)) {
-            return Err(Trouble::Unsupported { codec, rows });
+            return Err(ReadFailure::Unsupported { codec, rows });
         }
         Ok(Ok(Self { reader, column, nullable, rows, group: 0, values: None, left: 0 }))
     }
 
     /// Passes over the first `rows` rows: whole row groups unread, then pages.
-    fn skip(&mut self, rows: u64) -> Result<(), Trouble> {
+    fn skip(&mut self, rows: u64) -> Result<(), ReadFailure> {
         let mut ahead = rows;
         while self.group < self.reader.num_row_groups() {
             let in_group = self.reader.metadata().row_group(self.group).num_rows() as u64;
@@ -276,7 +274,7 @@ impl Table {
                     self.left -= ahead;
                     let skipped = self.values.as_mut().map(|values| values.skip_records(ahead as usize));
                     if skipped.transpose()? != Some(ahead as usize) {
-                        return Err(Trouble::Damage(format!("row group {} is short", self.group - 1)));
+                        return Err(ReadFailure::Damage(format!("row group {} is short", self.group - 1)));
                     }
                 }
                 return Ok(());
@@ -287,7 +285,7 @@ impl Table {
         Ok(())
     }
 
-    fn open_group(&mut self) -> Result<(), Trouble> {
+    fn open_group(&mut self) -> Result<(), ReadFailure> {
         let group = self.reader.get_row_group(self.group)?;
         self.left = group.metadata().num_rows() as u64;
         self.values = Some(get_typed_column_reader(group.get_column_reader(self.column)?));
@@ -296,7 +294,7 @@ impl Table {
     }
 
     /// The next row: its value, or null. Absent behind the last row.
-    fn next(&mut self) -> Result<Option<Option<ByteArray>>, Trouble> {
+    fn next(&mut self) -> Result<Option<Option<ByteArray>>, ReadFailure> {
         while self.left == 0 {
             if self.group == self.reader.num_row_groups() {
                 return Ok(None);
@@ -308,7 +306,7 @@ impl Table {
         let mut value = Vec::new();
         let (rows, ..) = values.read_records(1, self.nullable.then_some(&mut levels), None, &mut value)?;
         if rows != 1 {
-            return Err(Trouble::Damage(format!("row group {} is {} rows short", self.group - 1, self.left)));
+            return Err(ReadFailure::Damage(format!("row group {} is {} rows short", self.group - 1, self.left)));
         }
         self.left -= 1;
         Ok(Some(value.pop()))

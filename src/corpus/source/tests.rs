@@ -23,7 +23,7 @@ impl Dir {
     }
 
     /// The records of a file with this content.
-    fn records(&self, name: &str, bytes: &[u8], separator: Option<&str>) -> Vec<Record> {
+    fn records(&self, name: &str, bytes: &[u8], separator: Option<&str>) -> Vec<ParsedRecord> {
         records(raws(&self.file(name, bytes), &options(separator), Position::default()))
     }
 }
@@ -32,18 +32,18 @@ fn options(separator: Option<&str>) -> ReadOptions {
     ReadOptions { text_separator: separator.map(str::to_owned), ..Default::default() }
 }
 
-fn raws(path: &Path, options: &ReadOptions, from: Position) -> Vec<Raw> {
+fn raws(path: &Path, options: &ReadOptions, from: Position) -> Vec<RawRecord> {
     Reader::open(path, options, from).unwrap().collect::<Result<_>>().unwrap()
 }
 
-fn records(raws: Vec<Raw>) -> Vec<Record> {
+fn records(raws: Vec<RawRecord>) -> Vec<ParsedRecord> {
     raws.into_iter().map(|raw| raw.parse("text")).collect()
 }
 
 /// The text; without one, why not (`None`: empty).
 type Outcome = Result<String, Option<Reason>>;
 
-fn outcome(record: &Record) -> Outcome {
+fn outcome(record: &ParsedRecord) -> Outcome {
     match &record.content {
         Content::Text(text) => Ok(text.clone()),
         Content::Empty => Err(None),
@@ -51,7 +51,7 @@ fn outcome(record: &Record) -> Outcome {
     }
 }
 
-fn outcomes(records: &[Record]) -> Vec<Outcome> {
+fn outcomes(records: &[ParsedRecord]) -> Vec<Outcome> {
     records.iter().map(outcome).collect()
 }
 
@@ -106,7 +106,7 @@ fn other_kinds_and_impossible_separators_are_refused() {
 fn readers_and_records_go_to_other_threads() {
     fn check<T: Send>() {}
     check::<Reader>();
-    check::<Raw>();
+    check::<RawRecord>();
 }
 
 #[test]
@@ -119,7 +119,7 @@ fn documents_pass_over_empty_lines_and_stop_at_bad_ones() {
     ];
     let options = ReadOptions { text_field: "body".into(), ..ReadOptions::default() };
     let got: Vec<_> = documents(&paths, &options).collect();
-    let document = |text: &str, file, line| Document { text: text.into(), file, line };
+    let document = |text: &str, file, line| TextDocument { text: text.into(), file, line };
     assert_eq!(got[0].as_ref().unwrap(), &document("first", 0, 1));
     assert_eq!(got[1].as_ref().unwrap(), &document("second", 1, 2));
     let exit = |i: usize| got[i].as_ref().unwrap_err().downcast_ref::<Failure>().unwrap().exit;

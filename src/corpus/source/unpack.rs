@@ -11,7 +11,7 @@ use crate::corpus::source::Compression;
 use crate::runtime::content::Kind;
 use crate::runtime::memory;
 
-/// More layers of compression than anybody has use for.
+/// Layers of compression that are removed at most; real files have one, sometimes two.
 const MAX_LAYERS: usize = 4;
 
 /// Bytes that show what a layer is.

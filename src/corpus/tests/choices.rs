@@ -21,7 +21,7 @@ fn the_separator_stands_before_or_after() {
     let bench = Bench::new();
     let texts = bench.corpus("a.jsonl", 60);
     for (eot, name) in [(Eot::Before, "before"), (Eot::After, "after")] {
-        let opts = PrepareOptions { eot, val: Val::None, ..bench.options(name) };
+        let opts = PrepareOptions { eot, val: ValSplit::None, ..bench.options(name) };
         let manifest = bench.run(&opts).unwrap().manifest;
         assert_eq!(manifest.recipe.eot, eot);
         assert_eq!(ids(&opts.out, Split::Train), encode(&texts, eot));
@@ -45,11 +45,11 @@ fn repetitions_and_short_documents_are_left_out() {
     let bench = Bench::new();
     let mut texts = bench.corpus("a.jsonl", 90);
     bench.write("b.jsonl", fs::read(bench.dir.path().join("in/a.jsonl")).unwrap());
-    let opts = PrepareOptions { val: Val::None, ..bench.options("all") };
+    let opts = PrepareOptions { val: ValSplit::None, ..bench.options("all") };
     assert_eq!(bench.run(&opts).unwrap().manifest.lines.used, 180);
 
     let min_chars = 50;
-    let opts = PrepareOptions { dedup: true, min_chars, val: Val::None, ..bench.options("some") };
+    let opts = PrepareOptions { dedup: true, min_chars, val: ValSplit::None, ..bench.options("some") };
     let lines = bench.run(&opts).unwrap().manifest.lines;
     texts.retain(|text| text.chars().count() >= min_chars as usize);
     assert!((20..80).contains(&texts.len()));
@@ -76,11 +76,11 @@ fn validation_of_about_so_many_tokens() {
     for i in 0..3 {
         bench.corpus(&format!("{i}.jsonl"), 1500);
     }
-    let opts = PrepareOptions { val: Val::Tokens(30_000), ..bench.options("out") };
+    let opts = PrepareOptions { val: ValSplit::Tokens(30_000), ..bench.options("out") };
     let manifest = bench.run(&opts).unwrap().manifest;
     assert!((22_000..38_000).contains(&manifest.val.tokens), "{:?}", manifest.val);
     assert_eq!(manifest.val_rule, "documents by hash");
-    let opts = PrepareOptions { val: Val::Tokens(manifest.train.tokens), ..bench.options("much") };
+    let opts = PrepareOptions { val: ValSplit::Tokens(manifest.train.tokens), ..bench.options("much") };
     assert_eq!(exit_of(bench.run(&opts)), Exit::Config);
 }
 
@@ -89,7 +89,7 @@ fn the_first_shard_is_validation_to_the_token() {
     let bench = Bench::new();
     let texts = bench.corpus("a.jsonl", 60);
     for (eot, name) in [(Eot::Before, "before"), (Eot::After, "after")] {
-        let opts = PrepareOptions { val: Val::FirstShard, eot, ..bench.options(name) };
+        let opts = PrepareOptions { val: ValSplit::FirstShard, eot, ..bench.options(name) };
         let manifest = bench.run(&opts).unwrap().manifest;
         let all = encode(&texts, eot);
         assert_eq!(ids(&opts.out, Split::Val), all[..1000]);
@@ -99,7 +99,7 @@ fn the_first_shard_is_validation_to_the_token() {
         assert_eq!((names[0], names.last()), ("train-00000.npy", Some(&"val-00000.npy")));
     }
     verify(&bench.out("before")).unwrap();
-    let opts = PrepareOptions { val: Val::FirstShard, shard_tokens: 1 << 20, ..bench.options("large") };
+    let opts = PrepareOptions { val: ValSplit::FirstShard, shard_tokens: 1 << 20, ..bench.options("large") };
     let error = bench.run(&opts).unwrap_err();
     assert!(error.to_string().contains("all of the text went to validation"), "{error}");
 }

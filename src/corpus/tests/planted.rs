@@ -144,7 +144,7 @@ fn verify_finds_separators_inside_documents() {
         let lines: String =
             (0..60).map(|i| format!("{}\n", serde_json::json!({"text": format!("{i} {text}")}))).collect();
         bench.write("a.jsonl", lines);
-        let opts = PrepareOptions { eot, val: Val::None, shard_tokens: 300, ..bench.options(name) };
+        let opts = PrepareOptions { eot, val: ValSplit::None, shard_tokens: 300, ..bench.options(name) };
         prepare(&opts, &bench.inputs(), &Careless, &|_| {}).unwrap();
         verify(&opts.out)
     };

@@ -87,7 +87,7 @@ fn other_options_or_inputs_do_not_go_on() {
         assert_eq!(exit_of::<()>(Err(error)), Exit::Config);
     };
     refused(&PrepareOptions { min_chars: 4, ..opts.clone() }, "min_chars was 3, now 4");
-    refused(&PrepareOptions { val: Val::None, ..opts.clone() }, r#"val was {"fraction":0.1}, now "none""#);
+    refused(&PrepareOptions { val: ValSplit::None, ..opts.clone() }, r#"val was {"fraction":0.1}, now "none""#);
     refused(&PrepareOptions { eot: Eot::After, ..opts.clone() }, r#"eot was "before", now "after""#);
     bench.write("c.txt", "more");
     refused(&opts, "there were 2 input files, now 3");
@@ -194,7 +194,7 @@ fn inputs_are_fetched_one_ahead() {
         log.lock().unwrap().push(i);
         if i == 4 { Err(fail(Exit::Io, "no network").into()) } else { local(i) }
     });
-    let opts = PrepareOptions { val: Val::None, ..bench.options("out") };
+    let opts = PrepareOptions { val: ValSplit::None, ..bench.options("out") };
     let grain = Grain { batch_records: 10, journal: Duration::ZERO, ..Grain::default() };
     let opts = PrepareOptions { grain, ..opts };
     let documents = std::cell::Cell::new(0);
@@ -214,7 +214,7 @@ fn a_lock_that_was_deleted_stops_the_run() {
     for i in 0..5 {
         bench.corpus(&format!("{i}.jsonl"), 20);
     }
-    let opts = PrepareOptions { val: Val::None, ..bench.options("out") };
+    let opts = PrepareOptions { val: ValSplit::None, ..bench.options("out") };
     let (mut inputs, lock) = (bench.inputs(), opts.out.join("prepare.lock"));
     let local = inputs.fetch.clone();
     inputs.fetch = std::sync::Arc::new(move |i| {

@@ -5,7 +5,7 @@ use crate::config::Config;
 use crate::corpus::shards::manifest::Split;
 use crate::corpus::shards::verify::tokenizer_beside;
 use crate::corpus::shards::{ShardSet, is_token_file, split_files, split_note};
-use crate::corpus::{Found, Wanted, find, left_out};
+use crate::corpus::{ExpandedFiles, FileKind, find, left_out};
 use crate::data::Tokens;
 use crate::data::loader::Source;
 use crate::hub::splits::Divided;
@@ -76,15 +76,15 @@ fn paths_of(pattern: &str, split: Split, notes: &mut Vec<String>) -> Result<Opti
     }
     let patterns = [pattern.to_owned()];
     let found = if is_token_file(path) {
-        find(&patterns, Wanted::Tokens)?
-    } else if path.exists() || find(&patterns, Wanted::Text).is_ok() {
+        find(&patterns, FileKind::Tokens)?
+    } else if path.exists() || find(&patterns, FileKind::Text).is_ok() {
         return Ok(None);
     } else {
         // A glob that does not say what it stands for, such as `shards/*`.
-        let Ok(found) = find(&patterns, Wanted::Tokens) else { return Ok(None) };
+        let Ok(found) = find(&patterns, FileKind::Tokens) else { return Ok(None) };
         found
     };
-    let Found { files, left_out } = found;
+    let ExpandedFiles { files, left_out } = found;
     notes.extend(left_out::note(&left_out));
     if path.exists() { Ok(Some(files)) } else { Ok(Some(of_glob(files, pattern, split, notes)?)) }
 }

@@ -3,8 +3,8 @@
 use super::{Dataset, boundary, groups, make_tokenizer, separator, shards, val_rows};
 use crate::config::{Config, DataConfig};
 use crate::corpus::source::ReadOptions;
-use crate::corpus::split::Rule;
-use crate::corpus::{Found, documents, expand, left_out};
+use crate::corpus::split::SplitRule;
+use crate::corpus::{ExpandedFiles, documents, expand, left_out};
 use crate::data::Tokens;
 use crate::data::loader::Source;
 use crate::runtime::error::{Exit, fail};
@@ -72,7 +72,7 @@ fn divide(config: &Config, notes: &mut Vec<String>) -> Result<Divided> {
     let groups = groups(config).into_iter().map(|patterns| files(patterns, notes)).collect::<Result<Vec<_>>>()?;
     let fraction = if data.val.is_empty() { data.val_fraction } else { 0.0 };
     let options = read_options(data);
-    let mut rule = Rule::choose(&groups.concat(), &options, fraction)?;
+    let mut rule = SplitRule::choose(&groups.concat(), &options, fraction)?;
     let mut divided = Divided { train: Vec::new(), held_out: Vec::new() };
     for paths in groups {
         let mut train = Vec::new();
@@ -92,7 +92,7 @@ fn divide(config: &Config, notes: &mut Vec<String>) -> Result<Divided> {
 
 /// The text files that `patterns` stand for, if they are of a size to be held in memory. `notes` tell what is left out.
 pub(super) fn files(patterns: &[String], notes: &mut Vec<String>) -> Result<Vec<PathBuf>> {
-    let Found { files: paths, left_out } = expand(patterns)?;
+    let ExpandedFiles { files: paths, left_out } = expand(patterns)?;
     notes.extend(left_out::note(&left_out));
     let bytes: u64 = paths.iter().filter_map(|p| p.metadata().ok()).map(|m| m.len()).sum();
     if bytes > MAX_RAW_BYTES {

@@ -2,15 +2,15 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use llama_lite::corpus::shards::manifest::Manifest;
+use llama_lite::corpus::shards::manifest::ShardManifest;
 
 fuzz_target!(|input: &[u8]| {
-    if let Ok(manifest) = Manifest::parse(input) {
+    if let Ok(manifest) = ShardManifest::parse(input) {
         for entry in &manifest.shards {
             assert!(!entry.name.contains('/') && !entry.name.starts_with('.'));
             assert!(entry.documents <= entry.tokens);
         }
-        let again = Manifest::parse(&manifest.to_bytes().expect("what was accepted can be written"));
+        let again = ShardManifest::parse(&manifest.to_bytes().expect("what was accepted can be written"));
         assert_eq!(again.as_ref(), Ok(&manifest));
     }
 });

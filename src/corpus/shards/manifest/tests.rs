@@ -2,20 +2,20 @@
 
 use super::*;
 
-fn sample() -> Manifest {
+fn sample() -> ShardManifest {
     let entry = |name: &str, split, tokens, documents, bytes| ShardEntry {
         name: name.into(),
         split,
         tokens,
         documents,
         bytes,
-        dtype: Dtype::U16,
+        dtype: TokenDtype::U16,
         max_id: 50256,
         blake3: "ab".repeat(32),
         blocks: "0f".repeat(16),
         docs_blake3: "01".repeat(32),
     };
-    Manifest {
+    ShardManifest {
         version: VERSION,
         tokenizer: TokenizerInfo { blake3: "cd".repeat(32), vocab_size: 50257, separator: 50256 },
         recipe: Recipe {
@@ -24,7 +24,7 @@ fn sample() -> Manifest {
             eot: Eot::After,
             min_chars: 10,
             dedup: true,
-            val: Val::Fraction(0.005),
+            val: ValSplit::Fraction(0.005),
             shard_tokens: 20,
             allow_bad: false,
         },
@@ -41,8 +41,8 @@ fn sample() -> Manifest {
             first_bad: Some("a.jsonl:3: not JSON".into()),
         },
         sources: vec![
-            Source { path: "a.jsonl".into(), bytes: 120, lines: 8, used: 4, tokens: 30, unread: None },
-            Source { path: "b.txt".into(), bytes: 20, lines: 5, used: 1, tokens: 5, unread: None },
+            SourceCounts { path: "a.jsonl".into(), bytes: 120, lines: 8, used: 4, tokens: 30, unread: None },
+            SourceCounts { path: "b.txt".into(), bytes: 20, lines: 5, used: 1, tokens: 5, unread: None },
         ],
         shards: vec![
             entry("train-00000.npy", Split::Train, 20, 3, 70),
@@ -55,23 +55,23 @@ fn sample() -> Manifest {
 
 #[test]
 fn round_trip() {
-    assert_eq!(Manifest::parse(&sample().to_bytes().unwrap()).unwrap(), sample());
+    assert_eq!(ShardManifest::parse(&sample().to_bytes().unwrap()).unwrap(), sample());
     assert_eq!(sample().shards[0].docs_name(), "train-00000.docs");
     assert_eq!(sample().lines.bad(), 2);
     assert_eq!(
         sample().lines.to_string(),
         "13 read = 5 used + 1 empty + 3 duplicate + 2 filtered + 2 quarantined (json 2)"
     );
-    for val in [Val::None, Val::Tokens(7), Val::FirstShard] {
+    for val in [ValSplit::None, ValSplit::Tokens(7), ValSplit::FirstShard] {
         let mut other = sample();
         other.recipe.val = val;
-        assert_eq!(Manifest::parse(&other.to_bytes().unwrap()).unwrap(), other);
+        assert_eq!(ShardManifest::parse(&other.to_bytes().unwrap()).unwrap(), other);
     }
 }
 
 #[test]
 fn contradictions_are_refused() {
-    type Spoil = fn(&mut Manifest);
+    type Spoil = fn(&mut ShardManifest);
     let cases: &[(&str, Spoil)] = &[
         ("add up", |m| m.train.tokens += 1),
         ("add up", |m| m.val.bytes -= 1),
@@ -92,7 +92,7 @@ fn contradictions_are_refused() {
         ("hash", |m| m.shards[0].blake3.push('0')),
         ("hash", |m| m.shards[0].docs_blake3 = "zz".repeat(32)),
         ("impossible", |m| m.shards[0].documents = 21),
-        ("impossible", |m| m.shards[0].dtype = Dtype::U32),
+        ("impossible", |m| m.shards[0].dtype = TokenDtype::U32),
         ("impossible", |m| m.shards[0].max_id = 50257),
         ("impossible", |m| m.recipe.shard_tokens = 19),
         ("blocks", |m| m.shards[0].blocks.push('0')),
@@ -106,7 +106,7 @@ fn contradictions_are_refused() {
     for (reason, spoil) in cases {
         let mut manifest = sample();
         spoil(&mut manifest);
-        let message = Manifest::parse(&serde_json::to_vec(&manifest).unwrap()).unwrap_err();
+        let message = ShardManifest::parse(&serde_json::to_vec(&manifest).unwrap()).unwrap_err();
         assert!(message.contains(reason), "{reason}: {message}");
     }
     let mut overflow = sample();
@@ -120,11 +120,11 @@ fn every_accepted_mutation_is_consistent() {
     let good = sample().to_bytes().unwrap();
     let mut accepted = 0;
     for at in 0..good.len() {
-        assert!(at == good.len() - 1 || Manifest::parse(&good[..at]).is_err(), "cut at {at}");
+        assert!(at == good.len() - 1 || ShardManifest::parse(&good[..at]).is_err(), "cut at {at}");
         for byte in [0, b'"', b'0', b'9', b'-', b'}', b',', b'e', 0x80, good[at] ^ 1, good[at] ^ 4] {
             let mut bytes = good.clone();
             bytes[at] = byte;
-            if let Ok(manifest) = Manifest::parse(&bytes) {
+            if let Ok(manifest) = ShardManifest::parse(&bytes) {
                 assert_eq!(manifest.check(), Ok(()));
                 assert!(manifest.shards.iter().all(|e| !e.name.contains('/') && e.documents <= e.tokens));
                 accepted += 1;

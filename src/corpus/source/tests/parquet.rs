@@ -4,7 +4,7 @@ use super::*;
 
 const ROWS: usize = 60;
 
-fn get(name: &str) -> Vec<Record> {
+fn get(name: &str) -> Vec<ParsedRecord> {
     records(raws(&fixture(name), &options(None), Position::default()))
 }
 

@@ -3,7 +3,7 @@
 use super::*;
 
 /// Opens the file behind each of its records; returns the records.
-fn check(path: &Path, separator: Option<&str>) -> Vec<Raw> {
+fn check(path: &Path, separator: Option<&str>) -> Vec<RawRecord> {
     let options = options(separator);
     let all = raws(path, &options, Position::default());
     for (i, raw) in all.iter().enumerate() {
