@@ -28,7 +28,7 @@ mod source;
 #[cfg(test)]
 mod tests;
 
-pub use answers::{Rendered, Texts, TrainOn};
+pub use answers::{Rendered, Texts};
 
 /// Largest source in bytes; the longest known ones have 30 kB.
 pub(crate) const MAX_SOURCE: u64 = 256 << 10;

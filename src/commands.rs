@@ -87,7 +87,7 @@ fn config_for_model(args: &Pretrain, model: &Path) -> Result<Config> {
     let dir = if has_tokenizer(model) { model.to_owned() } else { newest().unwrap_or_else(|| model.to_owned()) };
     let dir = std::path::absolute(dir)?;
     let config = Config::load_for_model(&args.config, &args.set, &dir)?;
-    if Path::new(&config.data.tokenizer) == dir && !has_tokenizer(&dir) {
+    if Path::new(config.data.tokenizer.as_str()) == dir && !has_tokenizer(&dir) {
         return Err(fail(Exit::Config, format!("{}: the model has no tokenizer.json", dir.display()))
             .hint("name its tokenizer: --set data.tokenizer=gpt2, or --set data.tokenizer=DIR/tokenizer.json")
             .into());

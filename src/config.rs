@@ -4,11 +4,13 @@
 //! derived defaults, rules across keys) -> [`Config`]. Everything wrong is collected on the way and reported at once,
 //! with exit code 78. A resolved configuration has no open choices left: its TOML loads back to an equal one.
 
+mod choices;
 mod field;
 mod nearest;
 mod problems;
 mod record_shapes;
 mod reference;
+mod renamed;
 mod resolve;
 mod schema;
 mod size;
@@ -20,11 +22,16 @@ use std::path::Path;
 
 use anyhow::Result;
 
+pub use choices::{
+    BuiltinCorpus, Choice, DiskFullPolicy, LoraTarget, MomentsDtype, NameOrPath, OptimizerKind, PrecisionSetting,
+    Preset, RecomputeSetting, RecordFormat, Role, ScheduleKind, SpikePolicy, TemplateName, TokenizerName, TrainOn,
+};
 pub use record_shapes::{Meaning, plain_role, record_shapes_text, usual_role};
 pub use reference::{reference, reference_text};
+pub use renamed::current_key;
 pub use schema::{
     CheckpointConfig, Config, DataConfig, EvalConfig, GuardConfig, LogConfig, LoraConfig, ModelConfig, OptimizerConfig,
-    SampleConfig, ScheduleConfig, SftConfig, TARGETS as LORA_TARGETS, TrainConfig,
+    SampleConfig, ScheduleConfig, SftConfig, TrainConfig,
 };
 
 use crate::runtime::error::{Exit, fail};
@@ -54,8 +61,7 @@ impl Config {
     /// [`Exit::Io`] if the file cannot be read, [`Exit::Data`] if it is too large to be a configuration, else [`Exit::Config`]
     /// with one line for each problem.
     pub fn load(path: &Path, sets: &[String]) -> Result<Self> {
-        let (text, format) = text_of(path)?;
-        Self::read(&text, &path.display().to_string(), format, sets, &[])
+        Self::load_with(path, sets, &[])
     }
 
     /// [`load`](Self::load) for a run that begins with a model's weights: its tokenizer, in `tokenizer`, is the default.
@@ -63,9 +69,8 @@ impl Config {
     /// # Errors
     /// The same.
     pub fn load_for_model(path: &Path, sets: &[String], tokenizer: &Path) -> Result<Self> {
-        let (text, format) = text_of(path)?;
-        let given = ("data.tokenizer", Raw::String(tokenizer.to_string_lossy().into_owned()), "--init-from");
-        Self::read(&text, &path.display().to_string(), format, sets, &[given])
+        let tokenizer = Raw::String(tokenizer.to_string_lossy().into_owned());
+        Self::load_with(path, sets, &[("data.tokenizer", tokenizer, "--init-from")])
     }
 
     /// [`load`](Self::load) for fine-tuning, of which the command line says more than the file.
@@ -73,8 +78,15 @@ impl Config {
     /// # Errors
     /// The same.
     pub fn load_tuning(path: &Path, sets: &[String], given: &Tuned) -> Result<Self> {
+        Self::load_with(path, sets, &given.entries())
+    }
+
+    fn load_with(path: &Path, sets: &[String], supplied: &[Supplied]) -> Result<Self> {
         let (text, format) = text_of(path)?;
-        Self::read(&text, &path.display().to_string(), format, sets, &given.entries())
+        let mut problems = Problems::default();
+        let entries = Entries::parse(&text, &path.display().to_string(), format, &mut problems);
+        entries.note_renamed_keys();
+        Self::complete(entries, sets, supplied, problems)
     }
 
     /// The configuration that TOML text describes; `name` stands for its file in messages.
@@ -82,15 +94,14 @@ impl Config {
     /// # Errors
     /// [`Exit::Config`] with one line for each problem.
     pub fn from_toml_str(text: &str, name: &str) -> Result<Self> {
-        Self::read(text, name, Format::Toml, &[], &[])
+        let mut problems = Problems::default();
+        let entries = Entries::parse(text, name, Format::Toml, &mut problems);
+        Self::complete(entries, &[], &[], problems)
     }
 
-    fn read(text: &str, file: &str, format: Format, sets: &[String], supplied: &[Supplied]) -> Result<Self> {
-        let mut problems = Problems::default();
-        let mut entries = Entries::parse(text, file, format, &mut problems);
-        for set in sets {
-            entries.set(set, &reference::tables(), &mut problems);
-        }
+    /// The configuration of a file's `entries`, over which `sets` go and which go over what is `supplied`.
+    fn complete(mut entries: Entries, sets: &[String], supplied: &[Supplied], mut problems: Problems) -> Result<Self> {
+        entries.set_all(sets, &mut problems);
         for (key, value, origin) in supplied {
             entries.supply(key, value.clone(), origin);
         }
@@ -150,14 +161,12 @@ impl Config {
         let mut problems = Problems::default();
         let name = "the run's config.toml";
         let mut entries = Entries::parse(&self.to_toml(), name, Format::Toml, &mut problems);
-        for set in sets {
-            entries.set(set, &reference::tables(), &mut problems);
-        }
+        entries.set_all(sets, &mut problems);
         if let Some(preset) = entries.take("model.preset") {
             let hint = "set the keys of [model] one by one";
             problems.add(preset.origin, &preset.key, "a preset has no effect on a resolved configuration", hint);
         }
-        entries.forget_other_shape(&self.schedule.kind);
+        entries.forget_other_shape(self.schedule.kind);
         let changed = resolve::resolve(entries, problems)?;
         let changes = changes(self, &changed);
         *self = changed;

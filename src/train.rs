@@ -52,7 +52,7 @@ mod tests;
 pub mod verify;
 pub mod watchdog;
 
-use crate::config::TrainConfig;
+use crate::config::{PrecisionSetting, TrainConfig};
 use crate::ops::device;
 use crate::ops::precision::Precision;
 use crate::runtime::machine;
@@ -60,10 +60,10 @@ use serde_json::Value;
 
 /// What is computed in here: `train.precision`, where "auto" is f32 on the CPU and bf16 on a GPU.
 fn precision(config: &TrainConfig) -> Precision {
-    match config.precision.as_str() {
-        "bf16" => Precision::Bf16,
-        "auto" if !device::used().is_cpu() => Precision::Bf16,
-        _ => Precision::F32,
+    match config.precision {
+        PrecisionSetting::Auto if device::used().is_cpu() => Precision::F32,
+        PrecisionSetting::F32 => Precision::F32,
+        PrecisionSetting::Auto | PrecisionSetting::Bf16 => Precision::Bf16,
     }
 }
 

@@ -1,33 +1,11 @@
 //! Where in a text the answers are, and whether a template writes all that it is given.
 
 use super::{ChatTemplate, MARKS, Message, Program, TEMPLATE_ARGUMENTS, Turn};
-use crate::config::Meaning;
+use crate::config::{Meaning, TrainOn};
 use crate::runtime::error::{Exit, Failure, fail};
 use anyhow::Result;
 use serde_json::{Map, Value as Json};
 use std::ops::Range;
-
-/// What of a conversation is trained.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TrainOn {
-    /// Every answer that may be trained.
-    Answers,
-    /// The last answer, if it may be trained.
-    Last,
-    /// The whole text but for answers that may not be trained.
-    All,
-}
-
-impl TrainOn {
-    /// As the configuration names it.
-    pub fn named(name: &str) -> Self {
-        match name {
-            "last_answer" => Self::Last,
-            "all" => Self::All,
-            _ => Self::Answers,
-        }
-    }
-}
 
 /// A text, and bytes of it, ends of turn included.
 #[derive(Clone, Debug, PartialEq, Eq)]

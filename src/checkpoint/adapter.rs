@@ -3,7 +3,7 @@
 use super::open::{Opened, TensorSink};
 use super::peft_keys::refuse_other_kinds;
 use super::tensors::TensorFile;
-use crate::config::{LORA_TARGETS, LoraConfig, ModelConfig};
+use crate::config::{Choice as _, LoraConfig, LoraTarget, ModelConfig};
 use crate::hub::Settings;
 use crate::model::lora::{self, A, B, PREFIX};
 use crate::runtime::error::{Exit, Failure, fail};
@@ -149,8 +149,8 @@ fn parse(json: &Value, file: &TensorFile) -> Result<LoraConfig> {
     let rank = json["r"].as_u64().filter(|rank| (1..=65536).contains(rank)).ok_or_else(|| wrong("r"))?;
     let alpha = json["lora_alpha"].as_f64().filter(|alpha| alpha.is_finite()).ok_or_else(|| wrong("lora_alpha"))?;
     let names = file.names();
-    let has = |target: &&str| names.iter().any(|name| name.ends_with(&format!(".{target}{A}")));
-    let targets = LORA_TARGETS.into_iter().filter(has).map(str::to_owned).collect();
+    let has = |target: &LoraTarget| names.iter().any(|name| name.ends_with(&format!(".{}{A}", target.name())));
+    let targets = LoraTarget::ALL.into_iter().filter(has).collect();
     let dropout = json["lora_dropout"].as_f64().filter(|p| (0.0..1.0).contains(p)).unwrap_or(0.0);
     let rslora = json["use_rslora"].as_bool().unwrap_or(false);
     Ok(LoraConfig { rank: rank as usize, alpha, dropout, targets, rslora })
@@ -198,7 +198,7 @@ fn misfit(dir: &Path, given: &[(String, Vec<usize>)], wanted: &[(String, Vec<usi
                 return fail(Exit::Config, format!("{place}: {name} belongs to no linear layer of a block of the model"))
                     .hint(format!(
                         "adapters on {} are read; if the model is another than the adapter was trained on, give that: {BASE_HINT}",
-                        LORA_TARGETS.join(", ")
+                        LoraTarget::NAMES.join(", ")
                     ));
             }
         }

@@ -52,7 +52,7 @@ fn place(args: &Inspect) -> Option<Place> {
 
 fn inspect_tokenizer(args: &Inspect) -> Result<Tokenizer> {
     match &args.tokenizer {
-        Some(name) => named_tokenizer(name),
+        Some(name) => named_tokenizer(&name.as_str().into()),
         None if args.dir.join("tokenizer.json").exists() => tokenizer_beside(&args.dir),
         None => Err(fail(Exit::Config, format!("{}: holds no tokenizer.json to decode with", args.dir.display()))
             .hint("name the tokenizer that made the shards: --tokenizer gpt2 or --tokenizer FILE")

@@ -49,7 +49,7 @@ impl Encode for Encoder {
 }
 
 pub(super) fn run(args: Prepare, console: Console) -> Result<()> {
-    let tokenizer = named_tokenizer(&args.tokenizer)?;
+    let tokenizer = named_tokenizer(&args.tokenizer.as_str().into())?;
     let encoder = Encoder { separator: separator(&tokenizer)?, fingerprint: tokenizer.fingerprint(), tokenizer };
     let options = options(&args);
     refuse_own_input(&args)?;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
+use super::choices::Choice;
 use super::nearest::nearest;
 use super::problems::Problems;
 use super::source::{Entries, Raw};
@@ -15,6 +16,13 @@ pub(super) struct Spec<T> {
     pub(super) doc: &'static str,
     pub(super) default: Default<T>,
     pub(super) check: Check,
+}
+
+impl<T: Field> Spec<T> {
+    /// What a value must satisfy: `check`, or the names of a type that has names.
+    pub(super) fn allowed(&self) -> Check {
+        if T::CHOICES.is_empty() { self.check } else { Check::Choice(T::CHOICES) }
+    }
 }
 
 /// The value of a key that is not given.
@@ -40,7 +48,7 @@ pub(super) enum Check {
     AboveTo(f64, f64),
     /// `a <= x < b`
     FromBelow(f64, f64),
-    /// One of these words.
+    /// One of these names; follows from the type of the key.
     Choice(&'static [&'static str]),
 }
 
@@ -87,9 +95,16 @@ pub(super) const TABLE: &str = "table of strings";
 pub(super) trait Field: std::default::Default + Clone + Debug {
     /// The type in words.
     const TYPE: &'static str;
+    /// The names that a value, or each value of a list or table, can be; empty if it is not chosen by name.
+    const CHOICES: &'static [&'static str] = &[];
 
-    /// The value, if it is of this type.
+    /// The value, if it is of this type and, where there are names, one of them.
     fn read(value: &Raw) -> Option<Self>;
+
+    /// Whether `value` is of this type, also if it is none of the names.
+    fn has_type(value: &Raw) -> bool {
+        Self::read(value).is_some()
+    }
 
     /// The value as TOML; `None` if it is absent.
     fn write(&self) -> Option<String>;
@@ -194,25 +209,52 @@ impl Field for Vec<String> {
     }
 }
 
-impl Field for BTreeMap<String, String> {
-    const TYPE: &'static str = TABLE;
+impl<T: Choice> Field for Vec<T> {
+    const TYPE: &'static str = Vec::<String>::TYPE;
+    const CHOICES: &'static [&'static str] = T::NAMES;
 
     fn read(value: &Raw) -> Option<Self> {
-        let Raw::Table(entries) = value else { return None };
-        entries.iter().map(|(name, _, value)| Some((name.clone(), String::read(value)?))).collect()
+        if let Raw::List(items) = value { list(items) } else { None }
+    }
+
+    fn has_type(value: &Raw) -> bool {
+        Vec::<String>::has_type(value)
     }
 
     fn write(&self) -> Option<String> {
-        let table = self.iter().map(|(name, value)| (name.clone(), toml::Value::String(value.clone())));
+        self.iter().map(|item| item.name().to_owned()).collect::<Vec<String>>().write()
+    }
+}
+
+impl<T: Choice> Field for BTreeMap<String, T> {
+    const TYPE: &'static str = TABLE;
+    const CHOICES: &'static [&'static str] = T::NAMES;
+
+    fn read(value: &Raw) -> Option<Self> {
+        let Raw::Table(entries) = value else { return None };
+        entries.iter().map(|(name, _, value)| Some((name.clone(), T::read(value)?))).collect()
+    }
+
+    fn has_type(value: &Raw) -> bool {
+        matches!(value, Raw::Table(entries) if entries.iter().all(|(_, _, value)| T::has_type(value)))
+    }
+
+    fn write(&self) -> Option<String> {
+        let table = self.iter().map(|(name, value)| (name.clone(), toml::Value::String(value.name().to_owned())));
         Some(toml::Value::Table(table.collect()).to_string())
     }
 }
 
 impl<T: Field> Field for Option<T> {
     const TYPE: &'static str = T::TYPE;
+    const CHOICES: &'static [&'static str] = T::CHOICES;
 
     fn read(value: &Raw) -> Option<Self> {
         T::read(value).map(Some)
+    }
+
+    fn has_type(value: &Raw) -> bool {
+        T::has_type(value)
     }
 
     fn write(&self) -> Option<String> {
@@ -270,6 +312,7 @@ impl Reader<'_> {
 impl Visitor for Reader<'_> {
     fn field<T: Field>(&mut self, spec: Spec<T>) -> T {
         let key = spec.key;
+        let check = spec.allowed();
         let Some(entry) = self.entries.get(key) else {
             return match spec.default {
                 Default::Value(value) => value,
@@ -282,12 +325,12 @@ impl Visitor for Reader<'_> {
         };
         let value = &entry.value;
         match T::read(value) {
-            Some(read) if spec.check.accepts(value) => read,
-            Some(_) => {
-                let allowed = spec.check.describe();
+            Some(read) if check.accepts(value) => read,
+            read if read.is_some() || T::has_type(value) => {
+                let allowed = check.describe();
                 // Of a table the one value that is wrong.
                 let refused = match value {
-                    Raw::Table(items) => items.iter().find(|(_, _, item)| !spec.check.accepts(item)),
+                    Raw::Table(items) => items.iter().find(|(_, _, item)| !check.accepts(item)),
                     _ => None,
                 };
                 let (key, value) = match refused {
@@ -295,10 +338,10 @@ impl Visitor for Reader<'_> {
                     None => (key.to_owned(), value),
                 };
                 let what = format!("must be {allowed}, found {value}");
-                self.problems.add(&entry.origin, &key, what, choose(spec.check, value, spec.doc));
+                self.problems.add(&entry.origin, &key, what, choose(check, value, spec.doc));
                 T::default()
             }
-            None => {
+            _ => {
                 let what = format!("expected a {}, found {value}", T::TYPE);
                 self.problems.add(&entry.origin, key, what.replace("a integer", "an integer"), rewrite(T::TYPE, value));
                 T::default()

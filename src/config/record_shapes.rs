@@ -1,11 +1,15 @@
 //! The shapes of fine-tuning records, the names of their fields and of the roles: the one table of them.
 //!
-//! `llama-lite sft --help` prints it, `data::instruct::records` reads by it, and `sft.roles` and `sft.fields` add to it.
+//! `llama-lite sft --help` prints it, `sft::records` reads by it, and `sft.roles` and `sft.fields` add to it.
 
 use std::fmt::Write;
 
+use serde::{Serialize, Serializer};
+
+use super::choices::{Choice, Role};
+
 /// What a field of a record or of a turn stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Meaning {
     /// List of turns.
     Messages,
@@ -34,6 +38,7 @@ pub enum Meaning {
     /// The reverse: whether answers are not trained.
     Mask,
     /// Left out on purpose.
+    #[default]
     Ignore,
     /// Something that no text can stand for.
     Unsupported,
@@ -56,18 +61,16 @@ const MEANINGS: [(&str, Meaning); 13] = [
     ("ignore", Meaning::Ignore),
 ];
 
-/// The words of [`MEANINGS`].
-pub(super) const FIELD_MEANINGS: [&str; MEANINGS.len()] = {
-    let (mut words, mut i) = ([""; MEANINGS.len()], 0);
-    while i < words.len() {
-        words[i] = MEANINGS[i].0;
+/// The names in [`MEANINGS`].
+const MEANING_NAMES: [&str; MEANINGS.len()] = {
+    let mut names = [""; MEANINGS.len()];
+    let mut i = 0;
+    while i < names.len() {
+        names[i] = MEANINGS[i].0;
         i += 1;
     }
-    words
+    names
 };
-
-/// The roles of turns, as templates name them.
-pub(super) const ROLE_NAMES: [&str; 4] = ["user", "assistant", "system", "tool"];
 
 /// Meaning, the names that fields of it have, and what is read.
 const FIELDS: [(Meaning, &[&str], &str); 14] = [
@@ -109,12 +112,12 @@ const FIELDS: [(Meaning, &[&str], &str); 14] = [
 ];
 
 /// Role, and what data sets call it.
-const ROLES: [(&str, &[&str]); 4] = [
-    ("user", &["user", "human", "prompter"]),
-    ("assistant", &["assistant", "gpt", "chatgpt", "bot", "model", "ai", "bing", "bard"]),
-    ("system", &["system", "developer"]),
+const ROLES: [(Role, &[&str]); 4] = [
+    (Role::User, &["user", "human", "prompter"]),
+    (Role::Assistant, &["assistant", "gpt", "chatgpt", "bot", "model", "ai", "bing", "bard"]),
+    (Role::System, &["system", "developer"]),
     (
-        "tool",
+        Role::Tool,
         &[
             "tool",
             "function",
@@ -141,19 +144,33 @@ const SHAPES: [(&str, &str, &str); 4] = [
 ];
 
 impl Meaning {
-    /// What `sft.fields` calls it.
-    pub fn named(name: &str) -> Option<Self> {
-        MEANINGS.iter().find(|(word, _)| *word == name).map(|(_, meaning)| *meaning)
-    }
-
     /// The meaning of a field called `field` in most data sets.
     pub fn of_field(field: &str) -> Option<Self> {
         FIELDS.iter().find(|(_, names, _)| names.contains(&field)).map(|(meaning, ..)| *meaning)
     }
 }
 
+impl Choice for Meaning {
+    const NAMES: &'static [&'static str] = &MEANING_NAMES;
+
+    fn from_name(name: &str) -> Option<Self> {
+        MEANINGS.iter().find(|(word, _)| *word == name).map(|(_, meaning)| *meaning)
+    }
+
+    /// Empty for meanings that no configuration can give a field.
+    fn name(self) -> &'static str {
+        MEANINGS.iter().find(|(_, meaning)| *meaning == self).map_or("", |(word, _)| word)
+    }
+}
+
+impl Serialize for Meaning {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
 /// The role that most data sets call `name`, whatever its case and the spaces around it.
-pub fn usual_role(name: &str) -> Option<&'static str> {
+pub fn usual_role(name: &str) -> Option<Role> {
     let name = plain_role(name);
     ROLES.iter().find(|(_, names)| names.contains(&name.as_str())).map(|(role, _)| *role)
 }
@@ -175,15 +192,15 @@ pub fn record_shapes_text() -> String {
     }
     out.push_str("\nRoles (case and spaces around them do not matter):\n");
     for (role, names) in ROLES {
-        let note = if role == "tool" { ": context, never trained" } else { "" };
-        let _ = writeln!(out, "  {role:<9} {}{note}", names.join(", "));
+        let note = if role == Role::Tool { ": context, never trained" } else { "" };
+        let _ = writeln!(out, "  {:<9} {}{note}", role.name(), names.join(", "));
     }
     let _ = write!(
         out,
         "\nOther names: --set sft.roles.NAME={} and --set sft.fields.NAME={}.\n\
          Other fields of a turn are given to the template; what is not used is counted and named.",
-        ROLE_NAMES.join("|"),
-        FIELD_MEANINGS.join("|")
+        Role::NAMES.join("|"),
+        Meaning::NAMES.join("|")
     );
     out
 }
@@ -202,12 +219,14 @@ mod tests {
             list.dedup();
             assert_eq!(list.len(), count);
         }
-        assert_eq!(ROLES.map(|(role, _)| role), ROLE_NAMES);
+        assert_eq!(ROLES.map(|(role, _)| role.name()), Role::NAMES);
     }
 
     #[test]
     fn roles_are_told_by_their_letters() {
-        for (name, role) in [("Human", "user"), ("user ", "user"), (" GPT", "assistant"), ("Observation", "tool")] {
+        for (name, role) in
+            [("Human", Role::User), ("user ", Role::User), (" GPT", Role::Assistant), ("Observation", Role::Tool)]
+        {
             assert_eq!(usual_role(name), Some(role));
         }
         assert_eq!(usual_role("narrator"), None);

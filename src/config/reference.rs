@@ -88,18 +88,13 @@ struct Lister {
 
 impl Visitor for Lister {
     fn field<T: Field>(&mut self, spec: Spec<T>) -> T {
+        let allowed = spec.allowed().describe();
         let (default, value) = match spec.default {
             Default::Required => ("required".to_string(), T::default()),
             Default::Derived(rule) => (rule.to_string(), T::default()),
             Default::Value(value) => (value.write().unwrap_or_default(), value),
         };
-        let row = Row {
-            key: spec.key,
-            kind: T::TYPE,
-            default,
-            allowed: spec.check.describe(),
-            meaning: spec.doc.trim().to_string(),
-        };
+        let row = Row { key: spec.key, kind: T::TYPE, default, allowed, meaning: spec.doc.trim().to_string() };
         if let Some(group) = self.groups.last_mut() {
             group.rows.push(row);
         }

@@ -5,6 +5,7 @@
 
 mod sft;
 
+use super::choices::{Choice, NameOrPath, Preset, ScheduleKind, TokenizerName};
 use super::field::{Reader, Visitor};
 use super::nearest::{nearest, nearest_key};
 use super::problems::Problems;
@@ -67,17 +68,17 @@ fn refuse_unknown(entries: &Entries, problems: &mut Problems) {
 fn expand_preset(entries: &mut Entries, problems: &mut Problems) {
     let preset = Reader { entries, problems }.field(schema::preset());
     let given = entries.take("model.preset").is_some();
-    let Some(name) = preset else {
+    let Some(preset) = preset else {
         if given {
             // What the preset would have given is not missing.
             problems.spoil("model");
         }
         return;
     };
-    let [layers, heads, key_value_heads, hidden, ffn] = match name.as_str() {
-        "124m" => [12, 12, 12, 768, 3072],
-        "978m" => [36, 20, 4, 1280, 5120],
-        _ => [36, 32, 8, 2048, 5120],
+    let [layers, heads, key_value_heads, hidden, ffn] = match preset {
+        Preset::Llama124M => [12, 12, 12, 768, 3072],
+        Preset::Llama978M => [36, 20, 4, 1280, 5120],
+        Preset::Llama1700M => [36, 32, 8, 2048, 5120],
     };
     let shape = [
         ("model.hidden_size", hidden),
@@ -91,7 +92,7 @@ fn expand_preset(entries: &mut Entries, problems: &mut Problems) {
         ("model.max_position_embeddings", 1024),
     ];
     for (key, value) in shape {
-        entries.supply(key, Raw::Integer(value), &format!("model.preset {name:?}"));
+        entries.supply(key, Raw::Integer(value), &format!("model.preset {:?}", preset.name()));
     }
 }
 
@@ -100,6 +101,13 @@ type Broken = (String, String);
 
 fn broken(what: impl Into<String>, hint: impl Into<String>) -> Broken {
     (what.into(), hint.into())
+}
+
+/// The remedy for a value that is neither a built-in name nor the path of a file.
+fn path_hint<T: Choice>(value: &NameOrPath<T>) -> String {
+    let name = value.as_str();
+    let near = nearest(name, T::NAMES).map_or(String::new(), |near| format!("did you mean {near:?}? "));
+    format!("{near}a file in the current directory is written \"./{name}\"")
 }
 
 /// Defaults and conditions that join several keys.
@@ -136,7 +144,7 @@ impl Rules<'_> {
         let (model, train) = (&mut config.model, &mut config.train);
         let (hidden, heads) = (model.hidden_size, model.num_attention_heads);
         let (length, batch, steps) = (train.sequence_length, train.micro_batch_size, train.steps);
-        let wsd = config.schedule.kind == "wsd";
+        let wsd = config.schedule.kind == ScheduleKind::Wsd;
         self.default("model.num_key_value_heads", &[HEADS], &mut model.num_key_value_heads, || Ok(heads));
         self.default("model.head_dim", &[HEADS, "model.hidden_size"], &mut model.head_dim, || {
             let uneven = || {
@@ -192,12 +200,12 @@ impl Rules<'_> {
 
     fn data(&mut self, config: &Config) {
         let data = &config.data;
-        self.rule(&["data.train", "data.source"], || match (&data.source, data.train.is_empty()) {
+        self.rule(&["data.train", "data.source"], || match (data.source, data.train.is_empty()) {
             (None, true) => {
                 Some(broken("missing: there is nothing to train on", "name files, or set data.source = \"stories\""))
             }
             (Some(source), false) => {
-                let what = format!("given beside data.source {source:?}, which brings its own text");
+                let what = format!("given beside data.source {:?}, which brings its own text", source.name());
                 Some(broken(what, "remove one of the two"))
             }
             _ => None,
@@ -241,30 +249,24 @@ impl Rules<'_> {
     }
 
     fn tokenizer(&mut self, config: &Config) {
-        let (name, vocab) = (config.data.tokenizer.as_str(), config.model.vocab_size);
+        let tokenizer = &config.data.tokenizer;
+        let vocab = config.model.vocab_size;
         self.rule(&["data.tokenizer"], || {
-            let known = ["gpt2", "train"].contains(&name) || name.contains(['/', '.']);
-            (!known).then(|| {
-                let near =
-                    nearest(name, &["gpt2", "train"]).map_or(String::new(), |near| format!("did you mean {near:?}? "));
+            tokenizer.is_unknown_name().then(|| {
+                let name = tokenizer.as_str();
                 let what = format!("{name:?} is neither \"gpt2\" nor \"train\" nor the path of a tokenizer.json");
-                broken(what, format!("{near}a file in the current directory is written \"./{name}\""))
+                broken(what, path_hint(tokenizer))
             })
         });
-        let (least, because) = match name {
-            "gpt2" => (50_257, "GPT-2's tokenizer has 50,257 ids"),
-            "train" => (257, "256 bytes and the end of text need an id each"),
-            _ => (0, ""),
+        let NameOrPath::Name(built_in) = *tokenizer else { return };
+        let (least, because, hint) = match built_in {
+            TokenizerName::Gpt2 => {
+                (50_257, "GPT-2's tokenizer has 50,257 ids", "set it to 50304, or data.tokenizer = \"train\"")
+            }
+            TokenizerName::Train => (257, "256 bytes and the end of text need an id each", "set it to 512 or more"),
         };
         self.rule(&["model.vocab_size", "data.tokenizer"], || {
-            (vocab < least).then(|| {
-                let hint = if name == "gpt2" {
-                    "set it to 50304, or data.tokenizer = \"train\""
-                } else {
-                    "set it to 512 or more"
-                };
-                broken(format!("{vocab} is less than {least}: {because}"), hint)
-            })
+            (vocab < least).then(|| broken(format!("{vocab} is less than {least}: {because}"), hint))
         });
     }
 
@@ -299,22 +301,22 @@ impl Rules<'_> {
         let total = schedule.total_steps.unwrap_or(steps);
         let total_key = if self.entries.get("schedule.total_steps").is_some() { "schedule.total_steps" } else { STEPS };
         let keys = ["schedule.warmup_steps", "schedule.decay_steps", "schedule.kind", total_key];
-        self.rule(&keys, || match schedule.kind.as_str() {
-            "cosine" | "linear" => (warmup >= decay).then(|| {
+        self.rule(&keys, || match schedule.kind {
+            ScheduleKind::Cosine | ScheduleKind::Linear => (warmup >= decay).then(|| {
                 let what =
                     format!("{warmup} leaves nothing of schedule.decay_steps {decay}, which counts the warm-up in");
                 broken(what, "choose a shorter warm-up or a longer decay")
             }),
-            "wsd" => warmup.checked_add(decay).is_none_or(|sum| sum > total).then(|| {
+            ScheduleKind::Wsd => warmup.checked_add(decay).is_none_or(|sum| sum > total).then(|| {
                 let what = format!(
                     "{warmup} and the tail of schedule.decay_steps {decay} do not fit into {total_key} {total}"
                 );
                 broken(what, "choose a shorter warm-up or tail, or more steps")
             }),
-            _ => None,
+            ScheduleKind::Constant => None,
         });
         self.rule(&["schedule.total_steps", "schedule.kind"], || {
-            (schedule.total_steps.is_some() && schedule.kind != "wsd").then(|| {
+            (schedule.total_steps.is_some() && schedule.kind != ScheduleKind::Wsd).then(|| {
                 broken(
                     "has no effect: only \"wsd\" has a tail that ends there",
                     "remove it, or set schedule.decay_steps",

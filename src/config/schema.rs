@@ -1,15 +1,17 @@
 //! Every key of a configuration file: its type, default, allowed values and meaning, in one place.
 //!
 //! The doc comment, default and check written beside a field are the only description of that key. Reading and
-//! checking
-//! a file, the list of valid keys and the reference table of the README all come from them, so none can fall out of
-//! step.
-//! Rules that join several keys are in `resolve.rs`. A key with a [`Choice`] of words is a `String` that has been
-//! checked.
+//! checking a file, the list of valid keys and the reference table of the README all come from them, so none can fall
+//! out of step. Rules that join several keys are in `resolve.rs`; the names of a key that is chosen by name are those of
+//! its enum in `choices.rs`.
 
 use serde::Serialize;
 
-use super::field::Check::{AboveTo, Any, AtLeast, Choice, FromBelow, Within};
+use super::choices::{
+    BuiltinCorpus, DiskFullPolicy, MomentsDtype, NameOrPath, OptimizerKind, PrecisionSetting, Preset, RecomputeSetting,
+    ScheduleKind, SpikePolicy, TokenizerName,
+};
+use super::field::Check::{AboveTo, Any, AtLeast, FromBelow, Within};
 use super::field::Default::{Derived, Required, Value};
 use super::field::{Field, Section, Spec, Visitor};
 
@@ -51,7 +53,7 @@ macro_rules! section {
 
 mod sft;
 
-pub use sft::{LoraConfig, SftConfig, TARGETS};
+pub use sft::{LoraConfig, SftConfig};
 
 /// A whole configuration, complete and checked.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -128,12 +130,12 @@ impl Config {
 }
 
 /// The one key that is no field: it stands for others, and a resolved configuration has those instead.
-pub(super) fn preset() -> Spec<Option<String>> {
+pub(super) fn preset() -> Spec<Option<Preset>> {
     Spec {
         key: "model.preset",
         doc: " The shape of a known model; keys given beside it go before it.",
         default: Derived("none"),
-        check: Choice(&["1.7b", "978m", "124m"]),
+        check: Any,
     }
 }
 
@@ -174,7 +176,7 @@ section! {
     /// Text, tokenizer and the order of the data.
     DataConfig = "data" {
         /// Built-in corpus, instead of train: "stories" writes its own text and knows its exact entropy.
-        source: Option<String> = Derived("none"), Choice(&["stories"]);
+        source: Option<BuiltinCorpus> = Derived("none"), Any;
         /// Training data: text (.txt, .jsonl, .json, .parquet, plain or .gz or .zst), token shards, directories or globs
         /// of them.
         train: Vec<String> = Value(Vec::new()), Any;
@@ -184,7 +186,7 @@ section! {
         val: Vec<String> = Value(Vec::new()), Any;
         /// "gpt2" (built in), "train" (a byte-level BPE of model.vocab_size ids learned from the run's own text), or
         /// the path of a tokenizer.json; with --init-from the default is that model's own.
-        tokenizer: String = Value("gpt2".into()), Any;
+        tokenizer: NameOrPath<TokenizerName> = Value(NameOrPath::Name(TokenizerName::Gpt2)), Any;
         /// Field of a record, or column of a .parquet file, that holds the text.
         text_field: String = Value("text".into()), Any;
         /// String that separates the documents of a .txt file; without one a file is one document.
@@ -199,7 +201,7 @@ section! {
         /// Whether attention and positions stay inside a document; false lets a window be one context.
         document_mask: bool = Value(false), Any;
         /// Whether a resume may go on although the data differ from those the run began with.
-        accept_change: bool = Value(false), Any;
+        allow_change: bool = Value(false), Any;
         /// Number of training stories of the built-in corpus.
         stories: Option<u64> = Derived("what the run reads in one pass, at most 100 million tokens"), Within(1.0, MOST_STORIES);
         /// Number of validation stories of the built-in corpus.
@@ -222,11 +224,11 @@ section! {
         seed: u64 = Value(1), Any;
         /// Operands of matrix products: "auto" is f32 on CPU and bf16 on CUDA; bf16 on a CPU needs AVX512_BF16. Master
         /// weights and sums are f32 always.
-        precision: String = Value("auto".into()), Choice(&["auto", "f32", "bf16"]);
+        precision: PrecisionSetting = Value(PrecisionSetting::Auto), Any;
         /// What backward computes again, to the same bits, to save memory: "none", "selective" (norms and SwiGLU: a third
         /// of the activations, nearly free) or "full" (blocks: nearly all of them, a quarter more work); "auto" is "full" if
         /// "selective" does not fit into memory.
-        recompute: String = Value("auto".into()), Choice(&["auto", "none", "selective", "full"]);
+        recompute: RecomputeSetting = Value(RecomputeSetting::Auto), Any;
     }
 }
 
@@ -234,7 +236,7 @@ section! {
     /// The optimizer.
     OptimizerConfig = "optimizer" {
         /// Update rule: AdamW with decoupled weight decay.
-        kind: String = Value("adamw".into()), Choice(&["adamw"]);
+        kind: OptimizerKind = Value(OptimizerKind::AdamW), Any;
         /// Peak learning rate.
         lr: f64 = Value(6e-4), AboveTo(0.0, 100.0);
         /// Decay of the first and of the second moment.
@@ -245,7 +247,7 @@ section! {
         weight_decay: f64 = Value(0.1), Within(0.0, 10.0);
         /// What AdamW keeps its moments in: "bf16" is rounded up or down by chance, right on average, and saves 4 bytes a parameter
         /// of a GPU's memory.
-        moments: String = Value("f32".into()), Choice(&["f32", "bf16"]);
+        moments: MomentsDtype = Value(MomentsDtype::F32), Any;
         /// Largest global norm of the gradient; larger ones are scaled down. 0 = no clipping.
         grad_clip: f64 = Value(1.0), AtLeast(0.0);
     }
@@ -256,7 +258,7 @@ section! {
     ScheduleConfig = "schedule" {
         /// Shape after the warm-up: "cosine" or "linear" down to min_lr, "wsd" (stable, then a linear tail) or
         /// "constant".
-        kind: String = Value("cosine".into()), Choice(&["cosine", "wsd", "constant", "linear"]);
+        kind: ScheduleKind = Value(ScheduleKind::Cosine), Any;
         /// Steps of linear warm-up.
         warmup_steps: u64 = Value(0), Any;
         /// For cosine and linear the step that reaches min_lr, warm-up included; for wsd the length of the tail.
@@ -286,7 +288,7 @@ section! {
         /// Whether training goes on while a checkpoint is written; takes memory for a copy of weights and moments.
         background: bool = Value(true), Any;
         /// When the disk has refused three checkpoints in a row: "exit" (74), or "pause" until it takes one.
-        on_full: String = Value("exit".into()), Choice(&["exit", "pause"]);
+        on_full: DiskFullPolicy = Value(DiskFullPolicy::Exit), Any;
     }
 }
 
@@ -296,7 +298,7 @@ section! {
     GuardConfig = "guard" {
         /// A loss or gradient norm far above the last 128, or in the first steps a loss of twice the largest so far: "warn",
         /// "skip" its update, or "off".
-        spike: String = Value("warn".into()), Choice(&["off", "warn", "skip"]);
+        spike: SpikePolicy = Value(SpikePolicy::Warn), Any;
         /// How many standard deviations are far.
         spike_sigma: f64 = Value(6.0), AboveTo(0.0, 1e6);
         /// Rollbacks after which the run is given up (76).

@@ -9,7 +9,10 @@ use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Vis
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::choices::{Choice, ScheduleKind};
 use super::problems::Problems;
+use super::reference;
+use super::renamed::RenamedKey;
 
 /// A value as written, before any type is asked of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,6 +44,8 @@ pub(super) struct Entry {
 #[derive(Clone, Debug)]
 pub(super) struct Entries {
     list: Vec<Entry>,
+    /// The keys that the file gives under an old name.
+    renamed: Vec<&'static RenamedKey>,
     /// The sections that are there, empty ones too.
     pub(super) sections: Vec<String>,
     /// The file as a whole: the place of what is missing.
@@ -57,7 +62,7 @@ pub(super) enum Format {
 impl Entries {
     /// The entries of a file's text. Faults of syntax and structure go to `problems`.
     pub(super) fn parse(text: &str, file: &str, format: Format, problems: &mut Problems) -> Self {
-        let mut entries = Self { list: Vec::new(), sections: Vec::new(), file: file.to_string() };
+        let mut entries = Self { list: Vec::new(), renamed: Vec::new(), sections: Vec::new(), file: file.to_string() };
         let root = match format {
             Format::Toml => parse_toml(text, file, problems),
             Format::Json => parse_json(text, file, problems),
@@ -72,15 +77,40 @@ impl Entries {
             };
             entries.sections.push(section.clone());
             for (name, spot, value) in keys {
-                let key = format!("{section}.{name}");
-                entries.list.push(Entry { key, value, origin: place(file, text, spot) });
+                entries.add(&format!("{section}.{name}"), value, place(file, text, spot), problems);
             }
         }
         entries
     }
 
+    /// Adds an entry of a file, under the key's new name if it was renamed.
+    fn add(&mut self, key: &str, value: Raw, origin: String, problems: &mut Problems) {
+        let renamed = RenamedKey::find(key);
+        let name = renamed.map_or(key, |renamed| renamed.new);
+        self.renamed.extend(renamed);
+        if let Some(other) = self.get(name) {
+            let what = format!("is given at {} as well, under {name}", other.origin);
+            problems.add(origin, key, what, format!("keep {name}, and remove the other"));
+            return;
+        }
+        self.list.push(Entry { key: name.to_string(), value, origin });
+    }
+
+    /// Says on stderr which keys were given under a name that they no longer have.
+    pub(super) fn note_renamed_keys(&self) {
+        self.renamed.iter().for_each(|renamed| renamed.note());
+    }
+
+    /// Applies `--set` arguments, later ones over earlier ones.
+    pub(super) fn set_all(&mut self, arguments: &[String], problems: &mut Problems) {
+        let tables = reference::tables();
+        for argument in arguments {
+            self.set(argument, &tables, problems);
+        }
+    }
+
     /// Applies one `--set KEY=VALUE`, which replaces what was there; of a key of `tables`, such as sft.roles, one name.
-    pub(super) fn set(&mut self, argument: &str, tables: &[&str], problems: &mut Problems) {
+    fn set(&mut self, argument: &str, tables: &[&str], problems: &mut Problems) {
         let (key, value) = argument.split_once('=').unwrap_or((argument, ""));
         let key = key.trim();
         let named = key.split_once('.').is_some_and(|(section, name)| !section.is_empty() && !name.is_empty());
@@ -89,6 +119,9 @@ impl Entries {
             problems.add("--set", key, what, "write for example --set optimizer.lr=3e-4");
             return;
         }
+        let renamed = RenamedKey::find(key);
+        let key = renamed.map_or(key, |renamed| renamed.new);
+        renamed.inspect(|renamed| renamed.note());
         let value = value.trim();
         let value = match DeValue::parse(value) {
             Ok(parsed) => from_toml(parsed.into_inner()),
@@ -134,10 +167,12 @@ impl Entries {
 
     /// Of a schedule whose kind was `old` and is changed: takes out the lengths that were derived for `old`, because another
     /// kind means something else by them. Lengths that are set along with the kind stay.
-    pub(super) fn forget_other_shape(&mut self, old: &str) {
+    pub(super) fn forget_other_shape(&mut self, old: ScheduleKind) {
         let Some(Raw::String(new)) = self.get("schedule.kind").map(|entry| &entry.value) else { return };
-        let down_to_a_step = ["cosine", "linear"];
-        if new == old || (down_to_a_step.contains(&new.as_str()) && down_to_a_step.contains(&old)) {
+        let new = ScheduleKind::from_name(new);
+        let both_end_at_a_step =
+            [Some(old), new].iter().all(|kind| matches!(kind, Some(ScheduleKind::Cosine | ScheduleKind::Linear)));
+        if new == Some(old) || both_end_at_a_step {
             return;
         }
         self.list.retain(|entry| {

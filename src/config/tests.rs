@@ -34,13 +34,19 @@ const BASE_JSON: &str = r#"{"model": {"hidden_size": 64, "intermediate_size": 12
  "data": {"source": "stories", "tokenizer": "train"},
  "train": {"sequence_length": 32, "micro_batch_size": 2, "steps": 100}}"#;
 
+fn read(text: &str, name: &str, format: Format, sets: &[String]) -> Result<Config> {
+    let mut problems = Problems::default();
+    let entries = Entries::parse(text, name, format, &mut problems);
+    Config::complete(entries, sets, &[], problems)
+}
+
 fn load(text: &str, sets: &[&str]) -> Result<Config> {
     let sets: Vec<_> = sets.iter().map(ToString::to_string).collect();
-    Config::read(text, "a.toml", Format::Toml, &sets, &[])
+    read(text, "a.toml", Format::Toml, &sets)
 }
 
 fn load_json(text: &str) -> Result<Config> {
-    Config::read(text, "a.json", Format::Json, &[], &[])
+    read(text, "a.json", Format::Json, &[])
 }
 
 fn failure(result: Result<impl std::fmt::Debug>) -> Failure {
@@ -76,11 +82,11 @@ fn defaults_follow_the_other_keys() {
     let config = load(BASE, &[]).unwrap();
     assert_eq!((config.model.num_key_value_heads, config.model.head_dim), (4, 16));
     assert_eq!((config.model.max_position_embeddings, config.train.tokens_per_step), (32, 64));
-    assert_eq!((config.schedule.kind.as_str(), config.schedule.decay_steps), ("cosine", Some(100)));
+    assert_eq!((config.schedule.kind, config.schedule.decay_steps), (ScheduleKind::Cosine, Some(100)));
     assert_eq!((config.optimizer.lr, config.optimizer.betas, config.optimizer.eps), (6e-4, [0.9, 0.95], 1e-8));
     assert_eq!((config.model.rms_norm_eps, config.model.rope_theta), (1e-5, 500_000.0));
     assert_eq!((config.data.stories, config.data.val_stories, config.eval.val_tokens), (None, 1000, 1_048_576));
-    assert!(config.data.shuffle && !config.data.accept_change && !config.model.tie_word_embeddings);
+    assert!(config.data.shuffle && !config.data.allow_change && !config.model.tie_word_embeddings);
     assert_eq!(load(BASE, &["schedule.kind=wsd"]).unwrap().schedule.decay_steps, Some(20));
     assert_eq!(load(BASE, &["schedule.kind=wsd", "train.steps=3"]).unwrap().schedule.decay_steps, Some(1));
     assert_eq!(load(BASE, &["model.head_dim=6", "model.hidden_size=63"]).unwrap().model.head_dim, 6);
@@ -112,7 +118,7 @@ fn sets_go_before_the_file_and_explicit_keys_before_the_preset() {
         load(BASE, &["train.steps=5", "train.steps = 1_000", "optimizer.weight_decay=0", "data.seed=0x10"]).unwrap();
     assert_eq!((config.train.steps, config.optimizer.weight_decay, config.data.seed), (1000, 0.0, 16));
     let config = load(BASE, &["data.tokenizer=./a=b.json", "sample.prompts=[\"x\", 'y']"]).unwrap();
-    assert_eq!(config.data.tokenizer, "./a=b.json");
+    assert_eq!(config.data.tokenizer, NameOrPath::Path("./a=b.json".into()));
     assert_eq!(config.sample.prompts, ["x", "y"]);
     let config = load(BASE, &["model.preset=978m"]).unwrap();
     assert_eq!((config.model.hidden_size, config.model.num_hidden_layers), (64, 2));
@@ -159,6 +165,23 @@ fn apply_changes_only_what_is_set() {
         assert!(failure.message.contains(what), "{failure}");
         assert_eq!(config, now, "{set}");
     }
+}
+
+#[test]
+fn a_renamed_key_is_read_under_its_old_name() {
+    let old = BASE.replace("tokenizer =", "accept_change = true\ntokenizer =");
+    let config = load(&old, &[]).unwrap();
+    assert!(config.data.allow_change);
+    assert!(config.to_toml().contains("\nallow_change = true\n") && !config.to_toml().contains("accept_change"));
+    assert!(load(BASE, &["data.accept_change=true"]).unwrap().data.allow_change);
+    // Whichever name it has, what is set goes over what the file says.
+    for set in ["data.accept_change=false", "data.allow_change=false"] {
+        assert!(!load(&old, &[set]).unwrap().data.allow_change, "{set}");
+    }
+    let both = failure(load(&old.replace("source =", "allow_change = false\nsource ="), &[]));
+    assert!(both.message.contains("data.accept_change: is given at a.toml:9:1 as well"), "{both}");
+    let wrong = failure(load(&old.replace("= true", "= 1"), &[]));
+    assert_eq!(wrong.message, "a.toml:10:1: data.allow_change: expected a boolean, found 1");
 }
 
 #[test]
@@ -215,7 +238,7 @@ fn names_of_a_table_are_set_one_by_one() {
     let mut config =
         load(&["sft.roles.bing=tool", "sft.roles.a.b c=system", "sft.fields.\"x\"=ignore", "sft.fields.y=output"])
             .unwrap();
-    let roles: Vec<(&str, &str)> = config.sft.roles.iter().map(|(name, role)| (name.as_str(), role.as_str())).collect();
+    let roles: Vec<(&str, &str)> = config.sft.roles.iter().map(|(name, role)| (name.as_str(), role.name())).collect();
     assert_eq!(roles, [("Wizard of Oz", "user"), ("a.b c", "system"), ("bing", "tool")]);
     assert_eq!(Config::from_toml_str(&config.to_toml(), "sft").unwrap(), config);
     config.apply(&["sft.fields.z=input".into()]).unwrap();
@@ -243,7 +266,7 @@ fn the_1_7b_is_the_recipe() {
     assert_eq!((train.sequence_length, train.tokens_per_step, train.steps), (1024, 524_288, 19_073));
     assert_eq!((optimizer.lr, optimizer.betas, optimizer.eps), (6e-4, [0.9, 0.95], 1e-8));
     assert_eq!((optimizer.weight_decay, optimizer.grad_clip), (0.1, 1.0));
-    assert_eq!((schedule.kind.as_str(), schedule.warmup_steps), ("cosine", 715));
+    assert_eq!((schedule.kind, schedule.warmup_steps), (ScheduleKind::Cosine, 715));
     assert_eq!((schedule.decay_steps, schedule.min_lr), (Some(19_073), 6e-5));
     assert_eq!((config.eval.every, config.checkpoint.every, config.sample.every), (250, 100, 250));
     assert_eq!(config.sample.prompts, ["Hello, I am a language model,"; 4]);
@@ -320,7 +343,7 @@ proptest! {
     ) {
         let (base, format) = if json { (BASE_JSON, Format::Json) } else { (BASE, Format::Toml) };
         let sets: Vec<_> = set.into_iter().collect();
-        match Config::read(&mutate(base, &edits), "file", format, &sets, &[]) {
+        match read(&mutate(base, &edits), "file", format, &sets) {
             Ok(config) => {
                 prop_assert_eq!(&Config::from_toml_str(&config.to_toml(), "again").unwrap(), &config);
                 prop_assert!(print_config(&config).contains("# parameters: "));

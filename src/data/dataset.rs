@@ -11,7 +11,7 @@ use super::Tokens;
 use super::boundary::Boundary;
 use super::loader::{Loader, Plan, Source};
 use super::packed_rows::PackedRows;
-use crate::config::Config;
+use crate::config::{Config, NameOrPath, TokenizerName};
 use crate::corpus::shards::manifest::Split as ShardSplit;
 use crate::corpus::source::ReadOptions;
 use crate::data::eval_set::EvalSet;
@@ -151,25 +151,30 @@ pub fn separator(tokenizer: &Tokenizer) -> Result<u32> {
 
 /// A tokenizer as `data.tokenizer` names it: built in, trained on `texts`, or a file.
 fn make_tokenizer<'a>(config: &Config, texts: impl Iterator<Item = &'a str>) -> Result<Tokenizer> {
-    match config.data.tokenizer.as_str() {
-        "train" => Tokenizer::train(texts, config.model.vocab_size),
-        name => named_tokenizer(name),
+    match &config.data.tokenizer {
+        NameOrPath::Name(TokenizerName::Train) => Tokenizer::train(texts, config.model.vocab_size),
+        choice => named_tokenizer(choice),
     }
 }
 
-/// The tokenizer called `name`: "gpt2", or the path of a `tokenizer.json` or of a directory with one.
+/// The tokenizer that `choice` names: GPT-2's, or that of a `tokenizer.json` or of a directory with one.
 ///
 /// # Errors
 /// Those of loading the file.
-pub fn named_tokenizer(name: &str) -> Result<Tokenizer> {
-    match expand_home_text(name).as_str() {
-        "gpt2" => Tokenizer::gpt2(),
-        "train" => Err(fail(Exit::Config, "a tokenizer is learned by a training run, not here")
-            .hint("pretrain with data.tokenizer = \"train\", then name RUN/checkpoints/step-.../tokenizer.json")
-            .into()),
-        path if !Path::new(path).exists() => Err(missing_tokenizer(path).into()),
-        path if Path::new(path).is_dir() => Tokenizer::from_dir(Path::new(path)),
-        path => Tokenizer::from_file(Path::new(path)),
+pub fn named_tokenizer(choice: &NameOrPath<TokenizerName>) -> Result<Tokenizer> {
+    let path = match choice {
+        NameOrPath::Name(TokenizerName::Gpt2) => return Tokenizer::gpt2(),
+        NameOrPath::Name(TokenizerName::Train) => {
+            return Err(fail(Exit::Config, "a tokenizer is learned by a training run, not here")
+                .hint("pretrain with data.tokenizer = \"train\", then name RUN/checkpoints/step-.../tokenizer.json")
+                .into());
+        }
+        NameOrPath::Path(path) => expand_home_text(path),
+    };
+    match Path::new(&path) {
+        file if !file.exists() => Err(missing_tokenizer(&path).into()),
+        dir if dir.is_dir() => Tokenizer::from_dir(dir),
+        file => Tokenizer::from_file(file),
     }
 }
 

@@ -5,7 +5,7 @@
 
 use super::names::tensor_specs;
 use super::params::{Cursor, Layout, Spec};
-use crate::config::{LoraConfig, ModelConfig};
+use crate::config::{Choice as _, LoraConfig, ModelConfig};
 pub use crate::ops::lora::merged;
 use crate::ops::lora::{LoraAdapter, LoraPart};
 use candle_core::{Device, Result, Tensor};
@@ -67,7 +67,7 @@ pub fn module(name: &str) -> Option<&str> {
 }
 
 fn is_target(config: &LoraConfig, module: &str) -> bool {
-    config.targets.iter().any(|target| module.ends_with(target.as_str()))
+    config.targets.iter().any(|target| module.ends_with(target.name()))
 }
 
 /// Names and shapes of all adapters of `model`, in the order of their buffer: per layer and product, all `A`, then all `B`.

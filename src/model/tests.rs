@@ -197,7 +197,7 @@ fn recomputing_changes_no_bit() {
             (flat.to_vec1::<f32>().unwrap(), pass.losses.to_vec1::<f32>().unwrap(), logits)
         };
         let all = gradient(&model);
-        let targets = crate::config::LORA_TARGETS.map(String::from).to_vec();
+        let targets = crate::config::LoraTarget::ALL.to_vec();
         let lora = crate::config::LoraConfig { rank: 2, alpha: 4.0, dropout: 0.2, targets, rslora: false };
         let adapters = lora::init(&config, &lora, 3, &Device::Cpu).unwrap();
         (all, gradient(&model.with_adapters(adapters).unwrap()))

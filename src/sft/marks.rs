@@ -47,11 +47,12 @@ pub(super) fn mark_of<'r>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Choice as _, Role, usual_role};
     use serde_json::json;
 
     fn says(name: &str, value: Value) -> Result<Mark, String> {
         let meaning = Meaning::of_field(name).unwrap();
-        mark_of(name, &value, meaning, false, crate::config::usual_role).map_err(|problem| problem.what)
+        mark_of(name, &value, meaning, false, |name| usual_role(name).map(Role::name)).map_err(|problem| problem.what)
     }
 
     #[test]

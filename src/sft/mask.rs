@@ -4,7 +4,8 @@
 //! answer. The token that ends an answer is part of it: a model that never saw it trained does not stop.
 
 use super::conversation::Conversation;
-use crate::chat::{ChatTemplate, Message, Texts, TrainOn, Turn};
+use crate::chat::{ChatTemplate, Message, Texts, Turn};
+use crate::config::TrainOn;
 use crate::data::packed_rows::Example;
 use crate::tokenizer::Tokenizer;
 use anyhow::{Context, Result, bail};

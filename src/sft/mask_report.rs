@@ -63,7 +63,7 @@ impl MaskReport {
         let untrained = |made: &&Made| made.example.trained_tokens() == 0;
         let truncated = |made: &&Made| made.example.truncated;
         Self {
-            template: config.sft.template.clone(),
+            template: config.sft.template.as_str().to_owned(),
             said,
             tally: tally.clone(),
             examples: examples.len(),

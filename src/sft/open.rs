@@ -5,7 +5,7 @@ use super::mask::Encoder;
 use super::records::RecordReader;
 use super::split::split;
 use super::template::choose;
-use crate::chat::{ChatTemplate, Message, TrainOn};
+use crate::chat::{ChatTemplate, Message};
 use crate::config::Config;
 use crate::data::packed_rows::Example;
 use crate::data::packed_rows::PackedRows;
@@ -64,7 +64,7 @@ pub fn open(config: &Config, resumed: Option<Tokenizer>) -> Result<SftData> {
     let encoder = Encoder {
         tokenizer: &tokenizer,
         template: &template,
-        train_on: TrainOn::named(&config.sft.train_on),
+        train_on: config.sft.train_on,
         longest: config.train.sequence_length + 1,
     };
     let judged = judged(config, &encoder, &split.held_out);

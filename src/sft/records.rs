@@ -4,7 +4,9 @@ use super::conversation::{Conversation, Format, Problem};
 use super::fields::{Fields, set};
 use super::marks::{Mark, mark_of};
 use crate::chat::{Message, Turn};
-use crate::config::{Meaning, SftConfig, plain_role, usual_role};
+use crate::config::{
+    Choice as _, Meaning, NameOrPath, RecordFormat, Role, SftConfig, TemplateName, plain_role, usual_role,
+};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
@@ -22,7 +24,7 @@ pub struct Record {
 /// Reads records as a configuration says.
 pub struct RecordReader {
     format: Option<Format>,
-    roles: BTreeMap<String, String>,
+    roles: BTreeMap<String, Role>,
     fields: BTreeMap<String, Meaning>,
     /// What stands between an Alpaca record's instruction and its input.
     input_mark: &'static str,
@@ -39,21 +41,27 @@ impl Format {
         }
     }
 
-    /// The one that the configuration names; none for "auto".
-    pub fn named(name: &str) -> Option<Self> {
-        [Self::Alpaca, Self::ShareGpt, Self::Messages, Self::Prompt].into_iter().find(|format| format.name() == name)
+    /// The one that the configuration sets; none if the fields of each record decide.
+    fn from_setting(setting: RecordFormat) -> Option<Self> {
+        match setting {
+            RecordFormat::Auto => None,
+            RecordFormat::Alpaca => Some(Self::Alpaca),
+            RecordFormat::ShareGpt => Some(Self::ShareGpt),
+            RecordFormat::Messages => Some(Self::Messages),
+            RecordFormat::Prompt => Some(Self::Prompt),
+        }
     }
 }
 
 impl RecordReader {
     /// A reader for records as `config` describes them.
     pub fn new(config: &SftConfig) -> Self {
-        let meaning = |(name, word): (&String, &String)| Some((name.clone(), Meaning::named(word)?));
+        let alpaca = config.template == NameOrPath::Name(TemplateName::Alpaca);
         Self {
-            format: Format::named(&config.format),
-            roles: config.roles.iter().map(|(name, role)| (plain_role(name), role.clone())).collect(),
-            fields: config.fields.iter().filter_map(meaning).collect(),
-            input_mark: if config.template == "alpaca" { "\n\n### Input:\n" } else { "\n" },
+            format: Format::from_setting(config.format),
+            roles: config.roles.iter().map(|(name, role)| (plain_role(name), *role)).collect(),
+            fields: config.fields.clone(),
+            input_mark: if alpaca { "\n\n### Input:\n" } else { "\n" },
         }
     }
 
@@ -212,9 +220,9 @@ impl RecordReader {
         Ok(Turn { message: Message { role: role.to_owned(), content, extra }, trained })
     }
 
-    fn role(&self, name: &str) -> Result<&str, Problem> {
-        let found = self.roles.get(&plain_role(name)).map(String::as_str).or_else(|| usual_role(name));
-        found.ok_or_else(|| {
+    fn role(&self, name: &str) -> Result<&'static str, Problem> {
+        let role = self.roles.get(&plain_role(name)).copied().or_else(|| usual_role(name));
+        role.map(Role::name).ok_or_else(|| {
             let mapping = set("roles", name.trim(), "user");
             Problem::hint(
                 format!("the role {name:?} is not known"),

@@ -4,7 +4,7 @@
 //! other program that renders it makes the same text. An answer ends with the end of text: `eos_token`.
 
 use crate::chat::{ChatTemplate, MAX_SOURCE};
-use crate::config::SftConfig;
+use crate::config::{NameOrPath, SftConfig, TemplateName};
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::read_bounded;
 use crate::tokenizer::Tokenizer;
@@ -26,24 +26,27 @@ const IM_END: &str = "<|im_end|>";
 /// [`Exit::Config`] if the model has none of its own, [`Exit::Data`] for a file that is no template.
 pub fn choose(config: &SftConfig, base: &Path, tokenizer: &Tokenizer) -> Result<(ChatTemplate, Option<String>)> {
     let own = |source: &str| ChatTemplate::new(source.trim_end().to_owned(), tokenizer);
-    let template = match config.template.as_str() {
-        "vicuna" => own(VICUNA)?,
-        "alpaca" => own(ALPACA)?,
-        "chatml" if tokenizer.id_of(IM_END).is_none() => {
+    let name = match &config.template {
+        NameOrPath::Name(name) => *name,
+        NameOrPath::Path(path) => {
+            let bytes = read_bounded(Path::new(path), MAX_SOURCE, true)?;
+            return Ok((ChatTemplate::new(String::from_utf8_lossy(&bytes).into_owned(), tokenizer)?, None));
+        }
+    };
+    let template = match name {
+        TemplateName::Vicuna => own(VICUNA)?,
+        TemplateName::Alpaca => own(ALPACA)?,
+        TemplateName::ChatMl if tokenizer.id_of(IM_END).is_none() => {
             let said = format!("note: the tokenizer has no {IM_END}: turns end with its end of text instead");
             return Ok((own(&CHATML.replace(&format!("'{IM_END}\\n'"), "eos_token + '\\n'"))?, Some(said)));
         }
-        "chatml" => own(CHATML)?,
-        "llama2" => own(LLAMA2)?,
-        "zephyr" => own(ZEPHYR)?,
-        "model" => ChatTemplate::from_dir(base, tokenizer)?.ok_or_else(|| {
+        TemplateName::ChatMl => own(CHATML)?,
+        TemplateName::Llama2 => own(LLAMA2)?,
+        TemplateName::Zephyr => own(ZEPHYR)?,
+        TemplateName::Model => ChatTemplate::from_dir(base, tokenizer)?.ok_or_else(|| {
             fail(Exit::Config, format!("sft.template = \"model\": {} has no chat template", base.display()))
                 .hint("choose one that is built in, such as \"vicuna\"")
         })?,
-        path => {
-            let bytes = read_bounded(Path::new(path), MAX_SOURCE, true)?;
-            ChatTemplate::new(String::from_utf8_lossy(&bytes).into_owned(), tokenizer)?
-        }
     };
     Ok((template, None))
 }

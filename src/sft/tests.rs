@@ -4,8 +4,8 @@ use super::conversation::Conversation;
 use super::mask::{Encoded, Encoder};
 use super::records::RecordReader;
 use super::template::choose;
-use crate::chat::{ChatTemplate, Message, TrainOn};
-use crate::config::SftConfig;
+use crate::chat::{ChatTemplate, Message};
+use crate::config::{RecordFormat, SftConfig, TrainOn};
 use crate::data::packed_rows::Example;
 use crate::tokenizer::Tokenizer;
 use serde_json::{Value, json};
@@ -73,12 +73,12 @@ fn fixture() -> Vec<Value> {
 fn config(template: &str) -> SftConfig {
     SftConfig {
         base: None,
-        format: "auto".into(),
+        format: RecordFormat::Auto,
         roles: Default::default(),
         fields: Default::default(),
         max_bad: 0.0,
         template: template.into(),
-        train_on: "answers".into(),
+        train_on: TrainOn::Answers,
         epochs: 1.0,
         packing: true,
         max_truncated: 0.0,

@@ -3,7 +3,7 @@
 
 use super::reset::{Piece, reset_config};
 use super::state::Saved;
-use crate::config::{Change, Config};
+use crate::config::{Change, Config, NameOrPath};
 use crate::runtime::error::{Exit, fail};
 use crate::train::setup::make_paths_absolute;
 use anyhow::Result;
@@ -63,9 +63,11 @@ impl Continuation {
 fn changed(stored: &Config, sets: &[String]) -> Result<Config> {
     let mut config = stored.clone();
     config.apply(sets)?;
-    if stored.adapter_base().is_some() && config.data.tokenizer == stored.sft.base.clone().unwrap_or_default() {
+    if stored.adapter_base().is_some()
+        && config.data.tokenizer.as_str() == stored.sft.base.as_deref().unwrap_or_default()
+    {
         // The model was moved, and its tokenizer with it.
-        config.data.tokenizer = config.sft.base.clone().unwrap_or_default();
+        config.data.tokenizer = NameOrPath::from(config.sft.base.as_deref().unwrap_or_default());
     }
     // Here, too, or the next resume from another directory would look for them there.
     make_paths_absolute(&mut config)?;
@@ -115,7 +117,7 @@ fn refuse_changes(config: &Config, changes: &[Change], step: u64) -> Result<()> 
     let base_moved = |key: &str| {
         config.adapter_base().is_some()
             && (key == "sft.base"
-                || key == "data.tokenizer" && config.sft.base.as_ref() == Some(&config.data.tokenizer))
+                || key == "data.tokenizer" && config.sft.base.as_deref() == Some(config.data.tokenizer.as_str()))
     };
     let tuned = |key: &str| (key.starts_with("sft.") || key.starts_with("lora.")) && !FREE.contains(&key);
     let fixed =
@@ -125,12 +127,12 @@ fn refuse_changes(config: &Config, changes: &[Change], step: u64) -> Result<()> 
             .hint("start a new run, with --init-from if it should begin with these weights")
             .into());
     }
-    if let Some(c) = changes.iter().find(|c| ORDER.contains(&c.key)).filter(|_| !config.data.accept_change) {
+    if let Some(c) = changes.iter().find(|c| ORDER.contains(&c.key)).filter(|_| !config.data.allow_change) {
         return Err(fail(
             Exit::Config,
             format!("{} would repeat and drop data in mid-run ({} -> {})", c.key, c.old, c.new),
         )
-        .hint("if that is meant: --set data.accept_change=true")
+        .hint("if that is meant: --set data.allow_change=true")
         .into());
     }
     if config.train.steps < step {

@@ -1,6 +1,6 @@
 //! How much memory a run takes, known before it takes any.
 
-use crate::config::{Config, ModelConfig};
+use crate::config::{Config, ModelConfig, MomentsDtype, RecomputeSetting};
 use crate::model::{Recompute, lora};
 use crate::ops::device;
 use crate::ops::precision::Precision;
@@ -76,14 +76,14 @@ pub fn recompute(config: &Config) -> Recompute {
 
 /// What `train.recompute` is where training may take `room` bytes: what "auto" says is decided by nothing else.
 pub fn recompute_within(config: &Config, room: Option<u64>) -> Recompute {
-    match config.train.recompute.as_str() {
-        "none" => Recompute::None,
-        "selective" => Recompute::Selective,
-        "full" => Recompute::Full,
-        _ if room.is_none_or(|room| Footprint::with(config, Recompute::Selective).needed() <= room) => {
-            Recompute::Selective
+    match config.train.recompute {
+        RecomputeSetting::None => Recompute::None,
+        RecomputeSetting::Selective => Recompute::Selective,
+        RecomputeSetting::Full => Recompute::Full,
+        RecomputeSetting::Auto => {
+            let selective = Footprint::with(config, Recompute::Selective).needed();
+            if room.is_none_or(|room| selective <= room) { Recompute::Selective } else { Recompute::Full }
         }
-        _ => Recompute::Full,
     }
 }
 
@@ -150,7 +150,11 @@ impl Footprint {
         Self {
             weights: trained.saturating_add(frozen).saturating_mul(4 + place.copy),
             gradients: trained.saturating_mul(4),
-            moments: trained.saturating_mul(if place.gpu && config.optimizer.moments == "bf16" { 4 } else { 8 }),
+            moments: trained.saturating_mul(if place.gpu && config.optimizer.moments == MomentsDtype::Bf16 {
+                4
+            } else {
+                8
+            }),
             activations: kept.saturating_mul(m.num_hidden_layers as u64),
             workspace: at_work.saturating_add(logits).saturating_add(library),
             // The copy of a GPU's buffers lies in the machine's memory.
@@ -208,7 +212,7 @@ mod tests {
                     [data]\nsource = \"stories\"\ntokenizer = \"train\"\n[train]\nsequence_length = 64\nmicro_batch_size = 2\nsteps = 9\n";
         let mut config = Config::from_toml_str(text, "a.toml").unwrap();
         let whole = Footprint::with(&config, Recompute::Selective);
-        let targets = vec!["q_proj".to_owned()];
+        let targets = vec![crate::config::LoraTarget::QProj];
         config.lora = crate::config::LoraConfig { rank: 4, alpha: 8.0, dropout: 0.0, targets, rslora: false };
         // Two layers, each with a 4 x 64 and a 64 x 4 matrix.
         let (adapters, frozen) = (2 * 2 * 4 * 64, config.model.n_params());

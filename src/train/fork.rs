@@ -55,7 +55,7 @@ impl Branch {
         }
         if wanted.sets.iter().any(|set| set.starts_with("data.")) {
             // In a run a change of its data may be a mistake; in a branch it is what the branch is for.
-            wanted.sets.push("data.accept_change=true".to_owned());
+            wanted.sets.push("data.allow_change=true".to_owned());
         }
         Ok(Self { name: name.to_owned(), changes: wanted })
     }
@@ -175,7 +175,7 @@ mod tests {
         assert_eq!(other.changes.sets, ["optimizer.lr=1e-2", "sample.prompts=[\"a, b\", \"c\"]"]);
         assert_eq!(other.changes.pieces.into_iter().collect::<Vec<_>>(), [Piece::Moments]);
         let late = parse("late: skip=64, data.seed=3").unwrap().changes;
-        assert_eq!((late.skip, late.sets), (64, vec!["data.seed=3".to_owned(), "data.accept_change=true".to_owned()]));
+        assert_eq!((late.skip, late.sets), (64, vec!["data.seed=3".to_owned(), "data.allow_change=true".to_owned()]));
         for wrong in ["x: skip=few", "", ": a.b=1", "../x", "a b", "x: lr", "x: reset=nothing", ".hidden"] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }

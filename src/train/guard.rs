@@ -3,7 +3,7 @@
 //! Its memory (the last accepted values, the refused steps, the rollbacks) is part of the run's state: a resumed run judges as the
 //! uninterrupted one. Refused values never enter the window, or one NaN would make every later comparison false.
 
-use crate::config::GuardConfig;
+use crate::config::{GuardConfig, SpikePolicy};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::fmt;
@@ -107,8 +107,8 @@ impl Guard {
         let spike = self.explosion(loss, uniform).map(|excess| ("loss", excess));
         let spike = spike.or_else(|| Some(("loss", deviations(&self.losses, loss, sigma)?)));
         match spike.or_else(|| Some(("gradient norm", deviations(&self.grad_norms, grad_norm, sigma)?))) {
-            Some((what, excess)) if config.spike == "skip" => Verdict::RefuseSpike(what, excess),
-            Some((what, excess)) if config.spike == "warn" => Verdict::Spike(what, excess),
+            Some((what, excess)) if config.spike == SpikePolicy::Skip => Verdict::RefuseSpike(what, excess),
+            Some((what, excess)) if config.spike == SpikePolicy::Warn => Verdict::Spike(what, excess),
             _ => Verdict::Accept,
         }
     }
@@ -161,8 +161,8 @@ fn deviations(window: &VecDeque<f64>, value: f64, sigma: f64) -> Option<Excess> 
 mod tests {
     use super::*;
 
-    fn config(spike: &str) -> GuardConfig {
-        GuardConfig { spike: spike.into(), spike_sigma: 6.0, rollbacks: 2, hang_seconds: 120 }
+    fn config(spike: SpikePolicy) -> GuardConfig {
+        GuardConfig { spike, spike_sigma: 6.0, rollbacks: 2, hang_seconds: 120 }
     }
 
     /// The loss of guessing one of twenty tokens.
@@ -173,7 +173,10 @@ mod tests {
         let mut guard = Guard::default();
         for step in 1..=n {
             let wobble = (step % 7) as f64 * 0.01;
-            assert_eq!(guard.judge(&config("skip"), step, 3.0 + wobble, 1.0 - wobble, UNIFORM), Verdict::Accept);
+            assert_eq!(
+                guard.judge(&config(SpikePolicy::Skip), step, 3.0 + wobble, 1.0 - wobble, UNIFORM),
+                Verdict::Accept
+            );
         }
         guard
     }
@@ -184,39 +187,44 @@ mod tests {
         let before = guard.clone();
         for (loss, norm) in [(f64::NAN, 1.0), (3.0, f64::NAN), (f64::INFINITY, 1.0), (3.0, f64::INFINITY)] {
             let mut guard = guard.clone();
-            assert_eq!(guard.judge(&config("off"), 101, loss, norm, UNIFORM), Verdict::RefuseNonFinite);
+            assert_eq!(guard.judge(&config(SpikePolicy::Off), 101, loss, norm, UNIFORM), Verdict::RefuseNonFinite);
             assert_eq!((&guard.losses, &guard.grad_norms), (&before.losses, &before.grad_norms));
             assert_eq!((guard.skipped_in_a_row, guard.last_well(101)), (1, 100));
         }
         // A spike after it is still seen.
-        guard.judge(&config("warn"), 101, f64::NAN, f64::NAN, UNIFORM);
+        guard.judge(&config(SpikePolicy::Warn), 101, f64::NAN, f64::NAN, UNIFORM);
         assert!(
-            matches!(guard.judge(&config("warn"), 102, 30.0, 1.0, UNIFORM), Verdict::Spike("loss", Excess::Deviations(z)) if z > 6.0)
+            matches!(guard.judge(&config(SpikePolicy::Warn), 102, 30.0, 1.0, UNIFORM), Verdict::Spike("loss", Excess::Deviations(z)) if z > 6.0)
         );
     }
 
     #[test]
     fn a_spike_needs_sixty_four_values_before_it() {
         for (n, seen) in [(63, false), (64, true), (500, true)] {
-            for (policy, refused) in [("off", false), ("warn", false), ("skip", true)] {
+            for (policy, refused) in [(SpikePolicy::Off, false), (SpikePolicy::Warn, false), (SpikePolicy::Skip, true)]
+            {
                 let verdict = seasoned(n).judge(&config(policy), n + 1, 3.0, 9.0, UNIFORM);
-                assert_eq!(verdict.refuses(), seen && refused, "{n} {policy}");
-                assert_eq!(verdict != Verdict::Accept, seen && policy != "off", "{n} {policy}");
+                assert_eq!(verdict.refuses(), seen && refused, "{n} {policy:?}");
+                assert_eq!(verdict != Verdict::Accept, seen && policy != SpikePolicy::Off, "{n} {policy:?}");
             }
         }
-        assert_eq!(seasoned(200).judge(&config("skip"), 201, 0.1, 0.1, UNIFORM), Verdict::Accept, "low is well");
+        assert_eq!(
+            seasoned(200).judge(&config(SpikePolicy::Skip), 201, 0.1, 0.1, UNIFORM),
+            Verdict::Accept,
+            "low is well"
+        );
         assert_eq!(seasoned(500).losses.len(), WINDOW);
     }
 
     /// A learning rate that is far too high shows in the second step, not when there are enough values to know their deviation.
     #[test]
     fn an_explosion_is_seen_in_the_first_steps() {
-        for (policy, refused) in [("off", false), ("warn", false), ("skip", true)] {
+        for (policy, refused) in [(SpikePolicy::Off, false), (SpikePolicy::Warn, false), (SpikePolicy::Skip, true)] {
             let mut guard = Guard::default();
             let verdicts =
                 [10.9, 32_906.0, 477_162.0, 480_000.0].map(|loss| guard.judge(&config(policy), 1, loss, 1.0, 10.8));
-            assert_eq!(verdicts.map(Verdict::refuses), [false, refused, refused, refused], "{policy}");
-            if policy == "warn" {
+            assert_eq!(verdicts.map(Verdict::refuses), [false, refused, refused, refused], "{policy:?}");
+            if policy == SpikePolicy::Warn {
                 let told = verdicts.map(|verdict| verdict != Verdict::Accept);
                 assert_eq!(told, [false, true, true, false], "{verdicts:?}");
                 assert!(matches!(verdicts[1], Verdict::Spike("loss", Excess::Times(times)) if times > 3000.0));
@@ -225,7 +233,7 @@ mod tests {
         // A fine-tuned model's losses vary from batch to batch: below that of guessing that is no explosion.
         let mut guard = Guard::default();
         for loss in [0.2, 0.9, 0.1, 4.0, 12.0] {
-            assert_eq!(guard.judge(&config("warn"), 1, loss, 1.0, 10.8), Verdict::Accept, "{loss}");
+            assert_eq!(guard.judge(&config(SpikePolicy::Warn), 1, loss, 1.0, 10.8), Verdict::Accept, "{loss}");
         }
     }
 
@@ -234,7 +242,7 @@ mod tests {
         let mut guard = seasoned(100);
         for step in 101..=103 {
             assert!(!guard.hopeless());
-            guard.judge(&config("off"), step, f64::NAN, 1.0, UNIFORM);
+            guard.judge(&config(SpikePolicy::Off), step, f64::NAN, 1.0, UNIFORM);
         }
         assert!(guard.hopeless());
         assert_eq!(guard.last_well(103), 100);
@@ -243,8 +251,8 @@ mod tests {
             for i in 0..10u64 {
                 assert!(!guard.hopeless());
                 let step = 20 + i * gap;
-                guard.judge(&config("off"), step, f64::NAN, 1.0, UNIFORM);
-                guard.judge(&config("off"), step + 1, 3.0, 1.0, UNIFORM);
+                guard.judge(&config(SpikePolicy::Off), step, f64::NAN, 1.0, UNIFORM);
+                guard.judge(&config(SpikePolicy::Off), step + 1, 3.0, 1.0, UNIFORM);
             }
             assert_eq!(guard.hopeless(), hopeless, "every {gap} steps");
             assert!(!guard.suspicious());
@@ -254,7 +262,7 @@ mod tests {
     #[test]
     fn its_memory_survives_being_saved() {
         let mut guard = seasoned(90);
-        guard.judge(&config("off"), 91, f64::NAN, 1.0, UNIFORM);
+        guard.judge(&config(SpikePolicy::Off), 91, f64::NAN, 1.0, UNIFORM);
         let text = serde_json::to_string(&guard).unwrap();
         assert_eq!(serde_json::from_str::<Guard>(&text).unwrap(), guard);
         assert_eq!(serde_json::from_str::<Guard>("{}").unwrap(), Guard::default());

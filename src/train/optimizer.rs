@@ -1,6 +1,6 @@
 //! The optimizer's state and rules: two moments per parameter, the number of applied updates, decay and clipping.
 
-use crate::config::OptimizerConfig;
+use crate::config::{MomentsDtype, OptimizerConfig};
 use crate::model::params::Layout;
 use crate::ops::adamw::{Flat, Hyper, Range, adamw};
 use crate::ops::is_on_gpu;
@@ -25,7 +25,7 @@ impl Optimizer {
     /// With zero moments, for weights where `params` is.
     pub fn new(config: &OptimizerConfig, layout: &Layout, params: &Tensor, seed: u64) -> Result<Self> {
         // On the CPU rounded numbers are kept as f32, which its ops take.
-        let dtype = if config.moments == "bf16" && is_on_gpu(params) { DType::BF16 } else { DType::F32 };
+        let dtype = if config.moments == MomentsDtype::Bf16 && is_on_gpu(params) { DType::BF16 } else { DType::F32 };
         let zeros = || Tensor::zeros(layout.total, dtype, params.device());
         Ok(Self {
             exp_avg: zeros()?,
@@ -50,7 +50,8 @@ impl Optimizer {
             t: self.updates,
             // As torch.nn.utils.clip_grad_norm_.
             clip: if limit > 0.0 { (limit / (norm + 1e-6)).min(1.0) } else { 1.0 },
-            rounding: (self.config.moments == "bf16").then(|| draw(draw(0x6d6f_6d65, self.seed), self.updates)),
+            rounding: (self.config.moments == MomentsDtype::Bf16)
+                .then(|| draw(draw(0x6d6f_6d65, self.seed), self.updates)),
         };
         let flat = Flat { param: params, grad, exp_avg: &self.exp_avg, exp_avg_sq: &self.exp_avg_sq, copy };
         adamw(&flat, &self.ranges, &hyper)
@@ -60,16 +61,16 @@ impl Optimizer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
+    use crate::config::{Choice as _, Config};
     use candle_core::Device;
 
     const N: usize = 4096;
 
-    fn optimizer(moments: &str, seed: u64) -> Optimizer {
+    fn optimizer(moments: MomentsDtype, seed: u64) -> Optimizer {
         let text = "[model]\nhidden_size = 16\nintermediate_size = 16\nnum_hidden_layers = 1\nnum_attention_heads = 2\nvocab_size = 320\n\
                     [data]\nsource = \"stories\"\ntokenizer = \"train\"\n[train]\nsequence_length = 16\nmicro_batch_size = 1\nsteps = 9\n\
                     [optimizer]\ngrad_clip = 0\n";
-        let config = Config::from_toml_str(&format!("{text}moments = {moments:?}\n"), "a.toml").unwrap();
+        let config = Config::from_toml_str(&format!("{text}moments = {:?}\n", moments.name()), "a.toml").unwrap();
         let layout = Layout::of(vec![("w".into(), vec![N])]);
         Optimizer::new(&config.optimizer, &layout, &layout.zeros(&Device::Cpu).unwrap(), seed).unwrap()
     }
@@ -91,7 +92,7 @@ mod tests {
     fn rounding_draws_anew_at_every_step() {
         let g = 1.003_f32;
         // The first hundred steps approach the gradient.
-        let moments = first_moments(&mut optimizer("bf16", 7), 500, g).split_off(100);
+        let moments = first_moments(&mut optimizer(MomentsDtype::Bf16, 7), 500, g).split_off(100);
         let unit = 1.0 / 128.0;
         let worst = (0..N).map(|i| {
             let mean = moments.iter().map(|moments| f64::from(moments[i])).sum::<f64>() / moments.len() as f64;
@@ -108,7 +109,7 @@ mod tests {
     #[test]
     fn a_gradient_is_scaled_to_the_limit_and_never_up() {
         let moment = |norm: f64| {
-            let mut optimizer = optimizer("f32", 1);
+            let mut optimizer = optimizer(MomentsDtype::F32, 1);
             optimizer.config.grad_clip = 0.5;
             let (weights, grad) =
                 (Tensor::zeros(N, DType::F32, &Device::Cpu).unwrap(), Tensor::full(1f32, N, &Device::Cpu).unwrap());
@@ -122,15 +123,15 @@ mod tests {
 
     #[test]
     fn rounding_depends_on_the_seed_and_on_the_update_alone() {
-        let one = first_moments(&mut optimizer("bf16", 7), 3, 1.003);
-        assert_eq!(one, first_moments(&mut optimizer("bf16", 7), 3, 1.003));
-        assert_ne!(one[2], first_moments(&mut optimizer("bf16", 8), 3, 1.003)[2]);
+        let one = first_moments(&mut optimizer(MomentsDtype::Bf16, 7), 3, 1.003);
+        assert_eq!(one, first_moments(&mut optimizer(MomentsDtype::Bf16, 7), 3, 1.003));
+        assert_ne!(one[2], first_moments(&mut optimizer(MomentsDtype::Bf16, 8), 3, 1.003)[2]);
         // As after a resume: the moments and the number of updates are all that is restored.
-        let mut resumed = optimizer("bf16", 7);
+        let mut resumed = optimizer(MomentsDtype::Bf16, 7);
         resumed.exp_avg.slice_set(&Tensor::from_slice(&one[1], N, &Device::Cpu).unwrap(), 0, 0).unwrap();
         resumed.updates = 2;
         assert_eq!(first_moments(&mut resumed, 1, 1.003)[0], one[2]);
-        let exact = first_moments(&mut optimizer("f32", 7), 3, 1.003);
+        let exact = first_moments(&mut optimizer(MomentsDtype::F32, 7), 3, 1.003);
         assert!(exact[2].iter().all(|&m| m == exact[2][0]), "nothing is drawn where nothing is rounded");
     }
 }

@@ -3,7 +3,7 @@
 use super::footprint::{Footprint, checkpoint_bytes, recompute_within};
 use super::schedule::Schedule;
 use super::step::step;
-use crate::config::Config;
+use crate::config::{Config, RecomputeSetting};
 use crate::data::dataset::Dataset;
 use crate::data::loader::Loader;
 use crate::eval::benchmark::evaluate;
@@ -121,8 +121,9 @@ pub struct Fit {
 pub fn fit(config: &Config, limit: u64) -> Vec<Fit> {
     let largest = largest_fit(config, limit);
     let mut lighter = config.clone();
-    lighter.train.recompute = "selective".to_owned();
-    let choice = largest.is_some_and(|fit| fit.recompute == Recompute::Full) && config.train.recompute == "auto";
+    lighter.train.recompute = RecomputeSetting::Selective;
+    let choice =
+        largest.is_some_and(|fit| fit.recompute == Recompute::Full) && config.train.recompute == RecomputeSetting::Auto;
     let second = if choice { largest_fit(&lighter, limit) } else { None };
     largest.into_iter().chain(second).collect()
 }
@@ -262,9 +263,9 @@ mod tests {
     fn the_largest_micro_batch_that_fits_divides_the_step() {
         let config = config("");
         // 24 sequences a step.
-        let with = |micro, recompute: &str| {
+        let with = |micro, recompute| {
             let mut other = config.clone();
-            (other.train.micro_batch_size, other.train.recompute) = (micro, recompute.to_owned());
+            (other.train.micro_batch_size, other.train.recompute) = (micro, recompute);
             Footprint::of(&other)
         };
         let largest =
@@ -272,7 +273,7 @@ mod tests {
         assert_eq!(largest(u64::MAX), Some((24, Recompute::Selective, true)));
         assert_eq!(largest(1000), None);
         // What a run cannot do without decides, not the copy that it makes if there is room.
-        let (all, full) = (with(24, "selective"), with(24, "full"));
+        let (all, full) = (with(24, RecomputeSetting::Selective), with(24, RecomputeSetting::Full));
         assert_eq!(largest(all.peak()), Some((24, Recompute::Selective, true)));
         assert_eq!(largest(all.peak() - 1), Some((24, Recompute::Selective, false)));
         assert_eq!(largest(all.needed() - 1).unwrap().1, Recompute::Full);
@@ -280,8 +281,8 @@ mod tests {
         assert_eq!(largest(full.needed()).unwrap().0, 24);
         let [_, lighter] = fit(&config, full.needed())[..] else { panic!() };
         assert!(lighter.recompute == Recompute::Selective && lighter.micro_batch_size < 24);
-        assert_eq!(largest(with(1, "full").needed()).unwrap().0, 1);
-        assert_eq!(largest(with(1, "full").needed() - 1), None);
+        assert_eq!(largest(with(1, RecomputeSetting::Full).needed()).unwrap().0, 1);
+        assert_eq!(largest(with(1, RecomputeSetting::Full).needed() - 1), None);
         for limit in (0..all.peak()).step_by(100_000) {
             for found in fit(&config, limit) {
                 let mut other = config.clone();

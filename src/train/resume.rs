@@ -97,9 +97,9 @@ fn go_on(begin: Begin, source: &Opened, wanted: &Changes) -> Result<()> {
     check_machine(&config)?;
     check_disk(&config, &begin.run_dir)?;
     let (data, fingerprint) = open_data(&config, source, begin.console)?;
-    if fingerprint != saved.data_fingerprint && !config.data.accept_change {
+    if fingerprint != saved.data_fingerprint && !config.data.allow_change {
         return Err(fail(Exit::Data, "the training or validation data are not those the run began with")
-            .hint("restore them, or go on with the new ones: --set data.accept_change=true")
+            .hint("restore them, or go on with the new ones: --set data.allow_change=true")
             .into());
     }
     let mut state = crash_loop::counted(&source.dir, || State::resumed(&config, source, &saved))?;

@@ -7,31 +7,17 @@
 
 mod remarks;
 
-use crate::config::ScheduleConfig;
+use crate::config::{ScheduleConfig, ScheduleKind};
 use crate::runtime::error::{Exit, Failure, fail};
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
 
 pub use remarks::{Remark, Standstill, check_new_run, remark, standstill};
 
-/// The shape of the decay that follows the linear warm-up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Kind {
-    /// Half a cosine from `lr` to `min_lr`, then constant.
-    Cosine,
-    /// A straight line from `lr` to `min_lr`, then constant.
-    Linear,
-    /// Warm-up, stable, decay: constant `lr`, then a straight line to `min_lr` over the tail of the horizon.
-    Wsd,
-    /// `lr` throughout.
-    Constant,
-}
-
 /// A resolved schedule. Equal schedules give bit-equal rates; its JSON form restores it exactly.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Schedule {
-    kind: Kind,
+    kind: ScheduleKind,
     lr: f64,
     min_lr: f64,
     warmup_steps: u64,
@@ -50,23 +36,13 @@ impl Schedule {
     /// The schedule of a resolved `config` with the peak rate `lr`.
     ///
     /// # Errors
-    /// [`Exit::Config`] if the kind is unknown, if a rate is negative or not finite or `min_lr` exceeds `lr`, or if
+    /// [`Exit::Config`] if a rate is negative or not finite or `min_lr` exceeds `lr`, or if
     /// the decay would begin before the warm-up ends.
     pub fn new(config: &ScheduleConfig, lr: f64) -> Result<Self, Failure> {
-        let kind = match config.kind.as_str() {
-            "cosine" => Kind::Cosine,
-            "linear" => Kind::Linear,
-            "wsd" => Kind::Wsd,
-            "constant" => Kind::Constant,
-            other => {
-                return Err(fail(Exit::Config, format!("schedule.kind: unknown schedule \"{other}\""))
-                    .hint("use \"cosine\", \"wsd\", \"linear\" or \"constant\""));
-            }
-        };
         // A resolved configuration has its lengths; without them `check` refuses it.
         let decay_steps = config.decay_steps.unwrap_or(0);
         let schedule = Self {
-            kind,
+            kind: config.kind,
             lr,
             min_lr: config.min_lr,
             warmup_steps: config.warmup_steps,
@@ -85,8 +61,8 @@ impl Schedule {
                 .hint("both must be finite, with 0 <= schedule.min_lr <= optimizer.lr"));
         }
         let (start, end) = self.decay();
-        let too_long = self.kind == Kind::Wsd && self.decay_steps > self.horizon;
-        if self.kind != Kind::Constant && (start < warmup_steps || end <= start || too_long) {
+        let too_long = self.kind == ScheduleKind::Wsd && self.decay_steps > self.horizon;
+        if self.kind != ScheduleKind::Constant && (start < warmup_steps || end <= start || too_long) {
             return Err(fail(
                 Exit::Config,
                 format!(
@@ -102,8 +78,10 @@ impl Schedule {
     /// The update indices at which the decay starts (rate `lr`) and ends (rate `min_lr`).
     fn decay(&self) -> (u64, u64) {
         match self.kind {
-            Kind::Wsd => (self.horizon.saturating_sub(self.decay_steps), self.horizon),
-            Kind::Cosine | Kind::Linear | Kind::Constant => (self.warmup_steps, self.decay_steps),
+            ScheduleKind::Wsd => (self.horizon.saturating_sub(self.decay_steps), self.horizon),
+            ScheduleKind::Cosine | ScheduleKind::Linear | ScheduleKind::Constant => {
+                (self.warmup_steps, self.decay_steps)
+            }
         }
     }
 
@@ -121,7 +99,7 @@ impl Schedule {
             return self.lr * (it + 1) as f64 / self.warmup_steps as f64;
         }
         let (start, end) = self.decay();
-        if self.kind == Kind::Constant || it < start {
+        if self.kind == ScheduleKind::Constant || it < start {
             return self.lr;
         }
         if it > end {
@@ -129,15 +107,15 @@ impl Schedule {
         }
         let ratio = (it - start) as f64 / (end - start) as f64;
         let coefficient = match self.kind {
-            Kind::Cosine => 0.5 * (1.0 + (PI * ratio).cos()),
-            Kind::Linear | Kind::Wsd | Kind::Constant => 1.0 - ratio,
+            ScheduleKind::Cosine => 0.5 * (1.0 + (PI * ratio).cos()),
+            ScheduleKind::Linear | ScheduleKind::Wsd | ScheduleKind::Constant => 1.0 - ratio,
         };
         self.min_lr + coefficient * (self.lr - self.min_lr)
     }
 
     /// The number of the first step whose rate is `min_lr` and stays so; none if the rate never falls.
     pub fn floor_step(&self) -> Option<u64> {
-        let falls = self.kind != Kind::Constant && self.min_lr < self.lr;
+        let falls = self.kind != ScheduleKind::Constant && self.min_lr < self.lr;
         falls.then(|| self.origin.saturating_add(self.decay().1).saturating_add(1))
     }
 
@@ -148,12 +126,12 @@ impl Schedule {
 
     /// Steps of the run before the tail, for a schedule that has one.
     pub fn tail_start(&self) -> Option<u64> {
-        (self.kind == Kind::Wsd).then(|| self.origin.saturating_add(self.decay().0))
+        (self.kind == ScheduleKind::Wsd).then(|| self.origin.saturating_add(self.decay().0))
     }
 
     /// Of a checkpoint: what its configuration calls `total_steps` and `start_step`, which older versions kept only here.
     pub fn complete(&self, config: &mut ScheduleConfig) {
-        config.total_steps = (self.kind == Kind::Wsd).then_some(self.horizon);
+        config.total_steps = (self.kind == ScheduleKind::Wsd).then_some(self.horizon);
         config.start_step = (self.origin > 0).then_some(self.origin);
     }
 }
@@ -164,13 +142,16 @@ mod tests {
     use proptest::prelude::*;
     use proptest::test_runner::RngSeed;
 
-    fn config(kind: &str, warmup_steps: u64, decay_steps: u64, min_lr: f64) -> ScheduleConfig {
+    fn config(kind: ScheduleKind, warmup_steps: u64, decay_steps: u64, min_lr: f64) -> ScheduleConfig {
         let (decay_steps, total_steps, start_step) = (Some(decay_steps), None, None);
-        ScheduleConfig { kind: kind.into(), warmup_steps, decay_steps, total_steps, start_step, min_lr }
+        ScheduleConfig { kind, warmup_steps, decay_steps, total_steps, start_step, min_lr }
     }
 
     fn wsd(warmup_steps: u64, decay_steps: u64, total_steps: u64, min_lr: f64) -> ScheduleConfig {
-        ScheduleConfig { total_steps: Some(total_steps), ..config("wsd", warmup_steps, decay_steps, min_lr) }
+        ScheduleConfig {
+            total_steps: Some(total_steps),
+            ..config(ScheduleKind::Wsd, warmup_steps, decay_steps, min_lr)
+        }
     }
 
     #[track_caller]
@@ -181,7 +162,7 @@ mod tests {
     /// Values of the recipe's formula, computed in Python.
     #[test]
     fn the_recipe_gives_its_known_rates() {
-        let schedule = Schedule::new(&config("cosine", 715, 19_073, 6e-5), 6e-4).unwrap();
+        let schedule = Schedule::new(&config(ScheduleKind::Cosine, 715, 19_073, 6e-5), 6e-4).unwrap();
         let golden = [
             (0, 8.39160839160839e-07),
             (1, 1.678321678321678e-06),
@@ -208,7 +189,7 @@ mod tests {
 
     #[test]
     fn linear_wsd_and_constant_have_their_shapes() {
-        let linear = Schedule::new(&config("linear", 10, 100, 1e-4), 1e-3).unwrap();
+        let linear = Schedule::new(&config(ScheduleKind::Linear, 10, 100, 1e-4), 1e-3).unwrap();
         for (it, want) in [(0, 1e-4), (9, 1e-3), (10, 1e-3), (55, 5.5e-4), (99, 1.1e-4), (100, 1e-4), (101, 1e-4)] {
             assert_close(linear.lr(it), want);
         }
@@ -216,7 +197,7 @@ mod tests {
         for (it, want) in [(0, 1e-4), (9, 1e-3), (30, 1e-3), (60, 1e-3), (70, 7.5e-4), (99, 2.5e-5), (100, 0.0)] {
             assert_close(wsd.lr(it), want);
         }
-        let constant = Schedule::new(&config("constant", 4, 2, 0.0), 1e-3).unwrap();
+        let constant = Schedule::new(&config(ScheduleKind::Constant, 4, 2, 0.0), 1e-3).unwrap();
         assert_eq!([0, 3, 4, 1_000].map(|it| constant.lr(it)), [2.5e-4, 1e-3, 1e-3, 1e-3]);
     }
 
@@ -224,7 +205,12 @@ mod tests {
     #[test]
     fn a_stored_schedule_gives_the_same_rates() {
         let anew = ScheduleConfig { start_step: Some(60), ..wsd(7, 20, 100, 1e-5) };
-        for config in [config("cosine", 7, 90, 1e-5), config("linear", 7, 90, 1e-5), wsd(7, 20, 100, 1e-5), anew] {
+        for config in [
+            config(ScheduleKind::Cosine, 7, 90, 1e-5),
+            config(ScheduleKind::Linear, 7, 90, 1e-5),
+            wsd(7, 20, 100, 1e-5),
+            anew,
+        ] {
             let first = Schedule::new(&config, 3e-4).unwrap();
             let restored: Schedule = serde_json::from_str(&serde_json::to_string(&first).unwrap()).unwrap();
             let mut older = ScheduleConfig { total_steps: None, start_step: None, ..config.clone() };
@@ -240,13 +226,13 @@ mod tests {
     fn the_steps_at_which_a_rate_turns_are_known() {
         let anew = |config| ScheduleConfig { start_step: Some(60), ..config };
         for (config, peak, floor, tail) in [
-            (config("cosine", 7, 90, 1e-5), 7, Some(91), None),
-            (config("linear", 0, 90, 0.0), 1, Some(91), None),
-            (anew(config("cosine", 7, 90, 1e-5)), 67, Some(151), None),
+            (config(ScheduleKind::Cosine, 7, 90, 1e-5), 7, Some(91), None),
+            (config(ScheduleKind::Linear, 0, 90, 0.0), 1, Some(91), None),
+            (anew(config(ScheduleKind::Cosine, 7, 90, 1e-5)), 67, Some(151), None),
             (wsd(7, 20, 100, 0.0), 7, Some(101), Some(80)),
             (anew(wsd(7, 20, 100, 0.0)), 67, Some(161), Some(140)),
-            (config("constant", 7, 90, 0.0), 7, None, None),
-            (config("cosine", 7, 90, 3e-4), 7, None, None),
+            (config(ScheduleKind::Constant, 7, 90, 0.0), 7, None, None),
+            (config(ScheduleKind::Cosine, 7, 90, 3e-4), 7, None, None),
         ] {
             let schedule = Schedule::new(&config, 3e-4).unwrap();
             assert_eq!((schedule.peak_step(), schedule.floor_step(), schedule.tail_start()), (peak, floor, tail));
@@ -263,15 +249,14 @@ mod tests {
     #[test]
     fn impossible_schedules_are_refused_with_a_hint() {
         let bad = [
-            (config("cosin", 0, 10, 0.0), 1.0, "cosin"),
-            (config("cosine", 10, 10, 0.0), 1.0, "warm-up of 10"),
+            (config(ScheduleKind::Cosine, 10, 10, 0.0), 1.0, "warm-up of 10"),
             (wsd(5, 6, 10, 0.0), 1.0, "decay_steps = 6"),
             (wsd(0, 0, 10, 0.0), 1.0, "decay_steps = 0"),
             (wsd(0, 11, 10, 0.0), 1.0, "decay_steps = 11 within 10"),
-            (config("linear", 0, 0, 0.0), 1.0, "decay_steps = 0"),
-            (config("cosine", 0, 10, 2.0), 1.0, "min_lr is 2.0"),
-            (config("cosine", 0, 10, -1.0), 1.0, "min_lr is -1.0"),
-            (config("constant", 0, 10, 0.0), f64::NAN, "lr is NaN"),
+            (config(ScheduleKind::Linear, 0, 0, 0.0), 1.0, "decay_steps = 0"),
+            (config(ScheduleKind::Cosine, 0, 10, 2.0), 1.0, "min_lr is 2.0"),
+            (config(ScheduleKind::Cosine, 0, 10, -1.0), 1.0, "min_lr is -1.0"),
+            (config(ScheduleKind::Constant, 0, 10, 0.0), f64::NAN, "lr is NaN"),
         ];
         for (config, lr, named) in bad {
             let failure = Schedule::new(&config, lr).unwrap_err();
@@ -289,7 +274,7 @@ mod tests {
         /// Up during the warm-up, never up after it, no jump larger than the steepest slope, and never out of bounds.
         #[test]
         fn rates_rise_then_fall_without_jumps(
-            kind in prop::sample::select(vec!["cosine", "linear", "wsd"]),
+            kind in prop::sample::select(vec![ScheduleKind::Cosine, ScheduleKind::Linear, ScheduleKind::Wsd]),
             warmup in 0u64..40,
             decay in 1u64..60,
             stable in 0u64..40,
@@ -299,7 +284,7 @@ mod tests {
             let horizon = warmup + stable + decay;
             let min_lr = lr * floor;
             let config = match kind {
-                "wsd" => wsd(warmup, decay, horizon, min_lr),
+                ScheduleKind::Wsd => wsd(warmup, decay, horizon, min_lr),
                 _ => config(kind, warmup, warmup + decay, min_lr),
             };
             let schedule = Schedule::new(&config, lr).unwrap();

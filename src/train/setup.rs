@@ -7,7 +7,7 @@ use super::run::{Logs, Parts, Place, Run};
 use super::schedule::check_new_run;
 use super::state::State;
 use crate::checkpoint::{self, Opened};
-use crate::config::Config;
+use crate::config::{Config, NameOrPath, TokenizerName};
 use crate::data::dataset::{missing_tokenizer, named_tokenizer};
 use crate::eval::benchmark::{Extent, Prepared};
 use crate::eval::dataset::Library;
@@ -117,17 +117,19 @@ pub(super) fn fresh_parts(
 
 /// The tokenizer of the weights in `source`, which must be the one that `data.tokenizer` names; none if it comes without.
 fn model_tokenizer(config: &Config, source: &Opened) -> Result<Option<Tokenizer>> {
-    let (name, dir) = (config.data.tokenizer.as_str(), source.tokenizer_dir());
-    if name == "train" {
+    let choice = &config.data.tokenizer;
+    let dir = source.tokenizer_dir();
+    if *choice == NameOrPath::Name(TokenizerName::Train) {
         return Ok(Some(Tokenizer::from_dir(dir)?));
     }
-    let named = named_tokenizer(name)?;
+    let named = named_tokenizer(choice)?;
     if dir.join("tokenizer.json").exists() {
         let own = Tokenizer::from_dir(dir)?;
         if !named.is_same_as(&own) {
             let (there, here) = (own.vocab_size(), named.vocab_size());
             let message = format!(
-                "data.tokenizer = {name:?} ({here} ids) is not the tokenizer that the weights in {} were trained with ({there} ids)",
+                "data.tokenizer = {:?} ({here} ids) is not the tokenizer that the weights in {} were trained with ({there} ids)",
+                choice.as_str(),
                 source.dir.display()
             );
             return Err(fail(Exit::Config, message)
@@ -169,15 +171,15 @@ pub(super) fn make_paths_absolute(config: &mut Config) -> Result<()> {
     for path in [&mut config.eval.data_dir, &mut config.sft.base].into_iter().flatten() {
         *path = absolute(path)?;
     }
-    if !["gpt2", "train"].contains(&config.data.tokenizer.as_str()) {
-        let path = absolute(&config.data.tokenizer)?;
-        if !Path::new(&path).exists() {
-            return Err(missing_tokenizer(&config.data.tokenizer).into());
+    if let NameOrPath::Path(path) = &mut config.data.tokenizer {
+        let file = absolute(path)?;
+        if !Path::new(&file).exists() {
+            return Err(missing_tokenizer(path).into());
         }
-        config.data.tokenizer = path;
+        *path = file;
     }
-    if config.sft.template.contains(['/', '.']) {
-        config.sft.template = absolute(&config.sft.template)?;
+    if let NameOrPath::Path(path) = &mut config.sft.template {
+        *path = absolute(path)?;
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Sixty configurations that cannot be run: each is refused with exit code 78, says which key is wrong, and leaves nothing on the disk.
 //! What is said of each rule in detail: src/config/tests/refused.rs.
 
-use crate::support::{TINY, arg, checkpoint, fails, ok, pretrain};
+use crate::support::{TINY, arg, checkpoint, fails, ok, pretrain, stderr, stdout};
 use std::fs;
 use std::path::Path;
 
@@ -138,4 +138,19 @@ fn what_does_not_fit_its_files_is_refused_before_anything_is_made() {
         refused(dir.path(), "tiny.toml", text, sets, more, key);
     }
     assert_eq!(SETS.len() + TEXTS.len() + JSON.len() + 1 + cases.len(), 60);
+}
+
+/// The key that was renamed is read under its old name; the note says so once, and what is saved has the new name.
+#[test]
+fn an_old_name_of_a_key_is_read_with_a_note() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("old.toml");
+    fs::write(&path, TINY.replace("source =", "accept_change = true\nsource =")).unwrap();
+    for sets in [&[][..], &["--set", "data.accept_change=true"]] {
+        let output = ok(&[&["pretrain", "--config", arg(&path), "--print-config"], sets].concat());
+        let notes = stderr(&output);
+        assert_eq!(notes.matches("note: data.accept_change is now data.allow_change\n").count(), 1, "{notes}");
+        let printed = stdout(&output);
+        assert!(printed.contains("\nallow_change = true\n") && !printed.contains("accept_change"), "{printed}");
+    }
 }

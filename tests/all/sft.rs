@@ -2,7 +2,7 @@
 
 use crate::support::{TINY, arg, fails, ok, records, run, stderr, stdout};
 use candle_core::{Device, Tensor};
-use llama_lite::config::{Config, LORA_TARGETS, LoraConfig};
+use llama_lite::config::{Config, LoraConfig, LoraTarget};
 use llama_lite::data::packed_rows::{Example, PackedRows};
 use llama_lite::model::params::Layout;
 use llama_lite::model::{Llama, TrainInput, init, lora};
@@ -317,7 +317,7 @@ fn packed_examples_are_examples_alone() {
     shape.initializer_range = 0.3;
     let flat = init::init(&shape, &Layout::new(&shape), 3).unwrap();
     let whole = Llama::new(&shape, flat.clone()).unwrap();
-    let targets = LORA_TARGETS.map(String::from).to_vec();
+    let targets = LoraTarget::ALL.to_vec();
     let config = LoraConfig { rank: 4, alpha: 8.0, dropout: 0.0, targets, rslora: false };
     let adapted =
         Llama::new(&shape, flat).unwrap().with_adapters(lora::init(&shape, &config, 1, &Device::Cpu).unwrap()).unwrap();

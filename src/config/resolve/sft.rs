@@ -1,11 +1,8 @@
 //! What joins the keys of fine-tuning.
 
-use super::{Rules, broken};
-use crate::config::nearest::nearest;
+use super::{Rules, broken, path_hint};
+use crate::config::choices::{Choice, TemplateName};
 use crate::config::schema::Config;
-
-/// Templates that are built in, and the word for the model's own.
-const TEMPLATES: [&str; 6] = ["vicuna", "alpaca", "chatml", "llama2", "zephyr", "model"];
 
 /// Computes what follows from other keys.
 pub(super) fn derive(rules: &mut Rules, config: &mut Config) {
@@ -25,12 +22,11 @@ pub(super) fn rules(rules: &mut Rules, config: &Config) {
     }
     let data = &config.data;
     rules.rule(&["sft.template"], || {
-        let name = config.sft.template.as_str();
-        let known = TEMPLATES.contains(&name) || name.contains(['/', '.']);
-        (!known).then(|| {
-            let near = nearest(name, &TEMPLATES).map_or(String::new(), |near| format!("did you mean {near:?}? "));
-            let what = format!("{name:?} is neither one of {} nor the path of a template", TEMPLATES.join(", "));
-            broken(what, format!("{near}a file in the current directory is written \"./{name}\""))
+        let template = &config.sft.template;
+        template.is_unknown_name().then(|| {
+            let names = TemplateName::NAMES.join(", ");
+            let what = format!("{:?} is neither one of {names} nor the path of a template", template.as_str());
+            broken(what, path_hint(template))
         })
     });
     for (key, given) in [

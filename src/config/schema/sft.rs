@@ -6,10 +6,11 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 
 use crate::config::Config;
-use crate::config::field::Check::{AboveTo, Any, Choice, FromBelow, Within};
+use crate::config::choices::{LoraTarget, NameOrPath, RecordFormat, Role, TemplateName, TrainOn};
+use crate::config::field::Check::{AboveTo, Any, FromBelow, Within};
 use crate::config::field::Default::{Derived, Value};
 use crate::config::field::{Field as _, Section, Spec, Visitor};
-use crate::config::record_shapes::{FIELD_MEANINGS, ROLE_NAMES};
+use crate::config::record_shapes::Meaning;
 
 section! {
     /// Supervised fine-tuning.
@@ -17,18 +18,18 @@ section! {
         /// Directory of the model that is tuned: --ckpt.
         base: Option<String> = Derived("--ckpt"), Any;
         /// What the records look like; "auto" finds out for each of them: see "llama-lite sft --help".
-        format: String = Value("auto".into()), Choice(&["auto", "alpaca", "sharegpt", "messages", "prompt"]);
+        format: RecordFormat = Value(RecordFormat::Auto), Any;
         /// What the data call a role: sft.roles.NAME = "user".
-        roles: BTreeMap<String, String> = Value(BTreeMap::new()), Choice(&ROLE_NAMES);
+        roles: BTreeMap<String, Role> = Value(BTreeMap::new()), Any;
         /// What a field of the data stands for: sft.fields.NAME = "output"; "ignore" leaves it out.
-        fields: BTreeMap<String, String> = Value(BTreeMap::new()), Choice(&FIELD_MEANINGS);
+        fields: BTreeMap<String, Meaning> = Value(BTreeMap::new()), Any;
         /// Largest share of the records that may be left out because they cannot be learned from.
         max_bad: f64 = Value(0.001), Within(0.0, 1.0);
         /// How a conversation is written: "vicuna", "alpaca", "chatml", "llama2", "zephyr", "model" (the template in the
         /// model's directory) or the path of a Jinja chat_template.
-        template: String = Value("vicuna".into()), Any;
+        template: NameOrPath<TemplateName> = Value(NameOrPath::Name(TemplateName::Vicuna)), Any;
         /// What is trained: every answer, the last answer of a conversation, or its whole text.
-        train_on: String = Value("answers".into()), Choice(&["answers", "last_answer", "all"]);
+        train_on: TrainOn = Value(TrainOn::Answers), Any;
         /// Passes over the data when train.steps is not given.
         epochs: f64 = Value(3.0), AboveTo(0.0, 1e6);
         /// Whether several conversations share a row, each with a context of its own; false pads every one to a row.
@@ -58,14 +59,11 @@ section! {
         /// Share of an adapter's inputs that are dropped in training.
         dropout: f64 = Value(0.0), FromBelow(0.0, 1.0);
         /// The linear layers that have adapters, by Hugging Face's names.
-        targets: Vec<String> = Value(TARGETS.map(String::from).to_vec()), Choice(&TARGETS);
+        targets: Vec<LoraTarget> = Value(LoraTarget::ALL.to_vec()), Any;
         /// Whether it is alpha / sqrt(rank) instead (rsLoRA).
         rslora: bool = Value(false), Any;
     }
 }
-
-/// All linear layers of a block.
-pub const TARGETS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
 impl SftConfig {
     /// Whether it is the configuration of another command.

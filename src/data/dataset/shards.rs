@@ -1,7 +1,7 @@
 //! Token shards as a run's data: opened, and read as the run needs them.
 
 use super::{Dataset, boundary, groups, named_tokenizer, separator, text, val_rows};
-use crate::config::Config;
+use crate::config::{Config, NameOrPath, TokenizerName};
 use crate::corpus::shards::manifest::Split;
 use crate::corpus::shards::verify::tokenizer_beside;
 use crate::corpus::shards::{ShardSet, is_token_file, split_files, split_note};
@@ -152,7 +152,7 @@ pub(super) fn open(
 ) -> Result<Dataset> {
     let tokenizer = match tokenizer {
         Some(tokenizer) => tokenizer,
-        None if config.data.tokenizer == "train" => {
+        None if config.data.tokenizer == NameOrPath::Name(TokenizerName::Train) => {
             return Err(fail(Exit::Config, "data.tokenizer = \"train\", but the data are tokens already")
                 .hint("name the tokenizer that made the shards: \"gpt2\" or the path of its tokenizer.json")
                 .into());

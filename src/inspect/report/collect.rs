@@ -3,7 +3,7 @@
 mod clock;
 mod compare;
 
-use crate::config::Config;
+use crate::config::{Config, current_key};
 use crate::metrics::{Eval, Layers, Record, SampleRecord, Times, Train, Val, read, read_events, read_log};
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::read_bounded;
@@ -267,7 +267,7 @@ fn flat(text: &str) -> BTreeMap<String, String> {
     let table: toml::Table = text.parse().unwrap_or_default();
     for (section, keys) in &table {
         for (key, value) in keys.as_table().into_iter().flatten() {
-            flat.insert(format!("{section}.{key}"), value.to_string());
+            flat.insert(current_key(&format!("{section}.{key}")).to_owned(), value.to_string());
         }
     }
     flat

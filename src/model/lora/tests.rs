@@ -1,16 +1,16 @@
 use super::*;
+use crate::config::LoraTarget::{self, DownProj, KProj, QProj, UpProj, VProj};
 use crate::model::init::init as init_model;
 use crate::model::noise::Noise;
 use crate::model::tests::tiny;
 use crate::model::{Llama, TrainInput};
 use crate::ops::selftest::difference;
 
-fn lora_config(targets: &[&str]) -> LoraConfig {
-    let targets = targets.iter().map(|t| (*t).to_owned()).collect();
-    LoraConfig { rank: 3, alpha: 6.0, dropout: 0.0, targets, rslora: false }
+fn lora_config(targets: &[LoraTarget]) -> LoraConfig {
+    LoraConfig { rank: 3, alpha: 6.0, dropout: 0.0, targets: targets.to_vec(), rslora: false }
 }
 
-const ALL: [&str; 7] = crate::config::LORA_TARGETS;
+const ALL: [LoraTarget; 7] = LoraTarget::ALL;
 
 /// A model with large weights, and adapters that are not 0.
 fn adapted(config: &LoraConfig) -> Llama {
@@ -76,7 +76,7 @@ fn fresh_adapters_change_nothing_and_moved_ones_do() {
 #[test]
 fn gradients_agree_with_finite_differences() {
     let noisy = Noise { key: 9, dropout: 0.25, neftune: 3.0, first_token: 0 };
-    for (targets, noise) in [(&ALL[..], None), (&ALL[..], Some(noisy)), (&["q_proj", "v_proj", "up_proj"][..], None)] {
+    for (targets, noise) in [(&ALL[..], None), (&ALL[..], Some(noisy)), (&[QProj, VProj, UpProj][..], None)] {
         let model = adapted(&lora_config(targets));
         let (_, flat) = grads_of(&model, 2, 1, noise);
         let g = flat.to_vec1::<f32>().unwrap();
@@ -118,7 +118,7 @@ fn micro_batches_and_noise_do_not_depend_on_each_other() {
 
 #[test]
 fn merged_weights_are_the_model_with_its_adapters() {
-    for (targets, rslora) in [(&ALL[..], false), (&["k_proj", "down_proj"][..], true)] {
+    for (targets, rslora) in [(&ALL[..], false), (&[KProj, DownProj][..], true)] {
         let config = LoraConfig { rslora, ..lora_config(targets) };
         let model = adapted(&config);
         let adapters = model.adapters.as_ref().unwrap();

@@ -2,6 +2,7 @@
 
 use super::Run;
 use crate::checkpoint::Retention;
+use crate::config::DiskFullPolicy;
 use crate::data::loader::SourceUsage;
 use crate::metrics::{ascii_plot, thousands};
 use crate::runtime::error::{Exit, fail, failure_in, note};
@@ -139,10 +140,10 @@ impl Run {
         let _ = self.logs.events.append("save_failed", event);
         // An older state that was refused while the run ends is no matter: the present one is about to be tried.
         let needed = n >= MOST_REFUSED || (ending && step == present);
-        match (needed, self.config.checkpoint.on_full.as_str()) {
+        match (needed, self.config.checkpoint.on_full) {
             (false, _) => Ok(()),
-            (true, "pause") => self.pause_until_saved(),
-            (true, _) => Err(error),
+            (true, DiskFullPolicy::Pause) => self.pause_until_saved(),
+            (true, DiskFullPolicy::Exit) => Err(error),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Whole steps on the emulated GPU: the same loop, model and optimizer, with the kernels of a GPU under them.
 
-use crate::config::{Config, LORA_TARGETS, LoraConfig, ModelConfig};
+use crate::config::{Config, LoraConfig, LoraTarget, ModelConfig, MomentsDtype};
 use crate::data::batch::Batch;
 use crate::model::init::init;
 use crate::model::noise::Noise;
@@ -74,7 +74,7 @@ fn steps_on_a_gpu_are_those_of_the_cpu() {
 fn moments_in_bf16_train_alike() {
     let exact = trained("f32").0;
     let mut config = config("f32");
-    config.optimizer.moments = "bf16".into();
+    config.optimizer.moments = MomentsDtype::Bf16;
     let cpu = trained_with(&config).0;
     let gpu = emulated(|| trained_with(&config)).0;
     assert!(exact.iter().zip(&cpu).any(|(a, b)| a.0 != b.0), "they are rounded");
@@ -86,7 +86,7 @@ fn moments_in_bf16_train_alike() {
 /// Losses, gradients of adapters and what was observed of one pass with dropout and noise; scores of a prefix tree.
 fn tuned(precision: Precision) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
     let config = ModelConfig { max_position_embeddings: 100, ..config("f32").model };
-    let targets = LORA_TARGETS.map(String::from).to_vec();
+    let targets = LoraTarget::ALL.to_vec();
     let lora = LoraConfig { rank: 4, alpha: 8.0, dropout: 0.1, targets, rslora: false };
     let flat = init(&config, &Layout::new(&config), 3).unwrap();
     let adapters = lora::init(&config, &lora, 3, &Device::Cpu).unwrap();

@@ -220,7 +220,7 @@ fn relative_paths_of_resumes_and_branches_are_found_from_elsewhere() {
         "--set",
         "data.val=[\"a.txt\"]",
         "--set",
-        "data.accept_change=true",
+        "data.allow_change=true",
     ]);
     here(&["fork", "run", "--steps", "2", "--out", "forks", "--branch", "x: data.val=[\"b.txt\"]"]);
     for run in ["run", "forks/x"] {
@@ -236,7 +236,7 @@ fn relative_paths_of_resumes_and_branches_are_found_from_elsewhere() {
 fn a_copy_or_a_branch_of_a_run_is_no_other_seed() {
     let dir = tempfile::tempdir().unwrap();
     let runs = [("one", "train.seed=1"), ("two", "train.seed=2"), ("three", "data.seed=3")]
-        .map(|(name, seed)| pretrain(dir.path(), name, &[seed, "sample.every=0", "data.accept_change=true"]));
+        .map(|(name, seed)| pretrain(dir.path(), name, &[seed, "sample.every=0", "data.allow_change=true"]));
     let copy = dir.path().join("copy");
     assert!(std::process::Command::new("cp").arg("-r").args([&runs[0], &copy]).status().unwrap().success());
     let out = dir.path().join("forks");

@@ -48,7 +48,7 @@ pub(super) fn differences(runs: &[Run]) -> Vec<Difference> {
 /// Groups of two runs or more with one configuration but for seeds, each with a seed and a past of its own: a copy or a branch of a
 /// run says nothing about noise.
 pub(super) fn replicas(runs: &[Run]) -> Vec<Vec<usize>> {
-    const SEEDS: [&str; 4] = ["train.seed", "data.seed", "sample.seed", "data.accept_change"];
+    const SEEDS: [&str; 4] = ["train.seed", "data.seed", "sample.seed", "data.allow_change"];
     let but_seeds = |run: &Run| -> BTreeMap<String, String> {
         run.config.clone().into_iter().filter(|(key, _)| !SEEDS.contains(&key.as_str())).collect()
     };
