@@ -13,6 +13,7 @@ mod reference;
 mod renamed;
 mod resolve;
 mod schema;
+mod shapes;
 mod size;
 mod source;
 #[cfg(test)]
@@ -33,6 +34,7 @@ pub use schema::{
     CheckpointConfig, Config, DataConfig, EvalConfig, GuardConfig, LogConfig, LoraConfig, ModelConfig, OptimizerConfig,
     SampleConfig, ScheduleConfig, SftConfig, TrainConfig,
 };
+pub use shapes::{Parameter, Product, Role};
 
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::read_bounded;

@@ -2,28 +2,31 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `block.rs` | one layer, forward and backward |
-//! | `names.rs` | Hugging Face's names and shapes, in the order of buffers and files |
-//! | `params.rs` | the flat buffer and its views |
+//! | `block.rs` | one layer: its weights, forward for every use, backward |
+//! | `params.rs` | where each named parameter lies in the flat buffer; names and shapes are those of `config/shapes.rs` |
+//! | `weights.rs` | the views of the whole model |
 //! | `init.rs` | every initialisation rule |
-//! | `kv_cache.rs` | keys and values for generation |
-//! | `decode.rs` | forward for generation on a GPU |
+//! | `generation.rs` | the pass over a cache: next tokens |
+//! | `layer_cache.rs`, `kv_cache.rs` | keys and values of one layer, of all layers |
+//! | `decode.rs` | one token per sequence on a GPU, recorded |
+//! | `prefix_tree.rs` | the pass of evaluation |
 //! | `lora.rs` | adapters beside frozen weights |
 //! | `noise.rs` | dropout, noise on embeddings |
-//! | `tree.rs` | forward for evaluation |
 //!
 //! The model does no I/O and knows no optimizer.
 
 pub mod block;
 #[cfg(any(test, feature = "cuda"))]
 mod decode;
+mod generation;
 pub mod init;
 pub mod kv_cache;
+mod layer_cache;
 pub mod lora;
-pub mod names;
 pub mod noise;
 pub mod params;
 pub mod prefix_tree;
+mod weights;
 
 use crate::config::ModelConfig;
 use crate::ops::attention::Heads;
@@ -31,18 +34,18 @@ use crate::ops::cross_entropy::{cross_entropy, cross_entropy_and_backward, logit
 use crate::ops::embedding::{embedding, embedding_backward};
 use crate::ops::is_on_gpu;
 use crate::ops::linear::linear;
-use crate::ops::positions::{DocumentStarts, Positions};
+use crate::ops::positions::DocumentStarts;
 use crate::ops::precision::Precision;
 use crate::ops::rms_norm::{Normed, add_rms_norm, rms_norm_backward};
 use crate::ops::rope::Rope;
 pub use block::Recompute;
-use block::{Block, BlockGrads, Context, Stream};
-use candle_core::{DType, Result, Tensor, bail};
-use kv_cache::KvCache;
+use block::{Attend, Block, BlockGrads, Context, Residual, SavedForward};
+use candle_core::{DType, Result, Tensor};
 use lora::{Adapters, BlockAdapters};
 use noise::Noise;
-use params::{Layout, Weights};
+use params::Layout;
 use std::time::{Duration, Instant};
+use weights::Weights;
 
 /// A LLaMA over one flat buffer of weights.
 pub struct Llama {
@@ -56,7 +59,7 @@ pub struct Llama {
     precision: Precision,
     /// The weights rounded to bf16, which a GPU computes with in that precision; the norms' are not taken from it.
     copy: Option<Tensor>,
-    /// Trained beside the weights, which are then frozen.
+    /// Adapters, which are trained instead of the weights.
     pub adapters: Option<Adapters>,
     /// The adapters rounded in the same way.
     adapters_copy: Option<Tensor>,
@@ -84,27 +87,27 @@ impl Grads {
     }
 }
 
-/// What a training step feeds besides tokens.
+/// What a training pass takes besides tokens.
 #[derive(Clone, Copy, Default)]
 pub struct TrainInput<'a> {
-    /// Documents in the rows; none: a row is one context.
+    /// Where documents start in the rows; none: a row is one context.
     pub documents: Option<&'a DocumentStarts>,
-    /// What is random about it.
+    /// Dropout and noise on embeddings; none without.
     pub noise: Option<&'a Noise>,
-    /// Whether to look at [`ActivationStats`] on the way.
+    /// Whether to measure [`ActivationStats`].
     pub observe: bool,
 }
 
-/// What a training pass leaves besides gradients.
+/// What a training pass returns besides gradients.
 pub struct TrainOutput {
     /// Losses of every position (b·t), in nats.
     pub losses: Tensor,
     pub times: PassTimes,
-    /// If it was asked for.
+    /// If asked for.
     pub observed: Option<ActivationStats>,
 }
 
-/// The time of a pass by its parts. On a device that works on its own it is that of giving it the work.
+/// The time of a pass by its parts. A GPU works on its own: there, it is the time to queue the work.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PassTimes {
     pub forward: Duration,
@@ -113,7 +116,7 @@ pub struct PassTimes {
     pub backward: Duration,
 }
 
-/// What a pass has seen that shows trouble early.
+/// Statistics of a pass that show an instability early.
 #[derive(Clone, Debug)]
 pub struct ActivationStats {
     /// The largest logit of every block's attention.
@@ -144,15 +147,15 @@ impl Llama {
         let layout = Layout::new(config);
         let weights = Weights::views(&flat, config, &layout)?;
         let heads = Heads { q: config.num_attention_heads, kv: config.num_key_value_heads, dim: config.head_dim };
-        let block = |(index, w): (usize, &params::BlockWeights)| Block {
-            weights: w.clone(),
+        let blocks = weights.blocks.iter().enumerate().map(|(index, weights)| Block {
+            weights: weights.clone(),
             heads,
             eps: config.rms_norm_eps,
             precision: Precision::F32,
             index,
             adapters: None,
-        };
-        let blocks = weights.blocks.iter().enumerate().map(block).collect();
+        });
+        let blocks = blocks.collect();
         let rope = Rope::new(config.head_dim, config.rope_theta, config.max_position_embeddings).on(flat.device());
         Ok(Self {
             config: config.clone(),
@@ -204,12 +207,6 @@ impl Llama {
         if self.adapters.is_some() { self.adapters_copy.as_ref() } else { self.copy.as_ref() }
     }
 
-    /// An empty cache for `batch` sequences of up to `capacity` positions.
-    pub fn cache(&self, batch: usize, capacity: usize) -> Result<KvCache> {
-        let dtype = self.copy.as_ref().map_or(DType::F32, Tensor::dtype);
-        KvCache::new(&self.config, batch, capacity, dtype, self.flat.device())
-    }
-
     /// The same model with `adapters` beside its weights, which they share: an update of their buffer is an update of the model.
     pub fn with_adapters(mut self, adapters: Adapters) -> Result<Self> {
         let Adapters { config, layout, flat, mut blocks } = adapters;
@@ -243,7 +240,7 @@ impl Llama {
     /// A training pass: losses of every position, and the gradients of `scale · Σ losses` ADDED to `grads`.
     ///
     /// `inputs` (b, t) u32; `targets` (b·t) u32, [`IGNORE`](crate::ops::cross_entropy::IGNORE) where nothing is trained; a row
-    /// is one context, or several documents apart from each other as `feed` says.
+    /// is one context, or several documents, as `feed` says.
     pub fn loss_and_backward(
         &self,
         inputs: &Tensor,
@@ -253,41 +250,46 @@ impl Llama {
         grads: &Grads,
     ) -> Result<TrainOutput> {
         let TrainInput { documents, noise, observe } = feed;
-        let (begun, mut times) = (Instant::now(), PassTimes::default());
+        let started = Instant::now();
+        let mut times = PassTimes::default();
         let mut logit_max = Vec::new();
-        let cx = Context { rope: &self.rope, positions: Positions::of_documents(documents), noise };
-        let all = grads.weights();
+        let cx = Context { rope: &self.rope, documents, noise };
+        // Frozen weights have no gradients.
+        let weight_grads = grads.weights();
         let mut saved = Vec::with_capacity(self.blocks.len());
-        let mut stream = self.embed(inputs)?;
+        let mut residual = self.embed(inputs)?;
         if let Some(noise) = noise {
-            noise.on_embeddings(&stream.h, cx.positions)?;
+            noise.on_embeddings(&residual.h, documents)?;
         }
         for block in &self.blocks {
-            let (above, s) = block.forward(stream, cx, self.recompute)?;
+            let (above, activations) = block.forward(residual, cx, Attend::Batch)?;
+            let kept = SavedForward::new(activations, self.recompute);
             if observe {
-                logit_max.push(block.max_logit(&s, cx)?);
+                logit_max.push(block.max_logit(&kept, cx)?);
             }
-            saved.push(s);
-            stream = above;
+            saved.push(kept);
+            residual = above;
         }
-        let Normed { h, y, rstd } = self.final_norm(&stream)?;
-        drop(stream);
+        let Normed { h, y, rstd } = self.final_norm(&residual)?;
+        drop(residual);
         let rows = y.flatten_to(1)?;
-        times.forward = begun.elapsed();
-        let (head, dhead) = (&self.weights.lm_head, all.map(|grads| &grads.lm_head));
-        let (losses, dy) = cross_entropy_and_backward(&rows, head, targets, scale, dhead, self.precision)?;
+        times.forward = started.elapsed();
+        let head = &self.weights.lm_head;
+        let head_grad = weight_grads.map(|grads| &grads.lm_head);
+        let (losses, dy) = cross_entropy_and_backward(&rows, head, targets, scale, head_grad, self.precision)?;
         let observed = observe.then(|| self.observed(&rows, logit_max)).transpose()?;
-        times.head = begun.elapsed() - times.forward;
+        times.head = started.elapsed() - times.forward;
         let dy = dy.reshape(y.shape())?;
-        let mut dx = rms_norm_backward(&dy, &h, &rstd, &self.weights.norm, None, all.map(|grads| &grads.norm))?;
+        let norm_grad = weight_grads.map(|grads| &grads.norm);
+        let mut dx = rms_norm_backward(&dy, &h, &rstd, &self.weights.norm, None, norm_grad)?;
         drop((h, y, rows, dy));
-        for (i, (block, s)) in self.blocks.iter().zip(saved).enumerate().rev() {
-            dx = block.backward(s, dx, cx, grads.block(i))?;
+        for (i, (block, saved)) in self.blocks.iter().zip(saved).enumerate().rev() {
+            dx = block.backward(saved, dx, cx, grads.block(i))?;
         }
-        if let Some(grads) = all {
+        if let Some(grads) = weight_grads {
             embedding_backward(inputs, &dx, &grads.embed_tokens)?;
         }
-        times.backward = begun.elapsed() - times.forward - times.head;
+        times.backward = started.elapsed() - times.forward - times.head;
         Ok(TrainOutput { losses, times, observed })
     }
 
@@ -302,52 +304,31 @@ impl Llama {
 
     /// Losses of every position (b·t), without gradients and without saving activations.
     pub fn losses(&self, inputs: &Tensor, targets: &Tensor, documents: Option<&DocumentStarts>) -> Result<Tensor> {
-        let hidden = self.hidden(inputs, Positions::of_documents(documents))?.flatten_to(1)?;
+        let hidden = self.hidden(inputs, documents)?.flatten_to(1)?;
         cross_entropy(&hidden, &self.weights.lm_head, targets, self.precision)
     }
 
     /// Logits of every position (b, t, v): for tests and small inputs; training and evaluation never hold them.
     pub fn logits(&self, inputs: &Tensor) -> Result<Tensor> {
-        linear(&self.hidden(inputs, Positions::From(0))?, &self.weights.lm_head, self.precision)
-    }
-
-    /// Feeds `inputs` (b, t) after what the cache holds; logits (b, v) of the last position.
-    pub fn next_logits(&self, inputs: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
-        let t = inputs.dim(1)?;
-        if t == 0 {
-            bail!("nothing to feed");
-        }
-        #[cfg(any(test, feature = "cuda"))]
-        if is_on_gpu(&self.flat)
-            && let Some(logits) = self.decode(inputs, cache)?
-        {
-            return Ok(logits);
-        }
-        let mut stream = self.embed(inputs)?;
-        for (block, cache) in self.blocks.iter().zip(&mut cache.layers) {
-            stream = block.forward_cached(stream, &self.rope, cache)?;
-        }
-        let last = |x: &Tensor| x.narrow(1, t - 1, 1)?.contiguous();
-        let stream = Stream { h: last(&stream.h)?, branch: stream.branch.as_ref().map(last).transpose()? };
-        linear(&self.final_norm(&stream)?.y, &self.weights.lm_head, self.precision)?.squeeze(1)?.to_dtype(DType::F32)
+        linear(&self.hidden(inputs, None)?, &self.weights.lm_head, self.precision)
     }
 
     /// Normed output of the last block (b, t, c).
-    fn hidden(&self, inputs: &Tensor, positions: Positions) -> Result<Tensor> {
-        let cx = Context { rope: &self.rope, positions, noise: None };
-        let mut stream = self.embed(inputs)?;
+    fn hidden(&self, inputs: &Tensor, documents: Option<&DocumentStarts>) -> Result<Tensor> {
+        let cx = Context { rope: &self.rope, documents, noise: None };
+        let mut residual = self.embed(inputs)?;
         for block in &self.blocks {
-            stream = block.forward(stream, cx, Recompute::Full)?.0;
+            residual = block.forward(residual, cx, Attend::Batch)?.0;
         }
-        Ok(self.final_norm(&stream)?.y)
+        Ok(self.final_norm(&residual)?.y)
     }
 
-    fn embed(&self, inputs: &Tensor) -> Result<Stream> {
-        Ok(Stream { h: embedding(inputs, &self.weights.embed_tokens)?, branch: None })
+    fn embed(&self, inputs: &Tensor) -> Result<Residual> {
+        Ok(Residual { h: embedding(inputs, &self.weights.embed_tokens)?, pending: None })
     }
 
-    fn final_norm(&self, stream: &Stream) -> Result<Normed> {
-        add_rms_norm(&stream.h, stream.branch.as_ref(), &self.weights.norm, self.config.rms_norm_eps)
+    fn final_norm(&self, residual: &Residual) -> Result<Normed> {
+        add_rms_norm(&residual.h, residual.pending.as_ref(), &self.weights.norm, self.config.rms_norm_eps)
     }
 }
 

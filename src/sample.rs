@@ -127,7 +127,7 @@ pub fn generate(
     limits: &Limits,
     mut on_text: impl FnMut(usize, &str) -> Result<()>,
 ) -> Result<Vec<Generated>> {
-    let begun = Instant::now();
+    let started = Instant::now();
     let context = model.config.max_position_embeddings;
     let prompt = &prompt[prompt.len().saturating_sub(context)..];
     // The last token of the continuation is never fed back.
@@ -162,7 +162,7 @@ pub fn generate(
         }
         let open = drafts.iter_mut().zip(&mut logits).enumerate().filter(|(_, (draft, _))| draft.finished.is_none());
         for (i, (draft, logits)) in open {
-            draft.extend(logits, tokenizer, limits, begun, |piece| on_text(i, piece))?;
+            draft.extend(logits, tokenizer, limits, started, |piece| on_text(i, piece))?;
         }
         if drafts.iter().all(|draft| draft.finished.is_some()) {
             break;
@@ -179,12 +179,12 @@ fn prefill(model: &Llama, prompt: &[u32], cache: &mut KvCache, limits: &Limits) 
     let (mut at, mut piece) = (0, FIRST_PIECE);
     while limits.interrupt.is_some() && prompt.len() - at > piece {
         limits.check()?;
-        let begun = Instant::now();
+        let started = Instant::now();
         let inputs = Tensor::from_vec(prompt[at..at + piece].to_vec(), (1, piece), &Device::Cpu)?;
         // The logits are waited for: a device that works on its own would only be given more and more work.
         model.next_logits(&inputs, cache)?.to_vec2::<f32>()?;
         at += piece;
-        let faster = PIECE_TIME.as_secs_f64() / begun.elapsed().as_secs_f64().max(1e-6);
+        let faster = PIECE_TIME.as_secs_f64() / started.elapsed().as_secs_f64().max(1e-6);
         piece = ((piece as f64 * faster.min(4.0)) as usize).clamp(FIRST_PIECE, LARGEST_PIECE);
     }
     limits.check()?;
@@ -197,15 +197,15 @@ impl Draft<'_> {
         logits: &mut [f32],
         tokenizer: &Tokenizer,
         limits: &Limits,
-        begun: Instant,
+        started: Instant,
         mut on_text: impl FnMut(&str) -> Result<()>,
     ) -> Result<()> {
         let table = limits.logprobs.map(|top| (logits.to_vec(), top));
         let id = self.sampler.next(logits, &self.history)?;
         if self.first_token.is_zero() {
-            self.first_token = begun.elapsed();
+            self.first_token = started.elapsed();
         }
-        self.decoding = begun.elapsed().saturating_sub(self.first_token);
+        self.decoding = started.elapsed().saturating_sub(self.first_token);
         if tokenizer.stop_ids().contains(&id) {
             self.finished = Some(FinishReason::Stop);
             return Ok(());

@@ -11,13 +11,17 @@ use serde_json::{Map, Value, json};
 
 use super::dtype::Dtype;
 use crate::config::ModelConfig;
-pub use crate::model::names::tensor_specs;
 use crate::runtime::error::{Exit, fail};
 
 /// Name of the output projection.
 pub const LM_HEAD: &str = "lm_head.weight";
 /// Name of the token embedding.
 pub const EMBED: &str = "model.embed_tokens.weight";
+
+/// Name and shape of every tensor of a model, in the order of its files.
+pub fn tensor_specs(model: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+    model.tensor_shapes()
+}
 
 /// `config.json`. Several `eos` ids are written as a list.
 pub fn config_json(model: &ModelConfig, bos: Option<u32>, eos: &[u32], dtype: Dtype) -> Value {

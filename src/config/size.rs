@@ -1,13 +1,7 @@
 //! What follows from a model's shape alone: its parameters and the arithmetic of one token.
 
 use super::schema::{LogConfig, ModelConfig, TrainConfig};
-
-/// Tensors of one shape: `columns` is `None` for the vectors of the norms.
-struct Group {
-    tensors: usize,
-    rows: usize,
-    columns: Option<usize>,
-}
+use super::shapes::Role;
 
 impl TrainConfig {
     /// Sequences in one optimizer step.
@@ -26,15 +20,17 @@ impl LogConfig {
 impl ModelConfig {
     /// Exact number of parameters. A tied head is the embedding and counts once.
     pub fn n_params(&self) -> u64 {
-        self.groups().iter().map(Group::params).sum()
+        self.count_elements(|_| true)
     }
 
     /// Number of parameters that a token is multiplied with: all matrices, the head included (tied or not), the
     /// embedding's look-up not.
     pub fn n_matmul_params(&self) -> u64 {
-        let embedding = if self.tie_word_embeddings { 0 } else { self.embedding().params() };
-        let matrices: u64 = self.groups().iter().filter(|group| group.columns.is_some()).map(Group::params).sum();
-        matrices - embedding
+        self.count_elements(|parameter| match parameter.role {
+            Role::Norm => false,
+            Role::Embedding => self.tie_word_embeddings,
+            Role::Projection(_) | Role::Head => true,
+        })
     }
 
     /// Floating-point operations per token of training, forward and backward, by the convention of the PaLM paper
@@ -42,43 +38,9 @@ impl ModelConfig {
     /// causality) over `sequence_length` positions, and d the joint width of the query heads. Recomputation is not
     /// counted.
     pub fn flops_per_token(&self, sequence_length: usize) -> u64 {
-        let attention = self.num_hidden_layers as u64 * sequence_length as u64 * self.query_width() as u64;
+        let query_width = (self.num_attention_heads * self.head_dim) as u64;
+        let attention = self.num_hidden_layers as u64 * sequence_length as u64 * query_width;
         6 * self.n_matmul_params() + 12 * attention
-    }
-
-    /// Joint width of the query heads; o_proj's input.
-    fn query_width(&self) -> usize {
-        self.num_attention_heads * self.head_dim
-    }
-
-    fn embedding(&self) -> Group {
-        Group { tensors: 1, rows: self.vocab_size, columns: Some(self.hidden_size) }
-    }
-
-    /// All tensors of the model, those of one shape together.
-    fn groups(&self) -> Vec<Group> {
-        let (layers, hidden, ffn) = (self.num_hidden_layers, self.hidden_size, self.intermediate_size);
-        let key_width = self.num_key_value_heads * self.head_dim;
-        let matrix = |tensors, rows, columns| Group { tensors, rows, columns: Some(columns) };
-        let mut groups = vec![
-            self.embedding(),
-            matrix(layers, self.query_width(), hidden),
-            matrix(2 * layers, key_width, hidden),
-            matrix(layers, hidden, self.query_width()),
-            matrix(2 * layers, ffn, hidden),
-            matrix(layers, hidden, ffn),
-            Group { tensors: 2 * layers + 1, rows: hidden, columns: None },
-        ];
-        if !self.tie_word_embeddings {
-            groups.push(self.embedding());
-        }
-        groups
-    }
-}
-
-impl Group {
-    fn params(&self) -> u64 {
-        self.tensors as u64 * self.rows as u64 * self.columns.unwrap_or(1) as u64
     }
 }
 
@@ -107,11 +69,11 @@ mod tests {
 
     #[test]
     fn weight_decay_split_of_the_1_7b() {
-        let groups = preset("1.7b").groups();
-        let (matrices, norms): (Vec<_>, Vec<_>) = groups.iter().partition(|group| group.columns.is_some());
-        assert_eq!(matrices.iter().map(|group| group.tensors).sum::<usize>(), 254);
-        assert_eq!(norms.iter().map(|group| group.tensors).sum::<usize>(), 73);
-        assert_eq!(norms.iter().map(|group| group.params()).sum::<u64>(), 149_504);
+        let parameters = preset("1.7b").parameters();
+        let (norms, matrices): (Vec<_>, Vec<_>) = parameters.iter().partition(|(_, p)| p.role == Role::Norm);
+        assert_eq!(matrices.len(), 254);
+        assert_eq!(norms.len(), 73);
+        assert_eq!(norms.iter().map(|(_, p)| p.elements()).sum::<u64>(), 149_504);
     }
 
     #[test]

@@ -1,26 +1,79 @@
 //! One transformer block, forward and backward side by side; what forward saves, backward consumes.
 //!
 //! ```text
-//! x  = x + branch (the block below)    n1 = RMSNorm(x)   qkv = n1 Wqkvᵀ, rotated   a = attention(qkv)   o = a Woᵀ
-//! h  = x + o                           n2 = RMSNorm(h)   gu = n2 Wguᵀ              s = swiglu(gu)       out = s Wdᵀ
+//! x  = x + pending (of the block below)  n1 = RMSNorm(x)  qkv = n1 Wqkvᵀ, rotated  a = attention(qkv)  o = a Woᵀ
+//! h  = x + o                             n2 = RMSNorm(h)  gu = n2 Wguᵀ             s = swiglu(gu)      out = s Wdᵀ
 //! ```
-//! The residual stream travels as a pair (h, out), so that each addition happens inside the next norm's pass. What of this backward finds
+//! The residual stream travels as a pair (h, pending = out), so that each addition happens inside the next norm's pass. Training,
+//! evaluation over prefix trees and generation over a cache share this forward pass; [`Attend`] is all that differs. What backward finds
 //! saved and what it computes again, to the same bits, is [`Recompute`]'s choice.
 
-use super::kv_cache::LayerCache;
+use super::layer_cache::LayerCache;
 use super::lora::BlockAdapters;
 use super::noise::Noise;
-use super::params::BlockWeights;
-use crate::ops::attention::{Heads, attention, attention_backward, attention_cached, max_logit};
+use super::params::Cursor;
+use crate::config::Product;
+use crate::ops::attention::{Heads, attention, attention_backward, attention_cached, attention_prefix_tree, max_logit};
 use crate::ops::linear::{linear, linear_backward, linear_backward_input};
 use crate::ops::lora::{LoraAdapter, lora, lora_backward};
 use crate::ops::noise::Dropout;
-use crate::ops::positions::Positions;
+use crate::ops::positions::{DocumentStarts, Positions};
 use crate::ops::precision::Precision;
+use crate::ops::prefix_tree::PrefixTree;
 use crate::ops::rms_norm::{Normed, add_rms_norm, rms_norm_backward, rms_norm_recompute};
 use crate::ops::rope::{Rope, rope, rope_backward};
 use crate::ops::swiglu::{swiglu, swiglu_backward};
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
+
+/// Views of one block's weights (or gradients), packed where one product serves several projections.
+#[derive(Clone, Debug)]
+pub struct BlockWeights {
+    /// (c)
+    pub input_layernorm: Tensor,
+    /// q ‖ k ‖ v, ((h + 2k)·d, c)
+    pub qkv_proj: Tensor,
+    /// (c, h·d)
+    pub o_proj: Tensor,
+    /// (c)
+    pub post_attention_layernorm: Tensor,
+    /// gate ‖ up, (2f, c)
+    pub gate_up_proj: Tensor,
+    /// (c, f)
+    pub down_proj: Tensor,
+}
+
+impl BlockWeights {
+    /// The next block's views of a flat buffer, in the order of `ModelConfig::layer_parameters`.
+    pub(super) fn views(cursor: &mut Cursor) -> Result<Self> {
+        Ok(Self {
+            input_layernorm: cursor.take_vector()?,
+            qkv_proj: cursor.take(3)?,
+            o_proj: cursor.take(1)?,
+            post_attention_layernorm: cursor.take_vector()?,
+            gate_up_proj: cursor.take(2)?,
+            down_proj: cursor.take(1)?,
+        })
+    }
+
+    /// The same with the weights of the norms as `exact` has them.
+    pub(super) fn with_norms_of(self, exact: &Self) -> Self {
+        Self {
+            input_layernorm: exact.input_layernorm.clone(),
+            post_attention_layernorm: exact.post_attention_layernorm.clone(),
+            ..self
+        }
+    }
+
+    /// The weight of a product, or the gradient of it.
+    fn product(&self, product: Product) -> &Tensor {
+        match product {
+            Product::Qkv => &self.qkv_proj,
+            Product::O => &self.o_proj,
+            Product::GateUp => &self.gate_up_proj,
+            Product::Down => &self.down_proj,
+        }
+    }
+}
 
 /// A block's weights and the constants its ops need.
 #[derive(Clone, Debug)]
@@ -32,38 +85,39 @@ pub struct Block {
     pub precision: Precision,
     /// Which block it is, from the bottom.
     pub index: usize,
-    /// What is added to its products, and the factor of it.
+    /// LoRA's matrices beside the products, and the factor on what they add.
     pub adapters: Option<(BlockAdapters, f64)>,
 }
 
-/// What a block's products are called: the order of [`BlockAdapters`].
-#[derive(Clone, Copy, Debug)]
-pub enum Product {
-    /// q ‖ k ‖ v
-    Qkv,
-    O,
-    GateUp,
-    Down,
-}
-
-impl Product {
-    /// Its weight, or the gradient of it.
-    fn of(self, weights: &BlockWeights) -> &Tensor {
-        match self {
-            Self::Qkv => &weights.qkv_proj,
-            Self::O => &weights.o_proj,
-            Self::GateUp => &weights.gate_up_proj,
-            Self::Down => &weights.down_proj,
-        }
-    }
-}
-
-/// Where a batch stands, and what is random about a training step.
+/// What every layer of a pass over a batch shares.
 #[derive(Clone, Copy)]
 pub struct Context<'a> {
     pub rope: &'a Rope,
-    pub positions: Positions<'a>,
+    /// Where documents start in the rows of [`Attend::Batch`]; none: a row is one context.
+    pub documents: Option<&'a DocumentStarts>,
+    /// What is random about a training step.
     pub noise: Option<&'a Noise>,
+}
+
+/// The keys and values that the queries of a forward pass attend to.
+pub enum Attend<'a> {
+    /// Those of the batch itself. Only this pass has a backward pass.
+    Batch,
+    /// Those of one row of sequences that share prefixes.
+    Tree(&'a PrefixTree),
+    /// Those of older positions in a cache, which takes in the new ones.
+    Cache(&'a mut LayerCache),
+}
+
+impl Attend<'_> {
+    /// Where the tokens of the batch stand, before a cache takes them in.
+    fn positions<'p>(&'p self, cx: Context<'p>) -> Positions<'p> {
+        match self {
+            Self::Batch => Positions::of_documents(cx.documents),
+            Self::Tree(tree) => Positions::Tree(tree),
+            Self::Cache(cache) => Positions::From(cache.len()),
+        }
+    }
 }
 
 /// Gradients of what is trained of a block.
@@ -85,21 +139,16 @@ pub enum Recompute {
     Full,
 }
 
-/// What backward needs from forward. Taken by value: gone when used.
-pub struct Saved {
-    /// (b, t, c)
+/// What a block computes on the way: (b, t, …) each, `n` rows for the statistics. What is none, backward computes again.
+pub struct Activations {
+    /// The block's input.
     x: Tensor,
-    /// None if it is computed again.
-    inner: Option<Inner>,
-}
-
-/// What a block makes of its input: (b, t, …) each, `n` rows for the norms.
-struct Inner {
     rstd1: Tensor,
     n1: Option<Tensor>,
     qkv: Tensor,
     attn: Tensor,
-    lse: Tensor,
+    /// Of [`Attend::Batch`] alone.
+    lse: Option<Tensor>,
     h: Tensor,
     rstd2: Tensor,
     n2: Option<Tensor>,
@@ -107,15 +156,34 @@ struct Inner {
     act: Option<Tensor>,
 }
 
-/// The residual stream between blocks: its value is `h + branch`.
-pub struct Stream {
+/// What backward needs from forward. Taken by value: gone when used.
+pub enum SavedForward {
+    /// The block's input alone: the rest is computed again.
+    Input(Tensor),
+    Activations(Activations),
+}
+
+impl SavedForward {
+    /// What `recompute` keeps of `activations`; the rest is freed.
+    pub fn new(activations: Activations, recompute: Recompute) -> Self {
+        match recompute {
+            Recompute::None => Self::Activations(activations),
+            Recompute::Selective => Self::Activations(Activations { n1: None, n2: None, act: None, ..activations }),
+            Recompute::Full => Self::Input(activations.x),
+        }
+    }
+}
+
+/// The residual stream between blocks: its value is `h + pending`.
+pub struct Residual {
     /// (b, t, c)
     pub h: Tensor,
-    /// The last feed-forward's output, not yet added; none before the first block.
-    pub branch: Option<Tensor>,
+    /// The last feed-forward's output, which the next norm adds; none before the first block.
+    pub pending: Option<Tensor>,
 }
 
 impl Block {
+    /// Heads that RoPE turns: those of queries and keys.
     fn rotated(&self) -> usize {
         self.heads.q + self.heads.kv
     }
@@ -130,8 +198,8 @@ impl Block {
     }
 
     /// One of the block's products of `x`, adapters included.
-    pub(super) fn project(&self, product: Product, x: &Tensor, noise: Option<&Noise>) -> Result<Tensor> {
-        let y = linear(x, product.of(&self.weights), self.precision)?;
+    fn project(&self, product: Product, x: &Tensor, noise: Option<&Noise>) -> Result<Tensor> {
+        let y = linear(x, self.weights.product(product), self.precision)?;
         if let Some((adapter, scale)) = self.adapter(product) {
             lora(&y, x, adapter, scale, self.dropout(product, x, noise).as_ref(), self.precision)?;
         }
@@ -149,11 +217,11 @@ impl Block {
     ) -> Result<Tensor> {
         let adapters = match grads {
             BlockGrads::Weights(grads) => {
-                return linear_backward(dy, x, product.of(&self.weights), product.of(grads), self.precision);
+                return linear_backward(dy, x, self.weights.product(product), grads.product(product), self.precision);
             }
             BlockGrads::Adapters(grads) => grads,
         };
-        let dx = linear_backward_input(dy, product.of(&self.weights), self.precision)?;
+        let dx = linear_backward_input(dy, self.weights.product(product), self.precision)?;
         if let (Some((adapter, scale)), Some(grads)) = (self.adapter(product), &adapters[product as usize]) {
             let dropout = self.dropout(product, x, noise);
             lora_backward(&dx, dy, x, adapter, grads, scale, dropout.as_ref(), self.precision)?;
@@ -161,58 +229,80 @@ impl Block {
         Ok(dx)
     }
 
-    /// The stream above this block, and what backward will need.
-    pub fn forward(&self, stream: Stream, cx: Context, recompute: Recompute) -> Result<(Stream, Saved)> {
-        let normed = add_rms_norm(&stream.h, stream.branch.as_ref(), &self.weights.input_layernorm, self.eps)?;
-        let (x, mut inner, act) = self.inner(normed, cx)?;
-        let out = self.project(Product::Down, &act, cx.noise)?;
-        let above = Stream { h: inner.h.clone(), branch: Some(out) };
-        match recompute {
-            Recompute::None => inner.act = Some(act),
-            Recompute::Selective => (inner.n1, inner.n2) = (None, None),
-            Recompute::Full => return Ok((above, Saved { x, inner: None })),
-        }
-        Ok((above, Saved { x, inner: Some(inner) }))
+    /// The stream above this block, and what was computed on the way.
+    pub fn forward(&self, residual: Residual, cx: Context, attend: Attend) -> Result<(Residual, Activations)> {
+        let w = &self.weights;
+        let normed = add_rms_norm(&residual.h, residual.pending.as_ref(), &w.input_layernorm, self.eps)?;
+        let (activations, act) = self.up_to_activation(normed, cx, attend)?;
+        let pending = Some(self.project(Product::Down, &act, cx.noise)?);
+        let above = Residual { h: activations.h.clone(), pending };
+        Ok((above, Activations { act: Some(act), ..activations }))
     }
 
-    /// From the first norm up to the activation: the block's input, all but the activation, the activation.
-    fn inner(&self, normed: Normed, cx: Context) -> Result<(Tensor, Inner, Tensor)> {
+    /// From the first norm up to the input of the last product, which is returned beside the rest.
+    fn up_to_activation(&self, normed: Normed, cx: Context, attend: Attend) -> Result<(Activations, Tensor)> {
         let Normed { h: x, y: n1, rstd: rstd1 } = normed;
         let qkv = self.project(Product::Qkv, &n1, cx.noise)?;
-        rope(&qkv, cx.rope, self.rotated(), cx.positions)?;
-        let (attn, lse) = attention(&qkv, self.heads, cx.positions.documents(), self.precision)?;
+        rope(&qkv, cx.rope, self.rotated(), attend.positions(cx))?;
+        let (attn, lse) = self.attention(&qkv, cx, attend)?;
         let o = self.project(Product::O, &attn, cx.noise)?;
         let Normed { h, y: n2, rstd: rstd2 } =
             add_rms_norm(&x, Some(&o), &self.weights.post_attention_layernorm, self.eps)?;
         let gate_up = self.project(Product::GateUp, &n2, cx.noise)?;
         let act = swiglu(&gate_up)?;
         let (n1, n2) = (Some(n1), Some(n2));
-        Ok((x, Inner { rstd1, n1, qkv, attn, lse, h, rstd2, n2, gate_up, act: None }, act))
+        Ok((Activations { x, rstd1, n1, qkv, attn, lse, h, rstd2, n2, gate_up, act: None }, act))
     }
 
-    /// The same once more, from the block's input.
-    fn inner_again(&self, x: &Tensor, cx: Context) -> Result<Inner> {
-        let (_, inner, act) = self.inner(add_rms_norm(x, None, &self.weights.input_layernorm, self.eps)?, cx)?;
-        Ok(Inner { act: Some(act), ..inner })
+    /// Output (b, t, h·d) of attention from rotated `qkv`, and the log-sum-exp where there is a backward pass.
+    fn attention(&self, qkv: &Tensor, cx: Context, attend: Attend) -> Result<(Tensor, Option<Tensor>)> {
+        match attend {
+            Attend::Batch => {
+                let (out, lse) = attention(qkv, self.heads, cx.documents, self.precision)?;
+                Ok((out, Some(lse)))
+            }
+            Attend::Tree(tree) => Ok((attention_prefix_tree(qkv, tree, self.heads, self.precision)?, None)),
+            Attend::Cache(cache) => {
+                let q_width = self.heads.out();
+                let kv_width = self.heads.kv * self.heads.dim;
+                let start = cache.len();
+                cache.append(&qkv.narrow(2, q_width, kv_width)?, &qkv.narrow(2, q_width + kv_width, kv_width)?)?;
+                let q = qkv.narrow(2, 0, q_width)?;
+                Ok((attention_cached(&q, cache.keys(), cache.values(), self.heads, start)?, None))
+            }
+        }
+    }
+
+    /// What was computed on the way, once more from the block's input: the same bits.
+    fn activations_again(&self, x: &Tensor, cx: Context) -> Result<Activations> {
+        let normed = add_rms_norm(x, None, &self.weights.input_layernorm, self.eps)?;
+        let (activations, act) = self.up_to_activation(normed, cx, Attend::Batch)?;
+        Ok(Activations { act: Some(act), ..activations })
     }
 
     /// The largest logit of the attention that left `saved`.
-    pub fn max_logit(&self, saved: &Saved, cx: Context) -> Result<f32> {
-        let of = |inner: &Inner| max_logit(&inner.qkv, self.heads, cx.positions.documents());
-        saved.inner.as_ref().map_or_else(|| of(&self.inner_again(&saved.x, cx)?), of)
+    pub fn max_logit(&self, saved: &SavedForward, cx: Context) -> Result<f32> {
+        match saved {
+            SavedForward::Activations(a) => max_logit(&a.qkv, self.heads, cx.documents),
+            SavedForward::Input(x) => max_logit(&self.activations_again(x, cx)?.qkv, self.heads, cx.documents),
+        }
     }
 
     /// From the gradient of the stream above to that of the stream below; accumulates what is trained into `grads`.
-    pub fn backward(&self, saved: Saved, dy: Tensor, cx: Context, grads: BlockGrads) -> Result<Tensor> {
-        let (w, x) = (&self.weights, saved.x);
-        let inner = saved.inner.map_or_else(|| self.inner_again(&x, cx), Ok)?;
-        let Inner { rstd1, n1, qkv, attn, lse, h, rstd2, n2, gate_up, act } = inner;
-
+    pub fn backward(&self, saved: SavedForward, dy: Tensor, cx: Context, grads: BlockGrads) -> Result<Tensor> {
+        let w = &self.weights;
+        let activations = match saved {
+            SavedForward::Activations(activations) => activations,
+            SavedForward::Input(x) => self.activations_again(&x, cx)?,
+        };
+        let Activations { x, rstd1, n1, qkv, attn, lse, h, rstd2, n2, gate_up, act } = activations;
+        let Some(lse) = lse else { bail!("there is no backward pass of attention over a cache or a prefix tree") };
         let norms = match grads {
             BlockGrads::Weights(grads) => Some((&grads.input_layernorm, &grads.post_attention_layernorm)),
             BlockGrads::Adapters(_) => None,
         };
 
+        // Each tensor is dropped after its last use: at the peak a block's activations and their gradients are there together.
         let act = act.map_or_else(|| swiglu(&gate_up), Ok)?;
         let ds = self.project_backward(Product::Down, &dy, &act, cx.noise, grads)?;
         drop(act);
@@ -226,29 +316,11 @@ impl Block {
         drop((dn2, h, dy));
 
         let dattn = self.project_backward(Product::O, &dh, &attn, cx.noise, grads)?;
-        let dqkv = attention_backward(&qkv, &attn, &lse, &dattn, self.heads, cx.positions.documents(), self.precision)?;
+        let dqkv = attention_backward(&qkv, &attn, &lse, &dattn, self.heads, cx.documents, self.precision)?;
         drop((qkv, attn, dattn));
-        rope_backward(&dqkv, cx.rope, self.rotated(), cx.positions)?;
+        rope_backward(&dqkv, cx.rope, self.rotated(), Positions::of_documents(cx.documents))?;
         let n1 = n1.map_or_else(|| rms_norm_recompute(&x, &rstd1, &w.input_layernorm), Ok)?;
         let dn1 = self.project_backward(Product::Qkv, &dqkv, &n1, cx.noise, grads)?;
         rms_norm_backward(&dn1, &x, &rstd1, &w.input_layernorm, Some(&dh), norms.map(|(input, _)| input))
-    }
-
-    /// Forward for generation: new positions only, keys and values of the old ones from the cache, which takes the new ones in.
-    pub fn forward_cached(&self, stream: Stream, tables: &Rope, cache: &mut LayerCache) -> Result<Stream> {
-        let w = &self.weights;
-        let start = cache.len();
-        let Normed { h: x, y: n1, .. } = add_rms_norm(&stream.h, stream.branch.as_ref(), &w.input_layernorm, self.eps)?;
-        let qkv = self.project(Product::Qkv, &n1, None)?;
-        rope(&qkv, tables, self.rotated(), Positions::From(start))?;
-        let (q_width, kv_width) = (self.heads.out(), self.heads.kv * self.heads.dim);
-        let q = qkv.narrow(2, 0, q_width)?;
-        cache.append(&qkv.narrow(2, q_width, kv_width)?, &qkv.narrow(2, q_width + kv_width, kv_width)?)?;
-        let attn = attention_cached(&q, cache.keys(), cache.values(), self.heads, start)?;
-        let o = self.project(Product::O, &attn, None)?;
-        let Normed { h, y: n2, .. } = add_rms_norm(&x, Some(&o), &w.post_attention_layernorm, self.eps)?;
-        let gate_up = self.project(Product::GateUp, &n2, None)?;
-        let out = self.project(Product::Down, &swiglu(&gate_up)?, None)?;
-        Ok(Stream { h, branch: Some(out) })
     }
 }

@@ -4,8 +4,8 @@
 //! Each tensor draws from its own ChaCha8 stream, keyed by seed and NAME: adding a layer or changing the order of initialisation
 //! changes no other tensor.
 
-use super::params::{Layout, Spec};
-use crate::config::ModelConfig;
+use super::params::{Layout, ParamSpec};
+use crate::config::{ModelConfig, Product, Role};
 use candle_core::{Device, Result, Tensor};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -22,19 +22,21 @@ pub fn init(config: &ModelConfig, layout: &Layout, seed: u64) -> Result<Tensor> 
         parts.push((spec, part));
         rest = tail;
     }
-    parts.into_par_iter().for_each(|(spec, part)| fill(config, spec, part, seed));
+    let roles = config.parameters().into_par_iter().map(|(_, parameter)| parameter.role);
+    parts.into_par_iter().zip(roles).for_each(|((spec, part), role)| fill(config, spec, role, part, seed));
     Tensor::from_vec(flat, layout.total, &Device::Cpu)
 }
 
-fn fill(config: &ModelConfig, spec: &Spec, part: &mut [f32], seed: u64) {
-    if spec.shape.len() == 1 {
-        part.fill(1.0);
-        return;
-    }
-    let mut std = config.initializer_range;
-    if config.residual_scaling && (spec.name.ends_with("o_proj.weight") || spec.name.ends_with("down_proj.weight")) {
-        std /= (2.0 * config.num_hidden_layers as f64).sqrt();
-    }
+/// Fills `part`, the elements of `spec`.
+fn fill(config: &ModelConfig, spec: &ParamSpec, role: Role, part: &mut [f32], seed: u64) {
+    let std = match role {
+        Role::Norm => return part.fill(1.0),
+        // Each layer adds two of these to the residual stream.
+        Role::Projection(Product::O | Product::Down) if config.residual_scaling => {
+            config.initializer_range / (2.0 * config.num_hidden_layers as f64).sqrt()
+        }
+        Role::Projection(_) | Role::Embedding | Role::Head => config.initializer_range,
+    };
     let key = blake3::Hasher::new()
         .update(b"llama-lite init")
         .update(&seed.to_le_bytes())
@@ -52,7 +54,7 @@ mod tests {
     use super::*;
     use crate::model::tests::tiny;
 
-    fn deviation(flat: &[f32], spec: &Spec) -> f64 {
+    fn deviation(flat: &[f32], spec: &ParamSpec) -> f64 {
         let part = &flat[spec.start..spec.start + spec.len];
         (part.iter().map(|x| (*x as f64).powi(2)).sum::<f64>() / part.len() as f64).sqrt()
     }

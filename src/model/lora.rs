@@ -1,34 +1,24 @@
-//! LoRA adapters of a model: their names and shapes as PEFT has them, their flat buffer, its views, their beginning.
+//! LoRA adapters of a model: their names and shapes as PEFT has them, their flat buffer, its views, their initial values.
 //!
 //! The adapters of a model are parameters like its weights: one flat buffer each for values, gradients and moments, so that optimizer,
-//! norm and checkpoints work on them as they do on a whole model. The weights they belong to stay as they are.
+//! norm and checkpoints work on them as they do on a whole model. The model's own weights are frozen.
 
-use super::names::tensor_specs;
-use super::params::{Cursor, Layout, Spec};
-use crate::config::{Choice as _, LoraConfig, ModelConfig};
+use super::params::{Cursor, Layout, ParamSpec};
+use crate::config::{Choice as _, LoraConfig, LoraTarget, ModelConfig, Parameter, Product, Role};
 pub use crate::ops::lora::merged;
 use crate::ops::lora::{LoraAdapter, LoraPart};
 use candle_core::{Device, Result, Tensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
-use std::collections::BTreeMap;
 
-/// Modules that can have an adapter, in groups of one matrix product.
-pub const MODULES: [&[&str]; 4] = [
-    &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
-    &["self_attn.o_proj"],
-    &["mlp.gate_proj", "mlp.up_proj"],
-    &["mlp.down_proj"],
-];
-
-/// What PEFT puts before a module's name.
+/// Prefix of a module's name in PEFT's files.
 pub const PREFIX: &str = "base_model.model.";
 
-/// Of the matrices that are `A` of an adapter.
+/// Suffix of the names of the matrices `A`.
 pub const A: &str = ".lora_A.weight";
 
-/// Of the matrices that are `B` of an adapter.
+/// Suffix of the names of the matrices `B`.
 pub const B: &str = ".lora_B.weight";
 
 /// The adapters of one block, or their gradients: of qkv, o, gate-up and down; none where nothing of it has one.
@@ -48,7 +38,7 @@ pub struct Adapters {
 impl Adapters {
     /// Adapters over `flat`, which they share.
     pub fn new(model: &ModelConfig, config: &LoraConfig, flat: Tensor) -> Result<Self> {
-        let layout = Layout::of(specs(model, config));
+        let layout = Layout::from_shapes(specs(model, config));
         let blocks = views(&flat, &layout, model, config)?;
         Ok(Self { config: config.clone(), layout, flat, blocks })
     }
@@ -60,27 +50,42 @@ pub fn scale(config: &LoraConfig) -> f64 {
     config.alpha / if config.rslora { rank.sqrt() } else { rank }
 }
 
-/// Name of the module that the weight `name` belongs to, as [`MODULES`] has it; none for embeddings, norms and the head.
+/// Name of the module that the weight `name` belongs to, such as `self_attn.q_proj`; none for embeddings, norms and the head, which
+/// cannot have an adapter.
 pub fn module(name: &str) -> Option<&str> {
     let inner = name.strip_prefix("model.layers.")?.split_once('.')?.1.strip_suffix(".weight")?;
-    MODULES.iter().copied().flatten().copied().find(|module| *module == inner)
+    LoraTarget::ALL.iter().any(|target| is_module(inner, target.name())).then_some(inner)
 }
 
-fn is_target(config: &LoraConfig, module: &str) -> bool {
-    config.targets.iter().any(|target| module.ends_with(target.name()))
+/// Whether `module` is the `target` of one of its layer's parts, as in `self_attn.q_proj` and `q_proj`.
+fn is_module(module: &str, target: &str) -> bool {
+    module.split_once('.').is_some_and(|(_, name)| name == target)
+}
+
+/// The weights of a layer that are projections of `product`, in their order.
+fn projections(model: &ModelConfig, product: Product) -> Vec<Parameter> {
+    let mut parameters = model.layer_parameters();
+    parameters.retain(|parameter| parameter.role == Role::Projection(product));
+    parameters
+}
+
+fn has_adapter(config: &LoraConfig, parameter: &Parameter) -> bool {
+    config.targets.iter().any(|target| parameter.name.ends_with(target.name()))
 }
 
 /// Names and shapes of all adapters of `model`, in the order of their buffer: per layer and product, all `A`, then all `B`.
 pub fn specs(model: &ModelConfig, config: &LoraConfig) -> Vec<(String, Vec<usize>)> {
-    let shapes: BTreeMap<_, _> = tensor_specs(model).into_iter().collect();
     let mut specs = Vec::new();
     for layer in 0..model.num_hidden_layers {
-        for group in MODULES {
-            let targets = || group.iter().filter(|module| is_target(config, module));
-            let shape = |module: &str| &shapes[&format!("model.layers.{layer}.{module}.weight")];
-            let name = |module: &str, matrix: &str| format!("{PREFIX}model.layers.{layer}.{module}{matrix}");
-            specs.extend(targets().map(|module| (name(module, A), vec![config.rank, shape(module)[1]])));
-            specs.extend(targets().map(|module| (name(module, B), vec![shape(module)[0], config.rank])));
+        for product in Product::ALL {
+            let mut targets = projections(model, product);
+            targets.retain(|parameter| has_adapter(config, parameter));
+            for p in &targets {
+                specs.push((format!("{PREFIX}model.layers.{layer}.{}{A}", p.name), vec![config.rank, p.shape[1]]));
+            }
+            for p in &targets {
+                specs.push((format!("{PREFIX}model.layers.{layer}.{}{B}", p.name), vec![p.shape[0], config.rank]));
+            }
         }
     }
     specs
@@ -89,45 +94,51 @@ pub fn specs(model: &ModelConfig, config: &LoraConfig) -> Vec<(String, Vec<usize
 /// Views of a flat buffer of this `layout`: values or gradients.
 pub fn views(flat: &Tensor, layout: &Layout, model: &ModelConfig, config: &LoraConfig) -> Result<Vec<BlockAdapters>> {
     let mut cursor = Cursor::new(flat, layout)?;
-    let (heads, kv) = (model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim);
-    let widths: [&[usize]; 4] =
-        [&[heads, kv, kv], &[model.hidden_size], &[model.intermediate_size; 2], &[model.hidden_size]];
-    let mut group = |modules: &[&str], widths: &[usize]| -> Result<Option<LoraAdapter>> {
-        let mut at = 0;
-        let ranges = modules.iter().zip(widths).map(|(module, width)| {
-            at += width;
-            (module, at - width..at)
-        });
-        let ranges: Vec<_> = ranges.filter(|(module, _)| is_target(config, module)).map(|(_, rows)| rows).collect();
-        if ranges.is_empty() {
-            return Ok(None);
+    let mut blocks = Vec::with_capacity(model.num_hidden_layers);
+    for _ in 0..model.num_hidden_layers {
+        let mut block = BlockAdapters::default();
+        for product in Product::ALL {
+            block[product as usize] = product_views(&mut cursor, &projections(model, product), config)?;
         }
-        let a = cursor.take(ranges.len())?;
-        let parts = ranges.into_iter().map(|rows| Ok(LoraPart { rows, b: cursor.take(1)? })).collect::<Result<_>>()?;
-        Ok(Some(LoraAdapter { a, parts }))
-    };
-    let mut block = || -> Result<BlockAdapters> {
-        let [qkv, o, gate_up, down] = std::array::from_fn(|i| group(MODULES[i], widths[i]));
-        Ok([qkv?, o?, gate_up?, down?])
-    };
-    (0..model.num_hidden_layers).map(|_| block()).collect()
+        blocks.push(block);
+    }
+    Ok(blocks)
+}
+
+/// The next views of `cursor` as the adapter of one product; none where none of its projections has one.
+fn product_views(cursor: &mut Cursor, projections: &[Parameter], config: &LoraConfig) -> Result<Option<LoraAdapter>> {
+    let mut rows = Vec::new();
+    let mut start = 0;
+    for parameter in projections {
+        let end = start + parameter.shape[0];
+        if has_adapter(config, parameter) {
+            rows.push(start..end);
+        }
+        start = end;
+    }
+    if rows.is_empty() {
+        return Ok(None);
+    }
+    let a = cursor.take(rows.len())?;
+    let parts = rows.into_iter().map(|rows| Ok(LoraPart { rows, b: cursor.take(1)? })).collect::<Result<_>>()?;
+    Ok(Some(LoraAdapter { a, parts }))
 }
 
 /// Number of parameters of the adapters of `model`.
 pub fn n_params(model: &ModelConfig, config: &LoraConfig) -> u64 {
-    Layout::of(specs(model, config)).total as u64
+    Layout::from_shapes(specs(model, config)).total as u64
 }
 
-/// Fresh adapters, which change nothing: `B` is 0, `A` uniform within 1 / sqrt(in), as PEFT begins. Each matrix draws from a stream of
+/// Fresh adapters, which change nothing: `B` is 0, `A` uniform within 1 / sqrt(in), as in PEFT. Each matrix draws from a stream of
 /// its own, keyed by seed and name.
 pub fn init(model: &ModelConfig, config: &LoraConfig, seed: u64, device: &Device) -> Result<Adapters> {
-    let layout = Layout::of(specs(model, config));
+    let layout = Layout::from_shapes(specs(model, config));
     let matrices: Vec<Vec<f32>> = layout.specs.par_iter().map(|spec| fresh(spec, seed)).collect();
     let flat = Tensor::from_vec(matrices.concat(), layout.total, device)?;
     Adapters::new(model, config, flat)
 }
 
-fn fresh(spec: &Spec, seed: u64) -> Vec<f32> {
+fn fresh(spec: &ParamSpec, seed: u64) -> Vec<f32> {
     if spec.name.ends_with(B) {
         return vec![0.0; spec.len];
     }

@@ -1,22 +1,22 @@
 //! What is random about a training step: LoRA's dropout, and NEFTune's noise on the embeddings (Jain et al. 2023).
 //!
-//! Every draw is a pure function of seed, step and place among the tokens of the whole step: a resume repeats it, and neither the
-//! micro-batch nor the number of threads changes it.
+//! Every draw is a pure function of the seed, the step and the token's place among all tokens of the step: a resumed run repeats it, and
+//! neither the micro-batch nor the number of threads changes it.
 
 use crate::ops::noise::{Dropout, add_noise, draw};
-use crate::ops::positions::Positions;
+use crate::ops::positions::DocumentStarts;
 use candle_core::{Result, Tensor};
 
 /// The noise of one micro-batch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Noise {
-    /// Of the run and the step.
+    /// Derived from the run's seed and the step: [`Noise::key`].
     pub key: u64,
     /// LoRA's dropout, in [0, 1).
     pub dropout: f64,
     /// NEFTune's alpha; 0 = none.
     pub neftune: f64,
-    /// Tokens of the step in the micro-batches before this one.
+    /// Number of tokens of the step in the micro-batches before this one.
     pub first_token: u64,
 }
 
@@ -26,7 +26,7 @@ impl Noise {
         draw(draw(0x6c69_7465, seed), step)
     }
 
-    /// Of the input `x` (b, t, in) of a product of block `block`.
+    /// Dropout of the input `x` (b, t, in) of a product of block `block`; none if its rate is 0.
     pub(super) fn dropout(&self, block: usize, product: usize, x: &Tensor) -> Option<Dropout> {
         let width = x.dims().last().copied().unwrap_or(1) as u64;
         let key = draw(self.key, 1 + 4 * block as u64 + product as u64);
@@ -34,20 +34,21 @@ impl Noise {
     }
 
     /// Adds noise to the embeddings `x` (b, t, c), uniform within alpha / sqrt(L c), where L is the length of a token's document.
-    pub(super) fn on_embeddings(&self, x: &Tensor, positions: Positions) -> Result<()> {
+    pub(super) fn on_embeddings(&self, x: &Tensor, documents: Option<&DocumentStarts>) -> Result<()> {
         if self.neftune == 0.0 {
             return Ok(());
         }
         let (b, t, c) = x.dims3()?;
-        let most = |length: usize| (self.neftune / ((length * c) as f64).sqrt()) as f32;
-        let most: Vec<f32> = lengths(b, t, positions).into_iter().map(most).collect();
+        let lengths = document_lengths(b, t, documents);
+        let most: Vec<f32> =
+            lengths.iter().map(|length| (self.neftune / ((length * c) as f64).sqrt()) as f32).collect();
         add_noise(x, &most, self.key, self.first_token * c as u64)
     }
 }
 
 /// The length of every token's document.
-fn lengths(b: usize, t: usize, positions: Positions) -> Vec<usize> {
-    let Some(documents) = positions.documents() else { return vec![t; b * t] };
+fn document_lengths(b: usize, t: usize, documents: Option<&DocumentStarts>) -> Vec<usize> {
+    let Some(documents) = documents else { return vec![t; b * t] };
     let mut lengths = Vec::with_capacity(b * t);
     for row in (0..b).map(|i| documents.row(i)) {
         for document in row.chunk_by(|a, b| a == b) {

@@ -1,14 +1,9 @@
-//! Forward for evaluation: a [`PrefixTree`] of sequences in, the log-probabilities of the wanted tokens out.
+//! The forward pass for evaluation: a [`PrefixTree`] of sequences in, the log-probabilities of chosen tokens out.
 
 use super::Llama;
-use super::block::{Block, Product, Stream};
-use crate::ops::attention::attention_prefix_tree;
+use super::block::{Attend, Context};
 use crate::ops::cross_entropy::{Scored, score};
-use crate::ops::positions::Positions;
 use crate::ops::prefix_tree::PrefixTree;
-use crate::ops::rms_norm::{Normed, add_rms_norm};
-use crate::ops::rope::{Rope, rope};
-use crate::ops::swiglu::swiglu;
 use candle_core::{Device, Result, Tensor, bail};
 
 /// A token whose probability is asked for.
@@ -20,38 +15,24 @@ pub struct TargetToken {
     pub target: u32,
 }
 
-impl Block {
-    /// Forward for evaluation: nothing is saved.
-    fn forward_prefix_tree(&self, stream: Stream, tables: &Rope, tree: &PrefixTree) -> Result<Stream> {
-        let w = &self.weights;
-        let Normed { h: x, y: n1, .. } = add_rms_norm(&stream.h, stream.branch.as_ref(), &w.input_layernorm, self.eps)?;
-        let qkv = self.project(Product::Qkv, &n1, None)?;
-        rope(&qkv, tables, self.heads.q + self.heads.kv, Positions::Tree(tree))?;
-        let attn = attention_prefix_tree(&qkv, tree, self.heads, self.precision)?;
-        let o = self.project(Product::O, &attn, None)?;
-        let Normed { h, y: n2, .. } = add_rms_norm(&x, Some(&o), &w.post_attention_layernorm, self.eps)?;
-        let gate_up = self.project(Product::GateUp, &n2, None)?;
-        let out = self.project(Product::Down, &swiglu(&gate_up)?, None)?;
-        Ok(Stream { h, branch: Some(out) })
-    }
-}
-
 impl Llama {
-    /// What the model thinks of each of `wanted`, for the tokens `row` of a prefix tree. The head sees the wanted places alone.
-    pub fn score_prefix_tree(&self, row: Vec<u32>, tree: &PrefixTree, wanted: &[TargetToken]) -> Result<Vec<Scored>> {
+    /// The loss of each token in `targets`, for the tokens `row` of a prefix tree. Only the places before them go through the head.
+    pub fn score_prefix_tree(&self, row: Vec<u32>, tree: &PrefixTree, targets: &[TargetToken]) -> Result<Vec<Scored>> {
         if row.len() != tree.len() || row.is_empty() {
             bail!("{} tokens for a prefix tree of {}", row.len(), tree.len());
         }
         let device = self.flat.device();
-        let mut stream = self.embed(&Tensor::from_vec(row, (1, tree.len()), &Device::Cpu)?)?;
+        let cx = Context { rope: &self.rope, documents: None, noise: None };
+        let mut residual = self.embed(&Tensor::from_vec(row, (1, tree.len()), &Device::Cpu)?)?;
         for block in &self.blocks {
-            stream = block.forward_prefix_tree(stream, &self.rope, tree)?;
+            residual = block.forward(residual, cx, Attend::Tree(tree))?.0;
         }
-        let places: Vec<u32> = wanted.iter().map(|w| w.place).collect();
-        let places = Tensor::from_vec(places, wanted.len(), device)?;
-        let rows = self.final_norm(&stream)?.y.squeeze(0)?.index_select(&places, 0)?;
-        let targets: Vec<u32> = wanted.iter().map(|w| w.target).collect();
-        score(&rows, &self.weights.lm_head, &Tensor::from_vec(targets, wanted.len(), &Device::Cpu)?, self.precision)
+        let places: Vec<u32> = targets.iter().map(|target| target.place).collect();
+        let places = Tensor::from_vec(places, targets.len(), device)?;
+        let rows = self.final_norm(&residual)?.y.squeeze(0)?.index_select(&places, 0)?;
+        let ids: Vec<u32> = targets.iter().map(|target| target.target).collect();
+        let ids = Tensor::from_vec(ids, targets.len(), &Device::Cpu)?;
+        score(&rows, &self.weights.lm_head, &ids, self.precision)
     }
 }
 

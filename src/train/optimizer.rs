@@ -71,7 +71,7 @@ mod tests {
                     [data]\nsource = \"stories\"\ntokenizer = \"train\"\n[train]\nsequence_length = 16\nmicro_batch_size = 1\nsteps = 9\n\
                     [optimizer]\ngrad_clip = 0\n";
         let config = Config::from_toml_str(&format!("{text}moments = {:?}\n", moments.name()), "a.toml").unwrap();
-        let layout = Layout::of(vec![("w".into(), vec![N])]);
+        let layout = Layout::from_shapes(vec![("w".into(), vec![N])]);
         Optimizer::new(&config.optimizer, &layout, &layout.zeros(&Device::Cpu).unwrap(), seed).unwrap()
     }
 

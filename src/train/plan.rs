@@ -3,7 +3,7 @@
 use super::footprint::{Footprint, checkpoint_bytes, recompute_within};
 use super::schedule::Schedule;
 use super::step::step;
-use crate::config::{Config, RecomputeSetting};
+use crate::config::{Config, Product, RecomputeSetting, Role};
 use crate::data::dataset::Dataset;
 use crate::data::loader::Loader;
 use crate::eval::benchmark::evaluate;
@@ -44,15 +44,15 @@ pub fn peak_of(name: &str) -> Option<f64> {
 /// Parts of a model's parameters by what they do.
 pub fn parameters(config: &Config) -> Vec<(&'static str, u64)> {
     let mut classes = vec![("embedding", 0), ("attention", 0), ("feed-forward", 0), ("norms", 0), ("head", 0)];
-    for (name, shape) in crate::model::names::tensor_specs(&config.model) {
-        let class = match name.as_str() {
-            n if n.contains("embed_tokens") => 0,
-            n if n.contains("self_attn") => 1,
-            n if n.contains("mlp.") => 2,
-            n if n.contains("norm") => 3,
-            _ => 4,
+    for (_, parameter) in config.model.parameters() {
+        let class = match parameter.role {
+            Role::Embedding => 0,
+            Role::Projection(Product::Qkv | Product::O) => 1,
+            Role::Projection(Product::GateUp | Product::Down) => 2,
+            Role::Norm => 3,
+            Role::Head => 4,
         };
-        classes[class].1 += shape.iter().product::<usize>() as u64;
+        classes[class].1 += parameter.elements();
     }
     classes
 }

@@ -3,7 +3,7 @@
 use super::state::{Saved, State};
 use crate::checkpoint::{Contents, TensorRef};
 use crate::config::{LoraConfig, ModelConfig};
-use crate::model::params::{Layout, Spec};
+use crate::model::params::{Layout, ParamSpec};
 use crate::tokenizer::Tokenizer;
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
@@ -149,7 +149,7 @@ fn base_dir(saved: &Saved) -> String {
 
 /// The tensors of a flat buffer under their names plus `suffix`.
 fn named_tensors<'a>(layout: &Layout, data: &'a [f32], suffix: &str) -> Vec<TensorRef<'a>> {
-    let tensor = |s: &Spec| TensorRef {
+    let tensor = |s: &ParamSpec| TensorRef {
         name: format!("{}{suffix}", s.name),
         shape: s.shape.clone(),
         data: &data[s.start..s.start + s.len],

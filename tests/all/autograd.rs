@@ -80,7 +80,7 @@ fn reference_losses(p: &Named, c: &ModelConfig, inputs: &Tensor, targets: &Tenso
 }
 
 fn named(flat: &Tensor, layout: &Layout) -> Named {
-    let var = |s: &llama_lite::model::params::Spec| {
+    let var = |s: &llama_lite::model::params::ParamSpec| {
         let view = flat.narrow(0, s.start, s.len).unwrap().reshape(s.shape.as_slice()).unwrap();
         (s.name.clone(), Var::from_tensor(&view.copy().unwrap()).unwrap())
     };

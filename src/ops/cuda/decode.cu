@@ -2,21 +2,21 @@
 // position is and which ids come in, kernels read from `feed` (position, ids...) in memory: the launches are the same for every token, and
 // can be replayed as one.
 //
-// Norms are computed by every block of the product that they go into: they cost less than a launch. h = x + branch; where it is stored, block 0
+// Norms are computed by every block of the product that they go into: they cost less than a launch. h = x + pending; where it is stored, block 0
 // does that, to another buffer than x.
 #include "attend.cuh"
 
 constexpr int BLOCK_WARPS = 8;
 
-// Row `row` of h = x + branch (null: x), normed, into `to`; h into `sum` if that is not null.
+// Row `row` of h = x + pending (null: x), normed, into `to`; h into `sum` if that is not null.
 template <class T>
-__device__ inline void norm_row(const T *x, const T *branch, const float *weight, T *to, T *sum, float eps, int c) {
+__device__ inline void norm_row(const T *x, const T *pending, const float *weight, T *to, T *sum, float eps, int c) {
   __shared__ float scratch[32];
   float squares = 0;
   for (int at = threadIdx.x * 8; at < c; at += blockDim.x * 8) {
     Eight e = load8(x + at);
-    if (branch) {
-      const Eight b = load8(branch + at);
+    if (pending) {
+      const Eight b = load8(pending + at);
       for (int i = 0; i < 8; i++) e.x[i] += b.x[i];
     }
     // As it is stored.
@@ -54,15 +54,15 @@ __device__ inline void dots(float (&y)[N], const T *x, const T *w, int n, int in
   for (int r = 0; r < N; r++) y[r] = warp_sum(y[r]);
 }
 
-// y (n, outputs) = x Wᵀ, a warp for each output in turn. With norm weights, x is RMSNorm(x + branch) and h goes to `sum`. GATED: W has twice as
+// y (n, outputs) = x Wᵀ, a warp for each output in turn. With norm weights, x is RMSNorm(x + pending) and h goes to `sum`. GATED: W has twice as
 // many rows, gates and ups, and y = silu(gate) up. Shared: n inner elements with norm weights, else none.
 template <int N, bool GATED, class T, class Out>
-__device__ inline void product(const T *x, const T *branch, const float *norm, T *sum, float eps, const T *w, Out *y, int n, int inner, int outputs) {
+__device__ inline void product(const T *x, const T *pending, const float *norm, T *sum, float eps, const T *w, Out *y, int n, int inner, int outputs) {
   SHARED(T, normed);
   if (norm) {
     for (int r = 0; r < n; r++) {
       const size_t row = size_t(r) * inner;
-      norm_row(x + row, branch ? branch + row : nullptr, norm, normed + row, sum && blockIdx.x == 0 ? sum + row : nullptr, eps, inner);
+      norm_row(x + row, pending ? pending + row : nullptr, norm, normed + row, sum && blockIdx.x == 0 ? sum + row : nullptr, eps, inner);
     }
     __syncthreads();
     x = normed;
@@ -89,12 +89,12 @@ __device__ inline void product(const T *x, const T *branch, const float *norm, T
   }
 }
 
-// Grid any number of blocks; block 256; shared n · inner elements if there is a norm. Arguments: const T *x, const T *branch, const f32 *norm,
+// Grid any number of blocks; block 256; shared n · inner elements if there is a norm. Arguments: const T *x, const T *pending, const f32 *norm,
 // T *sum, f32 eps, const T *w, y, i32 n, i32 inner, i32 outputs. `few` is for one row, `some` for up to 8; y is T, or f32 of `logits`.
 #define PRODUCT(kernel, rows, gated, T, Out)                                                                                          \
-  extern "C" __global__ void __launch_bounds__(BLOCK_WARPS * WARP) kernel(const T *x, const T *branch, const float *norm, T *sum, float eps, \
+  extern "C" __global__ void __launch_bounds__(BLOCK_WARPS * WARP) kernel(const T *x, const T *pending, const float *norm, T *sum, float eps, \
                                                                           const T *w, Out *y, int n, int inner, int outputs) {       \
-    product<rows, gated>(x, branch, norm, sum, eps, w, y, n, inner, outputs);                                                         \
+    product<rows, gated>(x, pending, norm, sum, eps, w, y, n, inner, outputs);                                                         \
   }                                                                                                                                  \
   EXPORT(kernel)
 #define PRODUCTS(T, name)                                           \

@@ -64,32 +64,32 @@ pub(crate) fn embed(feed: &Tensor, table_vc: &Tensor, out: &Tensor) -> Result<()
 }
 
 /// What goes into a product.
-pub(crate) enum Input<'a> {
+pub(crate) enum ProductInput<'a> {
     /// (rows, in)
     Plain(&'a Tensor),
-    /// RMSNorm of `x + branch`, which goes to `sum`.
-    Normed { x: &'a Tensor, branch: Option<&'a Tensor>, sum: Option<&'a Tensor>, weight: &'a Tensor, eps: f64 },
+    /// RMSNorm of `x + pending`, which goes to `sum`.
+    Normed { x: &'a Tensor, pending: Option<&'a Tensor>, sum: Option<&'a Tensor>, weight: &'a Tensor, eps: f64 },
 }
 
 /// What is made of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Product,
+pub(crate) enum ProductKind {
+    Plain,
     /// SwiGLU of gates and ups, which the weight has one after the other.
     Gated,
     Logits,
 }
 
 /// `y (rows, out)` = input times Wᵀ.
-pub(crate) fn product(input: &Input, w: &Tensor, y: &Tensor, kind: Kind) -> Result<()> {
+pub(crate) fn product(input: &ProductInput, w: &Tensor, y: &Tensor, kind: ProductKind) -> Result<()> {
     let ((rows, outputs), inner, device) = (y.dims2()?, w.dim(D::Minus1)?, w.device());
-    let (x, branch, sum, weight, eps) = match *input {
-        Input::Plain(x) => (x, None, None, None, 0.0),
-        Input::Normed { x, branch, sum, weight, eps } => (x, branch, sum, Some(weight), eps),
+    let (x, pending, sum, weight, eps) = match *input {
+        ProductInput::Plain(x) => (x, None, None, None, 0.0),
+        ProductInput::Normed { x, pending, sum, weight, eps } => (x, pending, sum, Some(weight), eps),
     };
     let args = [
         at(x)?,
-        at_or_null(branch)?,
+        at_or_null(pending)?,
         at_or_null(weight)?,
         at_or_null(sum)?,
         Arg::F32(eps as f32),
@@ -100,9 +100,9 @@ pub(crate) fn product(input: &Input, w: &Tensor, y: &Tensor, kind: Kind) -> Resu
         int(outputs)?,
     ];
     let name = match kind {
-        Kind::Product => "product",
-        Kind::Gated => "gated",
-        Kind::Logits => "logits",
+        ProductKind::Plain => "product",
+        ProductKind::Gated => "gated",
+        ProductKind::Logits => "logits",
     };
     let count = if rows == 1 { "one" } else { "some" };
     let shared = if weight.is_some() { rows * inner * w.dtype().size_in_bytes() } else { 0 };

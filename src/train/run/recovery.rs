@@ -6,7 +6,7 @@
 use super::{Logs, Run, report_altered_logs};
 use crate::checkpoint::{self, Opened};
 use crate::metrics::Events;
-use crate::model::params::Spec;
+use crate::model::params::ParamSpec;
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::write_atomic;
 use crate::train::footprint::{Footprint, recompute};
@@ -119,7 +119,7 @@ impl Run {
         let (layout, flat) = self.state.model.trained();
         let flats = [flat, &self.state.grad];
         let tensors: Vec<Value> = layout.with_slices(flats, |layout, [weights, grad]| {
-            let of = |s: &Spec| {
+            let of = |s: &ParamSpec| {
                 let range = s.start..s.start + s.len;
                 let (weights, grad) = (summary(&weights[range.clone()]), summary(&grad[range]));
                 json!({"name": s.name, "weight": weights, "gradient": grad})

@@ -2,7 +2,7 @@
 
 use super::{Bench, wide};
 use crate::ops::attention::Heads;
-use crate::ops::cuda::decode::{Input, Kind, Recorder, attend, buffer, embed, product};
+use crate::ops::cuda::decode::{ProductInput, ProductKind, Recorder, attend, buffer, embed, product};
 use crate::ops::positions::Positions;
 use crate::ops::precision::Precision::F32;
 use crate::ops::{attention, linear, rms_norm, rope, swiglu};
@@ -11,25 +11,26 @@ use candle_core::{DType, Device, Result, Tensor};
 /// Products of one and of several rows, plain and with all that is fused into them.
 pub(super) fn products(bench: &mut Bench) -> Result<()> {
     for (rows, inner, outputs) in bench.shapes([(1, 296, 21), (5, 296, 21), (1, 5120, 2048)]) {
-        let (x, branch) = (bench.tensor(&[rows, inner])?, bench.tensor(&[rows, inner])?);
+        let (x, pending) = (bench.tensor(&[rows, inner])?, bench.tensor(&[rows, inner])?);
         let (w, weight) = (bench.tensor(&[2 * outputs, inner])?, bench.exact(&[inner])?);
         let half = w.narrow(0, 0, outputs)?;
         let of = |width: usize, dtype| buffer(&[rows, width], dtype, bench.device);
         let (plain, sum, logits) = (of(outputs, bench.dtype)?, of(inner, bench.dtype)?, of(2 * outputs, DType::F32)?);
-        product(&Input::Plain(&x), &half, &plain, Kind::Product)?;
+        product(&ProductInput::Plain(&x), &half, &plain, ProductKind::Plain)?;
         bench.near("decoding: product", &plain, &linear::linear(&wide(&x)?, &wide(&half)?, F32)?)?;
 
-        let input = Input::Normed { x: &x, branch: Some(&branch), sum: Some(&sum), weight: &weight, eps: 1e-5 };
-        product(&input, &w, &logits, Kind::Logits)?;
-        let added = (wide(&x)? + wide(&branch)?)?.to_dtype(bench.dtype)?.to_dtype(DType::F32)?;
+        let input =
+            ProductInput::Normed { x: &x, pending: Some(&pending), sum: Some(&sum), weight: &weight, eps: 1e-5 };
+        product(&input, &w, &logits, ProductKind::Logits)?;
+        let added = (wide(&x)? + wide(&pending)?)?.to_dtype(bench.dtype)?.to_dtype(DType::F32)?;
         bench.within(0.0, "decoding: sum", &sum, &added)?;
         let normed = rms_norm::add_rms_norm(&added, None, &wide(&weight)?, 1e-5)?.y;
         let want = linear::linear(&normed, &wide(&w)?, F32)?;
         bench.within(bench.twice(), "decoding: logits of a norm", &logits, &want)?;
 
         let gated = buffer(&[rows, outputs], bench.dtype, bench.device)?;
-        let input = Input::Normed { x: &x, branch: None, sum: None, weight: &weight, eps: 1e-5 };
-        product(&input, &w, &gated, Kind::Gated)?;
+        let input = ProductInput::Normed { x: &x, pending: None, sum: None, weight: &weight, eps: 1e-5 };
+        product(&input, &w, &gated, ProductKind::Gated)?;
         let normed = rms_norm::add_rms_norm(&wide(&x)?, None, &wide(&weight)?, 1e-5)?.y;
         let want = swiglu::swiglu(&linear::linear(&normed, &wide(&w)?, F32)?)?;
         bench.within(bench.twice(), "decoding: gated product", &gated, &want)?;

@@ -1,0 +1,65 @@
+//! The packed matrices of the forward pass as views of a flat buffer.
+//!
+//! The same struct names a model's weights and its gradients, so `block.backward(.., &grads.blocks[i])` cannot mix them up in shape.
+
+use super::block::BlockWeights;
+use super::params::{Cursor, Layout};
+use crate::config::ModelConfig;
+use candle_core::{Result, Tensor};
+
+/// Views of all weights (or gradients) of a model in a flat buffer.
+#[derive(Clone, Debug)]
+pub struct Weights {
+    /// (v, c)
+    pub embed_tokens: Tensor,
+    /// The blocks from the bottom up.
+    pub blocks: Vec<BlockWeights>,
+    /// (c)
+    pub norm: Tensor,
+    /// (v, c); the same view as `embed_tokens` when tied.
+    pub lm_head: Tensor,
+}
+
+impl Weights {
+    /// Views into `flat`, which must have `layout.total` elements.
+    pub fn views(flat: &Tensor, config: &ModelConfig, layout: &Layout) -> Result<Self> {
+        let mut cursor = Cursor::new(flat, layout)?;
+        let embed_tokens = cursor.take(1)?;
+        let blocks = (0..config.num_hidden_layers).map(|_| BlockWeights::views(&mut cursor)).collect::<Result<_>>()?;
+        let norm = cursor.take_vector()?;
+        let lm_head = if config.tie_word_embeddings { embed_tokens.clone() } else { cursor.take(1)? };
+        Ok(Self { embed_tokens, blocks, norm, lm_head })
+    }
+
+    /// The same with the weights of the norms as `exact` has them.
+    pub fn with_norms_of(self, exact: &Self) -> Self {
+        let blocks = self.blocks.into_iter().zip(&exact.blocks).map(|(block, exact)| block.with_norms_of(exact));
+        Self { norm: exact.norm.clone(), blocks: blocks.collect(), ..self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::tests::tiny;
+    use candle_core::{DType, Device};
+
+    #[test]
+    fn packed_views_are_the_named_tensors_side_by_side() {
+        let config = tiny(true);
+        let layout = Layout::new(&config);
+        let flat = Tensor::arange(0u32, layout.total as u32, &Device::Cpu).unwrap().to_dtype(DType::F32).unwrap();
+        let w = Weights::views(&flat, &config, &layout).unwrap();
+        let start = |name: &str| layout.specs.iter().find(|s| s.name == name).unwrap().start as f32;
+        let first_of_row = |t: &Tensor, row: usize| t.get(row).unwrap().to_vec1::<f32>().unwrap()[0];
+        let qkv = &w.blocks[1].qkv_proj;
+        let (q_rows, kv_rows) =
+            (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
+        assert_eq!(first_of_row(qkv, 0), start("model.layers.1.self_attn.q_proj.weight"));
+        assert_eq!(first_of_row(qkv, q_rows), start("model.layers.1.self_attn.k_proj.weight"));
+        assert_eq!(first_of_row(qkv, q_rows + kv_rows), start("model.layers.1.self_attn.v_proj.weight"));
+        let up = start("model.layers.0.mlp.up_proj.weight");
+        assert_eq!(first_of_row(&w.blocks[0].gate_up_proj, config.intermediate_size), up);
+        assert_eq!(first_of_row(&w.lm_head, 0), 0.0);
+    }
+}
