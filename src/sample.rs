@@ -176,7 +176,8 @@ pub fn generate(
 /// Feeds the beginning of `prompt` in pieces that take about [`PIECE_TIME`] each, between which an interrupt is honoured; returns
 /// where the last piece begins. A call that nobody can interrupt is fed whole.
 fn prefill(model: &Llama, prompt: &[u32], cache: &mut KvCache, limits: &Limits) -> Result<usize> {
-    let (mut at, mut piece) = (0, FIRST_PIECE);
+    let mut at = 0;
+    let mut piece = FIRST_PIECE;
     while limits.interrupt.is_some() && prompt.len() - at > piece {
         limits.check()?;
         let started = Instant::now();

@@ -250,7 +250,8 @@ impl Block {
             add_rms_norm(&x, Some(&o), &self.weights.post_attention_layernorm, self.eps)?;
         let gate_up = self.project(Product::GateUp, &n2, cx.noise)?;
         let act = swiglu(&gate_up)?;
-        let (n1, n2) = (Some(n1), Some(n2));
+        let n1 = Some(n1);
+        let n2 = Some(n2);
         Ok((Activations { x, rstd1, n1, qkv, attn, lse, h, rstd2, n2, gate_up, act: None }, act))
     }
 

@@ -55,7 +55,8 @@ impl Hyper {
     fn coefficients(&self, decay: bool) -> Coefficients {
         let (beta1, beta2) = self.betas;
         let exponent = self.t.min(i32::MAX as u64) as i32;
-        let (correction1, correction2) = (1.0 - beta1.powi(exponent), 1.0 - beta2.powi(exponent));
+        let correction1 = 1.0 - beta1.powi(exponent);
+        let correction2 = 1.0 - beta2.powi(exponent);
         let weight_decay = if decay { self.weight_decay } else { 0.0 };
         Coefficients {
             clip: self.clip as f32,
@@ -76,7 +77,8 @@ pub fn reference(p: &Tensor, g: &Tensor, m: &Tensor, v: &Tensor, h: &Hyper, deca
     let g = (g * h.clip)?;
     let m = ((m * h.betas.0)? + (&g * (1.0 - h.betas.0))?)?;
     let v = ((v * h.betas.1)? + (g.sqr()? * (1.0 - h.betas.1))?)?;
-    let (c1, c2) = (1.0 - h.betas.0.powf(h.t as f64), 1.0 - h.betas.1.powf(h.t as f64));
+    let c1 = 1.0 - h.betas.0.powf(h.t as f64);
+    let c2 = 1.0 - h.betas.1.powf(h.t as f64);
     let denominator = ((v.sqrt()? / c2.sqrt())? + h.eps)?;
     let p = if decay { (p * (1.0 - h.lr * h.weight_decay))? } else { p.clone() };
     let p = (p - ((&m / denominator)? * (h.lr / c1))?)?;

@@ -34,7 +34,8 @@ pub use tree::attention_prefix_tree;
 
 /// The same in candle's differentiable primitives, with the whole score matrix.
 pub fn reference(qkv: &Tensor, heads: Heads, documents: Option<&DocumentStarts>) -> Result<Tensor> {
-    let ((b, t), (scores, v)) = (heads.check("attention reference", qkv)?, reference_scores(qkv, heads, documents)?);
+    let (b, t) = heads.check("attention reference", qkv)?;
+    let (scores, v) = reference_scores(qkv, heads, documents)?;
     let shifted = scores.broadcast_sub(&scores.detach().max_keepdim(D::Minus1)?)?.exp()?;
     let p = shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)?;
     p.matmul(&v)?.transpose(1, 2)?.reshape((b, t, heads.out()))
@@ -53,7 +54,9 @@ pub(super) fn reference_scores(
         let x = x.unsqueeze(2)?.broadcast_as((b, n, repeats, t, heads.dim))?;
         x.reshape((b, heads.q, t, heads.dim))?.contiguous()
     };
-    let (q, k, v) = (part(0, heads.q)?, part(heads.q, heads.kv)?, part(heads.q + heads.kv, heads.kv)?);
+    let q = part(0, heads.q)?;
+    let k = part(heads.q, heads.kv)?;
+    let v = part(heads.q + heads.kv, heads.kv)?;
     let scores = (q.matmul(&k.transpose(2, 3)?.contiguous()?)? * heads.scale() as f64)?;
     let hidden = |sequence: usize, query: usize, key: usize| {
         key > query || documents.is_some_and(|s| key < s.row(sequence)[query] as usize)
@@ -73,23 +76,29 @@ pub fn attention(
     let (b, t) = heads.check("attention", qkv)?;
     check_segments("attention", documents, b, t)?;
     on_gpu!(qkv, super::cuda::attention(qkv, heads, documents));
-    let (d, width, out_width) = (heads.dim, heads.packed(), heads.out());
+    let d = heads.dim;
+    let width = heads.packed();
+    let out_width = heads.out();
     let (out, lse) = cpu::read("attention", [qkv], |[qkv]| {
-        let (mut out, mut lse) = (cpu::output(b * t * out_width), cpu::output(b * heads.q * t));
+        let mut out = cpu::output(b * t * out_width);
+        let mut lse = cpu::output(b * heads.q * t);
         let shared = SharedMut::new(&mut out);
         let rows =
             |sequence, column| Rows { data: qkv, from: sequence * t * width + column * d, stride: width, dim: d };
         let packed: Vec<KeysAndValues> = (0..b * heads.kv)
             .into_par_iter()
             .map(|task| {
-                let (sequence, kv) = (task / heads.kv, heads.q + task % heads.kv);
+                let sequence = task / heads.kv;
+                let kv = heads.q + task % heads.kv;
                 KeysAndValues::pack(rows(sequence, kv), rows(sequence, kv + heads.kv), t, precision)
             })
             .collect();
         lse.par_chunks_mut(t).enumerate().for_each(|(task, lse)| {
-            let (sequence, head) = (task / heads.q, task % heads.q);
+            let sequence = task / heads.q;
+            let head = task % heads.q;
             let place = (sequence * t * out_width + head * d, out_width);
-            let (scale, starts) = (heads.scale(), documents.map(|s| s.row(sequence)));
+            let scale = heads.scale();
+            let starts = documents.map(|s| s.row(sequence));
             let kv = &packed[sequence * heads.kv + head / heads.group()];
             forward_head(rows(sequence, head), kv, (t, 0, scale, starts), shared, place, lse);
         });
@@ -106,7 +115,8 @@ pub fn max_logit(qkv: &Tensor, heads: Heads, documents: Option<&DocumentStarts>)
     on_gpu!(qkv, super::cuda::max_logit(qkv, heads, documents));
     cpu::read("max_logit", [qkv], |[qkv]| {
         let of = |task: usize| {
-            let (sequence, head) = (task / heads.q, task % heads.q);
+            let sequence = task / heads.q;
+            let head = task % heads.q;
             let rows = |column: usize| {
                 let from = sequence * t * heads.packed() + column * heads.dim;
                 Rows { data: qkv, from, stride: heads.packed(), dim: heads.dim }
@@ -145,7 +155,8 @@ pub fn attention_backward(
         let mut dqkv = cpu::output(b * t * heads.packed());
         let shared = SharedMut::new(&mut dqkv);
         (0..b * heads.kv).into_par_iter().for_each(|task| {
-            let (sequence, kv) = (task / heads.kv, task % heads.kv);
+            let sequence = task / heads.kv;
+            let kv = task % heads.kv;
             let starts = documents.map(|s| s.row(sequence));
             backward_kv_head(slices, shared, heads, t, (sequence, kv), starts, precision);
         });
@@ -158,15 +169,18 @@ pub fn attention_backward(
 /// hold at least `start + t` rows each, un-expanded. → (b, t, h·d). Forward only.
 pub fn attention_cached(q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads, start: usize) -> Result<Tensor> {
     let (b, t, _) = q.dims3()?;
-    let (capacity, d) = (k.dim(1)?, heads.dim);
+    let capacity = k.dim(1)?;
+    let d = heads.dim;
     if q.dtype() != k.dtype() || k.dims() != [b, capacity, heads.kv * d] || v.dims() != k.dims() || start + t > capacity
     {
         bail!("attention_cached: q {:?} at {start} does not fit the cache {:?}", q.shape(), k.shape());
     }
     on_gpu!(q, super::cuda::attention_cached(q, k, v, heads, start));
-    let (q_width, kv_width) = (heads.out(), heads.kv * d);
+    let q_width = heads.out();
+    let kv_width = heads.kv * d;
     let out = cpu::read("attention_cached", [q, k, v], |[q, k, v]| {
-        let (mut out, mut lse) = (cpu::output(b * t * q_width), cpu::output(b * heads.q * t));
+        let mut out = cpu::output(b * t * q_width);
+        let mut lse = cpu::output(b * heads.q * t);
         let shared = SharedMut::new(&mut out);
         let keys = start + t;
         let rows = |data, task: usize| {
@@ -181,7 +195,8 @@ pub fn attention_cached(q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads, start:
                 .collect(),
         };
         lse.par_chunks_mut(t).enumerate().for_each(|(task, lse)| {
-            let (sequence, head) = (task / heads.q, task % heads.q);
+            let sequence = task / heads.q;
+            let head = task % heads.q;
             let place = (sequence * t * q_width + head * d, q_width);
             let q = Rows { data: q, from: place.0, stride: q_width, dim: d };
             let kv = sequence * heads.kv + head / heads.group();

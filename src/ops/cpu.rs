@@ -193,8 +193,10 @@ fn fold(mut lanes: [f32; LANES]) -> f32 {
 #[inline(always)]
 pub(crate) fn sum2(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = [0f32; LANES];
-    let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let (a_rest, b_rest) = (a_chunks.remainder(), b_chunks.remainder());
+    let a_chunks = a.chunks_exact(LANES);
+    let b_chunks = b.chunks_exact(LANES);
+    let a_rest = a_chunks.remainder();
+    let b_rest = b_chunks.remainder();
     for (x, y) in a_chunks.zip(b_chunks) {
         for l in 0..LANES {
             lanes[l] += f(x[l], y[l]);

@@ -44,7 +44,9 @@ impl Head<'_> {
         losses: &mut [T],
         row: impl Fn(&mut [f32], u32) -> T + Sync,
     ) {
-        let (rows, c, v) = (losses.len(), self.channels, self.vocab);
+        let rows = losses.len();
+        let c = self.channels;
+        let v = self.vocab;
         let x = Mat::new(&self.x[from * c..], rows, c, c);
         matmul(logits, v, Into::Overwrite, 1.0, x, Mat::new(self.w, v, c, c).t(), self.precision);
         let per_piece = cpu::rows_per_piece(v);
@@ -137,7 +139,8 @@ pub fn score(x_nc: &Tensor, w_vc: &Tensor, targets_n: &Tensor, precision: Precis
 
 /// Sum of the squares of all logits.
 pub fn logit_squares(x_nc: &Tensor, w_vc: &Tensor, precision: Precision) -> Result<f64> {
-    let ((n, channels), vocab) = (x_nc.dims2()?, w_vc.dim(0)?);
+    let (n, channels) = x_nc.dims2()?;
+    let vocab = w_vc.dim(0)?;
     on_gpu!(x_nc, super::cuda::logit_squares(x_nc, w_vc));
     let targets = vec![IGNORE; n];
     cpu::read("logit_squares", [x_nc, w_vc], |[x, w]| {
@@ -172,7 +175,8 @@ pub fn cross_entropy_and_backward(
         let mut dx = cpu::output(n * c);
         let mut logits = cpu::output(step.min(n) * vocab);
         for ((i, losses), dx) in losses.chunks_mut(step).enumerate().zip(dx.chunks_mut(step * c)) {
-            let (rows, from) = (losses.len(), i * step);
+            let rows = losses.len();
+            let from = i * step;
             let logits = &mut logits[..rows * vocab];
             head.chunk(logits, from, losses, |z, target| row_loss_and_gradient(z, target, scale));
             let dz = Mat::new(logits, rows, vocab, vocab);

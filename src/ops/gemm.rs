@@ -199,7 +199,9 @@ pub(crate) fn matmul(
 ) {
     assert_eq!(lhs.cols, rhs.rows, "inner dimensions differ");
     assert!(span(lhs.rows, rhs.cols, dst_stride, 1) <= dst.len(), "product does not fit its buffer");
-    let (m, n, k) = (lhs.rows, rhs.cols, lhs.cols);
+    let m = lhs.rows;
+    let n = rhs.cols;
+    let k = lhs.cols;
     if k == 0 && into == Into::Overwrite {
         (0..m).for_each(|i| dst[i * dst_stride..][..n].fill(0.0));
     }
@@ -232,7 +234,8 @@ fn pack_stripe(
 ) {
     (packed.rows, packed.cols) = (depth, width);
     let precision = packed.precision;
-    let (panels, panel) = (width.div_ceil(NR), precision.words(depth) * NR);
+    let panels = width.div_ceil(NR);
+    let panel = precision.words(depth) * NR;
     grow(&mut packed.data, panels * panel);
     let data = &mut packed.data[..panels * panel];
     let rhs = Mat { cols: col + width, ..*rhs };
@@ -247,7 +250,8 @@ fn pack_stripe(
 
 /// Multiplies terms `from..` of `lhs` by a packed stripe of columns that begins at column `col` of the destination.
 fn stripe(target: Target, lhs: Mat, from: usize, col: usize, rhs: Panels, threads: usize) {
-    let (rows, panels) = (lhs.rows, rhs.cols.div_ceil(NR));
+    let rows = lhs.rows;
+    let panels = rhs.cols.div_ceil(NR);
     if threads == 1 {
         for first in (0..rows).step_by(MOST_ROWS) {
             block(target, lhs, (first, MOST_ROWS.min(rows - first)), from, col, rhs);
@@ -261,7 +265,8 @@ fn stripe(target: Target, lhs: Mat, from: usize, col: usize, rhs: Panels, thread
     let group = panels.div_ceil(groups) * NR;
     let row_blocks = rows.div_ceil(height);
     (0..row_blocks * groups).into_par_iter().for_each(|task| {
-        let (first, at) = (task % row_blocks * height, task / row_blocks * group);
+        let first = task % row_blocks * height;
+        let at = task / row_blocks * group;
         if at < rhs.cols {
             let part = rhs.columns(at..rhs.cols.min(at + group));
             block(target, lhs, (first, height.min(rows - first)), from, col + at, part);
@@ -283,7 +288,8 @@ fn block(target: Target, lhs: Mat, (first, rows): (usize, usize), from: usize, c
     let precision = rhs.precision;
     let transposed = lhs.col_stride != 1;
     let pack = precision == Precision::Bf16 || (transposed && (lhs.row_stride != 1 || rhs.cols > 3 * NR));
-    let (order, kernels) = (pack::order(&lhs), kernels());
+    let order = pack::order(&lhs);
+    let kernels = kernels();
     let mut packed = with_scratch(|s| std::mem::take(&mut s.lhs));
     if pack {
         grow(&mut packed, pack::lhs_len(rows));

@@ -29,7 +29,8 @@ pub fn reference(
     for (i, part) in adapter.parts.iter().enumerate() {
         let u = dropped.matmul(&adapter.a.narrow(0, i * rank, rank)?.t()?)?;
         let mine = (u.matmul(&part.b.t()?)? * scale)?;
-        let (before, after) = (part.rows.start, w_oi.dim(0)? - part.rows.end);
+        let before = part.rows.start;
+        let after = w_oi.dim(0)? - part.rows.end;
         y = (y + mine.pad_with_zeros(1, before, after)?)?;
     }
     Ok(y)
@@ -60,7 +61,8 @@ fn sizes(op: &str, x: &Tensor, y: &Tensor, adapter: &LoraAdapter) -> Result<Size
 fn down(x: &[f32], a: &[f32], s: &Sizes, precision: Precision) -> Vec<f32> {
     let all = a.len() / s.inner;
     let mut u = cpu::output(s.rows * all);
-    let (x, a) = (Mat::new(x, s.rows, s.inner, s.inner), Mat::new(a, all, s.inner, s.inner));
+    let x = Mat::new(x, s.rows, s.inner, s.inner);
+    let a = Mat::new(a, all, s.inner, s.inner);
     matmul(&mut u, all, Into::Overwrite, 1.0, x, a.t(), precision);
     u
 }
@@ -149,9 +151,11 @@ pub fn lora_backward(
 
 /// `W + s · B A`, the weight (out, in) of the layer and its adapter in one.
 pub fn merged(w_oi: &[f32], a_ri: &[f32], b_or: &[f32], rank: usize, scale: f64) -> Vec<f32> {
-    let (inner, outputs) = (a_ri.len() / rank, b_or.len() / rank);
+    let inner = a_ri.len() / rank;
+    let outputs = b_or.len() / rank;
     let mut w = w_oi.to_vec();
-    let (a, b) = (Mat::new(a_ri, rank, inner, inner), Mat::new(b_or, outputs, rank, rank));
+    let a = Mat::new(a_ri, rank, inner, inner);
+    let b = Mat::new(b_or, outputs, rank, rank);
     matmul(&mut w, inner, Into::Accumulate, scale as f32, b, a, Precision::F32);
     w
 }

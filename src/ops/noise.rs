@@ -39,7 +39,8 @@ impl Dropout {
     /// `x` with dropped elements 0 and the others larger by 1 / (1 - p).
     pub fn of(&self, x: &[f32]) -> Vec<f32> {
         let mut out = cpu::output(x.len());
-        let (limit, keep) = (self.limit(), self.keep());
+        let limit = self.limit();
+        let keep = self.keep();
         let pieces = out.par_chunks_mut(cpu::PIECE).zip(x.par_chunks(cpu::PIECE)).enumerate();
         pieces.for_each(|(piece, (out, x))| {
             let first = self.first + (piece * cpu::PIECE) as u64;

@@ -47,7 +47,9 @@ pub fn add_rms_norm(x: &Tensor, delta: Option<&Tensor>, w_c: &Tensor, eps: f64) 
     on_gpu!(x, super::cuda::add_rms_norm(x, delta, w_c, eps));
     let Some(delta) = delta else { return norm_alone(x, w_c, eps as f32, c) };
     let (h, y, rstd) = cpu::read("rms_norm", [x, delta, w_c], |[x, delta, w]| {
-        let (mut h, mut y, mut rstd) = (cpu::output(x.len()), cpu::output(x.len()), cpu::output(x.len() / c));
+        let mut h = cpu::output(x.len());
+        let mut y = cpu::output(x.len());
+        let mut rstd = cpu::output(x.len() / c);
         let rows = cpu::rows_per_piece(c);
         let results = h.par_chunks_mut(rows * c).zip(y.par_chunks_mut(rows * c)).zip(rstd.par_chunks_mut(rows));
         let pieces = results.zip(x.par_chunks(rows * c)).zip(delta.par_chunks(rows * c));
@@ -67,13 +69,15 @@ pub fn add_rms_norm(x: &Tensor, delta: Option<&Tensor>, w_c: &Tensor, eps: f64) 
 
 fn norm_alone(h: &Tensor, w_c: &Tensor, eps: f32, c: usize) -> Result<Normed> {
     let (y, rstd) = cpu::read("rms_norm", [h, w_c], |[h, w]| {
-        let (mut y, mut rstd) = (cpu::output(h.len()), cpu::output(h.len() / c));
+        let mut y = cpu::output(h.len());
+        let mut rstd = cpu::output(h.len() / c);
         let rows = cpu::rows_per_piece(c);
         let pieces = y.par_chunks_mut(rows * c).zip(rstd.par_chunks_mut(rows)).zip(h.par_chunks(rows * c));
         pieces.for_each(|((y, rstd), h)| cpu::simd!(norm_rows(y, rstd, h, w, eps)));
         Ok((y, rstd))
     })?;
-    let (y, rstd) = (cpu::tensor(y, h.dims())?, cpu::tensor(rstd, h.elem_count() / c)?);
+    let y = cpu::tensor(y, h.dims())?;
+    let rstd = cpu::tensor(rstd, h.elem_count() / c)?;
     Ok(Normed { h: h.clone(), y, rstd })
 }
 

@@ -112,7 +112,8 @@ pub fn reference(qkv: &Tensor, rope: &Rope, rotated_heads: usize, positions: Pos
     let cos = cos.index_select(&positions, 0)?.reshape((b, t, 1, half))?;
     let sin = sin.index_select(&positions, 0)?.reshape((b, t, 1, half))?;
     let turned = heads.narrow(2, 0, rotated_heads)?;
-    let (x, y) = (turned.narrow(3, 0, half)?, turned.narrow(3, half, half)?);
+    let x = turned.narrow(3, 0, half)?;
+    let y = turned.narrow(3, half, half)?;
     let a = (x.broadcast_mul(&cos)? - y.broadcast_mul(&sin)?)?;
     let c = (y.broadcast_mul(&cos)? + x.broadcast_mul(&sin)?)?;
     let turned = Tensor::cat(&[a, c], 3)?;
@@ -162,7 +163,9 @@ fn turn(
                     for head in row.chunks_exact_mut(d).take(rotated_heads) {
                         let (x, y) = head.split_at_mut(half);
                         for i in 0..half {
-                            let (a, b, s) = (x[i], y[i], sign * sin[i]);
+                            let a = x[i];
+                            let b = y[i];
+                            let s = sign * sin[i];
                             x[i] = a * cos[i] - b * s;
                             y[i] = b * cos[i] + a * s;
                         }

@@ -110,7 +110,8 @@ pub fn difference(got: &Tensor, want: &Tensor) -> Result<f64> {
         return Ok(0.0);
     }
     let all = |t: &Tensor| t.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>();
-    let (got, want) = (all(got)?, all(want)?);
+    let got = all(got)?;
+    let want = all(want)?;
     let largest = want.iter().fold(1e-30, |m: f64, x| m.max(x.abs()));
     let worst = got.iter().zip(&want).fold(0.0, |m: f64, (g, w)| {
         let d = (g - w).abs() / largest;
@@ -138,7 +139,8 @@ fn zeros_like(t: &Tensor) -> Result<Tensor> {
 fn check_embedding(inputs: &mut Inputs) -> Result<f64> {
     let mut found = 0.0f64;
     for (n, v, c) in [(1, 3, 1), (37, 11, 70), (128, 50, 96)] {
-        let (ids, table) = (inputs.ids(n, v)?, Var::from_tensor(&inputs.tensor(&[v, c])?)?);
+        let ids = inputs.ids(n, v)?;
+        let table = Var::from_tensor(&inputs.tensor(&[v, c])?)?;
         let dy = inputs.tensor(&[n, c])?;
         let want = embedding::reference(&ids, &table)?;
         let oracle = autograd(&want, &dy, &[&table])?;
@@ -154,7 +156,8 @@ fn check_linear(inputs: &mut Inputs) -> Result<f64> {
     for (n, o, i) in [(1, 1, 1), (1, 70, 700), (3, 131, 33), (7, 13, 5), (65, 33, 130), (128, 256, 64)] {
         for strided in [false, true] {
             let x = if strided { inputs.strided(n, i)? } else { inputs.tensor(&[n, i])? };
-            let (x, w) = (Var::from_tensor(&x)?, Var::from_tensor(&inputs.tensor(&[o, i])?)?);
+            let x = Var::from_tensor(&x)?;
+            let w = Var::from_tensor(&inputs.tensor(&[o, i])?)?;
             let dy = if strided { inputs.strided(n, o)? } else { inputs.tensor(&[n, o])? };
             let want = linear::reference(&x, &w)?;
             let oracle = autograd(&want, &dy, &[&x, &w])?;
@@ -175,7 +178,8 @@ fn check_lora(inputs: &mut Inputs) -> Result<f64> {
     for (n, i, r, rows) in shapes {
         for p in [0.0, 0.3] {
             let o = rows.last().map_or(0, |rows| rows.end) + 3;
-            let (x, w) = (Var::from_tensor(&inputs.tensor(&[n, i])?)?, inputs.tensor(&[o, i])?);
+            let x = Var::from_tensor(&inputs.tensor(&[n, i])?)?;
+            let w = inputs.tensor(&[o, i])?;
             let a = Var::from_tensor(&inputs.tensor(&[rows.len() * r, i])?)?;
             let bs: Vec<Var> =
                 rows.iter().map(|rows| Var::from_tensor(&inputs.tensor(&[rows.len(), r])?)).collect::<Result<_>>()?;
@@ -211,11 +215,14 @@ fn check_lora(inputs: &mut Inputs) -> Result<f64> {
 }
 
 fn check_rms_norm(inputs: &mut Inputs) -> Result<f64> {
-    let (mut found, eps) = (0.0f64, 1e-5);
+    let mut found = 0.0f64;
+    let eps = 1e-5;
     for (n, c) in [(1, 1), (3, 17), (300, 128), (9, 500)] {
-        let (x, delta) = (Var::from_tensor(&inputs.strided(n, c)?)?, inputs.tensor(&[n, c])?);
+        let x = Var::from_tensor(&inputs.strided(n, c)?)?;
+        let delta = inputs.tensor(&[n, c])?;
         let w = Var::from_tensor(&inputs.tensor(&[c])?)?;
-        let (dy, dres) = (inputs.tensor(&[n, c])?, inputs.tensor(&[n, c])?);
+        let dy = inputs.tensor(&[n, c])?;
+        let dres = inputs.tensor(&[n, c])?;
         let h = (x.as_tensor() + &delta)?;
         let want = rms_norm::reference(&h, &w, eps)?;
         let through_both = ((&want * &dy)? + (&h * &dres)?)?;
@@ -241,7 +248,8 @@ fn check_rope(inputs: &mut Inputs) -> Result<f64> {
         for positions in [Positions::From(0), Positions::From(3), Positions::Documents(&documents)] {
             let want = rope::reference(&qkv, &tables, rotated, positions)?;
             let oracle = autograd(&want, &dy, &[&qkv])?;
-            let (got, dqkv) = (qkv.as_tensor().copy()?, dy.copy()?);
+            let got = qkv.as_tensor().copy()?;
+            let dqkv = dy.copy()?;
             rope::rope(&got, &tables, rotated, positions)?;
             rope::rope_backward(&dqkv, &tables, rotated, positions)?;
             found = found.max(worst(&[(&got, &want), (&dqkv, &oracle[0])])?);
@@ -254,10 +262,12 @@ fn check_swiglu(inputs: &mut Inputs) -> Result<f64> {
     let mut found = 0.0f64;
     for (n, f) in [(1, 1), (5, 7), (130, 344)] {
         let packed = (inputs.strided(n, 2 * f)? * 6.0)?;
-        let (packed, dy) = (Var::from_tensor(&packed)?, inputs.tensor(&[n, f])?);
+        let packed = Var::from_tensor(&packed)?;
+        let dy = inputs.tensor(&[n, f])?;
         let want = swiglu::reference(&packed)?;
         let oracle = autograd(&want, &dy, &[&packed])?;
-        let (got, grad) = (swiglu::swiglu(&packed)?, swiglu::swiglu_backward(&packed, &dy)?);
+        let got = swiglu::swiglu(&packed)?;
+        let grad = swiglu::swiglu_backward(&packed, &dy)?;
         found = found.max(worst(&[(&got, &want), (&grad, &oracle[0])])?);
     }
     Ok(found)
@@ -288,8 +298,10 @@ fn check_attention(inputs: &mut Inputs) -> Result<f64> {
         let oracle = autograd(&want, &dy, &[&qkv])?;
         let (out, lse) = attention::attention(&qkv, heads, None, F32)?;
         let dqkv = attention::attention_backward(&qkv, &out, &lse, &dy, heads, None, F32)?;
-        let (k_from, k_width) = (heads.out(), kv * dim);
-        let (k, v) = (qkv.narrow(2, k_from, k_width)?, qkv.narrow(2, k_from + k_width, k_width)?);
+        let k_from = heads.out();
+        let k_width = kv * dim;
+        let k = qkv.narrow(2, k_from, k_width)?;
+        let v = qkv.narrow(2, k_from + k_width, k_width)?;
         let start = t / 2;
         let late = qkv.narrow(2, 0, heads.out())?.narrow(1, start, t - start)?;
         let cached = attention::attention_cached(&late, &k, &v, heads, start)?;
@@ -300,9 +312,11 @@ fn check_attention(inputs: &mut Inputs) -> Result<f64> {
 }
 
 fn check_cross_entropy(inputs: &mut Inputs) -> Result<f64> {
-    let (mut found, scale) = (0.0f64, 0.25f32);
+    let mut found = 0.0f64;
+    let scale = 0.25f32;
     for (n, c, v) in [(1, 1, 2), (9, 17, 31), (70, 32, 1000)] {
-        let (x, w) = (Var::from_tensor(&inputs.strided(n, c)?)?, Var::from_tensor(&inputs.tensor(&[v, c])?)?);
+        let x = Var::from_tensor(&inputs.strided(n, c)?)?;
+        let w = Var::from_tensor(&inputs.tensor(&[v, c])?)?;
         let targets = inputs.ids(n, v)?;
         let want = cross_entropy::reference(&x, &w, &targets)?;
         let oracle = autograd(&want, &(want.ones_like()? * scale as f64)?, &[&x, &w])?;
@@ -327,7 +341,9 @@ fn check_adamw(inputs: &mut Inputs) -> Result<f64> {
     let mut found = 0.0f64;
     for decay in [true, false] {
         let want = adamw::reference(&p, &g, &m, &v, &hyper, decay)?;
-        let (p, m, v) = (p.copy()?, m.copy()?, v.copy()?);
+        let p = p.copy()?;
+        let m = m.copy()?;
+        let v = v.copy()?;
         let flat = adamw::Flat { param: &p, grad: &g, exp_avg: &m, exp_avg_sq: &v, copy: None };
         adamw::adamw(&flat, &[adamw::Range { start: 0, len: n, decay }], &hyper)?;
         found = found.max(worst(&[(&p, &want[0]), (&m, &want[1]), (&v, &want[2])])?);

@@ -47,7 +47,10 @@ fn of_pieces(flats: [&Tensor; 4], pieces: &[Range], rule: &LastUpdate) -> Result
 fn of_piece([w, g, m, v]: [&[f32]; 4], keep: f64, rule: &LastUpdate) -> Squares {
     let mut sums = Squares { n: w.len() as f64, ..Squares::default() };
     for ((w, g), (m, v)) in w.iter().zip(g).zip(m.iter().zip(v)) {
-        let (w, g, m, v) = (f64::from(*w), f64::from(*g), f64::from(*m), f64::from(*v));
+        let w = f64::from(*w);
+        let g = f64::from(*g);
+        let m = f64::from(*m);
+        let v = f64::from(*v);
         let direction = rule.inverse_correction1 * m / (v.sqrt() * rule.inverse_sqrt_correction2 + rule.eps);
         let before = (w + rule.lr * direction) / keep;
         sums.adam += direction * direction;

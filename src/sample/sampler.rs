@@ -110,7 +110,9 @@ impl Sampler {
         if limit == 0 || u32::try_from(limit).is_err() {
             return Err(fail(Exit::Internal, format!("sampling: a vocabulary of {limit} tokens")));
         }
-        let (seen, ids, weights) = (Vec::new(), Vec::new(), Vec::new());
+        let seen = Vec::new();
+        let ids = Vec::new();
+        let weights = Vec::new();
         Ok(Self { config, limit, seed, sample_index, draws: 0, chosen: BTreeMap::new(), seen, ids, weights })
     }
 
@@ -120,7 +122,8 @@ impl Sampler {
     /// # Errors
     /// [`Exit::Data`] if a logit is not finite; [`Exit::Internal`] if there are fewer logits than tokens.
     pub fn next(&mut self, logits: &mut [f32], history: &[u32]) -> Result<u32, Failure> {
-        let (given, limit) = (logits.len(), self.limit);
+        let given = logits.len();
+        let limit = self.limit;
         let Some(logits) = logits.get_mut(..limit) else {
             return Err(fail(Exit::Internal, format!("sampling: {given} logits for a vocabulary of {limit} tokens")));
         };
@@ -194,7 +197,8 @@ impl Sampler {
     /// Inverse transform sampling: the token in whose share of the total weight `uniform`, in [0, 1), falls.
     fn pick(&self, uniform: f64) -> u32 {
         let target = uniform * self.weights.iter().sum::<f64>();
-        let (mut sum, mut chosen) = (0.0, 0);
+        let mut sum = 0.0;
+        let mut chosen = 0;
         for (&id, &weight) in self.ids.iter().zip(&self.weights) {
             sum += weight;
             if weight > 0.0 {
@@ -248,7 +252,8 @@ pub fn uniform(seed: u64, sample: u64, draw: u64) -> f64 {
 /// Most likely first; equal logits by id. Total on finite logits, -0 and 0 being equal.
 fn by_rank(logits: &[f32]) -> impl Fn(&u32, &u32) -> Ordering + '_ {
     |a, b| {
-        let (first, second) = (logits[*a as usize], logits[*b as usize]);
+        let first = logits[*a as usize];
+        let second = logits[*b as usize];
         second.partial_cmp(&first).unwrap_or(Ordering::Equal).then(a.cmp(b))
     }
 }

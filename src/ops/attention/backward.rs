@@ -51,11 +51,16 @@ pub(super) fn backward_kv_head(
     starts: Option<&[u32]>,
     precision: Precision,
 ) {
-    let (d, width, out_width, scale) = (heads.dim, heads.packed(), heads.out(), heads.scale());
+    let d = heads.dim;
+    let width = heads.packed();
+    let out_width = heads.out();
+    let scale = heads.scale();
     let from = |column: usize| sequence * t * width + column * d;
     let rows = |column: usize| Rows { data: qkv, from: from(column), stride: width, dim: d };
-    let (k_column, v_column) = (heads.q + kv, heads.q + heads.kv + kv);
-    let (k, v) = (rows(k_column).mat(0, t), rows(v_column).mat(0, t));
+    let k_column = heads.q + kv;
+    let v_column = heads.q + heads.kv + kv;
+    let k = rows(k_column).mat(0, t);
+    let v = rows(v_column).mat(0, t);
     let size = BLOCK.min(t) * PART.min(t);
     let mut work = Work {
         p: cpu::output(size),
@@ -75,7 +80,8 @@ pub(super) fn backward_kv_head(
     for head in kv * heads.group()..(kv + 1) * heads.group() {
         let q = rows(head);
         let out_rows = |data| Rows { data, from: sequence * t * out_width + head * d, stride: out_width, dim: d };
-        let (o, d_o) = (out_rows(out), out_rows(dout));
+        let o = out_rows(out);
+        let d_o = out_rows(dout);
         let lse = &lse[(sequence * heads.q + head) * t..][..t];
         for first in (0..t).step_by(BLOCK) {
             let block = Span::new(first, t, 0, starts);
@@ -111,17 +117,20 @@ impl Work {
         (dq, into): (usize, Into),
     ) {
         let Span { first, rows: n, lo, keys, .. } = span;
-        let (p, ds) = (&mut self.p[..n * keys], &mut self.ds[..n * keys]);
-        let (q, d_o) = (q.mat(first, n), d_o.mat(first, n));
+        let p = &mut self.p[..n * keys];
+        let ds = &mut self.ds[..n * keys];
+        let q = q.mat(first, n);
+        let d_o = d_o.mat(first, n);
         let part = lo..lo + keys;
-        let (keys_t, values_t) =
-            (self.keys_t.panels().columns(part.clone()), self.values_t.panels().columns(part.clone()));
+        let keys_t = self.keys_t.panels().columns(part.clone());
+        let values_t = self.values_t.panels().columns(part.clone());
         // SAFETY: p and ds are ours; the columns of this head's dQ and of this key/value head's dK and dV are this task's alone.
         unsafe {
             matmul_packed(p.as_mut_ptr(), keys, Into::Overwrite, scale, q, keys_t);
             matmul_packed(ds.as_mut_ptr(), keys, Into::Overwrite, 1.0, d_o, values_t);
             probabilities_and_gradient(p, ds, span, lse, scale, &self.delta);
-            let (p, ds) = (Mat::new(p, n, keys, keys), Mat::new(ds, n, keys, keys));
+            let p = Mat::new(p, n, keys, keys);
+            let ds = Mat::new(ds, n, keys, keys);
             let stride = grad.stride;
             matmul_packed(grad.at(dq, first, n), stride, into, 1.0, ds, self.keys.panels().terms(part));
             matmul_packed(grad.at(grad.dk, lo, keys), stride, Into::Accumulate, 1.0, ds.t(), self.q.panels());
@@ -134,7 +143,9 @@ impl Work {
 fn probabilities_and_gradient(p: &mut [f32], ds: &mut [f32], span: Span, lse: &[f32], scale: f32, delta: &[f32]) {
     cpu::simd!({
         for (i, (p, ds)) in p.chunks_exact_mut(span.keys).zip(ds.chunks_exact_mut(span.keys)).enumerate() {
-            let (seen, lse, delta) = (span.seen(i), lse[span.first + i], delta[i]);
+            let seen = span.seen(i);
+            let lse = lse[span.first + i];
+            let delta = delta[i];
             for (p, ds) in p[seen.clone()].iter_mut().zip(&mut ds[seen.clone()]) {
                 *p = cpu::exp(*p - lse);
                 *ds = *p * (*ds - delta) * scale;

@@ -63,7 +63,8 @@ pub(super) fn forward_head(
             lse[first + i] = top + sum.ln();
         });
         let place = out_from + first * out_stride;
-        let (extent, p) = ((rows - 1) * out_stride + d, Mat::new(p, rows, keys, keys));
+        let extent = (rows - 1) * out_stride + d;
+        let p = Mat::new(p, rows, keys, keys);
         let values = kv.values.panels().terms(lo..lo + keys);
         // SAFETY: this task alone writes these columns of the output.
         unsafe {

@@ -31,7 +31,8 @@ pub fn attention_prefix_tree(qkv: &Tensor, tree: &PrefixTree, heads: Heads, prec
 /// The queries of the last node of `path` against the keys and values of all of it, for key/value head `kv` and its query heads.
 fn attend(qkv: &[f32], path: &[Node], heads: Heads, kv: usize, precision: Precision, out: SharedMut) {
     let Some(node) = path.last() else { return };
-    let (d, width) = (heads.dim, heads.packed());
+    let d = heads.dim;
+    let width = heads.packed();
     let column =
         |node: &Node, head: usize| Rows { data: qkv, from: node.start * width + head * d, stride: width, dim: d };
     let n = node.position + node.len;
@@ -48,7 +49,8 @@ fn attend(qkv: &[f32], path: &[Node], heads: Heads, kv: usize, precision: Precis
     let packed = (node.len >= FEW).then(|| KeysAndValues::pack(keys, values, n, precision));
     let mut lse = vec![0.0; node.len];
     for head in kv * heads.group()..(kv + 1) * heads.group() {
-        let (q, place) = (column(node, head), (node.start * heads.out() + head * d, heads.out()));
+        let q = column(node, head);
+        let place = (node.start * heads.out() + head * d, heads.out());
         match &packed {
             Some(packed) => {
                 forward_head(q, packed, (node.len, node.position, heads.scale(), None), out, place, &mut lse)

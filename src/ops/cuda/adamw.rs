@@ -24,9 +24,11 @@ pub(in crate::ops) fn adamw(
     if (flat.exp_avg.dtype() == DType::BF16) != rounding.is_some() || flat.exp_avg.dtype() != flat.exp_avg_sq.dtype() {
         bail!("adamw: moments of {:?} are rounded by {rounding:?}", flat.exp_avg.dtype());
     }
-    let (n, device) = (flat.param.elem_count(), flat.param.device());
+    let n = flat.param.elem_count();
+    let device = flat.param.device();
     let ends: Vec<i64> = ranges.iter().map(|r| (r.start + r.len) as i64).collect();
-    let (ends, keep) = (list(&ends, device)?, list(keep, device)?);
+    let ends = list(&ends, device)?;
+    let keep = list(keep, device)?;
     let args = [
         at(flat.param)?,
         at(flat.grad)?,
@@ -50,7 +52,8 @@ pub(in crate::ops) fn adamw(
 
 /// See [`global_norm`](crate::ops::adamw::global_norm).
 pub(in crate::ops) fn global_norm(grad: &Tensor) -> Result<f64> {
-    let (n, device) = (grad.elem_count(), grad.device());
+    let n = grad.elem_count();
+    let device = grad.device();
     let pieces = n.div_ceil(PIECE);
     let partials = empty(&[pieces], DType::F64, device)?;
     let total = empty(&[1], DType::F64, device)?;
@@ -65,7 +68,8 @@ pub(in crate::ops) fn squares(flats: [&Tensor; 4], pieces: &[Range], rule: &Last
     let device = flats[0].device();
     let bounds: Vec<i64> = pieces.iter().flat_map(|r| [r.start as i64, r.len as i64, i64::from(r.decay)]).collect();
     let rule = [rule.keep, rule.lr, rule.inverse_correction1, rule.inverse_sqrt_correction2, rule.eps];
-    let (bounds, rule) = (list(&bounds, device)?, list(&rule, device)?);
+    let bounds = list(&bounds, device)?;
+    let rule = list(&rule, device)?;
     let sums = empty(&[pieces.len(), 4], DType::F64, device)?;
     let mut args = flats.iter().map(|flat| at(flat)).collect::<Result<Vec<_>>>()?;
     args.extend([at(&bounds)?, at(&rule)?, at(&sums)?]);

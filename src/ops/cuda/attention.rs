@@ -64,7 +64,8 @@ impl Call {
         tensors: &[Arg],
         like: &Tensor,
     ) -> Result<()> {
-        let (Heads { q, kv, dim }, t) = (self.heads, self.t);
+        let Heads { q, kv, dim } = self.heads;
+        let t = self.t;
         let mut args = tensors.to_vec();
         args.extend([int(t)?, int(q)?, int(kv)?]);
         let (kernel, grid) = if like.dtype() == DType::BF16 {
@@ -87,7 +88,8 @@ fn forward(
     documents: Option<&DocumentStarts>,
     tops: Option<&Tensor>,
 ) -> Result<(Tensor, Tensor)> {
-    let (call, device) = (Call::new(qkv, heads, documents)?, qkv.device());
+    let call = Call::new(qkv, heads, documents)?;
+    let device = qkv.device();
     let out = empty(&[call.b, call.t, heads.out()], qkv.dtype(), device)?;
     let lse = empty(&[call.b, heads.q, call.t], DType::F32, device)?;
     #[cfg(feature = "cudnn")]
@@ -125,7 +127,8 @@ struct Paths {
 
 impl Paths {
     fn new(tree: &PrefixTree, rows: usize, keys: usize) -> Self {
-        let (mut tiles, mut steps) = (Vec::new(), Vec::new());
+        let mut tiles = Vec::new();
+        let mut steps = Vec::new();
         for (number, node) in tree.nodes().iter().enumerate() {
             let end = node.start + node.len;
             for first in (node.start..end).step_by(rows) {
@@ -148,7 +151,8 @@ impl Paths {
 
 /// See [`attention_prefix_tree`](crate::ops::attention::attention_prefix_tree).
 pub(in crate::ops) fn attention_prefix_tree(qkv: &Tensor, tree: &PrefixTree, heads: Heads) -> Result<Tensor> {
-    let (call, device) = (Call::new(qkv, heads, None)?, qkv.device());
+    let call = Call::new(qkv, heads, None)?;
+    let device = qkv.device();
     let rounded = qkv.dtype() == DType::BF16;
     let paths =
         if rounded { Paths::new(tree, PREFIX_TREE[0].rows, STEP_KEYS) } else { Paths::new(tree, 1, usize::MAX) };
@@ -178,7 +182,8 @@ pub(in crate::ops) fn attention_backward(
     heads: Heads,
     documents: Option<&DocumentStarts>,
 ) -> Result<Tensor> {
-    let (call, device) = (Call::new(qkv, heads, documents)?, qkv.device());
+    let call = Call::new(qkv, heads, documents)?;
+    let device = qkv.device();
     let dqkv = empty(qkv.dims(), qkv.dtype(), device)?;
     #[cfg(feature = "cudnn")]
     if documents.is_none() && super::gpu::cudnn::backward(qkv, heads, (out, lse, dout), &dqkv)? {
@@ -203,11 +208,14 @@ pub(in crate::ops) fn attention_cached(
     heads: Heads,
     start: usize,
 ) -> Result<Tensor> {
-    let ((b, t, _), capacity, d) = (q.dims3()?, k.dim(1)?, heads.dim);
+    let (b, t, _) = q.dims3()?;
+    let capacity = k.dim(1)?;
+    let d = heads.dim;
     if d > MOST_DIMS {
         bail!("attention_cached on a GPU: no kernel for heads of {d}");
     }
-    let (q, out) = (&q.contiguous()?, empty(q.dims(), q.dtype(), q.device())?);
+    let q = &q.contiguous()?;
+    let out = empty(q.dims(), q.dtype(), q.device())?;
     let tensors = [at(q)?, at(k)?, at(v)?, at(&out)?];
     let sizes = [t, start, capacity, heads.q, heads.kv, d].map(int);
     let mut args = tensors.to_vec();

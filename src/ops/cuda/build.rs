@@ -69,7 +69,8 @@ fn compile_kernels(nvcc: &Path, version: &str, out: &Path) -> Result<(), String>
     for header in &headers {
         common += &read(header)?;
     }
-    let (mut table, mut running) = (String::new(), Vec::new());
+    let mut table = String::new();
+    let mut running = Vec::new();
     for source in &sources {
         println!("cargo:rerun-if-changed={}", source.display());
         let name = source.file_stem().unwrap_or_default().to_string_lossy();
@@ -225,7 +226,8 @@ fn cudarc_sources() -> Result<PathBuf, String> {
 
 /// What stand_in.c includes: a LIBRARY each, and an ENTRY for each of its functions.
 fn entries(cudarc: &Path, major: u32) -> Result<String, String> {
-    let (mut libraries, mut functions) = (String::new(), String::new());
+    let mut libraries = String::new();
+    let mut functions = String::new();
     let mut count = 0;
     for (number, library) in LIBRARIES.iter().enumerate() {
         let version = if library.soname.ends_with('.') { major.to_string() } else { String::new() };

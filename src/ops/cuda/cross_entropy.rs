@@ -21,14 +21,16 @@ struct Chunks<'a> {
 
 impl<'a> Chunks<'a> {
     fn new(x: &'a Tensor, w: &'a Tensor) -> Result<Self> {
-        let (n, vocab) = (x.dim(0)?, w.dim(0)?);
+        let n = x.dim(0)?;
+        let vocab = w.dim(0)?;
         let rows = (CHUNK_ELEMENTS / vocab).max(64).min(n);
         Ok(Self { x, w, logits: empty(&[rows, vocab], x.dtype(), x.device())?, vocab, n, rows })
     }
 
     /// (first row, rows) of every chunk.
     fn each(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let (n, step) = (self.n, self.rows);
+        let n = self.n;
+        let step = self.rows;
         (0..n).step_by(step.max(1)).map(move |from| (from, step.min(n - from)))
     }
 
@@ -57,7 +59,8 @@ struct Losses<'a> {
 
 impl<'a> Losses<'a> {
     fn new(chunks: &'a Chunks<'a>, targets: &[u32], best: bool) -> Result<Self> {
-        let (n, device) = (targets.len(), chunks.x.device());
+        let n = targets.len();
+        let device = chunks.x.device();
         let best = best.then(|| empty(&[n], DType::U32, device)).transpose()?;
         let losses = empty(&[n], DType::F32, device)?;
         Ok(Self { chunks, targets: list(targets, device)?, losses, best })
@@ -121,7 +124,8 @@ pub(in crate::ops) fn cross_entropy_and_backward(
     scale: f32,
     dw_vc: Option<&Tensor>,
 ) -> Result<(Tensor, Tensor)> {
-    let (c, device) = (w_vc.dim(1)?, x_nc.device());
+    let c = w_vc.dim(1)?;
+    let device = x_nc.device();
     let dx = empty(x_nc.dims(), x_nc.dtype(), device)?;
     let chunks = Chunks::new(x_nc, w_vc)?;
     let all = Losses::new(&chunks, targets, false)?;

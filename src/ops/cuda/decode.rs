@@ -82,7 +82,9 @@ pub(crate) enum ProductKind {
 
 /// `y (rows, out)` = input times Wᵀ.
 pub(crate) fn product(input: &ProductInput, w: &Tensor, y: &Tensor, kind: ProductKind) -> Result<()> {
-    let ((rows, outputs), inner, device) = (y.dims2()?, w.dim(D::Minus1)?, w.device());
+    let (rows, outputs) = y.dims2()?;
+    let inner = w.dim(D::Minus1)?;
+    let device = w.device();
     let (x, pending, sum, weight, eps) = match *input {
         ProductInput::Plain(x) => (x, None, None, None, 0.0),
         ProductInput::Normed { x, pending, sum, weight, eps } => (x, pending, sum, Some(weight), eps),
@@ -120,7 +122,9 @@ pub(crate) fn attend(
     heads: Heads,
     out: &Tensor,
 ) -> Result<()> {
-    let (rows, capacity, d) = (qkv.dim(0)?, keys.dim(1)?, heads.dim);
+    let rows = qkv.dim(0)?;
+    let capacity = keys.dim(1)?;
+    let d = heads.dim;
     let mut args = [qkv, keys, values, cos, sin, feed, out].map(at).into_iter().collect::<Result<Vec<_>>>()?;
     args.extend([int(capacity)?, int(heads.q)?, int(heads.kv)?, int(d)?, Arg::F32(heads.scale())]);
     let shared = 4 * (d + ATTENTION_WARPS * (d + 2));

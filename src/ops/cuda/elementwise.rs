@@ -17,7 +17,8 @@ pub(in crate::ops) fn rope(
     heads: usize,
     sign: f32,
 ) -> Result<()> {
-    let ((b, t, width), half) = (qkv.dims3()?, cos.dim(1)?);
+    let (b, t, width) = qkv.dims3()?;
+    let half = cos.dim(1)?;
     let (start, each) = match positions {
         Positions::From(start) => (start, None),
         Positions::Documents(_) | Positions::Tree(_) => {

@@ -7,7 +7,8 @@ const THREADS: usize = 256;
 
 /// See [`embedding`](crate::ops::embedding::embedding); `ids` have been checked.
 pub(in crate::ops) fn embedding(ids: &[u32], shape: &[usize], table_vc: &Tensor) -> Result<Tensor> {
-    let (c, device) = (table_vc.dim(1)?, table_vc.device());
+    let c = table_vc.dim(1)?;
+    let device = table_vc.device();
     let out = empty(shape, table_vc.dtype(), device)?;
     let on_device = list(ids, device)?;
     let args = [at(&on_device)?, at(table_vc)?, at(&out)?, int(c)?];
@@ -17,9 +18,12 @@ pub(in crate::ops) fn embedding(ids: &[u32], shape: &[usize], table_vc: &Tensor)
 
 /// See [`embedding_backward`](crate::ops::embedding::embedding_backward); `ids` have been checked.
 pub(in crate::ops) fn embedding_backward(ids: &[u32], dy: &Tensor, dtable_vc: &Tensor) -> Result<()> {
-    let (c, device) = (dtable_vc.dim(1)?, dtable_vc.device());
+    let c = dtable_vc.dim(1)?;
+    let device = dtable_vc.device();
     let [distinct, ends, order] = sorted(ids).map(|sorted| list(&sorted, device));
-    let (distinct, ends, order) = (distinct?, ends?, order?);
+    let distinct = distinct?;
+    let ends = ends?;
+    let order = order?;
     let args = [at(&distinct)?, at(&ends)?, at(&order)?, at(dy)?, at(dtable_vc)?, int(c)?];
     let grid = Grid { blocks: [distinct.elem_count(), c.div_ceil(THREADS), 1], threads: THREADS, shared: 0 };
     launch(device, &format!("embedding_backward_{}", suffix(dy)?), grid, &args)
@@ -29,7 +33,8 @@ pub(in crate::ops) fn embedding_backward(ids: &[u32], dy: &Tensor, dtable_vc: &T
 fn sorted(ids: &[u32]) -> [Vec<u32>; 3] {
     let mut order: Vec<u32> = (0..ids.len() as u32).collect();
     order.sort_by_key(|&place| ids[place as usize]);
-    let (mut distinct, mut ends) = (Vec::new(), Vec::new());
+    let mut distinct = Vec::new();
+    let mut ends = Vec::new();
     for (i, &place) in order.iter().enumerate() {
         let id = ids[place as usize];
         if distinct.last() != Some(&id) {

@@ -165,7 +165,8 @@ pub(super) fn scaled_product(
     a: Matrix,
     b: Matrix,
 ) -> Result<()> {
-    let ((m, k), (kb, n)) = (a.size(), b.size());
+    let (m, k) = a.size();
+    let (kb, n) = b.size();
     if k != kb || out.size() != (m, n) || out.transposed || a.dtype != b.dtype {
         bail!("product: {a:?} and {b:?} do not make {out:?}");
     }

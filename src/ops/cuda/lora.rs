@@ -11,7 +11,8 @@ use std::ops::Range;
 
 /// Every part of an adapter with its columns of `u`.
 fn parts(adapter: &LoraAdapter) -> Result<Vec<Range<usize>>> {
-    let (all, n) = (adapter.a.dim(0)?, adapter.parts.len());
+    let all = adapter.a.dim(0)?;
+    let n = adapter.parts.len();
     Ok((0..n).map(|i| i * all / n..(i + 1) * all / n).collect())
 }
 
@@ -32,7 +33,8 @@ pub(in crate::ops) fn lora(
     dropout: Option<&Dropout>,
 ) -> Result<()> {
     let u = down(&dropped(dropout, x)?, adapter)?;
-    let (u, y_all) = (Matrix::of(&u, u.dim(1)?)?, Matrix::of(y, y.dim(D::Minus1)?)?);
+    let u = Matrix::of(&u, u.dim(1)?)?;
+    let y_all = Matrix::of(y, y.dim(D::Minus1)?)?;
     for (part, columns) in adapter.parts.iter().zip(parts(adapter)?) {
         let b = Matrix::of(&part.b, columns.len())?.t();
         scaled_product(y.device(), y_all.columns(part.rows.clone()), true, scale, u.columns(columns), b)?;
@@ -49,13 +51,17 @@ pub(in crate::ops) fn lora_backward(
     scale: f32,
     dropout: Option<&Dropout>,
 ) -> Result<()> {
-    let (device, (all, inner)) = (dx.device(), adapter.a.dims2()?);
+    let device = dx.device();
+    let (all, inner) = adapter.a.dims2()?;
     let x = dropped(dropout, x)?;
     let u = down(&x, adapter)?;
     let du = empty(u.dims(), u.dtype(), device)?;
-    let (u, du_all, dy) = (Matrix::of(&u, all)?, Matrix::of(&du, all)?, Matrix::of(dy, dy.dim(D::Minus1)?)?);
+    let u = Matrix::of(&u, all)?;
+    let du_all = Matrix::of(&du, all)?;
+    let dy = Matrix::of(dy, dy.dim(D::Minus1)?)?;
     for ((part, grad), columns) in adapter.parts.iter().zip(&grads.parts).zip(parts(adapter)?) {
-        let (mine, rank) = (dy.columns(part.rows.clone()), columns.len());
+        let mine = dy.columns(part.rows.clone());
+        let rank = columns.len();
         scaled_product(device, Matrix::of(&grad.b, rank)?, true, scale, mine.t(), u.columns(columns.clone()))?;
         scaled_product(device, du_all.columns(columns), false, scale, mine, Matrix::of(&part.b, rank)?)?;
     }

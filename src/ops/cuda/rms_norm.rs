@@ -24,10 +24,12 @@ fn channels(w: &Tensor) -> Result<usize> {
 
 /// See [`add_rms_norm`](crate::ops::rms_norm::add_rms_norm).
 pub(in crate::ops) fn add_rms_norm(x: &Tensor, delta: Option<&Tensor>, w_c: &Tensor, eps: f64) -> Result<Normed> {
-    let (c, device) = (channels(w_c)?, x.device());
+    let c = channels(w_c)?;
+    let device = x.device();
     let rows = x.elem_count() / c;
     let h = if delta.is_some() { empty(x.dims(), x.dtype(), device)? } else { x.clone() };
-    let (y, rstd) = (empty(x.dims(), x.dtype(), device)?, empty(&[rows], DType::F32, device)?);
+    let y = empty(x.dims(), x.dtype(), device)?;
+    let rstd = empty(&[rows], DType::F32, device)?;
     let args = [at(x)?, at_or_null(delta)?, at(w_c)?, at(&h)?, at(&y)?, at(&rstd)?, int(c)?, Arg::F32(eps as f32)];
     launch(device, &format!("rms_norm_{}", suffix(x)?), Grid::of(rows, THREADS), &args)?;
     Ok(Normed { h, y, rstd })
@@ -52,7 +54,8 @@ pub(in crate::ops) fn rms_norm_backward(
     dres: Option<&Tensor>,
     dw_c: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let (c, device) = (channels(w_c)?, h.device());
+    let c = channels(w_c)?;
+    let device = h.device();
     let rows = h.elem_count() / c;
     let blocks = rows.min(BLOCKS);
     let dh = empty(h.dims(), h.dtype(), device)?;

@@ -154,8 +154,11 @@ fn zeros(shape: &[usize]) -> Result<Tensor> {
 
 fn norms(bench: &mut Bench) -> Result<()> {
     for (rows, c) in bench.shapes([(1, 8), (5, 264), (700, 16), (3, 2048), (5000, 2048)]) {
-        let (x, delta, dy) = (bench.tensor(&[rows, c])?, bench.tensor(&[rows, c])?, bench.tensor(&[rows, c])?);
-        let (dres, w) = (bench.tensor(&[rows, c])?, bench.exact(&[c])?);
+        let x = bench.tensor(&[rows, c])?;
+        let delta = bench.tensor(&[rows, c])?;
+        let dy = bench.tensor(&[rows, c])?;
+        let dres = bench.tensor(&[rows, c])?;
+        let w = bench.exact(&[c])?;
         for delta in [Some(&delta), None] {
             let got = add_rms_norm(&x, delta, &w, 1e-5)?;
             let sum = match delta {
@@ -169,7 +172,8 @@ fn norms(bench: &mut Bench) -> Result<()> {
             let again = rms_norm_recompute(&got.h, &got.rstd, &w)?;
             bench.within(0.0, "rms_norm y again", &again, &wide(&got.y)?)?;
             for dres in [Some(&dres), None] {
-                let (dw, want_dw) = (bench.exact(&[c])?, zeros(&[c])?);
+                let dw = bench.exact(&[c])?;
+                let want_dw = zeros(&[c])?;
                 let before = wide(&dw)?.copy()?;
                 let dh = rms_norm_backward(&dy, &got.h, &got.rstd, &w, dres, Some(&dw))?;
                 let wide_dres = dres.map(wide).transpose()?;
@@ -190,10 +194,14 @@ fn norms(bench: &mut Bench) -> Result<()> {
 }
 
 fn rope_and_swiglu(bench: &mut Bench) -> Result<()> {
-    let (b, t, heads, dim) = (2, 7, 3, 8);
+    let b = 2;
+    let t = 7;
+    let heads = 3;
+    let dim = 8;
     let tables = crate::ops::rope::Rope::new(dim, 100.0, 40);
     let (cos, sin) = tables.tensors()?;
-    let (cos, sin) = (cos.to_device(bench.device)?, sin.to_device(bench.device)?);
+    let cos = cos.to_device(bench.device)?;
+    let sin = sin.to_device(bench.device)?;
     let documents = DocumentStarts::new(vec![0, 0, 2, 3, 3, 3, 3, 0, 0, 0, 0, 4, 4, 4], t)?;
     for within in [false, true] {
         let qkv = bench.tensor(&[b, t, (heads + 2) * dim])?;
@@ -207,7 +215,8 @@ fn rope_and_swiglu(bench: &mut Bench) -> Result<()> {
         bench.within(bench.twice(), "rope back", &qkv, &want)?;
     }
     for (rows, f) in bench.shapes([(1, 8), (3, 2056), (5, 24), (1500, 5120)]) {
-        let (gate_up, dact) = (bench.tensor(&[rows, 2 * f])?, bench.tensor(&[rows, f])?);
+        let gate_up = bench.tensor(&[rows, 2 * f])?;
+        let dact = bench.tensor(&[rows, f])?;
         bench.near("swiglu", &swiglu(&gate_up)?, &cpu_swiglu::swiglu(&wide(&gate_up)?)?)?;
         let want = cpu_swiglu::swiglu_backward(&wide(&gate_up)?, &wide(&dact)?)?;
         bench.near("swiglu dgate_up", &swiglu_backward(&gate_up, &dact)?, &want)?;
@@ -217,7 +226,9 @@ fn rope_and_swiglu(bench: &mut Bench) -> Result<()> {
 
 fn products(bench: &mut Bench) -> Result<()> {
     for (rows, o, i) in bench.shapes([(5, 9, 17), (64, 136, 72), (2048, 3072, 2048)]) {
-        let (x, w, dy) = (bench.tensor(&[rows, i])?, bench.tensor(&[o, i])?, bench.tensor(&[rows, o])?);
+        let x = bench.tensor(&[rows, i])?;
+        let w = bench.tensor(&[o, i])?;
+        let dy = bench.tensor(&[rows, o])?;
         let y = linear(&x, &w, &[rows, o])?;
         bench.near("linear y", &y, &cpu_linear::linear(&wide(&x)?, &wide(&w)?, Precision::F32)?)?;
         let dx = linear_backward_input(&dy, &w, &[rows, i])?;
@@ -235,11 +246,13 @@ fn products(bench: &mut Bench) -> Result<()> {
 fn embeddings(bench: &mut Bench) -> Result<()> {
     for (rows, v, c) in bench.shapes([(5, 11, 300), (2000, 8192, 2048)]) {
         // A few ids many times, most of them never.
-        let (ids, table) = (bench.ids(rows * 8, (v as u64 - 2).min(3000)), bench.tensor(&[v, c])?);
+        let ids = bench.ids(rows * 8, (v as u64 - 2).min(3000));
+        let table = bench.tensor(&[v, c])?;
         let tensor = Tensor::from_slice(&ids, (rows, 8), &Device::Cpu)?;
         let got = embedding(&ids, &[rows, 8, c], &table)?;
         bench.within(0.0, "embedding", &got, &cpu_embedding::embedding(&tensor, &wide(&table)?)?)?;
-        let (dy, dtable) = (bench.tensor(&[rows, 8, c])?, bench.exact(&[v, c])?);
+        let dy = bench.tensor(&[rows, 8, c])?;
+        let dtable = bench.exact(&[v, c])?;
         let want = wide(&dtable)?.copy()?;
         embedding_backward(&ids, &dy, &dtable)?;
         cpu_embedding::embedding_backward(&tensor, &wide(&dy)?, &want)?;
@@ -253,14 +266,17 @@ fn cross_entropies(bench: &mut Bench) -> Result<()> {
 }
 
 fn cross_entropies_of(bench: &mut Bench, (n, c, v): (usize, usize, usize)) -> Result<()> {
-    let (x, w) = (bench.tensor(&[n, c])?, bench.tensor(&[v, c])?);
+    let x = bench.tensor(&[n, c])?;
+    let w = bench.tensor(&[v, c])?;
     let mut targets = bench.ids(n, v as u64);
     targets[3] = cpu_cross_entropy::IGNORE;
     targets[n - 1] = v as u32 - 1;
     let tensor = Tensor::from_slice(&targets, n, &Device::Cpu)?;
-    let (dw, want_dw) = (zeros(&[v, c])?.to_device(bench.device)?.copy()?, zeros(&[v, c])?);
+    let dw = zeros(&[v, c])?.to_device(bench.device)?.copy()?;
+    let want_dw = zeros(&[v, c])?;
     let (losses, dx) = cross_entropy_and_backward(&x, &w, &targets, 0.25, Some(&dw))?;
-    let (wide_x, wide_w) = (wide(&x)?, wide(&w)?);
+    let wide_x = wide(&x)?;
+    let wide_w = wide(&w)?;
     let (want, want_dx) =
         cpu_cross_entropy::cross_entropy_and_backward(&wide_x, &wide_w, &tensor, 0.25, Some(&want_dw), Precision::F32)?;
     bench.near("cross_entropy losses", &losses, &want)?;
@@ -283,7 +299,8 @@ fn cross_entropies_of(bench: &mut Bench, (n, c, v): (usize, usize, usize)) -> Re
 fn attentions(bench: &mut Bench) -> Result<()> {
     #[cfg(feature = "cudnn")]
     if bench.device.is_cuda() {
-        let (calls, before) = (gpu::cudnn::calls(), bench.found.len());
+        let calls = gpu::cudnn::calls();
+        let before = bench.found.len();
         compare_attentions(bench, "attention by cuDNN")?;
         if gpu::cudnn::calls() == calls {
             // It was our own: compared below under its name.
@@ -298,7 +315,8 @@ fn compare_attentions(bench: &mut Bench, name: &str) -> Result<()> {
     let shapes = [(1, 1, 1, 1, 64), (2, 65, 4, 2, 64), (1, 130, 2, 1, 128), (4, 1024, 8, 2, 64)];
     for (b, t, q, kv, dim) in bench.shapes(shapes) {
         let heads = Heads { q, kv, dim };
-        let (qkv, dout) = (bench.tensor(&[b, t, heads.packed()])?, bench.tensor(&[b, t, heads.out()])?);
+        let qkv = bench.tensor(&[b, t, heads.packed()])?;
+        let dout = bench.tensor(&[b, t, heads.out()])?;
         let starts = (0..b * t).map(|i| (i % t / 23 * 23) as u32).collect();
         let documents = DocumentStarts::new(starts, t)?;
         for documents in [None, Some(&documents)] {
@@ -329,7 +347,8 @@ fn attention_over_a_cache(bench: &mut Bench) -> Result<()> {
     for (t, start, capacity) in [(1, 0, 5), (1, 70, 80), (3, 129, 132)] {
         let q = bench.tensor(&[2, t, heads.out()])?;
         let rows = [2, capacity, heads.kv * heads.dim];
-        let (k, v) = (bench.tensor(&rows)?, bench.tensor(&rows)?);
+        let k = bench.tensor(&rows)?;
+        let v = bench.tensor(&rows)?;
         let got = attention_cached(&q, &k, &v, heads, start)?;
         let want = cpu_attention::attention_cached(&wide(&q)?, &wide(&k)?, &wide(&v)?, heads, start)?;
         bench.near("attention over a cache", &got, &want)?;

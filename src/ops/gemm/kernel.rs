@@ -125,14 +125,16 @@ macro_rules! kernel_avx512 {
         unsafe fn $name<const M: usize, const ROWS: bool>(t: &Tile) {
             use std::arch::x86_64::*;
             let (row, term) = if ROWS { (t.a_stride, 1) } else { (1, t.a_stride) };
-            let (mut left, mut right) = ([_mm512_setzero_ps(); M], [_mm512_setzero_ps(); M]);
+            let mut left = [_mm512_setzero_ps(); M];
+            let mut right = [_mm512_setzero_ps(); M];
             // Three rows for each pointer: a processor adds once or twice a register to an address by itself.
             let mut a: [*const f32; 4] = std::array::from_fn(|i| t.a.wrapping_add(3 * i * row));
             let mut b = t.b;
             // SAFETY: the operands hold so many words, c its rows (the caller's promise); masked lanes are not touched.
             unsafe {
                 for _ in 0..t.words {
-                    let (b_left, b_right) = (_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(16)));
+                    let b_left = _mm512_loadu_ps(b);
+                    let b_right = _mm512_loadu_ps(b.add(16));
                     // Two short loops, which the compiler unrolls; one of twelve rounds it does not.
                     for (group, a) in a.iter().enumerate() {
                         for i in 3 * group..M.min(3 * group + 3) {
@@ -145,11 +147,13 @@ macro_rules! kernel_avx512 {
                     b = b.add(NR);
                 }
                 let mask = |n: usize| if n >= 16 { !0 } else { (1u16 << n) - 1 };
-                let (mask_left, mask_right) = (mask(t.cols), mask(t.cols.saturating_sub(16)));
+                let mask_left = mask(t.cols);
+                let mask_right = mask(t.cols.saturating_sub(16));
                 let alpha = _mm512_set1_ps(t.alpha);
                 for i in 0..M {
                     let c = t.c.add(i * t.c_stride);
-                    let (mut l, mut r) = (_mm512_mul_ps(left[i], alpha), _mm512_mul_ps(right[i], alpha));
+                    let mut l = _mm512_mul_ps(left[i], alpha);
+                    let mut r = _mm512_mul_ps(right[i], alpha);
                     if t.accumulate {
                         l = _mm512_add_ps(_mm512_maskz_loadu_ps(mask_left, c), l);
                         r = _mm512_add_ps(_mm512_maskz_loadu_ps(mask_right, c.wrapping_add(16)), r);

@@ -149,16 +149,22 @@ pub(super) unsafe fn transpose_16(from: *const f32, stride: usize, to: *mut f32)
         let mut fours = [_mm512_setzero_ps(); 16];
         for i in 0..4 {
             for h in 0..2 {
-                let (x, y) = (_mm512_castps_pd(pairs[4 * i + h]), _mm512_castps_pd(pairs[4 * i + 2 + h]));
+                let x = _mm512_castps_pd(pairs[4 * i + h]);
+                let y = _mm512_castps_pd(pairs[4 * i + 2 + h]);
                 fours[4 * i + 2 * h] = _mm512_castpd_ps(_mm512_unpacklo_pd(x, y));
                 fours[4 * i + 2 * h + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(x, y));
             }
         }
         // fours[4 i + c] holds, in its 128-bit lane l, rows 4 i .. 4 i + 4 of column 4 l + c.
         for c in 0..4 {
-            let (x0, x1, x2, x3) = (fours[c], fours[4 + c], fours[8 + c], fours[12 + c]);
-            let (a, b) = (_mm512_shuffle_f32x4::<0x88>(x0, x1), _mm512_shuffle_f32x4::<0x88>(x2, x3));
-            let (d, e) = (_mm512_shuffle_f32x4::<0xdd>(x0, x1), _mm512_shuffle_f32x4::<0xdd>(x2, x3));
+            let x0 = fours[c];
+            let x1 = fours[4 + c];
+            let x2 = fours[8 + c];
+            let x3 = fours[12 + c];
+            let a = _mm512_shuffle_f32x4::<0x88>(x0, x1);
+            let b = _mm512_shuffle_f32x4::<0x88>(x2, x3);
+            let d = _mm512_shuffle_f32x4::<0xdd>(x0, x1);
+            let e = _mm512_shuffle_f32x4::<0xdd>(x2, x3);
             _mm512_storeu_ps(to.add(c * NR), _mm512_shuffle_f32x4::<0x88>(a, b));
             _mm512_storeu_ps(to.add((8 + c) * NR), _mm512_shuffle_f32x4::<0xdd>(a, b));
             _mm512_storeu_ps(to.add((4 + c) * NR), _mm512_shuffle_f32x4::<0x88>(d, e));

@@ -141,7 +141,8 @@ fn prepared(qkv: &Tensor, heads: Heads, backward: bool) -> CandleResult<Option<P
     }
     let [batch, length, query_heads, kv_heads, head_dim] = [b, t, q, kv, dim].map(|n| n as i64);
     let shape = Shape { batch, length, query_heads, kv_heads, head_dim, scale: heads.scale() };
-    let (mut plan, mut bytes) = (null_mut(), 0);
+    let mut plan = null_mut();
+    let mut bytes = 0;
     // SAFETY: the handle is open, its context current; shape and results are those of the declaration.
     let made = unsafe {
         checked(llama_lite_cudnn_plan(handle as *mut c_void, &shape, c_int::from(backward), &mut plan, &mut bytes))

@@ -39,7 +39,8 @@ fn sum_in_f32(device: &CudaDevice) -> Result<(), CublasError> {
 
 /// The driver's pool gives unused memory back at every synchronisation unless told otherwise.
 fn keep_memory(device: &CudaDevice) -> Result<(), result::DriverError> {
-    let (stream, mut all) = (device.cuda_stream(), u64::MAX);
+    let stream = device.cuda_stream();
+    let mut all = u64::MAX;
     let threshold = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
     // SAFETY: the device is one that was opened; this attribute of its pool is a u64.
     unsafe {
@@ -50,7 +51,8 @@ fn keep_memory(device: &CudaDevice) -> Result<(), result::DriverError> {
 
 /// cuBLAS's version, as far as it tells.
 pub(in crate::ops) fn blas_version(device: &CudaDevice) -> String {
-    let (cublas, mut version) = (device.cublas_handle(), 0);
+    let cublas = device.cublas_handle();
+    let mut version = 0;
     // SAFETY: the handle is open; it writes one int.
     let status = unsafe { blas::cublasGetVersion_v2(*cublas.handle(), &mut version) };
     if status != blas::cublasStatus_t::CUBLAS_STATUS_SUCCESS {
@@ -144,7 +146,8 @@ fn function(device: &CudaDevice, kernel: &str) -> CandleResult<CudaFunction> {
 pub(super) fn launch(device: &CudaDevice, kernel: &str, grid: Grid, values: &mut [*mut c_void]) -> CandleResult<()> {
     let function = function(device, kernel)?;
     let [x, y, z] = grid.blocks.map(|n| n as u32);
-    let (threads, shared) = (grid.threads as u32, grid.shared as u32);
+    let threads = grid.threads as u32;
+    let shared = grid.shared as u32;
     if grid.shared > PLAIN_SHARED {
         let most = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         function.set_attribute(most, shared as i32).w()?;
@@ -155,7 +158,8 @@ pub(super) fn launch(device: &CudaDevice, kernel: &str, grid: Grid, values: &mut
         device,
         || (kernel.to_owned(), 0.0),
         || {
-            let (function, stream) = (function.cu_function(), stream.cu_stream());
+            let function = function.cu_function();
+            let stream = stream.cu_stream();
             // SAFETY: the arguments are those that the kernel's source has; what they point to lives until the stream has passed this launch.
             unsafe { result::launch_kernel(function, (x, y, z), (threads, 1, 1), shared, stream, values) }.w()
         },
@@ -205,9 +209,11 @@ pub(super) fn product(
         false => blas::cublasOperation_t::CUBLAS_OP_N,
         true => blas::cublasOperation_t::CUBLAS_OP_T,
     };
-    let ((rows, inner), (_, columns)) = (a.size(), b.size());
+    let (rows, inner) = a.size();
+    let (_, columns) = b.size();
     let [rows, columns, inner] = [rows, columns, inner].map(|n| n as c_int);
-    let (alpha, beta) = (factor, if accumulate { 1.0f32 } else { 0.0 });
+    let alpha = factor;
+    let beta = if accumulate { 1.0f32 } else { 0.0 };
     let number = |x: &f32| std::ptr::from_ref(x).cast::<c_void>();
     let cublas = device.cublas_handle();
     device.cuda_stream().context().bind_to_thread().w()?;
@@ -218,7 +224,9 @@ pub(super) fn product(
             2.0 * f64::from(rows) * f64::from(inner) * f64::from(columns),
         )
     };
-    let (a_kind, b_kind, out_kind) = (kind(a.dtype)?, kind(b.dtype)?, kind(out.dtype)?);
+    let a_kind = kind(a.dtype)?;
+    let b_kind = kind(b.dtype)?;
+    let out_kind = kind(out.dtype)?;
     // SAFETY: the matrices lie within their tensors, which live until the stream has passed this call.
     let queue = || unsafe {
         gemm_ex(

@@ -92,7 +92,8 @@ pub(super) fn launch(kernel: &str, grid: Grid, values: &mut [*mut c_void]) -> Re
 
 /// A matrix product, term by term.
 pub(super) fn product(out: Matrix, accumulate: bool, factor: f32, a: Matrix, b: Matrix) -> Result<()> {
-    let ((m, k), (_, n)) = (a.size(), b.size());
+    let (m, k) = a.size();
+    let (_, n) = b.size();
     for i in 0..m {
         for j in 0..n {
             let sum: f32 = (0..k).map(|l| read(a, i, l) * read(b, l, j)).sum();

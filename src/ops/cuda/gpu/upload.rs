@@ -38,7 +38,9 @@ fn staging(bytes: usize) -> std::result::Result<Staging, DriverError> {
 
 /// `list` as a tensor on the GPU.
 pub(super) fn upload<T: WithDType>(list: &[T], cuda: &CudaDevice, device: &Device) -> Result<Tensor> {
-    let (tensor, bytes, stream) = (empty(&[list.len()], T::DTYPE, device)?, size_of_val(list), cuda.cuda_stream());
+    let tensor = empty(&[list.len()], T::DTYPE, device)?;
+    let bytes = size_of_val(list);
+    let stream = cuda.cuda_stream();
     stream.context().bind_to_thread().w()?;
     let mut staging = staging(bytes).w()?;
     // SAFETY: the staging memory holds that many bytes, and nobody else uses it until the event below.

@@ -11,11 +11,15 @@ use candle_core::{DType, Device, Result, Tensor};
 /// Products of one and of several rows, plain and with all that is fused into them.
 pub(super) fn products(bench: &mut Bench) -> Result<()> {
     for (rows, inner, outputs) in bench.shapes([(1, 296, 21), (5, 296, 21), (1, 5120, 2048)]) {
-        let (x, pending) = (bench.tensor(&[rows, inner])?, bench.tensor(&[rows, inner])?);
-        let (w, weight) = (bench.tensor(&[2 * outputs, inner])?, bench.exact(&[inner])?);
+        let x = bench.tensor(&[rows, inner])?;
+        let pending = bench.tensor(&[rows, inner])?;
+        let w = bench.tensor(&[2 * outputs, inner])?;
+        let weight = bench.exact(&[inner])?;
         let half = w.narrow(0, 0, outputs)?;
         let of = |width: usize, dtype| buffer(&[rows, width], dtype, bench.device);
-        let (plain, sum, logits) = (of(outputs, bench.dtype)?, of(inner, bench.dtype)?, of(2 * outputs, DType::F32)?);
+        let plain = of(outputs, bench.dtype)?;
+        let sum = of(inner, bench.dtype)?;
+        let logits = of(2 * outputs, DType::F32)?;
         product(&ProductInput::Plain(&x), &half, &plain, ProductKind::Plain)?;
         bench.near("decoding: product", &plain, &linear::linear(&wide(&x)?, &wide(&half)?, F32)?)?;
 
@@ -40,14 +44,20 @@ pub(super) fn products(bench: &mut Bench) -> Result<()> {
 
 /// Embedding and attention by a recorder, three times: done, recorded and replayed.
 pub(super) fn attention(bench: &mut Bench) -> Result<()> {
-    let (rows, capacity, before, heads) = (2, 45, 38, Heads { q: 4, kv: 2, dim: 64 });
-    let (q, kv) = (heads.out(), heads.kv * heads.dim);
+    let rows = 2;
+    let capacity = 45;
+    let before = 38;
+    let heads = Heads { q: 4, kv: 2, dim: 64 };
+    let q = heads.out();
+    let kv = heads.kv * heads.dim;
     let tables = rope::Rope::new(heads.dim, 100.0, capacity);
     let (cos, sin) = tables.tensors()?;
     let on_device = (cos.to_device(bench.device)?, sin.to_device(bench.device)?);
     let table = bench.tensor(&[7, heads.packed()])?;
-    let (keys, values) = (bench.tensor(&[rows, capacity, kv])?, bench.tensor(&[rows, capacity, kv])?);
-    let (want_keys, want_values) = (wide(&keys)?.copy()?, wide(&values)?.copy()?);
+    let keys = bench.tensor(&[rows, capacity, kv])?;
+    let values = bench.tensor(&[rows, capacity, kv])?;
+    let want_keys = wide(&keys)?.copy()?;
+    let want_values = wide(&values)?.copy()?;
     let qkv = buffer(&[rows, heads.packed()], bench.dtype, bench.device)?;
     let out = buffer(&[rows, q], bench.dtype, bench.device)?;
     let mut recorder = Recorder::new(rows, bench.device)?;

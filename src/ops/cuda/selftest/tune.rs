@@ -22,10 +22,16 @@ fn each(adapter: &LoraAdapter, f: impl Fn(&Tensor) -> Result<Tensor>) -> Result<
 }
 
 pub(super) fn adapters(bench: &mut Bench) -> Result<()> {
-    let (rows, inner, outputs, rank, scale) = (33, 24, 12, 3, 0.7);
+    let rows = 33;
+    let inner = 24;
+    let outputs = 12;
+    let rank = 3;
+    let scale = 0.7;
     for dropout in [None, Some(Dropout { p: 0.3, key: 5, first: 11 })] {
-        let (x, y) = (bench.tensor(&[rows, inner])?, bench.tensor(&[rows, outputs])?);
-        let (dy, dx) = (bench.tensor(&[rows, outputs])?, bench.tensor(&[rows, inner])?);
+        let x = bench.tensor(&[rows, inner])?;
+        let y = bench.tensor(&[rows, outputs])?;
+        let dy = bench.tensor(&[rows, outputs])?;
+        let dx = bench.tensor(&[rows, inner])?;
         let device = bench.device.clone();
         let ours = adapter(bench, inner, rank)?;
         let theirs = each(&ours, wide)?;

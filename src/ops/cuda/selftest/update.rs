@@ -56,7 +56,8 @@ fn round_moments(bench: &mut Bench, hyper: &cpu_adamw::Hyper, ranges: &[cpu_adam
     let hyper = cpu_adamw::Hyper { rounding: Some(77), ..*hyper };
     let [p, g] = [bench.exact(&[n])?, bench.exact(&[n])?];
     let [m, v] = [bench.exact(&[n])?, bench.exact(&[n])?.sqr()?].map(|t| t.to_dtype(DType::BF16));
-    let (m, v) = (m?, v?);
+    let m = m?;
+    let v = v?;
     let host = [wide(&p)?.copy()?, wide(&m)?.copy()?, wide(&v)?.copy()?];
     let flat = cpu_adamw::Flat { param: &p, grad: &g, exp_avg: &m, exp_avg_sq: &v, copy: None };
     cpu_adamw::adamw_on_gpu(&flat, ranges, &hyper)?;
