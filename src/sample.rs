@@ -36,7 +36,7 @@ pub struct Limits {
     pub max_tokens: usize,
     /// Texts at which a continuation ends; they are not part of it.
     pub stop: Vec<String>,
-    /// For every token, this many of the likeliest ones with their log-probabilities.
+    /// For every token, this many of the most likely tokens with their log-probabilities.
     pub logprobs: Option<usize>,
     /// Ends the call with [`Interrupted`] soon after it becomes true, whatever is being computed.
     pub interrupt: Option<Arc<AtomicBool>>,
@@ -132,7 +132,8 @@ pub fn generate(
     let prompt = &prompt[prompt.len().saturating_sub(context)..];
     // The last token of the continuation is never fed back.
     let room = limits.max_tokens.min(context - prompt.len() + 1);
-    let draft = |sampler| Draft {
+    let mut drafts: Vec<Draft> = Vec::with_capacity(samplers.len());
+    drafts.extend(samplers.iter_mut().map(|sampler| Draft {
         sampler,
         history: prompt.to_vec(),
         stream: tokenizer.decode_stream(prompt, true),
@@ -142,8 +143,7 @@ pub fn generate(
         finished: (room == 0).then_some(FinishReason::Length),
         first_token: Duration::ZERO,
         decoding: Duration::ZERO,
-    };
-    let mut drafts: Vec<Draft> = samplers.iter_mut().map(draft).collect();
+    }));
     let width = drafts.len();
     let capacity = (prompt.len() + room).min(context);
     let mut cache = model.cache(1, capacity)?;
@@ -167,14 +167,14 @@ pub fn generate(
         if drafts.iter().all(|draft| draft.finished.is_some()) {
             break;
         }
-        // Finished rows are fed on, and nobody looks at what comes out.
+        // Finished rows are fed on, and their logits are ignored: the batch keeps its shape.
         feed = drafts.iter().map(|draft| draft.history.last().copied().unwrap_or(0)).collect();
     }
     drafts.into_iter().enumerate().map(|(i, draft)| draft.finish(prompt.len(), |piece| on_text(i, piece))).collect()
 }
 
-/// Feeds the beginning of `prompt` in pieces that take about [`PIECE_TIME`] each, between which an interrupt is honoured; returns
-/// where the last piece begins. A call that nobody can interrupt is fed whole.
+/// Feeds the beginning of `prompt` in pieces that take about [`PIECE_TIME`] each, between which an interrupt ends the call;
+/// returns where the last piece starts. A prompt that cannot be interrupted is fed whole.
 fn prefill(model: &Llama, prompt: &[u32], cache: &mut KvCache, limits: &Limits) -> Result<usize> {
     let mut at = 0;
     let mut piece = FIRST_PIECE;
@@ -229,7 +229,7 @@ impl Draft<'_> {
     }
 
     fn finish(mut self, prompt: usize, mut on_text: impl FnMut(&str) -> Result<()>) -> Result<Generated> {
-        if !self.stops.found() {
+        if !self.stops.has_stopped() {
             let rest = self.stream.end_fragment();
             self.take(&rest, &mut on_text)?;
             let held = self.stops.rest();

@@ -48,22 +48,27 @@ pub(super) fn reference_scores(
     documents: Option<&DocumentStarts>,
 ) -> Result<(Tensor, Tensor)> {
     let (b, t) = heads.check("attention reference", qkv)?;
-    let part = |from: usize, n: usize| -> Result<Tensor> {
-        let x = qkv.narrow(2, from * heads.dim, n * heads.dim)?.reshape((b, t, n, heads.dim))?.transpose(1, 2)?;
-        let repeats = heads.q / n;
-        let x = x.unsqueeze(2)?.broadcast_as((b, n, repeats, t, heads.dim))?;
-        x.reshape((b, heads.q, t, heads.dim))?.contiguous()
-    };
-    let q = part(0, heads.q)?;
-    let k = part(heads.q, heads.kv)?;
-    let v = part(heads.q + heads.kv, heads.kv)?;
+    let q = expanded_heads(qkv, heads, 0, heads.q)?;
+    let k = expanded_heads(qkv, heads, heads.q, heads.kv)?;
+    let v = expanded_heads(qkv, heads, heads.q + heads.kv, heads.kv)?;
     let scores = (q.matmul(&k.transpose(2, 3)?.contiguous()?)? * heads.scale() as f64)?;
-    let hidden = |sequence: usize, query: usize, key: usize| {
-        key > query || documents.is_some_and(|s| key < s.row(sequence)[query] as usize)
-    };
-    let mask = (0..b * t * t).map(|i| if hidden(i / (t * t), i / t % t, i % t) { f32::NEG_INFINITY } else { 0.0 });
-    let scores = scores.broadcast_add(&Tensor::from_vec(mask.collect::<Vec<_>>(), (b, 1, t, t), qkv.device())?)?;
+    let mut mask = Vec::with_capacity(b * t * t);
+    for sequence in 0..b {
+        for query in 0..t {
+            let first = documents.map_or(0, |documents| documents.row(sequence)[query] as usize);
+            mask.extend((0..t).map(|key| if (first..=query).contains(&key) { 0.0 } else { f32::NEG_INFINITY }));
+        }
+    }
+    let scores = scores.broadcast_add(&Tensor::from_vec(mask, (b, 1, t, t), qkv.device())?)?;
     Ok((scores, v))
+}
+
+/// Heads `from..from + n` of packed `qkv`, each repeated for all query heads of its group: (b, h, t, d).
+fn expanded_heads(qkv: &Tensor, heads: Heads, from: usize, n: usize) -> Result<Tensor> {
+    let (b, t, _) = qkv.dims3()?;
+    let x = qkv.narrow(2, from * heads.dim, n * heads.dim)?.reshape((b, t, n, heads.dim))?.transpose(1, 2)?;
+    let x = x.unsqueeze(2)?.broadcast_as((b, n, heads.q / n, t, heads.dim))?;
+    x.reshape((b, heads.q, t, heads.dim))?.contiguous()
 }
 
 /// Packed `qkv` (b, t, (h + 2k)·d), already rotated → output (b, t, h·d) and log-sum-exp (b, h, t).
@@ -74,61 +79,58 @@ pub fn attention(
     precision: Precision,
 ) -> Result<(Tensor, Tensor)> {
     let (b, t) = heads.check("attention", qkv)?;
-    check_segments("attention", documents, b, t)?;
+    check_documents("attention", documents, b, t)?;
     on_gpu!(qkv, super::cuda::attention(qkv, heads, documents));
-    let d = heads.dim;
-    let width = heads.packed();
     let out_width = heads.out();
     let (out, lse) = cpu::read("attention", [qkv], |[qkv]| {
         let mut out = cpu::output(b * t * out_width);
         let mut lse = cpu::output(b * heads.q * t);
         let shared = SharedMut::new(&mut out);
-        let rows =
-            |sequence, column| Rows { data: qkv, from: sequence * t * width + column * d, stride: width, dim: d };
+        // Keys and values are packed once: all blocks of all query heads of a group multiply by them.
         let packed: Vec<KeysAndValues> = (0..b * heads.kv)
             .into_par_iter()
             .map(|task| {
                 let sequence = task / heads.kv;
-                let kv = heads.q + task % heads.kv;
-                KeysAndValues::pack(rows(sequence, kv), rows(sequence, kv + heads.kv), t, precision)
+                let k_column = heads.q + task % heads.kv;
+                let keys = Rows::packed(qkv, heads, t, sequence, k_column);
+                let values = Rows::packed(qkv, heads, t, sequence, k_column + heads.kv);
+                KeysAndValues::pack(keys, values, t, precision)
             })
             .collect();
         lse.par_chunks_mut(t).enumerate().for_each(|(task, lse)| {
             let sequence = task / heads.q;
             let head = task % heads.q;
-            let place = (sequence * t * out_width + head * d, out_width);
-            let scale = heads.scale();
-            let starts = documents.map(|s| s.row(sequence));
+            let place = (sequence * t * out_width + head * heads.dim, out_width);
+            let starts = documents.map(|documents| documents.row(sequence));
+            let q = Rows::packed(qkv, heads, t, sequence, head);
             let kv = &packed[sequence * heads.kv + head / heads.group()];
-            forward_head(rows(sequence, head), kv, (t, 0, scale, starts), shared, place, lse);
+            forward_head(q, kv, (t, 0, heads.scale(), starts), shared, place, lse);
         });
         Ok((out, lse))
     })?;
     Ok((cpu::tensor(out, (b, t, out_width))?, cpu::tensor(lse, (b, heads.q, t))?))
 }
 
-/// The largest logit `q·k / √d` of a query and a key it sees, of packed `qkv` as [`attention`] takes it: where logits grow without bound,
-/// attention collapses onto single keys before the loss shows it (Dehghani et al. 2023).
+/// The largest logit `q·k / √d` of a query and a key it sees, of packed `qkv` as [`attention`] takes it. Logits that grow without bound
+/// make attention collapse onto single keys before the loss shows it (Dehghani et al. 2023).
 pub fn max_logit(qkv: &Tensor, heads: Heads, documents: Option<&DocumentStarts>) -> Result<f32> {
     let (b, t) = heads.check("max_logit", qkv)?;
-    check_segments("max_logit", documents, b, t)?;
+    check_documents("max_logit", documents, b, t)?;
     on_gpu!(qkv, super::cuda::max_logit(qkv, heads, documents));
     cpu::read("max_logit", [qkv], |[qkv]| {
-        let of = |task: usize| {
+        let logits = (0..b * heads.q).into_par_iter().map(|task| {
             let sequence = task / heads.q;
             let head = task % heads.q;
-            let rows = |column: usize| {
-                let from = sequence * t * heads.packed() + column * heads.dim;
-                Rows { data: qkv, from, stride: heads.packed(), dim: heads.dim }
-            };
-            let starts = documents.map(|s| s.row(sequence));
-            head_max_logit(rows(head), rows(heads.q + head / heads.group()), t, heads.scale(), starts)
-        };
-        Ok((0..b * heads.q).into_par_iter().map(of).reduce(|| f32::NEG_INFINITY, f32::max))
+            let q = Rows::packed(qkv, heads, t, sequence, head);
+            let keys = Rows::packed(qkv, heads, t, sequence, heads.q + head / heads.group());
+            let starts = documents.map(|documents| documents.row(sequence));
+            head_max_logit(q, keys, t, heads.scale(), starts)
+        });
+        Ok(logits.reduce(|| f32::NEG_INFINITY, f32::max))
     })
 }
 
-fn check_segments(op: &str, documents: Option<&DocumentStarts>, b: usize, t: usize) -> Result<()> {
+fn check_documents(op: &str, documents: Option<&DocumentStarts>, b: usize, t: usize) -> Result<()> {
     if documents.is_some_and(|documents| !documents.fits(b, t)) {
         bail!("{op}: documents of another batch than ({b}, {t})");
     }
@@ -146,7 +148,7 @@ pub fn attention_backward(
     precision: Precision,
 ) -> Result<Tensor> {
     let (b, t) = heads.check("attention_backward", qkv)?;
-    check_segments("attention_backward", documents, b, t)?;
+    check_documents("attention_backward", documents, b, t)?;
     if out.dims() != [b, t, heads.out()] || dout.dims() != out.dims() || lse.dims() != [b, heads.q, t] {
         bail!("attention_backward: shapes of output, gradient or log-sum-exp do not fit qkv {:?}", qkv.shape());
     }
@@ -157,7 +159,7 @@ pub fn attention_backward(
         (0..b * heads.kv).into_par_iter().for_each(|task| {
             let sequence = task / heads.kv;
             let kv = task % heads.kv;
-            let starts = documents.map(|s| s.row(sequence));
+            let starts = documents.map(|documents| documents.row(sequence));
             backward_kv_head(slices, shared, heads, t, (sequence, kv), starts, precision);
         });
         Ok(dqkv)
@@ -177,21 +179,20 @@ pub fn attention_cached(q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads, start:
     }
     on_gpu!(q, super::cuda::attention_cached(q, k, v, heads, start));
     let q_width = heads.out();
-    let kv_width = heads.kv * d;
     let out = cpu::read("attention_cached", [q, k, v], |[q, k, v]| {
         let mut out = cpu::output(b * t * q_width);
         let mut lse = cpu::output(b * heads.q * t);
         let shared = SharedMut::new(&mut out);
         let keys = start + t;
-        let rows = |data, task: usize| {
-            let from = task / heads.kv * capacity * kv_width + task % heads.kv * d;
-            Rows { data, from, stride: kv_width, dim: d }
-        };
+        // For few queries, packing keys and values costs more than it saves.
         let packed: Vec<KeysAndValues> = match t {
             ..FEW => Vec::new(),
             _ => (0..b * heads.kv)
                 .into_par_iter()
-                .map(|i| KeysAndValues::pack(rows(k, i), rows(v, i), keys, Precision::F32))
+                .map(|task| {
+                    let k = cached_rows(k, heads, capacity, task);
+                    KeysAndValues::pack(k, cached_rows(v, heads, capacity, task), keys, Precision::F32)
+                })
                 .collect(),
         };
         lse.par_chunks_mut(t).enumerate().for_each(|(task, lse)| {
@@ -202,10 +203,21 @@ pub fn attention_cached(q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads, start:
             let kv = sequence * heads.kv + head / heads.group();
             match packed.get(kv) {
                 Some(kv) => forward_head(q, kv, (t, start, heads.scale(), None), shared, place, lse),
-                None => few_queries(q, rows(k, kv), rows(v, kv), (t, start, heads.scale()), shared, place),
+                None => {
+                    let k = cached_rows(k, heads, capacity, kv);
+                    let v = cached_rows(v, heads, capacity, kv);
+                    few_queries(q, k, v, (t, start, heads.scale()), shared, place);
+                }
             }
         });
         Ok(out)
     })?;
     cpu::tensor(out, (b, t, q_width))
+}
+
+/// Key/value head `task % k` of sequence `task / k` of a cache (b, capacity, k·d).
+fn cached_rows(data: &[f32], heads: Heads, capacity: usize, task: usize) -> Rows<'_> {
+    let stride = heads.kv * heads.dim;
+    let from = task / heads.kv * capacity * stride + task % heads.kv * heads.dim;
+    Rows { data, from, stride, dim: heads.dim }
 }

@@ -135,7 +135,7 @@ pub(crate) fn update(op: &'static str, t: &Tensor, f: impl FnMut(&mut [f32]) -> 
     t.inplace_op1(&Update { op, f: RefCell::new(f) })
 }
 
-/// A pointer that several tasks may write through at places they do not share.
+/// A pointer through which several tasks write, each to elements of its own.
 #[derive(Clone, Copy)]
 pub(crate) struct SharedMut(*mut f32, usize);
 
@@ -169,7 +169,7 @@ impl SharedMut {
     }
 
     /// The address of element `start`, for strided writes whose last element is `start + span - 1`.
-    pub(crate) fn at(&self, start: usize, span: usize) -> *mut f32 {
+    pub(crate) fn address(&self, start: usize, span: usize) -> *mut f32 {
         assert!(start + span <= self.1);
         // SAFETY: in bounds by the assertion.
         unsafe { self.0.add(start) }

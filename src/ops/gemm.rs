@@ -282,7 +282,7 @@ fn block(target: Target, lhs: Mat, (first, rows): (usize, usize), from: usize, c
     if rows == 0 || rhs.cols == 0 || rhs.terms.1 == 0 {
         return;
     }
-    let dst = target.dst.at(first * target.stride + col, span(rows, rhs.cols, target.stride, 1));
+    let dst = target.dst.address(first * target.stride + col, span(rows, rhs.cols, target.stride, 1));
     // A left operand is copied to be rounded, or if it is transposed and several panels use it. (Measured: copying contiguous rows
     // never pays.)
     let precision = rhs.precision;

@@ -49,9 +49,9 @@ fn sizes(op: &str, x: &Tensor, y: &Tensor, adapter: &LoraAdapter) -> Result<Size
     let outputs = y.dims().last().copied().unwrap_or(0);
     let rank = all / adapter.parts.len().max(1);
     let rows = x.elem_count() / inner.max(1);
-    let fits = |p: &LoraPart| p.b.dims() == [p.rows.len(), rank] && p.rows.end <= outputs;
-    let whole = x.dims().last() == Some(&inner) && y.elem_count() == rows * outputs;
-    if !whole || rank * adapter.parts.len() != all || !adapter.parts.iter().all(fits) {
+    let layer_fits = x.dims().last() == Some(&inner) && y.elem_count() == rows * outputs;
+    let parts_fit = adapter.parts.iter().all(|p| p.b.dims() == [p.rows.len(), rank] && p.rows.end <= outputs);
+    if !layer_fits || rank * adapter.parts.len() != all || !parts_fit {
         bail!("{op}: x {:?}, y {:?} and A {:?} do not fit", x.shape(), y.shape(), adapter.a.shape());
     }
     Ok(Sizes { rows, inner, outputs, rank })
@@ -141,7 +141,7 @@ pub fn lora_backward(
         matmul(&mut through, s.inner, Into::Overwrite, 1.0, du, a, precision);
         Ok(through)
     })?;
-    let through = dropout.map(|dropout| dropout.of(&through)).unwrap_or(through);
+    let through = dropout.map(|dropout| dropout.apply(&through)).unwrap_or(through);
     cpu::update("lora_backward", dx, |dx| {
         let pieces = dx.par_chunks_mut(cpu::PIECE).zip(through.par_chunks(cpu::PIECE));
         pieces.for_each(|(dx, more)| dx.iter_mut().zip(more).for_each(|(dx, more)| *dx += more));

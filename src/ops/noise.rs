@@ -19,25 +19,25 @@ pub fn draw(key: u64, i: u64) -> u64 {
 pub struct Dropout {
     /// Share of the elements, in [0, 1).
     pub p: f32,
-    /// Of this step and layer.
+    /// Derived from the step and the layer.
     pub key: u64,
     /// Place of the first element among those of the whole step.
     pub first: u64,
 }
 
 impl Dropout {
-    /// Draws below it drop their element.
+    /// An element whose draw is below this is dropped.
     pub(super) fn limit(&self) -> u64 {
         (f64::from(self.p) * 2f64.powi(64)) as u64
     }
 
-    /// The factor on what stays.
+    /// The factor on the elements that are kept.
     pub(super) fn keep(&self) -> f32 {
         1.0 / (1.0 - self.p)
     }
 
     /// `x` with dropped elements 0 and the others larger by 1 / (1 - p).
-    pub fn of(&self, x: &[f32]) -> Vec<f32> {
+    pub fn apply(&self, x: &[f32]) -> Vec<f32> {
         let mut out = cpu::output(x.len());
         let limit = self.limit();
         let keep = self.keep();
@@ -53,7 +53,7 @@ impl Dropout {
 
     pub(super) fn applied(dropout: Option<&Self>, x: &Tensor) -> Result<Tensor> {
         let Some(dropout) = dropout else { return Ok(x.clone()) };
-        cpu::tensor(cpu::read("dropout", [x], |[x]| Ok(dropout.of(x)))?, x.dims())
+        cpu::tensor(cpu::read("dropout", [x], |[x]| Ok(dropout.apply(x)))?, x.dims())
     }
 }
 
@@ -82,12 +82,12 @@ mod tests {
     #[test]
     fn dropout_keeps_the_mean_and_depends_on_places_alone() {
         let (x, all) = (vec![1f32; 100_000], Dropout { p: 0.25, key: 7, first: 0 });
-        let dropped = all.of(&x);
+        let dropped = all.apply(&x);
         let share = dropped.iter().filter(|&&x| x == 0.0).count() as f64 / 1e5;
         assert!((share - 0.25).abs() < 0.005, "{share}");
         assert!(dropped.iter().all(|&x| x == 0.0 || (x - 4.0 / 3.0).abs() < 1e-6));
-        let second = Dropout { first: 40_000, ..all }.of(&x[..60_000]);
+        let second = Dropout { first: 40_000, ..all }.apply(&x[..60_000]);
         assert_eq!(second, dropped[40_000..]);
-        assert_ne!(Dropout { key: 8, ..all }.of(&x), dropped);
+        assert_ne!(Dropout { key: 8, ..all }.apply(&x), dropped);
     }
 }

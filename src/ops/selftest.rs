@@ -109,9 +109,8 @@ pub fn difference(got: &Tensor, want: &Tensor) -> Result<f64> {
     if got.elem_count() == 0 {
         return Ok(0.0);
     }
-    let all = |t: &Tensor| t.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>();
-    let got = all(got)?;
-    let want = all(want)?;
+    let got = got.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
+    let want = want.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
     let largest = want.iter().fold(1e-30, |m: f64, x| m.max(x.abs()));
     let worst = got.iter().zip(&want).fold(0.0, |m: f64, (g, w)| {
         let d = (g - w).abs() / largest;
@@ -170,6 +169,12 @@ fn check_linear(inputs: &mut Inputs) -> Result<f64> {
     Ok(found)
 }
 
+/// An adapter whose parts have `rows` and the matrices `bs`.
+fn adapter(a: &Tensor, rows: &[std::ops::Range<usize>], bs: &[Tensor]) -> lora::LoraAdapter {
+    let parts = rows.iter().zip(bs).map(|(rows, b)| lora::LoraPart { rows: rows.clone(), b: b.clone() });
+    lora::LoraAdapter { a: a.clone(), parts: parts.collect() }
+}
+
 /// One, two and three projections with an adapter each inside a packed one, some rows without any; with and without dropout.
 fn check_lora(inputs: &mut Inputs) -> Result<f64> {
     let mut found = 0.0f64;
@@ -183,17 +188,9 @@ fn check_lora(inputs: &mut Inputs) -> Result<f64> {
             let a = Var::from_tensor(&inputs.tensor(&[rows.len() * r, i])?)?;
             let bs: Vec<Var> =
                 rows.iter().map(|rows| Var::from_tensor(&inputs.tensor(&[rows.len(), r])?)).collect::<Result<_>>()?;
-            let adapter = |a: &Tensor, bs: &[Tensor]| lora::LoraAdapter {
-                a: a.clone(),
-                parts: rows
-                    .iter()
-                    .zip(bs)
-                    .map(|(rows, b)| lora::LoraPart { rows: rows.clone(), b: b.clone() })
-                    .collect(),
-            };
-            let weights = adapter(&a, &bs.iter().map(|b| b.as_tensor().clone()).collect::<Vec<_>>());
+            let weights = adapter(&a, rows, &bs.iter().map(|b| b.as_tensor().clone()).collect::<Vec<_>>());
             let dropout = Dropout { p, key: 5, first: 11 };
-            let mask = Tensor::from_vec(dropout.of(&vec![1.0; n * i]), (n, i), &Device::Cpu)?;
+            let mask = Tensor::from_vec(dropout.apply(&vec![1.0; n * i]), (n, i), &Device::Cpu)?;
             let (dropout, mask) = if p > 0.0 { (Some(&dropout), Some(&mask)) } else { (None, None) };
             let want = lora::reference(&x, &w, &weights, 1.5, mask)?;
             let dy = inputs.tensor(&[n, o])?;
@@ -202,7 +199,7 @@ fn check_lora(inputs: &mut Inputs) -> Result<f64> {
             let y = linear::linear(&x, &w, F32)?;
             lora::lora(&y, &x, &weights, 1.5, dropout, F32)?;
             let ones: Vec<Tensor> = bs.iter().map(|b| b.ones_like()).collect::<Result<_>>()?;
-            let grads = adapter(&a.ones_like()?, &ones);
+            let grads = adapter(&a.ones_like()?, rows, &ones);
             let dx = linear::linear_backward_input(&dy, &w, F32)?;
             lora::lora_backward(&dx, &dy, &x, &weights, &grads, 1.5, dropout, F32)?;
             let mut got = vec![dx, (grads.a - 1.0)?];

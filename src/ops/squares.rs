@@ -11,21 +11,21 @@ use rayon::prelude::*;
 /// Elements summed at a time. Fixed, so that sums do not depend on what computes them.
 const PIECE: usize = 1 << 16;
 
-/// Of every range, from the flat f32 buffers of weights, gradients and both moments.
+/// The sums of every range, from the flat f32 buffers of weights, gradients and both moments.
 pub fn squares(flats: [&Tensor; 4], ranges: &[Range], rule: &LastUpdate) -> Result<Vec<Squares>> {
     let n = flats[0].elem_count();
     if flats.iter().any(|t| t.elem_count() != n) || ranges.iter().any(|r| r.start + r.len > n) {
         bail!("squares: buffers or ranges do not fit {n} parameters");
     }
     let pieces: Vec<Range> = ranges.iter().flat_map(pieces).collect();
-    let sums = of_pieces(flats, &pieces, rule)?;
+    let sums = piece_squares(flats, &pieces, rule)?;
     let mut sums = sums.iter();
     // In the order of the pieces, whatever the number of threads.
-    let sum = |range: &Range| {
-        let mine = sums.by_ref().take(range.len.div_ceil(PIECE));
-        mine.fold(Squares::default(), |all, piece| all.and(piece))
-    };
-    Ok(ranges.iter().map(sum).collect())
+    let ranges = ranges.iter().map(|range| {
+        let pieces = sums.by_ref().take(range.len.div_ceil(PIECE));
+        pieces.fold(Squares::default(), |sum, piece| sum.and(piece))
+    });
+    Ok(ranges.collect())
 }
 
 fn pieces(range: &Range) -> impl Iterator<Item = Range> + use<> {
@@ -33,18 +33,19 @@ fn pieces(range: &Range) -> impl Iterator<Item = Range> + use<> {
     (0..len).step_by(PIECE).map(move |from| Range { start: start + from, len: PIECE.min(len - from), decay })
 }
 
-fn of_pieces(flats: [&Tensor; 4], pieces: &[Range], rule: &LastUpdate) -> Result<Vec<Squares>> {
+/// The sums of every piece.
+fn piece_squares(flats: [&Tensor; 4], pieces: &[Range], rule: &LastUpdate) -> Result<Vec<Squares>> {
     on_gpu!(flats[0], super::cuda::squares(flats, pieces, rule));
     cpu::read("squares", flats, |slices| {
-        let of = |piece: &Range| {
+        let sums = pieces.par_iter().map(|piece| {
             let keep = if piece.decay { rule.keep } else { 1.0 };
-            of_piece(slices.map(|slice| &slice[piece.start..piece.start + piece.len]), keep, rule)
-        };
-        Ok(pieces.par_iter().map(of).collect())
+            sum_squares(slices.map(|slice| &slice[piece.start..piece.start + piece.len]), keep, rule)
+        });
+        Ok(sums.collect())
     })
 }
 
-fn of_piece([w, g, m, v]: [&[f32]; 4], keep: f64, rule: &LastUpdate) -> Squares {
+fn sum_squares([w, g, m, v]: [&[f32]; 4], keep: f64, rule: &LastUpdate) -> Squares {
     let mut sums = Squares { n: w.len() as f64, ..Squares::default() };
     for ((w, g), (m, v)) in w.iter().zip(g).zip(m.iter().zip(v)) {
         let w = f64::from(*w);

@@ -174,7 +174,8 @@ impl Sampler {
         for &id in &self.seen {
             let logit = &mut logits[id as usize];
             let penalised = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };
-            *logit = penalised.clamp(f32::MIN, f32::MAX); // a large logit under a large penalty must not become infinite
+            // A large logit under a large penalty must not become infinite.
+            *logit = penalised.clamp(f32::MIN, f32::MAX);
         }
     }
 
@@ -182,16 +183,16 @@ impl Sampler {
     fn filter(&mut self, logits: &[f32]) {
         let SamplerConfig { temperature, top_k, top_p, min_p, .. } = self.config;
         let max = f64::from(logits.iter().copied().fold(f32::MIN, f32::max));
-        let weight = |id: u32| ((f64::from(logits[id as usize]) - max) / temperature).exp();
         keep_top_k(&mut self.ids, logits, top_k);
         if top_p < 1.0 {
-            keep_top_p(&mut self.ids, logits, top_p, weight);
+            keep_top_p(&mut self.ids, logits, top_p, |id| unnormalised(logits, id, max, temperature));
         }
         if min_p > 0.0 {
-            self.ids.retain(|&id| weight(id) >= min_p); // the most likely token has weight 1 and stays
+            // The most likely token has weight 1 and stays.
+            self.ids.retain(|&id| unnormalised(logits, id, max, temperature) >= min_p);
         }
         self.weights.clear();
-        self.weights.extend(self.ids.iter().map(|&id| weight(id)));
+        self.weights.extend(self.ids.iter().map(|&id| unnormalised(logits, id, max, temperature)));
     }
 
     /// Inverse transform sampling: the token in whose share of the total weight `uniform`, in [0, 1), falls.
@@ -212,29 +213,38 @@ impl Sampler {
     }
 }
 
-/// Log-probabilities of a chosen token and of the likeliest ones, in the model's own distribution.
+/// The weight of token `id` in the distribution: 1 for a logit of `max`.
+fn unnormalised(logits: &[f32], id: u32, max: f64, temperature: f64) -> f64 {
+    ((f64::from(logits[id as usize]) - max) / temperature).exp()
+}
+
+/// Log-probabilities of a chosen token and of the most likely ones, in the model's own distribution.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenLogprobs {
-    /// The chosen token.
     pub id: u32,
     pub logprob: f64,
-    /// The likeliest tokens, most likely first.
+    /// The most likely tokens, most likely first.
     pub top: Vec<(u32, f64)>,
 }
 
 impl TokenLogprobs {
-    /// Of `id` and the `top` likeliest under `logits`.
+    /// Those of `id` and of the `top` most likely tokens under `logits`.
     pub fn new(logits: &[f32], id: u32, top: usize) -> Self {
         let max = f64::from(logits.iter().copied().fold(f32::MIN, f32::max));
         let sum: f64 = logits.iter().map(|&logit| (f64::from(logit) - max).exp()).sum();
-        let logprob = |id: u32| f64::from(logits[id as usize]) - max - sum.ln();
         let mut ids = Vec::new();
         if top > 0 {
             keep_top_k(&mut ids, logits, top);
             ids.sort_unstable_by(by_rank(logits));
         }
-        Self { id, logprob: logprob(id), top: ids.into_iter().map(|id| (id, logprob(id))).collect() }
+        let top = ids.into_iter().map(|id| (id, log_probability(logits, id, max, sum))).collect();
+        Self { id, logprob: log_probability(logits, id, max, sum), top }
     }
+}
+
+/// Log-probability of token `id`, where `sum` is the sum of all exp(logit - max).
+fn log_probability(logits: &[f32], id: u32, max: f64, sum: f64) -> f64 {
+    f64::from(logits[id as usize]) - max - sum.ln()
 }
 
 /// Draw `draw` of sample `sample` of `seed`: a number in [0, 1) with 53 random bits, the same on every machine.

@@ -1,4 +1,4 @@
-//! Stop strings in a stream of text: what may be the beginning of one is held back until that is known.
+//! Stop strings in a stream of text: what may be the beginning of one is held back until more text decides it.
 
 pub(super) struct Stops {
     strings: Vec<String>,
@@ -12,8 +12,8 @@ impl Stops {
         Self { strings, held: String::new(), found: false }
     }
 
-    /// Takes in `piece`; the text that is certain not to belong to a stop string, and whether one was found (after which nothing
-    /// comes any more).
+    /// Adds `piece`. Returns the text that certainly belongs to no stop string, and whether one was found (after which there is no more
+    /// text).
     pub(super) fn push(&mut self, piece: &str) -> (String, bool) {
         if self.found {
             return (String::new(), true);
@@ -30,18 +30,18 @@ impl Stops {
         (std::mem::replace(&mut self.held, rest), false)
     }
 
-    /// Whether a stop string was found.
-    pub(super) fn found(&self) -> bool {
+    /// Whether a stop string was found, which ends the text.
+    pub(super) fn has_stopped(&self) -> bool {
         self.found
     }
 
-    /// What was held back for nothing.
+    /// The text that was held back and turned out not to be a stop string.
     pub(super) fn rest(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
 }
 
-/// Length of the longest end of `text` that is a beginning of `stop`, and not all of it.
+/// Length of the longest proper prefix of `stop` with which `text` ends.
 fn overlap(text: &str, stop: &str) -> usize {
     let ends = stop.char_indices().map(|(at, _)| at).filter(|&at| at > 0 && at <= text.len());
     ends.filter(|&n| text.ends_with(&stop[..n])).max().unwrap_or(0)
@@ -55,7 +55,7 @@ mod tests {
         let strings: Vec<String> = stops.iter().map(|&s| s.into()).collect();
         let mut stops = Stops::new(&strings);
         let out = pieces.iter().map(|piece| stops.push(piece).0).collect();
-        (out, stops.found(), stops.rest())
+        (out, stops.has_stopped(), stops.rest())
     }
 
     #[test]

@@ -25,7 +25,7 @@ struct Work {
     values_t: Packed,
 }
 
-/// The gradient's buffer and the places of this head's columns in it.
+/// The gradient's buffer, and where the columns of this key/value head start in it.
 struct Gradient {
     dqkv: SharedMut,
     stride: usize,
@@ -35,9 +35,9 @@ struct Gradient {
 }
 
 impl Gradient {
-    /// Where `rows` rows of columns that begin at `from` lie, from row `first` on.
-    fn at(&self, from: usize, first: usize, rows: usize) -> *mut f32 {
-        self.dqkv.at(from + first * self.stride, (rows - 1) * self.stride + self.dim)
+    /// The address of rows `first..first + rows` of the columns that start at element `from`.
+    fn address(&self, from: usize, first: usize, rows: usize) -> *mut f32 {
+        self.dqkv.address(from + first * self.stride, (rows - 1) * self.stride + self.dim)
     }
 }
 
@@ -51,16 +51,10 @@ pub(super) fn backward_kv_head(
     starts: Option<&[u32]>,
     precision: Precision,
 ) {
-    let d = heads.dim;
-    let width = heads.packed();
-    let out_width = heads.out();
-    let scale = heads.scale();
-    let from = |column: usize| sequence * t * width + column * d;
-    let rows = |column: usize| Rows { data: qkv, from: from(column), stride: width, dim: d };
-    let k_column = heads.q + kv;
-    let v_column = heads.q + heads.kv + kv;
-    let k = rows(k_column).mat(0, t);
-    let v = rows(v_column).mat(0, t);
+    let k_rows = Rows::packed(qkv, heads, t, sequence, heads.q + kv);
+    let v_rows = Rows::packed(qkv, heads, t, sequence, heads.q + heads.kv + kv);
+    let k = k_rows.mat(0, t);
+    let v = v_rows.mat(0, t);
     let size = BLOCK.min(t) * PART.min(t);
     let mut work = Work {
         p: cpu::output(size),
@@ -72,23 +66,24 @@ pub(super) fn backward_kv_head(
         keys_t: Packed::new(k.t(), precision),
         values_t: Packed::new(v.t(), precision),
     };
-    for from in [from(k_column), from(v_column)] {
+    // All query heads of the group add to the gradients of this key/value head.
+    for rows in [k_rows, v_rows] {
         // SAFETY: these columns are this task's alone.
-        (0..t).for_each(|row| unsafe { dqkv.range(from + row * width, d) }.fill(0.0));
+        (0..t).for_each(|row| unsafe { dqkv.range(rows.from + row * rows.stride, rows.dim) }.fill(0.0));
     }
-    let grad = Gradient { dqkv, stride: width, dim: d, dk: from(k_column), dv: from(v_column) };
+    let grad = Gradient { dqkv, stride: heads.packed(), dim: heads.dim, dk: k_rows.from, dv: v_rows.from };
     for head in kv * heads.group()..(kv + 1) * heads.group() {
-        let q = rows(head);
-        let out_rows = |data| Rows { data, from: sequence * t * out_width + head * d, stride: out_width, dim: d };
-        let o = out_rows(out);
-        let d_o = out_rows(dout);
+        let q = Rows::packed(qkv, heads, t, sequence, head);
+        let o = Rows::output(out, heads, t, sequence, head);
+        let d_o = Rows::output(dout, heads, t, sequence, head);
         let lse = &lse[(sequence * heads.q + head) * t..][..t];
         for first in (0..t).step_by(BLOCK) {
             let block = Span::new(first, t, 0, starts);
             work.begin_block(block, q, o, d_o);
             for span in block.parts(PART) {
                 let into = if span.lo == block.lo { Into::Overwrite } else { Into::Accumulate };
-                work.part(span, q, d_o, lse, scale, &grad, (from(head), into));
+                // The gradient of `qkv` lies as `qkv` does.
+                work.part(span, q, d_o, lse, heads.scale(), &grad, (q.from, into));
             }
         }
     }
@@ -104,7 +99,7 @@ impl Work {
         }
     }
 
-    /// A block's queries against some of its keys; `dq` says where the query head's gradient lies and how to enter it.
+    /// A block's queries against some of its keys. `dq` is where the query head's gradient starts; `into`, whether to add to it.
     #[allow(clippy::too_many_arguments)]
     fn part(
         &mut self,
@@ -132,14 +127,14 @@ impl Work {
             let p = Mat::new(p, n, keys, keys);
             let ds = Mat::new(ds, n, keys, keys);
             let stride = grad.stride;
-            matmul_packed(grad.at(dq, first, n), stride, into, 1.0, ds, self.keys.panels().terms(part));
-            matmul_packed(grad.at(grad.dk, lo, keys), stride, Into::Accumulate, 1.0, ds.t(), self.q.panels());
-            matmul_packed(grad.at(grad.dv, lo, keys), stride, Into::Accumulate, 1.0, p.t(), self.d_o.panels());
+            matmul_packed(grad.address(dq, first, n), stride, into, 1.0, ds, self.keys.panels().terms(part));
+            matmul_packed(grad.address(grad.dk, lo, keys), stride, Into::Accumulate, 1.0, ds.t(), self.q.panels());
+            matmul_packed(grad.address(grad.dv, lo, keys), stride, Into::Accumulate, 1.0, p.t(), self.d_o.panels());
         }
     }
 }
 
-/// Turns scores into probabilities and `dP` into `dS`, row by row; both become 0 where a query does not see.
+/// Turns scores into probabilities and `dP` into `dS`, row by row; both become 0 at the keys that a query does not see.
 fn probabilities_and_gradient(p: &mut [f32], ds: &mut [f32], span: Span, lse: &[f32], scale: f32, delta: &[f32]) {
     cpu::simd!({
         for (i, (p, ds)) in p.chunks_exact_mut(span.keys).zip(ds.chunks_exact_mut(span.keys)).enumerate() {

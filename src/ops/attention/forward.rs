@@ -68,7 +68,7 @@ pub(super) fn forward_head(
         let values = kv.values.panels().terms(lo..lo + keys);
         // SAFETY: this task alone writes these columns of the output.
         unsafe {
-            matmul_packed(out.at(place, extent), out_stride, Into::Overwrite, 1.0, p, values);
+            matmul_packed(out.address(place, extent), out_stride, Into::Overwrite, 1.0, p, values);
             for (i, inverse) in inverse[..rows].iter().enumerate() {
                 out.range(place + i * out_stride, d).iter_mut().for_each(|x| *x *= inverse);
             }
@@ -96,7 +96,7 @@ pub(super) fn head_max_logit(q: Rows, keys: Rows, queries: usize, scale: f32, st
     most
 }
 
-/// Fewer queries than this are not worth packing keys and values for.
+/// For fewer queries than this, packing keys and values costs more than it saves.
 pub(super) const FEW: usize = 8;
 
 /// As [`forward_head`] without packed operands and without a log-sum-exp: each query walks over the keys and values as they lie.

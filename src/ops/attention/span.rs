@@ -1,9 +1,10 @@
 //! Which queries see which keys, and where a head's rows lie.
 
 use crate::ops::gemm::{Mat, PANEL};
+use crate::ops::heads::Heads;
 use std::ops::Range;
 
-/// Queries per block.
+/// Number of queries in one block.
 pub(super) const BLOCK: usize = 64;
 
 /// One sequence's rows as a head sees them: rows of width `dim`, `stride` apart, from `from` on.
@@ -16,12 +17,23 @@ pub(super) struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
+    /// Head `column` (query, key and value heads counted together) of a sequence of packed `qkv` (b, t, (h + 2k)·d).
+    pub(super) fn packed(qkv: &'a [f32], heads: Heads, t: usize, sequence: usize, column: usize) -> Self {
+        let stride = heads.packed();
+        Self { data: qkv, from: sequence * t * stride + column * heads.dim, stride, dim: heads.dim }
+    }
+
+    /// Query head `head` of a sequence of `data` (b, t, h·d): queries, outputs or their gradients.
+    pub(super) fn output(data: &'a [f32], heads: Heads, t: usize, sequence: usize, head: usize) -> Self {
+        let stride = heads.out();
+        Self { data, from: sequence * t * stride + head * heads.dim, stride, dim: heads.dim }
+    }
+
     /// `n` rows from `first` on as a matrix.
     pub(super) fn mat(&self, first: usize, n: usize) -> Mat<'a> {
         Mat::new(&self.data[self.from + first * self.stride..], n, self.dim, self.stride)
     }
 
-    /// One row.
     pub(super) fn row(&self, i: usize) -> &'a [f32] {
         &self.data[self.from + i * self.stride..][..self.dim]
     }

@@ -32,16 +32,14 @@ pub fn attention_prefix_tree(qkv: &Tensor, tree: &PrefixTree, heads: Heads, prec
 fn attend(qkv: &[f32], path: &[Node], heads: Heads, kv: usize, precision: Precision, out: SharedMut) {
     let Some(node) = path.last() else { return };
     let d = heads.dim;
-    let width = heads.packed();
-    let column =
-        |node: &Node, head: usize| Rows { data: qkv, from: node.start * width + head * d, stride: width, dim: d };
     let n = node.position + node.len;
-    let gathered = |head: usize| -> Vec<f32> {
-        path.iter().flat_map(|node| (0..node.len).flat_map(move |i| column(node, head).row(i))).copied().collect()
-    };
-    let copies = (path.len() > 1).then(|| (gathered(heads.q + kv), gathered(heads.q + heads.kv + kv)));
+    let k_column = heads.q + kv;
+    let v_column = heads.q + heads.kv + kv;
+    // The rows of a path's nodes do not follow each other in the batch; those of a root do, and need no copy.
+    let copies =
+        (path.len() > 1).then(|| (path_rows(qkv, path, heads, k_column), path_rows(qkv, path, heads, v_column)));
     let (keys, values) = match &copies {
-        None => (column(node, heads.q + kv), column(node, heads.q + heads.kv + kv)),
+        None => (node_rows(qkv, node, heads, k_column), node_rows(qkv, node, heads, v_column)),
         Some((keys, values)) => {
             (Rows { data: keys, from: 0, stride: d, dim: d }, Rows { data: values, from: 0, stride: d, dim: d })
         }
@@ -49,7 +47,7 @@ fn attend(qkv: &[f32], path: &[Node], heads: Heads, kv: usize, precision: Precis
     let packed = (node.len >= FEW).then(|| KeysAndValues::pack(keys, values, n, precision));
     let mut lse = vec![0.0; node.len];
     for head in kv * heads.group()..(kv + 1) * heads.group() {
-        let q = column(node, head);
+        let q = node_rows(qkv, node, heads, head);
         let place = (node.start * heads.out() + head * d, heads.out());
         match &packed {
             Some(packed) => {
@@ -58,4 +56,20 @@ fn attend(qkv: &[f32], path: &[Node], heads: Heads, kv: usize, precision: Precis
             None => few_queries(q, keys, values, (node.len, node.position, heads.scale()), out, place),
         }
     }
+}
+
+/// Head `column` of the tokens of a node.
+fn node_rows<'a>(qkv: &'a [f32], node: &Node, heads: Heads, column: usize) -> Rows<'a> {
+    let stride = heads.packed();
+    Rows { data: qkv, from: node.start * stride + column * heads.dim, stride, dim: heads.dim }
+}
+
+/// A copy of head `column` of the tokens of all nodes of a path, (tokens, d).
+fn path_rows(qkv: &[f32], path: &[Node], heads: Heads, column: usize) -> Vec<f32> {
+    let mut rows = Vec::new();
+    for node in path {
+        let node_rows = node_rows(qkv, node, heads, column);
+        (0..node.len).for_each(|i| rows.extend_from_slice(node_rows.row(i)));
+    }
+    rows
 }

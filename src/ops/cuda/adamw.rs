@@ -1,6 +1,6 @@
 //! AdamW and the global norm: launches of `adamw.cu`.
 
-use super::gpu::{Arg, Grid, at, at_or_null, empty, int, launch, list, suffix};
+use super::gpu::{Arg, Grid, empty, int, launch, list, pointer, pointer_or_null, suffix};
 use crate::ops::flat::{Flat, LastUpdate, Range, Squares};
 use candle_core::{DType, Result, Tensor, bail};
 
@@ -30,13 +30,13 @@ pub(in crate::ops) fn adamw(
     let ends = list(&ends, device)?;
     let keep = list(keep, device)?;
     let args = [
-        at(flat.param)?,
-        at(flat.grad)?,
-        at(flat.exp_avg)?,
-        at(flat.exp_avg_sq)?,
-        at_or_null(flat.copy)?,
-        at(&ends)?,
-        at(&keep)?,
+        pointer(flat.param)?,
+        pointer(flat.grad)?,
+        pointer(flat.exp_avg)?,
+        pointer(flat.exp_avg_sq)?,
+        pointer_or_null(flat.copy)?,
+        pointer(&ends)?,
+        pointer(&keep)?,
         int(ranges.len())?,
         Arg::U64(n as u64),
         Arg::F32s(coefficients),
@@ -45,7 +45,7 @@ pub(in crate::ops) fn adamw(
     launch(
         device,
         &format!("adamw_{}", suffix(flat.exp_avg)?),
-        Grid::of(n.div_ceil(4 * THREADS).min(BLOCKS), THREADS),
+        Grid::linear(n.div_ceil(4 * THREADS).min(BLOCKS), THREADS),
         &args,
     )
 }
@@ -57,9 +57,9 @@ pub(in crate::ops) fn global_norm(grad: &Tensor) -> Result<f64> {
     let pieces = n.div_ceil(PIECE);
     let partials = empty(&[pieces], DType::F64, device)?;
     let total = empty(&[1], DType::F64, device)?;
-    let args = [at(grad)?, at(&partials)?, Arg::U64(n as u64), Arg::U64(PIECE as u64)];
-    launch(device, "sum_of_squares", Grid::of(pieces, 1024), &args)?;
-    launch(device, "sum_of_partials", Grid::of(1, 1024), &[at(&partials)?, at(&total)?, int(pieces)?])?;
+    let args = [pointer(grad)?, pointer(&partials)?, Arg::U64(n as u64), Arg::U64(PIECE as u64)];
+    launch(device, "sum_of_squares", Grid::linear(pieces, 1024), &args)?;
+    launch(device, "sum_of_partials", Grid::linear(1, 1024), &[pointer(&partials)?, pointer(&total)?, int(pieces)?])?;
     Ok(total.to_vec1::<f64>()?[0].sqrt())
 }
 
@@ -71,16 +71,16 @@ pub(in crate::ops) fn squares(flats: [&Tensor; 4], pieces: &[Range], rule: &Last
     let bounds = list(&bounds, device)?;
     let rule = list(&rule, device)?;
     let sums = empty(&[pieces.len(), 4], DType::F64, device)?;
-    let mut args = flats.iter().map(|flat| at(flat)).collect::<Result<Vec<_>>>()?;
-    args.extend([at(&bounds)?, at(&rule)?, at(&sums)?]);
-    launch(device, &format!("squares_{}", suffix(flats[2])?), Grid::of(pieces.len(), THREADS), &args)?;
+    let mut args = flats.iter().map(|flat| pointer(flat)).collect::<Result<Vec<_>>>()?;
+    args.extend([pointer(&bounds)?, pointer(&rule)?, pointer(&sums)?]);
+    launch(device, &format!("squares_{}", suffix(flats[2])?), Grid::linear(pieces.len(), THREADS), &args)?;
     let sums = sums.to_vec2::<f64>()?;
-    let one = |(sum, piece): (&Vec<f64>, &Range)| Squares {
+    let squares = sums.iter().zip(pieces).map(|(sum, piece)| Squares {
         grad: sum[0],
         weight: sum[1],
         update: sum[2],
         adam: sum[3],
         n: piece.len as f64,
-    };
-    Ok(sums.iter().zip(pieces).map(one).collect())
+    });
+    Ok(squares.collect())
 }

@@ -2,7 +2,7 @@
 //!
 //! bf16 with heads of 64 or 128 goes through the tensor cores; f32, of any width up to 256, is plain: for comparisons.
 
-use super::gpu::{Arg, Grid, at, at_or_null, empty, int, launch, list, suffix};
+use super::gpu::{Arg, Grid, empty, int, launch, list, pointer, pointer_or_null, suffix};
 use crate::ops::heads::{GPU_BF16_DIMS, Heads};
 use crate::ops::positions::DocumentStarts;
 use crate::ops::prefix_tree::{Node, PrefixTree};
@@ -96,8 +96,9 @@ fn forward(
     if documents.is_none() && tops.is_none() && super::gpu::cudnn::forward(qkv, heads, &out, &lse)? {
         return Ok((out, lse));
     }
-    let tensors = [at(qkv)?, at_or_null(call.starts.as_ref())?, at(&out)?, at(&lse)?, at_or_null(tops)?];
-    let plain = Grid { shared: plain_shared(heads.dim, 4), ..Grid::of(1, 128) };
+    let tensors =
+        [pointer(qkv)?, pointer_or_null(call.starts.as_ref())?, pointer(&out)?, pointer(&lse)?, pointer_or_null(tops)?];
+    let plain = Grid { shared: plain_shared(heads.dim, 4), ..Grid::linear(1, 128) };
     call.run("forward", FORWARD, plain, heads.q, &tensors, qkv)?;
     Ok((out, lse))
 }
@@ -158,7 +159,15 @@ pub(in crate::ops) fn attention_prefix_tree(qkv: &Tensor, tree: &PrefixTree, hea
         if rounded { Paths::new(tree, PREFIX_TREE[0].rows, STEP_KEYS) } else { Paths::new(tree, 1, usize::MAX) };
     let [tiles, steps] = paths.on(device)?;
     let out = empty(&[1, call.t, heads.out()], qkv.dtype(), device)?;
-    let mut args = vec![at(qkv)?, at(&tiles)?, at(&steps)?, at(&out)?, int(call.t)?, int(heads.q)?, int(heads.kv)?];
+    let mut args = vec![
+        pointer(qkv)?,
+        pointer(&tiles)?,
+        pointer(&steps)?,
+        pointer(&out)?,
+        int(call.t)?,
+        int(heads.q)?,
+        int(heads.kv)?,
+    ];
     let (kernel, shared) = if rounded {
         (
             format!("attention_prefix_tree_d{}_bf16", heads.dim),
@@ -191,12 +200,12 @@ pub(in crate::ops) fn attention_backward(
     }
     let delta = empty(lse.dims(), DType::F32, device)?;
     let grid = Grid { blocks: [call.t.div_ceil(4), heads.q, call.b], threads: 128, shared: 0 };
-    let args = [at(out)?, at(dout)?, at(&delta)?, int(call.t)?, int(heads.q)?, int(heads.dim)?];
+    let args = [pointer(out)?, pointer(dout)?, pointer(&delta)?, int(call.t)?, int(heads.q)?, int(heads.dim)?];
     launch(device, &format!("attention_delta_{}", suffix(out)?), grid, &args)?;
-    let starts = at_or_null(call.starts.as_ref())?;
-    let tensors = [at(qkv)?, starts, at(dout)?, at(lse)?, at(&delta)?, at(&dqkv)?];
-    call.run("backward_kv", BACKWARD_KV, Grid::of(1, 256), heads.kv, &tensors, qkv)?;
-    call.run("backward_q", BACKWARD_Q, Grid::of(1, 256), heads.q, &tensors, qkv)?;
+    let starts = pointer_or_null(call.starts.as_ref())?;
+    let tensors = [pointer(qkv)?, starts, pointer(dout)?, pointer(lse)?, pointer(&delta)?, pointer(&dqkv)?];
+    call.run("backward_kv", BACKWARD_KV, Grid::linear(1, 256), heads.kv, &tensors, qkv)?;
+    call.run("backward_q", BACKWARD_Q, Grid::linear(1, 256), heads.q, &tensors, qkv)?;
     Ok(dqkv)
 }
 
@@ -216,7 +225,7 @@ pub(in crate::ops) fn attention_cached(
     }
     let q = &q.contiguous()?;
     let out = empty(q.dims(), q.dtype(), q.device())?;
-    let tensors = [at(q)?, at(k)?, at(v)?, at(&out)?];
+    let tensors = [pointer(q)?, pointer(k)?, pointer(v)?, pointer(&out)?];
     let sizes = [t, start, capacity, heads.q, heads.kv, d].map(int);
     let mut args = tensors.to_vec();
     for size in sizes {

@@ -216,12 +216,13 @@ fn cudarc_sources() -> Result<PathBuf, String> {
     let packages = text(output.stdout);
     let manifests = packages.split("\"manifest_path\":\"").skip(1).filter_map(|rest| rest.split('"').next());
     let folders = manifests.filter_map(|path| Path::new(path).parent());
-    let is_cudarc =
-        |p: &&Path| p.file_name().is_some_and(|n| n == "cudarc" || n.to_string_lossy().starts_with("cudarc-"));
-    folders
-        .map(|p| p.join("src"))
-        .find(|p| p.parent().as_ref().is_some_and(is_cudarc))
-        .ok_or("cargo metadata has no cudarc".into())
+    let cudarc = folders.into_iter().find(|folder| is_cudarc(folder));
+    cudarc.map(|folder| folder.join("src")).ok_or("cargo metadata has no cudarc".into())
+}
+
+/// Whether a package's folder is cudarc's, with or without its version.
+fn is_cudarc(folder: &Path) -> bool {
+    folder.file_name().is_some_and(|name| name == "cudarc" || name.to_string_lossy().starts_with("cudarc-"))
 }
 
 /// What stand_in.c includes: a LIBRARY each, and an ENTRY for each of its functions.
@@ -283,8 +284,9 @@ fn run(command: &mut Command) -> Result<Output, String> {
 }
 
 fn list(folder: &Path) -> Result<Vec<PathBuf>, String> {
-    let paths = || fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>();
-    let mut paths = paths().map_err(|e| format!("{}: {e}", folder.display()))?;
+    let entries = fs::read_dir(folder).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+    let entries = entries.map_err(|e| format!("{}: {e}", folder.display()))?;
+    let mut paths: Vec<PathBuf> = entries.iter().map(fs::DirEntry::path).collect();
     paths.sort();
     Ok(paths)
 }

@@ -1,6 +1,6 @@
 //! Head and cross-entropy: launches of `cross_entropy.cu` between products, over chunks of rows.
 
-use super::gpu::{Arg, Grid, Matrix, at, at_or_null, empty, int, launch, list, product, suffix};
+use super::gpu::{Arg, Grid, Matrix, empty, int, launch, list, pointer, pointer_or_null, product, suffix};
 use crate::ops::targets::Scored;
 use candle_core::{DType, Result, Tensor};
 
@@ -37,15 +37,15 @@ impl<'a> Chunks<'a> {
     /// Fills `logits` with those of rows `from..from + n`.
     fn fill(&self, (from, n): (usize, usize)) -> Result<Matrix> {
         let c = self.w.dim(1)?;
-        let z = Matrix::of(&self.logits, self.vocab)?.narrow(0, n);
-        product(self.x.device(), z, false, Matrix::of(self.x, c)?.narrow(from, n), Matrix::of(self.w, c)?.t())?;
+        let z = Matrix::view(&self.logits, self.vocab)?.narrow(0, n);
+        product(self.x.device(), z, false, Matrix::view(self.x, c)?.narrow(from, n), Matrix::view(self.w, c)?.t())?;
         Ok(z)
     }
 
     /// Queues `kernel` with a block for each row of the chunk, and `args` after the logits.
     fn launch(&self, kernel: &str, rows: usize, args: &[Arg]) -> Result<()> {
-        let args = [&[at(&self.logits)?], args].concat();
-        launch(self.x.device(), &format!("{kernel}_{}", suffix(&self.logits)?), Grid::of(rows, THREADS), &args)
+        let args = [&[pointer(&self.logits)?], args].concat();
+        launch(self.x.device(), &format!("{kernel}_{}", suffix(&self.logits)?), Grid::linear(rows, THREADS), &args)
     }
 }
 
@@ -71,9 +71,9 @@ impl<'a> Losses<'a> {
         let z = self.chunks.fill((from, n))?;
         let best = self.best.as_ref().map(|best| best.narrow(0, from, n)).transpose()?;
         let args = [
-            at(&self.targets.narrow(0, from, n)?)?,
-            at(&self.losses.narrow(0, from, n)?)?,
-            at_or_null(best.as_ref())?,
+            pointer(&self.targets.narrow(0, from, n)?)?,
+            pointer(&self.losses.narrow(0, from, n)?)?,
+            pointer_or_null(best.as_ref())?,
             int(self.chunks.vocab)?,
             Arg::F32(scale.unwrap_or(0.0)),
             int(usize::from(scale.is_some()))?,
@@ -111,7 +111,7 @@ pub(in crate::ops) fn logit_squares(x_nc: &Tensor, w_vc: &Tensor) -> Result<f64>
     let sums = empty(&[chunks.n], DType::F32, x_nc.device())?;
     for (from, n) in chunks.each() {
         chunks.fill((from, n))?;
-        chunks.launch("logit_squares", n, &[at(&sums.narrow(0, from, n)?)?, int(chunks.vocab)?])?;
+        chunks.launch("logit_squares", n, &[pointer(&sums.narrow(0, from, n)?)?, int(chunks.vocab)?])?;
     }
     Ok(sums.to_vec1::<f32>()?.into_iter().map(f64::from).sum())
 }
@@ -131,9 +131,9 @@ pub(in crate::ops) fn cross_entropy_and_backward(
     let all = Losses::new(&chunks, targets, false)?;
     for (from, n) in chunks.each() {
         let dz = all.run((from, n), Some(scale))?;
-        product(device, Matrix::of(&dx, c)?.narrow(from, n), false, dz, Matrix::of(w_vc, c)?)?;
+        product(device, Matrix::view(&dx, c)?.narrow(from, n), false, dz, Matrix::view(w_vc, c)?)?;
         if let Some(dw) = dw_vc {
-            product(device, Matrix::of(dw, c)?, true, dz.t(), Matrix::of(x_nc, c)?.narrow(from, n))?;
+            product(device, Matrix::view(dw, c)?, true, dz.t(), Matrix::view(x_nc, c)?.narrow(from, n))?;
         }
     }
     Ok((all.losses, dx))

@@ -1,6 +1,6 @@
 //! One token at a time: launches of `decode.cu`, on buffers that stay, so that they can be recorded once and replayed for every token.
 
-use super::gpu::{Arg, Grid, Replay, address, at, at_or_null, empty, int, launch, list, suffix};
+use super::gpu::{Arg, Grid, Replay, address, empty, int, launch, list, pointer, pointer_or_null, suffix};
 use crate::ops::heads::Heads;
 use candle_core::{D, DType, Device, Result, Tensor};
 
@@ -58,9 +58,9 @@ pub(crate) fn buffer(shape: &[usize], dtype: DType, device: &Device) -> Result<T
 /// The embeddings of the ids in `feed` into `out` (rows, c).
 pub(crate) fn embed(feed: &Tensor, table_vc: &Tensor, out: &Tensor) -> Result<()> {
     let (rows, c) = out.dims2()?;
-    let ids = Arg::At(address(feed)? + DType::U32.size_in_bytes() as u64);
-    let args = [ids, at(table_vc)?, at(out)?, int(c)?];
-    launch(out.device(), &format!("embedding_{}", suffix(table_vc)?), Grid::of(rows, THREADS), &args)
+    let ids = Arg::Pointer(address(feed)? + DType::U32.size_in_bytes() as u64);
+    let args = [ids, pointer(table_vc)?, pointer(out)?, int(c)?];
+    launch(out.device(), &format!("embedding_{}", suffix(table_vc)?), Grid::linear(rows, THREADS), &args)
 }
 
 /// What goes into a product.
@@ -90,13 +90,13 @@ pub(crate) fn product(input: &ProductInput, w: &Tensor, y: &Tensor, kind: Produc
         ProductInput::Normed { x, pending, sum, weight, eps } => (x, pending, sum, Some(weight), eps),
     };
     let args = [
-        at(x)?,
-        at_or_null(pending)?,
-        at_or_null(weight)?,
-        at_or_null(sum)?,
+        pointer(x)?,
+        pointer_or_null(pending)?,
+        pointer_or_null(weight)?,
+        pointer_or_null(sum)?,
         Arg::F32(eps as f32),
-        at(w)?,
-        at(y)?,
+        pointer(w)?,
+        pointer(y)?,
         int(rows)?,
         int(inner)?,
         int(outputs)?,
@@ -108,7 +108,7 @@ pub(crate) fn product(input: &ProductInput, w: &Tensor, y: &Tensor, kind: Produc
     };
     let count = if rows == 1 { "one" } else { "some" };
     let shared = if weight.is_some() { rows * inner * w.dtype().size_in_bytes() } else { 0 };
-    let grid = Grid { shared, ..Grid::of(outputs.div_ceil(OUTPUTS).min(BLOCKS), THREADS) };
+    let grid = Grid { shared, ..Grid::linear(outputs.div_ceil(OUTPUTS).min(BLOCKS), THREADS) };
     launch(device, &format!("decode_{name}_{count}_{}", suffix(w)?), grid, &args)
 }
 
@@ -125,7 +125,7 @@ pub(crate) fn attend(
     let rows = qkv.dim(0)?;
     let capacity = keys.dim(1)?;
     let d = heads.dim;
-    let mut args = [qkv, keys, values, cos, sin, feed, out].map(at).into_iter().collect::<Result<Vec<_>>>()?;
+    let mut args = [qkv, keys, values, cos, sin, feed, out].map(pointer).into_iter().collect::<Result<Vec<_>>>()?;
     args.extend([int(capacity)?, int(heads.q)?, int(heads.kv)?, int(d)?, Arg::F32(heads.scale())]);
     let shared = 4 * (d + ATTENTION_WARPS * (d + 2));
     let grid = Grid { blocks: [heads.q, rows, 1], threads: 32 * ATTENTION_WARPS, shared };

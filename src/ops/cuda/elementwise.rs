@@ -1,6 +1,6 @@
 //! RoPE, SwiGLU and rounding: launches of `elementwise.cu`.
 
-use super::gpu::{Arg, Grid, at, at_or_null, empty, int, launch, list, suffix};
+use super::gpu::{Arg, Grid, empty, int, launch, list, pointer, pointer_or_null, suffix};
 use crate::ops::positions::Positions;
 use candle_core::{D, DType, Result, Tensor, bail};
 
@@ -27,10 +27,10 @@ pub(in crate::ops) fn rope(
         }
     };
     let args = [
-        at(qkv)?,
-        at(cos)?,
-        at(sin)?,
-        at_or_null(each.as_ref())?,
+        pointer(qkv)?,
+        pointer(cos)?,
+        pointer(sin)?,
+        pointer_or_null(each.as_ref())?,
         int(start)?,
         int(t)?,
         int(width)?,
@@ -38,7 +38,7 @@ pub(in crate::ops) fn rope(
         int(2 * half)?,
         Arg::F32(sign),
     ];
-    launch(qkv.device(), &format!("rope_{}", suffix(qkv)?), Grid::of(b * t, THREADS), &args)
+    launch(qkv.device(), &format!("rope_{}", suffix(qkv)?), Grid::linear(b * t, THREADS), &args)
 }
 
 fn columns(gate_up: &Tensor) -> Result<(usize, Grid)> {
@@ -58,7 +58,12 @@ pub(in crate::ops) fn swiglu(gate_up: &Tensor) -> Result<Tensor> {
         *last = f;
     }
     let act = empty(&shape, gate_up.dtype(), gate_up.device())?;
-    launch(gate_up.device(), &format!("swiglu_{}", suffix(gate_up)?), grid, &[at(gate_up)?, at(&act)?, int(f)?])?;
+    launch(
+        gate_up.device(),
+        &format!("swiglu_{}", suffix(gate_up)?),
+        grid,
+        &[pointer(gate_up)?, pointer(&act)?, int(f)?],
+    )?;
     Ok(act)
 }
 
@@ -66,7 +71,7 @@ pub(in crate::ops) fn swiglu(gate_up: &Tensor) -> Result<Tensor> {
 pub(in crate::ops) fn swiglu_backward(gate_up: &Tensor, dact: &Tensor) -> Result<Tensor> {
     let (f, grid) = columns(gate_up)?;
     let dgate_up = empty(gate_up.dims(), gate_up.dtype(), gate_up.device())?;
-    let args = [at(gate_up)?, at(dact)?, at(&dgate_up)?, int(f)?];
+    let args = [pointer(gate_up)?, pointer(dact)?, pointer(&dgate_up)?, int(f)?];
     launch(gate_up.device(), &format!("swiglu_backward_{}", suffix(gate_up)?), grid, &args)?;
     Ok(dgate_up)
 }
@@ -77,6 +82,6 @@ pub(crate) fn round_to_bf16(from: &Tensor, to: &Tensor) -> Result<()> {
     if from.dtype() != DType::F32 || to.dtype() != DType::BF16 || to.elem_count() != n {
         bail!("round_to_bf16: {:?} does not fit {:?}", from.shape(), to.shape());
     }
-    let grid = Grid::of(n.div_ceil(THREADS).min(BLOCKS), THREADS);
-    launch(from.device(), "round_to_bf16", grid, &[at(from)?, at(to)?, Arg::U64(n as u64)])
+    let grid = Grid::linear(n.div_ceil(THREADS).min(BLOCKS), THREADS);
+    launch(from.device(), "round_to_bf16", grid, &[pointer(from)?, pointer(to)?, Arg::U64(n as u64)])
 }

@@ -1,6 +1,6 @@
 //! Token embedding: launches of `embedding.cu`.
 
-use super::gpu::{Grid, at, empty, int, launch, list, suffix};
+use super::gpu::{Grid, empty, int, launch, list, pointer, suffix};
 use candle_core::{Result, Tensor};
 
 const THREADS: usize = 256;
@@ -11,8 +11,8 @@ pub(in crate::ops) fn embedding(ids: &[u32], shape: &[usize], table_vc: &Tensor)
     let device = table_vc.device();
     let out = empty(shape, table_vc.dtype(), device)?;
     let on_device = list(ids, device)?;
-    let args = [at(&on_device)?, at(table_vc)?, at(&out)?, int(c)?];
-    launch(device, &format!("embedding_{}", suffix(table_vc)?), Grid::of(ids.len(), THREADS), &args)?;
+    let args = [pointer(&on_device)?, pointer(table_vc)?, pointer(&out)?, int(c)?];
+    launch(device, &format!("embedding_{}", suffix(table_vc)?), Grid::linear(ids.len(), THREADS), &args)?;
     Ok(out)
 }
 
@@ -24,7 +24,7 @@ pub(in crate::ops) fn embedding_backward(ids: &[u32], dy: &Tensor, dtable_vc: &T
     let distinct = distinct?;
     let ends = ends?;
     let order = order?;
-    let args = [at(&distinct)?, at(&ends)?, at(&order)?, at(dy)?, at(dtable_vc)?, int(c)?];
+    let args = [pointer(&distinct)?, pointer(&ends)?, pointer(&order)?, pointer(dy)?, pointer(dtable_vc)?, int(c)?];
     let grid = Grid { blocks: [distinct.elem_count(), c.div_ceil(THREADS), 1], threads: THREADS, shared: 0 };
     launch(device, &format!("embedding_backward_{}", suffix(dy)?), grid, &args)
 }

@@ -9,7 +9,7 @@ use std::ffi::c_void;
 /// An argument of a kernel.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Arg {
-    At(u64),
+    Pointer(u64),
     I32(i32),
     U64(u64),
     F32(f32),
@@ -19,7 +19,7 @@ pub(super) enum Arg {
 impl Arg {
     fn value(&self) -> *mut c_void {
         match self {
-            Self::At(x) | Self::U64(x) => std::ptr::from_ref(x).cast_mut().cast(),
+            Self::Pointer(x) | Self::U64(x) => std::ptr::from_ref(x).cast_mut().cast(),
             Self::I32(x) => std::ptr::from_ref(x).cast_mut().cast(),
             Self::F32(x) => std::ptr::from_ref(x).cast_mut().cast(),
             Self::F32s(x) => std::ptr::from_ref(x).cast_mut().cast(),
@@ -41,7 +41,7 @@ pub(super) struct Grid {
 
 impl Grid {
     /// `blocks` in one dimension.
-    pub(super) fn of(blocks: usize, threads: usize) -> Self {
+    pub(super) fn linear(blocks: usize, threads: usize) -> Self {
         Self { blocks: [blocks, 1, 1], threads, shared: 0 }
     }
 }
@@ -56,13 +56,13 @@ pub(super) fn suffix(t: &Tensor) -> Result<&'static str> {
 }
 
 /// The address of the first element of a contiguous tensor.
-pub(super) fn at(t: &Tensor) -> Result<Arg> {
-    address(t).map(Arg::At)
+pub(super) fn pointer(t: &Tensor) -> Result<Arg> {
+    address(t).map(Arg::Pointer)
 }
 
-/// [`at`], or null.
-pub(super) fn at_or_null(t: Option<&Tensor>) -> Result<Arg> {
-    t.map_or(Ok(Arg::At(0)), at)
+/// [`pointer`], or null.
+pub(super) fn pointer_or_null(t: Option<&Tensor>) -> Result<Arg> {
+    t.map_or(Ok(Arg::Pointer(0)), pointer)
 }
 
 pub(super) fn address(t: &Tensor) -> Result<u64> {
@@ -126,7 +126,7 @@ pub(super) struct Matrix {
 
 impl Matrix {
     /// All elements of `t` as rows of `columns`.
-    pub(super) fn of(t: &Tensor, columns: usize) -> Result<Self> {
+    pub(super) fn view(t: &Tensor, columns: usize) -> Result<Self> {
         let rows = t.elem_count() / columns;
         Ok(Self { at: address(t)?, rows, columns, stride: columns, dtype: t.dtype(), transposed: false })
     }

@@ -7,7 +7,7 @@ use candle_core::{Result, Tensor};
 pub(in crate::ops) fn linear(x: &Tensor, w_oi: &Tensor, shape: &[usize]) -> Result<Tensor> {
     let (o, i) = w_oi.dims2()?;
     let y = empty(shape, x.dtype(), x.device())?;
-    product(x.device(), Matrix::of(&y, o)?, false, Matrix::of(x, i)?, Matrix::of(w_oi, i)?.t())?;
+    product(x.device(), Matrix::view(&y, o)?, false, Matrix::view(x, i)?, Matrix::view(w_oi, i)?.t())?;
     Ok(y)
 }
 
@@ -15,12 +15,12 @@ pub(in crate::ops) fn linear(x: &Tensor, w_oi: &Tensor, shape: &[usize]) -> Resu
 pub(in crate::ops) fn linear_backward_input(dy: &Tensor, w_oi: &Tensor, shape: &[usize]) -> Result<Tensor> {
     let (o, i) = w_oi.dims2()?;
     let dx = empty(shape, dy.dtype(), dy.device())?;
-    product(dy.device(), Matrix::of(&dx, i)?, false, Matrix::of(dy, o)?, Matrix::of(w_oi, i)?)?;
+    product(dy.device(), Matrix::view(&dx, i)?, false, Matrix::view(dy, o)?, Matrix::view(w_oi, i)?)?;
     Ok(dx)
 }
 
 /// `dW (out, in) += dyᵀ x`, in f32.
 pub(in crate::ops) fn linear_backward_weight(dy: &Tensor, x: &Tensor, dw_oi: &Tensor) -> Result<()> {
     let (o, i) = dw_oi.dims2()?;
-    product(dy.device(), Matrix::of(dw_oi, i)?, true, Matrix::of(dy, o)?.t(), Matrix::of(x, i)?)
+    product(dy.device(), Matrix::view(dw_oi, i)?, true, Matrix::view(dy, o)?.t(), Matrix::view(x, i)?)
 }

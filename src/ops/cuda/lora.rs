@@ -20,7 +20,7 @@ fn parts(adapter: &LoraAdapter) -> Result<Vec<Range<usize>>> {
 fn down(x: &Tensor, adapter: &LoraAdapter) -> Result<Tensor> {
     let (all, inner) = adapter.a.dims2()?;
     let u = empty(&[x.elem_count() / inner, all], x.dtype(), x.device())?;
-    product(x.device(), Matrix::of(&u, all)?, false, Matrix::of(x, inner)?, Matrix::of(&adapter.a, inner)?.t())?;
+    product(x.device(), Matrix::view(&u, all)?, false, Matrix::view(x, inner)?, Matrix::view(&adapter.a, inner)?.t())?;
     Ok(u)
 }
 
@@ -33,10 +33,10 @@ pub(in crate::ops) fn lora(
     dropout: Option<&Dropout>,
 ) -> Result<()> {
     let u = down(&dropped(dropout, x)?, adapter)?;
-    let u = Matrix::of(&u, u.dim(1)?)?;
-    let y_all = Matrix::of(y, y.dim(D::Minus1)?)?;
+    let u = Matrix::view(&u, u.dim(1)?)?;
+    let y_all = Matrix::view(y, y.dim(D::Minus1)?)?;
     for (part, columns) in adapter.parts.iter().zip(parts(adapter)?) {
-        let b = Matrix::of(&part.b, columns.len())?.t();
+        let b = Matrix::view(&part.b, columns.len())?.t();
         scaled_product(y.device(), y_all.columns(part.rows.clone()), true, scale, u.columns(columns), b)?;
     }
     Ok(())
@@ -56,19 +56,19 @@ pub(in crate::ops) fn lora_backward(
     let x = dropped(dropout, x)?;
     let u = down(&x, adapter)?;
     let du = empty(u.dims(), u.dtype(), device)?;
-    let u = Matrix::of(&u, all)?;
-    let du_all = Matrix::of(&du, all)?;
-    let dy = Matrix::of(dy, dy.dim(D::Minus1)?)?;
+    let u = Matrix::view(&u, all)?;
+    let du_all = Matrix::view(&du, all)?;
+    let dy = Matrix::view(dy, dy.dim(D::Minus1)?)?;
     for ((part, grad), columns) in adapter.parts.iter().zip(&grads.parts).zip(parts(adapter)?) {
         let mine = dy.columns(part.rows.clone());
         let rank = columns.len();
-        scaled_product(device, Matrix::of(&grad.b, rank)?, true, scale, mine.t(), u.columns(columns.clone()))?;
-        scaled_product(device, du_all.columns(columns), false, scale, mine, Matrix::of(&part.b, rank)?)?;
+        scaled_product(device, Matrix::view(&grad.b, rank)?, true, scale, mine.t(), u.columns(columns.clone()))?;
+        scaled_product(device, du_all.columns(columns), false, scale, mine, Matrix::view(&part.b, rank)?)?;
     }
-    product(device, Matrix::of(&grads.a, inner)?, true, du_all.t(), Matrix::of(&x, inner)?)?;
-    let a = Matrix::of(&adapter.a, inner)?;
-    let Some(dropout) = dropout else { return product(device, Matrix::of(dx, inner)?, true, du_all, a) };
+    product(device, Matrix::view(&grads.a, inner)?, true, du_all.t(), Matrix::view(&x, inner)?)?;
+    let a = Matrix::view(&adapter.a, inner)?;
+    let Some(dropout) = dropout else { return product(device, Matrix::view(dx, inner)?, true, du_all, a) };
     let through = empty(x.dims(), x.dtype(), device)?;
-    product(device, Matrix::of(&through, inner)?, false, du_all, a)?;
+    product(device, Matrix::view(&through, inner)?, false, du_all, a)?;
     add_dropped(dropout, &through, dx)
 }

@@ -1,6 +1,6 @@
 //! Dropout and noise: launches of `noise.cu`.
 
-use super::gpu::{Arg, Grid, at, empty, int, launch, list, suffix};
+use super::gpu::{Arg, Grid, empty, int, launch, list, pointer, suffix};
 use crate::ops::noise::Dropout;
 use candle_core::{Result, Tensor};
 
@@ -13,8 +13,8 @@ const BLOCKS: usize = 4096;
 fn drop_into(dropout: &Dropout, x: &Tensor, y: &Tensor, add: bool) -> Result<()> {
     let n = x.elem_count();
     let args = [
-        at(x)?,
-        at(y)?,
+        pointer(x)?,
+        pointer(y)?,
         Arg::U64(dropout.key),
         Arg::U64(dropout.first),
         Arg::U64(dropout.limit()),
@@ -22,7 +22,7 @@ fn drop_into(dropout: &Dropout, x: &Tensor, y: &Tensor, add: bool) -> Result<()>
         Arg::U64(n as u64),
         int(usize::from(add))?,
     ];
-    let grid = Grid::of(n.div_ceil(THREADS).min(BLOCKS), THREADS);
+    let grid = Grid::linear(n.div_ceil(THREADS).min(BLOCKS), THREADS);
     launch(x.device(), &format!("dropout_{}", suffix(x)?), grid, &args)
 }
 
@@ -42,6 +42,6 @@ pub(super) fn add_dropped(dropout: &Dropout, x: &Tensor, y: &Tensor) -> Result<(
 pub(in crate::ops) fn add_noise(x: &Tensor, most: &[f32], key: u64, first: u64) -> Result<()> {
     let on_device = list(most, x.device())?;
     let c = x.elem_count() / most.len().max(1);
-    let args = [at(x)?, at(&on_device)?, Arg::U64(key), Arg::U64(first), int(c)?];
-    launch(x.device(), &format!("add_noise_{}", suffix(x)?), Grid::of(most.len(), THREADS), &args)
+    let args = [pointer(x)?, pointer(&on_device)?, Arg::U64(key), Arg::U64(first), int(c)?];
+    launch(x.device(), &format!("add_noise_{}", suffix(x)?), Grid::linear(most.len(), THREADS), &args)
 }

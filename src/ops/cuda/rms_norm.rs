@@ -1,6 +1,6 @@
 //! RMSNorm: launches of `rms_norm.cu`.
 
-use super::gpu::{Arg, Grid, at, at_or_null, empty, int, launch, suffix};
+use super::gpu::{Arg, Grid, empty, int, launch, pointer, pointer_or_null, suffix};
 use crate::ops::rms_norm::Normed;
 use candle_core::{DType, Result, Tensor, bail};
 
@@ -30,8 +30,17 @@ pub(in crate::ops) fn add_rms_norm(x: &Tensor, delta: Option<&Tensor>, w_c: &Ten
     let h = if delta.is_some() { empty(x.dims(), x.dtype(), device)? } else { x.clone() };
     let y = empty(x.dims(), x.dtype(), device)?;
     let rstd = empty(&[rows], DType::F32, device)?;
-    let args = [at(x)?, at_or_null(delta)?, at(w_c)?, at(&h)?, at(&y)?, at(&rstd)?, int(c)?, Arg::F32(eps as f32)];
-    launch(device, &format!("rms_norm_{}", suffix(x)?), Grid::of(rows, THREADS), &args)?;
+    let args = [
+        pointer(x)?,
+        pointer_or_null(delta)?,
+        pointer(w_c)?,
+        pointer(&h)?,
+        pointer(&y)?,
+        pointer(&rstd)?,
+        int(c)?,
+        Arg::F32(eps as f32),
+    ];
+    launch(device, &format!("rms_norm_{}", suffix(x)?), Grid::linear(rows, THREADS), &args)?;
     Ok(Normed { h, y, rstd })
 }
 
@@ -39,8 +48,8 @@ pub(in crate::ops) fn add_rms_norm(x: &Tensor, delta: Option<&Tensor>, w_c: &Ten
 pub(in crate::ops) fn rms_norm_recompute(h: &Tensor, rstd_n: &Tensor, w_c: &Tensor) -> Result<Tensor> {
     let c = channels(w_c)?;
     let y = empty(h.dims(), h.dtype(), h.device())?;
-    let args = [at(h)?, at(rstd_n)?, at(w_c)?, at(&y)?, int(c)?];
-    let grid = Grid::of(h.elem_count() / c, THREADS);
+    let args = [pointer(h)?, pointer(rstd_n)?, pointer(w_c)?, pointer(&y)?, int(c)?];
+    let grid = Grid::linear(h.elem_count() / c, THREADS);
     launch(h.device(), &format!("rms_norm_recompute_{}", suffix(h)?), grid, &args)?;
     Ok(y)
 }
@@ -61,21 +70,21 @@ pub(in crate::ops) fn rms_norm_backward(
     let dh = empty(h.dims(), h.dtype(), device)?;
     let partials = dw_c.map(|_| empty(&[blocks, c], DType::F32, device)).transpose()?;
     let args = [
-        at(dy)?,
-        at(h)?,
-        at(rstd_n)?,
-        at(w_c)?,
-        at_or_null(dres)?,
-        at(&dh)?,
-        at_or_null(partials.as_ref())?,
+        pointer(dy)?,
+        pointer(h)?,
+        pointer(rstd_n)?,
+        pointer(w_c)?,
+        pointer_or_null(dres)?,
+        pointer(&dh)?,
+        pointer_or_null(partials.as_ref())?,
         int(rows)?,
         int(c)?,
     ];
-    let grid = Grid { shared: 4 * c, ..Grid::of(blocks, THREADS) };
+    let grid = Grid { shared: 4 * c, ..Grid::linear(blocks, THREADS) };
     launch(device, &format!("rms_norm_backward_{}", suffix(h)?), grid, &args)?;
     if let (Some(dw), Some(partials)) = (dw_c, &partials) {
-        let args = [at(partials)?, at(dw)?, int(blocks)?, int(c)?];
-        launch(device, "add_columns", Grid::of(c.div_ceil(THREADS), THREADS), &args)?;
+        let args = [pointer(partials)?, pointer(dw)?, int(blocks)?, int(c)?];
+        launch(device, "add_columns", Grid::linear(c.div_ceil(THREADS), THREADS), &args)?;
     }
     Ok(dh)
 }

@@ -96,9 +96,13 @@ impl Bench<'_> {
 
     /// On the device, in f32.
     fn exact(&mut self, shape: &[usize]) -> Result<Tensor> {
-        let mut next = || (self.draw() >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
-        let values: Vec<f32> = (0..shape.iter().product()).map(|_| 1.5 * next()).collect();
+        let values: Vec<f32> = (0..shape.iter().product()).map(|_| 1.5 * self.uniform()).collect();
         Tensor::from_vec(values, shape, self.device)
+    }
+
+    /// A number in [-1, 1).
+    fn uniform(&mut self) -> f32 {
+        (self.draw() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     }
 
     fn ids(&mut self, n: usize, below: u64) -> Vec<u32> {
@@ -283,14 +287,12 @@ fn cross_entropies_of(bench: &mut Bench, (n, c, v): (usize, usize, usize)) -> Re
     bench.within(bench.twice(), "cross_entropy dx", &dx, &want_dx)?;
     bench.within(bench.twice(), "cross_entropy dw", &dw, &want_dw)?;
     bench.within(bench.f32(), "cross_entropy losses alone", &cross_entropy(&x, &w, &targets)?, &wide(&losses)?)?;
-    // The likeliest token of each row, by the logits as the device rounds them.
-    let likeliest = wide(&linear(&x, &w, &[n, v])?)?.argmax(1)?.to_vec1::<u32>()?;
-    let best = |targets: &[u32]| -> Result<Vec<bool>> {
-        Ok(score(&x, &w, targets)?.iter().map(|scored| scored.best).collect())
-    };
-    let wanted: Vec<bool> = likeliest.iter().zip(&targets).map(|(a, b)| a == b).collect();
-    if best(&targets)? != wanted || best(&likeliest)?.contains(&false) {
-        bail!("cross_entropy: the likeliest token is not told");
+    // The most likely token of each row, by the logits as the device rounds them.
+    let argmax = wide(&linear(&x, &w, &[n, v])?)?.argmax(1)?.to_vec1::<u32>()?;
+    let targets_are_best = score(&x, &w, &targets)?.into_iter().map(|scored| scored.best);
+    let as_expected = targets_are_best.eq(argmax.iter().zip(&targets).map(|(a, b)| a == b));
+    if !as_expected || score(&x, &w, &argmax)?.iter().any(|scored| !scored.best) {
+        bail!("cross_entropy: whether a target is the most likely token is wrong");
     }
     let squares = [logit_squares(&x, &w)?, cpu_cross_entropy::logit_squares(&wide_x, &wide_w, Precision::F32)?];
     bench.numbers(1e-4, "logit squares", squares)

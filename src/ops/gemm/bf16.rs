@@ -38,20 +38,26 @@ pub(super) fn rhs_panel(panel: &mut [f32], rhs: &Mat) {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::super::kernel::{KC, MR, NR, Order};
+    use super::super::kernel::{KC, MR, NR, Order, lane_mask};
     use super::super::{Mat, pack};
     use std::arch::x86_64::*;
+
+    /// Column `k`, whose elements lie side by side; empty beyond the last.
+    fn column_run<'a>(m: &Mat<'a>, k: usize) -> &'a [f32] {
+        if k < m.cols { &m.data[k * m.col_stride..][..m.rows] } else { &[] }
+    }
+
+    /// Row `k`, whose elements lie side by side; empty beyond the last.
+    fn row_run<'a>(m: &Mat<'a>, k: usize) -> &'a [f32] {
+        if k < m.rows { &m.data[k * m.row_stride..][..m.cols] } else { &[] }
+    }
 
     #[target_feature(enable = "avx512f,avx512bf16")]
     pub(super) fn lhs_tile(panel: &mut [f32], lhs: &Mat, order: Order) {
         match order {
             Order::Columns => {
                 for (w, group) in panel.chunks_exact_mut(MR).take(lhs.cols.div_ceil(2)).enumerate() {
-                    let column = |k: usize| match k < lhs.cols {
-                        true => &lhs.data[k * lhs.col_stride..][..lhs.rows],
-                        false => &[],
-                    };
-                    pairs_of_runs(group, column(2 * w), column(2 * w + 1));
+                    pairs_of_runs(group, column_run(lhs, 2 * w), column_run(lhs, 2 * w + 1));
                 }
             }
             Order::Rows => {
@@ -60,8 +66,8 @@ mod x86 {
                     if lhs.col_stride == 1 {
                         pairs_in_run(words, &lhs.data[i * lhs.row_stride..][..lhs.cols]);
                     } else {
-                        let at = |k| lhs.data[i * lhs.row_stride + k * lhs.col_stride];
-                        pairs_in_run(words, &(0..lhs.cols).map(at).collect::<Vec<_>>());
+                        let row = (0..lhs.cols).map(|k| lhs.data[i * lhs.row_stride + k * lhs.col_stride]);
+                        pairs_in_run(words, &row.collect::<Vec<_>>());
                     }
                 }
             }
@@ -72,11 +78,7 @@ mod x86 {
     pub(super) fn rhs_panel(panel: &mut [f32], rhs: &Mat) {
         if rhs.col_stride == 1 {
             for (w, group) in panel.chunks_exact_mut(NR).enumerate() {
-                let row = |k: usize| match k < rhs.rows {
-                    true => &rhs.data[k * rhs.row_stride..][..rhs.cols],
-                    false => &[],
-                };
-                pairs_of_runs(group, row(2 * w), row(2 * w + 1));
+                pairs_of_runs(group, row_run(rhs, 2 * w), row_run(rhs, 2 * w + 1));
             }
             return;
         }
@@ -90,8 +92,8 @@ mod x86 {
                     if rhs.row_stride == 1 {
                         pairs_in_run(words, &rhs.data[j * rhs.col_stride..][terms.clone()]);
                     } else {
-                        let at = |k| rhs.data[k * rhs.row_stride + j * rhs.col_stride];
-                        pairs_in_run(words, &terms.clone().map(at).collect::<Vec<_>>());
+                        let column = terms.clone().map(|k| rhs.data[k * rhs.row_stride + j * rhs.col_stride]);
+                        pairs_in_run(words, &column.collect::<Vec<_>>());
                     }
                 }
                 transpose(&words, &mut block[half..]);
@@ -114,12 +116,6 @@ mod x86 {
         }
     }
 
-    /// The first `n` lanes, or all 16.
-    #[inline(always)]
-    fn mask(n: usize) -> u16 {
-        if n >= 16 { !0 } else { (1 << n) - 1 }
-    }
-
     /// Pairs of neighbours: word `w` is `(run[2 w], run[2 w + 1])`.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bf16")]
@@ -130,11 +126,22 @@ mod x86 {
             // SAFETY: the masks keep loads and the store within both slices; registers of the same size.
             unsafe {
                 let from = run.as_ptr().add(at);
-                let low = _mm512_maskz_loadu_ps(mask(left), from);
-                let high = _mm512_maskz_loadu_ps(mask(left.saturating_sub(16)), from.wrapping_add(16));
+                let low = _mm512_maskz_loadu_ps(lane_mask(left), from);
+                let high = _mm512_maskz_loadu_ps(lane_mask(left.saturating_sub(16)), from.wrapping_add(16));
                 let both = std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(high, low));
-                _mm512_mask_storeu_ps(words.as_mut_ptr().add(at / 2), mask(left.div_ceil(2)), both);
+                _mm512_mask_storeu_ps(words.as_mut_ptr().add(at / 2), lane_mask(left.div_ceil(2)), both);
             }
+        }
+    }
+
+    /// 16 elements of `run` from `at` on, each rounded to bf16 in the low half of a word; 0 beyond the last.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    fn low_halves(run: &[f32], at: usize) -> __m512i {
+        // SAFETY: the mask keeps the load within the run; registers of the same size.
+        unsafe {
+            let x = _mm512_maskz_loadu_ps(lane_mask(run.len().saturating_sub(at)), run.as_ptr().wrapping_add(at));
+            _mm512_cvtepu16_epi32(std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x)))
         }
     }
 
@@ -143,18 +150,11 @@ mod x86 {
     #[target_feature(enable = "avx512f,avx512bf16")]
     fn pairs_of_runs(words: &mut [f32], first: &[f32], second: &[f32]) {
         for at in (0..words.len()).step_by(16) {
-            let half = |run: &[f32]| {
-                // SAFETY: the mask keeps the load within the run; registers of the same size.
-                unsafe {
-                    let x = _mm512_maskz_loadu_ps(mask(run.len().saturating_sub(at)), run.as_ptr().wrapping_add(at));
-                    _mm512_cvtepu16_epi32(std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x)))
-                }
-            };
-            let both = _mm512_or_si512(half(first), _mm512_slli_epi32::<16>(half(second)));
+            let both = _mm512_or_si512(low_halves(first, at), _mm512_slli_epi32::<16>(low_halves(second, at)));
             // SAFETY: the mask keeps the store within the words.
             unsafe {
                 let to = words.as_mut_ptr().add(at);
-                _mm512_mask_storeu_ps(to, mask(words.len() - at), _mm512_castsi512_ps(both));
+                _mm512_mask_storeu_ps(to, lane_mask(words.len() - at), _mm512_castsi512_ps(both));
             }
         }
     }

@@ -39,11 +39,11 @@ pub(super) struct Tile {
     pub(super) accumulate: bool,
 }
 
-/// Computes a tile.
+/// Computes a tile of the product and writes it to `c`, or adds it.
 ///
 /// # Safety
-/// The operands hold `words` words for the kernel's rows, `c` those rows of `cols` elements, which nobody else touches; the processor
-/// has the instructions that the kernel was compiled for.
+/// The operands hold `words` words for the kernel's rows, and `c` has those rows of `cols` elements, which no other thread uses meanwhile;
+/// the processor has the instructions that the kernel was compiled for.
 pub(super) type Kernel = unsafe fn(&Tile);
 
 /// The kernels of this processor for 1 to [`MR`] rows.
@@ -117,6 +117,13 @@ impl Kernels {
     }
 }
 
+/// The first `n` of 16 lanes, or all of them.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(super) fn lane_mask(n: usize) -> u16 {
+    if n >= 16 { !0 } else { (1 << n) - 1 }
+}
+
 /// The kernel for AVX-512: a macro, because a function has one set of features, and multiplying bf16 is one of its own.
 #[cfg(target_arch = "x86_64")]
 macro_rules! kernel_avx512 {
@@ -146,9 +153,8 @@ macro_rules! kernel_avx512 {
                     a.iter_mut().for_each(|a| *a = a.wrapping_add(term));
                     b = b.add(NR);
                 }
-                let mask = |n: usize| if n >= 16 { !0 } else { (1u16 << n) - 1 };
-                let mask_left = mask(t.cols);
-                let mask_right = mask(t.cols.saturating_sub(16));
+                let mask_left = lane_mask(t.cols);
+                let mask_right = lane_mask(t.cols.saturating_sub(16));
                 let alpha = _mm512_set1_ps(t.alpha);
                 for i in 0..M {
                     let c = t.c.add(i * t.c_stride);

@@ -107,14 +107,15 @@ pub(in crate::ops::cuda) fn without<R>(work: impl FnOnce() -> R) -> R {
 /// The handle of the process's one device and stream; an address, because pointers do not go from thread to thread.
 fn handle(device: &CudaDevice) -> Result<usize, String> {
     static HANDLE: OnceLock<Result<usize, String>> = OnceLock::new();
-    let open = || {
-        let mut handle = null_mut();
-        let stream = device.cuda_stream().cu_stream().cast();
-        // SAFETY: the device's context is current (its caller's part) and its stream lives as long as the process.
-        checked(unsafe { llama_lite_cudnn_open(stream, &mut handle) })?;
-        Ok(handle as usize)
-    };
-    HANDLE.get_or_init(open).clone()
+    HANDLE.get_or_init(|| open(device)).clone()
+}
+
+fn open(device: &CudaDevice) -> Result<usize, String> {
+    let mut handle = null_mut();
+    let stream = device.cuda_stream().cu_stream().cast();
+    // SAFETY: the device's context is current (its caller's part) and its stream lives as long as the process.
+    checked(unsafe { llama_lite_cudnn_open(stream, &mut handle) })?;
+    Ok(handle as usize)
 }
 
 /// What a call needs besides its tensors. The workspace goes back to the pool when the stream has passed what was queued with it.
@@ -168,8 +169,11 @@ fn prepared(qkv: &Tensor, heads: Heads, backward: bool) -> CandleResult<Option<P
 /// Does `work`, which queues a call.
 fn queue(qkv: &Tensor, direction: &str, work: impl FnOnce() -> *const c_char) -> CandleResult<bool> {
     let Device::Cuda(device) = qkv.device() else { bail!("attention by cuDNN: no GPU") };
-    let call = || checked(work()).map_err(candle_core::Error::Msg);
-    timed(device, || (format!("attention {direction} by cuDNN"), 0.0), call)?;
+    timed(
+        device,
+        || (format!("attention {direction} by cuDNN"), 0.0),
+        || checked(work()).map_err(candle_core::Error::Msg),
+    )?;
     CALLS.fetch_add(1, Ordering::Relaxed);
     Ok(true)
 }
@@ -192,7 +196,8 @@ pub(in crate::ops::cuda) fn backward(
     let Some(Prepared { handle, plan, workspace }) = prepared(qkv, heads, true)? else { return Ok(false) };
     let [at_qkv, out, lse, dout] = [address(qkv)?, address(out)?, address(lse)?, address(dout)?];
     let [dqkv, at_workspace] = [address(dqkv)?, address(&workspace)?];
-    // SAFETY: as above.
-    let call = || unsafe { llama_lite_cudnn_backward(handle, plan, at_qkv, out, lse, dout, dqkv, at_workspace) };
-    queue(qkv, "backward", call)
+    queue(qkv, "backward", || {
+        // SAFETY: as above.
+        unsafe { llama_lite_cudnn_backward(handle, plan, at_qkv, out, lse, dout, dqkv, at_workspace) }
+    })
 }

@@ -196,7 +196,16 @@ fn kind(dtype: DType) -> CandleResult<blas::cudaDataType> {
     }
 }
 
-/// One cuBLAS call. It thinks in columns: the transposed product of the transposed matrices is what lies row by row in `out`.
+fn operation(m: Matrix) -> blas::cublasOperation_t {
+    if m.transposed { blas::cublasOperation_t::CUBLAS_OP_T } else { blas::cublasOperation_t::CUBLAS_OP_N }
+}
+
+/// A factor as cuBLAS takes it: by address, of the type of the sums.
+fn factor_address(x: &f32) -> *const c_void {
+    std::ptr::from_ref(x).cast()
+}
+
+/// One cuBLAS call. cuBLAS stores matrices by columns: the transposed product of the transposed matrices lies row by row in `out`.
 pub(super) fn product(
     device: &CudaDevice,
     out: Matrix,
@@ -205,51 +214,49 @@ pub(super) fn product(
     a: Matrix,
     b: Matrix,
 ) -> CandleResult<()> {
-    let op = |m: Matrix| match m.transposed {
-        false => blas::cublasOperation_t::CUBLAS_OP_N,
-        true => blas::cublasOperation_t::CUBLAS_OP_T,
-    };
     let (rows, inner) = a.size();
     let (_, columns) = b.size();
     let [rows, columns, inner] = [rows, columns, inner].map(|n| n as c_int);
     let alpha = factor;
     let beta = if accumulate { 1.0f32 } else { 0.0 };
-    let number = |x: &f32| std::ptr::from_ref(x).cast::<c_void>();
     let cublas = device.cublas_handle();
     device.cuda_stream().context().bind_to_thread().w()?;
-    let what = || {
-        let sums = if accumulate { " added" } else { "" };
-        (
-            format!("product {rows} x {inner} x {columns}{sums}"),
-            2.0 * f64::from(rows) * f64::from(inner) * f64::from(columns),
-        )
-    };
     let a_kind = kind(a.dtype)?;
     let b_kind = kind(b.dtype)?;
     let out_kind = kind(out.dtype)?;
-    // SAFETY: the matrices lie within their tensors, which live until the stream has passed this call.
-    let queue = || unsafe {
-        gemm_ex(
-            *cublas.handle(),
-            op(b),
-            op(a),
-            columns,
-            rows,
-            inner,
-            number(&alpha),
-            b.at as *const c_void,
-            b_kind,
-            b.stride as c_int,
-            a.at as *const c_void,
-            a_kind,
-            a.stride as c_int,
-            number(&beta),
-            out.at as *mut c_void,
-            out_kind,
-            out.stride as c_int,
-            blas::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-            blas::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
-        )
-    };
-    timed(device, what, || queue().w())
+    let sums = if accumulate { " added" } else { "" };
+    timed(
+        device,
+        || {
+            let name = format!("product {rows} x {inner} x {columns}{sums}");
+            (name, 2.0 * f64::from(rows) * f64::from(inner) * f64::from(columns))
+        },
+        || {
+            // SAFETY: the matrices lie within their tensors, which live until the stream has passed this call.
+            let status = unsafe {
+                gemm_ex(
+                    *cublas.handle(),
+                    operation(b),
+                    operation(a),
+                    columns,
+                    rows,
+                    inner,
+                    factor_address(&alpha),
+                    b.at as *const c_void,
+                    b_kind,
+                    b.stride as c_int,
+                    a.at as *const c_void,
+                    a_kind,
+                    a.stride as c_int,
+                    factor_address(&beta),
+                    out.at as *mut c_void,
+                    out_kind,
+                    out.stride as c_int,
+                    blas::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                    blas::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+                )
+            };
+            status.w()
+        },
+    )
 }

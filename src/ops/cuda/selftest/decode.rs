@@ -16,10 +16,9 @@ pub(super) fn products(bench: &mut Bench) -> Result<()> {
         let w = bench.tensor(&[2 * outputs, inner])?;
         let weight = bench.exact(&[inner])?;
         let half = w.narrow(0, 0, outputs)?;
-        let of = |width: usize, dtype| buffer(&[rows, width], dtype, bench.device);
-        let plain = of(outputs, bench.dtype)?;
-        let sum = of(inner, bench.dtype)?;
-        let logits = of(2 * outputs, DType::F32)?;
+        let plain = buffer(&[rows, outputs], bench.dtype, bench.device)?;
+        let sum = buffer(&[rows, inner], bench.dtype, bench.device)?;
+        let logits = buffer(&[rows, 2 * outputs], DType::F32, bench.device)?;
         product(&ProductInput::Plain(&x), &half, &plain, ProductKind::Plain)?;
         bench.near("decoding: product", &plain, &linear::linear(&wide(&x)?, &wide(&half)?, F32)?)?;
 

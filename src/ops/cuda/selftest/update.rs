@@ -44,10 +44,14 @@ pub(super) fn updates(bench: &mut Bench) -> Result<()> {
     let got = squares([&p, &g, &m, &v], &ranges, &rule)?;
     let want = cpu_squares::squares([&host[0], &host_g, &host[1], &host[2]], &ranges, &rule)?;
     for (got, want) in got.iter().zip(&want) {
-        let sums = |s: &Squares| Tensor::new(&[s.grad, s.weight, s.update, s.adam], &Device::Cpu)?.to_dtype(DType::F32);
         bench.within(1e-5, "squares", &sums(got)?, &sums(want)?)?;
     }
     bench.numbers(5e-7, "global_norm", [global_norm(&g)?, cpu_adamw::global_norm(&host_g)?])
+}
+
+fn sums(squares: &Squares) -> Result<Tensor> {
+    let sums = [squares.grad, squares.weight, squares.update, squares.adam];
+    Tensor::new(&sums, &Device::Cpu)?.to_dtype(DType::F32)
 }
 
 /// Moments in bf16: the same draws as on the CPU, so that most come out the same, and none farther than a step of bf16.
