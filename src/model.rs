@@ -1,4 +1,4 @@
-//! Llama: embed → blocks → norm → head, with the whole chain of forward and backward on one screen.
+//! Llama: embed → blocks → norm → head; the whole training pass, forward and backward, on one screen.
 //!
 //! | file | holds |
 //! |---|---|
@@ -103,7 +103,7 @@ pub struct TrainOutput {
     /// Losses of every position (b·t), in nats.
     pub losses: Tensor,
     pub times: PassTimes,
-    /// If asked for.
+    /// None unless `observe` was set.
     pub observed: Option<ActivationStats>,
 }
 

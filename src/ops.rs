@@ -5,7 +5,7 @@
 //! | [`embedding`] | gather rows | scatter-add, by columns so that the order of additions is fixed |
 //! | [`linear`] | `y = x Wᵀ` | `dx = dy W`, `dW += dyᵀ x` |
 //! | [`lora`] | `y += s (x Aᵀ) Bᵀ` beside a frozen layer | `dA`, `dB`, and its share of `dx` |
-//! | [`noise`] | LoRA's dropout, NEFTune's noise: drawn by place | the same draws |
+//! | [`noise`] | LoRA's dropout, NEFTune's noise: drawn by position | the same draws |
 //! | [`rms_norm`] | residual add + RMSNorm in one pass | input gradient joins the residual's; weight gradient in two stages |
 //! | [`rope`] | rotation in place on packed QKV | the inverse rotation |
 //! | [`swiglu`] | `silu(gate) · up` on packed gate-up | both halves in one pass |
@@ -19,7 +19,9 @@
 //!
 //! Invariants: an op knows shapes, never a Llama. Gradients of weights are ACCUMULATED into the tensor given for them.
 //! Every reduction runs in an order fixed by the shapes alone, matrix products included ([`gemm`]), so the bits do not depend on the
-//! number of threads. What runs on a GPU is in `cuda/`; each op hands over at its beginning. candle's autograd appears only in [`selftest`], as the oracle.
+//! number of threads. The code for a GPU is in `cuda/`: each op calls its CUDA twin first where its
+//! tensors are on a GPU. What both need (`heads`, `flat`, `adapter`, `targets`, `positions`) is in files that import neither. candle's
+//! autograd appears only in [`selftest`], as the reference.
 
 use candle_core::Tensor;
 
@@ -48,7 +50,7 @@ pub mod squares;
 pub mod swiglu;
 pub(crate) mod targets;
 
-/// Whether the work on `t` is done by the kernels of a GPU.
+/// Whether `t` is computed with by the kernels of a GPU, a real or an emulated one.
 pub fn is_on_gpu(t: &Tensor) -> bool {
     #[cfg(test)]
     if cuda::is_emulated() {
@@ -57,7 +59,7 @@ pub fn is_on_gpu(t: &Tensor) -> bool {
     t.device().is_cuda()
 }
 
-/// Hands the work over to the GPU if that is where the tensor is.
+/// Returns the result of `$work`, the CUDA twin of an op, if `$tensor` is on a GPU.
 macro_rules! on_gpu {
     ($tensor:expr, $work:expr) => {
         #[cfg(any(test, feature = "cuda"))]
@@ -77,7 +79,7 @@ pub(crate) fn gpu_selftest(device: &candle_core::Device) -> candle_core::Result<
     cuda::selftest::run(device)
 }
 
-/// The instruction set that the CPU ops run with here.
+/// The instruction set that the CPU ops use on this processor.
 pub fn simd_level() -> String {
     let text = format!("{:?}", pulp::Arch::new());
     match text.split('(').next().unwrap_or_default() {

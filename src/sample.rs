@@ -29,7 +29,7 @@ pub enum FinishReason {
     Length,
 }
 
-/// When to end, and what to remember.
+/// When a continuation ends, and what to record of it.
 #[derive(Clone, Debug, Default)]
 pub struct Limits {
     /// Most tokens of a continuation.
@@ -63,11 +63,11 @@ impl Limits {
 
 #[derive(Clone, Debug)]
 pub struct Generated {
-    /// Its tokens, the end of text not included. With a stop string, those that it was found in are.
+    /// Its tokens without the end of text, but with those in which a stop string was found.
     pub token_ids: Vec<u32>,
     pub text: String,
     pub finish_reason: FinishReason,
-    /// Of every token, if asked for.
+    /// Log-probabilities of every token, if asked for.
     pub logprobs: Vec<TokenLogprobs>,
     /// From the call to the first token.
     pub first_token: Duration,
@@ -75,7 +75,7 @@ pub struct Generated {
     pub decoding: Duration,
 }
 
-/// The ids of a prompt; an empty one is the beginning (or end) of text alone.
+/// The ids of a prompt; of an empty one, the beginning (or else the end) of text alone.
 ///
 /// # Errors
 /// Those of encoding; [`Exit::Config`] if the prompt is empty and the tokenizer has no such token.
@@ -92,7 +92,7 @@ pub fn encode_prompt(tokenizer: &Tokenizer, prompt: &str) -> Result<Vec<u32>> {
     })
 }
 
-/// Samples that are made together read the weights once for all; up to this many, each comes out exactly as it would alone.
+/// Samples that are generated together share each pass over the weights. Up to this many, each is exactly what it would be alone.
 pub const TOGETHER: usize = 7;
 
 /// How long a piece of a prompt that can be interrupted may take.
@@ -114,8 +114,8 @@ struct Draft<'s> {
     decoding: Duration,
 }
 
-/// Continues `prompt` once for each of `samplers`; `on_text` hears each piece of finished text as it comes, with the number of its
-/// sampler (never a broken character, never a part of a stop string).
+/// Continues `prompt` once for each of `samplers`; `on_text` gets each piece of finished text, never a broken character or a part of a
+/// stop string, with the number of its sampler.
 ///
 /// # Errors
 /// Those of the model's ops, of the samplers and of `on_text`.
@@ -182,7 +182,7 @@ fn prefill(model: &Llama, prompt: &[u32], cache: &mut KvCache, limits: &Limits) 
         limits.check()?;
         let started = Instant::now();
         let inputs = Tensor::from_vec(prompt[at..at + piece].to_vec(), (1, piece), &Device::Cpu)?;
-        // The logits are waited for: a device that works on its own would only be given more and more work.
+        // Waits for the logits: a GPU works on its own, and the loop would only queue more and more work.
         model.next_logits(&inputs, cache)?.to_vec2::<f32>()?;
         at += piece;
         let faster = PIECE_TIME.as_secs_f64() / started.elapsed().as_secs_f64().max(1e-6);

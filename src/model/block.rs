@@ -141,7 +141,7 @@ pub enum Recompute {
 
 /// What a block computes on the way: (b, t, …) each, `n` rows for the statistics. What is none, backward computes again.
 pub struct Activations {
-    /// The block's input.
+    /// The block's input, the residual stream before its first norm.
     x: Tensor,
     rstd1: Tensor,
     n1: Option<Tensor>,

@@ -22,8 +22,8 @@ pub struct Hyper {
     pub t: u64,
     /// Factor on the gradient: 1, or less when the global norm is clipped.
     pub clip: f64,
-    /// Rounds the moments to bf16: up or down by chance, drawn by place under this key, so that they are right on average (Gupta et al.
-    /// 2015). With rounding to nearest, small changes would be lost for good.
+    /// Rounds the moments to bf16: up or down by chance, drawn per element under this key, so that they are right on average (Gupta
+    /// et al. 2015). With rounding to nearest, small changes would be lost for good.
     pub rounding: Option<u64>,
 }
 
@@ -43,7 +43,7 @@ struct Coefficients {
 
 #[cfg(any(test, feature = "cuda"))]
 impl Coefficients {
-    /// As the kernel's struct has them.
+    /// The coefficients in the order of the kernel's struct.
     fn in_order(self) -> [f32; 9] {
         let Self { clip, beta1, beta2, one_minus_beta1, one_minus_beta2, keep, step_size, .. } = self;
         let last = [self.inverse_sqrt_correction2, self.eps];
@@ -114,7 +114,7 @@ pub fn adamw(flat: &Flat, ranges: &[Range], hyper: &Hyper) -> Result<()> {
     })
 }
 
-/// [`adamw`] by one kernel; `ranges` lie one after the other and leave nothing out.
+/// [`adamw`] by one kernel. `ranges` must cover the buffers in order, without gaps.
 #[cfg(any(test, feature = "cuda"))]
 pub(super) fn adamw_on_gpu(flat: &Flat, ranges: &[Range], hyper: &Hyper) -> Result<()> {
     let keep: Vec<f32> = ranges.iter().map(|r| hyper.coefficients(r.decay).keep).collect();
@@ -140,7 +140,7 @@ fn update_range(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], k: Coeff
     });
 }
 
-/// Rounds both moments to numbers of bf16; the draw of a place has bits for each.
+/// Rounds both moments to numbers of bf16. The draw of an element has enough bits for both.
 fn round_range(key: u64, start: u64, m: &mut [f32], v: &mut [f32]) {
     let pieces = m.par_chunks_mut(cpu::PIECE).zip(v.par_chunks_mut(cpu::PIECE)).enumerate();
     pieces.for_each(|(piece, (m, v))| {
@@ -159,7 +159,7 @@ fn rounded(x: f32, bits: u32) -> f32 {
     f32::from_bits(x.to_bits().wrapping_add(bits & 0xffff) & 0xffff_0000)
 }
 
-/// Square root of the sum of squares of all elements, gathered in f64 over fixed pieces.
+/// Square root of the sum of squares of all elements, summed in f64 over fixed pieces.
 pub fn global_norm(grad: &Tensor) -> Result<f64> {
     on_gpu!(grad, super::cuda::global_norm(grad));
     cpu::read("global_norm", [grad], |[g]| {

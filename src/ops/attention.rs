@@ -4,16 +4,16 @@
 //! QKV and `O`: the log-sum-exp of each row of `S`. Backward recomputes `P = exp(S - lse)` per block and uses, with
 //! `δ = rowsum(dO · O)`: `dV = Pᵀ dO`, `dS = P · (dO Vᵀ - δ) / √d`, `dQ = dS K`, `dK = dSᵀ Q`.
 //!
-//! A block is 64 queries against all keys they see: the softmax of a block is exact in one pass, and the buffer is 64 x T per thread.
-//! With [`DocumentStarts`] a query sees the keys of its own document only, and a block begins near its first query's.
-//! Keys and values are packed once for all blocks and heads that multiply by them.
+//! A block is 64 queries against all keys that they see: its softmax is exact in one pass, and the buffer is 64 x T per thread. With
+//! [`DocumentStarts`] a query sees the keys of its own document only, and the keys of a block start near those of its first query's
+//! document. Keys and values are packed once for all blocks and heads that multiply by them.
 //!
 //! | file | holds |
 //! |---|---|
 //! | `span.rs` | which queries see which keys; a head's rows in memory |
 //! | `forward.rs` | one head forward, block by block; few queries over a cache without packing |
 //! | `backward.rs` | one key/value head backward |
-//! | `tree.rs` | forward over sequences that share their beginnings |
+//! | `tree.rs` | forward over sequences that share prefixes |
 
 mod backward;
 mod forward;

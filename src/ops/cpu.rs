@@ -11,7 +11,7 @@ use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Shape, 
 /// Independent accumulators of a reduction: one AVX-512 register of f32.
 pub(crate) const LANES: usize = 16;
 
-/// Elements of one piece of an elementwise job: a few L1 caches' worth, small enough to balance, large enough to hide the hand-over.
+/// Elements of one piece of an elementwise job: a few L1 caches' worth, small enough to balance, large enough to hide the cost of handing it to a thread.
 pub(crate) const PIECE: usize = 32 * 1024;
 
 /// Rows per piece for row-wise jobs of `columns` elements each; at least one.
@@ -21,7 +21,8 @@ pub(crate) fn rows_per_piece(columns: usize) -> usize {
 
 /// Evaluates an expression compiled for the widest instruction set this processor has (AVX-512, AVX2 + FMA, NEON or the baseline).
 ///
-/// A macro, because only what is INLINED into the dispatch is compiled so, and the compiler leaves large closures out unless told.
+/// A macro, because only code that is INLINED into the dispatch is compiled this way, and the compiler does not inline large closures by
+/// itself.
 macro_rules! simd {
     ($body:expr) => {
         pulp::Arch::new().dispatch($crate::ops::cpu::Inlined(
@@ -48,7 +49,7 @@ pub(crate) fn zeros(len: usize) -> Vec<f32> {
     vec![0.0; len]
 }
 
-/// A buffer for an op's output, of which the op writes every element before anybody reads one. Zeroing them all first was 3 % of a
+/// A buffer for an op's output. The op must write every element before one is read. Zeroing them all first was 3 % of a
 /// training step on one thread, and more on several. Tests get NaN, so that a forgotten element is noticed.
 pub(crate) fn output(len: usize) -> Vec<f32> {
     if cfg!(any(test, debug_assertions)) {
@@ -68,7 +69,7 @@ pub(crate) fn tensor(data: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor> 
     Tensor::from_vec(data, shape.into(), &Device::Cpu)
 }
 
-/// Refuses tensors that no implementation of `op` takes: today everything except f32 on the CPU.
+/// Refuses tensors that `op` cannot compute with on the CPU: all but f32 on the CPU.
 pub(crate) fn expect_f32(op: &str, t: &Tensor) -> Result<()> {
     if !t.device().is_cpu() || t.dtype() != DType::F32 {
         bail!("{op}: expected f32 on the CPU, got {:?} on {:?}", t.dtype(), t.device().location());
@@ -149,10 +150,10 @@ impl SharedMut {
         Self(data.as_mut_ptr(), data.len())
     }
 
-    /// A place of `len` elements given by address.
+    /// The `len` elements at address `data`.
     ///
     /// # Safety
-    /// They are valid for writing as long as this is used.
+    /// They are valid for writing as long as this value is used.
     pub(crate) unsafe fn from_raw(data: *mut f32, len: usize) -> Self {
         Self(data, len)
     }
@@ -271,8 +272,8 @@ pub(crate) fn exp(x: f32) -> f32 {
     // SAFETY: n is an integer within [-126, 128]. (`as` would also be right, but saturates, at a compare per element.)
     let n = unsafe { n.to_int_unchecked::<i32>() };
     let exp = y * f32::from_bits(((n + 127) << 23) as u32);
-    // Not the least normal number: whatever it is multiplied with next would be subnormal, and many processors compute with
-    // subnormal numbers a hundred times as slowly.
+    // Not the smallest normal number: its next product would be subnormal, and many processors compute with subnormal numbers a
+    // hundred times as slowly.
     if x < -87.3 { 0.0 } else { exp }
 }
 

@@ -12,10 +12,10 @@ use super::{cpu, on_gpu};
 use candle_core::{D, Result, Tensor, bail};
 use rayon::prelude::*;
 
-/// Logits held at once: 32 Mi elements, 128 MiB. Each chunk packs the head's weights and passes over their gradient anew.
+/// Logits held at once: 32 Mi elements, 128 MiB. Each chunk packs the head's weights and passes over their gradient once more.
 const CHUNK_ELEMENTS: usize = 32 << 20;
 
-/// Gradients of logits below this count as 0: times a weight or an activation of ordinary size they come close to subnormal numbers.
+/// Gradients of logits below this are set to 0: their products with weights and activations would be close to subnormal numbers.
 const NEGLIGIBLE: f32 = 1e-30;
 
 /// The same in candle's differentiable primitives: loss of each row, (n). No ignored targets.
@@ -36,7 +36,8 @@ struct Head<'a> {
 }
 
 impl Head<'_> {
-    /// Rows `from..` of one chunk as the caller needs them: fills `logits` and gives each row to `row` with its target.
+    /// Computes the logits of the rows from `from` on, one per element of `losses`. `row` turns each row of logits and its target into
+    /// that element.
     fn chunk<T: Send>(
         &self,
         logits: &mut [f32],
@@ -114,7 +115,7 @@ pub fn cross_entropy(x_nc: &Tensor, w_vc: &Tensor, targets_n: &Tensor, precision
     cpu::tensor(losses, n)
 }
 
-/// [`cross_entropy`] that also tells whether the target is the likeliest token.
+/// [`cross_entropy`] that also returns whether the target is the most likely token.
 pub fn score(x_nc: &Tensor, w_vc: &Tensor, targets_n: &Tensor, precision: Precision) -> Result<Vec<Scored>> {
     let (n, channels, vocab, targets) = check("score", x_nc, w_vc, targets_n)?;
     on_gpu!(x_nc, super::cuda::score(x_nc, w_vc, &targets));
@@ -127,7 +128,7 @@ pub fn score(x_nc: &Tensor, w_vc: &Tensor, targets_n: &Tensor, precision: Precis
             let logits = &mut logits[..scored.len() * vocab];
             head.chunk(logits, i * step, scored, |z, target| {
                 let at_target = z[target as usize];
-                // Of equals the first counts, as it does for argmax.
+                // The first of equal logits counts, as it does for argmax.
                 let best = z.iter().position(|&other| other >= at_target) == Some(target as usize)
                     && z.iter().all(|&other| other <= at_target);
                 Scored { loss: row_loss(z, target).0, best }
@@ -201,9 +202,9 @@ fn row_loss_and_gradient(z: &mut [f32], target: u32, scale: f32) -> f32 {
     let factor = scale / sum;
     cpu::simd!(z.iter_mut().for_each(|z| {
         let dz = *z * factor;
-        // In a run whose logits explode nearly all of these, and then both matrix products, would be subnormal, with which many
-        // processors compute in microcode, many times as slowly. Beside the target's `-scale` and the gradients of other rows so little
-        // is rounded away.
+        // When logits explode, nearly all of these would be subnormal, and the terms of both matrix products with them. Many processors
+        // compute with subnormal numbers in microcode, many times as slowly. So small a value is lost in the sums anyway, beside the
+        // target's `-scale` and the gradients of other rows.
         *z = if dz < NEGLIGIBLE { 0.0 } else { dz };
     }));
     z[target as usize] -= scale;

@@ -2,15 +2,15 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `gpu.rs` | addresses of tensors, launches, matrix products: the only place that talks to the driver |
-//! | `gpu/cudnn.rs`, `cudnn.cpp` | attention by cuDNN, if built with the feature of that name |
+//! | `gpu.rs` | addresses of tensors, launches, matrix products: only this file and `gpu/` call the driver |
+//! | `gpu/cudnn.rs`, `cudnn.cpp` | attention by cuDNN, if built with the feature `cudnn` |
 //! | `gpu/emulated.rs`, `emulated.h` | the same kernels compiled for the CPU, for tests without a GPU |
 //! | `common.cuh` | what kernels share |
 //! | `NAME.rs`, `NAME.cu` | an op: its launches, its kernels |
 //! | `selftest.rs` | every op against the CPU |
 //!
-//! Activations are f32 or bf16; statistics, weights of norms, gradients of weights and moments are f32. The functions take the tensors of
-//! the CPU versions. Token ids and targets are on the CPU, where batches are made, and travel with each call.
+//! Activations are f32 or bf16; statistics, weights of norms, gradients of weights and moments are f32. The functions take the same
+//! tensors as the CPU versions. Token ids and targets are on the CPU, where batches are made, and are copied to the GPU with each call.
 
 mod adamw;
 mod attention;

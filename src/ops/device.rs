@@ -1,4 +1,4 @@
-//! Where this process computes: the CPU, or one GPU, chosen once at its start.
+//! The device that this process computes on: the CPU or one GPU, chosen once at its start.
 
 use crate::runtime::error::{Exit, Failure, fail};
 use candle_core::Device;
@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 static USED: OnceLock<Device> = OnceLock::new();
 
-/// Of the GPU, before anything was put there.
+/// Free bytes of the GPU's memory before anything was allocated there.
 static FREE: OnceLock<u64> = OnceLock::new();
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +60,7 @@ pub fn describe() -> Option<(String, String)> {
     }
 }
 
-/// The times of a GPU's launches and the file that is to have them, if LLAMA_LITE_OP_TIMES names one.
+/// The times of a GPU's launches and the file to write them to, if LLAMA_LITE_OP_TIMES names one.
 pub fn op_times() -> Option<(PathBuf, Value)> {
     #[cfg(feature = "cuda")]
     return super::cuda::op_times();
@@ -77,7 +77,7 @@ pub fn blas_version() -> String {
     }
 }
 
-/// Which attention a GPU uses: that of cuDNN and its version, or why it uses our own.
+/// Which attention a GPU uses: cuDNN's, with its version, or our own, with the reason.
 pub fn attention_library() -> Result<String, String> {
     #[cfg(feature = "cudnn")]
     if let Device::Cuda(device) = used() {

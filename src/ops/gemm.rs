@@ -1,13 +1,12 @@
 //! Products of strided f32 matrices, `dst = [dst +] alpha · lhs · rhs`, from first principles: pack, then multiply tile by tile.
 //!
 //! The scheme is that of Goto & van de Geijn (2008): the right operand is packed into panels of 32 columns, the left one into panels of 12
-//! rows x 256 terms that stay in the first cache, and a kernel keeps a 12 x 32 tile in registers. It is written here and not taken
-//! from a library because half of a training step on a CPU is in it: packed operands can be used several times, and the bits
-//! are ours to define. **Every element is, per 256 terms of the inner dimension, one chain of fused multiply-adds in their order, and the
+//! rows x 256 terms that stay in the first cache, and a kernel keeps a 12 x 32 tile in registers. It is not taken from a library because half of a
+//! training step on a CPU is spent in it: packed operands can be used several times, and the bits are ours to define. **Every element is, per 256 terms of the inner dimension, one chain of fused multiply-adds in their order, and the
 //! sum of these chains in their order**: neither the number of threads, nor the sizes of blocks, nor the width of the
 //! processor's registers changes a bit (a processor without fused multiply-add rounds differently).
 //!
-//! Work is handed to threads as blocks of the destination by rayon, which steals and sleeps; there are no spin barriers.
+//! rayon distributes blocks of the destination to threads by work stealing; idle threads sleep, and there are no spin barriers.
 
 mod bf16;
 mod kernel;
@@ -55,7 +54,7 @@ impl<'a> Mat<'a> {
         }
     }
 
-    /// A tile of it as it lies in memory, and the distance of its rows or columns.
+    /// A tile of it where it lies in memory, and the distance of its rows or columns.
     fn tile(&self, row: usize, rows: usize, term: usize, terms: usize, order: Order) -> (&'a [f32], usize) {
         let data = &self.data[row * self.row_stride + term * self.col_stride..];
         assert!(span(rows, terms, self.row_stride, self.col_stride) <= data.len());
@@ -63,7 +62,7 @@ impl<'a> Mat<'a> {
     }
 }
 
-/// Whether the product replaces or joins what the destination holds.
+/// Whether the product replaces the destination's values or is added to them.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Into {
     Overwrite,
@@ -126,7 +125,7 @@ impl Packed {
         }
     }
 
-    /// What it was rounded to.
+    /// The type that it was rounded to.
     pub(crate) fn precision(&self) -> Precision {
         self.precision
     }
@@ -159,7 +158,8 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// Lends `f` this thread's buffers. They are taken out meanwhile: a task that this thread steals while it waits brings its own.
+/// Calls `f` with this thread's buffers. They are taken out for the time of the call: while `f` waits, this thread may steal another task,
+/// which must not find them.
 fn with_scratch<R>(f: impl FnOnce(&mut Scratch) -> R) -> R {
     let mut scratch = SCRATCH.take();
     let result = f(&mut scratch);
@@ -172,7 +172,7 @@ fn kernels() -> &'static Kernels {
     KERNELS.get_or_init(Kernels::new)
 }
 
-/// Where a product goes and how.
+/// The destination of a product, and how it is written.
 #[derive(Clone, Copy)]
 struct Target {
     dst: SharedMut,
@@ -207,7 +207,7 @@ pub(crate) fn matmul(
     }
     let target = Target { dst: SharedMut::new(dst), stride: dst_stride, into, alpha };
     let threads = if m * n * k >= PARALLEL_FROM { rayon::current_num_threads() } else { 1 };
-    // As many terms as make a stripe of all columns, but no sliver of either.
+    // As many terms as leave room for a stripe of all columns, but not so few of either that packing outweighs the product.
     let terms = (STRIPE / n.next_multiple_of(NR).max(1) / KC * KC).max(4 * KC).min(k.max(1));
     let columns = (STRIPE / terms / NR * NR).max(NR);
     let mut packed = with_scratch(|s| std::mem::take(&mut s.rhs));
@@ -258,7 +258,7 @@ fn stripe(target: Target, lhs: Mat, from: usize, col: usize, rhs: Panels, thread
         }
         return;
     }
-    // Blocks enough for the threads to share evenly, of rows first: a block's left operand is packed for it alone.
+    // Enough blocks for the threads to share evenly. Rows are divided before columns: a block's left operand is packed for it alone.
     let wanted = 4 * threads;
     let height = rows.div_ceil(wanted).next_multiple_of(MR).clamp(4 * MR, MOST_ROWS);
     let groups = wanted.div_ceil(rows.div_ceil(height)).min(panels.div_ceil(if rows > 2 * MR { 8 } else { 1 }));
@@ -283,8 +283,8 @@ fn block(target: Target, lhs: Mat, (first, rows): (usize, usize), from: usize, c
         return;
     }
     let dst = target.dst.address(first * target.stride + col, span(rows, rhs.cols, target.stride, 1));
-    // A left operand is copied to be rounded, or if it is transposed and several panels use it. (Measured: copying contiguous rows
-    // never pays.)
+    // A left operand is copied if it must be rounded, or if it is transposed and several panels use it. Copying contiguous rows never
+    // pays (measured).
     let precision = rhs.precision;
     let transposed = lhs.col_stride != 1;
     let pack = precision == Precision::Bf16 || (transposed && (lhs.row_stride != 1 || rhs.cols > 3 * NR));
@@ -314,7 +314,7 @@ fn block(target: Target, lhs: Mat, (first, rows): (usize, usize), from: usize, c
                     a: a.as_ptr(),
                     a_stride,
                     b: b.as_ptr(),
-                    // SAFETY: inside the block.
+                    // SAFETY: the row lies inside the block.
                     c: unsafe { dst.add(row * target.stride + at) },
                     c_stride: target.stride,
                     cols: NR.min(rhs.cols - at),
@@ -330,7 +330,7 @@ fn block(target: Target, lhs: Mat, (first, rows): (usize, usize), from: usize, c
     with_scratch(|s| s.lhs = packed);
 }
 
-/// `dst = [dst +] alpha · lhs · rhs` on the calling thread, into a place given by address, with the right operand packed before.
+/// `dst = [dst +] alpha · lhs · rhs` on the calling thread, to the address `dst`, with a right operand that is already packed.
 ///
 /// # Safety
 /// `dst` points to `lhs.rows` rows of `rhs.cols` elements, `stride` apart, which nothing else reads or writes meanwhile.

@@ -37,7 +37,7 @@ fn with_last_dim(x: &Tensor, last: usize) -> Vec<usize> {
     shape
 }
 
-/// From this many rows on, packing the weight pays. Fewer (generation) are bound by reading it once.
+/// From this many rows on, packing the weight pays. With fewer (generation), reading the weight once is what takes the time.
 const FEW_ROWS: usize = 8;
 
 /// `x (…, in) Wᵀ (in, out)` → (…, out).

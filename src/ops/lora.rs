@@ -4,8 +4,8 @@
 //! `u = x' Aᵀ` is one product for all of them; each `B` then fills its own rows of the output.
 //!
 //! Backward, with `dyᵢ` the columns of part `i`: `duᵢ = s · dyᵢ Bᵢ`, `dBᵢ += s · dyᵢᵀ uᵢ`, `dA += duᵀ x'`, `dx += dropout(du A)`. `u` is
-//! computed again: it costs rank / outputs of the product it belongs to. The frozen weight has no gradient at all, which spares a third
-//! of full fine-tuning's work.
+//! computed again, which costs rank / outputs of the layer's product. The frozen weight has no gradient, which saves a third of the work
+//! of full fine-tuning.
 
 pub use super::adapter::{LoraAdapter, LoraPart};
 use super::gemm::{Into, Mat, matmul};

@@ -1,12 +1,12 @@
-//! Random numbers that are pure functions of a key and a place: LoRA's dropout, NEFTune's noise on the embeddings.
+//! Random numbers that are pure functions of a key and a position: LoRA's dropout, NEFTune's noise on the embeddings.
 //!
-//! Backward needs no mask, a resume repeats every draw, and neither the micro-batch nor the number of threads changes one.
+//! Backward needs no saved mask, a resumed run repeats every draw, and neither the micro-batch nor the number of threads changes one.
 
 use super::{cpu, on_gpu};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-/// Pseudo-random bits of place `i` under `key` (the finaliser of SplitMix64, Steele et al. 2014, over a Weyl sequence).
+/// Pseudo-random bits of position `i` under `key` (the finaliser of SplitMix64, Steele et al. 2014, over a Weyl sequence).
 pub fn draw(key: u64, i: u64) -> u64 {
     let mut z = key.wrapping_add(i.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -21,7 +21,7 @@ pub struct Dropout {
     pub p: f32,
     /// Derived from the step and the layer.
     pub key: u64,
-    /// Place of the first element among those of the whole step.
+    /// Position of the first element among those of the whole step.
     pub first: u64,
 }
 
@@ -57,7 +57,7 @@ impl Dropout {
     }
 }
 
-/// Adds uniform noise to rows `x` (…, c), in place: within ±`most` of each row, drawn under `key` for the places from `first` on.
+/// Adds uniform noise to rows `x` (…, c), in place: within ±`most` of each row, drawn under `key` for the positions from `first` on.
 pub fn add_noise(x: &Tensor, most: &[f32], key: u64, first: u64) -> Result<()> {
     let c = x.dims().last().copied().unwrap_or(1);
     if x.elem_count() != most.len() * c {

@@ -1,4 +1,4 @@
-//! What the operands of matrix products are rounded to.
+//! The type to which the operands of matrix products are rounded.
 
 /// The type of a product's operands in the multiplication. In memory all is f32, and sums are f32 always.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! Sequences that share their beginnings, laid out as one row of tokens in which every shared part stands once.
+//! Sequences that share prefixes, laid out as one row of tokens in which every shared part stands once.
 //!
 //! The choices of one question share the question, and the questions of one subject share their examples. Each shared part is a node;
 //! a token attends to the nodes above its own, and to its own node up to itself. Evaluation computes every part once and pads nothing.

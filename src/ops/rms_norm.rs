@@ -2,7 +2,7 @@
 //!
 //! `h = x + delta`, `r = 1 / sqrt(mean(h²) + eps)`, `y = h · r · w`. Saved: `h` (the residual stream, needed anyway) and `r`, one
 //! number per row; `y` is recomputed from them in backward. With `ĥ = h · r` and `g = dy · w`:
-//! `dh = dres + r (g - ĥ · mean(g · ĥ))`, where `dres` is what arrives over the residual path, and `dw += Σ_rows dy · ĥ`, summed first
+//! `dh = dres + r (g - ĥ · mean(g · ĥ))`, where `dres` is the gradient over the residual path, and `dw += Σ_rows dy · ĥ`, summed first
 //! inside fixed pieces of rows, then over the pieces in order.
 
 use super::{cpu, on_gpu};

@@ -12,10 +12,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// The angles of a model's positions, as cosines and sines in f32 of those that have been used so far.
 ///
-/// How many positions a model declares must not decide how much memory is taken: files declare a billion.
+/// Tables grow with use: a `config.json` may declare a billion positions, which must not decide how much memory is taken.
 #[derive(Clone, Debug)]
 pub struct Rope {
-    /// One for each pair of a head's channels.
+    /// One frequency for each pair of a head's channels.
     frequencies: Vec<f32>,
     positions: usize,
     device: Device,
@@ -27,7 +27,7 @@ pub struct Rope {
 pub struct Tables {
     cos: Vec<f32>,
     sin: Vec<f32>,
-    /// The same two where the model is, if that is a GPU.
+    /// Both as tensors on the model's device, if that is a GPU.
     on_device: Option<(Tensor, Tensor)>,
 }
 
@@ -73,7 +73,7 @@ impl Rope {
         self
     }
 
-    /// How many positions the model has.
+    /// Number of positions that the model declares.
     pub fn positions(&self) -> usize {
         self.positions
     }
@@ -91,7 +91,7 @@ impl Rope {
         let half = self.frequencies.len();
         let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
         if tables.cos.len() < n * half {
-            // Twice as many each time: a text that grows token by token costs no more than its length.
+            // At least twice as many each time, so that the work stays proportional to the length of a text that grows token by token.
             let longer = n.next_power_of_two().min(self.positions);
             *tables = Arc::new(Tables::new(&self.frequencies, longer, &self.device)?);
         }

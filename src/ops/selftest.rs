@@ -1,7 +1,7 @@
 //! Value and gradient of every op against the same formula in candle's differentiable primitives, on the user's own device.
 //!
-//! `cargo test` and `llama-lite doctor` run the same checks. The oracle is candle's autograd; an op's result counts as right when it
-//! differs by at most [`TOLERANCE`] of the oracle's largest element.
+//! `cargo test` and `llama-lite doctor` run the same checks. The reference is candle's autograd. An op passes if its results
+//! differ by at most [`TOLERANCE`] of the reference's largest element.
 
 use super::attention::Heads;
 use super::noise::Dropout;
@@ -11,7 +11,7 @@ use super::{adamw, attention, cross_entropy, embedding, linear, lora, rms_norm, 
 use crate::ops::positions::{DocumentStarts, Positions};
 use candle_core::{DType, Device, Result, Tensor, Var};
 
-/// Largest accepted difference, relative to the largest element of the oracle (f32, sums of up to a few thousand terms).
+/// Largest accepted difference, relative to the largest element of the reference (f32, sums of up to a few thousand terms).
 pub const TOLERANCE: f64 = 2e-5;
 
 /// The outcome of one op: its name and the largest relative difference of value and gradients over all shapes tried.
@@ -23,7 +23,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Whether the op agrees with the oracle.
+    /// Whether the op agrees with the reference.
     pub fn passed(&self) -> bool {
         self.difference <= TOLERANCE
     }
@@ -54,7 +54,7 @@ pub fn run() -> Result<Vec<Outcome>> {
     CHECKS.iter().map(|&(op, check)| Ok(Outcome { op, difference: check(&mut inputs)? })).collect()
 }
 
-/// Pseudo-random test inputs: an own little generator, so that a report from any machine speaks of the same numbers.
+/// Pseudo-random test inputs from a small generator of our own, so that reports from all machines are about the same numbers.
 struct Inputs {
     state: u64,
 }
@@ -74,7 +74,7 @@ impl Inputs {
         Tensor::from_vec(data, shape, &Device::Cpu)
     }
 
-    /// The same kind of values in a tensor whose memory is transposed: a strided input.
+    /// Values in [-1, 1) in a tensor whose memory is transposed: a strided input.
     fn strided(&mut self, rows: usize, cols: usize) -> Result<Tensor> {
         self.tensor(&[cols, rows])?.t()
     }
@@ -127,7 +127,9 @@ fn worst(pairs: &[(&Tensor, &Tensor)]) -> Result<f64> {
 fn autograd(y: &Tensor, dy: &Tensor, vars: &[&Var]) -> Result<Vec<Tensor>> {
     let grads = (y * dy)?.sum_all()?.backward()?;
     vars.iter()
-        .map(|v| grads.get(v).cloned().ok_or_else(|| candle_core::Error::Msg("no gradient from the oracle".into())))
+        .map(|v| {
+            grads.get(v).cloned().ok_or_else(|| candle_core::Error::Msg("candle's autograd has no gradient".into()))
+        })
         .collect()
 }
 
@@ -142,10 +144,10 @@ fn check_embedding(inputs: &mut Inputs) -> Result<f64> {
         let table = Var::from_tensor(&inputs.tensor(&[v, c])?)?;
         let dy = inputs.tensor(&[n, c])?;
         let want = embedding::reference(&ids, &table)?;
-        let oracle = autograd(&want, &dy, &[&table])?;
+        let expected = autograd(&want, &dy, &[&table])?;
         let dtable = zeros_like(&table)?;
         embedding::embedding_backward(&ids, &dy, &dtable)?;
-        found = found.max(worst(&[(&embedding::embedding(&ids, &table)?, &want), (&dtable, &oracle[0])])?);
+        found = found.max(worst(&[(&embedding::embedding(&ids, &table)?, &want), (&dtable, &expected[0])])?);
     }
     Ok(found)
 }
@@ -159,11 +161,12 @@ fn check_linear(inputs: &mut Inputs) -> Result<f64> {
             let w = Var::from_tensor(&inputs.tensor(&[o, i])?)?;
             let dy = if strided { inputs.strided(n, o)? } else { inputs.tensor(&[n, o])? };
             let want = linear::reference(&x, &w)?;
-            let oracle = autograd(&want, &dy, &[&x, &w])?;
+            let expected = autograd(&want, &dy, &[&x, &w])?;
             let dw = Tensor::ones_like(&w)?;
             let dx = linear::linear_backward(&dy, &x, &w, &dw, F32)?;
             let dw = (dw - 1.0)?;
-            found = found.max(worst(&[(&linear::linear(&x, &w, F32)?, &want), (&dx, &oracle[0]), (&dw, &oracle[1])])?);
+            found =
+                found.max(worst(&[(&linear::linear(&x, &w, F32)?, &want), (&dx, &expected[0]), (&dw, &expected[1])])?);
         }
     }
     Ok(found)
@@ -195,7 +198,7 @@ fn check_lora(inputs: &mut Inputs) -> Result<f64> {
             let want = lora::reference(&x, &w, &weights, 1.5, mask)?;
             let dy = inputs.tensor(&[n, o])?;
             let vars: Vec<&Var> = [&x, &a].into_iter().chain(&bs).collect();
-            let oracle = autograd(&want, &dy, &vars)?;
+            let expected = autograd(&want, &dy, &vars)?;
             let y = linear::linear(&x, &w, F32)?;
             lora::lora(&y, &x, &weights, 1.5, dropout, F32)?;
             let ones: Vec<Tensor> = bs.iter().map(|b| b.ones_like()).collect::<Result<_>>()?;
@@ -204,7 +207,7 @@ fn check_lora(inputs: &mut Inputs) -> Result<f64> {
             lora::lora_backward(&dx, &dy, &x, &weights, &grads, 1.5, dropout, F32)?;
             let mut got = vec![dx, (grads.a - 1.0)?];
             got.extend(grads.parts.iter().map(|part| &part.b - 1.0).collect::<Result<Vec<_>>>()?);
-            let pairs: Vec<_> = got.iter().zip(&oracle).chain([(&y, &want)]).collect();
+            let pairs: Vec<_> = got.iter().zip(&expected).chain([(&y, &want)]).collect();
             found = found.max(worst(&pairs)?);
         }
     }
@@ -223,14 +226,14 @@ fn check_rms_norm(inputs: &mut Inputs) -> Result<f64> {
         let h = (x.as_tensor() + &delta)?;
         let want = rms_norm::reference(&h, &w, eps)?;
         let through_both = ((&want * &dy)? + (&h * &dres)?)?;
-        let oracle = autograd(&through_both, &through_both.ones_like()?, &[&x, &w])?;
+        let expected = autograd(&through_both, &through_both.ones_like()?, &[&x, &w])?;
         let normed = rms_norm::add_rms_norm(&x, Some(&delta), &w, eps)?;
         let dw = zeros_like(&w)?;
         let dx = rms_norm::rms_norm_backward(&dy, &normed.h, &normed.rstd, &w, Some(&dres), Some(&dw))?;
         let again = rms_norm::rms_norm_recompute(&normed.h, &normed.rstd, &w)?;
         let alone = rms_norm::add_rms_norm(&h, None, &w, eps)?.y;
         let pairs = [(&normed.y, &want), (&normed.h, &h), (&again, &want), (&alone, &want)];
-        found = found.max(worst(&pairs)?).max(worst(&[(&dx, &oracle[0]), (&dw, &oracle[1])])?);
+        found = found.max(worst(&pairs)?).max(worst(&[(&dx, &expected[0]), (&dw, &expected[1])])?);
     }
     Ok(found)
 }
@@ -244,12 +247,12 @@ fn check_rope(inputs: &mut Inputs) -> Result<f64> {
         let documents = inputs.documents(b, t)?;
         for positions in [Positions::From(0), Positions::From(3), Positions::Documents(&documents)] {
             let want = rope::reference(&qkv, &tables, rotated, positions)?;
-            let oracle = autograd(&want, &dy, &[&qkv])?;
+            let expected = autograd(&want, &dy, &[&qkv])?;
             let got = qkv.as_tensor().copy()?;
             let dqkv = dy.copy()?;
             rope::rope(&got, &tables, rotated, positions)?;
             rope::rope_backward(&dqkv, &tables, rotated, positions)?;
-            found = found.max(worst(&[(&got, &want), (&dqkv, &oracle[0])])?);
+            found = found.max(worst(&[(&got, &want), (&dqkv, &expected[0])])?);
         }
     }
     Ok(found)
@@ -262,10 +265,10 @@ fn check_swiglu(inputs: &mut Inputs) -> Result<f64> {
         let packed = Var::from_tensor(&packed)?;
         let dy = inputs.tensor(&[n, f])?;
         let want = swiglu::reference(&packed)?;
-        let oracle = autograd(&want, &dy, &[&packed])?;
+        let expected = autograd(&want, &dy, &[&packed])?;
         let got = swiglu::swiglu(&packed)?;
         let grad = swiglu::swiglu_backward(&packed, &dy)?;
-        found = found.max(worst(&[(&got, &want), (&grad, &oracle[0])])?);
+        found = found.max(worst(&[(&got, &want), (&grad, &expected[0])])?);
     }
     Ok(found)
 }
@@ -279,11 +282,11 @@ fn check_attention(inputs: &mut Inputs) -> Result<f64> {
         let dy = inputs.tensor(&[b, t, heads.out()])?;
         let documents = inputs.documents(b, t)?;
         let masked = attention::reference(&qkv, heads, Some(&documents))?;
-        let oracle = autograd(&masked, &dy, &[&qkv])?;
+        let expected = autograd(&masked, &dy, &[&qkv])?;
         let (out, lse) = attention::attention(&qkv, heads, Some(&documents), F32)?;
         let dqkv = attention::attention_backward(&qkv, &out, &lse, &dy, heads, Some(&documents), F32)?;
-        found = found.max(worst(&[(&out, &masked), (&dqkv, &oracle[0])])?);
-        // Documents of one token leave little of all logits: what they hide is the largest.
+        found = found.max(worst(&[(&out, &masked), (&dqkv, &expected[0])])?);
+        // Short documents hide most logits, the largest among them, so a wrong mask shows.
         let alone = DocumentStarts::new((0..b * t).map(|i| (i % t) as u32).collect(), t)?;
         for documents in [Some(&documents), Some(&alone), None] {
             let (scores, _) = attention::reference_scores(&qkv, heads, documents)?;
@@ -292,7 +295,7 @@ fn check_attention(inputs: &mut Inputs) -> Result<f64> {
         }
 
         let want = attention::reference(&qkv, heads, None)?;
-        let oracle = autograd(&want, &dy, &[&qkv])?;
+        let expected = autograd(&want, &dy, &[&qkv])?;
         let (out, lse) = attention::attention(&qkv, heads, None, F32)?;
         let dqkv = attention::attention_backward(&qkv, &out, &lse, &dy, heads, None, F32)?;
         let k_from = heads.out();
@@ -303,7 +306,7 @@ fn check_attention(inputs: &mut Inputs) -> Result<f64> {
         let late = qkv.narrow(2, 0, heads.out())?.narrow(1, start, t - start)?;
         let cached = attention::attention_cached(&late, &k, &v, heads, start)?;
         let want_late = want.narrow(1, start, t - start)?;
-        found = found.max(worst(&[(&out, &want), (&dqkv, &oracle[0]), (&cached, &want_late)])?);
+        found = found.max(worst(&[(&out, &want), (&dqkv, &expected[0]), (&cached, &want_late)])?);
     }
     Ok(found)
 }
@@ -316,14 +319,14 @@ fn check_cross_entropy(inputs: &mut Inputs) -> Result<f64> {
         let w = Var::from_tensor(&inputs.tensor(&[v, c])?)?;
         let targets = inputs.ids(n, v)?;
         let want = cross_entropy::reference(&x, &w, &targets)?;
-        let oracle = autograd(&want, &(want.ones_like()? * scale as f64)?, &[&x, &w])?;
+        let expected = autograd(&want, &(want.ones_like()? * scale as f64)?, &[&x, &w])?;
         let dw = zeros_like(&w)?;
         let (losses, dx) = cross_entropy::cross_entropy_and_backward(&x, &w, &targets, scale, Some(&dw), F32)?;
         let alone = cross_entropy::cross_entropy(&x, &w, &targets, F32)?;
         let squares = Tensor::new(cross_entropy::logit_squares(&x, &w, F32)?, &Device::Cpu)?;
         let want_squares = x.matmul(&w.t()?)?.sqr()?.sum_all()?;
         found = found.max(difference(&squares, &want_squares)?);
-        let pairs = [(&losses, &want), (&alone, &want), (&dx, &oracle[0]), (&dw, &oracle[1])];
+        let pairs = [(&losses, &want), (&alone, &want), (&dx, &expected[0]), (&dw, &expected[1])];
         found = found.max(worst(&pairs)?);
     }
     Ok(found)

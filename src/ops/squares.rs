@@ -1,6 +1,6 @@
 //! Sums of squares over ranges of the flat buffers: of gradients, weights, and the update that AdamW has just made of them.
 //!
-//! The update is not recorded while it is made: it follows from weights and moments after it.
+//! The update itself is not recorded: it is computed from the weights and moments after it.
 
 use super::flat::Range;
 pub use super::flat::{LastUpdate, Squares};
@@ -8,7 +8,7 @@ use super::{cpu, on_gpu};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-/// Elements summed at a time. Fixed, so that sums do not depend on what computes them.
+/// Elements summed at a time. Fixed, so that sums do not depend on the device.
 const PIECE: usize = 1 << 16;
 
 /// The sums of every range, from the flat f32 buffers of weights, gradients and both moments.

@@ -1,9 +1,9 @@
-//! The target of a row of logits, and what evaluation asks of the row.
+//! The target of a row of logits, and how a row is scored.
 
 /// The target of a position that is not trained.
 pub const IGNORE: u32 = u32::MAX;
 
-/// What evaluation asks of a row.
+/// How well a row of logits predicts its target.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scored {
     /// Negative log-probability of the target, in nats.

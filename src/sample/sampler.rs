@@ -195,7 +195,7 @@ impl Sampler {
         self.weights.extend(self.ids.iter().map(|&id| unnormalised(logits, id, max, temperature)));
     }
 
-    /// Inverse transform sampling: the token in whose share of the total weight `uniform`, in [0, 1), falls.
+    /// Inverse transform sampling: the token whose share of the total weight contains `uniform`, in [0, 1).
     fn pick(&self, uniform: f64) -> u32 {
         let target = uniform * self.weights.iter().sum::<f64>();
         let mut sum = 0.0;
@@ -203,7 +203,8 @@ impl Sampler {
         for (&id, &weight) in self.ids.iter().zip(&self.weights) {
             sum += weight;
             if weight > 0.0 {
-                chosen = id; // rounding may put the target at the very end: the last possible token takes it
+                // Rounding may put the target at the very end: then the last possible token is chosen.
+                chosen = id;
             }
             if sum > target {
                 break;
@@ -255,7 +256,8 @@ pub fn uniform(seed: u64, sample: u64, draw: u64) -> f64 {
     key[..8].copy_from_slice(&seed.to_le_bytes());
     let mut rng = ChaCha8Rng::from_seed(key);
     rng.set_stream(sample);
-    rng.set_word_pos(2 * u128::from(draw)); // a draw takes two 32-bit words
+    // A draw takes two 32-bit words.
+    rng.set_word_pos(2 * u128::from(draw));
     (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64
 }
 

@@ -1,4 +1,4 @@
-//! One key/value head backward: all query heads of its group, block by block, against parts of the keys that stay in the second cache.
+//! One key/value head backward: all query heads of its group, block by block, against parts of the keys that fit the second-level cache.
 //!
 //! The task owns the gradients of its key/value head, so `dK` and `dV` gather their sums in the order of heads, blocks and parts.
 

@@ -99,7 +99,7 @@ pub(super) fn head_max_logit(q: Rows, keys: Rows, queries: usize, scale: f32, st
 /// For fewer queries than this, packing keys and values costs more than it saves.
 pub(super) const FEW: usize = 8;
 
-/// As [`forward_head`] without packed operands and without a log-sum-exp: each query walks over the keys and values as they lie.
+/// [`forward_head`] without packed operands and without a log-sum-exp: each query reads keys and values where they lie.
 pub(super) fn few_queries(
     q: Rows,
     keys: Rows,

@@ -6,14 +6,14 @@ use candle_core::{DType, Result, Tensor, bail};
 
 const THREADS: usize = 256;
 
-/// Blocks that share the elements of an update.
+/// Most blocks of an update, which share its elements.
 const BLOCKS: usize = 8192;
 
 /// Elements of one partial sum of the norm. Fixed, so that the sum does not depend on the GPU.
 const PIECE: usize = 1 << 20;
 
-/// One update of everything. `ranges` lie one after the other from the first element to the last; `keep` is the factor on the weights of
-/// each; `coefficients` in the order of the kernel's struct; `rounding` of moments in bf16.
+/// One update of everything. `ranges` must cover the buffers in order, without gaps; `keep` has the factor on the weights of each;
+/// `coefficients` are in the order of the kernel's struct; `rounding` is the key for moments in bf16.
 pub(in crate::ops) fn adamw(
     flat: &Flat,
     ranges: &[Range],

@@ -13,7 +13,7 @@ const MOST_DIMS: usize = 256;
 /// Warps that share the keys of a query over a cache.
 const CACHED_WARPS: usize = 8;
 
-/// Queries of a block, or keys of one in the gradient of keys and values, and its shared memory: of the kernels for heads of 64 and 128.
+/// Rows of a block (queries, or keys in the gradient of keys and values) and its shared memory in bytes.
 #[derive(Clone, Copy)]
 struct Tile {
     rows: usize,
@@ -26,15 +26,15 @@ const BACKWARD_Q: [Tile; 2] = [Tile { rows: 128, shared: 65_536 }, Tile { rows: 
 const PREFIX_TREE: [Tile; 2] = [Tile { rows: 64, shared: 40_960 }, Tile { rows: 64, shared: 81_920 }];
 const TILE_THREADS: usize = 128;
 
-/// Keys that the kernels of a prefix tree take at a time.
+/// Keys that the kernels for prefix trees read at a time.
 const STEP_KEYS: usize = 64;
 
-/// Shared memory of the kernels with one query a block, by `warps`.
+/// Shared memory of the kernels with one query per block and `warps` warps, in bytes.
 fn plain_shared(dim: usize, warps: usize) -> usize {
     4 * (dim + warps * (dim + 2))
 }
 
-/// What every kernel gets besides tensors.
+/// The arguments of every kernel besides tensors.
 struct Call {
     b: usize,
     t: usize,
@@ -54,7 +54,7 @@ impl Call {
         Ok(Self { b, t, heads, starts })
     }
 
-    /// Runs `attention_NAME`: on tiles of rows in bf16, on one row a block in f32.
+    /// Launches `attention_NAME`: with tiles of rows in bf16, with one row per block in f32.
     fn run(
         &self,
         name: &str,
@@ -81,7 +81,7 @@ impl Call {
     }
 }
 
-/// Output and log-sum-exp; the largest logit of each query, if there is a place for it.
+/// Output and log-sum-exp. Also fills `tops`, if there is one, with the largest logit of each query.
 fn forward(
     qkv: &Tensor,
     heads: Heads,
@@ -112,7 +112,7 @@ pub(in crate::ops) fn attention(
     forward(qkv, heads, documents, None)
 }
 
-/// See [`max_logit`](crate::ops::attention::max_logit): forward once more, of which the rest is thrown away.
+/// See [`max_logit`](crate::ops::attention::max_logit). Runs forward once more and ignores its other results.
 pub(in crate::ops) fn max_logit(qkv: &Tensor, heads: Heads, documents: Option<&DocumentStarts>) -> Result<f32> {
     let (b, t, _) = qkv.dims3()?;
     let tops = empty(&[b, heads.q, t], DType::F32, qkv.device())?;
@@ -120,7 +120,8 @@ pub(in crate::ops) fn max_logit(qkv: &Tensor, heads: Heads, documents: Option<&D
     Ok(tops.flatten_all()?.to_vec1::<f32>()?.into_iter().fold(f32::NEG_INFINITY, f32::max))
 }
 
-/// A prefix tree as its kernels take it: tiles of up to `rows` queries of a node, and the keys of each in steps of up to `keys`.
+/// A prefix tree as its kernels take it: tiles of up to `rows` queries of one node, and for each tile the keys along its path, in steps of
+/// up to `keys`.
 struct Paths {
     tiles: Vec<u32>,
     steps: Vec<u32>,

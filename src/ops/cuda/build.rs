@@ -1,7 +1,8 @@
-//! The feature `cuda` at build time: kernels become PTX, NVIDIA's libraries become stand-ins that look for them when first called.
+//! The feature `cuda` at build time: kernels are compiled to PTX, and NVIDIA's libraries are replaced by stand-ins that load the real ones
+//! at the first call.
 //!
-//! PTX is compiled for sm_80; the driver translates it for whatever newer GPU it finds. The stand-ins let one program start on machines
-//! without CUDA, where the linker's usual way ends in `error while loading shared libraries`.
+//! PTX is compiled for sm_80; the driver translates it for newer GPUs. With the stand-ins one program also starts on machines without
+//! CUDA, where a usual link ends in `error while loading shared libraries`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -95,7 +96,7 @@ fn compile_kernels(nvcc: &Path, version: &str, out: &Path) -> Result<(), String>
     write(&out.join("kernels.rs"), &rust)
 }
 
-/// The shim over cuDNN, which finds the library when it is first called. Nothing of it is there for a stand-in for nvcc.
+/// The shim over cuDNN, which loads the library at the first call. It is left out if nvcc is itself a stand-in.
 fn compile_cudnn(nvcc: &Path, out: &Path) -> Result<(), String> {
     let source = Path::new(KERNELS).join("cudnn.cpp");
     println!("cargo:rerun-if-changed={}", source.display());
@@ -123,7 +124,7 @@ fn compile_cudnn(nvcc: &Path, out: &Path) -> Result<(), String> {
     }
     println!("cargo:rustc-link-search=native={}", out.display());
     println!("cargo:rustc-link-lib=static=llama_lite_cudnn");
-    // In the program, so that it starts where there is no libstdc++.
+    // Linked statically, so that the program starts where there is no libstdc++.
     let compiler = build.try_get_compiler().map_err(|e| e.to_string())?;
     let found = text(run(compiler.to_command().arg("-print-file-name=libstdc++.a"))?.stdout);
     match Path::new(found.trim()).parent().filter(|folder| folder.is_absolute()) {
@@ -143,7 +144,7 @@ fn include_folders(nvcc: &Path) -> Result<Vec<PathBuf>, String> {
     Ok(line.split(['"', ' ']).filter_map(|word| word.strip_prefix("-I")).map(PathBuf::from).collect())
 }
 
-/// Links the stand-ins in front of cudarc's `-lcuda` and its like, which then find nothing left to do.
+/// Links the stand-ins before cudarc's `-lcuda` and the like, so that no symbol is left for those.
 fn link_stand_ins(nvcc: &Path, version: &str, out: &Path) -> Result<(), String> {
     let target = variable("TARGET")?;
     if !target.starts_with("x86_64-") || !target.contains("linux") {
@@ -167,7 +168,7 @@ fn link_stand_ins(nvcc: &Path, version: &str, out: &Path) -> Result<(), String> 
             .cargo_metadata(false)
             .try_compile("llama_lite_cuda")
             .map_err(|e| format!("{}: {e}", stand_in.display()))?;
-        // Something for cudarc's and candle-kernels' `-l` to find.
+        // An empty library for the `-l` options of cudarc and candle-kernels.
         for name in LIBRARIES.iter().map(|l| l.link_name).chain(["cudart"]) {
             write(&out.join(format!("lib{name}.a")), "!<arch>\n")?;
         }
@@ -195,21 +196,24 @@ fn link_runtime(nvcc: &Path, out: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// What nvcc would do, with the folders that it knows.
+/// nvcc's dry run, which names the folders that it uses.
 fn dry_run(nvcc: &Path) -> Result<String, String> {
     Ok(text(run(Command::new(nvcc).args(["--dryrun", "-c", "-x", "cu", "/dev/null"]))?.stderr))
 }
 
-/// The major version of CUDA that cudarc declares functions of: what it was told, or else nvcc's.
+/// The major version of CUDA whose functions cudarc declares: CUDARC_CUDA_VERSION, or else nvcc's.
 fn cuda_major(version: &str) -> Result<u32, String> {
-    if let Ok(told) = env::var("CUDARC_CUDA_VERSION") {
-        return told.parse::<u32>().map(|v| v / 1000).map_err(|_| format!("CUDARC_CUDA_VERSION is `{told}`"));
+    if let Ok(version_set) = env::var("CUDARC_CUDA_VERSION") {
+        return version_set
+            .parse::<u32>()
+            .map(|v| v / 1000)
+            .map_err(|_| format!("CUDARC_CUDA_VERSION is `{version_set}`"));
     }
     let release = version.split("release ").nth(1).and_then(|rest| rest.split('.').next()?.parse().ok());
     release.ok_or_else(|| format!("`nvcc --version` names no release: {version}"))
 }
 
-/// The folder of cudarc's sources, which declare what there is to stand in for.
+/// The folder of cudarc's sources, which declare the functions that the stand-ins replace.
 fn cudarc_sources() -> Result<PathBuf, String> {
     let arguments = ["metadata", "--format-version=1", "--features=cuda", "--filter-platform"];
     let output = run(Command::new(variable("CARGO")?).args(arguments).arg(variable("TARGET")?))?;
@@ -225,7 +229,7 @@ fn is_cudarc(folder: &Path) -> bool {
     folder.file_name().is_some_and(|name| name == "cudarc" || name.to_string_lossy().starts_with("cudarc-"))
 }
 
-/// What stand_in.c includes: a LIBRARY each, and an ENTRY for each of its functions.
+/// The text that stand_in.c includes: a LIBRARY for each library and an ENTRY for each of its functions.
 fn entries(cudarc: &Path, major: u32) -> Result<String, String> {
     let mut libraries = String::new();
     let mut functions = String::new();
@@ -256,7 +260,7 @@ fn declarations(source: &str) -> BTreeMap<&str, bool> {
         .collect()
 }
 
-/// What something was made from; it need not be made again while that is the same.
+/// A fingerprint of inputs: an output is made again only when it changes.
 struct Stamp {
     path: PathBuf,
     text: String,
@@ -276,7 +280,7 @@ fn run(command: &mut Command) -> Result<Output, String> {
     let output = command.output().map_err(|e| format!("{}: {e}", command.get_program().display()))?;
     let words = text(output.stderr.clone());
     if !output.status.success() {
-        // An error is one line for cargo; what the program has to say goes before it.
+        // cargo shows an error as one line; the program's own output is printed before it.
         eprintln!("{words}");
         return Err(format!("{} ended with {}", command.get_program().display(), output.status));
     }

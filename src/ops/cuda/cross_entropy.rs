@@ -9,7 +9,7 @@ const THREADS: usize = 512;
 /// Logits held at once: 256 Mi elements, half a gigabyte of bf16.
 const CHUNK_ELEMENTS: usize = 256 << 20;
 
-/// A head over rows, whose logits exist for some rows at a time.
+/// The head over all rows. Logits exist for one chunk of rows at a time.
 struct Chunks<'a> {
     x: &'a Tensor,
     w: &'a Tensor,
@@ -49,7 +49,7 @@ impl<'a> Chunks<'a> {
     }
 }
 
-/// What is made of the logits.
+/// The losses that are computed from the logits.
 struct Losses<'a> {
     chunks: &'a Chunks<'a>,
     targets: Tensor,
@@ -66,7 +66,7 @@ impl<'a> Losses<'a> {
         Ok(Self { chunks, targets: list(targets, device)?, losses, best })
     }
 
-    /// The losses of a chunk; with `scale` its logits become their gradient.
+    /// Computes the losses of a chunk; with `scale`, the gradient of its logits replaces them.
     fn run(&self, (from, n): (usize, usize), scale: Option<f32>) -> Result<Matrix> {
         let z = self.chunks.fill((from, n))?;
         let best = self.best.as_ref().map(|best| best.narrow(0, from, n)).transpose()?;

@@ -1,4 +1,4 @@
-//! One token at a time: launches of `decode.cu`, on buffers that stay, so that they can be recorded once and replayed for every token.
+//! One token at a time: launches of `decode.cu`, on buffers that are kept, so that launches can be recorded once and replayed for every token.
 
 use super::gpu::{Arg, Grid, Replay, address, empty, int, launch, list, pointer, pointer_or_null, suffix};
 use crate::ops::heads::Heads;
@@ -31,7 +31,7 @@ pub(crate) fn can_decode(rows: usize, widths: [usize; 3], head_dim: usize, dtype
         && shared <= MOST_SHARED
 }
 
-/// Positions and ids that the kernels read, and the record of their launches.
+/// The position and the ids that the kernels read, and the recorded launches.
 pub(crate) struct Recorder {
     feed: Tensor,
     replay: Replay,
@@ -42,7 +42,7 @@ impl Recorder {
         Ok(Self { feed: Tensor::zeros(1 + rows, DType::U32, device)?, replay: Replay::default() })
     }
 
-    /// Does `work`, which must queue the same launches on the same buffers each time, for `ids` at `position`.
+    /// Runs `work` for `ids` at `position`. `work` must queue the same launches on the same buffers each time: later calls replay them.
     pub(crate) fn run(&mut self, position: usize, ids: &[u32], work: impl Fn(&Tensor) -> Result<()>) -> Result<()> {
         let values: Vec<u32> = std::iter::once(position as u32).chain(ids.iter().copied()).collect();
         self.feed.slice_set(&list(&values, self.feed.device())?, 0, 0)?;
@@ -50,7 +50,7 @@ impl Recorder {
     }
 }
 
-/// A buffer of which kernels write every element before one is read.
+/// An uninitialised buffer: kernels must write every element before one is read.
 pub(crate) fn buffer(shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
     empty(shape, dtype, device)
 }
@@ -63,19 +63,19 @@ pub(crate) fn embed(feed: &Tensor, table_vc: &Tensor, out: &Tensor) -> Result<()
     launch(out.device(), &format!("embedding_{}", suffix(table_vc)?), Grid::linear(rows, THREADS), &args)
 }
 
-/// What goes into a product.
+/// The left operand of a product.
 pub(crate) enum ProductInput<'a> {
     /// (rows, in)
     Plain(&'a Tensor),
-    /// RMSNorm of `x + pending`, which goes to `sum`.
+    /// RMSNorm of `x + pending`. The sum itself is stored in `sum`.
     Normed { x: &'a Tensor, pending: Option<&'a Tensor>, sum: Option<&'a Tensor>, weight: &'a Tensor, eps: f64 },
 }
 
-/// What is made of a product.
+/// What is computed from a product, and the type that it is stored in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ProductKind {
     Plain,
-    /// SwiGLU of gates and ups, which the weight has one after the other.
+    /// SwiGLU; the weight has the rows of gate, then those of up.
     Gated,
     Logits,
 }
@@ -112,7 +112,7 @@ pub(crate) fn product(input: &ProductInput, w: &Tensor, y: &Tensor, kind: Produc
     launch(device, &format!("decode_{name}_{count}_{}", suffix(w)?), grid, &args)
 }
 
-/// Attention of the position in `feed` over the cache, which takes its key and value in. `qkv` (rows, (h + 2k)·d) is not yet rotated; keys
+/// Rotates `qkv` (rows, (h + 2k)·d) for the position in `feed`, stores its keys and values in the cache and attends to all of the cache. Keys
 /// and values (rows, capacity, k·d); `cos` and `sin` (positions, d/2); out (rows, h·d).
 pub(crate) fn attend(
     qkv: &Tensor,

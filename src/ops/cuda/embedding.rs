@@ -29,7 +29,7 @@ pub(in crate::ops) fn embedding_backward(ids: &[u32], dy: &Tensor, dtable_vc: &T
     launch(device, &format!("embedding_backward_{}", suffix(dy)?), grid, &args)
 }
 
-/// The distinct ids, where the places of each end, and the places in this order: those of an id one after the other.
+/// The distinct ids; for each, the end of its positions in the list that follows; and all positions, those of an id side by side.
 fn sorted(ids: &[u32]) -> [Vec<u32>; 3] {
     let mut order: Vec<u32> = (0..ids.len() as u32).collect();
     order.sort_by_key(|&place| ids[place as usize]);

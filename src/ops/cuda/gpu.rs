@@ -1,7 +1,7 @@
 //! Addresses of tensors, launches of kernels, matrix products.
 //!
-//! Everything is queued on the device's one stream, in the order of the calls; memory of a tensor that is dropped is given back in the
-//! same order, so a launch may outlive its arguments.
+//! Everything is queued on the device's one stream, in the order of the calls; the memory of a dropped tensor is freed in the
+//! same order, so a queued launch may outlive its arguments.
 
 use candle_core::{DType, Device, Result, Storage, Tensor, WithDType, bail};
 use std::ffi::c_void;
@@ -46,7 +46,7 @@ impl Grid {
     }
 }
 
-/// Part of a kernel's name, after the type of its elements.
+/// The part of a kernel's name that is the type of its elements.
 pub(super) fn suffix(t: &Tensor) -> Result<&'static str> {
     match t.dtype() {
         DType::F32 => Ok("f32"),
@@ -80,7 +80,7 @@ pub(super) fn address(t: &Tensor) -> Result<u64> {
     Ok(base + (layout.start_offset() * t.dtype().size_in_bytes()) as u64)
 }
 
-/// A tensor of which a kernel writes every element.
+/// An uninitialised tensor: a kernel must write every element before one is read.
 pub(super) fn empty(shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
     if cfg!(test) && device.is_cpu() && dtype != DType::U32 {
         return Tensor::full(f32::NAN, shape, device)?.to_dtype(dtype);
@@ -89,7 +89,7 @@ pub(super) fn empty(shape: &[usize], dtype: DType, device: &Device) -> Result<Te
     unsafe { Tensor::empty(shape, dtype, device) }
 }
 
-/// `values` as a tensor where kernels read it.
+/// `values` as a tensor on `device`.
 pub(super) fn list<T: WithDType>(values: &[T], device: &Device) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if let (Device::Cuda(cuda), false) = (device, values.is_empty()) {
@@ -98,7 +98,7 @@ pub(super) fn list<T: WithDType>(values: &[T], device: &Device) -> Result<Tensor
     Tensor::from_slice(values, values.len(), device)
 }
 
-/// Queues `kernel`, whose arguments are as its source has them.
+/// Queues `kernel` with `args`, which must be those of its source.
 pub(super) fn launch(device: &Device, kernel: &str, grid: Grid, args: &[Arg]) -> Result<()> {
     if grid.blocks.contains(&0) {
         return Ok(());
@@ -135,7 +135,7 @@ impl Matrix {
         Self { transposed: !self.transposed, ..self }
     }
 
-    /// Rows and columns as meant.
+    /// (rows, columns) after the transposition.
     pub(super) fn size(&self) -> (usize, usize) {
         if self.transposed { (self.columns, self.rows) } else { (self.rows, self.columns) }
     }
@@ -151,7 +151,7 @@ impl Matrix {
     }
 }
 
-/// `out = a b`, or `out += a b`; sums in f32, whatever the elements.
+/// `out = a b`, or `out += a b`; sums in f32, whatever the type of the elements.
 pub(super) fn product(device: &Device, out: Matrix, accumulate: bool, a: Matrix, b: Matrix) -> Result<()> {
     scaled_product(device, out, accumulate, 1.0, a, b)
 }
@@ -179,7 +179,7 @@ pub(super) fn scaled_product(
     }
 }
 
-/// Launches that are the same every time: done the first time, recorded the second, replayed from then on.
+/// Launches that are the same every time: run the first time, recorded the second, replayed from then on.
 #[derive(Default)]
 pub(super) enum Replay {
     #[default]
@@ -192,7 +192,7 @@ pub(super) enum Replay {
 }
 
 impl Replay {
-    /// Does `work`, or what it did before.
+    /// Runs `work`, or replays the launches that it queued before.
     pub(super) fn run(&mut self, device: &Device, work: impl Fn() -> Result<()>) -> Result<()> {
         match (&*self, device) {
             (Self::New, _) => {

@@ -9,7 +9,7 @@ const THREADS: usize = 256;
 /// Blocks of a loop over any number of elements.
 const BLOCKS: usize = 4096;
 
-/// Fills `y`, or adds to it, with what `dropout` leaves of `x`.
+/// Writes `x` after dropout to `y`, or adds it to `y`.
 fn drop_into(dropout: &Dropout, x: &Tensor, y: &Tensor, add: bool) -> Result<()> {
     let n = x.elem_count();
     let args = [
@@ -26,14 +26,14 @@ fn drop_into(dropout: &Dropout, x: &Tensor, y: &Tensor, add: bool) -> Result<()>
     launch(x.device(), &format!("dropout_{}", suffix(x)?), grid, &args)
 }
 
-/// What dropout leaves of `x`.
+/// `x` after dropout.
 pub(super) fn dropped(dropout: Option<&Dropout>, x: &Tensor) -> Result<Tensor> {
     let Some(dropout) = dropout else { return Ok(x.clone()) };
     let y = empty(x.dims(), x.dtype(), x.device())?;
     drop_into(dropout, x, &y, false).map(|()| y)
 }
 
-/// Adds what dropout leaves of `x` to `y`.
+/// Adds `x` after dropout to `y`.
 pub(super) fn add_dropped(dropout: &Dropout, x: &Tensor, y: &Tensor) -> Result<()> {
     drop_into(dropout, x, y, true)
 }

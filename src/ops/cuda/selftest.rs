@@ -17,15 +17,15 @@ use crate::ops::{attention as cpu_attention, cross_entropy as cpu_cross_entropy}
 use crate::ops::{embedding as cpu_embedding, linear as cpu_linear, rms_norm as cpu_rms_norm, swiglu as cpu_swiglu};
 use candle_core::{DType, Device, Result, Tensor, bail};
 
-/// What a value stored in bf16 may be off by, of the largest: half a unit in the last place, and a little for the sums before.
+/// Largest error of a value stored in bf16, relative to the largest one: half a unit in the last place, and a little for the sums before.
 const BF16: f64 = 6e-3;
 
-/// Where one rounding follows another: of logits, of probabilities.
+/// The same where one rounding follows another: of logits, of probabilities.
 const TWICE: f64 = 1.2e-2;
 
 const F32: f64 = 2e-6;
 
-/// The largest difference of one quantity, and what it may be.
+/// The largest difference of one quantity, and its limit.
 #[derive(Clone, Debug)]
 pub(crate) struct Agreement {
     /// The op, the quantity, the type of the elements.
@@ -129,14 +129,14 @@ impl Bench<'_> {
         self.within(limit, what, &got?, &want?)
     }
 
-    /// Shapes to try; the last one, of the size of real work, on a GPU alone: an emulated one would take minutes.
+    /// Shapes to try. The last one, of a realistic size, is for a real GPU alone: an emulated one would take minutes.
     fn shapes<T, const N: usize>(&self, all: [T; N]) -> impl Iterator<Item = T> + use<T, N> {
         // A pretended GPU (scripts/pretend_gpu.sh) is an emulated one.
         let real = self.device.is_cuda() && std::env::var_os("LLAMA_LITE_PRETEND_KERNELS").is_none();
         all.into_iter().take(if real { N } else { N - 1 })
     }
 
-    /// In f32: sums on a GPU are as long as those of real work, and those of tensor cores are cut instead of rounded.
+    /// The limit in f32. On a real GPU sums are long, and tensor cores truncate them instead of rounding.
     fn f32(&self) -> f64 {
         if self.device.is_cuda() { 1e-5 } else { F32 }
     }
@@ -305,7 +305,7 @@ fn attentions(bench: &mut Bench) -> Result<()> {
         let before = bench.found.len();
         compare_attentions(bench, "attention by cuDNN")?;
         if gpu::cudnn::calls() == calls {
-            // It was our own: compared below under its name.
+            // Our own kernels computed it: they are compared below under their name.
             bench.found.truncate(before);
         }
         return gpu::cudnn::without(|| compare_attentions(bench, "attention"));

@@ -1,7 +1,7 @@
 //! Packing with rounding to bf16: a 32-bit word holds a pair of successive terms, the first in its low half.
 //!
-//! The order of words is that of f32 terms elsewhere, so kernels and blocks need not know. A term missing at the end of an odd inner dimension
-//! is 0. Rounding is to nearest even; denormal numbers become 0, as the processor's conversion has it.
+//! Words are in the order of f32 terms elsewhere, so kernels and blocks do not depend on the precision. A term missing at the end of an odd inner dimension
+//! is 0. Rounding is to nearest even; denormal numbers become 0, as in the processor's conversion.
 
 use super::Mat;
 use super::kernel::Order;
@@ -82,7 +82,7 @@ mod x86 {
             }
             return;
         }
-        // Columns that are runs (or, rarely, are not): 16 words of 16 columns at a time, then transposed.
+        // Columns are contiguous (with rare exceptions): 16 words of 16 columns at a time, then transposed.
         for (first, block) in panel.chunks_mut(16 * NR).enumerate() {
             let terms = 32 * first..rhs.rows.min(32 * first + 32);
             for half in [0, 16] {

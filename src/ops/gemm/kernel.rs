@@ -12,7 +12,7 @@ pub(super) const NR: usize = 32;
 /// Inner dimension of one pass; part of the definition of a product's bits.
 pub(super) const KC: usize = 256;
 
-/// Which way a left operand is contiguous: along its rows, or along its columns, being a transposed one.
+/// In which direction a left operand is contiguous: along its rows or, if it is transposed, along its columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
     Rows,
@@ -94,7 +94,7 @@ impl Kernels {
         Self { by_rows: table!(portable, true), by_columns: table!(portable, false), bf16: None }
     }
 
-    /// Those for registers half as wide as this processor's widest, to be compared with them.
+    /// Kernels for registers half as wide as this processor's widest: tests compare the bits of both.
     #[cfg(all(test, target_arch = "x86_64"))]
     pub(super) fn narrower() -> Option<Self> {
         let both = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("fma");
@@ -134,7 +134,7 @@ macro_rules! kernel_avx512 {
             let (row, term) = if ROWS { (t.a_stride, 1) } else { (1, t.a_stride) };
             let mut left = [_mm512_setzero_ps(); M];
             let mut right = [_mm512_setzero_ps(); M];
-            // Three rows for each pointer: a processor adds once or twice a register to an address by itself.
+            // One pointer for three rows: x86 addressing adds one or two times a register for free.
             let mut a: [*const f32; 4] = std::array::from_fn(|i| t.a.wrapping_add(3 * i * row));
             let mut b = t.b;
             // SAFETY: the operands hold so many words, c its rows (the caller's promise); masked lanes are not touched.
@@ -142,7 +142,7 @@ macro_rules! kernel_avx512 {
                 for _ in 0..t.words {
                     let b_left = _mm512_loadu_ps(b);
                     let b_right = _mm512_loadu_ps(b.add(16));
-                    // Two short loops, which the compiler unrolls; one of twelve rounds it does not.
+                    // Two short loops: the compiler unrolls these, but not one loop of twelve rounds.
                     for (group, a) in a.iter().enumerate() {
                         for i in 3 * group..M.min(3 * group + 3) {
                             let x = _mm512_set1_ps(*a.add(i % 3 * row));
@@ -199,7 +199,8 @@ unsafe fn avx2<const M: usize, const ROWS: bool>(t: &Tile) {
     unsafe { by_quarters::<M, ROWS, true>(t) }
 }
 
-/// For processors whose vectors the compiler knows from the target alone: NEON with its fused multiply-add, or the x86-64 baseline without.
+/// For the vector instructions that the compilation target has by itself: NEON with its fused multiply-add, or the x86-64 baseline
+/// without.
 unsafe fn portable<const M: usize, const ROWS: bool>(t: &Tile) {
     // SAFETY: the caller's promise.
     unsafe { by_quarters::<M, ROWS, { cfg!(target_arch = "aarch64") }>(t) }

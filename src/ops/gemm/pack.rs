@@ -1,6 +1,6 @@
 //! Copies operands into the order in which the kernels read them.
 //!
-//! A left operand becomes panels of [`MR`] rows, `[MR][KC]` or `[kc][MR]`, whichever copies runs of memory. A right operand becomes
+//! A left operand becomes panels of [`MR`] rows, `[MR][KC]` or `[kc][MR]`, whichever copies contiguous memory. A right operand becomes
 //! panels of [`NR`] columns, `[k][NR]`; the last one is filled up with zeros.
 
 use super::Mat;
@@ -8,7 +8,7 @@ use super::bf16;
 use super::kernel::{KC, MR, NR, Order};
 use crate::ops::precision::Precision;
 
-/// How a left operand is best packed.
+/// The order in which a left operand is packed fastest.
 pub(super) fn order(lhs: &Mat) -> Order {
     if lhs.row_stride == 1 && lhs.col_stride != 1 { Order::Columns } else { Order::Rows }
 }
@@ -115,7 +115,7 @@ fn columns_panel(panel: &mut [f32], data: &[f32], stride: usize, len: usize) {
             unsafe { transpose_16(data.as_ptr().add(j * stride + k), stride, panel.as_mut_ptr().add(k * NR + j)) };
         }
     }
-    // Eight terms of all columns at a time: reads stay in their cache lines.
+    // Eight terms of all columns at a time, so that reads stay within their cache lines.
     for first in (done..len).step_by(8) {
         let last = (first + 8).min(len);
         for j in 0..NR {

@@ -1,4 +1,5 @@
-//! Attention by cuDNN, through `cudnn.cpp`: bf16, no documents. What it cannot do, or a machine without it, is left to our own kernels.
+//! Attention by cuDNN, through `cudnn.cpp`: bf16, no documents. Our own kernels do what cuDNN cannot, and everything where
+//! cuDNN is missing.
 //!
 //! The backward pass has a fixed order of sums, so the same bits come out twice; they are not those of our own kernels.
 
@@ -17,7 +18,7 @@ use std::sync::{LazyLock, Mutex, OnceLock, PoisonError};
 /// A plan whose workspace is larger than this is not used: with a fixed order of sums it grows with the square of the length.
 const MOST_WORKSPACE: usize = 8 << 30;
 
-/// As `cudnn.cpp` has it.
+/// The struct of this name in `cudnn.cpp`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 struct Shape {
@@ -29,7 +30,7 @@ struct Shape {
     scale: f32,
 }
 
-// Each returns null, or what went wrong as text that lives until this thread's next call.
+// Each returns null, or an error text that is valid until this thread's next call.
 unsafe extern "C" {
     fn llama_lite_cudnn_version(version: *mut usize) -> *const c_char;
     fn llama_lite_cudnn_open(stream: *mut c_void, handle: *mut *mut c_void) -> *const c_char;
@@ -60,7 +61,7 @@ unsafe extern "C" {
     ) -> *const c_char;
 }
 
-/// Whether our own kernels are to be used instead; LLAMA_LITE_ATTENTION=own says so from the beginning.
+/// Whether to use our own kernels instead; true from the start with LLAMA_LITE_ATTENTION=own.
 static OFF: LazyLock<AtomicBool> =
     LazyLock::new(|| AtomicBool::new(std::env::var_os("LLAMA_LITE_ATTENTION").is_some_and(|which| which == "own")));
 
@@ -96,7 +97,7 @@ pub(in crate::ops) fn version(device: &CudaDevice) -> Result<String, String> {
     Ok(format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100))
 }
 
-/// Does `work` with our own kernels alone.
+/// Runs `work` with our own kernels alone.
 pub(in crate::ops::cuda) fn without<R>(work: impl FnOnce() -> R) -> R {
     let before = OFF.swap(true, Ordering::Relaxed);
     let result = work();
@@ -104,7 +105,7 @@ pub(in crate::ops::cuda) fn without<R>(work: impl FnOnce() -> R) -> R {
     result
 }
 
-/// The handle of the process's one device and stream; an address, because pointers do not go from thread to thread.
+/// The handle of the process's one device and stream; an address, because a pointer cannot be shared between threads.
 fn handle(device: &CudaDevice) -> Result<usize, String> {
     static HANDLE: OnceLock<Result<usize, String>> = OnceLock::new();
     HANDLE.get_or_init(|| open(device)).clone()
@@ -118,14 +119,14 @@ fn open(device: &CudaDevice) -> Result<usize, String> {
     Ok(handle as usize)
 }
 
-/// What a call needs besides its tensors. The workspace goes back to the pool when the stream has passed what was queued with it.
+/// What a call needs besides its tensors. The workspace returns to the pool when the stream has finished the work queued with it.
 struct Prepared {
     handle: *mut c_void,
     plan: *mut c_void,
     workspace: Tensor,
 }
 
-/// None if our own kernels are to do it.
+/// The plan for a call; none if our own kernels must compute it.
 fn prepared(qkv: &Tensor, heads: Heads, backward: bool) -> CandleResult<Option<Prepared>> {
     let (Device::Cuda(device), (b, t, _)) = (qkv.device(), qkv.dims3()?) else { return Ok(None) };
     let Heads { q, kv, dim } = heads;
@@ -148,7 +149,7 @@ fn prepared(qkv: &Tensor, heads: Heads, backward: bool) -> CandleResult<Option<P
     let made = unsafe {
         checked(llama_lite_cudnn_plan(handle as *mut c_void, &shape, c_int::from(backward), &mut plan, &mut bytes))
     };
-    // Our own kernels need no workspace, where the memory is short.
+    // If memory is short, our own kernels compute it: they need no workspace.
     let workspace = made.and_then(|()| match bytes {
         0..=MOST_WORKSPACE => empty(&[bytes.div_ceil(4).max(1)], DType::F32, qkv.device()).map_err(|e| e.to_string()),
         _ => Err(format!("a workspace of {:.1} GB is too much", bytes as f64 / 1e9)),
@@ -166,7 +167,7 @@ fn prepared(qkv: &Tensor, heads: Heads, backward: bool) -> CandleResult<Option<P
     Ok(Some(Prepared { handle: handle as *mut c_void, plan, workspace }))
 }
 
-/// Does `work`, which queues a call.
+/// Runs `work`, which queues a call.
 fn queue(qkv: &Tensor, direction: &str, work: impl FnOnce() -> *const c_char) -> CandleResult<bool> {
     let Device::Cuda(device) = qkv.device() else { bail!("attention by cuDNN: no GPU") };
     timed(
@@ -178,7 +179,7 @@ fn queue(qkv: &Tensor, direction: &str, work: impl FnOnce() -> *const c_char) ->
     Ok(true)
 }
 
-/// Fills `out` and `lse`; false if our own kernels are to do it.
+/// Fills `out` and `lse`; false if our own kernels must compute it.
 pub(in crate::ops::cuda) fn forward(qkv: &Tensor, heads: Heads, out: &Tensor, lse: &Tensor) -> CandleResult<bool> {
     let Some(Prepared { handle, plan, workspace }) = prepared(qkv, heads, false)? else { return Ok(false) };
     let [at_qkv, out, lse, workspace] = [address(qkv)?, address(out)?, address(lse)?, address(&workspace)?];
@@ -186,7 +187,7 @@ pub(in crate::ops::cuda) fn forward(qkv: &Tensor, heads: Heads, out: &Tensor, ls
     queue(qkv, "forward", || unsafe { llama_lite_cudnn_forward(handle, plan, at_qkv, out, lse, workspace) })
 }
 
-/// Fills `dqkv` from what forward had and left, and the gradient `dout`; false if our own kernels are to do it.
+/// Fills `dqkv` from forward's input and results and the gradient `dout`; false if our own kernels must compute it.
 pub(in crate::ops::cuda) fn backward(
     qkv: &Tensor,
     heads: Heads,

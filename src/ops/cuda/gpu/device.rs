@@ -14,7 +14,7 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
-/// Dynamic shared memory that a kernel gets without asking for more: 48 KB with what it has of its own.
+/// Dynamic shared memory that a kernel gets without asking for more: 48 KB together with its static shared memory.
 const PLAIN_SHARED: usize = 40 << 10;
 
 /// Kernels by GPU and name: looking one up in the driver costs as much as a small launch.
@@ -37,7 +37,7 @@ fn sum_in_f32(device: &CudaDevice) -> Result<(), CublasError> {
     unsafe { blas::cublasSetMathMode(*device.cublas_handle().handle(), mode) }.result()
 }
 
-/// The driver's pool gives unused memory back at every synchronisation unless told otherwise.
+/// Keeps freed memory in the driver's pool, which by default returns unused memory at every synchronisation.
 fn keep_memory(device: &CudaDevice) -> Result<(), result::DriverError> {
     let stream = device.cuda_stream();
     let mut all = u64::MAX;
@@ -49,7 +49,7 @@ fn keep_memory(device: &CudaDevice) -> Result<(), result::DriverError> {
     }
 }
 
-/// cuBLAS's version, as far as it tells.
+/// cuBLAS's version; empty if it cannot be asked.
 pub(in crate::ops) fn blas_version(device: &CudaDevice) -> String {
     let cublas = device.cublas_handle();
     let mut version = 0;
@@ -61,14 +61,14 @@ pub(in crate::ops) fn blas_version(device: &CudaDevice) -> String {
     format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100)
 }
 
-/// Bytes of the GPU's memory that nobody has.
+/// Free bytes of the GPU's memory.
 pub(in crate::ops) fn free_memory(device: &Device) -> Option<u64> {
     let Device::Cuda(device) = device else { return None };
     device.cuda_stream().context().bind_to_thread().ok()?;
     result::mem_get_info().ok().map(|(free, _)| free as u64)
 }
 
-/// The GPU's name and what its driver can, as (name, version).
+/// The GPU's name and the CUDA version of its driver.
 pub(in crate::ops) fn describe(device: &CudaDevice) -> (String, String) {
     let name = device.cuda_stream().context().name().unwrap_or_else(|_| "a GPU".into());
     let mut version = 0;
@@ -78,7 +78,7 @@ pub(in crate::ops) fn describe(device: &CudaDevice) -> (String, String) {
     (name, driver)
 }
 
-/// The driver's errors come with names of constants and backtraces.
+/// The driver's error without names of constants and backtraces.
 fn plain(error: &str) -> String {
     match missing().filter(|words| !words.contains("libcuda.so")) {
         Some(words) => format!("{words}; LD_LIBRARY_PATH must have the folder of NVIDIA's libraries"),
@@ -89,7 +89,7 @@ fn plain(error: &str) -> String {
     }
 }
 
-/// The library that was looked for and is not there, in the dynamic linker's words.
+/// The dynamic linker's message about a library that is missing.
 #[cfg(cuda_stand_ins)]
 fn missing() -> Option<String> {
     unsafe extern "C" {
@@ -160,7 +160,7 @@ pub(super) fn launch(device: &CudaDevice, kernel: &str, grid: Grid, values: &mut
         || {
             let function = function.cu_function();
             let stream = stream.cu_stream();
-            // SAFETY: the arguments are those that the kernel's source has; what they point to lives until the stream has passed this launch.
+            // SAFETY: the arguments are those that the kernel's source has; what they point to lives until the stream has finished this launch.
             unsafe { result::launch_kernel(function, (x, y, z), (threads, 1, 1), shared, stream, values) }.w()
         },
     )
@@ -174,12 +174,12 @@ impl Recording {
     }
 }
 
-/// What `work` queues, without doing it. It must not allocate, and no kernel of it may be new.
+/// Records what `work` queues without running it. `work` must not allocate, and its kernels must have been loaded before.
 pub(super) fn record(device: &CudaDevice, work: impl Fn() -> CandleResult<()>) -> CandleResult<Recording> {
     let stream = device.cuda_stream();
     stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED).w()?;
     let queued = work();
-    // Ended in any case: nothing else can be queued before.
+    // The recording must end in any case: until then nothing else can be queued.
     let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0)).w();
     queued?;
     match graph? {

@@ -26,7 +26,7 @@ thread_local! {
     static EMULATED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `work` with this thread's tensors on the emulated GPU: ops hand over to it.
+/// Runs `work` with this thread's tensors on the emulated GPU: ops call their CUDA twins.
 pub(crate) fn emulated<R>(work: impl FnOnce() -> R) -> R {
     EMULATED.set(true);
     let result = work();
@@ -73,7 +73,7 @@ pub(super) fn base(storage: &CpuStorage) -> Result<u64> {
     })
 }
 
-/// Runs a kernel to its end.
+/// Runs a kernel to completion.
 pub(super) fn launch(kernel: &str, grid: Grid, values: &mut [*mut c_void]) -> Result<()> {
     let libraries = LIBRARIES.lock().unwrap_or_else(PoisonError::into_inner);
     let symbol = format!("emulated_{kernel}");

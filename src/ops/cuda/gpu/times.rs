@@ -1,5 +1,5 @@
-//! Where a GPU's time goes, launch by launch: for measurements, asked for by LLAMA_LITE_OP_TIMES=FILE. Every launch is then waited for, so a
-//! run is slower than without.
+//! The time of every launch on a GPU, measured if LLAMA_LITE_OP_TIMES names a file. The program then waits for every launch, so a run is
+//! slower than without.
 
 use candle_core::Result;
 use candle_core::cuda_backend::{CudaDevice, WrapErr, cudarc::driver::sys::CUevent_flags};
@@ -20,7 +20,7 @@ static FILE: LazyLock<Option<PathBuf>> =
 
 static TIMES: Mutex<BTreeMap<String, Launches>> = Mutex::new(BTreeMap::new());
 
-/// Does `work`, which queues launches on the device's stream, and takes their time under the name `what` gives, with its operations.
+/// Runs `work`, which queues launches on the device's stream, and measures their time. `what` returns a name and the number of operations.
 pub(super) fn timed(
     device: &CudaDevice,
     what: impl FnOnce() -> (String, f64),
@@ -30,10 +30,9 @@ pub(super) fn timed(
         return work();
     }
     let stream = device.cuda_stream();
-    let event = || stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).w();
-    let before = event()?;
+    let before = stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).w()?;
     work()?;
-    let after = event()?;
+    let after = stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).w()?;
     after.synchronize().w()?;
     let (name, flops) = what();
     let mut times = TIMES.lock().unwrap_or_else(PoisonError::into_inner);
@@ -43,7 +42,7 @@ pub(super) fn timed(
     Ok(())
 }
 
-/// What was measured and the file that is to have it, if that was asked for: of each name how often, seconds in all, the median, operations.
+/// The file to write, if measurements were asked for, and for each name the number of launches, seconds in all, the median, operations.
 pub(in crate::ops) fn report() -> Option<(PathBuf, Value)> {
     let path = FILE.clone()?;
     let mut times = TIMES.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,5 +1,5 @@
-//! Lists on their way to a GPU. They go through page-locked memory: a copy from other memory of more than 64 KB would wait until the stream
-//! has done everything before it, and the GPU would then wait for its next work.
+//! Copies lists to a GPU through page-locked memory: a copy of more than 64 KB from other memory would wait until the stream has finished
+//! everything before it, and then the GPU would wait for its next work.
 
 use super::{address, empty};
 use candle_core::cuda_backend::cudarc::driver::{CudaEvent, DriverError, result};
@@ -11,27 +11,27 @@ use std::sync::{Mutex, PoisonError};
 /// The smallest piece of page-locked memory that is asked for, in bytes.
 const LEAST: usize = 64 << 10;
 
-/// A piece of page-locked memory, which is free once the stream has passed the copy from it. It stays with the process.
+/// A piece of page-locked memory, which is free once the stream has finished the copy from it. It is kept until the process ends.
 struct Staging {
     at: *mut c_void,
     bytes: usize,
     copied: Option<CudaEvent>,
 }
 
-// SAFETY: whoever has it has the memory alone.
+// SAFETY: the memory has one owner at a time.
 unsafe impl Send for Staging {}
 
-static KNOWN: Mutex<Vec<Staging>> = Mutex::new(Vec::new());
+static POOL: Mutex<Vec<Staging>> = Mutex::new(Vec::new());
 
-/// One that holds `bytes`, not in use.
+/// A piece of at least `bytes` that is not in use.
 fn staging(bytes: usize) -> std::result::Result<Staging, DriverError> {
-    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut known = POOL.lock().unwrap_or_else(PoisonError::into_inner);
     let free = |s: &Staging| s.bytes >= bytes && s.copied.as_ref().is_none_or(CudaEvent::is_complete);
     if let Some(i) = known.iter().position(free) {
         return Ok(known.swap_remove(i));
     }
     let bytes = bytes.next_power_of_two().max(LEAST);
-    // SAFETY: a context is current; the memory is never given back.
+    // SAFETY: a context is current; the memory is never freed.
     let at = unsafe { result::malloc_host(bytes, 0) }?;
     Ok(Staging { at, bytes, copied: None })
 }
@@ -43,13 +43,13 @@ pub(super) fn upload<T: WithDType>(list: &[T], cuda: &CudaDevice, device: &Devic
     let stream = cuda.cuda_stream();
     stream.context().bind_to_thread().w()?;
     let mut staging = staging(bytes).w()?;
-    // SAFETY: the staging memory holds that many bytes, and nobody else uses it until the event below.
+    // SAFETY: the staging memory holds that many bytes, and no other copy uses it until the event below.
     unsafe {
         std::ptr::copy_nonoverlapping(list.as_ptr().cast::<u8>(), staging.at.cast::<u8>(), bytes);
         let from = std::slice::from_raw_parts(staging.at.cast::<u8>(), bytes);
         result::memcpy_htod_async(address(&tensor)?, from, stream.cu_stream()).w()?;
     }
     staging.copied = Some(stream.record_event(None).w()?);
-    KNOWN.lock().unwrap_or_else(PoisonError::into_inner).push(staging);
+    POOL.lock().unwrap_or_else(PoisonError::into_inner).push(staging);
     Ok(tensor)
 }
