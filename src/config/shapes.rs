@@ -21,6 +21,9 @@ impl Product {
     pub const ALL: [Self; 4] = [Self::Qkv, Self::O, Self::GateUp, Self::Down];
 }
 
+/// The parts of a model, as plans list them.
+pub const CLASSES: [&str; 5] = ["embedding", "attention", "feed-forward", "norms", "head"];
+
 /// What a parameter is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -31,6 +34,16 @@ pub enum Role {
     /// A linear weight of a layer, (out, in): part of this product.
     Projection(Product),
     Head,
+}
+
+/// How a parameter is initialised.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    Constant(f32),
+    /// N(0, initializer_range).
+    Normal,
+    /// The same for projections that add to the residual stream, which `residual_scaling` makes smaller.
+    ResidualNormal,
 }
 
 /// A parameter of a model, or of each of its layers.
@@ -50,6 +63,25 @@ impl Parameter {
     /// Number of elements.
     pub fn elements(&self) -> u64 {
         self.shape.iter().map(|&n| n as u64).product()
+    }
+
+    pub fn init(&self) -> Init {
+        match self.role {
+            Role::Norm => Init::Constant(1.0),
+            Role::Projection(Product::O | Product::Down) => Init::ResidualNormal,
+            Role::Projection(Product::Qkv | Product::GateUp) | Role::Embedding | Role::Head => Init::Normal,
+        }
+    }
+
+    /// The part of a model that it belongs to, one of [`CLASSES`].
+    pub fn class(&self) -> &'static str {
+        match self.role {
+            Role::Embedding => "embedding",
+            Role::Projection(Product::Qkv | Product::O) => "attention",
+            Role::Projection(Product::GateUp | Product::Down) => "feed-forward",
+            Role::Norm => "norms",
+            Role::Head => "head",
+        }
     }
 }
 
@@ -105,10 +137,53 @@ impl ModelConfig {
         self.parameters().into_iter().map(|(name, parameter)| (name, parameter.shape)).collect()
     }
 
+    /// Whether every token is multiplied with this parameter. A tied embedding is also the head.
+    pub(super) fn is_matmul(&self, parameter: &Parameter) -> bool {
+        match parameter.role {
+            Role::Projection(_) | Role::Head => true,
+            Role::Embedding => self.tie_word_embeddings,
+            Role::Norm => false,
+        }
+    }
+
     /// Number of elements of the parameters that `counts` chooses, without a list of all layers.
     pub fn count_elements(&self, counts: impl Fn(&Parameter) -> bool) -> u64 {
         let layer: u64 = self.layer_parameters().iter().filter(|p| counts(p)).map(Parameter::elements).sum();
         let outer = std::iter::once(self.embedding_parameter()).chain(self.output_parameters());
         self.num_hidden_layers as u64 * layer + outer.filter(|p| counts(p)).map(|p| p.elements()).sum::<u64>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, LORA_TARGETS};
+
+    fn preset() -> ModelConfig {
+        let text = "[model]\npreset = \"124m\"\n[data]\nsource = \"stories\"\n\
+                    [train]\nsequence_length = 1024\nmicro_batch_size = 1\nsteps = 1\n";
+        Config::from_toml_str(text, "test").unwrap().model
+    }
+
+    #[test]
+    fn every_projection_can_have_an_adapter() {
+        let layer = preset().layer_parameters();
+        let projections = layer.iter().filter(|p| matches!(p.role, Role::Projection(_)));
+        let mut names: Vec<&str> = projections.filter_map(|p| p.name.rsplit('.').next()).collect();
+        let mut targets = LORA_TARGETS.to_vec();
+        names.sort_unstable();
+        targets.sort_unstable();
+        assert_eq!(names, targets);
+    }
+
+    #[test]
+    fn counts_are_those_of_the_whole_list() {
+        for tie_word_embeddings in [false, true] {
+            let model = ModelConfig { tie_word_embeddings, ..preset() };
+            let listed: u64 = model.parameters().iter().map(|(_, parameter)| parameter.elements()).sum();
+            assert_eq!(model.n_params(), listed);
+            let by_class: u64 = CLASSES.iter().map(|class| model.count_elements(|p| p.class() == *class)).sum();
+            assert_eq!(by_class, listed);
+        }
     }
 }

@@ -1,7 +1,6 @@
 //! What follows from a model's shape alone: its parameters and the arithmetic of one token.
 
 use super::schema::{LogConfig, ModelConfig, TrainConfig};
-use super::shapes::Role;
 
 impl TrainConfig {
     /// Sequences in one optimizer step.
@@ -26,11 +25,7 @@ impl ModelConfig {
     /// Number of parameters that a token is multiplied with: all matrices, the head included (tied or not), the
     /// embedding's look-up not.
     pub fn n_matmul_params(&self) -> u64 {
-        self.count_elements(|parameter| match parameter.role {
-            Role::Norm => false,
-            Role::Embedding => self.tie_word_embeddings,
-            Role::Projection(_) | Role::Head => true,
-        })
+        self.count_elements(|parameter| self.is_matmul(parameter))
     }
 
     /// Floating-point operations per token of training, forward and backward, by the convention of the PaLM paper
@@ -46,7 +41,7 @@ impl ModelConfig {
 
 #[cfg(test)]
 mod tests {
-    use crate::config::Config;
+    use crate::config::{Config, Role};
 
     use super::*;
 

@@ -183,6 +183,12 @@ pub struct Residual {
 }
 
 impl Block {
+    /// Whether the fused kernels of `decode.rs` compute this block; every addition to its forward pass must be excluded here.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(super) fn has_fused_decode(&self) -> bool {
+        self.adapters.is_none()
+    }
+
     /// Heads that RoPE turns: those of queries and keys.
     fn rotated(&self) -> usize {
         self.heads.q + self.heads.kv

@@ -5,6 +5,7 @@
 //! not `Block::forward`; [`Decoder::supports`] names the models that it computes, and every other takes the usual way.
 
 use super::Llama;
+use super::block::Block;
 use super::layer_cache::LayerCache;
 use crate::ops::cuda::decode::{ProductInput, ProductKind, Recorder, attend, buffer, can_decode, embed, product};
 use crate::ops::rope::Tables;
@@ -44,8 +45,8 @@ impl Decoder {
     pub(super) fn supports(model: &Llama, rows: usize) -> bool {
         let m = &model.config;
         let widths = [m.hidden_size, m.num_attention_heads * m.head_dim, m.intermediate_size];
-        model.adapters.is_none()
-            && m.num_hidden_layers > 0
+        !model.blocks.is_empty()
+            && model.blocks.iter().all(Block::has_fused_decode)
             && can_decode(rows, widths, m.head_dim, model.weights.embed_tokens.dtype())
     }
 

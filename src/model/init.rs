@@ -5,7 +5,7 @@
 //! changes no other tensor.
 
 use super::params::{Layout, ParamSpec};
-use crate::config::{ModelConfig, Product, Role};
+use crate::config::{Init, ModelConfig};
 use candle_core::{Device, Result, Tensor};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -22,20 +22,20 @@ pub fn init(config: &ModelConfig, layout: &Layout, seed: u64) -> Result<Tensor> 
         parts.push((spec, part));
         rest = tail;
     }
-    let roles = config.parameters().into_par_iter().map(|(_, parameter)| parameter.role);
-    parts.into_par_iter().zip(roles).for_each(|((spec, part), role)| fill(config, spec, role, part, seed));
+    let rules = config.parameters().into_par_iter().map(|(_, parameter)| parameter.init());
+    parts.into_par_iter().zip(rules).for_each(|((spec, part), rule)| fill(config, spec, rule, part, seed));
     Tensor::from_vec(flat, layout.total, &Device::Cpu)
 }
 
-/// Fills `part`, the elements of `spec`.
-fn fill(config: &ModelConfig, spec: &ParamSpec, role: Role, part: &mut [f32], seed: u64) {
-    let std = match role {
-        Role::Norm => return part.fill(1.0),
+/// Fills `part`, the elements of `spec`, by `rule`.
+fn fill(config: &ModelConfig, spec: &ParamSpec, rule: Init, part: &mut [f32], seed: u64) {
+    let std = match rule {
+        Init::Constant(value) => return part.fill(value),
         // Each layer adds two of these to the residual stream.
-        Role::Projection(Product::O | Product::Down) if config.residual_scaling => {
+        Init::ResidualNormal if config.residual_scaling => {
             config.initializer_range / (2.0 * config.num_hidden_layers as f64).sqrt()
         }
-        Role::Projection(_) | Role::Embedding | Role::Head => config.initializer_range,
+        Init::Normal | Init::ResidualNormal => config.initializer_range,
     };
     let key = blake3::Hasher::new()
         .update(b"llama-lite init")

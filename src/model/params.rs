@@ -96,7 +96,8 @@ impl<'a> Cursor<'a> {
 
     /// The next tensor, of one dimension.
     pub(super) fn take_vector(&mut self) -> Result<Tensor> {
-        self.take(1)?.flatten_all()
+        let Some(spec) = self.specs.next() else { bail!("the layout has too few tensors") };
+        self.flat.narrow(0, spec.start, spec.len)
     }
 }
 

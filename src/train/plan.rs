@@ -3,7 +3,7 @@
 use super::footprint::{Footprint, checkpoint_bytes, recompute_within};
 use super::schedule::Schedule;
 use super::step::step;
-use crate::config::{Config, Product, RecomputeSetting, Role};
+use crate::config::{CLASSES, Config, RecomputeSetting};
 use crate::data::dataset::Dataset;
 use crate::data::loader::Loader;
 use crate::eval::benchmark::evaluate;
@@ -43,18 +43,7 @@ pub fn peak_of(name: &str) -> Option<f64> {
 
 /// Parts of a model's parameters by what they do.
 pub fn parameters(config: &Config) -> Vec<(&'static str, u64)> {
-    let mut classes = vec![("embedding", 0), ("attention", 0), ("feed-forward", 0), ("norms", 0), ("head", 0)];
-    for (_, parameter) in config.model.parameters() {
-        let class = match parameter.role {
-            Role::Embedding => 0,
-            Role::Projection(Product::Qkv | Product::O) => 1,
-            Role::Projection(Product::GateUp | Product::Down) => 2,
-            Role::Norm => 3,
-            Role::Head => 4,
-        };
-        classes[class].1 += parameter.elements();
-    }
-    classes
+    CLASSES.map(|class| (class, config.model.count_elements(|p| p.class() == class))).to_vec()
 }
 
 /// How often the run passes over each of its sources: (name, passes). None where that is not known before the data are read as text.
