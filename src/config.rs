@@ -39,6 +39,7 @@ pub use shapes::{CLASSES, Init, Parameter, Product, Role};
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::read_bounded;
 use crate::runtime::format::thousands;
+use field::Section;
 use problems::Problems;
 use source::{Entries, Format, Raw};
 
@@ -201,20 +202,9 @@ impl Tuned<'_> {
         let size = |n: usize| Raw::Integer(i64::try_from(n).unwrap_or(i64::MAX));
         let base = Raw::String(self.base.to_string_lossy().into_owned());
         let data = Raw::List(self.data.iter().cloned().map(Raw::String).collect());
-        vec![
-            ("model.hidden_size", size(m.hidden_size), ckpt),
-            ("model.intermediate_size", size(m.intermediate_size), ckpt),
-            ("model.num_hidden_layers", size(m.num_hidden_layers), ckpt),
-            ("model.num_attention_heads", size(m.num_attention_heads), ckpt),
-            ("model.num_key_value_heads", size(m.num_key_value_heads), ckpt),
-            ("model.head_dim", size(m.head_dim), ckpt),
-            ("model.vocab_size", size(m.vocab_size), ckpt),
-            ("model.max_position_embeddings", size(m.max_position_embeddings), ckpt),
-            ("model.rms_norm_eps", Raw::Float(m.rms_norm_eps), ckpt),
-            ("model.rope_theta", Raw::Float(m.rope_theta), ckpt),
-            ("model.tie_word_embeddings", Raw::Bool(m.tie_word_embeddings), ckpt),
-            ("model.initializer_range", Raw::Float(m.initializer_range), ckpt),
-            ("model.residual_scaling", Raw::Bool(m.residual_scaling), ckpt),
+        let mut entries = Vec::new();
+        m.write(&mut |key, value| entries.extend(value.map(|text| (key, raw_number_or_flag(&text), ckpt))));
+        entries.extend([
             ("train.sequence_length", size(m.max_position_embeddings.min(LONGEST_ROW)), ckpt),
             (
                 "train.steps",
@@ -224,7 +214,18 @@ impl Tuned<'_> {
             ("data.train", data, "--data"),
             ("data.tokenizer", base.clone(), ckpt),
             ("sft.base", base, ckpt),
-        ]
+        ]);
+        entries
+    }
+}
+
+/// A value of `[model]` from the TOML that a section writes: all of them are numbers or flags.
+fn raw_number_or_flag(text: &str) -> Raw {
+    match (text.parse(), text.parse(), text.parse()) {
+        (Ok(flag), _, _) => Raw::Bool(flag),
+        (_, Ok(integer), _) => Raw::Integer(integer),
+        (_, _, Ok(number)) => Raw::Float(number),
+        _ => Raw::String(text.to_owned()),
     }
 }
 

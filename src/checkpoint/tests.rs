@@ -31,7 +31,7 @@ pub(super) fn toy_model(tied: bool) -> ModelConfig {
         rope_theta: 500_000.0,
         tie_word_embeddings: tied,
         initializer_range: 0.02,
-        residual_scaling: false,
+        ..ModelConfig::MINIMAL
     }
 }
 

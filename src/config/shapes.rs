@@ -86,6 +86,23 @@ impl Parameter {
 }
 
 impl ModelConfig {
+    /// The smallest model, with every option off: what a fixed shape in the code does not name.
+    pub const MINIMAL: Self = Self {
+        hidden_size: 2,
+        intermediate_size: 1,
+        num_hidden_layers: 1,
+        num_attention_heads: 1,
+        num_key_value_heads: 1,
+        head_dim: 2,
+        vocab_size: 2,
+        max_position_embeddings: 1,
+        rms_norm_eps: 1e-5,
+        rope_theta: 10_000.0,
+        tie_word_embeddings: false,
+        initializer_range: 0.02,
+        residual_scaling: false,
+    };
+
     /// The parameters of each layer.
     pub fn layer_parameters(&self) -> Vec<Parameter> {
         use Product::{Down, GateUp, O, Qkv};

@@ -16,7 +16,7 @@ pub(crate) fn tiny(tied: bool) -> ModelConfig {
         rope_theta: 10_000.0,
         tie_word_embeddings: tied,
         initializer_range: 0.02,
-        residual_scaling: false,
+        ..ModelConfig::MINIMAL
     }
 }
 

@@ -34,7 +34,7 @@ const MODEL: ModelConfig = ModelConfig {
     rope_theta: 10_000.0,
     tie_word_embeddings: false,
     initializer_range: 0.1,
-    residual_scaling: false,
+    ..ModelConfig::MINIMAL
 };
 
 /// The first 16 hex digits of the hash of losses and gradients in f32, on a GPU also in bf16; empty if they cannot be computed here.

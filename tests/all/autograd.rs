@@ -26,7 +26,7 @@ fn shape(heads: usize, kv: usize, head_dim: usize, hidden: usize, tied: bool) ->
         tie_word_embeddings: tied,
         // Large, so that attention is far from uniform and every gradient matters.
         initializer_range: 0.2,
-        residual_scaling: false,
+        ..ModelConfig::MINIMAL
     }
 }
 

@@ -51,7 +51,7 @@ fn shape(name: &str, sequence: usize) -> ModelConfig {
         rope_theta: 500_000.0,
         tie_word_embeddings: false,
         initializer_range: 0.02,
-        residual_scaling: false,
+        ..ModelConfig::MINIMAL
     }
 }
 
