@@ -49,7 +49,7 @@ pub enum Init {
 /// A parameter of a model, or of each of its layers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parameter {
-    /// Hugging Face's name without `.weight`; of a layer's parameter what follows `model.layers.N.`.
+    /// Hugging Face's name; of a layer's parameter, what follows `model.layers.N.`.
     pub name: &'static str,
     pub shape: Vec<usize>,
     pub role: Role,
@@ -63,6 +63,11 @@ impl Parameter {
     /// Number of elements.
     pub fn elements(&self) -> u64 {
         self.shape.iter().map(|&n| n as u64).product()
+    }
+
+    /// The module that it is the weight of, such as `self_attn.q_proj`.
+    pub fn module(&self) -> &'static str {
+        self.name.strip_suffix(".weight").unwrap_or(self.name)
     }
 
     pub fn init(&self) -> Init {
@@ -112,27 +117,27 @@ impl ModelConfig {
         let query_width = self.num_attention_heads * self.head_dim;
         let key_width = self.num_key_value_heads * self.head_dim;
         vec![
-            Parameter::new("input_layernorm", [hidden], Norm),
-            Parameter::new("self_attn.q_proj", [query_width, hidden], Projection(Qkv)),
-            Parameter::new("self_attn.k_proj", [key_width, hidden], Projection(Qkv)),
-            Parameter::new("self_attn.v_proj", [key_width, hidden], Projection(Qkv)),
-            Parameter::new("self_attn.o_proj", [hidden, query_width], Projection(O)),
-            Parameter::new("post_attention_layernorm", [hidden], Norm),
-            Parameter::new("mlp.gate_proj", [ffn, hidden], Projection(GateUp)),
-            Parameter::new("mlp.up_proj", [ffn, hidden], Projection(GateUp)),
-            Parameter::new("mlp.down_proj", [hidden, ffn], Projection(Down)),
+            Parameter::new("input_layernorm.weight", [hidden], Norm),
+            Parameter::new("self_attn.q_proj.weight", [query_width, hidden], Projection(Qkv)),
+            Parameter::new("self_attn.k_proj.weight", [key_width, hidden], Projection(Qkv)),
+            Parameter::new("self_attn.v_proj.weight", [key_width, hidden], Projection(Qkv)),
+            Parameter::new("self_attn.o_proj.weight", [hidden, query_width], Projection(O)),
+            Parameter::new("post_attention_layernorm.weight", [hidden], Norm),
+            Parameter::new("mlp.gate_proj.weight", [ffn, hidden], Projection(GateUp)),
+            Parameter::new("mlp.up_proj.weight", [ffn, hidden], Projection(GateUp)),
+            Parameter::new("mlp.down_proj.weight", [hidden, ffn], Projection(Down)),
         ]
     }
 
     fn embedding_parameter(&self) -> Parameter {
-        Parameter::new("model.embed_tokens", [self.vocab_size, self.hidden_size], Role::Embedding)
+        Parameter::new("model.embed_tokens.weight", [self.vocab_size, self.hidden_size], Role::Embedding)
     }
 
     /// The parameters above the layers: the final norm, and the head if it is not tied to the embedding.
     fn output_parameters(&self) -> Vec<Parameter> {
-        let mut parameters = vec![Parameter::new("model.norm", [self.hidden_size], Role::Norm)];
+        let mut parameters = vec![Parameter::new("model.norm.weight", [self.hidden_size], Role::Norm)];
         if !self.tie_word_embeddings {
-            parameters.push(Parameter::new("lm_head", [self.vocab_size, self.hidden_size], Role::Head));
+            parameters.push(Parameter::new("lm_head.weight", [self.vocab_size, self.hidden_size], Role::Head));
         }
         parameters
     }
@@ -140,12 +145,12 @@ impl ModelConfig {
     /// Every parameter with its full name, in the order of flat buffers and files.
     pub fn parameters(&self) -> Vec<(String, Parameter)> {
         let embedding = self.embedding_parameter();
-        let mut all = vec![(format!("{}.weight", embedding.name), embedding)];
+        let mut all = vec![(embedding.name.to_owned(), embedding)];
         let layer = self.layer_parameters();
         for i in 0..self.num_hidden_layers {
-            all.extend(layer.iter().map(|p| (format!("model.layers.{i}.{}.weight", p.name), p.clone())));
+            all.extend(layer.iter().map(|p| (format!("model.layers.{i}.{}", p.name), p.clone())));
         }
-        all.extend(self.output_parameters().into_iter().map(|p| (format!("{}.weight", p.name), p)));
+        all.extend(self.output_parameters().into_iter().map(|p| (p.name.to_owned(), p)));
         all
     }
 
@@ -186,7 +191,7 @@ mod tests {
     fn every_projection_can_have_an_adapter() {
         let layer = preset().layer_parameters();
         let projections = layer.iter().filter(|p| matches!(p.role, Role::Projection(_)));
-        let mut names: Vec<&str> = projections.filter_map(|p| p.name.rsplit('.').next()).collect();
+        let mut names: Vec<&str> = projections.filter_map(|p| p.module().rsplit('.').next()).collect();
         let mut targets = LORA_TARGETS.to_vec();
         names.sort_unstable();
         targets.sort_unstable();

@@ -70,7 +70,7 @@ fn projections(model: &ModelConfig, product: Product) -> Vec<Parameter> {
 }
 
 fn has_adapter(config: &LoraConfig, parameter: &Parameter) -> bool {
-    config.targets.iter().any(|target| parameter.name.ends_with(target.name()))
+    config.targets.iter().any(|target| parameter.module().ends_with(target.name()))
 }
 
 /// Names and shapes of all adapters of `model`, in the order of their buffer: per layer and product, all `A`, then all `B`.
@@ -81,10 +81,10 @@ pub fn specs(model: &ModelConfig, config: &LoraConfig) -> Vec<(String, Vec<usize
             let mut targets = projections(model, product);
             targets.retain(|parameter| has_adapter(config, parameter));
             for p in &targets {
-                specs.push((format!("{PREFIX}model.layers.{layer}.{}{A}", p.name), vec![config.rank, p.shape[1]]));
+                specs.push((format!("{PREFIX}model.layers.{layer}.{}{A}", p.module()), vec![config.rank, p.shape[1]]));
             }
             for p in &targets {
-                specs.push((format!("{PREFIX}model.layers.{layer}.{}{B}", p.name), vec![p.shape[0], config.rank]));
+                specs.push((format!("{PREFIX}model.layers.{layer}.{}{B}", p.module()), vec![p.shape[0], config.rank]));
             }
         }
     }
