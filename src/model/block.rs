@@ -12,7 +12,7 @@ use super::layer_cache::LayerCache;
 use super::lora::BlockAdapters;
 use super::noise::Noise;
 use super::params::Cursor;
-use crate::config::Product;
+use crate::config::{ModelConfig, Product};
 use crate::ops::attention::{Heads, attention, attention_backward, attention_cached, attention_prefix_tree, max_logit};
 use crate::ops::linear::{linear, linear_backward, linear_backward_input};
 use crate::ops::lora::{LoraAdapter, lora, lora_backward};
@@ -44,10 +44,11 @@ pub struct BlockWeights {
 
 impl BlockWeights {
     /// The next block's views of a flat buffer, in the order of `ModelConfig::layer_parameters`.
-    pub(super) fn views(cursor: &mut Cursor) -> Result<Self> {
+    pub(super) fn views(cursor: &mut Cursor, config: &ModelConfig) -> Result<Self> {
+        let qkv_width = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim;
         Ok(Self {
             input_layernorm: cursor.take_vector()?,
-            qkv_proj: cursor.take(3)?,
+            qkv_proj: cursor.take(3)?.reshape((qkv_width, config.hidden_size))?,
             o_proj: cursor.take(1)?,
             post_attention_layernorm: cursor.take_vector()?,
             gate_up_proj: cursor.take(2)?,

@@ -25,7 +25,8 @@ impl Weights {
     pub fn views(flat: &Tensor, config: &ModelConfig, layout: &Layout) -> Result<Self> {
         let mut cursor = Cursor::new(flat, layout)?;
         let embed_tokens = cursor.take(1)?;
-        let blocks = (0..config.num_hidden_layers).map(|_| BlockWeights::views(&mut cursor)).collect::<Result<_>>()?;
+        let blocks =
+            (0..config.num_hidden_layers).map(|_| BlockWeights::views(&mut cursor, config)).collect::<Result<_>>()?;
         let norm = cursor.take_vector()?;
         let lm_head = if config.tie_word_embeddings { embed_tokens.clone() } else { cursor.take(1)? };
         Ok(Self { embed_tokens, blocks, norm, lm_head })
