@@ -26,7 +26,7 @@ pub mod lora;
 pub mod noise;
 pub mod params;
 pub mod prefix_tree;
-mod weights;
+pub mod weights;
 
 use crate::config::ModelConfig;
 use crate::ops::attention::Heads;
@@ -57,7 +57,7 @@ pub struct Llama {
     blocks: Vec<Block>,
     rope: Rope,
     precision: Precision,
-    /// The weights rounded to bf16, which a GPU computes with in that precision; the norms' are not taken from it.
+    /// The weights rounded to bf16 for a GPU's products in that precision; norms use the exact weights.
     copy: Option<Tensor>,
     /// Adapters, which are trained instead of the weights.
     pub adapters: Option<Adapters>,
@@ -67,7 +67,7 @@ pub struct Llama {
     pub recompute: Recompute,
 }
 
-/// Gradients of what is trained of a model: views of a flat buffer.
+/// Gradients of the trained parameters of a model: views of a flat buffer.
 #[derive(Clone, Debug)]
 pub enum Grads {
     Weights(Weights),
@@ -172,7 +172,7 @@ impl Llama {
         })
     }
 
-    /// The same model with matrix products in `precision`; on a GPU bf16 is that of weights and activations, too.
+    /// The same model with matrix products in `precision`; on a GPU, bf16 is also the type of weights and activations.
     pub fn with_precision(mut self, precision: Precision) -> Result<Self> {
         self.precision = precision;
         self.blocks.iter_mut().for_each(|block| block.precision = precision);
@@ -188,7 +188,8 @@ impl Llama {
         Ok(self)
     }
 
-    /// Rounds weights and adapters anew, where they are computed with rounded: after every change but those by the optimizer.
+    /// Rounds weights and adapters to bf16 again, where products use rounded copies. Every change of the weights needs it but the
+    /// optimizer's, which updates the copy itself.
     pub fn refresh(&self) -> Result<()> {
         #[cfg(any(test, feature = "cuda"))]
         {
@@ -202,7 +203,7 @@ impl Llama {
         Ok(())
     }
 
-    /// The rounding of what is trained, which an update must keep in step.
+    /// The rounded copy of what is trained, which an update must update as well.
     pub fn copy(&self) -> Option<&Tensor> {
         if self.adapters.is_some() { self.adapters_copy.as_ref() } else { self.copy.as_ref() }
     }

@@ -121,7 +121,7 @@ impl Attend<'_> {
     }
 }
 
-/// Gradients of what is trained of a block.
+/// Gradients of the trained parameters of a block.
 #[derive(Clone, Copy)]
 pub enum BlockGrads<'a> {
     Weights(&'a BlockWeights),

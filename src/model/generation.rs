@@ -2,9 +2,11 @@
 
 use super::Llama;
 use super::block::{Attend, Context, Residual};
+#[cfg(any(test, feature = "cuda"))]
+use super::decode::Decoder;
 use super::kv_cache::KvCache;
 #[cfg(any(test, feature = "cuda"))]
-use super::{decode::Decoder, is_on_gpu};
+use crate::ops::is_on_gpu;
 use crate::ops::linear::linear;
 use candle_core::{DType, Result, Tensor, bail};
 
