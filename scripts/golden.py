@@ -40,6 +40,8 @@ VOLATILE = {"time", "tokens_per_second", "mfu", "data_seconds", "seconds", "stal
 SKIPPED = {"times.jsonl", "run.lock", "prepare.lock"}
 # Version and commit, as `--version` prints them.
 BUILD = re.compile(r"\b\d+\.\d+\.\d+ \([0-9a-f]+\)")
+# Keys that have another name since the record may have been made.
+RENAMED = {"accept_change": "allow_change"}
 # In what is printed: dates, durations, speeds, this machine's memory and disk, and the shares of the time.
 VOLATILE_TEXT = re.compile(
     r"\d{4}-\d\d-\d\d[T ][\d:.]+Z?|^time  .*$|seconds [\d.e-]+|\d[\d,.]* (?:ms|s|min|h|d|days?|tokens/s)\b"
@@ -335,6 +337,8 @@ def flags(program: Path) -> dict[str, str]:
 
 
 def digest(data: bytes) -> str:
+    for old, new in RENAMED.items():
+        data = data.replace(old.encode(), new.encode())
     return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 

@@ -34,7 +34,7 @@ pub use schema::{
     CheckpointConfig, Config, DataConfig, EvalConfig, GuardConfig, LogConfig, LoraConfig, ModelConfig, OptimizerConfig,
     SampleConfig, ScheduleConfig, SftConfig, TrainConfig,
 };
-pub use shapes::{CLASSES, Init, Parameter, Product, Role};
+pub use shapes::{CLASSES, Init, Parameter, ParameterRole, Product};
 
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::read_bounded;

@@ -5,6 +5,7 @@ use std::sync::Once;
 use crate::runtime::error::note;
 
 /// A key with a new name.
+#[derive(Debug)]
 pub(super) struct RenamedKey {
     old: &'static str,
     pub(super) new: &'static str,

@@ -26,7 +26,7 @@ pub const CLASSES: [&str; 5] = ["embedding", "attention", "feed-forward", "norms
 
 /// What a parameter is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
+pub enum ParameterRole {
     /// Looked up by token; multiplied with only if the head is tied to it.
     Embedding,
     /// The scale of an RMSNorm.
@@ -52,11 +52,11 @@ pub struct Parameter {
     /// Hugging Face's name; of a layer's parameter, what follows `model.layers.N.`.
     pub name: &'static str,
     pub shape: Vec<usize>,
-    pub role: Role,
+    pub role: ParameterRole,
 }
 
 impl Parameter {
-    fn new<const N: usize>(name: &'static str, shape: [usize; N], role: Role) -> Self {
+    fn new<const N: usize>(name: &'static str, shape: [usize; N], role: ParameterRole) -> Self {
         Self { name, shape: shape.to_vec(), role }
     }
 
@@ -72,20 +72,22 @@ impl Parameter {
 
     pub fn init(&self) -> Init {
         match self.role {
-            Role::Norm => Init::Constant(1.0),
-            Role::Projection(Product::O | Product::Down) => Init::ResidualNormal,
-            Role::Projection(Product::Qkv | Product::GateUp) | Role::Embedding | Role::Head => Init::Normal,
+            ParameterRole::Norm => Init::Constant(1.0),
+            ParameterRole::Projection(Product::O | Product::Down) => Init::ResidualNormal,
+            ParameterRole::Projection(Product::Qkv | Product::GateUp)
+            | ParameterRole::Embedding
+            | ParameterRole::Head => Init::Normal,
         }
     }
 
     /// The part of a model that it belongs to, one of [`CLASSES`].
     pub fn class(&self) -> &'static str {
         match self.role {
-            Role::Embedding => "embedding",
-            Role::Projection(Product::Qkv | Product::O) => "attention",
-            Role::Projection(Product::GateUp | Product::Down) => "feed-forward",
-            Role::Norm => "norms",
-            Role::Head => "head",
+            ParameterRole::Embedding => "embedding",
+            ParameterRole::Projection(Product::Qkv | Product::O) => "attention",
+            ParameterRole::Projection(Product::GateUp | Product::Down) => "feed-forward",
+            ParameterRole::Norm => "norms",
+            ParameterRole::Head => "head",
         }
     }
 }
@@ -110,8 +112,8 @@ impl ModelConfig {
 
     /// The parameters of each layer.
     pub fn layer_parameters(&self) -> Vec<Parameter> {
+        use ParameterRole::{Norm, Projection};
         use Product::{Down, GateUp, O, Qkv};
-        use Role::{Norm, Projection};
         let hidden = self.hidden_size;
         let ffn = self.intermediate_size;
         let query_width = self.num_attention_heads * self.head_dim;
@@ -130,14 +132,14 @@ impl ModelConfig {
     }
 
     fn embedding_parameter(&self) -> Parameter {
-        Parameter::new("model.embed_tokens.weight", [self.vocab_size, self.hidden_size], Role::Embedding)
+        Parameter::new("model.embed_tokens.weight", [self.vocab_size, self.hidden_size], ParameterRole::Embedding)
     }
 
     /// The parameters above the layers: the final norm, and the head if it is not tied to the embedding.
     fn output_parameters(&self) -> Vec<Parameter> {
-        let mut parameters = vec![Parameter::new("model.norm.weight", [self.hidden_size], Role::Norm)];
+        let mut parameters = vec![Parameter::new("model.norm.weight", [self.hidden_size], ParameterRole::Norm)];
         if !self.tie_word_embeddings {
-            parameters.push(Parameter::new("lm_head.weight", [self.vocab_size, self.hidden_size], Role::Head));
+            parameters.push(Parameter::new("lm_head.weight", [self.vocab_size, self.hidden_size], ParameterRole::Head));
         }
         parameters
     }
@@ -162,9 +164,9 @@ impl ModelConfig {
     /// Whether every token is multiplied with this parameter. A tied embedding is also the head.
     pub(super) fn is_matmul(&self, parameter: &Parameter) -> bool {
         match parameter.role {
-            Role::Projection(_) | Role::Head => true,
-            Role::Embedding => self.tie_word_embeddings,
-            Role::Norm => false,
+            ParameterRole::Projection(_) | ParameterRole::Head => true,
+            ParameterRole::Embedding => self.tie_word_embeddings,
+            ParameterRole::Norm => false,
         }
     }
 
@@ -179,7 +181,7 @@ impl ModelConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Config, LORA_TARGETS};
+    use crate::config::{Choice as _, Config, LoraTarget};
 
     fn preset() -> ModelConfig {
         let text = "[model]\npreset = \"124m\"\n[data]\nsource = \"stories\"\n\
@@ -190,9 +192,9 @@ mod tests {
     #[test]
     fn every_projection_can_have_an_adapter() {
         let layer = preset().layer_parameters();
-        let projections = layer.iter().filter(|p| matches!(p.role, Role::Projection(_)));
+        let projections = layer.iter().filter(|p| matches!(p.role, ParameterRole::Projection(_)));
         let mut names: Vec<&str> = projections.filter_map(|p| p.module().rsplit('.').next()).collect();
-        let mut targets = LORA_TARGETS.to_vec();
+        let mut targets = LoraTarget::ALL.map(LoraTarget::name).to_vec();
         names.sort_unstable();
         targets.sort_unstable();
         assert_eq!(names, targets);

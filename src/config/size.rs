@@ -41,7 +41,7 @@ impl ModelConfig {
 
 #[cfg(test)]
 mod tests {
-    use crate::config::{Config, Role};
+    use crate::config::{Config, ParameterRole};
 
     use super::*;
 
@@ -65,7 +65,7 @@ mod tests {
     #[test]
     fn weight_decay_split_of_the_1_7b() {
         let parameters = preset("1.7b").parameters();
-        let (norms, matrices): (Vec<_>, Vec<_>) = parameters.iter().partition(|(_, p)| p.role == Role::Norm);
+        let (norms, matrices): (Vec<_>, Vec<_>) = parameters.iter().partition(|(_, p)| p.role == ParameterRole::Norm);
         assert_eq!(matrices.len(), 254);
         assert_eq!(norms.len(), 73);
         assert_eq!(norms.iter().map(|(_, p)| p.elements()).sum::<u64>(), 149_504);

@@ -58,9 +58,4 @@ impl LayerCache {
         self.len += t;
         Ok(())
     }
-
-    /// Forgets all positions; the memory stays.
-    pub(super) fn clear(&mut self) {
-        self.len = 0;
-    }
 }

@@ -4,7 +4,7 @@
 //! norm and checkpoints work on them as they do on a whole model. The model's own weights are frozen.
 
 use super::params::{Cursor, Layout, ParamSpec};
-use crate::config::{Choice as _, LoraConfig, LoraTarget, ModelConfig, Parameter, Product, Role};
+use crate::config::{Choice as _, LoraConfig, LoraTarget, ModelConfig, Parameter, ParameterRole, Product};
 pub use crate::ops::lora::merged;
 use crate::ops::lora::{LoraAdapter, LoraPart};
 use candle_core::{Device, Result, Tensor};
@@ -65,7 +65,7 @@ fn is_module(module: &str, target: &str) -> bool {
 /// The weights of a layer that are projections of `product`, in their order.
 fn projections(model: &ModelConfig, product: Product) -> Vec<Parameter> {
     let mut parameters = model.layer_parameters();
-    parameters.retain(|parameter| parameter.role == Role::Projection(product));
+    parameters.retain(|parameter| parameter.role == ParameterRole::Projection(product));
     parameters
 }
 
