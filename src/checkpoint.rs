@@ -2,15 +2,16 @@
 //!
 //! A checkpoint is a directory `RUN/checkpoints/step-00000100` that IS a Hugging Face model directory, with the
 //! optimizer's moments, the trainer's state and a manifest (size and BLAKE3 of every file) beside the weights. It
-//! appears under its name in one rename after everything in it is durable, and nothing older is deleted before that.
-//! Whoever reads one verifies first: a safetensors file has no checksum of its own.
+//! gets its name in one rename after everything in it is durable, and nothing older is deleted before that.
+//! Readers verify it first: a safetensors file has no checksum of its own.
 //!
 //! Tensors come and go as named slices of `f32`: nothing here knows a device. Weights are streamed to the disk and back
 //! one tensor at a time, so that saving needs no second copy of the model in memory.
 //!
-//! [`manifest`] is the record of a checkpoint, [`save`] writes one, [`find`] lists and judges those of a run, [`retain`]
-//! deletes old ones, [`open`] reads, [`adapter`] beside whole models; [`recognize`] tells a
-//! checkpoint from a plain directory, [`fit`] compares weights with a configuration, [`advice`] says what else a path holds; [`hf`] translates the configuration, [`tensors`] and [`dtype`] are the file format.
+//! [`manifest`] is the record of a checkpoint, [`save`] writes one, [`find`] lists and verifies those of a run, [`retain`]
+//! deletes old ones, [`open`] reads whole models and, with [`adapter`], LoRA adapters; [`recognize`] distinguishes a
+//! checkpoint from a plain directory, [`fit`] compares weights with a configuration, [`advice`] says what else a path
+//! holds; [`hf`] translates the configuration, [`tensors`] and [`dtype`] are the file format.
 
 pub mod adapter;
 mod advice;
@@ -32,7 +33,7 @@ pub(crate) mod tests;
 
 pub use dtype::Dtype;
 pub use export::export;
-pub use find::{Found, Valid, newest_valid, newest_valid_until, resolve, set_aside, sound, supersede};
+pub use find::{NewestValid, Valid, list_valid, newest_valid, newest_valid_until, quarantine, resolve, supersede};
 pub use hf::tensor_specs;
 pub use manifest::{Manifest, verify};
 pub use open::Opened;
@@ -56,13 +57,13 @@ pub mod names {
     pub const WEIGHTS: &str = "model.safetensors";
     /// Which shard holds which weight.
     pub const INDEX: &str = "model.safetensors.index.json";
-    /// What adapters are, and whose.
+    /// The kind of the adapters, and the directory of their model.
     pub const ADAPTER_CONFIG: &str = "adapter_config.json";
-    /// Adapters, f32, PEFT's names; instead of the weights.
+    /// Adapters, f32, under PEFT's names; instead of the weights.
     pub const ADAPTER: &str = "adapter_model.safetensors";
     /// AdamW's moments, f32: `<weight>.exp_avg` and `<weight>.exp_avg_sq`.
     pub const OPTIMIZER: &str = "optimizer.safetensors";
-    /// All else that training needs to go on.
+    /// Everything else that a resume needs.
     pub const TRAINER: &str = "trainer_state.json";
     /// Sizes and hashes of the others.
     pub const MANIFEST: &str = "manifest.json";

@@ -83,7 +83,7 @@ fn pretrain(args: &Pretrain, console: Console) -> Result<()> {
 fn config_for_model(args: &Pretrain, model: &Path) -> Result<Config> {
     let has_tokenizer = |dir: &Path| dir.join("tokenizer.json").exists();
     // The checkpoints of a run have one tokenizer, so that any of them will do: their weights are verified later.
-    let newest = || checkpoint::sound(model).ok()?.into_iter().next().map(|valid| valid.dir);
+    let newest = || checkpoint::list_valid(model).ok()?.into_iter().next().map(|valid| valid.dir);
     let dir = if has_tokenizer(model) { model.to_owned() } else { newest().unwrap_or_else(|| model.to_owned()) };
     let dir = std::path::absolute(dir)?;
     let config = Config::load_for_model(&args.config, &args.set, &dir)?;

@@ -1,6 +1,6 @@
 //! Configuration: a TOML or JSON file and `--set` become one complete, checked [`Config`].
 //!
-//! The way of a value: `source` (text to entries) -> `resolve` (unknown keys, preset, `field::Reader` over `schema`,
+//! The way of a value: `source` (text to entries) -> `resolve` (unknown keys, preset, `reader` over `schema`,
 //! derived defaults, rules across keys) -> [`Config`]. Everything wrong is collected on the way and reported at once,
 //! with exit code 78. A resolved configuration has no open choices left: its TOML loads back to an equal one.
 
@@ -8,6 +8,7 @@ mod choices;
 mod field;
 mod nearest;
 mod problems;
+mod reader;
 mod record_shapes;
 mod reference;
 mod renamed;
@@ -51,9 +52,7 @@ const MAX_BYTES: u64 = 1 << 20;
 pub struct Change {
     /// `section.key`.
     pub key: &'static str,
-    /// The value before.
     pub old: String,
-    /// The value now.
     pub new: String,
 }
 
@@ -67,20 +66,20 @@ impl Config {
         Self::load_with(path, sets, &[])
     }
 
-    /// [`load`](Self::load) for a run that begins with a model's weights: its tokenizer, in `tokenizer`, is the default.
+    /// [`load`](Self::load) for a run that starts from a model's weights: its tokenizer, in `tokenizer`, is the default.
     ///
     /// # Errors
-    /// The same.
+    /// Those of [`load`](Self::load).
     pub fn load_for_model(path: &Path, sets: &[String], tokenizer: &Path) -> Result<Self> {
         let tokenizer = Raw::String(tokenizer.to_string_lossy().into_owned());
         Self::load_with(path, sets, &[("data.tokenizer", tokenizer, "--init-from")])
     }
 
-    /// [`load`](Self::load) for fine-tuning, of which the command line says more than the file.
+    /// [`load`](Self::load) for fine-tuning, whose model and data come from the command line.
     ///
     /// # Errors
-    /// The same.
-    pub fn load_tuning(path: &Path, sets: &[String], given: &Tuned) -> Result<Self> {
+    /// Those of [`load`](Self::load).
+    pub fn load_sft(path: &Path, sets: &[String], given: &SftInputs) -> Result<Self> {
         Self::load_with(path, sets, &given.entries())
     }
 
@@ -104,11 +103,11 @@ impl Config {
 
     /// The configuration of a file's `entries`, over which `sets` go and which go over what is `supplied`.
     fn complete(mut entries: Entries, sets: &[String], supplied: &[Supplied], mut problems: Problems) -> Result<Self> {
-        entries.set_all(sets, &mut problems);
+        apply_sets(&mut entries, sets, &mut problems);
         for (key, value, origin) in supplied {
             entries.supply(key, value.clone(), origin);
         }
-        // Of a text that cannot be read nothing is known: every key would seem to be missing.
+        // Of a text that cannot be parsed every key would be reported as missing.
         if let (false, Some(failure)) = (problems.readable(), problems.failure()) {
             return Err(failure.into());
         }
@@ -155,7 +154,7 @@ impl Config {
         changes(self, new)
     }
 
-    /// Applies `sets` to a resolved configuration and says which keys changed. What was derived when the run began
+    /// Applies `sets` to a resolved configuration and returns the keys that changed. What was derived when the run started
     /// (such as `schedule.decay_steps`) stays as it is unless it is set itself. On an error nothing changes.
     ///
     /// # Errors
@@ -164,7 +163,7 @@ impl Config {
         let mut problems = Problems::default();
         let name = "the run's config.toml";
         let mut entries = Entries::parse(&self.to_toml(), name, Format::Toml, &mut problems);
-        entries.set_all(sets, &mut problems);
+        apply_sets(&mut entries, sets, &mut problems);
         if let Some(preset) = entries.take("model.preset") {
             let hint = "set the keys of [model] one by one";
             problems.add(preset.origin, &preset.key, "a preset has no effect on a resolved configuration", hint);
@@ -180,37 +179,33 @@ impl Config {
 /// A key that the command line gives: name, value, where it comes from.
 type Supplied = (&'static str, Raw, &'static str);
 
-/// What is known of a fine-tuning run before its configuration is read.
+/// What the command line of `sft` gives, from which keys of the configuration follow.
 #[derive(Clone, Debug)]
-pub struct Tuned<'a> {
-    /// The model's directory.
+pub struct SftInputs<'a> {
+    /// `--ckpt`: the directory of the model.
     pub base: &'a Path,
-    /// The model's shape.
     pub model: &'a ModelConfig,
     /// `--data`.
     pub data: &'a [String],
-    /// How many steps the data give; not known before they are read.
+    /// How many steps the data give; none before they are read.
     pub steps: Option<u64>,
 }
 
 /// The largest `train.sequence_length`; models may declare more.
 const LONGEST_ROW: usize = 16_777_216;
 
-impl Tuned<'_> {
+impl SftInputs<'_> {
     fn entries(&self) -> Vec<Supplied> {
-        let (m, ckpt) = (self.model, "--ckpt");
-        let size = |n: usize| Raw::Integer(i64::try_from(n).unwrap_or(i64::MAX));
+        let m = self.model;
+        let ckpt = "--ckpt";
+        let steps = self.steps.map_or(UNKNOWN_STEPS, |steps| i64::try_from(steps).unwrap_or(i64::MAX));
         let base = Raw::String(self.base.to_string_lossy().into_owned());
         let data = Raw::List(self.data.iter().cloned().map(Raw::String).collect());
         let mut entries = Vec::new();
         m.write(&mut |key, value| entries.extend(value.map(|text| (key, raw_number_or_flag(&text), ckpt))));
         entries.extend([
-            ("train.sequence_length", size(m.max_position_embeddings.min(LONGEST_ROW)), ckpt),
-            (
-                "train.steps",
-                Raw::Integer(self.steps.map_or(UNKNOWN_STEPS, |n| i64::try_from(n).unwrap_or(i64::MAX))),
-                "--data",
-            ),
+            ("train.sequence_length", integer(m.max_position_embeddings.min(LONGEST_ROW)), ckpt),
+            ("train.steps", Raw::Integer(steps), "--data"),
             ("data.train", data, "--data"),
             ("data.tokenizer", base.clone(), ckpt),
             ("sft.base", base, ckpt),
@@ -229,8 +224,20 @@ fn raw_number_or_flag(text: &str) -> Raw {
     }
 }
 
+fn integer(n: usize) -> Raw {
+    Raw::Integer(i64::try_from(n).unwrap_or(i64::MAX))
+}
+
 /// Stands for a number of steps that follows from data that are not read yet; more than any run has.
 const UNKNOWN_STEPS: i64 = 1 << 30;
+
+/// Applies `--set` arguments, later ones over earlier ones.
+fn apply_sets(entries: &mut Entries, sets: &[String], problems: &mut Problems) {
+    let tables = reference::tables();
+    for set in sets {
+        entries.set(set, &tables, problems);
+    }
+}
 
 /// Text and language of a configuration file.
 fn text_of(path: &Path) -> Result<(String, Format)> {
@@ -256,11 +263,11 @@ fn changes(old: &Config, new: &Config) -> Vec<Change> {
     old.write(&mut |_, value| before.push(value));
     let mut before = before.into_iter();
     let mut changes = Vec::new();
-    let words = |value: Option<String>| value.unwrap_or_else(|| "none".into());
     new.write(&mut |key, value| {
         let was = before.next().flatten();
         if was != value {
-            changes.push(Change { key, old: words(was), new: words(value) });
+            let [old, new] = [was, value].map(|value| value.unwrap_or_else(|| "none".to_owned()));
+            changes.push(Change { key, old, new });
         }
     });
     changes

@@ -1,21 +1,17 @@
-//! LoRA adapters in PEFT's own format: `adapter_config.json` and `adapter_model.safetensors`, beside nothing of the model they belong to.
+//! LoRA adapters in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`. The model that they belong to is elsewhere.
 
-use super::open::{Opened, TensorSink};
-use super::peft_keys::refuse_other_kinds;
-use super::tensors::TensorFile;
+use super::tensors::{TensorFile, TensorSink};
 use crate::config::{Choice as _, LoraConfig, LoraTarget, ModelConfig};
 use crate::hub::Settings;
 use crate::model::lora::{self, A, B, PREFIX};
 use crate::runtime::error::{Exit, Failure, fail};
-use crate::runtime::shell::quoted;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
-/// Adapters, and the model beside whose weights they work.
+/// Adapters as they are stored, without the model beside whose weights they work.
 #[derive(Debug)]
 pub struct Adapter {
-    pub base: Box<Opened>,
     pub config: LoraConfig,
     file: TensorFile,
 }
@@ -47,34 +43,21 @@ pub fn json(config: &LoraConfig, base: &str) -> Value {
 }
 
 impl Adapter {
-    /// The adapters of `dir`, whose `adapter_config.json` is `json`, beside the model in `base` if that is given.
+    /// The adapters of `dir`, whose `adapter_config.json` is `json`, for a model of the shape `model`.
     ///
     /// # Errors
-    /// [`Exit::Config`] for kinds that are not supported, [`Exit::Data`] if files do not fit together, those of opening the model.
-    pub(super) fn open(dir: &Path, json: &Value, file: TensorFile, base: Option<&Path>) -> Result<Self> {
-        let at = || format!("{}/adapter_config.json", dir.display());
-        refuse_other_kinds(json).with_context(at)?;
-        let base = base_dir(dir, json, base)?;
-        let base = Opened::open(&base).with_context(|| format!("the model of the adapter {}", dir.display()))?;
-        if base.adapter().is_some() {
-            let inner = base.dir.display();
-            return Err(fail(Exit::Config, format!("{}: its model {inner} is an adapter itself", dir.display()))
-                .hint(format!(
-                    "merge that one first: llama-lite export --merge-lora --ckpt {} --out MERGED; then give --base MERGED",
-                    quoted(&base.dir)
-                ))
-                .into());
-        }
-        let config = parse(json, &file).with_context(at)?;
-        check(dir, &base.model, &config, &file)?;
-        Ok(Self { base: Box::new(base), config, file })
+    /// [`Exit::Data`] and [`Exit::Config`] if the files do not fit together or do not fit the model.
+    pub(super) fn read(dir: &Path, json: &Value, file: TensorFile, model: &ModelConfig) -> Result<Self> {
+        let config = parse(json, &file).with_context(|| config_path(dir))?;
+        check_matrices(dir, model, &config, &file)?;
+        Ok(Self { config, file })
     }
 
     /// Hands every matrix to `sink` under PEFT's name.
     ///
     /// # Errors
     /// Those of reading.
-    pub fn read(&self, sink: &mut TensorSink<'_>) -> Result<()> {
+    pub fn read_tensors(&self, sink: &mut TensorSink<'_>) -> Result<()> {
         for name in self.file.names() {
             let (shape, values) = self.file.read(&name)?;
             sink(&name, &shape, values)?;
@@ -82,38 +65,29 @@ impl Adapter {
         Ok(())
     }
 
-    /// Compares the model's weights with `digest`, which was taken when the adapters were trained.
-    ///
-    /// # Errors
-    /// [`Exit::Data`] if they are others; those of reading.
-    pub(super) fn check_base(&self, digest: &str) -> Result<()> {
-        let mut hasher = base_hasher();
-        self.base.read_weights(&mut |_, _, values| {
-            hash_weights(&mut hasher, &values);
-            Ok(())
-        })?;
-        if hasher.finalize().to_hex().as_str() == digest { Ok(()) } else { Err(other_base(&self.base.dir).into()) }
-    }
-
-    /// The weight `name` of the model, with its adapter in it if it has one.
+    /// The model's weight `name`, whose values are `weight`, with its adapter merged into it if it has one.
     ///
     /// # Errors
     /// Those of reading.
-    pub(super) fn merged(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>)> {
-        let (shape, weight) = self.base.weight(name)?;
+    pub(super) fn merged(&self, name: &str, weight: Vec<f32>) -> Result<Vec<f32>> {
         let module = format!("{PREFIX}{}", name.trim_end_matches(".weight"));
-        let (a, b) = (format!("{module}{A}"), format!("{module}{B}"));
-        if lora::module(name).is_none() || self.file.shape(&a).is_none() {
-            return Ok((shape, weight));
+        let a_name = format!("{module}{A}");
+        if lora::module(name).is_none() || self.file.shape(&a_name).is_none() {
+            return Ok(weight);
         }
-        let (a, b) = (self.file.read(&a)?.1, self.file.read(&b)?.1);
-        let merged = lora::merged(&weight, &a, &b, self.config.rank, lora::scale(&self.config));
-        Ok((shape, merged))
+        let (_, a) = self.file.read(&a_name)?;
+        let (_, b) = self.file.read(&format!("{module}{B}"))?;
+        Ok(lora::merged(&weight, &a, &b, self.config.rank, lora::scale(&self.config)))
     }
 }
 
+/// The path of `adapter_config.json`, for messages.
+pub(super) fn config_path(dir: &Path) -> String {
+    format!("{}/{}", dir.display(), super::names::ADAPTER_CONFIG)
+}
+
 /// The directory of the model: `given`, or as the adapter's file says, or beside the adapter.
-fn base_dir(dir: &Path, json: &Value, given: Option<&Path>) -> Result<PathBuf> {
+pub(super) fn base_dir(dir: &Path, json: &Value, given: Option<&Path>) -> Result<PathBuf> {
     let written = json["base_model_name_or_path"].as_str().unwrap_or_default();
     let places = match given {
         Some(given) => vec![given.to_owned()],
@@ -145,19 +119,25 @@ fn cached(name: &str) -> String {
 
 /// Rank and factor as the file says, the layers as the tensors do: PEFT may give the names of the layers as a pattern.
 fn parse(json: &Value, file: &TensorFile) -> Result<LoraConfig> {
-    let wrong = |what: &str| fail(Exit::Data, format!("{what} is not what it should be")).hint("get the adapter again");
-    let rank = json["r"].as_u64().filter(|rank| (1..=65536).contains(rank)).ok_or_else(|| wrong("r"))?;
-    let alpha = json["lora_alpha"].as_f64().filter(|alpha| alpha.is_finite()).ok_or_else(|| wrong("lora_alpha"))?;
+    let rank = json["r"].as_u64().filter(|rank| (1..=65536).contains(rank)).ok_or_else(|| bad_value("r"))?;
+    let alpha = json["lora_alpha"].as_f64().filter(|alpha| alpha.is_finite()).ok_or_else(|| bad_value("lora_alpha"))?;
     let names = file.names();
-    let has = |target: &LoraTarget| names.iter().any(|name| name.ends_with(&format!(".{}{A}", target.name())));
-    let targets = LoraTarget::ALL.into_iter().filter(has).collect();
+    let mut targets = LoraTarget::ALL.to_vec();
+    targets.retain(|target| {
+        let suffix = format!(".{}{A}", target.name());
+        names.iter().any(|name| name.ends_with(&suffix))
+    });
     let dropout = json["lora_dropout"].as_f64().filter(|p| (0.0..1.0).contains(p)).unwrap_or(0.0);
     let rslora = json["use_rslora"].as_bool().unwrap_or(false);
     Ok(LoraConfig { rank: rank as usize, alpha, dropout, targets, rslora })
 }
 
+fn bad_value(key: &str) -> Failure {
+    fail(Exit::Data, format!("{key} is not what it should be")).hint("get the adapter again")
+}
+
 /// Compares the matrices with those that the model needs.
-fn check(dir: &Path, model: &ModelConfig, config: &LoraConfig, file: &TensorFile) -> Result<()> {
+fn check_matrices(dir: &Path, model: &ModelConfig, config: &LoraConfig, file: &TensorFile) -> Result<()> {
     let mut wanted = lora::specs(model, config);
     wanted.sort();
     let mut given: Vec<_> =
@@ -183,9 +163,8 @@ fn misfit(dir: &Path, given: &[(String, Vec<usize>)], wanted: &[(String, Vec<usi
              first (merge_and_unload, then save_pretrained)",
         );
     }
-    let shape_in_model = |name: &str| wanted.iter().find(|(wanted, _)| wanted == name).map(|(_, shape)| shape);
     for (name, shape) in given {
-        match shape_in_model(name) {
+        match wanted.iter().find(|(wanted, _)| wanted == name).map(|(_, shape)| shape) {
             Some(model) if model == shape => {}
             Some(model) => {
                 return fail(

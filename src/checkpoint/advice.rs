@@ -1,4 +1,4 @@
-//! What a path holds that holds no model, or no weights under their usual names, so that messages say what it is and what works.
+//! What a path holds instead of a model, or instead of weights under their usual names, so that messages can say so and name a remedy.
 
 use std::path::{Path, PathBuf};
 
@@ -69,10 +69,12 @@ pub(super) fn model_below(dir: &Path) -> Option<PathBuf> {
         return model_below(repository);
     }
     let below = entries(&snapshots).unwrap_or_default().into_iter().chain(children);
-    let is_run = |path: &Path| path.join("checkpoints").is_dir();
     // Trainer's `checkpoint-1000` is newer than `checkpoint-500`.
-    let step = |path: &PathBuf| name_of(path).rsplit('-').next().and_then(|step| step.parse::<u64>().ok());
-    below.filter(|path| is_model(path) || is_run(path)).max_by_key(step)
+    below.filter(|path| is_model(path) || path.join("checkpoints").is_dir()).max_by_key(|path| step_in_name(path))
+}
+
+fn step_in_name(path: &Path) -> Option<u64> {
+    name_of(path).rsplit('-').next()?.parse().ok()
 }
 
 /// A model directory without weights under a name that is read: what is there instead.
@@ -80,7 +82,6 @@ pub(super) fn no_weights(dir: &Path) -> Failure {
     let files = file_names(dir);
     let place = dir.display();
     let missing = format!("{place} has no {}", names::WEIGHTS);
-    let ours = |name: &&String| name.ends_with(".safetensors") && *name != names::ADAPTER && *name != names::OPTIMIZER;
     if let Some(shard) = files.iter().find(|name| is_shard(name)) {
         return fail(
             Exit::Data,
@@ -88,7 +89,7 @@ pub(super) fn no_weights(dir: &Path) -> Failure {
         )
         .hint("copy or download the index, too");
     }
-    if let Some(other) = files.iter().find(ours) {
+    if let Some(other) = files.iter().find(|name| is_weight_file(name)) {
         return fail(Exit::Data, format!("{missing}, but {other}")).hint(other_name(&dir.join(other), dir));
     }
     if let Some(pickle) = files.iter().find(|name| is_pickle(name)) {
@@ -103,9 +104,8 @@ pub(super) fn no_weights(dir: &Path) -> Failure {
         return fail(Exit::Data, format!("{missing}, but adapters without their {}", names::ADAPTER_CONFIG))
             .hint(format!("copy {} as well", names::ADAPTER_CONFIG));
     }
-    let foreign =
-        |name: &&String| [".h5", ".msgpack", ".onnx", ".npz", ".pickle"].iter().any(|end| name.ends_with(end));
-    match files.iter().find(foreign) {
+    let foreign = [".h5", ".msgpack", ".onnx", ".npz", ".pickle"];
+    match files.iter().find(|name| foreign.iter().any(|end| name.ends_with(end))) {
         Some(other) => fail(Exit::Config, format!("{missing}, but {other}, a format that is not read"))
             .hint("get the model as safetensors, or convert it with transformers' save_pretrained"),
         None => fail(Exit::Data, format!("{missing} (nor shards of it)")).hint("copy or download the weights again"),
@@ -123,11 +123,18 @@ pub(super) fn no_adapters(dir: &Path) -> Failure {
     }
 }
 
+fn is_weight_file(name: &str) -> bool {
+    name.ends_with(".safetensors") && name != names::ADAPTER && name != names::OPTIMIZER
+}
+
 /// `model-00001-of-00002.safetensors`
 fn is_shard(name: &str) -> bool {
-    let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     let numbers = name.strip_suffix(".safetensors").and_then(|stem| stem.rsplit_once("-of-"));
-    numbers.is_some_and(|(stem, total)| number(total) && stem.rsplit('-').next().is_some_and(number))
+    numbers.is_some_and(|(stem, total)| is_number(total) && stem.rsplit('-').next().is_some_and(is_number))
+}
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
 }
 
 /// Pickles that hold a model; Trainer's others (`optimizer.pt`, `training_args.bin`, `rng_state.pth`) do not.

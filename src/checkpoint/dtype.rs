@@ -15,7 +15,6 @@ pub enum Dtype {
 }
 
 impl Dtype {
-    /// Bytes per element.
     pub fn size(self) -> usize {
         match self {
             Dtype::F32 => 4,
@@ -136,7 +135,8 @@ mod tests {
     fn encode_and_decode_are_inverse() {
         let values = [0.0, -0.0, 1.5, -2.0, f32::INFINITY, 6.103_515_6e-5];
         for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
-            let (mut bytes, mut back) = (Vec::new(), Vec::new());
+            let mut bytes = Vec::new();
+            let mut back = Vec::new();
             dtype.encode(&values, &mut bytes);
             assert_eq!(bytes.len(), values.len() * dtype.size());
             dtype.decode(&bytes, &mut back);

@@ -20,7 +20,8 @@ pub(super) fn check_tensors(
     place: &BTreeMap<String, usize>,
 ) -> Result<()> {
     let mut wanted: BTreeMap<String, Vec<usize>> = tensor_specs(model).into_iter().collect();
-    let (mut missing, mut extra, mut wrong) = (Vec::new(), Vec::new(), Vec::new());
+    let mut extra = Vec::new();
+    let mut wrong = Vec::new();
     if model.tie_word_embeddings && place.contains_key(LM_HEAD) {
         let shape = wanted[EMBED].clone();
         wanted.insert(LM_HEAD.to_owned(), shape);
@@ -39,7 +40,7 @@ pub(super) fn check_tensors(
             None => extra.push(name.clone()),
         }
     }
-    missing.extend(wanted.into_keys());
+    let missing: Vec<String> = wanted.into_keys().collect();
     if missing.is_empty() && extra.is_empty() && wrong.is_empty() {
         return Ok(());
     }
@@ -84,8 +85,9 @@ fn hint(dir: &Path, missing: &[String], extra: &[String]) -> String {
 fn common_prefix(missing: &[String], extra: &[String]) -> Option<String> {
     let first = missing.first()?;
     let mut prefixes = extra.iter().filter_map(|name| name.strip_suffix(first.as_str()));
-    let prefixed = |prefix: &&str| missing.iter().all(|name| extra.contains(&format!("{prefix}{name}")));
-    prefixes.find(|prefix| !prefix.is_empty() && prefixed(prefix)).map(str::to_owned)
+    let prefix = prefixes
+        .find(|prefix| !prefix.is_empty() && missing.iter().all(|name| extra.contains(&format!("{prefix}{name}"))));
+    prefix.map(str::to_owned)
 }
 
 fn origin(prefix: &str) -> &'static str {
@@ -98,7 +100,8 @@ fn origin(prefix: &str) -> &'static str {
 
 /// How to take `prefix` off the names: as a command where there is one file.
 fn renaming(dir: &Path, prefix: &str) -> String {
-    let (weights, renamed) = (dir.join(names::WEIGHTS), dir.join("renamed.safetensors"));
+    let weights = dir.join(names::WEIGHTS);
+    let renamed = quoted(&dir.join("renamed.safetensors"));
     if !weights.exists() || prefix.contains(['\'', '"', '\\']) {
         return "take it off the names, or save the model anew".to_owned();
     }
@@ -106,6 +109,6 @@ fn renaming(dir: &Path, prefix: &str) -> String {
         "from safetensors.torch import load_file, save_file; import sys; \
          save_file({{k.removeprefix(\"{prefix}\"): v for k, v in load_file(sys.argv[1]).items()}}, sys.argv[2], {{\"format\": \"pt\"}})"
     );
-    let (weights, renamed) = (quoted(&weights), quoted(&renamed));
+    let weights = quoted(&weights);
     format!("python -c '{script}' {weights} {renamed} && mv {renamed} {weights}")
 }

@@ -55,7 +55,7 @@ pub fn config_json(model: &ModelConfig, bos: Option<u32>, eos: &[u32], dtype: Dt
         "vocab_size": model.vocab_size,
     });
     if model.residual_scaling {
-        // Ours, and only about initialisation: others pass it over.
+        // Our own key, and only about initialisation: other programs ignore it.
         config["residual_scaling"] = true.into();
     }
     config
@@ -104,13 +104,16 @@ pub fn parse_config(json: &Value, place: &str) -> Result<HfConfig> {
     Err(fail(Exit::Config, message).hint(hint).into())
 }
 
-/// The end-of-text ids of a `config.json` or `generation_config.json`; what is not an id is passed over.
+/// The end-of-text ids of a `config.json` or `generation_config.json`; what is not an id is skipped.
 pub fn eos_ids(json: &Value) -> Vec<u32> {
-    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
     match &json["eos_token_id"] {
-        Value::Array(list) => list.iter().filter_map(id).collect(),
-        one => id(one).into_iter().collect(),
+        Value::Array(list) => list.iter().filter_map(token_id).collect(),
+        one => token_id(one).into_iter().collect(),
     }
+}
+
+fn token_id(value: &Value) -> Option<u32> {
+    value.as_u64().and_then(|id| u32::try_from(id).ok())
 }
 
 /// Reads keys, collecting what is wrong with them.

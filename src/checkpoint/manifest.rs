@@ -18,16 +18,15 @@ use crate::runtime::files::{self, Digest, io_failure};
 /// Version of the checkpoint layout that this program writes, and the newest it reads.
 pub const VERSION: u64 = 1;
 
-/// No honest manifest comes near; bounds what a damaged one can make us read.
+/// Far larger than any real manifest; bounds how much is read of a damaged one.
 const MAX_BYTES: u64 = 1 << 20;
 
 /// One file of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Entry {
+pub struct FileEntry {
     /// A plain name in the checkpoint's own directory.
     pub name: String,
-    /// Length in bytes.
     pub size: u64,
     /// BLAKE3 of the content in lower-case hex.
     pub blake3: String,
@@ -42,7 +41,7 @@ pub struct Manifest {
     pub step: u64,
     /// Tokens consumed up to and including that step.
     pub tokens: u64,
-    pub files: Vec<Entry>,
+    pub files: Vec<FileEntry>,
 }
 
 /// Why a checkpoint cannot be used.
@@ -50,13 +49,17 @@ pub struct Manifest {
 pub enum Fault {
     /// It is damaged: `kind` is one short word for a file name, `what` the finding.
     Bad { kind: &'static str, what: String },
-    /// It may well be sound, but it cannot be read now, or not by this version. Never a reason to quarantine it.
+    /// It may well be valid, but it cannot be read now, or not by this version. Never a reason to quarantine it.
     Other(anyhow::Error),
 }
 
 impl Fault {
     fn bad(kind: &'static str, what: impl Into<String>) -> Fault {
         Fault::Bad { kind, what: what.into() }
+    }
+
+    fn bad_manifest(what: &str) -> Fault {
+        Fault::bad("manifest", format!("{}: {what}", names::MANIFEST))
     }
 
     /// The fault as the error of a command that was given the checkpoint `dir`.
@@ -82,18 +85,18 @@ impl Manifest {
 
     /// Parses the text of the file; every one of its bytes is covered by the checksum or has to be what it is.
     pub fn parse(text: &[u8]) -> Result<Manifest, Fault> {
-        let bad = |what: &str| Fault::bad("manifest", format!("{}: {what}", names::MANIFEST));
         let tail_len = CHECKSUM.len() + 64 + END.len();
-        let split = text.len().checked_sub(tail_len).ok_or_else(|| bad("it is cut short"))?;
+        let split = text.len().checked_sub(tail_len).ok_or_else(|| Fault::bad_manifest("it is cut short"))?;
         let (body, tail) = text.split_at(split);
         if tail != format!("{CHECKSUM}{}{END}", blake3::hash(body).to_hex()).as_bytes() {
-            return Err(bad("its content does not match its checksum"));
+            return Err(Fault::bad_manifest("its content does not match its checksum"));
         }
         let body = String::from_utf8_lossy(body);
         let body = format!("{}}}", body.trim_end_matches([',', '\n']));
         check_version(&body).map_err(Fault::Other)?;
-        let manifest: Manifest = serde_json::from_str(&body).map_err(|e| bad(&format!("it is malformed: {e}")))?;
-        manifest.check().map_err(|what| bad(&what))?;
+        let manifest: Manifest =
+            serde_json::from_str(&body).map_err(|e| Fault::bad_manifest(&format!("it is malformed: {e}")))?;
+        manifest.check().map_err(|what| Fault::bad_manifest(&what))?;
         Ok(manifest)
     }
 
@@ -113,7 +116,7 @@ impl Manifest {
     }
 
     /// The entry of the file `name`.
-    pub fn entry(&self, name: &str) -> Option<&Entry> {
+    pub fn entry(&self, name: &str) -> Option<&FileEntry> {
         self.files.iter().find(|entry| entry.name == name)
     }
 
@@ -143,8 +146,8 @@ fn check_version(body: &str) -> Result<()> {
 /// Whether `name` is allowed in a manifest or a weight index: `[A-Za-z0-9._-]{1,128}` without a leading dot, which
 /// leaves no way out of the directory.
 pub fn valid_name(name: &str) -> bool {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-    (1..=128).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(plain)
+    let allowed = name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
+    allowed && (1..=128).contains(&name.len()) && !name.starts_with('.')
 }
 
 /// Opens the file `name` of the checkpoint `dir`: a regular file, never through a symbolic link.
@@ -162,8 +165,8 @@ fn open_member(dir: &Path, name: &str) -> Result<(File, u64, PathBuf), Fault> {
     Ok((file, size, path))
 }
 
-/// Reads the manifest of `dir` and compares the size of every file: cheap, and enough to tell a checkpoint's step.
-pub fn glance(dir: &Path) -> Result<Manifest, Fault> {
+/// Reads the manifest of `dir` and compares the size of every file with it: cheap, and enough to know a checkpoint's step.
+pub fn check_sizes(dir: &Path) -> Result<Manifest, Fault> {
     let (_, size, path) = open_member(dir, names::MANIFEST)?;
     if size > MAX_BYTES {
         return Err(Fault::bad("manifest", format!("{} has {size} bytes", names::MANIFEST)));
@@ -198,7 +201,7 @@ pub fn verify(dir: &Path) -> Result<Manifest> {
 
 /// [`verify`] for callers that tell damage from other failures.
 pub fn examine(dir: &Path) -> Result<Manifest, Fault> {
-    let manifest = glance(dir)?;
+    let manifest = check_sizes(dir)?;
     check_hashes(dir, &manifest, |_| true)?;
     Ok(manifest)
 }
@@ -208,7 +211,7 @@ mod tests {
     use super::*;
 
     fn sample() -> Manifest {
-        let entry = |name: &str, size| Entry { name: name.into(), size, blake3: "0".repeat(64) };
+        let entry = |name: &str, size| FileEntry { name: name.into(), size, blake3: "0".repeat(64) };
         Manifest {
             version: 1,
             step: 7,

@@ -3,30 +3,29 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::adapter::Adapter;
+use super::adapter::{self, Adapter};
 use super::advice::{no_adapters, no_weights};
 use super::find::{Valid, resolve_verified};
 use super::fit::check_tensors;
 use super::hf::{self, EMBED, HfConfig, LM_HEAD, tensor_specs};
-use super::manifest::{Manifest, check_hashes, glance, valid_name};
+use super::manifest::{Manifest, check_hashes, check_sizes, valid_name};
 use super::names;
+use super::peft_keys::refuse_other_kinds;
 use super::recognize::is_checkpoint;
-use super::tensors::{TensorFile, again};
+use super::tensors::{TensorFile, TensorSink, replacement_hint};
 use crate::config::ModelConfig;
 use crate::runtime::error::{Exit, Failure, fail};
 use crate::runtime::files;
 use crate::runtime::home::expand_home;
+use crate::runtime::shell::quoted;
 
 /// Bounds on what is read whole.
 const MAX_CONFIG: u64 = 1 << 20;
 const MAX_INDEX: u64 = 16 << 20;
 const MAX_TRAINER: u64 = 256 << 20;
-
-/// Receives one tensor: name, shape, row-major values.
-pub type TensorSink<'s> = dyn FnMut(&str, &[usize], Vec<f32>) -> Result<()> + 's;
 
 /// A model directory opened for reading. Its configuration and the names, shapes and dtypes of its weights have been
 /// checked; those of a checkpoint have also been compared with their hashes.
@@ -44,8 +43,14 @@ pub struct Opened {
     /// Weight name -> index in `files`.
     place: BTreeMap<String, usize>,
     moments_verified: bool,
-    /// Set for a directory of adapters: the weights are those of its model, with the adapters in them.
-    adapter: Option<Adapter>,
+    /// Set for a directory of adapters: the weights are those of their model, with the adapters merged into them.
+    adapted: Option<AdaptedModel>,
+}
+
+#[derive(Debug)]
+struct AdaptedModel {
+    adapter: Adapter,
+    base: Box<Opened>,
 }
 
 impl Opened {
@@ -57,7 +62,8 @@ impl Opened {
 
     /// [`open`](Self::open); if they are adapters, their model is in `base`, if that is given, whatever their own file says.
     pub fn open_beside(ckpt: &Path, base: Option<&Path>) -> Result<Opened> {
-        let (ckpt, base) = (&expand_home(ckpt), base.map(expand_home));
+        let ckpt = &expand_home(ckpt);
+        let base = base.map(expand_home);
         let base = base.as_deref();
         if let Some(valid) = resolve_verified(ckpt)? {
             return Opened::open_valid(valid, base);
@@ -65,7 +71,7 @@ impl Opened {
         if !is_checkpoint(ckpt)? {
             return Opened::read(ckpt.to_owned(), None, true, base);
         }
-        let checked = glance(ckpt).and_then(|manifest| {
+        let checked = check_sizes(ckpt).and_then(|manifest| {
             check_hashes(ckpt, &manifest, |name| name != names::OPTIMIZER)?;
             Ok(manifest)
         });
@@ -111,7 +117,7 @@ impl Opened {
             }
         }
         check_tensors(&dir, &model, &files, &place)?;
-        Ok(Opened { dir, model, bos, eos, manifest, files, place, moments_verified, adapter: None })
+        Ok(Opened { dir, model, bos, eos, manifest, files, place, moments_verified, adapted: None })
     }
 
     fn read_adapter(
@@ -125,28 +131,44 @@ impl Opened {
         if !members.has(names::ADAPTER) {
             return Err(no_adapters(dir).into());
         }
-        let adapter = Adapter::open(dir, &config, members.tensors(names::ADAPTER)?, base)?;
-        let base = &adapter.base;
-        let own = if members.has(names::GENERATION) {
-            hf::eos_ids(&members.json(names::GENERATION, MAX_CONFIG)?)
-        } else {
-            Vec::new()
-        };
-        let (model, bos, eos) = (base.model.clone(), base.bos, if own.is_empty() { base.eos.clone() } else { own });
-        let (files, place) = (Vec::new(), BTreeMap::new());
-        let dir = dir.to_owned();
-        Ok(Opened { dir, model, bos, eos, manifest, files, place, moments_verified, adapter: Some(adapter) })
+        let file = members.tensors(names::ADAPTER)?;
+        refuse_other_kinds(&config).with_context(|| adapter::config_path(dir))?;
+        let base = open_base(dir, &adapter::base_dir(dir, &config, base)?)?;
+        let adapter = Adapter::read(dir, &config, file, &base.model)?;
+        let mut eos = base.eos.clone();
+        if members.has(names::GENERATION) {
+            let own = hf::eos_ids(&members.json(names::GENERATION, MAX_CONFIG)?);
+            if !own.is_empty() {
+                eos = own;
+            }
+        }
+        Ok(Opened {
+            dir: dir.to_owned(),
+            model: base.model.clone(),
+            bos: base.bos,
+            eos,
+            manifest,
+            files: Vec::new(),
+            place: BTreeMap::new(),
+            moments_verified,
+            adapted: Some(AdaptedModel { adapter, base: Box::new(base) }),
+        })
     }
 
     /// The adapters, if it is a directory of them.
     pub fn adapter(&self) -> Option<&Adapter> {
-        self.adapter.as_ref()
+        self.adapted.as_ref().map(|adapted| &adapted.adapter)
+    }
+
+    /// The model beside whose weights the adapters work, if it is a directory of adapters.
+    pub fn base(&self) -> Option<&Opened> {
+        self.adapted.as_ref().map(|adapted| adapted.base.as_ref())
     }
 
     /// Where the tokenizer is: here, or with the model of adapters.
     pub fn tokenizer_dir(&self) -> &Path {
-        match &self.adapter {
-            Some(adapter) if !self.dir.join("tokenizer.json").exists() => &adapter.base.dir,
+        match self.base() {
+            Some(base) if !self.dir.join("tokenizer.json").exists() => &base.dir,
             _ => &self.dir,
         }
     }
@@ -162,9 +184,11 @@ impl Opened {
         Ok(())
     }
 
+    /// Shape and values of the weight `name`; of adapters that of their model with the adapter merged into it.
     pub fn weight(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>)> {
-        if let Some(adapter) = &self.adapter {
-            return adapter.merged(name);
+        if let Some(AdaptedModel { adapter, base }) = &self.adapted {
+            let (shape, weight) = base.weight(name)?;
+            return Ok((shape, adapter.merged(name, weight)?));
         }
         let tied = name == EMBED && self.model.tie_word_embeddings && !self.place.contains_key(EMBED);
         let name = if tied { LM_HEAD } else { name };
@@ -174,25 +198,30 @@ impl Opened {
         }
     }
 
-    /// Adapters of a run mean nothing beside other weights than those they were trained with. Of other programs' adapters these are not
-    /// known.
+    /// Adapters of a run mean nothing beside other weights than those they were trained with: compares the weights of their model with
+    /// the digest in the checkpoint. Adapters of other programs have no digest.
     pub(super) fn check_base(&self) -> Result<()> {
-        let (Some(adapter), Some(_)) = (&self.adapter, &self.manifest) else { return Ok(()) };
-        match self.trainer_state()?["base"].as_str() {
-            Some(digest) => adapter.check_base(digest),
-            None => Ok(()),
-        }
+        let Some(base) = self.base().filter(|_| self.manifest.is_some()) else { return Ok(()) };
+        let state = self.trainer_state()?;
+        let Some(digest) = state["base"].as_str() else { return Ok(()) };
+        let mut hasher = adapter::base_hasher();
+        base.read_weights(&mut |_, _, values| {
+            adapter::hash_weights(&mut hasher, &values);
+            Ok(())
+        })?;
+        if hasher.finalize().to_hex().as_str() == digest { Ok(()) } else { Err(adapter::other_base(&base.dir).into()) }
     }
 
     /// A tied model may carry its head as well, if it is the embedding.
     pub(super) fn check_tied(&self) -> Result<()> {
-        if let Some(adapter) = &self.adapter {
-            return adapter.base.check_tied();
+        if let Some(base) = self.base() {
+            return base.check_tied();
         }
         if !(self.model.tie_word_embeddings && [EMBED, LM_HEAD].iter().all(|name| self.place.contains_key(*name))) {
             return Ok(());
         }
-        let ((_, embed), (_, head)) = (self.weight(EMBED)?, self.weight(LM_HEAD)?);
+        let (_, embed) = self.weight(EMBED)?;
+        let (_, head) = self.weight(LM_HEAD)?;
         if embed.iter().map(|v| v.to_bits()).eq(head.iter().map(|v| v.to_bits())) {
             return Ok(());
         }
@@ -281,9 +310,24 @@ impl Members<'_> {
         let bytes = files::read_bounded(&path, max, self.manifest.is_none())?;
         serde_json::from_slice(&bytes).map_err(|e| {
             let message = format!("{} is not valid JSON: {e}", path.display());
-            fail(Exit::Data, message).hint(again(&path)).into()
+            fail(Exit::Data, message).hint(replacement_hint(&path)).into()
         })
     }
+}
+
+/// Opens the model in `base` of the adapters in `dir`.
+fn open_base(dir: &Path, base: &Path) -> Result<Opened> {
+    let base = Opened::open(base).with_context(|| format!("the model of the adapter {}", dir.display()))?;
+    if base.adapter().is_none() {
+        return Ok(base);
+    }
+    let message = format!("{}: its model {} is an adapter itself", dir.display(), base.dir.display());
+    let ckpt = quoted(&base.dir);
+    Err(fail(Exit::Config, message)
+        .hint(format!(
+            "merge that one first: llama-lite export --merge-lora --ckpt {ckpt} --out MERGED; then give --base MERGED"
+        ))
+        .into())
 }
 
 /// Opens `model.safetensors` or, in its absence, the shards of the index.
@@ -305,15 +349,18 @@ fn open_weights(members: &Members<'_>) -> Result<Vec<TensorFile>> {
     shards.iter().map(|name| members.tensors(name)).collect()
 }
 
+fn malformed(path: &Path, what: &str) -> Failure {
+    fail(Exit::Data, format!("{}: {what}", path.display())).hint(replacement_hint(path))
+}
+
 /// The distinct files of a weight index, in name order.
 fn shard_names(index: &Value, path: &Path) -> Result<Vec<String>> {
-    let malformed = |what: String| fail(Exit::Data, format!("{}: {what}", path.display())).hint(again(path));
-    let map = index["weight_map"].as_object().ok_or_else(|| malformed("it has no weight_map".to_owned()))?;
+    let map = index["weight_map"].as_object().ok_or_else(|| malformed(path, "it has no weight_map"))?;
     let mut shards = Vec::new();
     for (tensor, file) in map {
         let name = file.as_str().filter(|name| valid_name(name) && name.ends_with(".safetensors"));
-        let name =
-            name.ok_or_else(|| malformed(format!("{tensor:?} is in {file}, which is not allowed as a file name")))?;
+        let name = name
+            .ok_or_else(|| malformed(path, &format!("{tensor:?} is in {file}, which is not allowed as a file name")))?;
         shards.push(name.to_owned());
     }
     shards.sort();

@@ -1,4 +1,4 @@
-//! Whether a directory is a checkpoint of this program, told by the content of its files: transformers' Trainer writes a
+//! Whether a directory is a checkpoint of this program, decided by the content of its files: transformers' Trainer writes a
 //! `trainer_state.json` of its own, and many tools a `manifest.json`.
 
 use std::io::{ErrorKind, Read};
@@ -21,7 +21,7 @@ const TRAINER_MARKS: [&str; 4] = ["\"next_sequence\": ", "\"chain\": \"", "\"upd
 /// A damaged file of ours keeps at least this many marks, and a foreign one does not have them by chance.
 const ENOUGH_MARKS: usize = 2;
 
-/// Whether `dir` holds a manifest or a trainer state of this program, sound or damaged.
+/// Whether `dir` holds a manifest or a trainer state of this program, valid or damaged.
 ///
 /// # Errors
 /// Those of reading the two files.
@@ -50,7 +50,7 @@ fn is_ours(path: &Path, marks: [&str; 4]) -> Result<bool> {
     file.take(HEAD).read_to_end(&mut head).map_err(|e| io_failure("read", path, &e))?;
     let head = String::from_utf8_lossy(&head);
     let found = marks.into_iter().filter(|mark| head.contains(mark)).count();
-    // What is no JSON at all is damaged, and who wrote it cannot be told: it must not switch the verification off.
+    // A file that is no JSON at all is damaged and may be ours: it must not switch the verification off.
     Ok(found >= ENOUGH_MARKS || !looks_like_json(&head))
 }
 
@@ -88,14 +88,14 @@ mod tests {
         assert!(!is_checkpoint(directory.path()).unwrap());
     }
 
-    /// A flipped bit, a cut or zeros must not turn a checkpoint into a directory that nobody verifies.
+    /// A flipped bit, a cut or zeros must not turn a checkpoint into a directory that is never verified.
     #[test]
     fn damage_to_ours_is_still_ours() {
         let manifest = super::super::Manifest {
             version: 1,
             step: 7,
             tokens: 99,
-            files: vec![super::super::manifest::Entry { name: "a".into(), size: 3, blake3: "0".repeat(64) }],
+            files: vec![super::super::manifest::FileEntry { name: "a".into(), size: 3, blake3: "0".repeat(64) }],
         };
         let text = manifest.render().unwrap().into_bytes();
         assert!(recognised("manifest.json", &text));

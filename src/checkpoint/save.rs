@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use super::dtype::Dtype;
-use super::manifest::{self, Entry, Manifest, VERSION};
+use super::manifest::{self, FileEntry, Manifest, VERSION};
 use super::retain::{REREAD_BELOW, Retention, prune, sweep_leftovers};
-use super::tensors::{Spec, TensorRef, data_size, header, write_values};
+use super::tensors::{NamedShape, TensorRef, data_size, header, write_values};
 use super::{checkpoints_dir, hf, names, step_name};
 use crate::config::{LoraConfig, ModelConfig};
 use crate::model::lora;
-use crate::runtime::error::{Exit, fail};
+use crate::runtime::error::{Exit, Failure, fail};
 use crate::runtime::files::{self, Digest, DirTxn, io_context};
 
 /// Above this size the weights are split into shards; 5 GB is what the Hugging Face libraries use.
@@ -99,32 +99,31 @@ fn write_contents(writer: &mut Writer, contents: &Contents<'_>, shard_bytes: usi
     for (name, bytes) in &contents.tokenizer_files {
         writer.bytes(name, bytes)?;
     }
-    let specs: Vec<Spec<'_>> = contents.weights.iter().map(|t| (t.name.as_str(), t.shape.as_slice())).collect();
+    let specs: Vec<NamedShape<'_>> = contents.weights.iter().map(|t| (t.name.as_str(), t.shape.as_slice())).collect();
     let mut weights = contents.weights.iter();
-    let mut next = |sink: &mut Sink<'_>| match weights.next() {
-        Some(tensor) => sink(tensor.data),
-        None => Ok(()),
-    };
     match contents.adapter {
-        None => writer.weights(&specs, Dtype::F32, shard_bytes, &mut next)?,
-        Some(_) => writer.tensor_file(names::ADAPTER, &specs, Dtype::F32, &mut next)?,
+        None => writer.weights(&specs, Dtype::F32, shard_bytes, &mut |sink| write_next(&mut weights, sink))?,
+        Some(_) => {
+            writer.tensor_file(names::ADAPTER, &specs, Dtype::F32, &mut |sink| write_next(&mut weights, sink))?;
+        }
     }
-    let specs: Vec<Spec<'_>> = contents.moments.iter().map(|t| (t.name.as_str(), t.shape.as_slice())).collect();
+    let specs: Vec<NamedShape<'_>> = contents.moments.iter().map(|t| (t.name.as_str(), t.shape.as_slice())).collect();
     let mut moments = contents.moments.iter();
-    writer.tensor_file(names::OPTIMIZER, &specs, Dtype::F32, &mut |sink| match moments.next() {
-        Some(tensor) => sink(tensor.data),
-        None => Ok(()),
-    })?;
+    writer.tensor_file(names::OPTIMIZER, &specs, Dtype::F32, &mut |sink| write_next(&mut moments, sink))?;
     writer.json(names::TRAINER, &contents.trainer_state)
 }
 
-/// What the caller got wrong; found here, it cannot make a checkpoint that does not load.
+/// Hands the values of the next of `tensors` to `sink`.
+fn write_next<'a>(tensors: &mut impl Iterator<Item = &'a TensorRef<'a>>, sink: &mut Sink<'_>) -> Result<()> {
+    tensors.next().map_or(Ok(()), |tensor| sink(tensor.data))
+}
+
+/// Refuses contents that would make a checkpoint that does not load: a mistake of the caller.
 fn check(contents: &Contents<'_>) -> Result<()> {
-    let wrong = |what: String| fail(Exit::Internal, format!("cannot save step {}: {what}", contents.step));
-    for tensor in contents.weights.iter().chain(&contents.moments) {
-        if data_size(&tensor.shape, Dtype::F32)? != size_of_val(tensor.data) {
-            let (name, shape, n) = (&tensor.name, &tensor.shape, tensor.data.len());
-            return Err(wrong(format!("{name} has {n} values for the shape {shape:?}")).into());
+    let step = contents.step;
+    for TensorRef { name, shape, data } in contents.weights.iter().chain(&contents.moments) {
+        if data_size(shape, Dtype::F32)? != size_of_val(*data) {
+            return Err(cannot_save(step, &format!("{name} has {} values for the shape {shape:?}", data.len())).into());
         }
     }
     let mut given: Vec<_> = contents.weights.iter().map(|t| (t.name.clone(), t.shape.clone())).collect();
@@ -135,17 +134,21 @@ fn check(contents: &Contents<'_>) -> Result<()> {
     given.sort();
     wanted.sort();
     if given != wanted {
-        return Err(wrong("the weights are not those of the model's configuration".to_owned()).into());
+        return Err(cannot_save(step, "the weights are not those of the model's configuration").into());
     }
     for (name, _) in &contents.tokenizer_files {
         if !manifest::valid_name(name) {
-            return Err(wrong(format!("{name:?} cannot be the name of a tokenizer file")).into());
+            return Err(cannot_save(step, &format!("{name:?} cannot be the name of a tokenizer file")).into());
         }
     }
     Ok(())
 }
 
-/// Refuses to begin what cannot be finished: `needed` bytes on the file system of `dir`, which need not exist yet.
+fn cannot_save(step: u64, what: &str) -> Failure {
+    fail(Exit::Internal, format!("cannot save step {step}: {what}"))
+}
+
+/// Refuses to start what cannot be finished: `needed` bytes on the file system of `dir`, which need not exist yet.
 pub fn ensure_space(dir: &Path, needed: u64) -> Result<()> {
     let free = match files::free_space(dir)? {
         Some(free) if free < needed => free,
@@ -159,12 +162,12 @@ pub fn ensure_space(dir: &Path, needed: u64) -> Result<()> {
 /// Receives the values of one tensor.
 pub(super) type Sink<'s> = dyn FnMut(&[f32]) -> Result<()> + 's;
 /// Called once per tensor, in order; hands its values to the sink.
-pub(super) type Source<'s> = dyn FnMut(&mut Sink<'_>) -> Result<()> + 's;
+pub(super) type ValueSource<'s> = dyn FnMut(&mut Sink<'_>) -> Result<()> + 's;
 
 /// A model directory being written: every file is recorded with its size and hash.
 pub(super) struct Writer {
     pub(super) txn: DirTxn,
-    pub(super) entries: Vec<Entry>,
+    pub(super) entries: Vec<FileEntry>,
 }
 
 impl Writer {
@@ -173,7 +176,7 @@ impl Writer {
     }
 
     pub(super) fn record(&mut self, name: &str, Digest { size, blake3 }: Digest) {
-        self.entries.push(Entry { name: name.to_owned(), size, blake3 });
+        self.entries.push(FileEntry { name: name.to_owned(), size, blake3 });
     }
 
     pub(super) fn bytes(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
@@ -191,9 +194,9 @@ impl Writer {
     pub(super) fn tensor_file(
         &mut self,
         name: &str,
-        specs: &[Spec<'_>],
+        specs: &[NamedShape<'_>],
         dtype: Dtype,
-        source: &mut Source<'_>,
+        source: &mut ValueSource<'_>,
     ) -> Result<()> {
         let mut file = self.txn.file(name)?;
         let path = Path::new(name);
@@ -216,10 +219,10 @@ impl Writer {
     /// The model's weights: `model.safetensors`, or shards with their index when larger than `shard_bytes`.
     pub(super) fn weights(
         &mut self,
-        specs: &[Spec<'_>],
+        specs: &[NamedShape<'_>],
         dtype: Dtype,
         shard_bytes: usize,
-        source: &mut Source<'_>,
+        source: &mut ValueSource<'_>,
     ) -> Result<()> {
         let shards = split(specs, dtype, shard_bytes)?;
         if let [only] = shards.as_slice() {
@@ -240,13 +243,16 @@ impl Writer {
 }
 
 /// Cuts the list of tensors, in order, into runs of at most `limit` bytes (or a single tensor that is larger).
-fn split<'s, 'a>(specs: &'s [Spec<'a>], dtype: Dtype, limit: usize) -> Result<Vec<&'s [Spec<'a>]>> {
-    let (mut shards, mut start, mut filled) = (Vec::new(), 0, 0_usize);
+fn split<'s, 'a>(specs: &'s [NamedShape<'a>], dtype: Dtype, limit: usize) -> Result<Vec<&'s [NamedShape<'a>]>> {
+    let mut shards = Vec::new();
+    let mut start = 0;
+    let mut filled = 0_usize;
     for (n, (_, shape)) in specs.iter().enumerate() {
         let size = data_size(shape, dtype)?;
         if n > start && filled.saturating_add(size) > limit {
             shards.push(&specs[start..n]);
-            (start, filled) = (n, 0);
+            start = n;
+            filled = 0;
         }
         filled = filled.saturating_add(size);
     }

@@ -28,7 +28,10 @@ pub struct TensorRef<'a> {
 }
 
 /// Name and shape of a tensor.
-pub type Spec<'a> = (&'a str, &'a [usize]);
+pub type NamedShape<'a> = (&'a str, &'a [usize]);
+
+/// Receives one tensor: name, shape, row-major values.
+pub type TensorSink<'s> = dyn FnMut(&str, &[usize], Vec<f32>) -> Result<()> + 's;
 
 /// The largest header accepted: 16 MiB describe some 100,000 tensors.
 const MAX_HEADER: u64 = 16 << 20;
@@ -43,7 +46,7 @@ pub fn data_size(shape: &[usize], dtype: Dtype) -> Result<usize> {
 }
 
 /// The start of a file that will hold tensors of these names and shapes, in this order.
-pub fn header(tensors: &[Spec<'_>], dtype: Dtype) -> Result<Vec<u8>> {
+pub fn header(tensors: &[NamedShape<'_>], dtype: Dtype) -> Result<Vec<u8>> {
     let stored = match dtype {
         Dtype::F32 => safetensors::Dtype::F32,
         Dtype::Bf16 => safetensors::Dtype::BF16,
@@ -171,7 +174,8 @@ impl TensorFile {
     pub fn read(&self, name: &str) -> Result<(Vec<usize>, Vec<f32>)> {
         let dtype = self.dtype(name)?;
         let info = self.header.info(name).with_context(|| format!("{} has no {name}", self.path.display()))?;
-        let (start, end) = (self.data_start + info.data_offsets.0 as u64, self.data_start + info.data_offsets.1 as u64);
+        let start = self.data_start + info.data_offsets.0 as u64;
+        let end = self.data_start + info.data_offsets.1 as u64;
         let mut values = Vec::with_capacity((end - start) as usize / dtype.size());
         let mut buffer = vec![0; (CHUNK * dtype.size()).min((end - start) as usize)];
         let mut at = start;
@@ -186,12 +190,12 @@ impl TensorFile {
 }
 
 fn damaged(path: &Path, what: &str) -> Failure {
-    fail(Exit::Data, format!("{} is damaged: {what}", path.display())).hint(again(path))
+    fail(Exit::Data, format!("{} is damaged: {what}", path.display())).hint(replacement_hint(path))
 }
 
-/// How to get a good copy of the file at `path`. Of a link into a cache it is the file behind it that is bad, and a download would find
-/// it there and take it again.
-pub(super) fn again(path: &Path) -> String {
+/// How to get a good copy of the file at `path`. Where it is a link into a cache, the file behind the link is the bad one, and a
+/// download would find that and use it again.
+pub(super) fn replacement_hint(path: &Path) -> String {
     match (path.is_symlink(), path.canonicalize()) {
         (true, Ok(blob)) => {
             format!("delete the damaged file itself, then download it again: rm {}", quoted(&blob))

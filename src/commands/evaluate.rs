@@ -41,7 +41,7 @@ fn one(args: &Eval, ckpt: &Path, console: Console) -> Result<()> {
 
 /// Every kept checkpoint of a run, in the order of steps: one table, and one series for each task and metric.
 fn trajectory(args: &Eval, run: &Path, console: Console) -> Result<()> {
-    let mut checkpoints = checkpoint::sound(run)?;
+    let mut checkpoints = checkpoint::list_valid(run)?;
     checkpoints.reverse();
     if checkpoints.is_empty() {
         return Err(fail(Exit::Io, format!("{} holds no checkpoints", run.display()))

@@ -4,9 +4,6 @@ use std::fmt::Debug;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::field::Field;
-use super::source::Raw;
-
 /// An enum whose variants have names in configuration files.
 pub trait Choice: Copy + Default + Debug + PartialEq + 'static {
     /// All names, in the order in which messages and the reference list them.
@@ -99,7 +96,6 @@ choice! {
     MomentsDtype {
         #[default]
         F32 = "f32",
-        /// Rounded stochastically.
         Bf16 = "bf16",
     }
 
@@ -128,7 +124,7 @@ choice! {
         Off = "off",
         #[default]
         Warn = "warn",
-        /// The update is refused.
+        /// The optimizer does not apply the update.
         Skip = "skip",
     }
 
@@ -194,23 +190,6 @@ impl LoraTarget {
         [Self::QProj, Self::KProj, Self::VProj, Self::OProj, Self::GateProj, Self::UpProj, Self::DownProj];
 }
 
-impl<T: Choice> Field for T {
-    const TYPE: &'static str = "string";
-    const CHOICES: &'static [&'static str] = T::NAMES;
-
-    fn read(value: &Raw) -> Option<Self> {
-        if let Raw::String(text) = value { T::from_name(text) } else { None }
-    }
-
-    fn has_type(value: &Raw) -> bool {
-        matches!(value, Raw::String(_))
-    }
-
-    fn write(&self) -> Option<String> {
-        Some(format!("{:?}", self.name()))
-    }
-}
-
 /// The value of a key that takes a name that is built in, or a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NameOrPath<T> {
@@ -249,18 +228,6 @@ impl<T: Choice> Default for NameOrPath<T> {
 impl<T: Choice> Serialize for NameOrPath<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.as_str())
-    }
-}
-
-impl<T: Choice> Field for NameOrPath<T> {
-    const TYPE: &'static str = String::TYPE;
-
-    fn read(value: &Raw) -> Option<Self> {
-        Some(Self::from(String::read(value)?.as_str()))
-    }
-
-    fn write(&self) -> Option<String> {
-        self.as_str().to_owned().write()
     }
 }
 

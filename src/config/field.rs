@@ -1,18 +1,15 @@
-//! What one key is: its [`Spec`], the types a key can have, the ranges it can be held to, and how it is read.
+//! What one key is: its [`Spec`], the types a key can have, and the ranges it can be held to.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
-use super::choices::Choice;
-use super::nearest::nearest;
-use super::problems::Problems;
-use super::source::{Entries, Raw};
+use super::choices::{Choice, NameOrPath};
+use super::source::Raw;
 
 /// The description of one key, as written in `schema.rs`.
 pub(super) struct Spec<T> {
     /// `section.key`.
     pub(super) key: &'static str,
-    /// Its doc comment.
     pub(super) doc: &'static str,
     pub(super) default: Default<T>,
     pub(super) check: Check,
@@ -29,7 +26,6 @@ impl<T: Field> Spec<T> {
 pub(super) enum Default<T> {
     /// There is none: the key must be given.
     Required,
-    /// This one.
     Value(T),
     /// One that follows from other keys, in words; `resolve.rs` computes it.
     Derived(&'static str),
@@ -38,7 +34,6 @@ pub(super) enum Default<T> {
 /// What a value must satisfy beyond its type. Bounds hold for each number of a list.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Check {
-    /// Nothing.
     Any,
     /// `a <= x`
     AtLeast(f64),
@@ -93,7 +88,7 @@ pub(super) const TABLE: &str = "table of strings";
 /// A type a key can have. Reading never converts: "False" is no boolean and 1e3 no integer; only an integer is also a
 /// number, because it stands for exactly that number.
 pub(super) trait Field: std::default::Default + Clone + Debug {
-    /// The type in words.
+    /// How messages and the reference call the type.
     const TYPE: &'static str;
     /// The names that a value, or each value of a list or table, can be; empty if it is not chosen by name.
     const CHOICES: &'static [&'static str] = &[];
@@ -184,6 +179,35 @@ impl Field for String {
     }
 }
 
+impl<T: Choice> Field for T {
+    const TYPE: &'static str = "string";
+    const CHOICES: &'static [&'static str] = T::NAMES;
+
+    fn read(value: &Raw) -> Option<Self> {
+        if let Raw::String(text) = value { T::from_name(text) } else { None }
+    }
+
+    fn has_type(value: &Raw) -> bool {
+        matches!(value, Raw::String(_))
+    }
+
+    fn write(&self) -> Option<String> {
+        Some(format!("{:?}", self.name()))
+    }
+}
+
+impl<T: Choice> Field for NameOrPath<T> {
+    const TYPE: &'static str = String::TYPE;
+
+    fn read(value: &Raw) -> Option<Self> {
+        Some(Self::from(String::read(value)?.as_str()))
+    }
+
+    fn write(&self) -> Option<String> {
+        self.as_str().to_owned().write()
+    }
+}
+
 impl Field for Vec<f64> {
     const TYPE: &'static str = "list of numbers";
 
@@ -266,12 +290,11 @@ fn list<T: Field>(items: &[Raw]) -> Option<Vec<T>> {
     items.iter().map(T::read).collect()
 }
 
-/// What goes over all keys of the schema: the [`Reader`], and whatever else wants to know them.
+/// What visits all keys of the schema: the reader of values, and the list of the reference.
 pub(super) trait Visitor {
     /// Visits one key and gives its value.
     fn field<T: Field>(&mut self, spec: Spec<T>) -> T;
 
-    /// Visits one section.
     fn section<S: Section>(&mut self) -> S {
         S::visit(self)
     }
@@ -281,7 +304,7 @@ pub(super) trait Visitor {
 pub(super) trait Section: Sized {
     /// Its name in the file.
     const NAME: &'static str;
-    /// What it is about.
+    /// Its doc comment.
     const ABOUT: &'static str;
 
     /// Builds it by visiting its keys in order.
@@ -289,92 +312,4 @@ pub(super) trait Section: Sized {
 
     /// Calls `each` with every key and its value as TOML (`None` if absent), in order.
     fn write(&self, each: &mut dyn FnMut(&'static str, Option<String>));
-}
-
-/// Reads every key from the entries, putting defaults where a key is not given and a placeholder where it is wrong.
-pub(super) struct Reader<'a> {
-    pub(super) entries: &'a Entries,
-    pub(super) problems: &'a mut Problems,
-}
-
-impl Reader<'_> {
-    /// Reports a required key that is not given, unless it or its section has been written wrongly.
-    fn missing(&mut self, key: &str, doc: &str) {
-        let section = key.split('.').next().unwrap_or_default();
-        if self.problems.usable(&[section, key]) {
-            let hint = format!("it has no default; {doc}");
-            self.problems.add(&self.entries.file, key, "missing", hint);
-        }
-        self.problems.spoil(key);
-    }
-}
-
-impl Visitor for Reader<'_> {
-    fn field<T: Field>(&mut self, spec: Spec<T>) -> T {
-        let key = spec.key;
-        let check = spec.allowed();
-        let Some(entry) = self.entries.get(key) else {
-            return match spec.default {
-                Default::Value(value) => value,
-                Default::Derived(_) => T::default(),
-                Default::Required => {
-                    self.missing(key, spec.doc.trim());
-                    T::default()
-                }
-            };
-        };
-        let value = &entry.value;
-        match T::read(value) {
-            Some(read) if check.accepts(value) => read,
-            read if read.is_some() || T::has_type(value) => {
-                let allowed = check.describe();
-                // Of a table the one value that is wrong.
-                let refused = match value {
-                    Raw::Table(items) => items.iter().find(|(_, _, item)| !check.accepts(item)),
-                    _ => None,
-                };
-                let (key, value) = match refused {
-                    Some((name, _, item)) => (format!("{key}.{name}"), item),
-                    None => (key.to_owned(), value),
-                };
-                let what = format!("must be {allowed}, found {value}");
-                self.problems.add(&entry.origin, &key, what, choose(check, value, spec.doc));
-                T::default()
-            }
-            _ => {
-                let what = format!("expected a {}, found {value}", T::TYPE);
-                self.problems.add(&entry.origin, key, what.replace("a integer", "an integer"), rewrite(T::TYPE, value));
-                T::default()
-            }
-        }
-    }
-}
-
-/// The remedy for a value outside its range.
-fn choose(check: Check, value: &Raw, doc: &str) -> String {
-    match (check, value) {
-        (Check::Choice(words), Raw::String(text)) => match nearest(text, words) {
-            Some(word) => format!("did you mean {word:?}?"),
-            None => format!("choose one of these; {}", doc.trim()),
-        },
-        _ => format!("bring it into this range; {}", doc.trim()),
-    }
-}
-
-/// The remedy for a value of another type.
-fn rewrite(expected: &str, value: &Raw) -> String {
-    match (expected, value) {
-        ("boolean", _) => "write true or false, without quotes".into(),
-        ("integer", Raw::Integer(negative)) if *negative < 0 => "it cannot be negative".into(),
-        ("integer", Raw::Float(number)) if number.fract() == 0.0 && number.abs() < 1e15 => {
-            format!("write {number} without point or exponent")
-        }
-        ("integer", _) => "write a whole number such as 1000 or 10_000, without quotes".into(),
-        ("number", Raw::Float(_)) => "only finite numbers make sense here".into(),
-        ("number", _) => "write a number such as 0.1 or 6e-4, without quotes".into(),
-        ("list of 2 numbers", _) => "write for example [0.9, 0.95]".into(),
-        ("list of strings", Raw::String(text)) => format!("write [{text:?}]"),
-        ("list of strings", _) => "write for example [\"one\", \"two\"]".into(),
-        _ => "put the value in quotes".into(),
-    }
 }

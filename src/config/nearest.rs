@@ -39,19 +39,25 @@ pub(super) fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str>
 
 /// The valid `section.key` that an unknown one most likely stands for.
 pub(super) fn nearest_key<'a>(unknown: &str, keys: &[&'a str]) -> Option<&'a str> {
-    let (section, name) = unknown.split_once('.').unwrap_or(("", unknown));
-    let split = |key: &'a str| key.split_once('.').unwrap_or(("", key));
+    let (section, name) = section_and_name(unknown);
     let elsewhere = ELSEWHERE.iter().find(|(foreign, _)| *foreign == name).map(|(_, key)| *key);
-    let named = |key: &&&'a str| split(key).1 == name || Some(**key) == elsewhere;
-    if let Some(key) = keys.iter().find(named) {
+    if let Some(key) = keys.iter().find(|key| section_and_name(key).1 == name || Some(**key) == elsewhere) {
         return Some(key);
     }
-    let own: Vec<_> =
-        keys.iter().map(|key| split(key)).filter(|(other, _)| *other == section).map(|(_, key)| key).collect();
+    let own: Vec<_> = keys
+        .iter()
+        .map(|key| section_and_name(key))
+        .filter(|(other, _)| *other == section)
+        .map(|(_, key)| key)
+        .collect();
     match nearest(name, &own) {
-        Some(name) => keys.iter().find(|key| split(key) == (section, name)).copied(),
+        Some(name) => keys.iter().find(|key| section_and_name(key) == (section, name)).copied(),
         None => nearest(unknown, keys),
     }
+}
+
+fn section_and_name(key: &str) -> (&str, &str) {
+    key.split_once('.').unwrap_or(("", key))
 }
 
 /// Edit distance with swaps, from 0 (nothing in common) to 1 (equal), whatever the case.

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 
 use crate::runtime::error::{Exit, Failure, fail};
 
-/// One thing wrong.
 struct Problem {
     origin: String,
     key: String,
@@ -12,7 +11,7 @@ struct Problem {
     hint: String,
 }
 
-/// What has been found so far, and which keys have no usable value because of it.
+/// The problems found so far, and the keys that have no usable value because of them.
 #[derive(Default)]
 pub(super) struct Problems {
     list: Vec<Problem>,
@@ -32,8 +31,8 @@ impl Problems {
         self.unusable.insert(key.to_string());
         // JSON and quoted TOML know names without a letter.
         let key = if key.is_empty() { "(empty name)" } else { key };
-        let (origin, what, hint) = (origin.into(), what.into(), hint.into());
-        self.list.push(Problem { origin, key: key.to_string(), what, hint });
+        let key = key.to_string();
+        self.list.push(Problem { origin: origin.into(), key, what: what.into(), hint: hint.into() });
     }
 
     /// Reports that the text as a whole cannot be read.

@@ -11,13 +11,11 @@ use super::choices::{Choice, Role};
 /// What a field of a record or of a turn stands for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Meaning {
-    /// List of turns.
     Messages,
     /// Who speaks in a turn.
     Role,
     /// The text of a turn.
     Content,
-    /// What is asked.
     Instruction,
     /// What the instruction is about.
     Input,
@@ -27,17 +25,14 @@ pub enum Meaning {
     Prompt,
     /// How the text continues, or the turns that are trained.
     Completion,
-    /// The system message.
     System,
     /// Earlier pairs of question and answer.
     History,
     /// Given to the template under its own name.
     Template,
-    /// Whether answers are trained.
     Train,
-    /// The reverse: whether answers are not trained.
+    /// The reverse of `Train`: whether answers are not trained.
     Mask,
-    /// Left out on purpose.
     #[default]
     Ignore,
     /// Something that no text can stand for.
@@ -180,7 +175,7 @@ pub fn plain_role(name: &str) -> String {
     name.trim().to_lowercase()
 }
 
-/// The table for people.
+/// The tables above as text for `sft --help`.
 pub fn record_shapes_text() -> String {
     let mut out = String::from("Records, told apart one by one, by their fields:\n");
     for (format, fields, read) in SHAPES {

@@ -20,7 +20,6 @@ pub(super) struct Group {
     /// Its name in the file.
     pub(super) name: &'static str,
     about: &'static str,
-    /// Its keys, in order.
     pub(super) rows: Vec<Row>,
 }
 
@@ -81,7 +80,7 @@ impl Row {
     }
 }
 
-/// Notes down what it visits.
+/// Collects the keys that it visits.
 struct Lister {
     groups: Vec<Group>,
 }

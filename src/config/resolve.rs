@@ -6,9 +6,10 @@
 mod sft;
 
 use super::choices::{Choice, NameOrPath, Preset, ScheduleKind, TokenizerName};
-use super::field::{Reader, Visitor};
+use super::field::Visitor;
 use super::nearest::{nearest, nearest_key};
 use super::problems::Problems;
+use super::reader::Reader;
 use super::reference;
 use super::schema::{self, Config};
 use super::source::{Entries, Raw};
@@ -141,26 +142,31 @@ impl Rules<'_> {
     }
 
     fn derive(&mut self, config: &mut Config) {
-        let (model, train) = (&mut config.model, &mut config.train);
-        let (hidden, heads) = (model.hidden_size, model.num_attention_heads);
-        let (length, batch, steps) = (train.sequence_length, train.micro_batch_size, train.steps);
+        let model = &mut config.model;
+        let train = &mut config.train;
+        let hidden = model.hidden_size;
+        let heads = model.num_attention_heads;
+        let length = train.sequence_length;
+        let batch = train.micro_batch_size;
+        let steps = train.steps;
         let wsd = config.schedule.kind == ScheduleKind::Wsd;
         self.default("model.num_key_value_heads", &[HEADS], &mut model.num_key_value_heads, || Ok(heads));
         self.default("model.head_dim", &[HEADS, "model.hidden_size"], &mut model.head_dim, || {
-            let uneven = || {
-                let what = format!(
-                    "no default, because hidden_size {hidden} is not a multiple of num_attention_heads {heads}"
-                );
-                broken(what, "set model.head_dim, or change one of the two")
-            };
-            if hidden % heads == 0 { Ok(hidden / heads) } else { Err(uneven()) }
+            if hidden % heads == 0 {
+                return Ok(hidden / heads);
+            }
+            let what =
+                format!("no default, because hidden_size {hidden} is not a multiple of num_attention_heads {heads}");
+            Err(broken(what, "set model.head_dim, or change one of the two"))
         });
         self.default("model.max_position_embeddings", &[LENGTH], &mut model.max_position_embeddings, || Ok(length));
         self.default("train.tokens_per_step", &[BATCH, LENGTH], &mut train.tokens_per_step, || Ok(batch * length));
-        let (prompts, validation) = (!config.sample.prompts.is_empty(), config.eval.every);
+        let has_prompts = !config.sample.prompts.is_empty();
+        let validation = config.eval.every;
         self.default("sample.every", &["sample.prompts", "eval.every", STEPS], &mut config.sample.every, || {
-            // Without validations in between, at both ends of the run as they are.
-            Ok(if prompts { if validation > 0 { validation } else { steps } } else { 0 })
+            // A run without validations in between has them at its start and its end; so it is with samples.
+            let with_validations = if validation > 0 { validation } else { steps };
+            Ok(if has_prompts { with_validations } else { 0 })
         });
         let schedule = &mut config.schedule;
         let length = steps.saturating_sub(schedule.start_step.unwrap_or(0));
@@ -175,7 +181,8 @@ impl Rules<'_> {
 
     fn model(&mut self, config: &Config) {
         let model = &config.model;
-        let (heads, key_value_heads) = (model.num_attention_heads, model.num_key_value_heads);
+        let heads = model.num_attention_heads;
+        let key_value_heads = model.num_key_value_heads;
         self.rule(&["model.num_key_value_heads", HEADS], || {
             (heads % key_value_heads != 0).then(|| {
                 let what = format!("{key_value_heads} does not divide num_attention_heads {heads}");
@@ -190,7 +197,8 @@ impl Rules<'_> {
             })
         });
         self.rule(&[LENGTH, "model.max_position_embeddings"], || {
-            let (length, longest) = (config.train.sequence_length, model.max_position_embeddings);
+            let length = config.train.sequence_length;
+            let longest = model.max_position_embeddings;
             (length > longest).then(|| {
                 let what = format!("{length} is more than model.max_position_embeddings {longest}");
                 broken(what, format!("set model.max_position_embeddings to {length} or train on shorter sequences"))
@@ -223,7 +231,8 @@ impl Rules<'_> {
             });
         }
         self.rule(&["data.weights", "data.train"], || {
-            let (weights, entries) = (data.weights.len(), data.train.len());
+            let weights = data.weights.len();
+            let entries = data.train.len();
             (weights > 0 && weights != entries).then(|| {
                 broken(
                     format!("has {weights} numbers for {entries} entries"),
@@ -296,8 +305,10 @@ impl Rules<'_> {
     }
 
     fn schedule(&mut self, config: &Config) {
-        let (schedule, steps) = (&config.schedule, config.train.steps);
-        let (warmup, decay) = (schedule.warmup_steps, schedule.decay_steps.unwrap_or(steps));
+        let schedule = &config.schedule;
+        let steps = config.train.steps;
+        let warmup = schedule.warmup_steps;
+        let decay = schedule.decay_steps.unwrap_or(steps);
         let total = schedule.total_steps.unwrap_or(steps);
         let total_key = if self.entries.get("schedule.total_steps").is_some() { "schedule.total_steps" } else { STEPS };
         let keys = ["schedule.warmup_steps", "schedule.decay_steps", "schedule.kind", total_key];
@@ -324,7 +335,8 @@ impl Rules<'_> {
             })
         });
         self.rule(&["schedule.min_lr", "optimizer.lr"], || {
-            let (least, peak) = (schedule.min_lr, config.optimizer.lr);
+            let least = schedule.min_lr;
+            let peak = config.optimizer.lr;
             (least > peak).then(|| {
                 let what = format!("{least:?} is more than optimizer.lr {peak:?}");
                 broken(what, "the schedule goes down from optimizer.lr to schedule.min_lr: choose a lower one")
@@ -332,12 +344,13 @@ impl Rules<'_> {
         });
     }
 
-    /// Checkpoints, evaluation, samples, logging.
+    /// Rules of checkpoints, evaluation, samples and logging.
     fn services(&mut self, config: &Config) {
-        let (every, keep_every) = (config.checkpoint.every, config.checkpoint.keep_every);
+        let every = config.checkpoint.every;
+        let keep_every = config.checkpoint.keep_every;
         self.rule(&["checkpoint.keep_every", "checkpoint.every"], || {
-            let met = keep_every == 0 || (every != 0 && keep_every % every == 0);
-            (!met).then(|| {
+            let is_multiple = keep_every == 0 || (every != 0 && keep_every % every == 0);
+            (!is_multiple).then(|| {
                 let what = format!(
                     "{keep_every} is not a multiple of checkpoint.every {every}, so most of its steps are never saved"
                 );
@@ -352,7 +365,8 @@ impl Rules<'_> {
                 )
             })
         });
-        let (tasks_every, validation) = (config.eval.tasks_every, config.eval.every);
+        let tasks_every = config.eval.tasks_every;
+        let validation = config.eval.every;
         self.rule(&["eval.tasks_every", "eval.every"], || {
             (tasks_every > 0 && (validation == 0 || tasks_every % validation != 0)).then(|| {
                 broken(

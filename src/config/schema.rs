@@ -58,30 +58,18 @@ pub use sft::{LoraConfig, SftConfig};
 /// A whole configuration, complete and checked.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Config {
-    /// The network.
     pub model: ModelConfig,
-    /// Text, tokenizer and the order of the data.
     pub data: DataConfig,
-    /// Batch and length of the run.
     pub train: TrainConfig,
-    /// The optimizer.
     pub optimizer: OptimizerConfig,
-    /// The learning rate over the steps.
     pub schedule: ScheduleConfig,
-    /// What is saved, and what is kept.
     pub checkpoint: CheckpointConfig,
-    /// What is done about steps that go wrong.
     pub guard: GuardConfig,
-    /// Validation during the run.
     pub eval: EvalConfig,
-    /// Samples written during the run.
     pub sample: SampleConfig,
-    /// Logging.
     pub log: LogConfig,
-    /// Fine-tuning.
     #[serde(skip_serializing_if = "SftConfig::is_absent")]
     pub sft: SftConfig,
-    /// Adapters of fine-tuning.
     #[serde(skip_serializing_if = "LoraConfig::is_absent")]
     pub lora: LoraConfig,
 }

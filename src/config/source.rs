@@ -6,12 +6,10 @@
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
-use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::choices::{Choice, ScheduleKind};
 use super::problems::Problems;
-use super::reference;
 use super::renamed::RenamedKey;
 
 /// A value as written, before any type is asked of it.
@@ -101,16 +99,8 @@ impl Entries {
         self.renamed.iter().for_each(|renamed| renamed.note());
     }
 
-    /// Applies `--set` arguments, later ones over earlier ones.
-    pub(super) fn set_all(&mut self, arguments: &[String], problems: &mut Problems) {
-        let tables = reference::tables();
-        for argument in arguments {
-            self.set(argument, &tables, problems);
-        }
-    }
-
     /// Applies one `--set KEY=VALUE`, which replaces what was there; of a key of `tables`, such as sft.roles, one name.
-    fn set(&mut self, argument: &str, tables: &[&str], problems: &mut Problems) {
+    pub(super) fn set(&mut self, argument: &str, tables: &[&str], problems: &mut Problems) {
         let (key, value) = argument.split_once('=').unwrap_or((argument, ""));
         let key = key.trim();
         let named = key.split_once('.').is_some_and(|(section, name)| !section.is_empty() && !name.is_empty());
@@ -159,7 +149,6 @@ impl Entries {
         self.list.iter().find(|entry| entry.key == key)
     }
 
-    /// Takes an entry out.
     pub(super) fn take(&mut self, key: &str) -> Option<Entry> {
         let index = self.list.iter().position(|entry| entry.key == key)?;
         Some(self.list.remove(index))
@@ -214,12 +203,12 @@ fn parse_toml(text: &str, file: &str, problems: &mut Problems) -> Vec<(String, S
 }
 
 fn toml_table(table: DeTable<'_>) -> Vec<(String, Spot, Raw)> {
-    let entry = |(name, value): (Spanned<_>, Spanned<_>)| {
+    let mut entries = Vec::new();
+    for (name, value) in table {
         let spot = name.span().start;
-        let name: std::borrow::Cow<'_, str> = name.into_inner();
-        (name.into_owned(), Some(spot), from_toml(value.into_inner()))
-    };
-    table.into_iter().map(entry).collect()
+        entries.push((name.into_inner().into_owned(), Some(spot), from_toml(value.into_inner())));
+    }
+    entries
 }
 
 fn from_toml(value: DeValue<'_>) -> Raw {

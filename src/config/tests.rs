@@ -216,8 +216,8 @@ fn every_configuration_we_ship_loads() {
     // Fine-tuning takes its model from the command line.
     let model = Config::load(&configs().join("llama-124m.toml"), &[]).unwrap().model;
     let data = ["alpaca.json".to_owned()];
-    let tuned = Tuned { base: Path::new("/base"), model: &model, data: &data, steps: Some(500) };
-    let config = Config::load_tuning(&configs().join("sft-alpaca.toml"), &[], &tuned).unwrap();
+    let tuned = SftInputs { base: Path::new("/base"), model: &model, data: &data, steps: Some(500) };
+    let config = Config::load_sft(&configs().join("sft-alpaca.toml"), &[], &tuned).unwrap();
     assert_eq!((config.lora.rank, config.train.steps, config.schedule.decay_steps), (16, 500, Some(500)));
     assert_eq!(Config::from_toml_str(&config.to_toml(), "sft").unwrap(), config);
     assert_eq!(files.count(), expected.len() + 1, "a configuration without a test");
@@ -230,10 +230,10 @@ fn names_of_a_table_are_set_one_by_one() {
     let file = "[train]\nmicro_batch_size = 1\n[sft.roles]\nbing = \"assistant\"\n\"Wizard of Oz\" = \"user\"\n";
     std::fs::write(&path, file).unwrap();
     let model = Config::load(&configs().join("llama-124m.toml"), &[]).unwrap().model;
-    let tuned = Tuned { base: Path::new("/base"), model: &model, data: &["a.json".to_owned()], steps: Some(5) };
+    let tuned = SftInputs { base: Path::new("/base"), model: &model, data: &["a.json".to_owned()], steps: Some(5) };
     let load = |sets: &[&str]| {
         let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
-        Config::load_tuning(&path, &sets, &tuned)
+        Config::load_sft(&path, &sets, &tuned)
     };
     let mut config =
         load(&["sft.roles.bing=tool", "sft.roles.a.b c=system", "sft.fields.\"x\"=ignore", "sft.fields.y=output"])

@@ -50,7 +50,7 @@ pub struct Why {
 /// # Errors
 /// [`Exit::Config`] for a step that the run does not have, [`Exit::Data`] without a checkpoint or if the data have changed.
 pub fn why(run_dir: &Path, step: u64, base: Option<&Path>, console: Console) -> Result<Why> {
-    let sound = checkpoint::sound(run_dir)?;
+    let sound = checkpoint::list_valid(run_dir)?;
     let Some(newest) = sound.first() else {
         return Err(fail(Exit::Data, format!("{}: no checkpoint, so its tokenizer is not known", run_dir.display()))
             .hint("give the directory of a run that has saved")

@@ -46,5 +46,5 @@ pub fn set_aside(valid: &Valid) -> Result<Option<PathBuf>> {
     if panics(&valid.dir) < MOST {
         return Ok(None);
     }
-    checkpoint::set_aside(&valid.dir, &format!(".bad-{}-panic", valid.manifest.step)).map(Some)
+    checkpoint::quarantine(&valid.dir, &format!(".bad-{}-panic", valid.manifest.step)).map(Some)
 }

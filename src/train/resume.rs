@@ -136,7 +136,7 @@ fn go_on(begin: Begin, source: &Opened, wanted: &Changes) -> Result<()> {
     }
     if wanted.alter_state() {
         // The checkpoint as it was stays beside the one that is about to take its place.
-        checkpoint::set_aside(&source.dir, &format!(".superseded-{step}-{attempt}"))?;
+        checkpoint::quarantine(&source.dir, &format!(".superseded-{step}-{attempt}"))?;
     }
     let place = Place {
         dir: begin.run_dir.clone(),
@@ -210,7 +210,7 @@ pub fn locate(ckpt: &Path) -> Result<(PathBuf, Option<PathBuf>)> {
 
 /// Whether `dir` is the directory of a run: one that has begun, or has checkpoints, which hold its configuration, too.
 fn is_run(dir: &Path) -> Result<bool> {
-    Ok(dir.join("config.toml").exists() || !checkpoint::sound(dir)?.is_empty())
+    Ok(dir.join("config.toml").exists() || !checkpoint::list_valid(dir)?.is_empty())
 }
 
 fn no_run(dir: &Path) -> Failure {

@@ -253,7 +253,7 @@ fn check_gpu(config: &Config) -> Result<()> {
 
 /// Refuses a run whose checkpoints do not fit onto the disk: before anything is created.
 pub(super) fn check_disk(config: &Config, run_dir: &Path) -> Result<()> {
-    let there = checkpoint::sound(run_dir)?.len() as u64;
+    let there = checkpoint::list_valid(run_dir)?.len() as u64;
     // One more than is kept: the new one is written before the oldest is deleted.
     let more = (config.checkpoint.keep as u64).saturating_add(1).saturating_sub(there);
     checkpoint::ensure_space(run_dir, checkpoint_bytes(config).saturating_mul(more))
@@ -291,7 +291,7 @@ pub(super) fn say(console: Console, text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Tuned;
+    use crate::config::SftInputs;
 
     /// Keys that hold text but no path. Whoever adds a key adds it here, or to `make_paths_absolute`.
     const NO_PATHS: [&str; 18] = [
@@ -335,8 +335,8 @@ mod tests {
             "sample.prompts=[\"a\"]",
         ]
         .map(String::from);
-        let tuned = Tuned { base, model: &model, data: &data, steps: Some(3) };
-        let mut config = Config::load_tuning(&file, &sets, &tuned).unwrap();
+        let tuned = SftInputs { base, model: &model, data: &data, steps: Some(3) };
+        let mut config = Config::load_sft(&file, &sets, &tuned).unwrap();
         make_paths_absolute(&mut config).unwrap();
         let stored: toml::Table = config.to_toml().parse().unwrap();
         let mut paths = 0;

@@ -3,7 +3,7 @@
 use super::requests::{NOTHING_TO_RESUME, Requests};
 use super::schedule::check_new_run;
 use crate::checkpoint::Opened;
-use crate::config::{Config, Tuned};
+use crate::config::{Config, SftInputs};
 use crate::metrics::Console;
 use crate::runtime::error::{Exit, fail, note};
 use crate::runtime::files::write_atomic;
@@ -61,9 +61,9 @@ impl Tune {
             .iter()
             .map(|path| Ok(std::path::absolute(expand_home_text(path))?.to_string_lossy().into_owned()));
         let data: Vec<String> = data.collect::<Result<_>>()?;
-        let tuned = |steps| Tuned { base: &base, model: &source.model, data: &data, steps };
+        let tuned = |steps| SftInputs { base: &base, model: &source.model, data: &data, steps };
         let load = |steps| -> Result<Config> {
-            let mut config = Config::load_tuning(request.config, request.sets, &tuned(steps))?;
+            let mut config = Config::load_sft(request.config, request.sets, &tuned(steps))?;
             check_new_run(&config)?;
             make_paths_absolute(&mut config)?;
             Ok(config)

@@ -177,11 +177,11 @@ impl State {
     /// The run of a verified checkpoint, bit for bit. Seeds, rules and schedule are those of `config`, which must be final.
     pub fn resumed(config: &Config, source: &Opened, saved: &Saved) -> Result<Self> {
         let layout = Layout::new(&config.model);
-        let flat = match source.adapter() {
+        let flat = match source.base() {
             None => layout.zeros(&Device::Cpu)?,
-            Some(adapter) => {
-                let flat = read_flat(&layout, "", |sink| adapter.base.read_weights(sink))?;
-                check_base(&flat, saved.base.as_deref(), &adapter.base.dir)?;
+            Some(base) => {
+                let flat = read_flat(&layout, "", |sink| base.read_weights(sink))?;
+                check_base(&flat, saved.base.as_deref(), &base.dir)?;
                 flat
             }
         };
@@ -207,7 +207,7 @@ impl State {
         let (layout, flat) = self.model.trained();
         match source.adapter() {
             None => read_into(flat, layout, "", |sink| source.read_weights(sink))?,
-            Some(adapter) => read_into(flat, layout, "", |sink| adapter.read(sink))?,
+            Some(adapter) => read_into(flat, layout, "", |sink| adapter.read_tensors(sink))?,
         }
         read_into(&self.optimizer.exp_avg, layout, ".exp_avg", |sink| source.read_moments(sink))?;
         read_into(&self.optimizer.exp_avg_sq, layout, ".exp_avg_sq", |sink| source.read_moments(sink))?;

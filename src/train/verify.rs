@@ -66,7 +66,7 @@ pub fn verify(ckpt: &Path, count: u64, base: Option<&Path>, console: Console) ->
 /// The logs that are not what was recorded of them by the checkpoint `saved`, or by the newest one, which covers more.
 fn altered(run_dir: &Path, saved: &Saved, base: Option<&Path>) -> Result<Vec<AlteredLog>> {
     let mut altered = altered_logs(run_dir, &saved.logs)?;
-    if let Some(newest) = checkpoint::sound(run_dir)?.into_iter().next() {
+    if let Some(newest) = checkpoint::list_valid(run_dir)?.into_iter().next() {
         let newest = Saved::of(&Opened::open_valid(newest, base)?)?;
         let further = altered_logs(run_dir, &newest.logs)?;
         altered.extend(
@@ -112,7 +112,7 @@ impl Records {
 
 /// The newest checkpoint that is followed by `count` logged steps.
 fn choose(run_dir: &Path, records: &Records, count: u64) -> Result<Option<PathBuf>> {
-    let sound = checkpoint::sound(run_dir)?;
+    let sound = checkpoint::list_valid(run_dir)?;
     let enough = |valid: &&checkpoint::Valid| records.run_of(valid.manifest.step + 1, count) == count;
     Ok(sound.iter().find(enough).map(|valid| valid.dir.clone()))
 }

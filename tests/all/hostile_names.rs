@@ -3,7 +3,7 @@
 
 use crate::support::{arg, checkpoint, fails, memory_dir, ok, pretrain, root};
 use anyhow::{Error, Result};
-use llama_lite::checkpoint::manifest::{Entry, Manifest, VERSION, verify};
+use llama_lite::checkpoint::manifest::{FileEntry, Manifest, VERSION, verify};
 use llama_lite::checkpoint::{Opened, names};
 use llama_lite::corpus::shards::manifest::Split;
 use llama_lite::corpus::shards::verify::tokenizer_beside;
@@ -102,7 +102,7 @@ fn seal(dir: &Path, change: impl FnOnce(&mut Manifest)) {
     let entry = |path: &PathBuf| {
         let bytes = fs::read(path).unwrap();
         let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-        Entry { name, size: bytes.len() as u64, blake3: blake3::hash(&bytes).to_hex().to_string() }
+        FileEntry { name, size: bytes.len() as u64, blake3: blake3::hash(&bytes).to_hex().to_string() }
     };
     let mut made = Manifest { version: VERSION, step: 1, tokens: 1, files: files(dir).iter().map(entry).collect() };
     change(&mut made);

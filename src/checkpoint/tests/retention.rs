@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 
-use super::super::manifest::{Entry, Manifest, examine};
+use super::super::manifest::{FileEntry, Manifest, examine};
 use super::super::names;
 use super::*;
 use crate::checkpoint::{checkpoints_dir, prune, step_name};
@@ -17,7 +17,7 @@ fn plant(root: &Path, name: &str, step: u64) -> PathBuf {
     let content = format!("state of {step}");
     std::fs::write(dir.join("data"), &content).unwrap();
     let hash = blake3::hash(content.as_bytes()).to_hex().to_string();
-    let entry = Entry { name: "data".into(), size: content.len() as u64, blake3: hash };
+    let entry = FileEntry { name: "data".into(), size: content.len() as u64, blake3: hash };
     let manifest = Manifest { version: 1, step, tokens: step, files: vec![entry] };
     std::fs::write(dir.join(names::MANIFEST), manifest.render().unwrap()).unwrap();
     dir
