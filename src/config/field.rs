@@ -49,7 +49,7 @@ pub(super) enum Check {
 
 impl Check {
     /// Whether `value` satisfies it. Values of another kind than it speaks of are the type's business.
-    fn accepts(self, value: &Raw) -> bool {
+    pub(super) fn accepts(self, value: &Raw) -> bool {
         let number = match value {
             Raw::Integer(integer) => *integer as f64,
             Raw::Float(number) => *number,
