@@ -106,20 +106,20 @@ fn unfinished(out: &Path, identity: &Identity) -> Result<(Option<State>, Option<
     let Some(state) = State::load(out)? else { return Ok((None, None)) };
     match Identity::load(out)?.difference(identity)? {
         None => {
-            let note = format!("went on with an interrupted run, after {} records", state.lines.read);
+            let note = format!("resumed an interrupted run after {} records", state.lines.read);
             Ok((Some(state), Some(note)))
         }
         // After a stop for bad input the user repairs a file, so other inputs are expected. Other options are not: those
         // would throw work away that was wanted.
         Some(difference) if state.stopped && (difference.inputs_only || state.lines.used == 0) => {
-            let note = format!("began afresh: {}", difference.what);
+            let note = format!("started again: {}", difference.what);
             Ok((None, Some(note)))
         }
         Some(difference) => {
             let message = format!("{}: holds an unfinished output of another run: {}", out.display(), difference.what);
             let state = out.join(journal::STATE_FILE);
             let hint = format!(
-                "to go on, give the options and inputs of that run; to begin afresh, delete {} or choose another --out",
+                "to resume, give the options and inputs of that run; to start again, delete {} or choose another --out",
                 state.display()
             );
             Err(fail(Exit::Config, message).hint(hint).into())

@@ -2,21 +2,16 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `corpus.rs`, `corpus/` | what a configuration's `[data]` means: tokenizer, training tokens, validation rows, floor |
+//! | `dataset.rs`, `dataset/` | what a configuration's `[data]` means: tokenizer, training tokens, validation rows, floor |
 //! | `loader.rs` | training sequences: batch = f(seed, step) |
 //! | `batch.rs` | the sequences of a step |
 //! | `prefetch.rs` | the next step's sequences, read while this one is computed |
 //! | `mixture.rs` | several sources by weight |
 //! | `boundary.rs` | where documents begin in a stream of tokens |
-//! | `rows.rs` | validation rows: every token predicted exactly once |
-//! | `order.rs` | the keyed permutation and the hash chain |
-//! | `stories.rs` | the built-in corpus and its exact entropy |
-//! | `tokenizer.rs` | GPT-2's, trained and loaded tokenizers |
-//! | `chat.rs` | conversations as text |
-//! | `instruct.rs` | conversations to learn from |
-//! | `table.rs` | whole rows of JSON and Parquet files |
-//! | `hub.rs` | data sets of the Hugging Face Hub |
-//! | `prepare.rs`, `shards.rs`, `npy.rs` | text files to token shards, and reading them |
+//! | `packed_rows.rs` | conversations packed into rows |
+//! | `eval_set.rs` | validation rows: every token predicted exactly once |
+//! | `order.rs` | the keyed permutation and the hash of the data |
+//! | `inspect.rs`, `excerpt.rs` | `data inspect`: a directory of shards, or the tokens at one place, for people |
 
 pub mod batch;
 pub mod boundary;
@@ -44,7 +39,6 @@ pub enum Tokens {
 }
 
 impl Tokens {
-    /// Number of tokens.
     pub fn total(&self) -> u64 {
         match self {
             Self::Memory(ids) => ids.len() as u64,

@@ -19,8 +19,7 @@ pub mod report;
 pub mod statistics;
 pub mod tasks;
 
-use crate::data::batch::Batch;
-use crate::data::eval_set;
+use crate::data::batch::{Batch, IGNORE};
 use crate::data::eval_set::EvalSet;
 use crate::model::Llama;
 use crate::ops::cross_entropy;
@@ -31,7 +30,7 @@ use candle_core::{Device, Tensor};
 use std::f64::consts::LN_2;
 
 // The data layer marks unscored positions without knowing the op that skips them.
-const _: () = assert!(eval_set::IGNORE == cross_entropy::IGNORE);
+const _: () = assert!(IGNORE == cross_entropy::IGNORE);
 
 /// The loss on a set of rows.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -103,7 +102,7 @@ pub fn score(
     for first in (0..rows.len()).step_by(batch.max(1)) {
         let count = batch.max(1).min(rows.len() - first);
         let (inputs, targets) = rows.read(first, count)?;
-        tokens += targets.iter().filter(|&&t| t != eval_set::IGNORE).count() as u64;
+        tokens += targets.iter().filter(|&&t| t != IGNORE).count() as u64;
         bytes = bytes.zip(lengths.count(&targets)).map(|(a, b)| a + b);
         let starts = rows.starts(first, count, &inputs);
         nats += total_loss(model, Batch { length: rows.length(), inputs, targets, starts })?;

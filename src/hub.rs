@@ -1,21 +1,23 @@
 //! Data sets of the Hugging Face Hub: the only code of the program that uses the network.
 //!
-//! A thin client over `ureq`. The `hf-hub` crate was looked at. Its version 1 brings an asynchronous runtime and a
-//! storage protocol of its own, and begins an interrupted download anew. 0.5 does go on, but appends a whole file to a
-//! half one where a server ignores the range, verifies no hash, lists files without their sizes, and gives a refusal's
-//! number only.
+//! A thin client over `ureq`. Why not the `hf-hub` crate: its version 1 brings an asynchronous runtime and a storage
+//! protocol of its own, and starts an interrupted download from the beginning. 0.5 does resume, but appends a whole file to
+//! a half one where a server ignores the range, verifies no hash, lists files without their sizes, and reports only the
+//! status code of a refusal.
 //!
 //! | file | holds |
 //! |---|---|
 //! | `name.rs` | `hub:OWNER/NAME…` |
 //! | `settings.rs` | the environment variables of Hugging Face's programs |
-//! | `client.rs`, `refusal.rs` | requests, redirects, retries; what failures mean |
+//! | `client.rs`, `address.rs`, `refusal.rs` | requests, redirects, retries; URLs; what failures mean |
 //! | `card.rs`, `select.rs` | subsets and splits, to files |
-//! | `cache.rs`, `download.rs` | the cache shared with Python, and how files come into it |
+//! | `cache.rs`, `download.rs` | the cache shared with Python, and downloads into it |
+//! | `splits.rs` | the split of a file, by its name |
 //!
 //! What a server says is not trusted: paths and hashes are checked before they name a file, answers are bounded, large
-//! files are verified, and the token goes nowhere but to the endpoint.
+//! files are verified, and the token is sent only to the endpoint.
 
+mod address;
 mod cache;
 mod card;
 mod client;
@@ -37,10 +39,11 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::runtime::error::{Exit, fail, note};
+use crate::runtime::error::{Exit, Failure, fail, note};
 use crate::runtime::files::read_bounded;
-use cache::{Entry, Store, Tree, length};
-use client::{Client, encode};
+use address::encode;
+use cache::{RepoCache, Tree, TreeEntry, length};
+use client::Client;
 use name::is_commit;
 use refusal::Subject;
 
@@ -59,7 +62,6 @@ pub struct RemoteFile {
     pub repo: String,
     pub commit: String,
     pub path: String,
-    /// Length in bytes.
     pub size: u64,
 }
 
@@ -78,80 +80,81 @@ impl Hub {
         Self::new(Settings::from_env()?)
     }
 
-    /// The Hub of `settings`.
-    ///
     /// # Errors
     /// [`Exit::Config`]: its address is none, or the file of authorities is wrong.
     pub fn new(settings: Settings) -> Result<Self> {
         Ok(Self { client: Client::new(&settings)?, settings })
     }
 
-    /// The files that `name` means, sorted by path, at the commit where its revision is now (offline: was last).
+    /// The files that `name` stands for, sorted by path, at the current commit of its revision (offline: the last known one).
     ///
     /// # Errors
     /// [`Exit::Config`]: there is no such data set, revision, subset, split or file. [`Exit::Io`]: no access, no
     /// network, or offline and not in the cache. [`Exit::Data`]: the server names paths outside of its repository.
     pub fn resolve(&self, name: &HubName) -> Result<Vec<RemoteFile>> {
-        let store = Store::new(&self.settings.cache, &name.repo)?;
-        let commit = self.commit(name, &store)?;
-        let remote = |path: &str, size: u64| -> Result<RemoteFile> {
-            store.pointer(&commit, path)?;
-            Ok(RemoteFile { repo: name.repo.clone(), commit: commit.clone(), path: path.to_owned(), size })
-        };
-        let tree = match (store.tree(&commit), self.settings.offline) {
+        let cache = RepoCache::new(&self.settings.cache, &name.repo)?;
+        let commit = self.commit(name, &cache)?;
+        let tree = match (cache.tree(&commit), self.settings.offline) {
             (Some(tree), _) => tree,
-            (None, false) => self.list(&name.repo, &commit, &store)?,
+            (None, false) => self.list(&name.repo, &commit, &cache)?,
             (None, true) => {
-                // A single file can be had without the list; anything else could be incomplete.
-                let kept =
-                    name.path.as_ref().and_then(|path| Some((path, length(&store.pointer(&commit, path).ok()?)?)));
-                return match kept {
-                    Some((path, size)) => Ok(vec![remote(path, size)?]),
+                // A single file does not need the list; anything else could be incomplete.
+                let cached =
+                    name.path.as_ref().and_then(|path| Some((path, length(&cache.pointer(&commit, path).ok()?)?)));
+                return match cached {
+                    Some((path, size)) => Ok(vec![RemoteFile::new(&cache, name, &commit, path, size)?]),
                     None => Err(self.offline(&format!("{name}: its list of files")).into()),
                 };
             }
         };
         let tree = without_odd_names(tree, &name.repo);
         if let Some(revision) = name.revision.as_deref().or(Some("main")).filter(|_| !self.settings.offline) {
-            store.refer(revision, &commit)?;
+            cache.write_reference(revision, &commit)?;
         }
         let chosen = match &name.path {
             Some(path) => select::by_path(&tree, name, path)?,
             None => {
                 let subsets = match tree.get(CARD) {
-                    Some(card) => self.subsets(name, &remote(CARD, card.size)?, &store)?,
+                    Some(card) => {
+                        let readme = RemoteFile::new(&cache, name, &commit, CARD, card.size)?;
+                        self.subsets(name, &readme, &cache)?
+                    }
                     None => Vec::new(),
                 };
                 select::by_subset(&tree, name, &subsets)?
             }
         };
-        chosen.into_iter().map(|path| remote(path, tree.get(path).map_or(0, |entry| entry.size))).collect()
+        let files = chosen.into_iter().map(|path| {
+            let size = tree.get(path).map_or(0, |entry| entry.size);
+            RemoteFile::new(&cache, name, &commit, path, size)
+        });
+        files.collect()
     }
 
-    /// The file's path in the cache, downloaded first if it is not there. `progress` is told how many of its bytes are
-    /// present, also when that falls back because the content had to be begun anew.
+    /// The file's path in the cache; the file is downloaded first if it is not there. `progress` gets the number of bytes
+    /// that are present. The number falls when a download starts again from the beginning.
     ///
     /// # Errors
     /// [`Exit::Io`]: no access, no network, a full disk, or offline and not in the cache. [`Exit::Data`]: the server
-    /// sends something else than it promised. [`Exit::Config`]: the file is gone.
+    /// does not send what it promised. [`Exit::Config`]: the file is gone.
     pub fn fetch(&self, file: &RemoteFile, progress: &(dyn Fn(u64) + Sync)) -> Result<PathBuf> {
         download::fetch(self, file, progress)
     }
 
-    fn offline(&self, what: &str) -> crate::runtime::error::Failure {
+    fn offline(&self, what: &str) -> Failure {
         let message =
             format!("{what} is not in the cache {}, and HF_HUB_OFFLINE is set", self.settings.cache.display());
         fail(Exit::Io, message).hint("unset HF_HUB_OFFLINE, or set HF_HUB_CACHE to the cache that holds it")
     }
 
     /// The commit of the name's revision.
-    fn commit(&self, name: &HubName, store: &Store) -> Result<String> {
+    fn commit(&self, name: &HubName, cache: &RepoCache) -> Result<String> {
         let revision = name.revision.as_deref().unwrap_or("main");
         if is_commit(revision) {
             return Ok(revision.to_owned());
         }
         if self.settings.offline {
-            return store.commit(revision).ok_or_else(|| self.offline(&format!("{}@{revision}", name.repo)).into());
+            return cache.commit(revision).ok_or_else(|| self.offline(&format!("{}@{revision}", name.repo)).into());
         }
         #[derive(Deserialize)]
         struct Info {
@@ -163,12 +166,13 @@ impl Hub {
         // Without `expand` the answer holds the whole list of files.
         let url = format!("{endpoint}/api/datasets/{}/revision/{revision}?expand=sha", name.repo);
         let (info, _): (Info, _) = self.client.json(&url, &subject)?;
-        store.pointer(&info.sha, CARD)?;
+        // Checks that it is a commit hash.
+        cache.pointer(&info.sha, CARD)?;
         Ok(info.sha)
     }
 
-    /// The files of a commit, page by page; kept in the cache.
-    fn list(&self, repo: &str, commit: &str, store: &Store) -> Result<Tree> {
+    /// Lists the files of a commit, page by page, and stores the list in the cache.
+    fn list(&self, repo: &str, commit: &str, cache: &RepoCache) -> Result<Tree> {
         let subject = Subject::Listing { repo, commit };
         let mut page = Some(format!("{}/api/datasets/{repo}/tree/{commit}?recursive=true", self.client.endpoint));
         let mut tree = Tree::new();
@@ -177,43 +181,39 @@ impl Hub {
             let (items, next): (Vec<Item>, _) = self.client.json(&url, &subject)?;
             for item in items.into_iter().filter(|item| item.kind == "file") {
                 if name::leads_out(&item.path) {
-                    store.pointer(commit, &item.path)?;
+                    cache.pointer(commit, &item.path)?;
                 }
                 let lfs = item.lfs.map(|lfs| (lfs.oid, lfs.size));
-                let entry = Entry::new(item.size, item.oid, lfs, item.xet_hash.filter(|hash| is_sha256(hash)));
+                let entry = TreeEntry::new(item.size, item.oid, lfs, item.xet_hash.filter(|hash| is_sha256(hash)));
                 tree.insert(item.path, entry);
             }
-            // A page that does not lead further must not keep us for ever.
+            // A server must not keep this loop running for ever: every page has to add files.
             if tree.len() > FILES_MAX || before == Some(tree.len()) && next.is_some() {
                 let message = format!("{subject}: it has no end");
                 return Err(fail(Exit::Io, message).hint("check HF_ENDPOINT").into());
             }
             (page, before) = (next, Some(tree.len()));
         }
-        store.keep_tree(commit, &tree)?;
+        cache.write_tree(commit, &tree)?;
         Ok(tree)
     }
 
     /// The subsets in the data set's card, which is the head of `readme`.
-    fn subsets(&self, name: &HubName, readme: &RemoteFile, store: &Store) -> Result<Vec<card::Subset>> {
-        let not_understood = |problem: &str| {
-            fail(Exit::Data, format!("{name}: the head of its README.md is not understood: {problem}"))
-                .hint(format!("name the files yourself: hub:{}/PATH-OR-GLOB", name.repo))
-        };
-        if let Some(configs) = self.configs(readme, store)? {
-            return card::subsets(configs).map_err(|problem| not_understood(&problem).into());
+    fn subsets(&self, name: &HubName, readme: &RemoteFile, cache: &RepoCache) -> Result<Vec<card::Subset>> {
+        if let Some(configs) = self.configs(readme, cache)? {
+            return card::subsets(configs).map_err(|problem| malformed_card(name, &problem).into());
         }
         let bytes = read_bounded(&self.fetch(readme, &|_| {})?, CARD_MAX, true)?;
         match (card::has_configs(&String::from_utf8_lossy(&bytes)), self.settings.offline) {
             (false, _) => Ok(Vec::new()),
             (true, true) => Err(self.offline(&format!("{name}: its list of subsets")).into()),
-            (true, false) => Err(not_understood("the Hub does not read it either").into()),
+            (true, false) => Err(malformed_card(name, "the Hub does not read it either").into()),
         }
     }
 
-    /// The field `configs` of the card as JSON, null if it has none; kept in the cache. `None` where the Hub could not
-    /// read the card, or offline if it is not in the cache.
-    fn configs(&self, readme: &RemoteFile, store: &Store) -> Result<Option<Value>> {
+    /// The field `configs` of the card as JSON, null if it has none; stored in the cache. `None` if the Hub could not read
+    /// the card, or offline if it is not in the cache.
+    fn configs(&self, readme: &RemoteFile, cache: &RepoCache) -> Result<Option<Value>> {
         #[derive(Deserialize)]
         struct Info {
             #[serde(rename = "cardData")]
@@ -225,21 +225,37 @@ impl Hub {
             configs: Value,
         }
         let RemoteFile { repo, commit, .. } = readme;
-        let kept = store.configs(commit);
-        if kept.is_some() || self.settings.offline {
-            return Ok(kept);
+        let cached = cache.configs(commit);
+        if cached.is_some() || self.settings.offline {
+            return Ok(cached);
         }
         let subject = Subject::Revision { repo, revision: commit };
         let url = format!("{}/api/datasets/{repo}/revision/{commit}?expand=cardData", self.client.endpoint);
         let (info, _): (Info, _) = self.client.json(&url, &subject)?;
         let Some(card) = info.card_data else { return Ok(None) };
-        store.keep_configs(commit, &card.configs)?;
+        cache.write_configs(commit, &card.configs)?;
         Ok(Some(card.configs))
     }
 }
 
-/// The files whose names can be stored on any system; of the others it is told how many there are. One odd name among
-/// thousands is no reason to refuse them.
+impl RemoteFile {
+    /// The file `path` of `commit`; both may come from a server.
+    ///
+    /// # Errors
+    /// [`Exit::Data`]: they cannot be those of a file in the repository.
+    fn new(cache: &RepoCache, name: &HubName, commit: &str, path: &str, size: u64) -> Result<Self> {
+        cache.pointer(commit, path)?;
+        Ok(Self { repo: name.repo.clone(), commit: commit.to_owned(), path: path.to_owned(), size })
+    }
+}
+
+fn malformed_card(name: &HubName, problem: &str) -> Failure {
+    fail(Exit::Data, format!("{name}: the head of its README.md is not understood: {problem}"))
+        .hint(format!("name the files yourself: hub:{}/PATH-OR-GLOB", name.repo))
+}
+
+/// The files whose names can be stored on any system. A note says how many others there are: one odd name among thousands is
+/// no reason to refuse them all.
 fn without_odd_names(mut tree: Tree, repo: &str) -> Tree {
     let odd: Vec<String> = tree.keys().filter(|path| !name::is_safe_path(path)).cloned().collect();
     if let Some(first) = odd.first() {
@@ -279,7 +295,7 @@ struct Lfs {
     size: u64,
 }
 
-/// Whether this is how SHA-256 and the like are written.
+/// Whether `text` has the form of a SHA-256 in hex.
 fn is_sha256(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }

@@ -1,14 +1,13 @@
 //! The built-in corpus: short children's stories drawn from a probabilistic grammar, as many as asked for, with no
 //! file and no network.
 //!
-//! The grammar is a probability model of its own text, so it knows what no natural corpus tells: the exact
-//! information content of every story. The mean of that over a validation set is a floor under the loss of ANY model
-//! of these stories, which a correct training stack approaches and cannot honestly beat beyond sampling error. For
-//! the floor to be exact each text must have one derivation; `stories/proof.rs` proves it for the whole language.
+//! The grammar is a probability model of its own text, so it gives what no natural corpus does: the exact information
+//! content of every story. Its mean over a validation set is a floor under the loss of ANY model of these stories, which a
+//! correct training stack approaches and cannot beat beyond sampling error. For
+//! the floor to be exact each text must have one derivation; `stories/tests/ambiguity.rs` proves it for the whole language.
 //!
 //! Stories are split by a hash of their text, so that no story is in both splits, whatever the seed. A model that
-//! knew the hash could save log2(64/63) = 0.02 bits per training story, or 6 per validation story; nothing learns
-//! that.
+//! knew the hash could save log2(64/63) = 0.02 bits per training story, or 6 per validation story; no model learns it.
 
 use std::sync::LazyLock;
 
@@ -18,11 +17,7 @@ use rand_chacha::rand_core::SeedableRng;
 mod compile;
 mod expand;
 mod grammar;
-#[cfg(test)]
-mod parse;
 mod plots;
-#[cfg(test)]
-mod proof;
 mod words;
 
 use grammar::Grammar;
@@ -36,22 +31,22 @@ static GRAMMAR: LazyLock<Grammar> = LazyLock::new(|| {
 
 /// Which part of the corpus a story belongs to. No text belongs to both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Split {
+pub enum StorySplit {
     /// What a model is trained on: 63 texts in 64.
     Train,
-    /// What it is judged by.
+    /// What it is validated on: 1 text in 64.
     Val,
 }
 
-impl Split {
+impl StorySplit {
     /// The split that `text` belongs to: a function of the text alone.
-    pub fn of(text: &str) -> Self {
+    pub fn for_text(text: &str) -> Self {
         let bucket = blake3::hash(text.as_bytes()).as_bytes()[0] % VALIDATION_BUCKETS;
         if bucket == 0 { Self::Val } else { Self::Train }
     }
 }
 
-/// A story and what the grammar knows about it.
+/// A story and its information content under the grammar.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Story {
     pub text: String,
@@ -71,18 +66,18 @@ impl Stories {
         Self { seed }
     }
 
-    /// Story number `index` of `split`. A validation story takes about 64 times as long as a training story, for the
-    /// others drawn are thrown away.
-    pub fn story(&self, split: Split, index: u64) -> Story {
+    /// Story number `index` of `split`. A validation story takes about 64 times as long as a training story, because
+    /// stories are drawn until one belongs to the split.
+    pub fn story(&self, split: StorySplit, index: u64) -> Story {
         let mut key = [0; 32];
         key[..8].copy_from_slice(&self.seed.to_le_bytes());
         key[8..16].copy_from_slice(&index.to_le_bytes());
-        key[16] = u8::from(split == Split::Val);
+        key[16] = u8::from(split == StorySplit::Val);
         let mut rng = ChaCha8Rng::from_seed(key);
         let mut story = Story { text: String::new(), bits: 0.0 };
         loop {
             story.bits = expand::expand(&GRAMMAR, &mut rng, &mut story.text);
-            if Split::of(&story.text) == split {
+            if StorySplit::for_text(&story.text) == split {
                 return story;
             }
         }
@@ -100,7 +95,7 @@ impl Stories {
     }
 }
 
-/// The least loss that any model can reach on a set of stories, but for sampling error.
+/// The smallest loss that any model can reach on a set of stories, up to sampling error.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Floor {
     /// Information per byte of UTF-8 text.
@@ -139,6 +134,9 @@ pub fn floor<'a>(stories: impl Iterator<Item = &'a Story>) -> Floor {
 
 #[cfg(test)]
 mod tests {
+    mod ambiguity;
+    pub(super) mod parser;
+
     use std::collections::{BTreeMap, BTreeSet};
 
     use super::*;
@@ -146,17 +144,17 @@ mod tests {
     /// -log2 of the grammar's probability of exactly this text, end of text included; `None` if it cannot produce it.
     /// Found by parsing, with no knowledge of how the text came about.
     fn surprisal_bits(text: &str) -> Option<f64> {
-        parse::parse(&GRAMMAR, text).surprisal()
+        parser::parse(&GRAMMAR, text).surprisal()
     }
 
-    fn sample(split: Split, count: u64) -> Vec<Story> {
+    fn sample(split: StorySplit, count: u64) -> Vec<Story> {
         (0..count).map(|index| Stories::new(3).story(split, index)).collect()
     }
 
     #[test]
     fn the_parser_finds_one_derivation_with_the_bits_of_the_generator() {
-        for story in sample(Split::Train, 3000).iter().chain(&sample(Split::Val, 30)) {
-            let parses = parse::parse(&GRAMMAR, &story.text);
+        for story in sample(StorySplit::Train, 3000).iter().chain(&sample(StorySplit::Val, 30)) {
+            let parses = parser::parse(&GRAMMAR, &story.text);
             assert_eq!(parses.bits.len(), 1, "parsed up to byte {}: {}", parses.reached, story.text);
             let bits = surprisal_bits(&story.text).unwrap();
             assert!((bits - story.bits).abs() < 1e-9, "{bits} {}: {}", story.bits, story.text);
@@ -165,7 +163,7 @@ mod tests {
 
     #[test]
     fn other_texts_have_no_probability() {
-        let text = Stories::new(3).story(Split::Train, 0).text;
+        let text = Stories::new(3).story(StorySplit::Train, 0).text;
         assert!(surprisal_bits(&text).is_some());
         for other in ["", &text[1..], &text[..text.len() - 1], &format!("{text}{text}"), &text.replace("he ", "they ")]
         {
@@ -176,13 +174,14 @@ mod tests {
     #[test]
     fn a_story_depends_on_seed_split_and_index_alone() {
         let stories = Stories::new(5);
-        let forwards: Vec<Story> = (0..20).map(|index| stories.story(Split::Train, index)).collect();
-        let mut backwards: Vec<Story> = (0..20).rev().map(|index| Stories::new(5).story(Split::Train, index)).collect();
+        let forwards: Vec<Story> = (0..20).map(|index| stories.story(StorySplit::Train, index)).collect();
+        let mut backwards: Vec<Story> =
+            (0..20).rev().map(|index| Stories::new(5).story(StorySplit::Train, index)).collect();
         backwards.reverse();
         assert_eq!(forwards, backwards);
         let mut texts: BTreeSet<String> = forwards.into_iter().map(|story| story.text).collect();
-        texts.extend((0..20).map(|index| Stories::new(6).story(Split::Train, index).text));
-        texts.extend((0..20).map(|index| stories.story(Split::Val, index).text));
+        texts.extend((0..20).map(|index| Stories::new(6).story(StorySplit::Train, index).text));
+        texts.extend((0..20).map(|index| stories.story(StorySplit::Val, index).text));
         assert_eq!(texts.len(), 60);
         assert_eq!(stories.fingerprint(), Stories::new(5).fingerprint());
         assert_ne!(stories.fingerprint(), Stories::new(6).fingerprint());
@@ -190,25 +189,28 @@ mod tests {
 
     #[test]
     fn the_splits_share_no_text() {
-        assert!(sample(Split::Train, 500).iter().all(|story| Split::of(&story.text) == Split::Train));
-        assert!(sample(Split::Val, 50).iter().all(|story| Split::of(&story.text) == Split::Val));
-        let validation = (0..6400).filter(|number| Split::of(&format!("text {number}")) == Split::Val).count();
+        assert!(
+            sample(StorySplit::Train, 500).iter().all(|story| StorySplit::for_text(&story.text) == StorySplit::Train)
+        );
+        assert!(sample(StorySplit::Val, 50).iter().all(|story| StorySplit::for_text(&story.text) == StorySplit::Val));
+        let validation =
+            (0..6400).filter(|number| StorySplit::for_text(&format!("text {number}")) == StorySplit::Val).count();
         assert!((60..=140).contains(&validation), "{validation} of 6400 are validation texts");
     }
 
-    /// Runs are resumed on the stories they began with: whoever changes the grammar changes this, knowingly.
+    /// Runs are resumed on the stories that they started with, so the grammar must not change unnoticed.
     #[test]
     fn the_corpus_is_what_it_was() {
         let mut hasher = blake3::Hasher::new();
         for index in 0..1000 {
-            hasher.update(Stories::new(0).story(Split::Train, index).text.as_bytes());
+            hasher.update(Stories::new(0).story(StorySplit::Train, index).text.as_bytes());
         }
         assert_eq!(&hasher.finalize().to_hex()[..16], "96da7189bfa71b9b", "{}", Stories::new(0).fingerprint());
     }
 
     #[test]
     fn stories_are_well_formed_english_text() {
-        for Story { text, .. } in sample(Split::Train, 3000) {
+        for Story { text, .. } in sample(StorySplit::Train, 3000) {
             assert!(text.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{text}");
             for wrong in ["  ", " .", " ,", "..", " a a", " a e", " a i", " a o", " a u", "(", "{", "<", "|"] {
                 assert!(!text.contains(wrong), "`{wrong}` in {text}");
@@ -233,7 +235,7 @@ mod tests {
         };
         let (boys, girls) = (names("boy"), names("girl"));
         assert!(boys.is_disjoint(&girls) && names("pal").is_disjoint(&(&boys | &girls)));
-        for Story { text, .. } in sample(Split::Train, 2000) {
+        for Story { text, .. } in sample(StorySplit::Train, 2000) {
             let words: BTreeSet<&str> = text.split(|c: char| !c.is_ascii_alphabetic()).collect();
             let is_boy = words.iter().any(|&word| boys.contains(word));
             assert_ne!(is_boy, words.iter().any(|&word| girls.contains(word)), "{text}");
@@ -245,7 +247,7 @@ mod tests {
     #[test]
     fn words_are_few_and_frequent() {
         let mut counts: BTreeMap<String, usize> = BTreeMap::new();
-        for Story { text, .. } in sample(Split::Train, 10_000) {
+        for Story { text, .. } in sample(StorySplit::Train, 10_000) {
             for word in text.split(|c: char| !c.is_ascii_alphabetic()).filter(|word| !word.is_empty()) {
                 *counts.entry(word.to_ascii_lowercase()).or_default() += 1;
             }
@@ -265,7 +267,7 @@ mod tests {
         assert!(floor(two[..1].iter()).stderr.is_nan());
 
         // Against the jackknife, which knows no formula.
-        let stories = sample(Split::Train, 400);
+        let stories = sample(StorySplit::Train, 400);
         let without = |left_out: usize| {
             let rest = stories.iter().enumerate().filter(|(index, _)| *index != left_out);
             floor(rest.map(|(_, story)| story)).bits_per_byte

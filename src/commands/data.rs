@@ -5,7 +5,7 @@ use crate::cli::{Data, Inspect, SplitName};
 use crate::corpus::shards::manifest::{MANIFEST_FILE, Split};
 use crate::corpus::shards::verify::{tokenizer_beside, verify};
 use crate::data::dataset::named_tokenizer;
-use crate::data::excerpt::{Place, excerpt};
+use crate::data::excerpt::{ExcerptStart, excerpt};
 use crate::data::inspect::inspect;
 use crate::metrics::Console;
 use crate::runtime::error::{Exit, fail};
@@ -41,13 +41,13 @@ fn run_inspect(args: &Inspect) -> Result<()> {
     print(&format!("{}\n\n{text}\n\n{} tokens: {:?}", excerpt.title, excerpt.ids.len(), excerpt.ids))
 }
 
-fn place(args: &Inspect) -> Option<Place> {
-    let sequence = |index| Place::Sequence {
+fn place(args: &Inspect) -> Option<ExcerptStart> {
+    let sequence = |index| ExcerptStart::Sequence {
         index,
         length: args.sequence_length.get(),
         seed: (!args.no_shuffle).then_some(args.seed),
     };
-    args.token.map(Place::Token).or(args.document.map(Place::Document)).or(args.sequence.map(sequence))
+    args.token.map(ExcerptStart::Token).or(args.document.map(ExcerptStart::Document)).or(args.sequence.map(sequence))
 }
 
 fn inspect_tokenizer(args: &Inspect) -> Result<Tokenizer> {

@@ -128,7 +128,7 @@ enum Place {
 
 /// Local files in the order of their paths, then the files of the Hub in the order given.
 fn inputs(patterns: &[String], bars: &Bars) -> Result<Inputs> {
-    let (remote, local): (Vec<String>, Vec<String>) = patterns.iter().cloned().partition(|p| HubName::is(p));
+    let (remote, local): (Vec<String>, Vec<String>) = patterns.iter().cloned().partition(|p| HubName::is_hub(p));
     let (mut list, mut places, mut left_out) = (Vec::new(), Vec::new(), Vec::new());
     if !local.is_empty() {
         let found = Inputs::local(&local)?;

@@ -32,7 +32,7 @@ pub(super) fn run(args: &Sft, console: Console) -> Result<()> {
 fn local(data: &[String], console: Console) -> Result<Vec<String>> {
     let mut paths = Vec::new();
     for name in data {
-        if !HubName::is(name) {
+        if !HubName::is_hub(name) {
             paths.push(name.clone());
             continue;
         }

@@ -23,7 +23,7 @@ pub(super) struct CorpusPosition {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Batch {
+pub(super) struct RecordBatch {
     /// Each with the index of its file.
     pub(super) records: Vec<(usize, RawRecord)>,
     /// Where the next batch begins.
@@ -34,7 +34,7 @@ pub(super) struct Batch {
 
 /// The batches of a corpus.
 pub(super) struct Batches {
-    receiver: Receiver<Result<Batch>>,
+    receiver: Receiver<Result<RecordBatch>>,
 }
 
 impl Batches {
@@ -56,7 +56,7 @@ impl Batches {
     }
 
     /// The next batch. After the one whose end is the end of the corpus there is none.
-    pub(super) fn next(&mut self) -> Result<Batch> {
+    pub(super) fn next(&mut self) -> Result<RecordBatch> {
         match self.receiver.recv() {
             Ok(batch) => batch,
             Err(_) => Err(fail(Exit::Internal, "the thread that reads the input has died").into()),
@@ -84,14 +84,14 @@ struct Cutter {
     inputs: Inputs,
     read: ReadOptions,
     grain: Grain,
-    sender: SyncSender<Result<Batch>>,
+    sender: SyncSender<Result<RecordBatch>>,
 }
 
 impl Cutter {
     /// Returns early once the receiver of the batches is gone.
     fn run(self, from: CorpusPosition, paths: &Receiver<Result<PathBuf>>) -> Result<()> {
         let mut bytes_before: u64 = self.inputs.list.iter().take(from.file).map(|input| input.bytes).sum();
-        let mut batch = Batch { end: from, ..Batch::default() };
+        let mut batch = RecordBatch { end: from, ..RecordBatch::default() };
         let mut bytes = 0;
         for (file, input) in self.inputs.list.iter().enumerate().skip(from.file) {
             let Ok(path) = paths.recv() else {
@@ -105,7 +105,7 @@ impl Cutter {
                 batch.records.push((file, raw));
                 if bytes >= self.grain.batch_bytes || batch.records.len() >= self.grain.batch_records {
                     batch.bytes_read = bytes_before + reader.file_bytes().min(input.bytes);
-                    let rest = Batch { end: batch.end, ..Batch::default() };
+                    let rest = RecordBatch { end: batch.end, ..RecordBatch::default() };
                     bytes = 0;
                     if self.sender.send(Ok(std::mem::replace(&mut batch, rest))).is_err() {
                         return Ok(());

@@ -135,7 +135,7 @@ impl Search {
         Ok(())
     }
 
-    /// A file that was met, not named.
+    /// A file that was found in a directory or by a glob, not named by the user.
     fn candidate(&mut self, path: PathBuf) -> Result<()> {
         if self.wanted.accepts(&path)? {
             self.found.push(path);

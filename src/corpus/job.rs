@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use rayon::prelude::*;
 
-use crate::corpus::batches::{Batch, Batches};
+use crate::corpus::batches::{Batches, RecordBatch};
 use crate::corpus::dedup::Dedup;
 use crate::corpus::journal::State;
 use crate::corpus::npy::TokenDtype;
@@ -93,7 +93,7 @@ impl<'a> Job<'a> {
         Ok(())
     }
 
-    fn batch(&mut self, batch: Batch) -> Result<()> {
+    fn batch(&mut self, batch: RecordBatch) -> Result<()> {
         let documents = self.outcomes.decide(self.opts, &mut self.state, batch.records);
         let documents = documents.map_err(|e| self.record_stop(e))?;
         self.encode(&documents)?;

@@ -168,6 +168,6 @@ fn parse<T: DeserializeOwned>(bytes: &[u8], path: &Path, dir: &Path) -> Result<T
 }
 
 fn unusable(path: &Path, dir: &Path, what: &str) -> anyhow::Error {
-    let hint = format!("to begin afresh, delete {}", dir.join(STATE_FILE).display());
+    let hint = format!("to start again, delete {}", dir.join(STATE_FILE).display());
     fail(Exit::Data, format!("{}: {what}", path.display())).hint(hint).into()
 }

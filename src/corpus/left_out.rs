@@ -47,7 +47,7 @@ impl Reasons {
         }
     }
 
-    /// Counts the file if its name is one that systems leave beside files; whether it is.
+    /// Whether `name` is that of a file that systems leave beside the user's files; if so, the file is counted.
     pub(super) fn count_if_litter(&mut self, name: &OsStr, path: &Path) -> bool {
         let name = name.to_string_lossy();
         let what = match name.as_ref() {

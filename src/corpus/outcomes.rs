@@ -167,7 +167,7 @@ impl Outcomes {
     fn field_hint(&self) -> String {
         let path = self.quarantine.path().display();
         format!(
-            "name the field that holds the text with --text-field NAME; to go on without these records, which are in {path}, add --allow-bad"
+            "name the field that holds the text with --text-field NAME; to continue without these records, which are in {path}, add --allow-bad"
         )
     }
 

@@ -58,7 +58,7 @@ fn list(out: &Path) -> Result<Vec<(PathBuf, FileRole)>> {
     Ok(found)
 }
 
-/// Refuses to finish a directory that holds shards beside `made`: they would be taken for part of it.
+/// Refuses to finish a directory that holds other shards than `made`: they would be taken for a part of the output.
 pub(super) fn refuse_foreign(out: &Path, made: &[ShardEntry]) -> Result<()> {
     for (path, role) in list(out)? {
         let name = path.file_name().unwrap_or_default().to_string_lossy();

@@ -15,7 +15,7 @@ use crate::corpus::list_dir::list_dir;
 use crate::corpus::npy::TokenFile;
 use crate::corpus::shards::blocks::Blocks;
 use crate::corpus::shards::manifest::{Eot, ShardEntry, ShardManifest, Split, TokenizerInfo};
-use crate::hub::splits::Divided;
+use crate::hub::splits::FilesBySplit;
 use crate::runtime::error::{Exit, fail};
 
 /// Written by `data prepare` before its first shard; a directory with it and without a manifest is unfinished.
@@ -182,7 +182,7 @@ fn check_ids(file: &TokenFile, offset: usize, ids: &[u32], vocab_size: usize) ->
 
 /// The shards of `split` in the directory `dir`: those its manifest lists, in order. Without a manifest, the `.npy` and
 /// `.bin` files that have `train` or `val` among the words of their names, as build-nanogpt and llm.c name them; if no name
-/// has, all are training shards ([`Divided`]). Empty if the directory has none.
+/// has, all are training shards ([`FilesBySplit`]). Empty if the directory has none.
 ///
 /// # Errors
 /// [`Exit::Io`] if the directory cannot be read; [`Exit::Data`] if its manifest is damaged or an interrupted
@@ -212,9 +212,9 @@ pub fn split_note(dir: &Path) -> Result<Option<String>> {
     if has_manifest { Ok(None) } else { Ok(divide(dir)?.note(&dir.display().to_string())) }
 }
 
-fn divide(dir: &Path) -> Result<Divided> {
+fn divide(dir: &Path) -> Result<FilesBySplit> {
     let paths = token_files(dir)?.into_iter().map(|(_, path)| path).collect();
-    Ok(Divided::of(paths, dir)?)
+    Ok(FilesBySplit::divide(paths, dir)?)
 }
 
 /// Whether the name of `path` is that of a token file.

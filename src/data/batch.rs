@@ -1,37 +1,37 @@
-//! The sequences of a step as a model is fed with them.
+//! The sequences of a step, as the model takes them.
 
 use super::boundary::Boundary;
-use crate::data::eval_set::IGNORE;
+
+/// The target of a position that is not trained or scored.
+pub const IGNORE: u32 = u32::MAX;
 
 /// Rows of inputs and targets, row by row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
-    /// T, the places of a row.
+    /// T, the positions of a row.
     pub length: usize,
     pub inputs: Vec<u32>,
-    /// What is predicted; [`IGNORE`] where nothing is trained.
+    /// The ids to be predicted; [`IGNORE`] where nothing is trained.
     pub targets: Vec<u32>,
-    /// Where the context of every place begins in its row; none: a row is one context.
+    /// For every position, the position in its row where its context begins; none if a row is one context.
     pub starts: Option<Vec<u32>>,
 }
 
 impl Batch {
     /// Windows of T + 1 tokens, one after the other: inputs and targets overlap by T. `boundary` keeps documents apart.
     pub fn windows(sequences: &[u32], length: usize, boundary: Option<Boundary>) -> Self {
-        let part = |from: usize| -> Vec<u32> {
-            sequences.chunks_exact(length + 1).flat_map(|row| &row[from..from + length]).copied().collect()
-        };
-        let inputs = part(0);
+        let rows = sequences.chunks_exact(length + 1);
+        let inputs: Vec<u32> = rows.clone().flat_map(|row| &row[..length]).copied().collect();
+        let targets = rows.flat_map(|row| &row[1..]).copied().collect();
         let starts = boundary.map(|b| inputs.chunks_exact(length).flat_map(|row| b.starts(row)).collect());
-        Self { length, targets: part(1), starts, inputs }
+        Self { length, inputs, targets, starts }
     }
 
-    /// Number of rows.
     pub fn rows(&self) -> usize {
         self.inputs.len() / self.length
     }
 
-    /// Number of trained tokens.
+    /// Number of targets that are trained.
     pub fn trained(&self) -> usize {
         self.targets.iter().filter(|&&target| target != IGNORE).count()
     }
@@ -39,16 +39,16 @@ impl Batch {
     /// Rows `first..first + count`, or as many of them as there are.
     pub fn part(&self, first: usize, count: usize) -> Self {
         let last = (first + count).min(self.rows());
-        let of = |list: &[u32]| list[first * self.length..last * self.length].to_vec();
+        let range = first * self.length..last * self.length;
         Self {
             length: self.length,
-            inputs: of(&self.inputs),
-            targets: of(&self.targets),
-            starts: self.starts.as_deref().map(of),
+            inputs: self.inputs[range.clone()].to_vec(),
+            targets: self.targets[range.clone()].to_vec(),
+            starts: self.starts.as_ref().map(|starts| starts[range].to_vec()),
         }
     }
 
-    /// What identifies a row: its T + 1 tokens; where targets are not just the next tokens, these too.
+    /// The ids that identify a row: its T + 1 tokens; where the targets are not just the next tokens, these too.
     pub fn identity(&self, row: usize) -> Vec<u32> {
         let range = row * self.length..(row + 1) * self.length;
         let inputs = &self.inputs[range.clone()];

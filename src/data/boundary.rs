@@ -1,6 +1,6 @@
 //! Where documents begin in a stream of tokens: at the separator before each, or behind the separator after each.
 
-/// How documents are told apart.
+/// The separator between documents, and its side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Boundary {
     /// The id that no document's text encodes to.
@@ -10,8 +10,7 @@ pub struct Boundary {
 }
 
 impl Boundary {
-    /// For each token of `row`, the first position of its document in the row; what the row begins with may be the rest of a
-    /// document.
+    /// For each token of `row`, the position in the row where its document begins. The row may begin inside a document.
     pub fn starts<'r>(&self, row: &'r [u32]) -> impl Iterator<Item = u32> + use<'r> {
         let Self { separator, after } = *self;
         let mut start = 0;

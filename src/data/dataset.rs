@@ -1,7 +1,7 @@
 //! What a configuration's `[data]` section stands for: the tokenizer, the training tokens, the validation rows and, for the
 //! built-in corpus, the exact floor of the validation loss.
 //!
-//! Raw text and stories are tokenised when the program starts and held in memory; what does not fit there belongs into shards.
+//! Raw text and stories are tokenised when the program starts and held in memory; larger data belong into shards.
 
 mod shards;
 mod stories;
@@ -9,7 +9,7 @@ mod text;
 
 use super::Tokens;
 use super::boundary::Boundary;
-use super::loader::{Loader, Plan, Source};
+use super::loader::{Loader, LoaderConfig, TokenSource};
 use super::packed_rows::PackedRows;
 use crate::config::{Config, NameOrPath, TokenizerName};
 use crate::corpus::shards::manifest::Split as ShardSplit;
@@ -29,8 +29,8 @@ pub use text::tokenize_text;
 pub struct Dataset {
     pub tokenizer: Tokenizer,
     /// What is trained on: one source, or several to be mixed by `data.weights`.
-    pub train: Vec<Source>,
-    /// How documents are told apart in all of it; none if sources differ.
+    pub train: Vec<TokenSource>,
+    /// The separator between documents in all sources; none if sources differ.
     pub boundary: Option<Boundary>,
     /// What is validated on; none if the data have no validation split.
     pub val: Option<EvalSet>,
@@ -38,11 +38,11 @@ pub struct Dataset {
     pub floor: Option<Floor>,
     /// Training stories used, for the built-in corpus.
     pub stories: Option<u64>,
-    /// Conversations, of a fine-tuning run: they take the place of `train`.
+    /// Conversations of a fine-tuning run, instead of `train`.
     pub conversations: Option<Conversations>,
     /// Validation rows of the data that a fine-tuned model was made from.
     pub base_val: Option<EvalSet>,
-    /// Files that were found and are not trained on: held out, ignored, not read.
+    /// Notes for the user about files that are not trained on: held out, ignored, not read.
     pub notes: Vec<String>,
 }
 
@@ -92,32 +92,32 @@ impl Dataset {
     /// The training sequences in the order of the run.
     ///
     /// # Errors
-    /// Those of [`Loader::new`] and [`Loader::of_examples`].
+    /// Those of [`Loader::new`] and [`Loader::from_examples`].
     pub fn loader(&self, config: &Config) -> Result<Loader> {
         let data = &config.data;
         if let Some(conversations) = &self.conversations {
-            return Loader::of_examples(conversations.rows.clone(), data.seed, data.shuffle);
+            return Loader::from_examples(conversations.rows.clone(), data.seed, data.shuffle);
         }
-        let plan = Plan {
+        let loader = LoaderConfig {
             sequence_length: config.train.sequence_length,
             seed: data.seed,
             shuffle: data.shuffle,
             weights: data.weights.clone(),
             boundary: self.boundary.filter(|_| data.document_mask),
         };
-        Loader::new(self.train.clone(), &plan)
+        Loader::new(self.train.clone(), &loader)
     }
 
-    /// Whether the training data of `config` are shards, which are there without being read as text first.
+    /// Whether the training data of `config` are shards, which can be opened without reading and encoding text first.
     ///
     /// # Errors
     /// [`Exit::Io`] and [`Exit::Config`] for paths that lead nowhere.
-    pub fn of_shards(config: &Config) -> Result<bool> {
+    pub fn is_sharded(config: &Config) -> Result<bool> {
         let text = config.is_sft() || config.data.source.is_some();
         Ok(!text && shards::paths_of_each(&config.data.train, ShardSplit::Train, &mut Vec::new())?.is_some())
     }
 
-    /// Training tokens of all sources.
+    /// Number of training tokens of all sources.
     pub fn train_tokens(&self) -> u64 {
         let conversations = self.conversations.as_ref().map_or(0, |conversations| conversations.tokens);
         conversations + self.train.iter().map(|source| source.tokens.total()).sum::<u64>()
@@ -178,14 +178,14 @@ pub fn named_tokenizer(choice: &NameOrPath<TokenizerName>) -> Result<Tokenizer> 
     }
 }
 
-/// The failure of a tokenizer that is neither built in nor there; a name on the Hub is told from a path by its form.
+/// The failure for a tokenizer that is neither built in nor a file. A `name` that looks like one on the Hub gets a hint to
+/// download it.
 pub fn missing_tokenizer(name: &str) -> Failure {
     let repository = name.strip_prefix("hub:").unwrap_or(name);
-    let is_word = |part: &str| {
-        !part.is_empty()
-            && !part.starts_with('.')
-            && part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
-    };
+    fn is_word(part: &str) -> bool {
+        let is_plain = part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
+        is_plain && !part.is_empty() && !part.starts_with('.')
+    }
     let hint = match repository.split_once('/') {
         Some((owner, model)) if is_word(owner) && is_word(model) && !model.ends_with(".json") => format!(
             "tokenizers are not downloaded; one that is on the Hugging Face Hub is fetched with `hf download {repository} \
@@ -202,11 +202,22 @@ fn groups(config: &Config) -> Vec<&[String]> {
     if data.weights.is_empty() { vec![&data.train] } else { data.train.iter().map(std::slice::from_ref).collect() }
 }
 
-/// How documents are told apart in all of `sources`; none if they differ.
-fn boundary(sources: &[Source], separator: u32) -> Option<Boundary> {
+/// The separator between documents in all of `sources`; none if they differ.
+fn boundary(sources: &[TokenSource], separator: u32) -> Option<Boundary> {
     let after = sources.first()?.tokens.separator_after()?;
     let same = sources.iter().all(|source| source.tokens.separator_after() == Some(after));
     same.then_some(Boundary { separator, after })
+}
+
+/// The validation tokens of `data.val`: shards or text.
+fn named_val(config: &Config, tokenizer: &Tokenizer, notes: &mut Vec<String>) -> Result<Tokens> {
+    match shards::paths(&config.data.val, ShardSplit::Val, notes)? {
+        Some(paths) => shards::tokens(&paths, tokenizer, config.model.vocab_size),
+        None => {
+            let files = text::files(&config.data.val, notes)?;
+            Ok(tokenize_text(tokenizer, &files, &text::read_options(&config.data))?.0)
+        }
+    }
 }
 
 fn mixed_separators() -> Failure {

@@ -1,28 +1,26 @@
 //! Validation rows: a FIXED set of tokens, each predicted exactly once, whatever the batch size.
 
 use super::Tokens;
+use super::batch::IGNORE;
 use super::boundary::Boundary;
 use crate::data::packed_rows::PackedRows;
 use anyhow::Result;
 use std::sync::Arc;
 
-/// The target of a position that is not scored.
-pub const IGNORE: u32 = u32::MAX;
-
-/// EvalSet of T inputs and T targets.
+/// Rows of T inputs and T targets each.
 #[derive(Clone, Debug)]
 pub struct EvalSet {
-    kind: Kind,
+    rows: EvalRows,
     length: usize,
-    rows: usize,
-    /// UTF-8 bytes behind the targets, where known as a whole.
+    len: usize,
+    /// UTF-8 bytes of the text that the targets encode, where known.
     pub text_bytes: Option<u64>,
-    /// How documents are told apart, if attention is to stay inside them.
+    /// The separator between documents, if attention stays inside a document.
     pub boundary: Option<Boundary>,
 }
 
 #[derive(Clone, Debug)]
-enum Kind {
+enum EvalRows {
     /// Row i predicts tokens iT + 1 ..= (i + 1)T; at most so many targets in all.
     Windows { tokens: Tokens, targets: u64 },
     /// Whole documents, as many as fit into a row, so that each is read from its beginning.
@@ -32,50 +30,48 @@ enum Kind {
 }
 
 impl EvalSet {
-    /// Contiguous windows of `length` over `tokens` until `limit` targets; the last row may be short. EvalSet are no longer than
+    /// Contiguous windows of `length` over `tokens` until `limit` targets; the last row may be short. Rows are not longer than
     /// there are targets: a short text costs little, however long the model's context.
     pub fn windows(tokens: Tokens, length: usize, limit: u64) -> Self {
         let targets = tokens.total().saturating_sub(1).min(limit);
         let length = length.min(targets.max(1) as usize);
-        let rows = targets.div_ceil(length as u64) as usize;
-        Self { kind: Kind::Windows { tokens, targets }, length, rows, text_bytes: None, boundary: None }
+        let len = targets.div_ceil(length as u64) as usize;
+        Self { rows: EvalRows::Windows { tokens, targets }, length, len, text_bytes: None, boundary: None }
     }
 
-    /// EvalSet of whole documents: `separator`, document, `separator`, ... A document longer than a row goes on in the next.
+    /// Rows of whole documents: `separator`, document, `separator`, ... A document longer than a row continues in the next.
     pub fn packed(documents: &[Vec<u32>], separator: u32, length: usize) -> Self {
         let mut packer = Packer { length, inputs: Vec::new(), targets: Vec::new() };
         for document in documents {
             packer.add(document, separator);
         }
         packer.pad();
-        let rows = packer.inputs.len() / length;
-        let kind = Kind::Packed { inputs: packer.inputs, targets: packer.targets };
-        Self { kind, length, rows, text_bytes: None, boundary: None }
+        let len = packer.inputs.len() / length;
+        let rows = EvalRows::Packed { inputs: packer.inputs, targets: packer.targets };
+        Self { rows, length, len, text_bytes: None, boundary: None }
     }
 
     /// Conversations, of which the answers are scored.
     pub fn examples(rows: PackedRows) -> Self {
         let length = rows.length();
-        let count = rows.len();
-        Self { kind: Kind::Examples(Arc::new(rows)), length, rows: count, text_bytes: None, boundary: None }
+        let len = rows.len();
+        Self { rows: EvalRows::Examples(Arc::new(rows)), length, len, text_bytes: None, boundary: None }
     }
 
-    /// Number of rows.
     pub fn len(&self) -> usize {
-        self.rows
+        self.len
     }
 
-    /// Whether there is nothing to score.
     pub fn is_empty(&self) -> bool {
-        self.rows == 0
+        self.len == 0
     }
 
     /// Number of tokens that are scored.
     pub fn targets(&self) -> u64 {
-        match &self.kind {
-            Kind::Windows { targets, .. } => *targets,
-            Kind::Packed { targets, .. } => targets.iter().filter(|&&t| t != IGNORE).count() as u64,
-            Kind::Examples(rows) => rows.trained(),
+        match &self.rows {
+            EvalRows::Windows { targets, .. } => *targets,
+            EvalRows::Packed { targets, .. } => targets.iter().filter(|&&t| t != IGNORE).count() as u64,
+            EvalRows::Examples(rows) => rows.trained(),
         }
     }
 
@@ -84,21 +80,21 @@ impl EvalSet {
         self.length
     }
 
-    /// Identifies what is scored.
+    /// Identifies the rows: equal fingerprints, equal inputs and targets.
     ///
     /// # Errors
     /// Those of reading shards.
     pub fn fingerprint(&self) -> Result<String> {
         let mut hasher = blake3::Hasher::new_derive_key("llama-lite validation rows v1");
         hasher.update(&(self.length as u64).to_le_bytes());
-        match &self.kind {
-            Kind::Windows { tokens, targets } => {
+        match &self.rows {
+            EvalRows::Windows { tokens, targets } => {
                 hasher.update(&targets.to_le_bytes()).update(tokens.fingerprint()?.as_bytes());
             }
-            Kind::Examples(rows) => {
+            EvalRows::Examples(rows) => {
                 hasher.update(rows.fingerprint().as_bytes());
             }
-            Kind::Packed { inputs, targets } => {
+            EvalRows::Packed { inputs, targets } => {
                 for list in [inputs, targets] {
                     let bytes: Vec<u8> = list.iter().flat_map(|id| id.to_le_bytes()).collect();
                     hasher.update(&bytes);
@@ -108,9 +104,10 @@ impl EvalSet {
         Ok(hasher.finalize().to_hex().to_string())
     }
 
-    /// Where the contexts of rows `first..first + count` begin, whose inputs are `inputs`; none where a row is one context.
+    /// For every position of rows `first..first + count`, whose inputs are `inputs`, the position in its row where its context
+    /// begins; none if a row is one context.
     pub fn starts(&self, first: usize, count: usize, inputs: &[u32]) -> Option<Vec<u32>> {
-        if let Kind::Examples(rows) = &self.kind {
+        if let EvalRows::Examples(rows) = &self.rows {
             return Some(rows.read(first, count)[2].to_vec());
         }
         self.boundary.map(|b| inputs.chunks_exact(self.length).flat_map(|row| b.starts(row)).collect())
@@ -121,16 +118,16 @@ impl EvalSet {
     /// # Errors
     /// Those of reading shards.
     pub fn read(&self, first: usize, count: usize) -> Result<(Vec<u32>, Vec<u32>)> {
-        match &self.kind {
-            Kind::Examples(rows) => {
+        match &self.rows {
+            EvalRows::Examples(rows) => {
                 let [inputs, targets, _] = rows.read(first, count);
                 Ok((inputs.to_vec(), targets.to_vec()))
             }
-            Kind::Packed { inputs, targets } => {
+            EvalRows::Packed { inputs, targets } => {
                 let range = first * self.length..(first + count) * self.length;
                 Ok((inputs[range.clone()].to_vec(), targets[range].to_vec()))
             }
-            Kind::Windows { tokens, targets } => {
+            EvalRows::Windows { tokens, targets } => {
                 let mut x = vec![0; count * self.length];
                 let mut y = vec![IGNORE; count * self.length];
                 let mut window = vec![0; self.length + 1];

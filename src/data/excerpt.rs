@@ -1,5 +1,6 @@
-//! `data inspect` at one place: the tokens there, and which shard, document and file position it is.
+//! `data inspect` at one place: the tokens there, with their shard, document and position in the file.
 
+use std::ops::Range;
 use std::path::Path;
 
 use anyhow::Result;
@@ -7,13 +8,12 @@ use anyhow::Result;
 use crate::corpus::shards::manifest::{ShardEntry, ShardManifest, Split};
 use crate::corpus::shards::{ShardSet, split_files};
 use crate::data::order::Order;
-use crate::runtime::error::{Exit, fail};
+use crate::runtime::error::{Exit, Failure, fail};
 use crate::runtime::files;
 
-/// What to look at, counted from 0 within a split.
+/// Where an excerpt begins, counted from 0 within a split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// The tokens from this one on.
+pub enum ExcerptStart {
     Token(u64),
     Document(u64),
     /// The training sequence of this index, as a run with these settings reads it.
@@ -32,9 +32,8 @@ pub enum Place {
 pub struct Excerpt {
     /// Split, token, shard and document in words.
     pub title: String,
-    /// The token before, by which a fragment of text is read; none at the beginning of a document.
+    /// The token before, which decides how the first one is written as text; none at the beginning of a document.
     pub before: Option<u32>,
-    /// The tokens.
     pub ids: Vec<u32>,
 }
 
@@ -42,29 +41,28 @@ pub struct Excerpt {
 ///
 /// # Errors
 /// [`Exit::Config`] for a place that the split does not have; those of reading shards.
-pub fn excerpt(dir: &Path, split: Split, place: Place, most: usize) -> Result<Excerpt> {
+pub fn excerpt(dir: &Path, split: Split, place: ExcerptStart, most: usize) -> Result<Excerpt> {
     let set = ShardSet::open(&split_files(dir, split)?)?;
     let documents = ShardManifest::load(dir)?.map(|manifest| Documents::new(dir, manifest, split));
     let total = set.total_tokens();
-    let beyond = |what: String| fail(Exit::Config, what).hint("places are counted from 0");
     let (start, end, what) = match place {
-        Place::Token(at) if at >= total => {
+        ExcerptStart::Token(at) if at >= total => {
             return Err(beyond(format!("{} has {total} tokens, none is number {at}", split.name())).into());
         }
-        Place::Token(at) => (at, at.saturating_add(most as u64), String::new()),
-        Place::Document(number) => {
+        ExcerptStart::Token(at) => (at, at.saturating_add(most as u64), String::new()),
+        ExcerptStart::Document(number) => {
             let Some(documents) = &documents else {
                 return Err(fail(Exit::Config, format!("{}: has no list of documents", dir.display()))
                     .hint("only shards made by `data prepare` have one; look at a token instead")
                     .into());
             };
-            let Some((start, end)) = documents.span(number)? else {
+            let Some(Range { start, end }) = documents.span(number)? else {
                 let message = format!("{} has {} documents, none is number {number}", split.name(), documents.count());
                 return Err(beyond(message).into());
             };
             (start, end.min(start.saturating_add(most as u64)), format!(", {} tokens long", end - start))
         }
-        Place::Sequence { index, length, seed } => {
+        ExcerptStart::Sequence { index, length, seed } => {
             let windows = total.saturating_sub(1) / length.max(1) as u64;
             let (epoch, window) = Order::new(windows, seed.unwrap_or(0), seed.is_some())?.window(index);
             let start = window * length as u64;
@@ -79,7 +77,7 @@ pub fn excerpt(dir: &Path, split: Split, place: Place, most: usize) -> Result<Ex
     set.read(start, &mut ids, usize::MAX)?;
     let (shard, offset) = set.locate(start);
     let mut title = format!("{} token {start}: {shard} token {offset}", split.name());
-    let document = documents.map(|documents| documents.at(start)).transpose()?.flatten();
+    let document = documents.map(|documents| documents.containing(start)).transpose()?.flatten();
     let begins_document = document.is_some_and(|(_, from)| from == start);
     let before = if begins_document { None } else { token_before(&set, start)? };
     if let Some((number, from)) = document {
@@ -89,6 +87,10 @@ pub fn excerpt(dir: &Path, split: Split, place: Place, most: usize) -> Result<Ex
         };
     }
     Ok(Excerpt { title: title + &what, before, ids })
+}
+
+fn beyond(what: String) -> Failure {
+    fail(Exit::Config, what).hint("places are counted from 0")
 }
 
 fn token_before(set: &ShardSet, at: u64) -> Result<Option<u32>> {
@@ -113,11 +115,11 @@ impl<'a> Documents<'a> {
         self.shards.iter().map(|entry| entry.documents).sum()
     }
 
-    /// First token of document `number` and one beyond its last.
-    fn span(&self, number: u64) -> Result<Option<(u64, u64)>> {
+    /// The tokens of document `number`.
+    fn span(&self, number: u64) -> Result<Option<Range<u64>>> {
         let Some(start) = self.start(number)? else { return Ok(None) };
         let total = self.shards.iter().map(|entry| entry.tokens).sum();
-        Ok(Some((start, self.start(number + 1)?.unwrap_or(total))))
+        Ok(Some(start..self.start(number + 1)?.unwrap_or(total)))
     }
 
     fn start(&self, number: u64) -> Result<Option<u64>> {
@@ -134,8 +136,8 @@ impl<'a> Documents<'a> {
         Ok(None)
     }
 
-    /// The document that holds token `at`, and its first token.
-    fn at(&self, at: u64) -> Result<Option<(u64, u64)>> {
+    /// The number of the document that holds token `at`, and its first token.
+    fn containing(&self, at: u64) -> Result<Option<(u64, u64)>> {
         let mut tokens = 0;
         let mut documents = 0;
         let mut last = None;
@@ -143,7 +145,7 @@ impl<'a> Documents<'a> {
             if tokens > at {
                 break;
             }
-            // A document may have begun shards ago; only the shard of the token itself needs a search.
+            // A document may begin several shards before; only the shard of the token itself needs a search.
             let starts = starts(self.dir, entry)?;
             let before = starts.partition_point(|offset| tokens + offset <= at);
             if let Some(offset) = before.checked_sub(1).and_then(|i| starts.get(i)) {
@@ -156,7 +158,7 @@ impl<'a> Documents<'a> {
     }
 }
 
-/// The starts of the documents of one shard, as offsets in it: they rise, and lie in it.
+/// The starts of the documents of one shard, as token offsets in it, strictly rising.
 pub(super) fn starts(dir: &Path, entry: &ShardEntry) -> Result<Vec<u64>> {
     let path = dir.join(entry.docs_name());
     let bytes = files::read_bounded(&path, entry.documents.saturating_mul(8), true)?;

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use crate::corpus::npy::TokenFile;
-use crate::corpus::shards::manifest::{MANIFEST_FILE, ShardManifest, Split};
+use crate::corpus::shards::manifest::{MANIFEST_FILE, ShardEntry, ShardManifest, Split, Totals};
 use crate::corpus::shards::{PREPARE_FILE, token_files};
 use crate::data::excerpt::starts;
 use crate::runtime::error::{Exit, fail};
@@ -45,10 +45,8 @@ fn describe(text: &mut String, dir: &Path, manifest: &ShardManifest) -> Result<(
     let id = tokenizer.blake3.get(..16).unwrap_or(&tokenizer.blake3);
     writeln!(text, "tokenizer  {id}  {} ids, separator {}", tokenizer.vocab_size, tokenizer.separator)?;
     for (name, totals) in [("train", manifest.train), ("val", manifest.val)] {
-        let per_token = totals.bytes as f64 / totals.tokens.max(1) as f64;
-        let tokens = totals.tokens;
-        let documents = totals.documents;
-        let bytes = totals.bytes;
+        let Totals { tokens, documents, bytes } = totals;
+        let per_token = bytes as f64 / tokens.max(1) as f64;
         writeln!(
             text,
             "{name:<10} {tokens:>15} tokens {documents:>12} documents {bytes:>16} bytes  {per_token:.3} bytes/token"
@@ -58,11 +56,10 @@ fn describe(text: &mut String, dir: &Path, manifest: &ShardManifest) -> Result<(
     writeln!(text, "records    {}", manifest.lines)?;
     writeln!(text, "sources    {} files", manifest.sources.len())?;
     for entry in &manifest.shards {
+        let ShardEntry { name, tokens, documents, .. } = entry;
         let hash = entry.blake3.get(..16).unwrap_or_default();
-        let name = &entry.name;
-        let tokens = entry.tokens;
         let dtype = entry.dtype.descr();
-        writeln!(text, "  {name:<32} {tokens:>15} tokens  {dtype} {:>10} documents  {hash}", entry.documents)?;
+        writeln!(text, "  {name:<32} {tokens:>15} tokens  {dtype} {documents:>10} documents  {hash}")?;
     }
     for split in [Split::Train, Split::Val] {
         histogram(text, split, &Lengths::read(dir, manifest, split)?)?;

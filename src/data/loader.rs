@@ -1,5 +1,5 @@
-//! Training sequences. Sequence `k` of a run is one window of T + 1 tokens (inputs and targets overlap by T), chosen by the keyed order;
-//! nothing is remembered but `k`, so a resume repeats and drops nothing.
+//! Training sequences. Sequence `k` of a run is one window of T + 1 tokens (inputs and targets overlap by T), chosen by the
+//! keyed order. The only state is `k`, so a resume repeats and drops nothing.
 
 use super::Tokens;
 use super::batch::Batch;
@@ -10,9 +10,9 @@ use crate::data::packed_rows::PackedRows;
 use anyhow::Result;
 use std::sync::Arc;
 
-/// Tokens that are drawn from in a proportion of their own.
+/// Tokens with a weight of their own in the mixture.
 #[derive(Clone, Debug)]
-pub struct Source {
+pub struct TokenSource {
     /// As the configuration names it.
     pub name: String,
     pub tokens: Tokens,
@@ -20,117 +20,117 @@ pub struct Source {
 
 /// How training sequences are cut and ordered.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub struct LoaderConfig {
     pub sequence_length: usize,
     /// `data.seed`.
     pub seed: u64,
     /// Whether windows come in a keyed order instead of that of the files.
     pub shuffle: bool,
-    /// One per source; none needed for a single one.
+    /// One per source; may be empty for a single source.
     pub weights: Vec<f64>,
-    /// How documents are told apart, if attention is to stay inside them.
+    /// The separator between documents, if attention stays inside a document.
     pub boundary: Option<Boundary>,
 }
 
 /// The training sequences of a run.
 #[derive(Clone, Debug)]
 pub struct Loader {
-    kind: Kind,
+    sequences: SequenceStore,
     sequence_length: usize,
 }
 
 #[derive(Clone, Debug)]
-enum Kind {
+enum SequenceStore {
     /// Windows over long streams of tokens.
-    Windows { sources: Vec<(Source, Order)>, mixture: Option<Mixture>, boundary: Option<Boundary> },
-    /// Rows of conversations.
+    Windows { sources: Vec<(TokenSource, Order)>, mixture: Option<Mixture>, boundary: Option<Boundary> },
+    /// Rows of conversations, each in a context of its own.
     Examples { rows: Arc<PackedRows>, order: Order },
 }
 
-/// What a source has given.
+/// How much of a source was used.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SourceUsage<'a> {
     pub name: &'a str,
     pub sequences: u64,
-    /// As multiples of what it holds.
+    /// Passes over the source, 1 for each of its sequences once.
     pub passes: f64,
 }
 
 impl Loader {
-    /// Windows of `sources` by `plan`.
+    /// Windows of `sources`, in the order that `config` asks for.
     ///
     /// # Errors
     /// [`Exit::Data`](crate::runtime::error::Exit::Data) if a source has not one whole window,
     /// [`Exit::Config`](crate::runtime::error::Exit::Config) for weights that are no proportions.
-    pub fn new(sources: Vec<Source>, plan: &Plan) -> Result<Self> {
-        let mixture = (sources.len() > 1).then(|| Mixture::new(&plan.weights, plan.seed)).transpose()?;
-        let ordered = |(i, source): (usize, Source)| {
-            let windows = source.tokens.total().saturating_sub(1) / plan.sequence_length as u64;
-            // Sources of equal length must not be walked in step.
-            let seed = plan.seed.wrapping_add((i as u64) << 48);
-            Ok((source, Order::new(windows, seed, plan.shuffle)?))
-        };
-        let sources = sources.into_iter().enumerate().map(ordered).collect::<Result<_>>()?;
-        let kind = Kind::Windows { sources, mixture, boundary: plan.boundary };
-        Ok(Self { kind, sequence_length: plan.sequence_length })
+    pub fn new(sources: Vec<TokenSource>, config: &LoaderConfig) -> Result<Self> {
+        let mixture = (sources.len() > 1).then(|| Mixture::new(&config.weights, config.seed)).transpose()?;
+        let mut ordered = Vec::with_capacity(sources.len());
+        for (i, source) in sources.into_iter().enumerate() {
+            let windows = source.tokens.total().saturating_sub(1) / config.sequence_length as u64;
+            // With one seed, sources of equal length would be read in the same order.
+            let seed = config.seed.wrapping_add((i as u64) << 48);
+            ordered.push((source, Order::new(windows, seed, config.shuffle)?));
+        }
+        let sequences = SequenceStore::Windows { sources: ordered, mixture, boundary: config.boundary };
+        Ok(Self { sequences, sequence_length: config.sequence_length })
     }
 
     /// Rows of conversations in a keyed order, if `shuffle`.
     ///
     /// # Errors
     /// [`Exit::Data`](crate::runtime::error::Exit::Data) if there are none.
-    pub fn of_examples(rows: Arc<PackedRows>, seed: u64, shuffle: bool) -> Result<Self> {
+    pub fn from_examples(rows: Arc<PackedRows>, seed: u64, shuffle: bool) -> Result<Self> {
         let order = Order::new(rows.len() as u64, seed, shuffle)?;
         let sequence_length = rows.length();
-        Ok(Self { kind: Kind::Examples { rows, order }, sequence_length })
+        Ok(Self { sequences: SequenceStore::Examples { rows, order }, sequence_length })
     }
 
     /// Windows or rows in one pass over all sources.
     #[cfg(test)]
     fn windows(&self) -> u64 {
-        match &self.kind {
-            Kind::Windows { sources, .. } => sources.iter().map(|(_, order)| order.windows()).sum(),
-            Kind::Examples { order, .. } => order.windows(),
+        match &self.sequences {
+            SequenceStore::Windows { sources, .. } => sources.iter().map(|(_, order)| order.windows()).sum(),
+            SequenceStore::Examples { order, .. } => order.windows(),
         }
     }
 
-    /// What the first `sequences` sequences of the run take from each source.
+    /// How much of each source the first `sequences` sequences of the run use.
     pub fn drawn(&self, sequences: u64) -> Vec<SourceUsage<'_>> {
-        let (sources, mixture) = match &self.kind {
-            Kind::Windows { sources, mixture, .. } => (sources, mixture),
-            Kind::Examples { order, .. } => {
+        let (sources, mixture) = match &self.sequences {
+            SequenceStore::Windows { sources, mixture, .. } => (sources, mixture),
+            SequenceStore::Examples { order, .. } => {
                 let passes = sequences as f64 / order.windows() as f64;
                 return vec![SourceUsage { name: "conversations", sequences, passes }];
             }
         };
         let counts = mixture.as_ref().map_or_else(|| vec![sequences], |mixture| mixture.counts(sequences));
-        let pairs = sources.iter().zip(counts);
-        let drawn = pairs.map(|((source, order), sequences)| SourceUsage {
+        let usage = sources.iter().zip(counts).map(|((source, order), sequences)| SourceUsage {
             name: &source.name,
             sequences,
             passes: sequences as f64 / order.windows() as f64,
         });
-        drawn.collect()
+        usage.collect()
     }
 
-    /// The source of sequence `k`, and the token of it that it begins with; none of conversations, which are no stream.
+    /// The name of the source of sequence `k`, and the index there of its first token; none for conversations, which are no
+    /// stream.
     pub fn place(&self, k: u64) -> (&str, Option<u64>) {
-        match &self.kind {
-            Kind::Windows { sources, mixture, .. } => {
+        match &self.sequences {
+            SequenceStore::Windows { sources, mixture, .. } => {
                 let (source, index) = mixture.as_ref().map_or((0, k), |mixture| mixture.place(k));
                 let (source, order) = &sources[source];
                 (&source.name, Some(order.window(index).1 * self.sequence_length as u64))
             }
-            Kind::Examples { .. } => ("conversations", None),
+            SequenceStore::Examples { .. } => ("conversations", None),
         }
     }
 
-    /// The token before sequence `k` in its source, by which a fragment of text is read; none where nothing is before it.
+    /// The token before sequence `k` in its source, which decides how its first token is written as text; none at the start.
     ///
     /// # Errors
     /// Those of reading shards.
     pub fn token_before(&self, k: u64) -> Result<Option<u32>> {
-        let Kind::Windows { sources, mixture, .. } = &self.kind else { return Ok(None) };
+        let SequenceStore::Windows { sources, mixture, .. } = &self.sequences else { return Ok(None) };
         let (source, index) = mixture.as_ref().map_or((0, k), |mixture| mixture.place(k));
         let (source, order) = &sources[source];
         let Some(at) = (order.window(index).1 * self.sequence_length as u64).checked_sub(1) else { return Ok(None) };
@@ -144,12 +144,12 @@ impl Loader {
     /// # Errors
     /// Those of reading shards.
     pub fn batch(&self, first: u64, count: usize) -> Result<Batch> {
-        match &self.kind {
-            Kind::Windows { sources, mixture, boundary } => {
+        match &self.sequences {
+            SequenceStore::Windows { sources, mixture, boundary } => {
                 let windows = self.read(sources, mixture.as_ref(), first, count)?;
                 Ok(Batch::windows(&windows, self.sequence_length, *boundary))
             }
-            Kind::Examples { rows, order } => {
+            SequenceStore::Examples { rows, order } => {
                 let mut lists = [Vec::new(), Vec::new(), Vec::new()];
                 for k in first..first + count as u64 {
                     let (_, row) = order.window(k);
@@ -165,7 +165,7 @@ impl Loader {
     /// Windows of T + 1 tokens, one after the other.
     fn read(
         &self,
-        sources: &[(Source, Order)],
+        sources: &[(TokenSource, Order)],
         mixture: Option<&Mixture>,
         first: u64,
         count: usize,
@@ -187,12 +187,12 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
 
-    fn source(ids: std::ops::Range<u32>) -> Source {
-        Source { name: format!("{ids:?}"), tokens: Tokens::Memory(Arc::new(ids.collect())) }
+    fn source(ids: std::ops::Range<u32>) -> TokenSource {
+        TokenSource { name: format!("{ids:?}"), tokens: Tokens::Memory(Arc::new(ids.collect())) }
     }
 
-    fn plan(shuffle: bool, weights: Vec<f64>) -> Plan {
-        Plan { sequence_length: 8, seed: 3, shuffle, weights, boundary: None }
+    fn plan(shuffle: bool, weights: Vec<f64>) -> LoaderConfig {
+        LoaderConfig { sequence_length: 8, seed: 3, shuffle, weights, boundary: None }
     }
 
     #[test]
@@ -231,14 +231,14 @@ mod tests {
     fn sources_of_equal_length_have_orders_of_their_own() {
         let sources = || (0..3).map(|i| source(i * 10_000..i * 10_000 + 2001)).collect::<Vec<_>>();
         let orders = |seed: u64| -> Vec<Vec<u64>> {
-            let plan = Plan { seed, ..plan(true, vec![1.0; 3]) };
+            let plan = LoaderConfig { seed, ..plan(true, vec![1.0; 3]) };
             let loader = Loader::new(sources(), &plan).unwrap();
-            let Kind::Windows { sources, .. } = &loader.kind else { panic!("windows") };
+            let SequenceStore::Windows { sources, .. } = &loader.sequences else { panic!("windows") };
             sources.iter().map(|(_, order)| (0..250).map(|k| order.window(k).1).collect()).collect()
         };
         let mut all: Vec<Vec<u64>> = [1, 2, 3].into_iter().flat_map(orders).collect();
         // The first source goes by the seed alone, as the only one of a run does.
-        let alone = Loader::new(sources().split_off(2), &Plan { seed: 1, ..plan(true, vec![]) }).unwrap();
+        let alone = Loader::new(sources().split_off(2), &LoaderConfig { seed: 1, ..plan(true, vec![]) }).unwrap();
         assert!((0..250).all(|k| alone.place(k).1 == Some(all[0][k as usize] * 8)));
         // Random orders of 250 agree in one place on average; 12 or more have probability below 1e-9.
         while let Some(one) = all.pop() {
@@ -271,7 +271,7 @@ mod tests {
         let examples: Vec<_> = (0..50).map(example).collect();
         let rows = Arc::new(PackedRows::new(&examples, 4, false, 0));
         let order = |shuffle: bool, first: u64| -> Vec<u32> {
-            let loader = Loader::of_examples(rows.clone(), 1, shuffle).unwrap();
+            let loader = Loader::from_examples(rows.clone(), 1, shuffle).unwrap();
             loader.batch(first, 50).unwrap().inputs.chunks(4).map(|row| row[0]).collect()
         };
         let sorted = (0..50).collect::<Vec<_>>();

@@ -1,8 +1,8 @@
 //! Several sources by weight: which source gives the sequence of global index `k`, and which of its own sequences.
 //!
-//! Indices are taken in blocks of 4,096. Within a block every source has a fixed number of places, its weight's share, and a
-//! keyed permutation deals them out; so both answers are computed from `k` alone, the shares are exact over every block, and
-//! each source is read in its own order, from its first sequence on, without gap or repetition.
+//! Indices are divided into blocks of 4,096. Within a block every source has a fixed number of slots, the share of its weight,
+//! and a keyed permutation assigns the slots to indices. So both answers are computed from `k` alone, the shares are exact over
+//! every block, and each source is read in its own order, from its first sequence on, without gap or repetition.
 
 use super::order::Permutation;
 use crate::runtime::error::{Exit, fail};
@@ -11,19 +11,19 @@ use anyhow::Result;
 /// Indices over which the shares are exact.
 const BLOCK: u64 = 4096;
 
-/// The dealing of sequences to sources.
+/// The assignment of sequences to sources.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mixture {
-    /// Places of source `i` in a block: `bounds[i]..bounds[i + 1]`.
+    /// Slots of source `i` in a block: `bounds[i]..bounds[i + 1]`.
     bounds: Vec<u64>,
     seed: u64,
 }
 
 impl Mixture {
-    /// Sources in proportion to `weights`, which need not sum to 1. A source gets one place in a block at the least.
+    /// Sources in proportion to `weights`, which need not sum to 1. Every source gets at least one slot in a block.
     ///
     /// # Errors
-    /// [`Exit::Config`] if a weight is not positive and finite, or if there are more sources than places.
+    /// [`Exit::Config`] if a weight is not positive and finite, or if there are more sources than half the slots.
     pub fn new(weights: &[f64], seed: u64) -> Result<Self> {
         let sum: f64 = weights.iter().sum();
         if weights.is_empty() || !weights.iter().all(|w| *w > 0.0) || !sum.is_finite() {
@@ -37,9 +37,9 @@ impl Mixture {
                 .into());
         }
         let mut bounds = vec![0];
-        bounds.extend(apportion(weights, sum).iter().scan(0, |at, places| {
-            *at += places;
-            Some(*at)
+        bounds.extend(slots_by_weight(weights, sum).iter().scan(0, |end, slots| {
+            *end += slots;
+            Some(*end)
         }));
         Ok(Self { bounds, seed })
     }
@@ -48,7 +48,7 @@ impl Mixture {
     pub fn place(&self, k: u64) -> (usize, u64) {
         let block = k / BLOCK;
         let index = k % BLOCK;
-        self.in_block(&self.deal(block), block, index)
+        self.in_block(&self.slots(block), block, index)
     }
 
     /// How many of the first `n` sequences each source gives.
@@ -56,46 +56,45 @@ impl Mixture {
         let blocks = n / BLOCK;
         let rest = n % BLOCK;
         let mut counts: Vec<u64> = self.bounds.windows(2).map(|b| (b[1] - b[0]) * blocks).collect();
-        let deal = self.deal(blocks);
+        let slots = self.slots(blocks);
         for index in 0..rest {
-            counts[self.in_block(&deal, blocks, index).0] += 1;
+            counts[self.in_block(&slots, blocks, index).0] += 1;
         }
         counts
     }
 
-    fn deal(&self, block: u64) -> Permutation {
+    fn slots(&self, block: u64) -> Permutation {
         Permutation::new("llama-lite mixture of sources v1", BLOCK, self.seed, block)
     }
 
-    fn in_block(&self, deal: &Permutation, block: u64, index: u64) -> (usize, u64) {
-        let place = deal.apply(index);
-        let source = self.bounds.partition_point(|&b| b <= place) - 1;
+    fn in_block(&self, slots: &Permutation, block: u64, index: u64) -> (usize, u64) {
+        let slot = slots.apply(index);
+        let source = self.bounds.partition_point(|&b| b <= slot) - 1;
         let low = self.bounds[source];
         let high = self.bounds[source + 1];
-        (source, block * (high - low) + place - low)
+        (source, block * (high - low) + slot - low)
     }
 }
 
-/// [`BLOCK`] places by largest remainders, none without a place.
-fn apportion(weights: &[f64], sum: f64) -> Vec<u64> {
+/// How many of [`BLOCK`] slots each source gets, by largest remainders, at least one.
+fn slots_by_weight(weights: &[f64], sum: f64) -> Vec<u64> {
     let ideal: Vec<f64> = weights.iter().map(|w| w / sum * BLOCK as f64).collect();
-    let mut places: Vec<u64> = ideal.iter().map(|x| (*x as u64).max(1)).collect();
-    let mut given: u64 = places.iter().sum();
-    while given != BLOCK {
-        let short = |i: &usize| ideal[*i] - places[*i] as f64;
-        let by_need = (0..weights.len()).filter(|&i| given < BLOCK || places[i] > 1);
-        let compare = |a: &usize, b: &usize| short(a).total_cmp(&short(b));
-        // There is a source to take from: they are at most half as many as the places.
-        let Some(i) = (if given < BLOCK { by_need.max_by(compare) } else { by_need.min_by(compare) }) else { break };
-        if given < BLOCK {
-            places[i] += 1;
-            given += 1;
-        } else {
-            places[i] -= 1;
-            given -= 1;
-        }
+    let mut slots: Vec<u64> = ideal.iter().map(|x| (*x as u64).max(1)).collect();
+    let mut assigned: u64 = slots.iter().sum();
+    while assigned < BLOCK {
+        let missing = (0..slots.len()).map(|i| (i, ideal[i] - slots[i] as f64));
+        let Some((i, _)) = missing.max_by(|a, b| a.1.total_cmp(&b.1)) else { break };
+        slots[i] += 1;
+        assigned += 1;
     }
-    places
+    while assigned > BLOCK {
+        // One of them has more than one slot: there are at most half as many sources as slots.
+        let missing = (0..slots.len()).filter(|&i| slots[i] > 1).map(|i| (i, ideal[i] - slots[i] as f64));
+        let Some((i, _)) = missing.min_by(|a, b| a.1.total_cmp(&b.1)) else { break };
+        slots[i] -= 1;
+        assigned -= 1;
+    }
+    slots
 }
 
 #[cfg(test)]

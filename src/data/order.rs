@@ -1,4 +1,4 @@
-//! The order of the data as a pure function, and the hash chain that proves it.
+//! The order of the data as a pure function, and the hash of all data seen, which proves it.
 //!
 //! Sequence `k` of a run (counted over all steps and ranks) is window `permutation(seed, k / n)[k % n]` of the `n`
 //! windows of the corpus. The permutation is computed, not stored: a Feistel network over the smallest even number of
@@ -112,14 +112,15 @@ fn mix(mut z: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// A hash of all token ids seen so far: `chain' = BLAKE3(chain || ids as little-endian u32)`, from 32 zero bytes.
+/// A hash of all token ids seen so far: `hash' = BLAKE3(hash || ids as little-endian u32)`, from 32 zero bytes. The log calls
+/// it `chain`.
 ///
 /// Extend it once per sequence, in the order of the global index: then the value at the end of a step does not depend
-/// on the micro-batch size, accumulation or number of ranks, and equal chains mean equal data in equal order.
+/// on the micro-batch size, accumulation or number of ranks, and equal hashes mean equal data in equal order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Chain([u8; 32]);
+pub struct DataHash([u8; 32]);
 
-impl Chain {
+impl DataHash {
     pub fn extend(&mut self, ids: &[u32]) {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&self.0);
@@ -134,13 +135,13 @@ impl Chain {
     }
 }
 
-impl fmt::Display for Chain {
+impl fmt::Display for DataHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&blake3::Hash::from(self.0).to_hex())
     }
 }
 
-impl FromStr for Chain {
+impl FromStr for DataHash {
     type Err = Failure;
 
     fn from_str(hex: &str) -> Result<Self, Failure> {
@@ -260,7 +261,7 @@ mod tests {
     #[test]
     fn chain_depends_on_every_id_and_its_place() {
         let chain = |sequences: &[&[u32]]| {
-            let mut chain = Chain::default();
+            let mut chain = DataHash::default();
             sequences.iter().for_each(|ids| chain.extend(ids));
             chain
         };
@@ -280,10 +281,10 @@ mod tests {
 
     #[test]
     fn chain_is_read_back() {
-        let mut chain = Chain::default();
+        let mut chain = DataHash::default();
         chain.extend(&[1, 2, 3]);
-        assert_eq!(chain.to_string().parse::<Chain>().unwrap(), chain);
-        assert!("abc".parse::<Chain>().is_err());
-        assert!("g".repeat(64).parse::<Chain>().is_err());
+        assert_eq!(chain.to_string().parse::<DataHash>().unwrap(), chain);
+        assert!("abc".parse::<DataHash>().is_err());
+        assert!("g".repeat(64).parse::<DataHash>().is_err());
     }
 }

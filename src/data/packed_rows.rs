@@ -1,9 +1,9 @@
 //! Examples as rows of a batch: several in a row, each with a context of its own, or one in each.
 //!
-//! Best fit, longest first (best-fit decreasing; Johnson 1973: within 11/9 of the fewest rows possible): an example goes into the row
-//! that it fills best. Attention and positions stay within an example, so a packed step computes what the examples alone would.
+//! Best-fit decreasing (Johnson 1973: within 11/9 of the fewest rows possible): the longest example first, each into the row
+//! that it fills best. Attention and positions stay within an example, so packing does not change what is computed for it.
 
-use crate::data::eval_set::IGNORE;
+use super::batch::IGNORE;
 use std::collections::BTreeMap;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,7 +11,7 @@ pub struct Example {
     pub ids: Vec<u32>,
     /// Which of them are trained. The first id never is: nothing predicts it.
     pub trained: Vec<bool>,
-    /// Trained answers that are there to their end.
+    /// The ids that end its answers, of those answers that are not cut off.
     pub ends: Vec<u32>,
     /// Whether the end of an answer was cut off.
     pub truncated: bool,
@@ -20,7 +20,6 @@ pub struct Example {
 }
 
 impl Example {
-    /// Number of its trained tokens.
     pub fn trained_tokens(&self) -> usize {
         self.trained.iter().filter(|&&trained| trained).count()
     }
@@ -36,9 +35,10 @@ pub struct PackedRows {
 }
 
 impl PackedRows {
-    /// Puts `examples` into rows of `length`, several into one if `packing`; `filler` stands where nothing is.
+    /// Puts `examples` into rows of `length` positions, several into one if `packing`. The input of unused positions is
+    /// `filler`.
     ///
-    /// An example of n ids takes n - 1 places; longer ones than a row must have been cut.
+    /// An example of n ids takes n - 1 positions; the caller cuts those that are longer than a row.
     pub fn new(examples: &[Example], length: usize, packing: bool, filler: u32) -> Self {
         let rows = if packing {
             best_fit(&examples.iter().map(|e| e.ids.len().saturating_sub(1)).collect::<Vec<_>>(), length)
@@ -73,7 +73,6 @@ impl PackedRows {
         self.starts.resize(whole, start);
     }
 
-    /// Number of rows.
     pub fn len(&self) -> usize {
         self.inputs.len() / self.length
     }
@@ -82,12 +81,12 @@ impl PackedRows {
         self.inputs.is_empty()
     }
 
-    /// T, the places of a row.
+    /// T, the positions of a row.
     pub fn length(&self) -> usize {
         self.length
     }
 
-    /// Number of trained tokens.
+    /// Number of targets that are trained.
     pub fn trained(&self) -> u64 {
         self.targets.iter().filter(|&&target| target != IGNORE).count() as u64
     }
@@ -111,12 +110,12 @@ impl PackedRows {
     }
 }
 
-/// Rows of at most `length` places, as the indices of `sizes` in each.
+/// Rows of at most `length` positions, as the indices of `sizes` in each.
 fn best_fit(sizes: &[usize], length: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..sizes.len()).collect();
     order.sort_by_key(|&i| std::cmp::Reverse(sizes[i]));
     let mut rows: Vec<Vec<usize>> = Vec::new();
-    // Free places -> rows with so many, the oldest last.
+    // Number of free positions -> the rows that have so many, the oldest last.
     let mut free: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for i in order {
         let fitting = free.range_mut(sizes[i]..).next().map(|(&room, rows)| (room, rows.pop()));

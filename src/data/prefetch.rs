@@ -1,11 +1,11 @@
 //! The next step's sequences, read and checked by a thread while the present step is computed.
 //!
-//! What is read ahead is a guess: that the next step goes on where this one ends. A wrong guess costs a read, never a wrong
-//! sequence, because results carry what they were asked for.
+//! The thread guesses that the next step begins where this one ends. A wrong guess costs a read, never a wrong sequence: a
+//! result is used only for the request that it answers.
 
 use super::batch::Batch;
 use super::loader::Loader;
-use crate::runtime::error::{Exit, fail};
+use crate::runtime::error::{Exit, Failure, fail};
 use crate::runtime::failpoint::failpoint;
 use crate::runtime::thread::spawn;
 use anyhow::Result;
@@ -18,28 +18,25 @@ pub struct Prefetch {
     loader: Loader,
     requests: Sender<Request>,
     results: Receiver<Result<Batch>>,
-    /// What the thread is reading or has read.
+    /// The request that the thread is answering or has answered.
     ahead: Option<Request>,
 }
 
 impl Prefetch {
-    /// Starts the thread.
-    ///
     /// # Errors
-    /// [`Exit::Io`] if the system gives no thread.
+    /// [`Exit::Io`] if the system cannot start a thread.
     pub fn new(loader: Loader) -> Result<Self> {
-        let (requests, asked) = channel::<Request>();
+        let (requests, incoming) = channel::<Request>();
         let (answers, results) = channel();
         let reader = loader.clone();
-        let work = move || {
-            for (first, count) in asked {
+        spawn("prefetch", move || {
+            for (first, count) in incoming {
                 assert!(failpoint("panicked-prefetch", first).is_none(), "planted");
                 if answers.send(reader.batch(first, count)).is_err() {
                     return;
                 }
             }
-        };
-        spawn("prefetch", work)?;
+        })?;
         Ok(Self { loader, requests, results, ahead: None })
     }
 
@@ -52,34 +49,37 @@ impl Prefetch {
     /// # Errors
     /// Those of reading shards; [`Exit::Internal`] if the thread has died.
     pub fn batch(&mut self, first: u64, count: usize) -> Result<Batch> {
-        let died = || fail(Exit::Internal, "the thread that reads data has died");
         let ready = match self.ahead.take() {
             Some(asked) => {
-                let result = self.results.recv().map_err(|_| died())?;
+                let result = self.results.recv().map_err(|_| thread_died())?;
                 (asked == (first, count)).then_some(result)
             }
             None => None,
         };
         let batch = ready.unwrap_or_else(|| self.loader.batch(first, count))?;
         let next = (first + count as u64, count);
-        self.requests.send(next).map_err(|_| died())?;
+        self.requests.send(next).map_err(|_| thread_died())?;
         self.ahead = Some(next);
         Ok(batch)
     }
+}
+
+fn thread_died() -> Failure {
+    fail(Exit::Internal, "the thread that reads data has died")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::data::Tokens;
-    use crate::data::loader::{Plan, Source};
+    use crate::data::loader::{LoaderConfig, TokenSource};
     use std::sync::Arc;
 
     #[test]
     fn what_is_read_ahead_is_what_the_loader_reads() {
         let tokens = Tokens::Memory(Arc::new((0..1000).collect()));
-        let plan = Plan { sequence_length: 7, seed: 1, shuffle: true, weights: vec![], boundary: None };
-        let loader = Loader::new(vec![Source { name: "x".into(), tokens }], &plan).unwrap();
+        let plan = LoaderConfig { sequence_length: 7, seed: 1, shuffle: true, weights: vec![], boundary: None };
+        let loader = Loader::new(vec![TokenSource { name: "x".into(), tokens }], &plan).unwrap();
         let mut ahead = Prefetch::new(loader.clone()).unwrap();
         // In order, repeated, with another count, back and forth.
         for (first, count) in [(0, 4), (4, 4), (8, 4), (8, 4), (12, 2), (14, 6), (0, 6), (6, 6), (1000, 1)] {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! CACHE/datasets--OWNER--NAME/blobs/<etag>                 each content once
-//!                             blobs/<etag>.incomplete      a download that goes on
+//!                             blobs/<etag>.incomplete      a download that can be resumed
 //!                             snapshots/<commit>/<path>    -> ../../blobs/<etag>
 //!                             refs/<branch>                the commit it was at
 //!                             trees/<commit>.json          the files of a commit
@@ -22,7 +22,7 @@ use super::name::{is_commit, is_repo, is_revision, is_safe_path};
 use crate::runtime::error::{Exit, Failure, fail, note};
 use crate::runtime::files::{Lock, create_dirs, link, lock, read_bounded, write_atomic};
 
-/// Version of the form of `trees/<commit>.json`.
+/// Version of the format of `trees/<commit>.json`.
 const TREE_FORMAT: u64 = 1;
 /// Largest list of subsets read, indented; an answer of the Hub has at most 64 MiB.
 const CONFIGS_MAX: u64 = 512 << 20;
@@ -30,15 +30,14 @@ const CONFIGS_MAX: u64 = 512 << 20;
 const TREE_MAX: u64 = 512 << 20;
 
 /// The part of the cache that belongs to one data set.
-pub(super) struct Store {
+pub(super) struct RepoCache {
     root: PathBuf,
     locks: PathBuf,
 }
 
 /// A file of a commit, as the cache describes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Entry {
-    /// Length in bytes.
+pub(super) struct TreeEntry {
     pub(super) size: u64,
     blob_id: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -49,8 +48,8 @@ pub(super) struct Entry {
     xet_hash: Option<String>,
 }
 
-impl Entry {
-    /// `lfs` are hash and length of a large file.
+impl TreeEntry {
+    /// `lfs` is the hash and the size of a large file.
     pub(super) fn new(size: u64, blob_id: String, lfs: Option<(String, u64)>, xet_hash: Option<String>) -> Self {
         let (lfs_sha256, lfs_size) = lfs.unzip();
         Self { size: lfs_size.unwrap_or(size), blob_id, lfs_sha256, lfs_size, xet_hash }
@@ -58,7 +57,7 @@ impl Entry {
 }
 
 /// The files of a commit by path.
-pub(super) type Tree = BTreeMap<String, Entry>;
+pub(super) type Tree = BTreeMap<String, TreeEntry>;
 
 #[derive(Serialize, Deserialize)]
 struct TreeFile {
@@ -66,8 +65,11 @@ struct TreeFile {
     files: Tree,
 }
 
-impl Store {
-    /// The place of `repo`, whose name is checked, in `cache`.
+impl RepoCache {
+    /// The part of `cache` that belongs to `repo`.
+    ///
+    /// # Errors
+    /// [`Exit::Data`] if `repo` is no name of a data set.
     pub(super) fn new(cache: &Path, repo: &str) -> Result<Self> {
         if !is_repo(repo) {
             return Err(untrusted("name of a data set", repo).into());
@@ -76,7 +78,10 @@ impl Store {
         Ok(Self { root: cache.join(&folder), locks: cache.join(".locks").join(folder) })
     }
 
-    /// Where the cache shows the file `path` of `commit`.
+    /// The path of the file `path` of `commit` in the cache: a link to its blob.
+    ///
+    /// # Errors
+    /// [`Exit::Data`] if `commit` is no commit hash or `path` leads out of the repository.
     pub(super) fn pointer(&self, commit: &str, path: &str) -> Result<PathBuf> {
         if !is_commit(commit) {
             return Err(untrusted("commit", commit).into());
@@ -87,27 +92,27 @@ impl Store {
         Ok(self.root.join("snapshots").join(commit).join(path))
     }
 
-    /// Where the content `etag` lies or will lie.
+    /// The path of the content `etag`, which need not exist.
     pub(super) fn blob(&self, etag: &str) -> Result<PathBuf> {
-        let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-        if !(1..=128).contains(&etag.len()) || !etag.bytes().all(plain) || etag.starts_with('.') {
+        let is_plain = etag.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        if !(1..=128).contains(&etag.len()) || !is_plain || etag.starts_with('.') {
             return Err(untrusted("ETag", etag).into());
         }
         Ok(self.root.join("blobs").join(etag))
     }
 
-    /// Makes the directories that a download needs.
+    /// Creates the directories that a download needs.
     pub(super) fn prepare(&self, pointer: &Path) -> Result<()> {
         create_dirs(&self.root.join("blobs"))?;
         create_dirs(&self.locks)?;
         pointer.parent().map_or(Ok(()), create_dirs)
     }
 
-    /// Waits until no other process downloads the content `etag`. It is the lock that Python takes, too; there it may
-    /// be deleted after use, and the rare race that this allows ends in a hash that does not match.
+    /// Waits until no other process downloads the content `etag`. Python takes the same lock, but may delete its file after
+    /// use; the rare race that this allows ends in a hash that does not match.
     pub(super) fn lock(&self, etag: &str, poll: Duration) -> Result<Lock> {
         let path = self.locks.join(format!("{etag}.lock"));
-        let mut told = false;
+        let mut is_noted = false;
         loop {
             let error = match lock(&path) {
                 Ok(lock) => return Ok(lock),
@@ -116,16 +121,16 @@ impl Store {
             let Some(busy) = error.downcast_ref::<Failure>().filter(|f| f.exit == Exit::Busy) else {
                 return Err(error);
             };
-            if !told {
+            if !is_noted {
                 note(&format!("waiting for another download of the same file: {busy}"));
-                told = true;
+                is_noted = true;
             }
             std::thread::sleep(poll);
         }
     }
 
-    /// Shows the content `etag` as the file `path`, whose `pointer` this is.
-    pub(super) fn show(&self, etag: &str, path: &str, pointer: &Path) -> Result<()> {
+    /// Links `pointer`, which is that of the file `path`, to the content `etag`.
+    pub(super) fn link_pointer(&self, etag: &str, path: &str, pointer: &Path) -> Result<()> {
         let up = "../".repeat(2 + path.matches('/').count());
         link(Path::new(&format!("{up}blobs/{etag}")), pointer)
     }
@@ -139,8 +144,8 @@ impl Store {
         String::from_utf8(bytes).ok().map(|text| text.trim().to_owned()).filter(|text| is_commit(text))
     }
 
-    /// Keeps where `revision` is.
-    pub(super) fn refer(&self, revision: &str, commit: &str) -> Result<()> {
+    /// Records the commit of `revision`.
+    pub(super) fn write_reference(&self, revision: &str, commit: &str) -> Result<()> {
         let Some(path) = self.reference(revision).filter(|_| self.commit(revision).as_deref() != Some(commit)) else {
             return Ok(());
         };
@@ -156,11 +161,11 @@ impl Store {
         self.root.join("trees").join(format!("{commit}.json"))
     }
 
-    /// The files of `commit`, if they were listed before. A file that is none is listed again.
+    /// The files of `commit`, if they were listed before. A damaged list is ignored.
     pub(super) fn tree(&self, commit: &str) -> Option<Tree> {
         let bytes = read_bounded(&self.tree_path(commit), TREE_MAX, true).ok()?;
-        let kept: TreeFile = serde_json::from_slice(&bytes).ok()?;
-        (kept.format_version == TREE_FORMAT).then_some(kept.files)
+        let cached: TreeFile = serde_json::from_slice(&bytes).ok()?;
+        (cached.format_version == TREE_FORMAT).then_some(cached.files)
     }
 
     fn configs_path(&self, commit: &str) -> PathBuf {
@@ -173,28 +178,28 @@ impl Store {
         serde_json::from_slice(&bytes).ok()
     }
 
-    /// Keeps the field `configs` of the card of `commit`, which never changes.
-    pub(super) fn keep_configs(&self, commit: &str, configs: &Value) -> Result<()> {
+    /// Stores the field `configs` of the card of `commit`, which never changes.
+    pub(super) fn write_configs(&self, commit: &str, configs: &Value) -> Result<()> {
         let path = self.configs_path(commit);
         path.parent().map_or(Ok(()), create_dirs)?;
         write_atomic(&path, &serde_json::to_vec_pretty(configs)?)
     }
 
-    /// Keeps the files of `commit`, which never change.
-    pub(super) fn keep_tree(&self, commit: &str, tree: &Tree) -> Result<()> {
+    /// Stores the list of files of `commit`, which never changes.
+    pub(super) fn write_tree(&self, commit: &str, tree: &Tree) -> Result<()> {
         let path = self.tree_path(commit);
         path.parent().map_or(Ok(()), create_dirs)?;
-        let kept = TreeFile { format_version: TREE_FORMAT, files: tree.clone() };
-        write_atomic(&path, &serde_json::to_vec_pretty(&kept)?)
+        let file = TreeFile { format_version: TREE_FORMAT, files: tree.clone() };
+        write_atomic(&path, &serde_json::to_vec_pretty(&file)?)
     }
 }
 
-/// Length of the regular file at the end of links, if there is one.
+/// Size of the regular file that `path` is or leads to by links, if there is one.
 pub(super) fn length(path: &Path) -> Option<u64> {
     path.metadata().ok().filter(std::fs::Metadata::is_file).map(|meta| meta.len())
 }
 
-/// What a server said that no honest one says.
+/// The failure for a name from a server that no honest server sends.
 fn untrusted(what: &str, text: &str) -> Failure {
     let shown: String = text.chars().take(100).collect();
     fail(Exit::Data, format!("the Hub names the {what} `{}`, which is refused", shown.escape_debug()))

@@ -1,5 +1,4 @@
-//! What a data set's card says about its subsets: `configs` in the YAML at the head of README.md, which the Hub gives
-//! as JSON.
+//! The subsets in a data set's card: `configs` in the YAML at the head of README.md, which the Hub gives as JSON.
 //!
 //! The forms are those of Hugging Face's `datasets`.
 
@@ -10,11 +9,11 @@ use serde_json::Value;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Subset {
     pub(super) name: String,
-    /// Marked as the default one, or called so.
+    /// Whether it is marked as the default one, or has that name.
     pub(super) default: bool,
     /// Directory that its patterns start from.
     pub(super) directory: Option<String>,
-    /// Splits and their patterns; empty where the names of the files say the split.
+    /// Splits and their patterns; empty if the names of the files decide.
     pub(super) splits: Vec<(String, Vec<String>)>,
 }
 

@@ -1,19 +1,19 @@
 //! Requests to the Hub: redirects, tokens, retries.
 //!
-//! Redirects are followed here and not by the library, because two things hang on each hop: the token goes to the Hub's
-//! own origin and nowhere else, and the first answer for a large file, itself a redirect to the storage, is the one
-//! that says what the content is.
+//! Redirects are followed here and not by the library, for two reasons: the token must be sent only to the Hub's own origin,
+//! and the first answer for a large file, which is a redirect to the storage, is the one that says what the content is.
 
 use std::io::Read;
 use std::time::Duration;
 
 use anyhow::Result;
 use serde::de::DeserializeOwned;
-use ureq::http::{HeaderMap, Response};
+use ureq::http::Response;
 use ureq::tls::{PemItem, RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
-use super::refusal::{Subject, Trouble, network, refused};
+use super::address::{header, host, join, next_page, origin};
+use super::refusal::{AttemptError, Requester, Subject, network, refused};
 use super::settings::{Settings, Token};
 use crate::runtime::error::{Exit, fail, note};
 use crate::runtime::files::read_bounded;
@@ -29,7 +29,7 @@ const ANSWER: u64 = 64 << 20;
 /// Header of the Hub: the identity of a file's content that lies in another storage.
 const LINKED_ETAG: &str = "x-linked-etag";
 
-/// The Hub as seen over the network.
+/// The connection to the Hub.
 pub(super) struct Client {
     agent: Agent,
     pub(super) endpoint: String,
@@ -38,21 +38,21 @@ pub(super) struct Client {
     second: Duration,
 }
 
-/// What is asked of a server.
+/// A request for a file.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Request<'a> {
-    /// Only the headers are wanted; a redirect to another origin that describes the content is an answer then.
+    /// Ask for the headers only. A redirect to another origin that describes the content is then an answer.
     pub(super) head: bool,
-    /// First byte wanted.
+    /// Ask for the bytes from this one on.
     pub(super) from: u64,
-    /// Content that the bytes must be of, where the Hub itself sends them: its quoted ETag.
+    /// The quoted ETag that the content must still have, where the Hub itself sends it.
     pub(super) same: Option<&'a str>,
 }
 
 /// The end of a chain of redirects.
 pub(super) struct Answer {
     pub(super) response: Response<Body>,
-    /// Identity of a content in another storage, as the Hub named it first.
+    /// ETag of a content in another storage, as the Hub named it first.
     pub(super) linked_etag: Option<String>,
     /// Whether the Hub's own origin answered.
     pub(super) own: bool,
@@ -63,7 +63,7 @@ impl Answer {
         header(self.response.headers(), name)
     }
 
-    /// Bytes that the server says it sends.
+    /// The `content-length`, in bytes.
     pub(super) fn length(&self) -> Option<u64> {
         self.header("content-length").and_then(|n| n.parse().ok())
     }
@@ -107,17 +107,12 @@ impl Client {
         Ok(Self { agent, endpoint, origin: origin.to_owned(), token, second: settings.second })
     }
 
-    /// Whether requests carry a token.
-    pub(super) fn has_token(&self) -> bool {
-        self.token.is_some()
-    }
-
     /// A JSON document of the programming interface and the address of the page after it.
     pub(super) fn json<T: DeserializeOwned>(&self, url: &str, subject: &Subject) -> Result<(T, Option<String>)> {
-        let mut patience = self.patience();
+        let mut retries = self.retries();
         loop {
             match self.json_once(url, subject) {
-                Err(trouble) => patience.pause(trouble)?,
+                Err(error) => retries.wait_after(error)?,
                 Ok((bytes, next)) => {
                     let parsed = serde_json::from_slice(&bytes).map_err(|e| {
                         fail(
@@ -132,20 +127,22 @@ impl Client {
         }
     }
 
-    fn json_once(&self, url: &str, subject: &Subject) -> Result<(Vec<u8>, Option<String>), Trouble> {
+    fn json_once(&self, url: &str, subject: &Subject) -> Result<(Vec<u8>, Option<String>), AttemptError> {
         let mut answer = self.send(url, Request::default(), subject)?;
         let next = answer.header("link").and_then(next_page).map(|next| self.own_address(next));
         let promised = answer.length();
         let mut bytes = Vec::new();
         let read = answer.response.body_mut().with_config().limit(ANSWER).reader().read_to_end(&mut bytes);
-        let cut = || std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
-        let whole = read.and_then(|n| if promised.is_some_and(|p| p != n as u64) { Err(cut()) } else { Ok(()) });
+        let whole = read.and_then(|n| match promised {
+            Some(promised) if promised != n as u64 => Err(std::io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(()),
+        });
         whole.map_err(|e| network(subject, url, &e.into()))?;
         Ok((bytes, next))
     }
 
     /// One attempt: sends the request, follows redirects, and turns refusals into errors. Answers are 2xx, and 416.
-    pub(super) fn send(&self, url: &str, request: Request, subject: &Subject) -> Result<Answer, Trouble> {
+    pub(super) fn send(&self, url: &str, request: Request, subject: &Subject) -> Result<Answer, AttemptError> {
         let mut url = url.to_owned();
         let mut linked_etag = None;
         for _ in 0..=REDIRECTS {
@@ -157,13 +154,16 @@ impl Client {
             let (300..=399, Some(location)) = (status, location) else {
                 return match status {
                     200..=299 | 416 => Ok(Answer { response, linked_etag, own }),
-                    _ => Err(refused(self, &response, subject, &url, own)),
+                    _ => {
+                        let requester = Requester { endpoint: &self.endpoint, has_token: self.token.is_some() };
+                        Err(refused(requester, &response, subject, &url, own))
+                    }
                 };
             };
             let Some(next) = join(&url, location).filter(|next| url.starts_with("http:") || next.starts_with("https:"))
             else {
                 let message = format!("{subject}: {} redirects to no usable address", host(&url));
-                return Err(Trouble::Final(fail(Exit::Io, message).hint("check HF_ENDPOINT").into()));
+                return Err(AttemptError::Final(fail(Exit::Io, message).hint("check HF_ENDPOINT").into()));
             };
             if request.head && linked_etag.is_some() && origin(&next) != Some(&self.origin) {
                 return Ok(Answer { response, linked_etag, own });
@@ -171,7 +171,7 @@ impl Client {
             url = next;
         }
         let message = format!("{subject}: {} redirects without end", self.endpoint);
-        Err(Trouble::Final(fail(Exit::Io, message).hint("check HF_ENDPOINT").into()))
+        Err(AttemptError::Final(fail(Exit::Io, message).hint("check HF_ENDPOINT").into()))
     }
 
     fn hop(&self, url: &str, request: Request, own: bool) -> Result<Response<Body>, ureq::Error> {
@@ -193,7 +193,7 @@ impl Client {
         builder.call()
     }
 
-    /// The address of a next page, on the Hub that we talk to: a mirror may pass on the official one's.
+    /// The address of the next page on this endpoint: a mirror may give that of the official Hub.
     fn own_address(&self, next: &str) -> String {
         match (next.starts_with(&format!("{}/", self.endpoint)), next.find("/api/")) {
             (false, Some(at)) => format!("{}{}", self.endpoint, &next[at..]),
@@ -201,29 +201,28 @@ impl Client {
         }
     }
 
-    /// For a row of attempts.
-    pub(super) fn patience(&self) -> Patience<'_> {
-        Patience { client: self, spent: 0 }
+    pub(super) fn retries(&self) -> Retries<'_> {
+        Retries { client: self, used: 0 }
     }
 }
 
-/// How often something may still be tried again.
-pub(super) struct Patience<'a> {
+/// The retries of one request.
+pub(super) struct Retries<'a> {
     client: &'a Client,
-    spent: u32,
+    used: u32,
 }
 
-impl Patience<'_> {
-    /// Waits before the next attempt: 1, 2, 4… seconds, or what the server asks for. A trouble that does not pass, or
-    /// one too many, is returned.
-    pub(super) fn pause(&mut self, trouble: Trouble) -> Result<()> {
-        let (failure, asked) = match trouble {
-            Trouble::Final(error) => return Err(error),
-            Trouble::Passing { failure, .. } if self.spent == RETRIES => return Err(failure.into()),
-            Trouble::Passing { failure, wait } => (failure, wait),
+impl Retries<'_> {
+    /// Waits before the next attempt: 1, 2, 4… seconds, or as long as the server asks for. Returns an error that is final, and
+    /// any error once all retries are used.
+    pub(super) fn wait_after(&mut self, error: AttemptError) -> Result<()> {
+        let (failure, asked) = match error {
+            AttemptError::Final(error) => return Err(error),
+            AttemptError::Transient { failure, .. } if self.used == RETRIES => return Err(failure.into()),
+            AttemptError::Transient { failure, wait } => (failure, wait),
         };
-        let seconds = asked.map_or(1 << self.spent, |asked| asked.min(LONGEST_WAIT));
-        self.spent += 1;
+        let seconds = asked.map_or(1 << self.used, |asked| asked.min(LONGEST_WAIT));
+        self.used += 1;
         let wait = self.client.second * seconds as u32;
         if wait >= Duration::from_secs(4) {
             note(&format!("{failure}; trying again in {seconds} s"));
@@ -232,77 +231,8 @@ impl Patience<'_> {
         Ok(())
     }
 
-    /// After progress, the count begins anew.
-    pub(super) fn renew(&mut self) {
-        self.spent = 0;
-    }
-}
-
-pub(super) fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    headers.get(name)?.to_str().ok()
-}
-
-/// `scheme://host:port` of an address.
-pub(super) fn origin(url: &str) -> Option<&str> {
-    let after = url.find("://")? + 3;
-    let end = url[after..].find(['/', '?', '#']).map_or(url.len(), |at| after + at);
-    (end > after && url.is_ascii()).then(|| &url[..end])
-}
-
-/// What may be shown of an address: no path or query, which can hold signatures.
-pub(super) fn host(url: &str) -> &str {
-    origin(url).map_or("the server", |o| o.rsplit(['/', '@']).next().unwrap_or(o))
-}
-
-/// The address that `location`, found at `url`, means.
-fn join(url: &str, location: &str) -> Option<String> {
-    if location.starts_with("http://") || location.starts_with("https://") {
-        return origin(location).map(|_| location.to_owned());
-    }
-    if let Some(rest) = location.strip_prefix("//") {
-        return Some(format!("{}//{rest}", url.split_once("//")?.0));
-    }
-    location.starts_with('/').then(|| origin(url).map(|o| format!("{o}{location}"))).flatten()
-}
-
-/// The address of the next page in a `Link` header.
-fn next_page(link: &str) -> Option<&str> {
-    let entry = link.split(",").find(|entry| entry.contains("rel=\"next\"") || entry.contains("rel=next"))?;
-    Some(entry.split_once('<')?.1.split_once('>')?.0)
-}
-
-/// A path or revision as part of an address; with `slashes`, they stay.
-pub(super) fn encode(text: &str, slashes: bool) -> String {
-    let mut out = String::with_capacity(text.len());
-    for &byte in text.as_bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => out.push(byte as char),
-            b'/' if slashes => out.push('/'),
-            _ => out.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_are_taken_apart_and_put_together() {
-        assert_eq!(origin("https://a.b:8/c?d"), Some("https://a.b:8"));
-        assert_eq!(origin("https://a.b"), Some("https://a.b"));
-        assert!(origin("https:///x").is_none() && origin("/x").is_none());
-        assert_eq!(host("https://user:secret@a.b/c?signature=1"), "a.b");
-        let at = "https://a.b/c/d";
-        assert_eq!(join(at, "/e?f").as_deref(), Some("https://a.b/e?f"));
-        assert_eq!(join(at, "http://x/e").as_deref(), Some("http://x/e"));
-        assert_eq!(join(at, "//x/e").as_deref(), Some("https://x/e"));
-        assert!(join(at, "file:///etc/passwd").is_none());
-        assert_eq!(encode("a b/é#?%", true), "a%20b/%C3%A9%23%3F%25");
-        assert_eq!(encode("refs/pr/1", false), "refs%2Fpr%2F1");
-        let link = "<https://h/api/x?cursor=a>; rel=\"prev\", <https://h/api/x?cursor=b>; rel=\"next\"";
-        assert_eq!(next_page(link), Some("https://h/api/x?cursor=b"));
-        assert!(next_page("<https://h/>; rel=\"last\"").is_none());
+    /// Allows all retries again, after progress.
+    pub(super) fn reset(&mut self) {
+        self.used = 0;
     }
 }

@@ -1,9 +1,9 @@
-//! How a file comes into the cache.
+//! The download of a file into the cache.
 //!
-//! The Hub is first asked what the content is (its ETag and length); the bytes then go to `<etag>.incomplete`, from
-//! where the last process stopped. Files in the large storage have their SHA-256 as ETag: it is verified before the
-//! file gets its name, so that a resumed download is as good as a fresh one. The others (small by the Hub's rules)
-//! cannot be verified; they are continued within a process only.
+//! The first request asks what the content is (its ETag and length); the bytes then go to `<etag>.incomplete`, from where
+//! the last process stopped. Files in the large storage have their SHA-256 as ETag: it is verified before the file gets its
+//! name, so a resumed download is as good as a fresh one. The others (small by the Hub's rules) cannot be verified; they
+//! are resumed within a process only.
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -12,25 +12,27 @@ use std::time::Duration;
 use anyhow::Result;
 use ring::digest::{Context, SHA256};
 
-use super::cache::{Store, length};
-use super::client::{Answer, Request, encode};
-use super::refusal::{Subject, Trouble};
+use super::address::encode;
+use super::cache::{RepoCache, length};
+use super::client::{Answer, Request};
+use super::refusal::{AttemptError, Subject};
 use super::{Hub, RemoteFile, is_sha256};
 use crate::runtime::error::{Exit, Failure, fail};
 use crate::runtime::files::{Growing, free_space, io_context, io_failure, open_input};
 
-/// Bytes asked of the network at a time.
+/// Bytes read from the network at a time.
 const CHUNK: usize = 256 << 10;
-/// New bytes after which attempts are counted anew: a server that sends a few each time does not keep us for ever.
+/// New bytes after which all retries are allowed again. A server that sends a few bytes each time cannot prolong a download
+/// for ever.
 const PROGRESS: u64 = 1 << 20;
-/// How often a content may change while it is fetched.
+/// How often the content may change during the download.
 const CHANGES: usize = 3;
 
-/// What the Hub says of a file's content.
+/// What the Hub says about a file's content.
 struct Content {
-    /// Name of the content, without quotes.
+    /// The ETag without quotes and mark of weakness.
     etag: String,
-    /// The ETag as the Hub sends it, if that can guard a range.
+    /// The ETag as the Hub sends it, if it is a strong one, which can guard a range.
     strong: Option<String>,
     size: u64,
 }
@@ -39,15 +41,14 @@ struct Content {
 #[derive(PartialEq, Eq)]
 enum Outcome {
     Done,
-    /// The Hub now serves another content.
+    /// The Hub serves another content now.
     Changed,
 }
 
 pub(super) fn fetch(hub: &Hub, file: &RemoteFile, progress: &(dyn Fn(u64) + Sync)) -> Result<PathBuf> {
-    let store = Store::new(&hub.settings.cache, &file.repo)?;
-    let pointer = store.pointer(&file.commit, &file.path)?;
-    let present = |path: &Path| length(path) == Some(file.size);
-    if present(&pointer) {
+    let cache = RepoCache::new(&hub.settings.cache, &file.repo)?;
+    let pointer = cache.pointer(&file.commit, &file.path)?;
+    if length(&pointer) == Some(file.size) {
         progress(file.size);
         return Ok(pointer);
     }
@@ -59,16 +60,17 @@ pub(super) fn fetch(hub: &Hub, file: &RemoteFile, progress: &(dyn Fn(u64) + Sync
         format!("{}/datasets/{}/resolve/{}/{}", hub.client.endpoint, file.repo, file.commit, encode(&file.path, true));
     for _ in 0..CHANGES {
         let content = describe(hub, file, &subject, &url)?;
-        let blob = store.blob(&content.etag)?;
-        store.prepare(&pointer)?;
-        let _lock = store.lock(&content.etag, hub.settings.second.min(Duration::from_millis(200)))?;
-        if !present(&blob) {
-            let download = Download::begin(hub, &subject, &url, &content, &blob, progress)?;
+        let blob = cache.blob(&content.etag)?;
+        cache.prepare(&pointer)?;
+        let _lock = cache.lock(&content.etag, hub.settings.second.min(Duration::from_millis(200)))?;
+        // Another process may have downloaded it before the lock was free.
+        if length(&blob) != Some(file.size) {
+            let download = Download::open(hub, &subject, &url, &content, &blob, progress)?;
             if download.run(&blob)? == Outcome::Changed {
                 continue;
             }
         }
-        store.show(&content.etag, &file.path, &pointer)?;
+        cache.link_pointer(&content.etag, &file.path, &pointer)?;
         progress(file.size);
         return Ok(pointer);
     }
@@ -76,37 +78,44 @@ pub(super) fn fetch(hub: &Hub, file: &RemoteFile, progress: &(dyn Fn(u64) + Sync
     Err(fail(Exit::Io, message).hint("check HF_ENDPOINT: a commit's files never change on the Hub").into())
 }
 
-/// Asks the Hub what the file holds.
+/// Asks the Hub about the content of the file.
 fn describe(hub: &Hub, file: &RemoteFile, subject: &Subject, url: &str) -> Result<Content> {
-    let mut patience = hub.client.patience();
+    let mut retries = hub.client.retries();
     let answer = loop {
         match hub.client.send(url, Request { head: true, ..Request::default() }, subject) {
             Ok(answer) => break answer,
-            Err(trouble) => patience.pause(trouble)?,
+            Err(error) => retries.wait_after(error)?,
         }
     };
-    let wrong = |what: &str| fail(Exit::Data, format!("{subject}: {what}")).hint("check HF_ENDPOINT: is it a Hub?");
     if answer.header("x-repo-commit").is_some_and(|commit| commit != file.commit) {
-        return Err(wrong("the server answers with another commit").into());
+        return Err(not_a_hub(subject, "the server answers with another commit").into());
     }
     let raw = answer.linked_etag.as_deref().or_else(|| answer.header("etag"));
-    let etag = raw.map(normal).filter(|etag| !etag.is_empty());
-    let Some(etag) = etag else { return Err(wrong("the server does not say which content it is (no ETag)").into()) };
-    let own_length = || answer.response.status().is_success().then(|| answer.length()).flatten();
-    let size = answer.header("x-linked-size").and_then(|n| n.parse().ok()).or_else(own_length);
+    let Some(etag) = raw.map(bare_etag).filter(|etag| !etag.is_empty()) else {
+        return Err(not_a_hub(subject, "the server does not say which content it is (no ETag)").into());
+    };
+    let mut size = answer.header("x-linked-size").and_then(|n| n.parse().ok());
+    if size.is_none() && answer.response.status().is_success() {
+        size = answer.length();
+    }
     if let Some(size) = size.filter(|size| *size != file.size) {
-        return Err(wrong(&format!("it is listed with {} bytes and served with {size}", file.size)).into());
+        let what = format!("it is listed with {} bytes and served with {size}", file.size);
+        return Err(not_a_hub(subject, &what).into());
     }
     let strong = raw.filter(|raw| answer.linked_etag.is_none() && raw.starts_with('"')).map(str::to_owned);
     Ok(Content { etag: etag.to_owned(), strong, size: file.size })
 }
 
+fn not_a_hub(subject: &Subject, what: &str) -> Failure {
+    fail(Exit::Data, format!("{subject}: {what}")).hint("check HF_ENDPOINT: is it a Hub?")
+}
+
 /// An ETag without its quotes and its mark of weakness.
-fn normal(etag: &str) -> &str {
+fn bare_etag(etag: &str) -> &str {
     etag.trim().trim_start_matches("W/").trim_matches('"')
 }
 
-/// A content on its way into the cache.
+/// A content that is being downloaded.
 struct Download<'a> {
     hub: &'a Hub,
     subject: &'a Subject<'a>,
@@ -114,16 +123,16 @@ struct Download<'a> {
     content: &'a Content,
     part: PathBuf,
     out: Growing,
-    /// Of all bytes so far.
+    /// SHA-256 of all bytes so far.
     hash: Context,
-    /// Bytes that another process left.
+    /// Bytes that another process had downloaded.
     inherited: u64,
     progress: &'a (dyn Fn(u64) + Sync),
 }
 
 impl<'a> Download<'a> {
-    /// Opens the unfinished download, or begins one.
-    fn begin(
+    /// Opens the unfinished download, or starts one.
+    fn open(
         hub: &'a Hub,
         subject: &'a Subject<'a>,
         url: &'a str,
@@ -160,7 +169,7 @@ impl<'a> Download<'a> {
     fn run(mut self, blob: &Path) -> Result<Outcome> {
         loop {
             if self.complete()? == Outcome::Changed {
-                // Nobody will ask for this content again.
+                // The old content is not needed any more; this frees its space.
                 self.restart()?;
                 return Ok(Outcome::Changed);
             }
@@ -172,7 +181,7 @@ impl<'a> Download<'a> {
             }
             let inherited = self.inherited;
             self.restart()?;
-            // What a loss of power left may have been bad, once.
+            // Bytes of another process may be bad after a power failure; then everything is downloaded once more.
             if inherited == 0 {
                 let message = format!("{}: its content does not have the SHA-256 that the Hub names", self.subject);
                 let hint =
@@ -184,21 +193,21 @@ impl<'a> Download<'a> {
 
     /// Makes attempts until all bytes are there.
     fn complete(&mut self) -> Result<Outcome> {
-        let mut patience = self.hub.client.patience();
+        let mut retries = self.hub.client.retries();
         let mut highest = self.out.len();
         while self.out.len() < self.content.size {
             let ended = self.attempt();
-            // Bytes in memory would not be there for the next process.
+            // The next process can resume only from bytes that are in the file.
             self.out.flush().map_err(io_context("write", &self.part))?;
             match ended {
                 Ok(Outcome::Changed) => return Ok(Outcome::Changed),
                 Ok(Outcome::Done) => {}
-                Err(trouble) => {
+                Err(error) => {
                     if self.out.len() >= highest + PROGRESS {
                         highest = self.out.len();
-                        patience.renew();
+                        retries.reset();
                     }
-                    patience.pause(trouble)?;
+                    retries.wait_after(error)?;
                 }
             }
         }
@@ -206,7 +215,7 @@ impl<'a> Download<'a> {
     }
 
     /// One request for all that is missing.
-    fn attempt(&mut self) -> Result<Outcome, Trouble> {
+    fn attempt(&mut self) -> Result<Outcome, AttemptError> {
         let from = self.out.len();
         let request = Request { head: false, from, same: self.content.strong.as_deref() };
         let mut answer = self.hub.client.send(self.url, request, self.subject)?;
@@ -216,11 +225,12 @@ impl<'a> Download<'a> {
         match answer.response.status().as_u16() {
             206 => self.check_range(&answer, from)?,
             416 => {
-                self.restart().map_err(Trouble::Final)?;
-                return Err(Trouble::passing(self.failure(Exit::Io, "the server refuses to go on from a byte it has")));
+                self.restart().map_err(AttemptError::Final)?;
+                let what = "the server refuses to go on from a byte it has";
+                return Err(AttemptError::transient(self.failure(Exit::Io, what)));
             }
-            // It ignores ranges.
-            _ if from > 0 => self.restart().map_err(Trouble::Final)?,
+            // The server ignores ranges and sends the whole file.
+            _ if from > 0 => self.restart().map_err(AttemptError::Final)?,
             _ => {}
         }
         let missing = self.content.size - self.out.len();
@@ -238,11 +248,11 @@ impl<'a> Download<'a> {
             None if answer.own => answer.header("etag"),
             None => None,
         };
-        etag.is_some_and(|etag| normal(etag) != self.content.etag)
+        etag.is_some_and(|etag| bare_etag(etag) != self.content.etag)
     }
 
-    /// A partial answer must begin where we stopped, and be of a file of the right length.
-    fn check_range(&self, answer: &Answer, from: u64) -> Result<(), Trouble> {
+    /// A partial answer must begin at `from`, and be of a file of the right length.
+    fn check_range(&self, answer: &Answer, from: u64) -> Result<(), AttemptError> {
         let range = answer.header("content-range").and_then(|range| {
             let (bounds, total) = range.strip_prefix("bytes ")?.split_once('/')?;
             let total = if total == "*" { self.content.size } else { total.parse().ok()? };
@@ -252,11 +262,11 @@ impl<'a> Download<'a> {
             return Ok(());
         }
         let what = "the server sends another range than the one asked for";
-        Err(Trouble::Final(self.failure(Exit::Data, what).into()))
+        Err(AttemptError::Final(self.failure(Exit::Data, what).into()))
     }
 
-    /// Takes the body as far as it comes.
-    fn receive(&mut self, answer: &mut Answer) -> Result<(), Trouble> {
+    /// Writes the body, as far as it arrives.
+    fn receive(&mut self, answer: &mut Answer) -> Result<(), AttemptError> {
         let mut body = answer.response.body_mut().as_reader();
         let mut buffer = vec![0; CHUNK];
         loop {
@@ -267,7 +277,7 @@ impl<'a> Download<'a> {
                 Err(e) => {
                     let what =
                         format!("the connection broke after {} of {} bytes: {e}", self.out.len(), self.content.size);
-                    return Err(Trouble::passing(self.failure(Exit::Io, &what)));
+                    return Err(AttemptError::transient(self.failure(Exit::Io, &what)));
                 }
             };
             if self.out.len() + read as u64 > self.content.size {
@@ -275,25 +285,25 @@ impl<'a> Download<'a> {
             }
             self.hash.update(&buffer[..read]);
             let written = self.out.write_all(&buffer[..read]);
-            written.map_err(io_context("write", &self.part)).map_err(Trouble::Final)?;
+            written.map_err(io_context("write", &self.part)).map_err(AttemptError::Final)?;
             (self.progress)(self.out.len());
         }
         if self.out.len() < self.content.size {
             let what = format!("the answer ends after {} of {} bytes", self.out.len(), self.content.size);
-            return Err(Trouble::passing(self.failure(Exit::Io, &what)));
+            return Err(AttemptError::transient(self.failure(Exit::Io, &what)));
         }
         Ok(())
     }
 
-    fn too_long(&mut self) -> Trouble {
+    fn too_long(&mut self) -> AttemptError {
         let what = format!("the server sends more than the {} bytes of the file", self.content.size);
-        // What came before is of the same doubtful answer.
+        // The bytes before are from the same answer and cannot be trusted either.
         let failure = self.failure(Exit::Data, &what);
-        Trouble::Final(self.restart().err().unwrap_or_else(|| failure.into()))
+        AttemptError::Final(self.restart().err().unwrap_or_else(|| failure.into()))
     }
 
     fn restart(&mut self) -> Result<()> {
-        // The old handle's bytes go to disk before they are cut, not after.
+        // The old handle must not write its buffer after the file is truncated.
         self.out.flush().map_err(io_context("write", &self.part))?;
         self.out = Growing::open(&self.part, 0)?;
         self.hash = Context::new(&SHA256);

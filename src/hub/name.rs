@@ -5,17 +5,17 @@ use std::str::FromStr;
 
 use crate::runtime::error::{Exit, Failure, fail};
 
-/// What a name of the Hub begins with.
+/// The beginning of every name of the Hub.
 const PREFIX: &str = "hub:";
 
-/// Revisions that are kept under a directory of references: their slash is not the beginning of a path.
+/// Beginnings of revisions that contain slashes: these do not start a path.
 const SPECIAL: [&str; 2] = ["refs/convert/", "refs/pr/"];
 
 /// `hub:OWNER/NAME[@REVISION][:SUBSET[:SPLIT]]` or `hub:OWNER/NAME[@REVISION]/PATH-OR-GLOB`.
 ///
-/// The revision is a branch, a tag or a commit; of names with a slash, `refs/convert/…` and `refs/pr/…` alone are
-/// understood. An empty subset before a split (`hub:a/b::validation`) is the default one. The path of a directory is
-/// all that it holds.
+/// The revision is a branch, a tag or a commit; the only names with a slash that are understood are `refs/convert/…` and
+/// `refs/pr/…`. An empty subset before a split (`hub:a/b::validation`) is the default one. The path of a directory stands for
+/// all files in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HubName {
     /// `OWNER/NAME`.
@@ -31,8 +31,8 @@ pub struct HubName {
 }
 
 impl HubName {
-    /// Whether `text` is meant for the Hub: `hub:…`.
-    pub fn is(text: &str) -> bool {
+    /// Whether `text` begins with `hub:`; the rest may still be malformed.
+    pub fn is_hub(text: &str) -> bool {
         text.starts_with(PREFIX)
     }
 }
@@ -41,41 +41,48 @@ impl FromStr for HubName {
     type Err = Failure;
 
     fn from_str(text: &str) -> Result<Self, Failure> {
-        let wrong = |what: &str| {
+        Self::parse(text).map_err(|what| {
             fail(Exit::Config, format!("`{}`: {what}", text.escape_debug())).hint(
                 "write hub:OWNER/NAME[@REVISION][:SUBSET[:SPLIT]] or hub:OWNER/NAME[@REVISION]/PATH, \
                  for example hub:HuggingFaceFW/fineweb-edu:sample-10BT",
             )
-        };
-        let rest = text.strip_prefix(PREFIX).ok_or_else(|| wrong("a data set of the Hub begins with `hub:`"))?;
-        let (owner, rest) = rest.split_once('/').ok_or_else(|| wrong("OWNER/NAME is missing"))?;
-        let (name, mut rest) = cut(rest, "@:/");
+        })
+    }
+}
+
+impl HubName {
+    /// `Err` says what is wrong with `text`.
+    fn parse(text: &str) -> Result<Self, &'static str> {
+        let rest = text.strip_prefix(PREFIX).ok_or("a data set of the Hub begins with `hub:`")?;
+        let (owner, rest) = rest.split_once('/').ok_or("OWNER/NAME is missing")?;
+        let (name, mut rest) = split_before(rest, "@:/");
         if !is_repo_part(owner) || !is_repo_part(name) {
-            return Err(wrong("this is not the OWNER/NAME of a data set"));
+            return Err("this is not the OWNER/NAME of a data set");
         }
         let mut parsed =
             Self { repo: format!("{owner}/{name}"), revision: None, subset: None, split: None, path: None };
         if let Some(after) = rest.strip_prefix('@') {
             let special = SPECIAL.iter().find(|s| after.starts_with(**s)).map_or(0, |s| s.len());
-            let length = special + cut(&after[special..], ":/").0.len();
+            let length = special + split_before(&after[special..], ":/").0.len();
             let revision = &after[..length];
             if !is_revision(revision) {
-                return Err(wrong("the revision after `@` is not a branch, tag or commit"));
+                return Err("the revision after `@` is not a branch, tag or commit");
             }
             parsed.revision = Some(revision.to_owned());
             rest = &after[length..];
         }
         if let Some(after) = rest.strip_prefix(':') {
             let mut parts = after.split(':').map(|part| Some(part.to_owned()).filter(|part| !part.is_empty()));
-            (parsed.subset, parsed.split) = (parts.next().flatten(), parts.next().flatten());
+            parsed.subset = parts.next().flatten();
+            parsed.split = parts.next().flatten();
             let empty = parsed.subset.is_none() && parsed.split.is_none();
             if empty || after.ends_with(':') || parts.next().is_some() || after.contains('/') {
-                return Err(wrong("after the name come at most :SUBSET:SPLIT"));
+                return Err("after the name come at most :SUBSET:SPLIT");
             }
         } else if let Some(after) = rest.strip_prefix('/') {
             let path = after.strip_suffix('/').unwrap_or(after);
             if !is_safe_path(path) {
-                return Err(wrong("this is not a path inside the repository"));
+                return Err("this is not a path inside the repository");
             }
             parsed.path = Some(path.to_owned());
         }
@@ -99,7 +106,7 @@ impl fmt::Display for HubName {
 }
 
 /// `text` before the first of `ends`, and the rest.
-fn cut<'a>(text: &'a str, ends: &str) -> (&'a str, &'a str) {
+fn split_before<'a>(text: &'a str, ends: &str) -> (&'a str, &'a str) {
     text.split_at(text.find(|c| ends.contains(c)).unwrap_or(text.len()))
 }
 
@@ -108,18 +115,17 @@ pub(super) fn is_repo(text: &str) -> bool {
     text.split_once('/').is_some_and(|(owner, name)| is_repo_part(owner) && is_repo_part(name))
 }
 
-/// Rules of the Hub; `--` stands for the slash in the cache.
+/// The rules are those of the Hub; `--` stands for the slash in the cache.
 fn is_repo_part(text: &str) -> bool {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     (1..=96).contains(&text.len())
-        && text.chars().all(plain)
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
         && !text.starts_with(['-', '.'])
         && !text.ends_with(['-', '.'])
         && !text.contains("--")
         && !text.contains("..")
 }
 
-/// Whether the cache may keep a reference under this name.
+/// Whether `text` can be a revision, and the name of its reference in the cache.
 pub(super) fn is_revision(text: &str) -> bool {
     is_safe_path(text) && text.chars().all(|c| c.is_ascii_graphic() && !"~^:?*[".contains(c))
 }
@@ -129,15 +135,15 @@ pub(super) fn is_commit(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// Whether a path from a server would lead out of the directory it is put into: no honest server names one.
+/// Whether a path from a server would lead out of the directory of its repository; no honest server sends one.
 pub(super) fn leads_out(text: &str) -> bool {
     text.starts_with(['/', '\\']) || text.split(['/', '\\']).any(|part| matches!(part, "" | "." | ".."))
 }
 
-/// Whether a path that may come from a server stays inside the directory it is put into, on any system.
+/// Whether a path that may come from a server stays inside the directory of its repository, on any system.
 pub(super) fn is_safe_path(text: &str) -> bool {
-    let part = |part: &str| !matches!(part, "" | "." | "..") && part.len() <= 255;
-    text.len() <= 2048 && !text.contains('\\') && !text.contains(char::is_control) && text.split('/').all(part)
+    let are_parts_safe = text.split('/').all(|part| !matches!(part, "" | "." | "..") && part.len() <= 255);
+    text.len() <= 2048 && !text.contains('\\') && !text.contains(char::is_control) && are_parts_safe
 }
 
 #[cfg(test)]
@@ -162,12 +168,12 @@ mod tests {
             ("hub:a/b@refs/convert/parquet/en/**", name("a/b", "refs/convert/parquet", "", "", "en/**")),
             ("hub:a/b@refs/pr/7:en", name("a/b", "refs/pr/7", "en", "", "")),
         ] {
-            assert!(HubName::is(text));
+            assert!(HubName::is_hub(text));
             assert_eq!(text.parse::<HubName>().unwrap(), expected, "{text}");
             assert_eq!(expected.to_string(), text);
         }
         assert_eq!("hub:a/b/dir/".parse::<HubName>().unwrap(), name("a/b", "", "", "", "dir"));
-        assert!(!HubName::is("data/hub:x"));
+        assert!(!HubName::is_hub("data/hub:x"));
     }
 
     #[test]

@@ -1,11 +1,11 @@
-//! Why a request failed, said so that the user knows what to do, and whether to try again.
+//! Why a request failed, in words that say what the user can do, and whether to try again.
 
 use std::fmt;
 
 use ureq::Body;
 use ureq::http::Response;
 
-use super::client::{Client, header, host};
+use super::address::{header, host};
 use crate::runtime::error::{Exit, Failure, fail};
 
 /// What a request is about.
@@ -46,146 +46,179 @@ impl fmt::Display for Subject<'_> {
     }
 }
 
+/// Why one attempt at a request failed.
 #[derive(Debug)]
-pub(super) enum Trouble {
-    /// The next attempt would end alike.
+pub(super) enum AttemptError {
+    /// The next attempt would fail as well.
     Final(anyhow::Error),
-    /// It may pass; the failure is what is said when it does not.
-    Passing {
+    /// The next attempt may succeed; `failure` is reported if none does.
+    Transient {
         failure: Failure,
         /// Seconds that the server asks to wait.
         wait: Option<u64>,
     },
 }
 
-impl Trouble {
-    pub(super) fn passing(failure: Failure) -> Self {
-        Self::Passing { failure, wait: None }
+impl AttemptError {
+    pub(super) fn transient(failure: Failure) -> Self {
+        Self::Transient { failure, wait: None }
     }
 }
 
-/// For an answer that is no success.
-pub(super) fn refused(client: &Client, response: &Response<Body>, subject: &Subject, url: &str, own: bool) -> Trouble {
+/// What a hint depends on: the Hub that was asked, and whether a token was sent.
+#[derive(Clone, Copy)]
+pub(super) struct Requester<'a> {
+    pub(super) endpoint: &'a str,
+    pub(super) has_token: bool,
+}
+
+/// A request that a server has answered with an error.
+struct Refusal<'a> {
+    requester: Requester<'a>,
+    subject: &'a Subject<'a>,
+    server: &'a str,
+    status: u16,
+}
+
+/// The error for an answer of `url` that is no success; `own`: the Hub's own origin answered.
+pub(super) fn refused(
+    requester: Requester,
+    response: &Response<Body>,
+    subject: &Subject,
+    url: &str,
+    own: bool,
+) -> AttemptError {
     let status = response.status().as_u16();
     let headers = response.headers();
     let code = header(headers, "x-error-code").unwrap_or_default();
     let wait = header(headers, "retry-after").and_then(|s| s.trim().parse().ok());
-    let server = host(url);
-    let says = |what: &str| format!("{subject}: {what} ({server} answers {status})");
+    let refusal = Refusal { requester, subject, server: host(url), status };
     match status {
         429 => {
-            let hint = if client.has_token() {
+            let hint = if requester.has_token {
                 "wait some minutes, then run the command again: it goes on where it stopped"
             } else {
                 "wait some minutes and run the command again (it goes on where it stopped); with HF_TOKEN set, \
                  more requests are allowed"
             };
-            Trouble::Passing { failure: fail(Exit::Io, says("too many requests")).hint(hint), wait }
+            AttemptError::Transient { failure: refusal.failure(Exit::Io, "too many requests", hint), wait }
         }
         408 | 500..=599 => {
             let hint = "run the command again later: it goes on where it stopped";
-            Trouble::Passing { failure: fail(Exit::Io, says("the server is in trouble")).hint(hint), wait }
+            AttemptError::Transient { failure: refusal.failure(Exit::Io, "the server has a problem", hint), wait }
         }
         // Signed addresses of a storage expire; the Hub makes a new one at the next attempt.
         401 | 403 if !own => {
             let hint = "run the command again; if it persists, check the clock and the proxy of this machine";
-            Trouble::passing(fail(Exit::Io, says("the storage refuses access")).hint(hint))
+            AttemptError::transient(refusal.failure(Exit::Io, "the storage refuses access", hint))
         }
-        401 | 403 if code == "GatedRepo" => Trouble::Final(gated(client, subject, &says).into()),
-        401 => Trouble::Final(unauthorized(client, subject, &says).into()),
-        403 => Trouble::Final(gated(client, subject, &says).into()),
-        404 => Trouble::Final(missing(client, subject, code, &says).into()),
+        401 | 403 if code == "GatedRepo" => AttemptError::Final(refusal.gated().into()),
+        401 => AttemptError::Final(refusal.unauthorized().into()),
+        403 => AttemptError::Final(refusal.gated().into()),
+        404 => AttemptError::Final(refusal.missing(code).into()),
         _ => {
             let hint = "check HF_ENDPOINT and the proxy, and whether the page opens in a browser";
-            Trouble::Final(fail(Exit::Io, says("the request is refused")).hint(hint).into())
+            AttemptError::Final(refusal.failure(Exit::Io, "the request is refused", hint).into())
         }
     }
 }
 
-fn gated(client: &Client, subject: &Subject, says: &dyn Fn(&str) -> String) -> Failure {
-    let endpoint = &client.endpoint;
-    let repo = subject.repo();
-    let hint = match client.has_token() {
-        true => format!(
-            "accept its terms at {endpoint}/datasets/{repo}; if that is done, check that the token in HF_TOKEN \
-             may read it"
-        ),
-        false => format!(
-            "accept its terms at {endpoint}/datasets/{repo}, then set HF_TOKEN to a token of that account \
-             (made at {endpoint}/settings/tokens)"
-        ),
-    };
-    fail(Exit::Io, says("access to this data set is restricted")).hint(hint)
-}
-
-fn unauthorized(client: &Client, subject: &Subject, says: &dyn Fn(&str) -> String) -> Failure {
-    let endpoint = &client.endpoint;
-    let repo = subject.repo();
-    if client.has_token() {
-        let hint = format!(
-            "set HF_TOKEN to a valid token with read access ({endpoint}/settings/tokens), or unset it if \
-             {repo} is public"
-        );
-        return fail(Exit::Io, says("the token is not accepted")).hint(hint);
+impl Refusal<'_> {
+    fn failure(&self, exit: Exit, what: &str, hint: impl Into<String>) -> Failure {
+        fail(exit, format!("{}: {what} ({} answers {})", self.subject, self.server, self.status)).hint(hint)
     }
-    // The Hub does not tell strangers whether a private data set exists.
-    let hint = format!("check the name `{repo}`; if it is private or gated, set HF_TOKEN ({endpoint}/settings/tokens)");
-    fail(Exit::Io, says("no such public data set, and no token was given")).hint(hint)
+
+    fn gated(&self) -> Failure {
+        let endpoint = self.requester.endpoint;
+        let repo = self.subject.repo();
+        let hint = match self.requester.has_token {
+            true => format!(
+                "accept its terms at {endpoint}/datasets/{repo}; if that is done, check that the token in HF_TOKEN \
+                 may read it"
+            ),
+            false => format!(
+                "accept its terms at {endpoint}/datasets/{repo}, then set HF_TOKEN to a token of that account \
+                 (made at {endpoint}/settings/tokens)"
+            ),
+        };
+        self.failure(Exit::Io, "access to this data set is restricted", hint)
+    }
+
+    fn unauthorized(&self) -> Failure {
+        let endpoint = self.requester.endpoint;
+        let repo = self.subject.repo();
+        if self.requester.has_token {
+            let hint = format!(
+                "set HF_TOKEN to a valid token with read access ({endpoint}/settings/tokens), or unset it if \
+                 {repo} is public"
+            );
+            return self.failure(Exit::Io, "the token is not accepted", hint);
+        }
+        // Without a token the Hub does not say whether a private data set exists.
+        let hint =
+            format!("check the name `{repo}`; if it is private or gated, set HF_TOKEN ({endpoint}/settings/tokens)");
+        self.failure(Exit::Io, "no such public data set, and no token was given", hint)
+    }
+
+    /// `code` is the Hub's own code of the error.
+    fn missing(&self, code: &str) -> Failure {
+        let endpoint = self.requester.endpoint;
+        let repo = self.subject.repo();
+        let (what, hint) = match (code, self.subject) {
+            ("RepoNotFound", _) | ("", Subject::Revision { revision: "main", .. }) => (
+                format!("there is no data set {repo}"),
+                format!("check OWNER/NAME at {endpoint}/datasets; a private one needs HF_TOKEN"),
+            ),
+            (_, Subject::File { .. }) if code != "RevisionNotFound" => (
+                "there is no such file".to_owned(),
+                format!(
+                    "see the files at {endpoint}/datasets/{repo}/tree/main, or check HF_ENDPOINT if it is a mirror"
+                ),
+            ),
+            ("RevisionNotFound", _) => (
+                "there is no such branch, tag or commit".to_owned(),
+                format!("see the branches at {endpoint}/datasets/{repo}/tree/main"),
+            ),
+            _ => (
+                "there is no such data set, or no such revision of it".to_owned(),
+                format!("check the name and the revision at {endpoint}/datasets/{repo}"),
+            ),
+        };
+        self.failure(Exit::Config, &what, hint)
+    }
 }
 
-fn missing(client: &Client, subject: &Subject, code: &str, says: &dyn Fn(&str) -> String) -> Failure {
-    let endpoint = &client.endpoint;
-    let repo = subject.repo();
-    let (what, hint) = match (code, subject) {
-        ("RepoNotFound", _) | ("", Subject::Revision { revision: "main", .. }) => (
-            format!("there is no data set {repo}"),
-            format!("check OWNER/NAME at {endpoint}/datasets; a private one needs HF_TOKEN"),
-        ),
-        (_, Subject::File { .. }) if code != "RevisionNotFound" => (
-            "there is no such file".to_owned(),
-            format!("see the files at {endpoint}/datasets/{repo}/tree/main, or check HF_ENDPOINT if it is a mirror"),
-        ),
-        ("RevisionNotFound", _) => (
-            "there is no such branch, tag or commit".to_owned(),
-            format!("see the branches at {endpoint}/datasets/{repo}/tree/main"),
-        ),
-        _ => (
-            "there is no such data set, or no such revision of it".to_owned(),
-            format!("check the name and the revision at {endpoint}/datasets/{repo}"),
-        ),
-    };
-    fail(Exit::Config, says(&what)).hint(hint)
-}
-
-/// For a request that got no answer, or half of one.
-pub(super) fn network(subject: &Subject, url: &str, error: &ureq::Error) -> Trouble {
+/// The error for a request that got no answer, or half of one.
+pub(super) fn network(subject: &Subject, url: &str, error: &ureq::Error) -> AttemptError {
     use ureq::Error as E;
     let server = host(url);
-    let says = |what: String| format!("{subject}: {what}");
     let tls = match error {
         E::Tls(_) | E::Rustls(_) | E::Pem(_) | E::TlsRequired => true,
-        // The library hands the failures of a handshake on like this.
+        // The form in which the library reports a failed handshake.
         E::Io(e) => e.kind() == std::io::ErrorKind::InvalidData && url.starts_with("https:"),
         _ => false,
     };
     if tls {
         let hint = "if a proxy of your network re-signs traffic, set SSL_CERT_FILE to its authority's PEM file; \
                     check the clock and HF_ENDPOINT";
-        let message = says(format!("no secure connection to {server}: {error}"));
-        return Trouble::Final(fail(Exit::Io, message).hint(hint).into());
+        let message = format!("{subject}: no secure connection to {server}: {error}");
+        return AttemptError::Final(fail(Exit::Io, message).hint(hint).into());
     }
     let hint = "check the network and HTTPS_PROXY, then run the command again: it goes on where it stopped; \
                 HF_HUB_OFFLINE=1 uses what is already in the cache";
+    let message = match error {
+        E::Timeout(_) => format!("{subject}: {server} does not answer in time"),
+        _ => format!("{subject}: no answer from {server}: {error}"),
+    };
+    let failure = fail(Exit::Io, message).hint(hint);
     match error {
-        E::Timeout(_) => Trouble::passing(fail(Exit::Io, says(format!("{server} does not answer in time"))).hint(hint)),
-        E::Io(_)
+        E::Timeout(_)
+        | E::Io(_)
         | E::HostNotFound
         | E::ConnectionFailed
         | E::Protocol(_)
         | E::ConnectProxyFailed(_)
-        | E::BodyStalled => {
-            Trouble::passing(fail(Exit::Io, says(format!("no answer from {server}: {error}"))).hint(hint))
-        }
-        _ => Trouble::Final(fail(Exit::Io, says(format!("no answer from {server}: {error}"))).hint(hint).into()),
+        | E::BodyStalled => AttemptError::transient(failure),
+        _ => AttemptError::Final(failure.into()),
     }
 }

@@ -1,8 +1,8 @@
-//! Which files of a repository a name means: by path, by the subsets of the card, or by what the files are called.
+//! Which files of a repository a name stands for: by path, by the subsets of the card, or by the names of the files.
 //!
-//! The rules are those of Hugging Face's `datasets`, so that a subset holds here what it holds there. Only kinds of
-//! files that `prepare` reads count; of a subset that mixes kinds, the most frequent one is taken (a repository of
-//! Parquet files may well have a `requirements.txt`).
+//! The rules are those of Hugging Face's `datasets`, so that a subset has the same files here and there. Only kinds of files
+//! that `prepare` reads count; of a subset that mixes kinds, the most frequent one is taken (a repository of Parquet files
+//! may have a `requirements.txt`).
 
 use anyhow::Result;
 use glob::{MatchOptions, Pattern};
@@ -13,31 +13,31 @@ use super::name::{HubName, is_safe_path};
 use crate::hub::splits::SPLITS;
 use crate::runtime::error::{Exit, Failure, fail};
 
-/// Files that describe data and are none.
+/// Names of files that describe data and hold none.
 const NO_DATA: [&str; 4] = ["config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"];
 
 /// What a file holds, by its name.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum DataKind {
     Parquet,
     Json,
     Text,
 }
 
-const KINDS: [Kind; 3] = [Kind::Parquet, Kind::Json, Kind::Text];
+const KINDS: [DataKind; 3] = [DataKind::Parquet, DataKind::Json, DataKind::Text];
 
-fn kind(path: &str) -> Option<Kind> {
+fn kind(path: &str) -> Option<DataKind> {
     let name = path.rsplit('/').next().unwrap_or(path);
     let plain = name.strip_suffix(".gz").or_else(|| name.strip_suffix(".zst")).unwrap_or(name);
     match plain.rsplit_once('.')?.1 {
-        "parquet" => Some(Kind::Parquet),
-        "jsonl" | "ndjson" | "json" => Some(Kind::Json),
-        "txt" => Some(Kind::Text),
+        "parquet" => Some(DataKind::Parquet),
+        "jsonl" | "ndjson" | "json" => Some(DataKind::Json),
+        "txt" => Some(DataKind::Text),
         _ => None,
     }
 }
 
-/// The files that `path` of `name` means: a file, those that match a glob, or all data in a directory.
+/// The files that `path` of `name` stands for: a file, those that match a glob, or all data in a directory.
 pub(super) fn by_path<'a>(tree: &'a Tree, name: &HubName, path: &str) -> Result<Vec<&'a str>> {
     if let Some((file, _)) = tree.get_key_value(path) {
         return match kind(file) {
@@ -95,26 +95,24 @@ pub(super) fn by_subset<'a>(tree: &'a Tree, name: &HubName, subsets: &[Subset]) 
     Ok(chosen)
 }
 
-/// The subset that is meant.
+/// The subset that `name` asks for.
 fn choose<'a>(name: &HubName, subsets: &'a [Subset]) -> Result<&'a Subset, Failure> {
-    let names: Vec<&str> = subsets.iter().map(|subset| subset.name.as_str()).collect();
-    let hint = || format!("its subsets are {}; write {}:SUBSET", list(&names), base(name));
-    match &name.subset {
-        Some(wanted) => subsets
-            .iter()
-            .find(|subset| subset.name == *wanted)
-            .ok_or_else(|| fail(Exit::Config, format!("{name}: there is no subset `{wanted}`")).hint(hint())),
-        None => {
-            match (subsets.iter().find(|subset| subset.default), subsets) {
-                (Some(subset), _) | (None, [subset]) => Ok(subset),
-                _ => Err(fail(Exit::Config, format!("{name}: the data set has several subsets and no default one"))
-                    .hint(hint())),
-            }
-        }
-    }
+    let found = match (&name.subset, subsets) {
+        (Some(wanted), _) => subsets.iter().find(|subset| subset.name == *wanted),
+        (None, [subset]) => Some(subset),
+        (None, _) => subsets.iter().find(|subset| subset.default),
+    };
+    found.ok_or_else(|| {
+        let names: Vec<&str> = subsets.iter().map(|subset| subset.name.as_str()).collect();
+        let message = match &name.subset {
+            Some(wanted) => format!("{name}: there is no subset `{wanted}`"),
+            None => format!("{name}: the data set has several subsets and no default one"),
+        };
+        fail(Exit::Config, message).hint(format!("its subsets are {}; write {}:SUBSET", list(&names), base(name)))
+    })
 }
 
-/// `pattern` of a subset that starts from `directory`, as one of the repository.
+/// `pattern` of a subset, relative to `directory`, as a pattern for the whole repository.
 fn inside(directory: Option<&str>, pattern: &str, name: &HubName) -> Result<String, Failure> {
     let joined = match directory {
         Some(directory) => format!("{directory}/{pattern}"),
@@ -129,7 +127,7 @@ fn inside(directory: Option<&str>, pattern: &str, name: &HubName) -> Result<Stri
     Ok(plain)
 }
 
-/// The files of the tree that match. Hidden ones (`.x`, `__x/`) do only where the pattern is as hidden.
+/// The files of the tree that match `pattern`. Hidden ones (`.x`, `__x/`) match only if the pattern has as many hidden parts.
 fn matching<'a>(tree: &'a Tree, pattern: &str, name: &HubName) -> Result<Vec<&'a str>, Failure> {
     if let Some((file, _)) = tree.get_key_value(pattern) {
         return Ok(vec![file]);
@@ -139,9 +137,11 @@ fn matching<'a>(tree: &'a Tree, pattern: &str, name: &HubName) -> Result<Vec<&'a
             .hint("`*` stands for part of a name, `**` alone between slashes for directories")
     })?;
     let options = MatchOptions { require_literal_separator: true, ..MatchOptions::new() };
-    let fits =
-        |file: &str| compiled.matches_with(file, options) && hidden(file) == hidden(pattern) && !is_no_data(file);
-    Ok(tree.keys().map(String::as_str).filter(|file| fits(file)).collect())
+    let matching = tree
+        .keys()
+        .map(String::as_str)
+        .filter(|file| compiled.matches_with(file, options) && hidden(file) == hidden(pattern) && !is_no_data(file));
+    Ok(matching.collect())
 }
 
 /// Numbers of hidden parts: names with a dot, directories with two underscores.
@@ -156,49 +156,55 @@ fn is_no_data(path: &str) -> bool {
 }
 
 fn most_frequent_kind(files: Vec<&str>) -> Vec<&str> {
-    let count = |wanted: Kind| files.iter().filter(|file| kind(file) == Some(wanted)).count();
-    // Of equals the first.
-    let Some(best) = KINDS.into_iter().rev().max_by_key(|kind| count(*kind)) else { return files };
+    let counts = KINDS.map(|wanted| (wanted, files.iter().filter(|file| kind(file) == Some(wanted)).count()));
+    // `max_by_key` takes the last of equals; reversed, the first kind wins.
+    let Some((best, _)) = counts.into_iter().rev().max_by_key(|(_, count)| *count) else { return files };
     files.into_iter().filter(|file| kind(file) == Some(best)).collect()
 }
 
-/// Splits and their files where no card says them: names like `data/train-00000-of-00002.parquet`, else directories
-/// named after splits, else files, else all are for training.
+/// Splits and their files where the card does not list them: by names like `data/train-00000-of-00002.parquet`, else by
+/// directories named after splits, else by files named after splits; else all files are for training.
 fn by_names(tree: &Tree, directory: Option<&str>, name: &HubName) -> Result<Vec<(String, Vec<String>)>, Failure> {
     let all = matching(tree, &inside(directory, "**", name)?, name)?;
     let all: Vec<&str> = all.into_iter().filter(|file| kind(file).is_some()).collect();
     let start = directory.map_or(0, |directory| directory.trim_start_matches("./").len() + 1);
-    let relative = |file: &str| file.get(start..).unwrap_or_default().to_owned();
-    let mut splits: Vec<(String, Vec<String>)> = Vec::new();
-    let mut add = |split: &str, file: &str| match splits.iter_mut().find(|(known, _)| known == split) {
-        Some((_, files)) => files.push(relative(file)),
-        None => splits.push((split.to_owned(), vec![relative(file)])),
-    };
-    let sharded: Vec<_> =
-        all.iter().filter_map(|file| Some((sharded_split(&relative(file))?.to_owned(), *file))).collect();
-    let in_directories =
-        |file: &str| relative(file).rsplit_once('/').map_or(String::new(), |(dirs, _)| dirs.to_owned());
-    let in_name = |file: &str| file.rsplit('/').next().unwrap_or(file).to_owned();
-    let says =
-        |text: &str, words: &[&str]| text.split('/').any(|part| part.split(is_separator).any(|w| words.contains(&w)));
-    let anywhere =
-        |part: &dyn Fn(&str) -> String| all.iter().any(|f| SPLITS.iter().any(|(_, words)| says(&part(f), words)));
+    let files: Vec<&str> = all.iter().map(|file| file.get(start..).unwrap_or_default()).collect();
+    let sharded: Vec<_> = files.iter().filter_map(|file| Some((sharded_split(file)?, *file))).collect();
     if !sharded.is_empty() {
-        sharded.iter().for_each(|(split, file)| add(split, file));
-        return Ok(splits);
+        return Ok(group(sharded));
     }
-    let part: &dyn Fn(&str) -> String = match () {
-        () if anywhere(&in_directories) => &in_directories,
-        () if anywhere(&in_name) => &in_name,
-        () => {
-            all.iter().for_each(|file| add(super::TRAIN, file));
-            return Ok(splits);
-        }
+    let directories: Vec<&str> = files.iter().map(|file| file.rsplit_once('/').map_or("", |(dirs, _)| dirs)).collect();
+    let names: Vec<&str> = all.iter().map(|file| file.rsplit('/').next().unwrap_or(file)).collect();
+    // The parts of the paths that name splits, if any do.
+    let parts = [directories, names]
+        .into_iter()
+        .find(|parts| parts.iter().any(|part| SPLITS.iter().any(|(_, words)| has_word(part, words))));
+    let Some(parts) = parts else {
+        return Ok(group(files.into_iter().map(|file| (super::TRAIN, file)).collect()));
     };
+    let mut found = Vec::new();
     for (split, words) in SPLITS {
-        all.iter().filter(|file| says(&part(file), words)).for_each(|file| add(split, file));
+        let named = parts.iter().zip(&files).filter(|(part, _)| has_word(part, words));
+        found.extend(named.map(|(_, file)| (split, *file)));
     }
-    Ok(splits)
+    Ok(group(found))
+}
+
+/// Pairs of split and file, as files by split, in the order in which splits and files come.
+fn group(pairs: Vec<(&str, &str)>) -> Vec<(String, Vec<String>)> {
+    let mut splits: Vec<(String, Vec<String>)> = Vec::new();
+    for (split, file) in pairs {
+        match splits.iter_mut().find(|(known, _)| known == split) {
+            Some((_, files)) => files.push(file.to_owned()),
+            None => splits.push((split.to_owned(), vec![file.to_owned()])),
+        }
+    }
+    splits
+}
+
+/// Whether one of `words` is a word of `path`.
+fn has_word(path: &str, words: &[&str]) -> bool {
+    path.split('/').any(|part| part.split(is_separator).any(|word| words.contains(&word)))
 }
 
 fn is_separator(c: char) -> bool {
@@ -209,10 +215,11 @@ fn is_separator(c: char) -> bool {
 fn sharded_split(path: &str) -> Option<&str> {
     let name = path.strip_prefix("data/").filter(|name| !name.contains('/'))?;
     let stem = name.split_once('.').map(|(stem, _)| stem)?;
-    let five = |text: &str| text.len() >= 5 && text.bytes().take(5).all(|b| b.is_ascii_digit());
     let (rest, total) = stem.rsplit_once("-of-")?;
     let (split, number) = rest.rsplit_once('-')?;
-    (five(total) && five(number) && number.len() == 5 && !split.is_empty()).then_some(split)
+    let has_total = total.len() >= 5 && total.bytes().take(5).all(|b| b.is_ascii_digit());
+    let has_number = number.len() == 5 && number.bytes().all(|b| b.is_ascii_digit());
+    (has_total && has_number && !split.is_empty()).then_some(split)
 }
 
 /// The name without subset, split and path.
@@ -228,7 +235,7 @@ fn list<T: AsRef<str>>(names: &[T]) -> String {
     format!("{}{more}", shown.join(", "))
 }
 
-/// What lies at the top of the repository, for a hint.
+/// The files and directories at the top of the repository, for a hint.
 fn top(tree: &Tree) -> String {
     let mut names: Vec<&str> =
         tree.keys().map(|path| path.split_once('/').map_or(path.as_str(), |(dir, _)| dir)).collect();
@@ -238,11 +245,11 @@ fn top(tree: &Tree) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::cache::Entry;
+    use super::super::cache::TreeEntry;
     use super::*;
 
     fn tree(paths: &[&str]) -> Tree {
-        paths.iter().map(|path| ((*path).to_owned(), Entry::new(1, String::new(), None, None))).collect()
+        paths.iter().map(|path| ((*path).to_owned(), TreeEntry::new(1, String::new(), None, None))).collect()
     }
 
     fn hub(text: &str) -> HubName {

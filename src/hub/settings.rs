@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::runtime::error::{Exit, Failure, fail};
 
-/// What a [`Hub`](super::Hub) needs to know of its surroundings.
+/// The environment of a [`Hub`](super::Hub).
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Address of the Hub, without a slash at its end.
@@ -21,9 +21,9 @@ pub struct Settings {
     pub proxy: Option<ureq::Proxy>,
     /// PEM file of the authorities to trust instead of the built-in ones.
     pub authorities: Option<PathBuf>,
-    /// How long a second of waiting between two attempts is; shorter in tests.
+    /// Unit of the waits between two attempts: a second, less in tests.
     pub second: Duration,
-    /// How long a silent server is waited for.
+    /// How long to wait for a server that sends nothing.
     pub silence: Duration,
 }
 
@@ -38,7 +38,7 @@ impl fmt::Debug for Token {
 }
 
 impl Settings {
-    /// For the Hub at `endpoint` and the cache `cache`: no token, no proxy.
+    /// The Hub at `endpoint` with the cache `cache`, without token and proxy.
     pub fn new(endpoint: &str, cache: PathBuf) -> Self {
         Self {
             endpoint: endpoint.trim_end_matches('/').to_owned(),
@@ -64,36 +64,26 @@ impl Settings {
     }
 
     fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self, Failure> {
-        let get = |key: &str| variable(key).map(|v| v.trim().to_owned()).filter(|v| !v.is_empty());
-        let home = || match get("HOME") {
-            Some(home) => Ok(PathBuf::from(home)),
-            None => Err(fail(Exit::Config, "no place for the cache of the Hub: HOME is not set")
-                .hint("set HF_HOME to a directory")),
-        };
-        let path = |key: &str| match get(key) {
-            Some(text) => match text.strip_prefix("~/") {
-                Some(rest) => Ok(Some(home()?.join(rest))),
-                None => Ok(Some(PathBuf::from(text))),
-            },
-            None => Ok(None),
-        };
-        let hf_home = match (path("HF_HOME")?, path("XDG_CACHE_HOME")?) {
+        let variables = Variables(variable);
+        let hf_home = match (variables.path("HF_HOME")?, variables.path("XDG_CACHE_HOME")?) {
             (Some(dir), _) => dir,
             (None, Some(cache)) => cache.join("huggingface"),
-            (None, None) => home()?.join(".cache/huggingface"),
+            (None, None) => variables.home()?.join(".cache/huggingface"),
         };
-        let cache = match path("HF_HUB_CACHE")? {
+        let cache = match variables.path("HF_HUB_CACHE")? {
             Some(cache) => cache,
-            None => path("HUGGINGFACE_HUB_CACHE")?.unwrap_or_else(|| hf_home.join("hub")),
+            None => variables.path("HUGGINGFACE_HUB_CACHE")?.unwrap_or_else(|| hf_home.join("hub")),
         };
-        let endpoint = get("HF_ENDPOINT").unwrap_or_else(|| super::OFFICIAL.to_owned());
+        let endpoint = variables.get("HF_ENDPOINT").unwrap_or_else(|| super::OFFICIAL.to_owned());
         if !endpoint.starts_with("https://") && !endpoint.starts_with("http://") {
             let message = format!("HF_ENDPOINT is `{}`, which is no address", endpoint.escape_debug());
             return Err(fail(Exit::Config, message).hint(format!("unset it, or write it like {}", super::OFFICIAL)));
         }
-        let token_file = path("HF_TOKEN_PATH")?.unwrap_or_else(|| hf_home.join("token"));
-        let kept = || std::fs::read_to_string(&token_file).ok().map(|t| t.trim().to_owned()).filter(|t| !t.is_empty());
-        let token = match get("HF_TOKEN").or_else(|| get("HUGGING_FACE_HUB_TOKEN")).or_else(kept) {
+        let token_file = variables.path("HF_TOKEN_PATH")?.unwrap_or_else(|| hf_home.join("token"));
+        let token = variables.get("HF_TOKEN").or_else(|| variables.get("HUGGING_FACE_HUB_TOKEN"));
+        let token = match token.or_else(|| Some(std::fs::read_to_string(&token_file).ok()?.trim().to_owned())) {
+            None => None,
+            Some(token) if token.is_empty() => None,
             Some(token) if token.bytes().all(|b| b.is_ascii_graphic()) => Some(Token(token)),
             Some(_) => {
                 let message = "the Hub's token (HF_TOKEN or the token file) holds characters that no token has";
@@ -101,11 +91,37 @@ impl Settings {
                     fail(Exit::Config, message).hint("copy it again: letters, digits and underscores, one line")
                 );
             }
-            None => None,
         };
-        let yes = |key| get(key).is_some_and(|v| ["1", "on", "yes", "true"].contains(&v.to_lowercase().as_str()));
-        let authorities = path("SSL_CERT_FILE")?;
-        Ok(Self { token, offline: yes("HF_HUB_OFFLINE"), authorities, ..Self::new(&endpoint, cache) })
+        let offline = variables.get("HF_HUB_OFFLINE").map(|value| value.to_lowercase());
+        let offline = offline.is_some_and(|value| ["1", "on", "yes", "true"].contains(&value.as_str()));
+        let authorities = variables.path("SSL_CERT_FILE")?;
+        Ok(Self { token, offline, authorities, ..Self::new(&endpoint, cache) })
+    }
+}
+
+/// Environment variables; blank ones count as unset.
+struct Variables<F>(F);
+
+impl<F: Fn(&str) -> Option<String>> Variables<F> {
+    fn get(&self, key: &str) -> Option<String> {
+        (self.0)(key).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
+    }
+
+    fn home(&self) -> Result<PathBuf, Failure> {
+        match self.get("HOME") {
+            Some(home) => Ok(PathBuf::from(home)),
+            None => Err(fail(Exit::Config, "no place for the cache of the Hub: HOME is not set")
+                .hint("set HF_HOME to a directory")),
+        }
+    }
+
+    /// The path in `key`, in which `~/` is the home directory.
+    fn path(&self, key: &str) -> Result<Option<PathBuf>, Failure> {
+        let Some(text) = self.get(key) else { return Ok(None) };
+        match text.strip_prefix("~/") {
+            Some(rest) => Ok(Some(self.home()?.join(rest))),
+            None => Ok(Some(PathBuf::from(text))),
+        }
     }
 }
 

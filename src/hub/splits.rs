@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::runtime::error::{Exit, Failure, fail};
 
-/// What the splits are called in the names of files, as Hugging Face's `datasets` knows them.
+/// The words for the splits in the names of files, as in Hugging Face's `datasets`.
 pub const SPLITS: [(&str, &[&str]); 3] = [
     ("train", &["train", "training"]),
     ("validation", &["validation", "valid", "dev", "val"]),
@@ -17,58 +17,59 @@ const SHOWN: usize = 3;
 
 /// The files of a directory or a glob, by split.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Divided {
+pub struct FilesBySplit {
     pub train: Vec<PathBuf>,
     pub val: Vec<PathBuf>,
-    /// For testing, or without a word that says what for while other names have one.
+    /// Files for testing, and files whose names have no word for a split while others have one.
     pub ignored: Vec<PathBuf>,
 }
 
-/// Where a name's words put a file.
+/// The split that a file's name says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum NamedSplit {
     Train,
     Val,
     Test,
     Unnamed,
 }
 
-impl Divided {
+impl FilesBySplit {
     /// Divides `files`, which were found at `from`. If no name says a split, all are for training.
     ///
     /// # Errors
-    /// [`Exit::Config`] if a name says more than one, or if the names tell what is held out but not what is trained on.
-    pub fn of(files: Vec<PathBuf>, from: &Path) -> Result<Self, Failure> {
+    /// [`Exit::Config`] if a name says more than one split, or if the names say what is held out but not what is trained on.
+    pub fn divide(files: Vec<PathBuf>, from: &Path) -> Result<Self, Failure> {
         let mut words: Vec<Vec<String>> = files.iter().map(|file| words_of(file.file_stem())).collect();
-        if words.iter().all(|words| place(words) == Some(Place::Unnamed)) {
+        if words.iter().all(|words| named_split(words) == Some(NamedSplit::Unnamed)) {
             words = words_of_directories(&files);
         }
-        // A word that all names have, such as the name of the corpus, tells no two of them apart.
-        let is_common = |word: &String| words.len() > 1 && words.iter().all(|of_name| of_name.contains(word));
-        let mut places = Vec::with_capacity(files.len());
+        // A word that all names have, such as the name of the corpus, does not distinguish them.
+        let mut common = words.first().cloned().filter(|_| words.len() > 1).unwrap_or_default();
+        common.retain(|word| words.iter().all(|words| words.contains(word)));
+        let mut splits = Vec::with_capacity(files.len());
         for (file, words) in files.iter().zip(&words) {
-            let telling = words.iter().filter(|word| !is_common(word)).cloned().collect::<Vec<_>>();
-            let place = place(words).or_else(|| place(&telling).filter(|place| *place != Place::Unnamed));
-            places.push(place.ok_or_else(|| ambiguous(file))?);
+            let own = words.iter().filter(|word| !common.contains(word)).cloned().collect::<Vec<_>>();
+            let split = named_split(words).or_else(|| named_split(&own).filter(|split| *split != NamedSplit::Unnamed));
+            splits.push(split.ok_or_else(|| ambiguous(file))?);
         }
-        if places.iter().all(|place| *place == Place::Unnamed) {
+        if splits.iter().all(|split| *split == NamedSplit::Unnamed) {
             return Ok(Self { train: files, ..Self::default() });
         }
         let mut divided = Self::default();
-        for (file, place) in files.into_iter().zip(&places) {
-            match place {
-                Place::Train => divided.train.push(file),
-                Place::Val => divided.val.push(file),
-                Place::Test | Place::Unnamed => divided.ignored.push(file),
+        for (file, split) in files.into_iter().zip(&splits) {
+            match split {
+                NamedSplit::Train => divided.train.push(file),
+                NamedSplit::Val => divided.val.push(file),
+                NamedSplit::Test | NamedSplit::Unnamed => divided.ignored.push(file),
             }
         }
-        if divided.train.is_empty() && places.contains(&Place::Unnamed) {
+        if divided.train.is_empty() && splits.contains(&NamedSplit::Unnamed) {
             return Err(half_named(&divided, from));
         }
         Ok(divided)
     }
 
-    /// What becomes of the files of `from`; none if all are trained on.
+    /// A note about the files of `from`; none if all are trained on.
     pub fn note(&self, from: &str) -> Option<String> {
         if self.val.is_empty() && self.ignored.is_empty() {
             return None;
@@ -84,28 +85,27 @@ impl Divided {
     }
 }
 
-/// The words of the directories that files lie in, where they lie in several: one that holds all of them was chosen by the user.
+/// The words of the names of the files' directories, if there are several: a single one says nothing, the user chose it.
 fn words_of_directories(files: &[PathBuf]) -> Vec<Vec<String>> {
     let parents: Vec<_> = files.iter().map(|file| file.parent().and_then(Path::file_name)).collect();
     let differ = parents.iter().any(|parent| *parent != parents[0]);
     parents.iter().map(|parent| if differ { words_of(*parent) } else { Vec::new() }).collect()
 }
 
-/// The words of a name between digits, dots, dashes and the like, in small letters.
+/// The runs of letters in a name, in lower case.
 fn words_of(name: Option<&OsStr>) -> Vec<String> {
     let name = name.unwrap_or_default().to_string_lossy().to_lowercase();
     name.split(|c: char| !c.is_alphabetic()).filter(|word| !word.is_empty()).map(str::to_owned).collect()
 }
 
-/// The split that `words` name; none if it is more than one that matters.
-fn place(words: &[String]) -> Option<Place> {
-    let says = |split: usize| words.iter().any(|word| SPLITS[split].1.contains(&word.as_str()));
-    match (says(0), says(1), says(2)) {
-        (true, false, false) => Some(Place::Train),
-        (false, true, _) => Some(Place::Val),
-        (false, false, true) => Some(Place::Test),
-        (false, false, false) => Some(Place::Unnamed),
-        (true, ..) => None,
+/// The split that `words` name; none if they name both training and held out. A name for validation may also say test.
+fn named_split(words: &[String]) -> Option<NamedSplit> {
+    match SPLITS.map(|(_, names)| words.iter().any(|word| names.contains(&word.as_str()))) {
+        [true, false, false] => Some(NamedSplit::Train),
+        [false, true, _] => Some(NamedSplit::Val),
+        [false, false, true] => Some(NamedSplit::Test),
+        [false, false, false] => Some(NamedSplit::Unnamed),
+        [true, ..] => None,
     }
 }
 
@@ -114,7 +114,7 @@ fn ambiguous(file: &Path) -> Failure {
         .hint("name the files themselves in data.train and data.val, or rename this one")
 }
 
-fn half_named(divided: &Divided, from: &Path) -> Failure {
+fn half_named(divided: &FilesBySplit, from: &Path) -> Failure {
     let held_out = if divided.val.is_empty() { &divided.ignored } else { &divided.val };
     let message = format!(
         "{}: the names say which files are held out ({}), but not which are for training",
@@ -129,12 +129,11 @@ fn half_named(divided: &Divided, from: &Path) -> Failure {
 fn some_names(files: &[PathBuf]) -> String {
     let names: Vec<_> =
         files.iter().take(SHOWN).map(|file| file.file_name().unwrap_or_default().to_string_lossy()).collect();
-    let count = files.len();
     let more = if files.len() > SHOWN { ", ..." } else { "" };
-    match count {
+    match files.len() {
         0 => "no file".into(),
         1 => format!("1 file ({})", names.join("")),
-        _ => format!("{count} files ({}{more})", names.join(", ")),
+        count => format!("{count} files ({}{more})", names.join(", ")),
     }
 }
 
@@ -144,7 +143,8 @@ mod tests {
 
     fn divide(names: &[&str]) -> Result<[Vec<String>; 3], Failure> {
         let text = |paths: Vec<PathBuf>| paths.into_iter().map(|path| path.display().to_string()).collect();
-        let Divided { train, val, ignored } = Divided::of(names.iter().map(PathBuf::from).collect(), Path::new("d"))?;
+        let FilesBySplit { train, val, ignored } =
+            FilesBySplit::divide(names.iter().map(PathBuf::from).collect(), Path::new("d"))?;
         Ok([text(train), text(val), text(ignored)])
     }
 

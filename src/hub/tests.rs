@@ -179,7 +179,7 @@ fn each_refusal_has_its_own_words() {
 }
 
 #[test]
-fn passing_troubles_are_tried_again_and_lasting_ones_told() {
+fn transient_errors_are_tried_again_and_final_ones_reported() {
     let (fake, dir) = (fineweb(), tempfile::tempdir().unwrap());
     let hub = client(&fake, dir.path());
     fake.fault(any, |_, _| Reply::new(429).with("retry-after", "2"));
@@ -190,7 +190,7 @@ fn passing_troubles_are_tried_again_and_lasting_ones_told() {
     assert_eq!(paths(&hub, "hub:owner/name").unwrap().len(), 3);
     let revisions = fake.asked().iter().filter(|a| a.path.contains("/revision/main")).count();
     assert_eq!(revisions, 6, "five retries");
-    for (status, words) in [(500, "in trouble"), (429, "too many requests")] {
+    for (status, words) in [(500, "has a problem"), (429, "too many requests")] {
         (0..6).for_each(|_| fake.fault(any, move |_, _| Reply::new(status)));
         let told = failure(paths(&hub, "hub:owner/name"));
         assert!(told.exit == Exit::Io && told.message.contains(words), "{}", told.message);

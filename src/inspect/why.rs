@@ -6,8 +6,8 @@
 use crate::checkpoint::{self, Opened};
 use crate::config::Config;
 use crate::corpus::shards::manifest::Split;
-use crate::data::eval_set::IGNORE;
-use crate::data::excerpt::{Place, excerpt};
+use crate::data::batch::IGNORE;
+use crate::data::excerpt::{ExcerptStart, excerpt};
 use crate::data::loader::Loader;
 use crate::eval::total_loss;
 use crate::metrics::{Console, Record, Sequences, read, read_log};
@@ -128,7 +128,7 @@ fn losses(model: &Llama, loader: &Loader, first: u64, count: usize) -> Result<Ve
 fn part(loader: &Loader, tokenizer: &Tokenizer, sequence: u64, loss: f64) -> Result<Part> {
     let batch = loader.batch(sequence, 1)?;
     let (source, start) = loader.place(sequence);
-    let of_shards = start.and_then(|at| excerpt(Path::new(source), Split::Train, Place::Token(at), 1).ok());
+    let of_shards = start.and_then(|at| excerpt(Path::new(source), Split::Train, ExcerptStart::Token(at), 1).ok());
     let place = match (of_shards, start) {
         (Some(excerpt), _) => format!("{source}: {}", excerpt.title),
         (None, Some(at)) => format!("{source}: token {at}"),

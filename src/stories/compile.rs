@@ -7,7 +7,7 @@
 //! The table `animal` has a column `s` whose default is the word and an `s`; `fox` has weight 2 and a plural of its
 //! own. Every table has a column `a`: the entry with its indefinite article.
 //!
-//! Rules (`plots.rs`); a rule starts in the first column of a line and goes on over indented lines:
+//! Rules (`plots.rs`); a rule starts in the first column of a line and continues on indented lines:
 //! ```text
 //! walk =
 //!   {hero:boy} (3*walked|ran)( slowly|) to <place>, and {hero.he} saw {x:animal.a} and {:animal.a!x}. //
@@ -18,7 +18,7 @@
 //! an entry other than the one in `x`, `{v:x/y}` one of those in `x` and `y`, `{^hero}` a form with a capital first
 //! letter. A line break is one space, but nothing on the inner side of `(`, `|` and `)`.
 
-use super::grammar::{Form, Grammar, Node, NodeId, Pick, Row, Source, Table};
+use super::grammar::{Form, Grammar, Node, NodeId, Pick, Row, RowSource, Table};
 
 /// Compiles word tables and rules. The story is the rule `start`.
 ///
@@ -30,12 +30,12 @@ pub(super) fn compile(words: &str, rules: &[&str], start: &str) -> Result<Gramma
     let tables = blocks.map(|block| table(block, &mut columns)).collect::<Result<_, _>>()?;
     let sources = rules.iter().flat_map(|text| definitions(text)).collect::<Result<Vec<_>, String>>()?;
     let mut compiler = Compiler {
-        compiled: vec![Progress::Untouched; sources.len()],
+        compiled: vec![RuleState::Untouched; sources.len()],
         sources,
         grammar: Grammar { tables, columns, nodes: Vec::new(), start: 0, slots: Vec::new() },
     };
     compiler.grammar.start = compiler.rule(start)?;
-    match compiler.compiled.iter().position(|progress| *progress == Progress::Untouched) {
+    match compiler.compiled.iter().position(|progress| *progress == RuleState::Untouched) {
         Some(unused) => Err(format!("rule {} is never used", compiler.sources[unused].0)),
         None => Ok(compiler.grammar),
     }
@@ -122,15 +122,16 @@ fn join_lines(body: &str) -> String {
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Progress {
+enum RuleState {
     Untouched,
+    /// Its body is being compiled; a use of it now is a cycle.
     Open,
     Done(NodeId),
 }
 
 struct Compiler {
     sources: Vec<(String, String)>,
-    compiled: Vec<Progress>,
+    compiled: Vec<RuleState>,
     grammar: Grammar,
 }
 
@@ -143,17 +144,17 @@ impl Compiler {
     fn rule(&mut self, name: &str) -> Result<NodeId, String> {
         let index = self.sources.iter().position(|(rule, _)| rule == name).ok_or_else(|| format!("no rule {name}"))?;
         match self.compiled[index] {
-            Progress::Done(node) => Ok(node),
-            Progress::Open => Err(format!("rule {name} contains itself")),
-            Progress::Untouched => {
-                self.compiled[index] = Progress::Open;
+            RuleState::Done(node) => Ok(node),
+            RuleState::Open => Err(format!("rule {name} contains itself")),
+            RuleState::Untouched => {
+                self.compiled[index] = RuleState::Open;
                 let body = self.sources[index].1.clone();
                 let mut rest = body.as_str();
                 let node = self.choice(&mut rest).map_err(|error| format!("{error} (in rule {name})"))?;
                 if !rest.is_empty() {
                     return Err(format!("`)` without `(` before `{rest}` (in rule {name})"));
                 }
-                self.compiled[index] = Progress::Done(node);
+                self.compiled[index] = RuleState::Done(node);
                 Ok(node)
             }
         }
@@ -224,9 +225,9 @@ impl Compiler {
             Some((variable, list)) => {
                 let slots = &mut self.grammar.slots;
                 let source = match self.grammar.tables.iter().position(|table| table.name == list) {
-                    Some(table) => Source::Table(table),
+                    Some(table) => RowSource::Table(table),
                     None if list.contains('/') => {
-                        Source::Bound(list.split('/').map(|name| intern(slots, name)).collect())
+                        RowSource::Bound(list.split('/').map(|name| intern(slots, name)).collect())
                     }
                     None => return Err(format!("no table for `{inner}`")),
                 };
@@ -242,8 +243,8 @@ impl Compiler {
 
 #[cfg(test)]
 mod tests {
-    use super::super::parse::parse;
     use super::*;
+    use crate::stories::tests::parser::parse;
 
     const WORDS: &str = "animal s:~s = cat; 3*owl; fox|foxes\n\nperson he him:him = Ann|she|her;\n  Bob | he";
 

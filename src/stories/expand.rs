@@ -80,8 +80,8 @@ mod tests {
     use rand_chacha::rand_core::SeedableRng;
 
     use super::super::compile::compile;
-    use super::super::parse::parse;
     use super::*;
+    use crate::stories::tests::parser::parse;
 
     /// The bits are what they claim to be: texts turn up as often as their bits say, whatever decides them.
     #[test]

@@ -1,8 +1,8 @@
 //! The grammar as data: word tables and a graph of nodes without cycles.
 //!
 //! A derivation walks the graph from its start and makes one decision at every [`Node::Choice`] and [`Node::Pick`];
-//! nothing else is random. The generator draws those decisions, the parser recovers them from the text, and both
-//! price them here, with [`surprisal`], so that there is one statement of the probabilities.
+//! nothing else is random. The generator draws those decisions, the parser of the tests recovers them from the text, and both
+//! compute their bits with [`surprisal`], so the probabilities are defined once.
 
 /// Index of a node in [`Grammar::nodes`].
 pub(super) type NodeId = usize;
@@ -10,7 +10,7 @@ pub(super) type NodeId = usize;
 /// Index of a variable in an [`Env`].
 pub(super) type Slot = usize;
 
-/// What each variable of the story under way is bound to.
+/// The row that each variable of the current story is bound to.
 pub(super) type Env<'g> = Vec<Option<&'g Row>>;
 
 /// One entry of a word table.
@@ -53,14 +53,14 @@ pub(super) struct Table {
 }
 
 /// Where a [`Pick`] takes its rows from.
-pub(super) enum Source {
+pub(super) enum RowSource {
     /// A table, by its index; rows are drawn by weight.
     Table(usize),
     /// What these variables are bound to (different rows), each as likely as the others.
     Bound(Vec<Slot>),
 }
 
-impl Source {
+impl RowSource {
     /// The total weight where it is known beforehand: most picks are from a whole table.
     fn total(&self, grammar: &Grammar) -> Option<u32> {
         match self {
@@ -72,7 +72,7 @@ impl Source {
 
 /// Writes a random row that differs from the rows of the `unlike` variables, and may bind it to a variable.
 pub(super) struct Pick {
-    pub(super) source: Source,
+    pub(super) source: RowSource,
     pub(super) form: Form,
     pub(super) bind: Option<Slot>,
     pub(super) unlike: Vec<Slot>,
@@ -86,8 +86,8 @@ impl Pick {
         env: &Env<'g>,
     ) -> (impl Iterator<Item = (u32, &'g Row)> + use<'g>, u32) {
         let (table, bound): (&[Row], Vec<&Row>) = match &self.source {
-            Source::Table(table) => (&grammar.tables[*table].rows, Vec::new()),
-            Source::Bound(slots) => (&[], slots.iter().filter_map(|&slot| env[slot]).collect()),
+            RowSource::Table(table) => (&grammar.tables[*table].rows, Vec::new()),
+            RowSource::Bound(slots) => (&[], slots.iter().filter_map(|&slot| env[slot]).collect()),
         };
         let taken: Vec<&Row> = self.unlike.iter().filter_map(|&slot| env[slot]).collect();
         let whole = if taken.is_empty() { self.source.total(grammar) } else { None };
@@ -110,7 +110,7 @@ pub(super) enum Node {
     },
     /// A word from a list.
     Pick(Pick),
-    /// A form of the row that a variable is bound to: no new information, this is what makes a story hang together.
+    /// A form of the row that a variable is bound to. It carries no new information; it makes a story coherent.
     Use {
         slot: Slot,
         form: Form,

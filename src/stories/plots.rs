@@ -1,13 +1,13 @@
 //! The rules of the stories, in the notation of `compile.rs`: what all stories have in common, and fifteen plots.
 //!
-//! A plot goes from a setting to a plan or a problem, an attempt, its consequence and an ending. Whatever has a
-//! consequence is kept in a variable and comes back. Fixed turns of phrase are few and short: what a reader completes
-//! by heart carries no information, and the more of it there is, the smaller the errors of a model that count as
-//! large beside the floor.
+//! A plot goes from a setting to a plan or a problem, an attempt, its consequence and an ending. What has a consequence is
+//! kept in a variable and used again. Fixed phrases are few and short: they carry no information, and the more of them
+//! there are, the more a small error of a model counts relative to the floor.
 //!
-//! What comes back later (the hero, the friend, the toy) is of a kind of which the story has no other, so it can be found again by what
-//! it is; mostly a pronoun stands for it. A model learns that in a few minutes. To tell one name or toy among several by the part it
-//! played takes it many times as long: such recalls made up nearly all of a small model's distance from the floor.
+//! What is mentioned again later (the hero, the friend, the toy) is the only one of its kind in the story, so the kind alone
+//! identifies it; mostly a pronoun stands for it. A model learns that in a few minutes. Distinguishing several names or toys by
+//! their part in the story takes it many times as long: such recalls made up nearly all of a small model's distance from the
+//! floor.
 
 /// All rules; `story` is the whole.
 pub(super) const RULES: [&str; 3] = [FRAME, FRIENDS, DEEDS];

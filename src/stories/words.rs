@@ -4,10 +4,10 @@
 //! share a name with other people or with animals, so a name tells who is meant and which pronoun to use. The entries
 //! of a list can stand for each other wherever the list is used: that keeps most choices independent of each other,
 //! which is what makes the stories rich and yet quick to learn. Adjectives that may meet are of different lists
-//! (`build` and `mood`), so that nobody is fat and thin.
+//! (`build` and `mood`), so that no one is fat and thin.
 //!
-//! What a story comes back to can be told by its kind: its one `toy` is never a mere `thing`, and no other list has
-//! the words of either. A small model learns to look for the toy long before it learns which of several was meant.
+//! What a story refers to again can be recognised by its kind: its one `toy` is never a `thing`, and no other list has the
+//! words of either. A small model learns to look for the toy long before it learns which of several was meant.
 
 /// All tables, separated by blank lines.
 pub(super) const WORDS: &str = "

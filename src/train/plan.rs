@@ -51,7 +51,7 @@ pub fn parameters(config: &Config) -> Vec<(&'static str, u64)> {
 /// # Errors
 /// Those of the data, if they are shards.
 pub fn passes(config: &Config) -> Result<Option<Vec<(String, f64)>>> {
-    if !Dataset::of_shards(config)? {
+    if !Dataset::is_sharded(config)? {
         return Ok(None);
     }
     let data = RunData::open(config, None)?;
@@ -301,12 +301,17 @@ mod tests {
         let per_token = config.model.flops_per_token(64) as f64;
         assert_eq!(flops(&config), 1000.0 * 1536.0 * per_token);
         // 24 sequences a step over a source of 240.
-        let source = crate::data::loader::Source {
+        let source = crate::data::loader::TokenSource {
             name: "text".into(),
             tokens: crate::data::Tokens::Memory(std::sync::Arc::new(vec![0; 240 * 64 + 1])),
         };
-        let plan =
-            crate::data::loader::Plan { sequence_length: 64, seed: 1, shuffle: true, weights: vec![], boundary: None };
+        let plan = crate::data::loader::LoaderConfig {
+            sequence_length: 64,
+            seed: 1,
+            shuffle: true,
+            weights: vec![],
+            boundary: None,
+        };
         let loader = Loader::new(vec![source], &plan).unwrap();
         assert_eq!(passes_of(&config, &loader), [("text".to_owned(), 100.0)]);
     }

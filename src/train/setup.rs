@@ -186,7 +186,7 @@ pub(super) fn make_paths_absolute(config: &mut Config) -> Result<()> {
 
 fn absolute(path: &str) -> Result<String> {
     // The name of a data set, and what is no path at all, is refused by name where it is read.
-    if HubName::is(path) {
+    if HubName::is_hub(path) {
         return Ok(path.to_owned());
     }
     std::path::absolute(expand_home(Path::new(path)))?.into_os_string().into_string().map_err(|full| {

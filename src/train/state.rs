@@ -10,7 +10,7 @@ use super::schedule::Schedule;
 use crate::checkpoint::Opened;
 use crate::checkpoint::adapter::{base_hasher, hash_weights, other_base};
 use crate::config::Config;
-use crate::data::order::Chain;
+use crate::data::order::DataHash;
 use crate::metrics::LogDigests;
 use crate::model::init::init;
 use crate::model::lora;
@@ -152,7 +152,7 @@ pub struct State {
     pub reset: Vec<String>,
     pub counters: Counters,
     /// [`Counters::chain`], parsed.
-    pub chain: Chain,
+    pub chain: DataHash,
     /// See [`Saved::base`].
     pub base: Option<String>,
 }
@@ -166,7 +166,7 @@ impl State {
             Some(source) => read_flat(&layout, "", |sink| source.read_weights(sink))?,
         };
         let model = model(config, flat)?;
-        let chain = Chain::default();
+        let chain = DataHash::default();
         let counters = Counters { step: 0, tokens: 0, next_sequence: 0, chain: chain.to_string(), updates: 0 };
         let digest = model.adapters.is_some().then(|| base_digest(&model.flat, &model.layout)).transpose()?;
         let mut state = Self::assemble(config, model, counters)?;

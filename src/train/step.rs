@@ -4,7 +4,7 @@ use super::guard::Verdict;
 use super::state::{Counters, State};
 use crate::config::Config;
 use crate::data::batch::Batch;
-use crate::data::eval_set::IGNORE;
+use crate::data::batch::IGNORE;
 use crate::metrics::{Sequences, Times, Train};
 use crate::model::noise::Noise;
 use crate::model::{ActivationStats, PassTimes, TrainInput, TrainOutput};

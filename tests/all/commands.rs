@@ -153,7 +153,7 @@ fn training_reads_shards_of_other_tools() {
     let val = log.iter().find(|r| r["kind"] == "val").unwrap();
     assert_eq!(val["tokens"], 3999);
     let chain = log.iter().find(|r| r["step"] == 1 && r["kind"] == "train").unwrap()["chain"].clone();
-    let mut want = llama_lite::data::order::Chain::default();
+    let mut want = llama_lite::data::order::DataHash::default();
     (0..4).for_each(|i| want.extend(&ids[i * 32..i * 32 + 33]));
     assert_eq!(chain, want.to_string());
     // A shard with ids that the model does not have is an error that names it.

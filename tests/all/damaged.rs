@@ -11,7 +11,7 @@ use llama_lite::checkpoint::manifest::{Manifest, valid_name};
 use llama_lite::checkpoint::tensors::TensorFile;
 use llama_lite::checkpoint::{Opened, names};
 use llama_lite::config::{Config, print_config};
-use llama_lite::data::order::Chain;
+use llama_lite::data::order::DataHash;
 use llama_lite::metrics::{self, Events, MetricsLog, SampleLog};
 use llama_lite::runtime::error::{Exit, Failure, fail};
 use llama_lite::tokenizer::Tokenizer;
@@ -168,7 +168,7 @@ fn read_state(bytes: &[u8]) -> Result<()> {
     let malformed = |e: serde_json::Error| fail(Exit::Data, e.to_string());
     // As a resume does: JSON, then its meaning.
     let saved: Saved = serde_json::from_value(serde_json::from_slice(bytes).map_err(malformed)?).map_err(malformed)?;
-    let chain: Chain = saved.counters.chain.parse()?;
+    let chain: DataHash = saved.counters.chain.parse()?;
     assert_eq!(chain.to_string(), saved.counters.chain.to_lowercase());
     for it in [0, 1, saved.counters.step, u64::MAX] {
         saved.schedule.lr(it);

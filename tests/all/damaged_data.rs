@@ -8,7 +8,7 @@ use llama_lite::corpus::shards::manifest::Split;
 use llama_lite::corpus::shards::verify::{tokenizer_beside, verify};
 use llama_lite::corpus::shards::{ShardSet, split_files};
 use llama_lite::corpus::source::{Content, Position, ReadOptions, Reader};
-use llama_lite::data::excerpt::{Place, excerpt};
+use llama_lite::data::excerpt::{ExcerptStart, excerpt};
 use llama_lite::data::inspect::inspect;
 use llama_lite::runtime::error::{Exit, fail};
 use serde_json::json;
@@ -17,8 +17,14 @@ use std::path::Path;
 
 /// All that reads a prepared directory.
 fn read_shards(dir: &Path) -> Result<()> {
-    let places = [Place::Token(0), Place::Token(700), Place::Document(0), Place::Document(3), Place::Document(39)];
-    let sequence = Place::Sequence { index: 5, length: 64, seed: Some(1) };
+    let places = [
+        ExcerptStart::Token(0),
+        ExcerptStart::Token(700),
+        ExcerptStart::Document(0),
+        ExcerptStart::Document(3),
+        ExcerptStart::Document(39),
+    ];
+    let sequence = ExcerptStart::Sequence { index: 5, length: 64, seed: Some(1) };
     let mut first = Ok(());
     let mut note = |result: Result<()>| {
         if let Err(error) = result {

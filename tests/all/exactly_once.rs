@@ -1,8 +1,8 @@
 //! Every sequence exactly once per epoch, through any history of kills, batch sizes and ranks.
 
 use llama_lite::data::Tokens;
-use llama_lite::data::loader::{Loader, Plan, Source};
-use llama_lite::data::order::Chain;
+use llama_lite::data::loader::{Loader, LoaderConfig, TokenSource};
+use llama_lite::data::order::DataHash;
 use llama_lite::data::prefetch::Prefetch;
 use proptest::prelude::*;
 use std::sync::Arc;
@@ -11,8 +11,8 @@ const T: usize = 3;
 
 fn loader(windows: usize, seed: u64, shuffle: bool, remainder: usize) -> Loader {
     let tokens = Tokens::Memory(Arc::new((0..(windows * T + 1 + remainder) as u32).collect()));
-    let plan = Plan { sequence_length: T, seed, shuffle, weights: vec![], boundary: None };
-    Loader::new(vec![Source { name: "all".into(), tokens }], &plan).unwrap()
+    let plan = LoaderConfig { sequence_length: T, seed, shuffle, weights: vec![], boundary: None };
+    Loader::new(vec![TokenSource { name: "all".into(), tokens }], &plan).unwrap()
 }
 
 /// What one life of a run does: so many steps, with these sizes, of which all after the last checkpoint are lost.
@@ -63,7 +63,7 @@ proptest! {
     ) {
         let loader = loader(windows, seed, shuffle, remainder);
         let end = epochs * windows as u64;
-        let (mut cursor, mut chain, mut kept) = (0u64, Chain::default(), Vec::new());
+        let (mut cursor, mut chain, mut kept) = (0u64, DataHash::default(), Vec::new());
         // The last life runs to the end of the last epoch, with a short step if need be.
         for (i, life) in lives.iter().enumerate() {
             let last = i + 1 == lives.len();
@@ -82,7 +82,7 @@ proptest! {
                 }
             }
         }
-        let mut straight = Chain::default();
+        let mut straight = DataHash::default();
         let all = loader.batch(0, end as usize).unwrap();
         (0..all.rows()).for_each(|row| straight.extend(&all.identity(row)));
         prop_assert_eq!(chain, straight);

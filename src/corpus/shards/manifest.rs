@@ -209,7 +209,7 @@ pub struct ShardEntry {
     /// The split it belongs to.
     pub split: Split,
     pub tokens: u64,
-    /// Documents that START in it; one that began in the shard before is not counted.
+    /// Documents that START in it; one that starts in the shard before is not counted.
     pub documents: u64,
     /// UTF-8 bytes of the text of the documents that start in it, whole, also where they end in a later shard.
     pub bytes: u64,

@@ -1,7 +1,7 @@
 //! The elements of a JSON array, cut out one by one, so that a file of any size needs the memory of one element.
 //!
-//! Cutting only tells strings from brackets; whether an element is JSON is found when it is parsed. A place between two
-//! elements is that of the comma or bracket behind the first.
+//! Cutting only distinguishes strings from brackets; whether an element is JSON is found when it is parsed. A position
+//! between two elements is that of the comma or bracket behind the first.
 
 use anyhow::Result;
 use memchr::memchr2;

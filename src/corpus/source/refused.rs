@@ -1,4 +1,4 @@
-//! A file that is something else than its name says: one bad record, which says what it is.
+//! A file whose content is not what its name says: it gives one bad record, which says what it is.
 
 use std::path::Path;
 

@@ -156,7 +156,7 @@ fn after_a_stop_one_repairs_the_input_or_allows_the_loss() {
     assert_eq!(fs::read(opts.out.join(QUARANTINE_FILE)).unwrap(), whole[QUARANTINE_FILE]);
     assert_eq!(exit_of(bench.run(&strict)), Exit::Data, "it does not get better by itself");
     let summary = bench.run(&opts).unwrap();
-    assert!(summary.notes[0].starts_with("went on with an interrupted run, after 49 records"), "{:?}", summary.notes);
+    assert!(summary.notes[0].starts_with("resumed an interrupted run after 49 records"), "{:?}", summary.notes);
     assert!(contents(&opts.out) == whole);
 
     fs::remove_dir_all(&opts.out).unwrap();
@@ -165,7 +165,7 @@ fn after_a_stop_one_repairs_the_input_or_allows_the_loss() {
         fs::read_to_string(bench.dir.path().join("in/b.jsonl")).unwrap().replace("oops\n", "").replace("{\n", "");
     bench.write("b.jsonl", repaired);
     let summary = bench.run(&strict).unwrap();
-    assert!(summary.notes[0].starts_with("began afresh: "), "{:?}", summary.notes);
+    assert!(summary.notes[0].starts_with("started again: "), "{:?}", summary.notes);
     assert_eq!((summary.manifest.lines.used, summary.manifest.lines.bad()), (22, 0));
     assert!(!opts.out.join(QUARANTINE_FILE).exists());
 }

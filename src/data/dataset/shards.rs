@@ -1,14 +1,14 @@
-//! Token shards as a run's data: opened, and read as the run needs them.
+//! Token shards as a run's data: opened at the start, read as the run needs them.
 
-use super::{Dataset, boundary, groups, named_tokenizer, separator, text, val_rows};
+use super::{Dataset, boundary, groups, named_tokenizer, named_val, separator, val_rows};
 use crate::config::{Config, NameOrPath, TokenizerName};
 use crate::corpus::shards::manifest::Split;
 use crate::corpus::shards::verify::tokenizer_beside;
 use crate::corpus::shards::{ShardSet, is_token_file, split_files, split_note};
 use crate::corpus::{ExpandedFiles, FileKind, find, left_out};
 use crate::data::Tokens;
-use crate::data::loader::Source;
-use crate::hub::splits::Divided;
+use crate::data::loader::TokenSource;
+use crate::hub::splits::FilesBySplit;
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::home::expand_home;
 use crate::runtime::shell::quoted;
@@ -17,8 +17,8 @@ use anyhow::Result;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The shards that each of `patterns` stands for; none if they stand for text. A prepared directory gives its shards of `split`.
-/// What becomes of the other files there is added to `notes`.
+/// The shards that each of `patterns` stands for; none if they stand for text. A prepared directory gives its shards of
+/// `split`; a note about the other files there is added to `notes`.
 pub(super) fn paths_of_each(
     patterns: &[String],
     split: Split,
@@ -50,9 +50,9 @@ pub(super) fn paths(patterns: &[String], split: Split, notes: &mut Vec<String>) 
 /// The shards of one pattern; none if it stands for text.
 fn paths_of(pattern: &str, split: Split, notes: &mut Vec<String>) -> Result<Option<Vec<PathBuf>>> {
     if pattern.starts_with("hub:") {
-        return Err(fail(Exit::Config, format!("{pattern}: a run does not download its data"))
+        return Err(fail(Exit::Config, format!("{pattern}: training does not download data"))
             .hint(format!(
-                "first: llama-lite data prepare --input {} --tokenizer gpt2 --out DIR",
+                "prepare it first: llama-lite data prepare --input {} --tokenizer gpt2 --out DIR",
                 quoted(Path::new(pattern))
             ))
             .into());
@@ -86,12 +86,12 @@ fn paths_of(pattern: &str, split: Split, notes: &mut Vec<String>) -> Result<Opti
     };
     let ExpandedFiles { files, left_out } = found;
     notes.extend(left_out::note(&left_out));
-    if path.exists() { Ok(Some(files)) } else { Ok(Some(of_glob(files, pattern, split, notes)?)) }
+    if path.exists() { Ok(Some(files)) } else { Ok(Some(select_split(files, pattern, split, notes)?)) }
 }
 
-/// The files of a glob that are of `split`. A glob whose files are all of another one was meant as it is.
-fn of_glob(files: Vec<PathBuf>, pattern: &str, split: Split, notes: &mut Vec<String>) -> Result<Vec<PathBuf>> {
-    let divided = Divided::of(files.clone(), Path::new(pattern))?;
+/// The files of the glob `pattern` that belong to `split`. If none does, the user means all of them.
+fn select_split(files: Vec<PathBuf>, pattern: &str, split: Split, notes: &mut Vec<String>) -> Result<Vec<PathBuf>> {
+    let divided = FilesBySplit::divide(files.clone(), Path::new(pattern))?;
     match split {
         Split::Train if !divided.train.is_empty() => {
             notes.extend(divided.note(pattern));
@@ -102,7 +102,7 @@ fn of_glob(files: Vec<PathBuf>, pattern: &str, split: Split, notes: &mut Vec<Str
     }
 }
 
-/// Opens shards for a model of `vocab_size` ids, and refuses those that say another tokenizer made them.
+/// Opens shards for a model of `vocab_size` ids. Refuses those whose manifest names another tokenizer.
 pub(super) fn tokens(paths: &[PathBuf], tokenizer: &Tokenizer, vocab_size: usize) -> Result<Tokens> {
     let set = ShardSet::open(paths)?;
     let other = set.tokenizer().filter(|made_by| made_by.blake3 != tokenizer.fingerprint());
@@ -116,21 +116,10 @@ pub(super) fn tokens(paths: &[PathBuf], tokenizer: &Tokenizer, vocab_size: usize
     Ok(Tokens::Shards(Arc::new(set), vocab_size))
 }
 
-/// Whether the tokenizer that lies beside the shards is `tokenizer` in a file that is written in another way.
+/// Whether the tokenizer beside the shards is `tokenizer`, though its file is written in another way.
 fn made_with_same(paths: &[PathBuf], tokenizer: &Tokenizer) -> bool {
     let beside = paths.first().and_then(|path| tokenizer_beside(path.parent()?).ok());
     beside.is_some_and(|beside| beside.is_same_as(tokenizer))
-}
-
-/// The validation tokens of `data.val`: shards or text.
-pub(super) fn named_val(config: &Config, tokenizer: &Tokenizer, notes: &mut Vec<String>) -> Result<Tokens> {
-    match paths(&config.data.val, Split::Val, notes)? {
-        Some(paths) => tokens(&paths, tokenizer, config.model.vocab_size),
-        None => {
-            let files = text::files(&config.data.val, notes)?;
-            Ok(text::tokenize_text(tokenizer, &files, &text::read_options(&config.data))?.0)
-        }
-    }
 }
 
 /// The validation shards beside the training shards: those of prepared directories in `data.train`, never a training shard.
@@ -169,10 +158,10 @@ pub(super) fn open(
     let separator = separator(&tokenizer)?;
     let val = val.map(|tokens| val_rows(config, tokens, separator)).transpose()?;
     let train = if config.data.weights.is_empty() { vec![train.concat()] } else { train };
-    let source = |(paths, names): (&Vec<PathBuf>, &[String])| {
-        Ok(Source { name: names.join(" "), tokens: tokens(paths, &tokenizer, vocab)? })
-    };
-    let train = train.iter().zip(groups(config)).map(source).collect::<Result<Vec<_>>>()?;
+    let train = train.iter().zip(groups(config)).map(|(paths, names)| {
+        anyhow::Ok(TokenSource { name: names.join(" "), tokens: tokens(paths, &tokenizer, vocab)? })
+    });
+    let train = train.collect::<Result<Vec<_>>>()?;
     Ok(Dataset {
         boundary: boundary(&train, separator),
         train,

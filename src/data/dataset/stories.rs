@@ -1,4 +1,4 @@
-//! The built-in corpus as a run's data: stories made up to the number of tokens that the run reads.
+//! The built-in corpus as a run's data: as many stories as the run reads tokens.
 
 use super::text::append_encoded;
 use super::{Dataset, boundary, make_tokenizer, separator};
@@ -6,19 +6,19 @@ use crate::config::Config;
 use crate::data::Tokens;
 use crate::data::boundary::Boundary;
 use crate::data::eval_set::EvalSet;
-use crate::data::loader::Source;
-use crate::stories::{Split, Stories, Story, floor};
+use crate::data::loader::TokenSource;
+use crate::stories::{Stories, Story, StorySplit, floor};
 use crate::tokenizer::Tokenizer;
 use anyhow::Result;
 use std::sync::Arc;
 
-/// Stories a tokenizer is trained on: about 2 MB, more changes no merge that matters.
+/// Stories that a tokenizer is trained on: about 2 MB. More would change no merge that matters.
 const TOKENIZER_STORIES: u64 = 4096;
 
 /// Stories tokenised at a time.
 const STORY_BATCH: u64 = 4096;
 
-/// Tokens of stories made if none are asked for: a run that reads more reads them again.
+/// Most tokens of stories that are made if no number is asked for: a longer run reads them again.
 const MAX_STORY_TOKENS: u64 = 100_000_000;
 
 pub(super) fn open(config: &Config, tokenizer: Option<Tokenizer>) -> Result<Dataset> {
@@ -26,7 +26,7 @@ pub(super) fn open(config: &Config, tokenizer: Option<Tokenizer>) -> Result<Data
     let tokenizer = match tokenizer {
         Some(tokenizer) => tokenizer,
         None => {
-            let texts: Vec<String> = (0..TOKENIZER_STORIES).map(|i| stories.story(Split::Train, i).text).collect();
+            let texts: Vec<String> = (0..TOKENIZER_STORIES).map(|i| stories.story(StorySplit::Train, i).text).collect();
             make_tokenizer(config, texts.iter().map(String::as_str))?
         }
     };
@@ -36,7 +36,7 @@ pub(super) fn open(config: &Config, tokenizer: Option<Tokenizer>) -> Result<Data
     let mut count = 0u64;
     while config.data.stories.map_or((ids.len() as u64) < wanted, |n| count < n) {
         let batch = config.data.stories.map_or(STORY_BATCH, |n| STORY_BATCH.min(n - count));
-        let texts: Vec<String> = (count..count + batch).map(|i| stories.story(Split::Train, i).text).collect();
+        let texts: Vec<String> = (count..count + batch).map(|i| stories.story(StorySplit::Train, i).text).collect();
         append_encoded(&tokenizer, &texts, separator, &mut ids)?;
         count += batch;
     }
@@ -45,7 +45,7 @@ pub(super) fn open(config: &Config, tokenizer: Option<Tokenizer>) -> Result<Data
     let mut rows = EvalSet::packed(&encoded, separator, config.train.sequence_length);
     rows.text_bytes = Some(floor.bytes as u64);
     rows.boundary = config.data.document_mask.then_some(Boundary { separator, after: false });
-    let train = vec![Source { name: "stories".into(), tokens: Tokens::Memory(Arc::new(ids)) }];
+    let train = vec![TokenSource { name: "stories".into(), tokens: Tokens::Memory(Arc::new(ids)) }];
     Ok(Dataset {
         tokenizer,
         boundary: boundary(&train, separator),
@@ -67,7 +67,7 @@ fn validation(config: &Config, stories: &Stories, tokenizer: &Tokenizer) -> Resu
     let mut encoded = Vec::<Vec<u32>>::new();
     while (val.len() as u64) < wanted && stories_within(&encoded, most) == encoded.len() {
         let from = val.len() as u64;
-        val.extend((from..wanted.min(from + STORY_BATCH)).map(|i| stories.story(Split::Val, i)));
+        val.extend((from..wanted.min(from + STORY_BATCH)).map(|i| stories.story(StorySplit::Val, i)));
         let texts: Vec<&str> = val[from as usize..].iter().map(|story| story.text.as_str()).collect();
         encoded.extend(tokenizer.encode_documents(&texts)?);
     }

@@ -1,12 +1,12 @@
 //! Raw text as a run's data: read and tokenised when the program starts, held in memory.
 
-use super::{Dataset, boundary, groups, make_tokenizer, separator, shards, val_rows};
+use super::{Dataset, boundary, groups, make_tokenizer, named_val, separator, val_rows};
 use crate::config::{Config, DataConfig};
 use crate::corpus::source::ReadOptions;
 use crate::corpus::split::SplitRule;
 use crate::corpus::{ExpandedFiles, documents, expand, left_out};
 use crate::data::Tokens;
-use crate::data::loader::Source;
+use crate::data::loader::TokenSource;
 use crate::runtime::error::{Exit, fail};
 use crate::tokenizer::Tokenizer;
 use anyhow::Result;
@@ -18,24 +18,24 @@ const MAX_RAW_BYTES: u64 = 4 << 30;
 
 pub(super) fn open(config: &Config, tokenizer: Option<Tokenizer>) -> Result<Dataset> {
     let mut notes = Vec::new();
-    let Divided { train, held_out } = divide(config, &mut notes)?;
+    let TextSplit { train, held_out } = divide(config, &mut notes)?;
     let tokenizer = match tokenizer {
         Some(tokenizer) => tokenizer,
         None => make_tokenizer(config, train.iter().flatten().map(String::as_str))?,
     };
     let separator = separator(&tokenizer)?;
-    let source = |(texts, names): (&Vec<String>, &[String])| {
+    let train = train.iter().zip(groups(config)).map(|(texts, names)| {
         let mut ids = Vec::new();
         append_encoded(&tokenizer, texts, separator, &mut ids)?;
-        Ok(Source { name: names.join(" "), tokens: Tokens::Memory(Arc::new(ids)) })
-    };
-    let train = train.iter().zip(groups(config)).map(source).collect::<Result<Vec<_>>>()?;
+        anyhow::Ok(TokenSource { name: names.join(" "), tokens: Tokens::Memory(Arc::new(ids)) })
+    });
+    let train = train.collect::<Result<Vec<_>>>()?;
     let val = if config.data.val.is_empty() {
         let mut ids = Vec::new();
         append_encoded(&tokenizer, &held_out, separator, &mut ids)?;
         (ids.len() > 1).then(|| Tokens::Memory(Arc::new(ids)))
     } else {
-        Some(shards::named_val(config, &tokenizer, &mut notes)?)
+        Some(named_val(config, &tokenizer, &mut notes)?)
     };
     let val = val.map(|tokens| val_rows(config, tokens, separator)).transpose()?;
     Ok(Dataset {
@@ -60,26 +60,27 @@ pub(super) fn read_options(data: &DataConfig) -> ReadOptions {
     }
 }
 
-/// The text of a run.
-struct Divided {
+/// The documents of a run.
+struct TextSplit {
+    /// For each source, the documents that are trained on.
     train: Vec<Vec<String>>,
     /// Documents held out for validation.
     held_out: Vec<String>,
 }
 
-fn divide(config: &Config, notes: &mut Vec<String>) -> Result<Divided> {
+fn divide(config: &Config, notes: &mut Vec<String>) -> Result<TextSplit> {
     let data = &config.data;
     let groups = groups(config).into_iter().map(|patterns| files(patterns, notes)).collect::<Result<Vec<_>>>()?;
     let fraction = if data.val.is_empty() { data.val_fraction } else { 0.0 };
     let options = read_options(data);
     let mut rule = SplitRule::choose(&groups.concat(), &options, fraction)?;
-    let mut divided = Divided { train: Vec::new(), held_out: Vec::new() };
+    let mut divided = TextSplit { train: Vec::new(), held_out: Vec::new() };
     for paths in groups {
         let mut train = Vec::new();
         for document in documents(&paths, &options) {
             let text = document?.text;
-            let (a, b) = rule.divide(&text);
-            for (part, list) in [(a, &mut train), (b, &mut divided.held_out)] {
+            let (for_train, for_val) = rule.divide(&text);
+            for (part, list) in [(for_train, &mut train), (for_val, &mut divided.held_out)] {
                 if !part.is_empty() {
                     list.push(part.to_string());
                 }
@@ -90,7 +91,8 @@ fn divide(config: &Config, notes: &mut Vec<String>) -> Result<Divided> {
     Ok(divided)
 }
 
-/// The text files that `patterns` stand for, if they are of a size to be held in memory. `notes` tell what is left out.
+/// The text files that `patterns` stand for, if they are small enough to be held in memory. A note about files that are
+/// left out is added to `notes`.
 pub(super) fn files(patterns: &[String], notes: &mut Vec<String>) -> Result<Vec<PathBuf>> {
     let ExpandedFiles { files: paths, left_out } = expand(patterns)?;
     notes.extend(left_out::note(&left_out));

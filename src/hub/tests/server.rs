@@ -223,7 +223,7 @@ fn answer(state: &State, asked: &Asked) -> Reply {
     let Some(name) = path.strip_prefix(&format!("/datasets/{REPO}/resolve/{COMMIT}/")) else {
         return absent("RepoNotFound");
     };
-    let Some((_, file)) = state.files.iter().find(|(known, _)| super::super::client::encode(known, true) == name)
+    let Some((_, file)) = state.files.iter().find(|(known, _)| super::super::address::encode(known, true) == name)
     else {
         return absent("EntryNotFound");
     };

@@ -1,4 +1,4 @@
-//! Proof that every story has exactly one derivation, and other properties of the whole language (tests only).
+//! Proof that every story has exactly one derivation, and other properties of the whole language.
 //!
 //! The grammar is unfolded into a nondeterministic automaton over characters, in which a derivation is a path.
 //! Variables are forgotten: the use of a variable may be any row of the tables it can come from. That adds paths and
@@ -10,7 +10,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::grammar::{Form, Grammar, Node, NodeId, Row, Slot, Source};
+use super::parser;
+use crate::stories::GRAMMAR;
+use crate::stories::compile::compile;
+use crate::stories::grammar::{Form, Grammar, Node, NodeId, Row, RowSource, Slot};
 
 /// What is known of a variable at some point of the grammar, whatever path led there.
 #[derive(Clone, Default)]
@@ -42,7 +45,7 @@ struct Unfolding<'g> {
 }
 
 impl<'g> Unfolding<'g> {
-    fn of(grammar: &'g Grammar) -> Self {
+    fn new(grammar: &'g Grammar) -> Self {
         let automaton = Automaton { edges: vec![Vec::new(); 2], silent: vec![Vec::new(); 2] };
         let mut unfolding = Self { grammar, automaton, faults: BTreeSet::new() };
         let unbound = Variable { maybe_unbound: true, ..Variable::default() };
@@ -94,8 +97,8 @@ impl<'g> Unfolding<'g> {
             }
             Node::Pick(pick) => {
                 let (sources, tables) = match &pick.source {
-                    Source::Table(table) => (Vec::new(), BTreeSet::from([*table])),
-                    Source::Bound(slots) => {
+                    RowSource::Table(table) => (Vec::new(), BTreeSet::from([*table])),
+                    RowSource::Bound(slots) => {
                         (slots.clone(), slots.iter().flat_map(|&slot| variables[slot].tables.clone()).collect())
                     }
                 };
@@ -219,99 +222,93 @@ fn derivations(grammar: &Grammar, id: NodeId) -> f64 {
         Node::Choice { alternatives, .. } => alternatives.iter().map(|&(_, part)| derivations(grammar, part)).sum(),
         Node::Pick(pick) => {
             let rows = match &pick.source {
-                Source::Table(table) => grammar.tables[*table].rows.len(),
-                Source::Bound(slots) => slots.len(),
+                RowSource::Table(table) => grammar.tables[*table].rows.len(),
+                RowSource::Bound(slots) => slots.len(),
             };
             (rows - pick.unlike.len()) as f64
         }
     }
 }
 
-mod tests {
-    use super::super::compile::compile;
-    use super::super::{GRAMMAR, parse};
-    use super::*;
+const WORDS: &str = "color = red; blue\n\nthing s:~s = cup; 2*box|boxes";
 
-    const WORDS: &str = "color = red; blue\n\nthing s:~s = cup; 2*box|boxes";
+fn unfold(rules: &str) -> (Option<String>, Vec<String>) {
+    let grammar = compile(WORDS, &[rules], "story").unwrap();
+    let unfolding = Unfolding::new(&grammar);
+    (unfolding.automaton.ambiguity(), unfolding.faults.into_iter().collect())
+}
 
-    fn unfold(rules: &str) -> (Option<String>, Vec<String>) {
-        let grammar = compile(WORDS, &[rules], "story").unwrap();
-        let unfolding = Unfolding::of(&grammar);
-        (unfolding.automaton.ambiguity(), unfolding.faults.into_iter().collect())
+#[test]
+fn no_story_has_two_derivations() {
+    let unfolding = Unfolding::new(&GRAMMAR);
+    assert_eq!(unfolding.faults, BTreeSet::new());
+    assert_eq!(unfolding.automaton.ambiguity(), None, "the text read since two derivations parted");
+}
+
+#[test]
+fn the_proof_finds_ambiguities() {
+    let ambiguous = [
+        "story = (a|a)",
+        "story = (a|)(a|)",
+        "story = (|b|)",
+        "story = {:thing}( {:color}|)( {:color}|)",
+        "story = (a red|a {:color}) {:thing}",
+        "story = (ab|a)(c|bc)",
+        "story = {x:thing} {y:thing} ({x}|{y})",
+    ];
+    for rules in ambiguous {
+        assert!(unfold(rules).0.is_some(), "{rules}");
     }
-
-    #[test]
-    fn no_story_has_two_derivations() {
-        let unfolding = Unfolding::of(&GRAMMAR);
-        assert_eq!(unfolding.faults, BTreeSet::new());
-        assert_eq!(unfolding.automaton.ambiguity(), None, "the text read since two derivations parted");
+    for rules in ["story = (a|b)(a|)", "story = {:thing}( {:color}|)", "story = {x:thing} {y:thing!x} {:x/y}"] {
+        assert_eq!(unfold(rules), (None, vec![]), "{rules}");
     }
+}
 
-    #[test]
-    fn the_proof_finds_ambiguities() {
-        let ambiguous = [
-            "story = (a|a)",
-            "story = (a|)(a|)",
-            "story = (|b|)",
-            "story = {:thing}( {:color}|)( {:color}|)",
-            "story = (a red|a {:color}) {:thing}",
-            "story = (ab|a)(c|bc)",
-            "story = {x:thing} {y:thing} ({x}|{y})",
-        ];
-        for rules in ambiguous {
-            assert!(unfold(rules).0.is_some(), "{rules}");
-        }
-        for rules in ["story = (a|b)(a|)", "story = {:thing}( {:color}|)", "story = {x:thing} {y:thing!x} {:x/y}"] {
-            assert_eq!(unfold(rules), (None, vec![]), "{rules}");
-        }
+#[test]
+fn the_proof_finds_misused_variables() {
+    let faults = |rules| unfold(rules).1;
+    assert_eq!(faults("story = ({x:thing}|none), {x}"), ["x may be used without a value"]);
+    assert_eq!(faults("story = {x:color}, {x.s}"), ["no column s for blue", "no column s for red"]);
+    assert_eq!(faults("story = {x:thing} {y:thing!z}"), ["z is excluded but never has a value"]);
+    assert_eq!(faults("story = {x:thing} {y:thing} {:x/y}"), ["y may equal a variable beside it"]);
+    assert_eq!(faults("story = {x:thing} {y:thing!x} {x:thing} {:x/y}"), ["y may equal a variable beside it"]);
+}
+
+/// The parser agrees about an ambiguous grammar: it finds both derivations and adds their probabilities.
+#[test]
+fn the_parser_counts_derivations() {
+    let grammar = compile(WORDS, &["story = (3*a red|a {:color}) {x:thing}, {x.s}"], "story").unwrap();
+    let parses = parser::parse(&grammar, "a red box, boxes");
+    assert_eq!(parses.bits.len(), 2);
+    let probability: f64 = (3.0 / 4.0 + 1.0 / 4.0 / 2.0) * 2.0 / 3.0;
+    assert!((parses.surprisal().unwrap() + probability.log2()).abs() < 1e-12);
+    assert_eq!(parser::parse(&grammar, "a red box, cups").surprisal(), None);
+    assert_eq!(parser::parse(&grammar, "a blue box, boxes").bits.len(), 1);
+    assert_eq!(parser::parse(&grammar, "a blue box").surprisal(), None);
+    assert_eq!(parser::parse(&grammar, "a blue box, boxes ").surprisal(), None);
+}
+
+#[test]
+fn there_are_more_stories_than_anyone_can_learn_by_heart() {
+    let small = compile(WORDS, &["story = {x:thing} {:thing!x} (a|b {:color})"], "story").unwrap();
+    assert_eq!(derivations(&small, small.start), 6.0);
+    let stories = derivations(&GRAMMAR, GRAMMAR.start);
+    assert!(stories > 1e12, "{stories:e} stories");
+}
+
+/// Each pick is from at most 60 rows or so: nothing is too rare to be learnt.
+#[test]
+fn no_choice_is_rare() {
+    for table in &GRAMMAR.tables {
+        let rarest = table.rows.iter().map(|row| row.weight).min().unwrap();
+        assert!(rarest * 60 >= table.total, "{}", table.name);
+        let mut texts: Vec<&str> = table.rows.iter().map(|row: &Row| row.cells[0][0].as_str()).collect();
+        texts.sort_unstable();
+        assert!(texts.windows(2).all(|pair| pair[0] != pair[1]), "{} has an entry twice", table.name);
     }
-
-    #[test]
-    fn the_proof_finds_misused_variables() {
-        let faults = |rules| unfold(rules).1;
-        assert_eq!(faults("story = ({x:thing}|none), {x}"), ["x may be used without a value"]);
-        assert_eq!(faults("story = {x:color}, {x.s}"), ["no column s for blue", "no column s for red"]);
-        assert_eq!(faults("story = {x:thing} {y:thing!z}"), ["z is excluded but never has a value"]);
-        assert_eq!(faults("story = {x:thing} {y:thing} {:x/y}"), ["y may equal a variable beside it"]);
-        assert_eq!(faults("story = {x:thing} {y:thing!x} {x:thing} {:x/y}"), ["y may equal a variable beside it"]);
-    }
-
-    /// The parser agrees about an ambiguous grammar: it finds both derivations and adds their probabilities.
-    #[test]
-    fn the_parser_counts_derivations() {
-        let grammar = compile(WORDS, &["story = (3*a red|a {:color}) {x:thing}, {x.s}"], "story").unwrap();
-        let parses = parse::parse(&grammar, "a red box, boxes");
-        assert_eq!(parses.bits.len(), 2);
-        let probability: f64 = (3.0 / 4.0 + 1.0 / 4.0 / 2.0) * 2.0 / 3.0;
-        assert!((parses.surprisal().unwrap() + probability.log2()).abs() < 1e-12);
-        assert_eq!(parse::parse(&grammar, "a red box, cups").surprisal(), None);
-        assert_eq!(parse::parse(&grammar, "a blue box, boxes").bits.len(), 1);
-        assert_eq!(parse::parse(&grammar, "a blue box").surprisal(), None);
-        assert_eq!(parse::parse(&grammar, "a blue box, boxes ").surprisal(), None);
-    }
-
-    #[test]
-    fn there_are_more_stories_than_anyone_can_learn_by_heart() {
-        let small = compile(WORDS, &["story = {x:thing} {:thing!x} (a|b {:color})"], "story").unwrap();
-        assert_eq!(derivations(&small, small.start), 6.0);
-        let stories = derivations(&GRAMMAR, GRAMMAR.start);
-        assert!(stories > 1e12, "{stories:e} stories");
-    }
-
-    /// Each pick is from at most 60 rows or so: nothing is too rare to be learnt.
-    #[test]
-    fn no_choice_is_rare() {
-        for table in &GRAMMAR.tables {
-            let rarest = table.rows.iter().map(|row| row.weight).min().unwrap();
-            assert!(rarest * 60 >= table.total, "{}", table.name);
-            let mut texts: Vec<&str> = table.rows.iter().map(|row: &Row| row.cells[0][0].as_str()).collect();
-            texts.sort_unstable();
-            assert!(texts.windows(2).all(|pair| pair[0] != pair[1]), "{} has an entry twice", table.name);
-        }
-        for node in &GRAMMAR.nodes {
-            if let Node::Choice { alternatives, total } = node {
-                assert!(alternatives.iter().all(|(weight, _)| weight * 60 >= *total));
-            }
+    for node in &GRAMMAR.nodes {
+        if let Node::Choice { alternatives, total } = node {
+            assert!(alternatives.iter().all(|(weight, _)| weight * 60 >= *total));
         }
     }
 }

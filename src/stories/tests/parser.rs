@@ -3,27 +3,27 @@
 //! It backtracks over all decisions and never trusts that the grammar is unambiguous; that there is one derivation
 //! per text is what it measures. It shares with the generator only the grammar itself.
 
-use super::grammar::{Env, Grammar, Node, NodeId, surprisal};
+use crate::stories::grammar::{Env, Grammar, Node, NodeId, surprisal};
 
 /// What the parser found out about a text.
-pub(super) struct Parses {
+pub(in crate::stories) struct Parses {
     /// The bits of each derivation. Empty if the grammar cannot produce the text.
-    pub(super) bits: Vec<f64>,
+    pub(in crate::stories) bits: Vec<f64>,
     /// Bytes of the longest prefix that some derivation reaches.
-    pub(super) reached: usize,
+    pub(in crate::stories) reached: usize,
 }
 
 impl Parses {
     /// -log2 of the probability of the text over all its derivations; `None` if there is none.
-    pub(super) fn surprisal(&self) -> Option<f64> {
+    pub(in crate::stories) fn surprisal(&self) -> Option<f64> {
         let least = self.bits.iter().copied().reduce(f64::min)?;
-        // Relative to the likeliest derivation, so that nothing underflows.
+        // Relative to the most probable derivation, so that nothing underflows.
         Some(least - self.bits.iter().map(|bits| (least - bits).exp2()).sum::<f64>().log2())
     }
 }
 
 /// Every derivation of exactly `text`.
-pub(super) fn parse(grammar: &Grammar, text: &str) -> Parses {
+pub(in crate::stories) fn parse(grammar: &Grammar, text: &str) -> Parses {
     let parses = Parses { bits: Vec::new(), reached: 0 };
     let mut search = Search { grammar, text, env: grammar.empty_env(), parses };
     search.node(grammar.start, None, 0, 0.0);
