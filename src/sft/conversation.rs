@@ -1,4 +1,4 @@
-//! What a record of fine-tuning data holds, or why it cannot be learned from.
+//! A conversation of fine-tuning data, or why a record is none.
 
 use crate::chat::{Message, Turn};
 use serde_json::{Map, Value};
@@ -17,30 +17,29 @@ pub enum Conversation {
     /// Turns, to be written by a template. The last one is an answer.
     Turns {
         turns: Vec<Turn>,
-        /// What the template is given besides.
+        /// Other values for the template.
         values: Map<String, Value>,
     },
-    /// A text and how it goes on.
+    /// A prompt and its completion, written without a template.
     Plain { prompt: String, completion: String },
 }
 
-/// Why a record cannot be learned from.
+/// Why a record cannot be trained on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Problem {
     /// What is wrong with it.
     pub what: String,
-    /// What the user can do about it, where that is more than to mend the record.
+    /// What the user can do about it, other than repair the record.
     pub hint: Option<String>,
 }
 
 impl Problem {
-    /// A problem with a remedy.
     pub fn hint(what: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { what: what.into(), hint: Some(hint.into()) }
     }
 
-    /// The same, of one turn.
-    pub(super) fn at(self, turn: usize) -> Self {
+    /// The same problem, with the number of the turn that has it; `turn` counts from 0.
+    pub(super) fn in_turn(self, turn: usize) -> Self {
         Self { what: format!("turn {}: {}", turn + 1, self.what), ..self }
     }
 }
@@ -52,7 +51,7 @@ impl<S: Into<String>> From<S> for Problem {
 }
 
 impl Conversation {
-    /// What is asked first: conversations that begin alike stay on one side of the split.
+    /// The first question. Conversations with equal ones stay on one side of the split.
     pub fn opening(&self) -> &str {
         match self {
             Self::Turns { turns, .. } => {
@@ -62,23 +61,31 @@ impl Conversation {
         }
     }
 
-    /// All that is said in it, as one text.
+    /// Whether `text` is a part of its content.
+    pub(super) fn contains(&self, text: &str) -> bool {
+        match self {
+            Self::Turns { turns, .. } => turns.iter().any(|turn| turn.message.content.contains(text.trim())),
+            Self::Plain { prompt, completion } => prompt.contains(text) || completion.contains(text),
+        }
+    }
+
+    /// All of its content as one text: equal conversations give equal texts.
     pub fn whole(&self) -> String {
         match self {
             Self::Turns { turns, values } => {
-                let said = turns.iter().map(|turn| {
+                let messages = turns.iter().map(|turn| {
                     let Message { role, content, extra } = &turn.message;
                     Value::from(vec![role.as_str().into(), content.as_str().into(), Value::Object(extra.clone())])
                 });
-                Value::from(vec![said.collect(), Value::Object(values.clone())]).to_string()
+                Value::from(vec![messages.collect(), Value::Object(values.clone())]).to_string()
             }
             Self::Plain { prompt, completion } => Value::from(vec![prompt.as_str(), completion]).to_string(),
         }
     }
 
-    /// Turns that are all trained, with nothing besides.
+    /// A conversation of which every turn may be trained, without other values.
     #[cfg(test)]
-    pub(super) fn of_messages(messages: Vec<Message>) -> Self {
+    pub(super) fn from_messages(messages: Vec<Message>) -> Self {
         let turns = messages.into_iter().map(|message| Turn { message, trained: true }).collect();
         Self::Turns { turns, values: Map::new() }
     }

@@ -1,4 +1,4 @@
-//! Conversations as a run's data, and what is watched of the model that they change.
+//! Conversations as a run's data, and the validation rows of the data that the base model was trained on.
 
 use crate::config::Config;
 use crate::corpus::source::ReadOptions;
@@ -6,25 +6,25 @@ use crate::data::dataset::{Conversations, Dataset, evaluation_tokens};
 use crate::data::eval_set::EvalSet;
 use crate::runtime::files::read_bounded;
 use crate::sft::SftData;
-use crate::sft::open::open as open_tuning;
+use crate::sft::open::open as open_sft;
 use crate::tokenizer::Tokenizer;
 use anyhow::Result;
 use std::path::Path;
 
-/// As large as a trainer's state can be.
+/// Largest trainer_state.json that is read, in bytes.
 const MAX_STATE: u64 = 256 << 20;
 
-/// The data of a fine-tuning run, and what it has beyond those of pretraining. `resumed` is the checkpoint's tokenizer.
+/// The data set of a fine-tuning run, and what pretraining has no counterpart for. `resumed` is the checkpoint's tokenizer.
 ///
 /// # Errors
 /// Those of reading the conversations; [`Exit::Config`](crate::runtime::error::Exit::Config) where data and model do not fit.
 pub fn open(config: &Config, resumed: Option<Tokenizer>) -> Result<(Dataset, SftData)> {
-    let mut tuning = open_tuning(config, resumed)?;
-    let tokenizer = tuning.tokenizer.clone();
-    let corpus = Dataset {
+    let mut sft = open_sft(config, resumed)?;
+    let tokenizer = sft.tokenizer.clone();
+    let dataset = Dataset {
         base_val: base_val(config, &tokenizer)?,
-        val: tuning.val.take().map(EvalSet::examples),
-        conversations: Some(Conversations { rows: tuning.train.clone(), tokens: tuning.proof.tokens }),
+        val: sft.val.take().map(EvalSet::examples),
+        conversations: Some(Conversations { rows: sft.train.clone(), tokens: sft.mask_report.tokens }),
         tokenizer,
         train: Vec::new(),
         boundary: None,
@@ -32,28 +32,29 @@ pub fn open(config: &Config, resumed: Option<Tokenizer>) -> Result<(Dataset, Sft
         stories: None,
         notes: Vec::new(),
     };
-    corpus.check_vocabulary(config)?;
-    Ok((corpus, tuning))
+    dataset.check_vocabulary(config)?;
+    Ok((dataset, sft))
 }
 
-/// EvalSet on which it is seen what the model forgets: those that are named, else the validation rows of the run it comes from.
+/// The rows that show what the model forgets: those of `sft.base_val`, else the validation rows of the run that made the
+/// base model.
 fn base_val(config: &Config, tokenizer: &Tokenizer) -> Result<Option<EvalSet>> {
     let named = &config.sft.base_val;
     if !named.is_empty() {
         let (tokens, _) = evaluation_tokens(named, tokenizer, config.model.vocab_size, &ReadOptions::default())?;
         return Ok(Some(EvalSet::windows(tokens, config.train.sequence_length, config.eval.val_tokens)));
     }
-    let Some(mut of_base) = config_of(Path::new(config.sft.base.as_deref().unwrap_or_default())) else {
+    let Some(mut base) = config_of(Path::new(config.sft.base.as_deref().unwrap_or_default())) else {
         return Ok(None);
     };
-    if of_base.is_sft() {
+    if base.is_sft() {
         return Ok(None);
     }
-    if of_base.data.source.is_some() {
-        of_base.data.stories = Some(1); // its training stories are not needed
+    if base.data.source.is_some() {
+        base.data.stories = Some(1); // its training stories are not needed
     }
-    // Data that are no longer there are only not watched.
-    Ok(Dataset::open(&of_base, Some(tokenizer.clone())).ok().and_then(|corpus| corpus.val))
+    // The base model's data may be gone. That is no reason to refuse the run.
+    Ok(Dataset::open(&base, Some(tokenizer.clone())).ok().and_then(|dataset| dataset.val))
 }
 
 /// The configuration of the run of which `dir` is a checkpoint.

@@ -1,4 +1,4 @@
-//! The fields of one record or turn, by what they stand for.
+//! The fields of one record or turn, by their meaning.
 
 use super::conversation::{Conversation, Problem};
 use crate::config::Meaning;
@@ -18,8 +18,8 @@ pub(super) struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// Of `object`; `named` goes before the usual names.
-    pub(super) fn of(object: &'a Map<String, Value>, named: &'a BTreeMap<String, Meaning>) -> Self {
+    /// The fields of `object`. `named` holds the meanings that the configuration gives; they go before the usual ones.
+    pub(super) fn new(object: &'a Map<String, Value>, named: &'a BTreeMap<String, Meaning>) -> Self {
         Self { object, named }
     }
 
@@ -27,15 +27,14 @@ impl<'a> Fields<'a> {
         self.named.get(field).copied().or_else(|| Meaning::of_field(field))
     }
 
-    /// Name and value of all fields of `meaning` that count.
+    /// Name and value of all fields of `meaning` that are not absent (null, or empty where that means the same).
     fn all(&self, meaning: Meaning) -> impl Iterator<Item = (&'a str, &'a Value)> {
-        let counts = move |value: &Value| match meaning {
-            // What is empty says nothing.
-            System | Input | History | Template | Unsupported => !is_empty(value),
-            _ => !value.is_null(),
-        };
+        let may_be_empty = !matches!(meaning, System | Input | History | Template | Unsupported);
         let object = self.object;
-        let fields = object.iter().filter(move |(name, value)| self.meaning(name) == Some(meaning) && counts(value));
+        let fields = object.iter().filter(move |(name, value)| {
+            let is_absent = if may_be_empty { value.is_null() } else { is_empty(value) };
+            self.meaning(name) == Some(meaning) && !is_absent
+        });
         fields.map(|(name, value)| (name.as_str(), value)).collect::<Vec<_>>().into_iter()
     }
 
@@ -66,10 +65,10 @@ impl<'a> Fields<'a> {
         string(name, value).map(Some)
     }
 
-    /// What a prompt continues with: `completion`, or `response`, which is the answer of an instruction elsewhere.
+    /// The continuation of a prompt: `completion`, or `response`, which other records use for the answer of an instruction.
     pub(super) fn completion(&self) -> Option<(&'a str, &'a Value)> {
-        let response = || self.all(Output).find(|(name, _)| *name == "response");
-        self.one(Completion).ok().flatten().or_else(response)
+        let completion = self.one(Completion).ok().flatten();
+        completion.or_else(|| self.all(Output).find(|(name, _)| *name == "response"))
     }
 
     /// The name of the list of turns.
@@ -79,44 +78,46 @@ impl<'a> Fields<'a> {
 
     /// Fields that say whether answers are trained.
     pub(super) fn marks(&self) -> Vec<(&'a str, &'a Value, Meaning)> {
-        let of = |meaning| self.all(meaning).map(move |(name, value)| (name, value, meaning));
-        of(Train).chain(of(Mask)).collect()
+        let train = self.all(Train).map(|(name, value)| (name, value, Train));
+        train.chain(self.all(Mask).map(|(name, value)| (name, value, Mask))).collect()
     }
 
-    /// What the template is given under its own name.
+    /// The fields that the template gets under their own names.
     pub(super) fn for_template(&self) -> Map<String, Value> {
         self.all(Template).map(|(name, value)| (name.to_owned(), unpacked(name, value))).collect()
     }
 
     /// Names of fields that mean nothing in a record.
     pub(super) fn others(&self) -> Vec<String> {
-        let is_other = |name| matches!(self.meaning(name), None | Some(Role | Content));
-        let others = self.object.iter().filter(|(name, value)| is_other(name) && !is_empty(value));
+        let others = self
+            .object
+            .iter()
+            .filter(|(name, value)| matches!(self.meaning(name), None | Some(Role | Content)) && !is_empty(value));
         others.map(|(name, _)| name.clone()).collect()
     }
 
     /// Fields that mean nothing in a turn, for the template.
     pub(super) fn others_of_turn(&self) -> Map<String, Value> {
         let known = [Role, Content, Train, Mask, Template, Ignore, Unsupported];
-        let is_other = |name| self.meaning(name).is_none_or(|meaning| !known.contains(&meaning));
-        let others = self.object.iter().filter(|(name, value)| is_other(name) && !is_empty(value));
+        let others = self.object.iter().filter(|(name, value)| {
+            self.meaning(name).is_none_or(|meaning| !known.contains(&meaning)) && !is_empty(value)
+        });
         others.map(|(name, value)| (name.clone(), value.clone())).collect()
     }
 
-    /// Fields that mean something and were not `used`: those that repeat a part of the conversation do not matter.
-    pub(super) fn leftovers(&self, used: &[&str], conversation: &Conversation) -> Result<Vec<String>, Problem> {
-        let repeats = |text: &str| match conversation {
-            Conversation::Turns { turns, .. } => turns.iter().any(|t| t.message.content.contains(text.trim())),
-            Conversation::Plain { prompt, completion } => prompt.contains(text) || completion.contains(text),
-        };
+    /// Names of fields that mean something and were not `used`, because they repeat a part of `conversation`.
+    ///
+    /// # Errors
+    /// A field whose content would be lost.
+    pub(super) fn repeated(&self, used: &[&str], conversation: &Conversation) -> Result<Vec<String>, Problem> {
+        let handled_elsewhere = [Role, Content, Template, Ignore, Unsupported];
         let mut unused = Vec::new();
         for (name, value) in self.object {
-            let meaning = self.meaning(name);
-            let told = meaning.is_none_or(|meaning| [Role, Content, Template, Ignore, Unsupported].contains(&meaning));
-            if told || used.contains(&name.as_str()) || is_empty(value) {
+            let is_handled = self.meaning(name).is_none_or(|meaning| handled_elsewhere.contains(&meaning));
+            if is_handled || used.contains(&name.as_str()) || is_empty(value) {
                 continue;
             }
-            if !value.as_str().is_some_and(repeats) {
+            if !value.as_str().is_some_and(|text| conversation.contains(text)) {
                 let what = format!("the field {name:?} would be lost: the conversation is made of other fields");
                 return Err(Problem::hint(
                     what,
@@ -128,7 +129,7 @@ impl<'a> Fields<'a> {
         Ok(unused)
     }
 
-    /// Refuses what no text can stand for.
+    /// Refuses fields that cannot be written as text, such as images.
     pub(super) fn refuse_unsupported(&self) -> Result<(), Problem> {
         match self.all(Unsupported).next() {
             None => Ok(()),
@@ -139,14 +140,14 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// The problem of a record that is like none in the table.
+    /// The problem of a record of no shape in the table.
     pub(super) fn unknown_shape(&self) -> Problem {
         if let Some((name, _)) = self.all(Messages).next() {
             return format!("no list {name:?}").into();
         }
         let missing = [(Instruction, Output, "output"), (Input, Output, "output"), (Prompt, Completion, "completion")];
-        for (given, wanted, name) in missing {
-            if let (true, false) = (self.has(given), self.has(wanted)) {
+        for (present, needed, name) in missing {
+            if self.has(present) && !self.has(needed) {
                 return self.missing(&format!("{name:?}"), name);
             }
         }
@@ -157,7 +158,7 @@ impl<'a> Fields<'a> {
         )
     }
 
-    /// The problem of lacking a field that is called `usual` and stands for `meaning`.
+    /// The problem of a record without a field for `meaning`, which is usually called `usual`.
     pub(super) fn missing(&self, usual: &str, meaning: &str) -> Problem {
         Problem::hint(
             format!("no field {usual}"),
@@ -176,7 +177,6 @@ pub(super) fn set(section: &str, name: &str, word: &str) -> String {
     format!("--set {}", quoted(Path::new(&format!("sft.{section}.{name}={word}"))))
 }
 
-/// `value` as a string.
 pub(super) fn string<'a>(name: &str, value: &'a Value) -> Result<&'a str, Problem> {
     value.as_str().ok_or_else(|| format!("the field {name:?} is {}, not a string", kind(value)).into())
 }
@@ -192,7 +192,7 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// Whether it says nothing: columns of a table are there in every row.
+/// Whether a field is as good as absent: in a table every row has all columns.
 fn is_empty(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -203,10 +203,11 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
-/// JSON that data sets keep as a string: templates want the objects themselves.
+/// Parses JSON that data sets store as a string: templates need the objects themselves.
 fn unpacked(name: &str, value: &Value) -> Value {
-    let parse =
-        |text: &str| serde_json::from_str(text).ok().filter(|parsed: &Value| parsed.is_array() || parsed.is_object());
+    fn parse(text: &str) -> Option<Value> {
+        serde_json::from_str(text).ok().filter(|parsed: &Value| parsed.is_array() || parsed.is_object())
+    }
     match (name, value) {
         ("tools" | "documents" | "tool_calls" | "function_call" | "chat_template_kwargs", Value::String(text)) => {
             parse(text).unwrap_or_else(|| value.clone())

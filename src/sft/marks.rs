@@ -1,4 +1,4 @@
-//! Marks in the data that say which answers are not to be learned: OpenAI's `weight`, `train`, `loss`, `mask` and their like.
+//! Fields that mark which answers are trained: OpenAI's `weight`, `train`, `loss`, `mask` and similar ones.
 
 use super::conversation::Problem;
 use super::fields::set;
@@ -7,16 +7,17 @@ use serde_json::Value;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mark {
-    /// Whether the answers it speaks of are trained.
+    /// Whether the answers of the record or turn are trained.
     Train(bool),
-    /// Nothing about training: a field that is called like a mark.
+    /// The field has the name of a mark, but says nothing about training.
     Nothing,
 }
 
-/// What the field `name` of a record, or of a turn, says; `role` knows the roles, for NeMo's `mask = "User"`.
+/// The mark in the field `name` of a record, or of a turn if `of_turn`. `role` gives the role that a name stands for, for
+/// NeMo's `mask = "User"`.
 ///
 /// # Errors
-/// Values that cannot be honoured.
+/// Values that are not supported.
 pub(super) fn mark_of<'r>(
     name: &str,
     value: &Value,
@@ -28,7 +29,7 @@ pub(super) fn mark_of<'r>(
     match (meaning, value) {
         (Meaning::Train, Value::Bool(train)) => Ok(Mark::Train(*train)),
         (Meaning::Mask, Value::Bool(masked)) => Ok(Mark::Train(!masked)),
-        // The label of a record may be its class; only a truth value, as of a preference, says whether it is good.
+        // The label of a record may be its class; only a truth value, as in preference data, says whether it is good.
         (Meaning::Train, _) if name == "label" && (number.is_none() || !of_turn) => Ok(Mark::Nothing),
         (Meaning::Train, Value::Number(_)) if number.is_some() => Ok(Mark::Train(number == Some(1.0))),
         // Questions are never trained; a mask over answers would leave nothing.
@@ -38,7 +39,7 @@ pub(super) fn mark_of<'r>(
             format!("write true or false; or, if 1 means trained: {}", set("fields", name, "train")),
         )),
         _ => Err(Problem::hint(
-            format!("{name} = {value}: only 0 and 1 or false and true are honoured"),
+            format!("{name} = {value}: only 0 and 1 or false and true are supported"),
             format!("leave it out if that is meant: {}", set("fields", name, "ignore")),
         )),
     }

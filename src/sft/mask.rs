@@ -1,7 +1,7 @@
 //! Which tokens of a conversation are trained.
 //!
-//! The text is written as a whole and encoded as a whole, as it will be met later; a token is trained if any byte of it belongs to an
-//! answer. The token that ends an answer is part of it: a model that never saw it trained does not stop.
+//! The text is written as a whole and encoded as a whole, as at generation; a token is trained if any byte of it belongs to an
+//! answer. The token that ends an answer is part of it: a model that is not trained on it does not stop.
 
 use super::conversation::Conversation;
 use crate::chat::{ChatTemplate, Message, Texts, Turn};
@@ -14,22 +14,22 @@ use std::ops::Range;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Encoded {
-    /// One example, or one for each answer; none if none of the answers is to be trained.
+    /// One example, or one for each answer; none if no answer is to be trained.
     pub examples: Vec<Example>,
-    /// Fields of turns that change nothing.
+    /// Names of fields of turns that the template does not use.
     pub unused: Vec<String>,
 }
 
-pub struct Encoder<'a> {
+pub struct MaskEncoder<'a> {
     pub tokenizer: &'a Tokenizer,
     pub template: &'a ChatTemplate,
     pub train_on: TrainOn,
-    /// Most ids of an example.
+    /// Largest number of ids of an example.
     pub longest: usize,
 }
 
-impl Encoder<'_> {
-    /// The ids of `conversation`, as many of its beginning as fit.
+impl MaskEncoder<'_> {
+    /// The ids of `conversation`, cut off at `longest`.
     ///
     /// # Errors
     /// Those of the template and of the tokenizer; a turn that holds the string of a control token.
@@ -58,33 +58,39 @@ impl Encoder<'_> {
         }
     }
 
-    /// Refuses turns that hold the string of a control token: it would be read as the end of a turn, or of the text. (A prompt and
-    /// its completion are taken as they are: some data have the marks written out.)
+    /// Refuses turns that hold the string of a control token: it would be encoded as the end of a turn, or of the text. (A
+    /// prompt and its completion are taken as they are: some data contain the marks of turns.)
     fn refuse_control(&self, turns: &[Turn], values: &Map<String, Value>) -> Result<()> {
-        let refuse = |who: &str, text: &str| match self.tokenizer.control_string_in(text) {
-            Some(string) => {
-                bail!("the text of the {who} holds {string:?}, which this tokenizer reads as a control token")
-            }
-            None => Ok(()),
-        };
         for Turn { message: Message { role, content, extra }, .. } in turns {
-            refuse(role, content)?;
+            self.refuse_control_in(content, role)?;
             if !extra.is_empty() {
-                refuse(role, &Value::Object(extra.clone()).to_string())?;
+                self.refuse_control_in(&Value::Object(extra.clone()).to_string(), role)?;
             }
         }
-        if values.is_empty() { Ok(()) } else { refuse("record", &Value::Object(values.clone()).to_string()) }
+        if values.is_empty() {
+            return Ok(());
+        }
+        self.refuse_control_in(&Value::Object(values.clone()).to_string(), "record")
     }
 
-    /// The ids up to where the model is to answer, of the conversation without its last answer.
+    fn refuse_control_in(&self, text: &str, owner: &str) -> Result<()> {
+        match self.tokenizer.control_string_in(text) {
+            Some(string) => {
+                bail!("the text of the {owner} holds {string:?}, which this tokenizer reads as a control token")
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The ids of `conversation` without its last answer, up to where the model answers.
     ///
     /// # Errors
-    /// The same.
+    /// Those of the template and of the tokenizer.
     pub fn prompt(&self, conversation: &Conversation) -> Result<Vec<u32>> {
         match conversation {
             Conversation::Turns { turns, values } => {
-                let asked = &turns[..turns.len().saturating_sub(1)];
-                self.tokenizer.encode_rendered(&self.template.prompt(asked, values)?)
+                let before_answer = &turns[..turns.len().saturating_sub(1)];
+                self.tokenizer.encode_rendered(&self.template.prompt(before_answer, values)?)
             }
             Conversation::Plain { prompt, .. } => {
                 let mut ids: Vec<u32> = self.tokenizer.bos_id().into_iter().collect();
@@ -94,22 +100,25 @@ impl Encoder<'_> {
         }
     }
 
-    fn cut(&self, places: Vec<(u32, Range<usize>)>, spans: &[Range<usize>]) -> Example {
-        let length = places.len();
-        let mut trained = vec![false; places.len()];
+    /// The example of `tokens` (ids and their bytes of the text), of which those that overlap `spans` of bytes are trained.
+    fn cut(&self, tokens: Vec<(u32, Range<usize>)>, spans: &[Range<usize>]) -> Example {
+        fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
+            a.start < b.end && b.start < a.end
+        }
+        let length = tokens.len();
+        let mut trained = vec![false; tokens.len()];
         let mut ends = Vec::new();
         let mut truncated = false;
         for span in spans {
-            let inside = |(_, place): &(u32, Range<usize>)| place.start < span.end && span.start < place.end;
-            let Some(first) = places.iter().position(inside) else { continue };
-            let count = places[first..].iter().take_while(|place| inside(place)).count();
-            let last = self.end_of_turn(&places[first..first + count]);
+            let Some(first) = tokens.iter().position(|(_, bytes)| overlap(bytes, span)) else { continue };
+            let count = tokens[first..].iter().take_while(|(_, bytes)| overlap(bytes, span)).count();
+            let last = self.end_of_turn(&tokens[first..first + count]);
             let stop = first + last.map_or(count, |last| last + 1);
             trained[first..stop].fill(true);
             truncated |= stop > self.longest;
-            ends.extend(last.filter(|_| stop <= self.longest).map(|last| places[first + last].0));
+            ends.extend(last.filter(|_| stop <= self.longest).map(|last| tokens[first + last].0));
         }
-        let mut ids: Vec<u32> = places.into_iter().map(|(id, _)| id).collect();
+        let mut ids: Vec<u32> = tokens.into_iter().map(|(id, _)| id).collect();
         ids.truncate(self.longest);
         trained.truncate(self.longest);
         if let Some(first) = trained.first_mut() {
@@ -119,10 +128,10 @@ impl Encoder<'_> {
     }
 
     /// The index of the token that ends an answer: its last special one. What a template writes behind it (a line break) is not
-    /// trained, for generation has stopped by then.
+    /// trained, because generation stops before it.
     fn end_of_turn(&self, answer: &[(u32, Range<usize>)]) -> Option<usize> {
-        let ends = |id: u32| self.tokenizer.is_special(id) || self.tokenizer.stop_ids().contains(&id);
-        let last = answer.iter().rposition(|(id, _)| ends(*id))?;
+        let stop_ids = self.tokenizer.stop_ids();
+        let last = answer.iter().rposition(|(id, _)| self.tokenizer.is_special(*id) || stop_ids.contains(id))?;
         let rest: Vec<u32> = answer[last + 1..].iter().map(|(id, _)| *id).collect();
         self.tokenizer.decode(&rest, false).is_ok_and(|text| text.trim().is_empty()).then_some(last)
     }

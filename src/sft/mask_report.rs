@@ -1,6 +1,6 @@
-//! What will be trained, before it is: counts, excerpts in which trained tokens stand out, and reasons not to begin.
+//! What a fine-tuning run will train on: counts, excerpts in which trained tokens stand out, and reasons to refuse the data.
 
-use super::load::{Made, Tally};
+use super::load::{EncodedExample, Tally};
 use crate::config::Config;
 use crate::data::packed_rows::Example;
 use crate::data::packed_rows::PackedRows;
@@ -9,68 +9,74 @@ use crate::tokenizer::Tokenizer;
 use anyhow::Result;
 use std::collections::BTreeMap;
 
-/// Examples kept to be shown.
+/// Examples that can be shown, the first ones.
 const SHOWN: usize = 1000;
 
-/// What was found out about the data of a fine-tuning run.
+/// What is known of the data of a fine-tuning run before it starts.
 #[derive(Clone, Debug)]
 pub struct MaskReport {
     pub template: String,
-    /// What should be said about it, and about the held-out conversations.
-    pub said: Vec<String>,
-    /// What became of the records.
+    /// Notes about the template and the held-out conversations.
+    pub notes: Vec<String>,
     pub tally: Tally,
-    /// Examples to be trained on: conversations, or their answers.
+    /// Number of examples to be trained on: conversations, or their answers.
     pub examples: usize,
-    /// Trained answers that are there to their end.
+    /// Number of trained answers that are not cut off.
     pub answers: usize,
-    /// Of how many examples the end of an answer is cut off, and the first of them.
-    pub truncated: (usize, Option<Place>),
-    /// Of those, the ones of which nothing is left to train.
+    /// Number of examples in which the end of an answer is cut off, and the first of them.
+    pub truncated: (usize, Option<RecordPlace>),
+    /// Of those, the number in which no trained token is left.
     pub dropped: usize,
-    /// Examples that are whole and yet without a trained token, and the first of them.
-    pub untrained: (usize, Option<Place>),
+    /// Number of examples that are whole and have no trained token, and the first of them.
+    pub untrained: (usize, Option<RecordPlace>),
     pub tokens: u64,
     pub trained: u64,
-    /// Rows and their places.
+    /// Number of rows, and of their positions.
     pub rows: (usize, u64),
-    /// Held-out trained tokens.
+    /// Number of held-out trained tokens.
     pub held_out: u64,
     pub length: usize,
-    /// Most that may be truncated, as a share.
+    /// Largest share of examples that may be truncated.
     pub allowed: f64,
-    /// Most records that may be bad, as a share.
+    /// Largest share of records that may be bad.
     pub allowed_bad: f64,
     has_end: bool,
     ends: BTreeMap<u32, usize>,
     shown: Vec<Example>,
 }
 
-/// An example's record, and its ids.
+/// Where the record of an example is.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub struct RecordPlace {
+    /// `FILE:LINE`.
     pub at: String,
+    /// Number of ids of the example.
     pub length: usize,
 }
 
 impl MaskReport {
-    /// Of `examples`, before they are put into rows; `has_end`: whether the tokenizer has an end of text.
-    pub(super) fn new(config: &Config, said: Vec<String>, tally: &Tally, examples: &[Made], has_end: bool) -> Self {
+    /// The report on `examples` before they are packed; `has_end`: whether the tokenizer has an end of text.
+    pub(super) fn new(
+        config: &Config,
+        notes: Vec<String>,
+        tally: &Tally,
+        examples: &[EncodedExample],
+        has_end: bool,
+    ) -> Self {
         let mut ends: BTreeMap<u32, usize> = BTreeMap::new();
         for end in examples.iter().flat_map(|made| &made.example.ends) {
             *ends.entry(*end).or_default() += 1;
         }
-        let untrained = |made: &&Made| made.example.trained_tokens() == 0;
-        let truncated = |made: &&Made| made.example.truncated;
+        let untrained: Vec<_> = examples.iter().filter(|made| made.example.trained_tokens() == 0).collect();
         Self {
             template: config.sft.template.as_str().to_owned(),
-            said,
+            notes,
             tally: tally.clone(),
             examples: examples.len(),
             answers: examples.iter().map(|made| made.example.ends.len()).sum(),
-            truncated: counted(examples.iter().filter(truncated)),
-            dropped: examples.iter().filter(truncated).filter(untrained).count(),
-            untrained: counted(examples.iter().filter(untrained).filter(|made| !made.example.truncated)),
+            truncated: counted(examples.iter().filter(|made| made.example.truncated)),
+            dropped: untrained.iter().filter(|made| made.example.truncated).count(),
+            untrained: counted(untrained.into_iter().filter(|made| !made.example.truncated)),
             tokens: examples.iter().map(|made| made.example.ids.len() as u64).sum(),
             trained: 0,
             rows: (0, 0),
@@ -84,7 +90,8 @@ impl MaskReport {
         }
     }
 
-    pub(super) fn packed(&mut self, train: &PackedRows, val: Option<&PackedRows>, mut examples: Vec<Example>) {
+    /// Adds what packing decides. The first examples are kept for [`Self::excerpts`].
+    pub(super) fn add_packed(&mut self, train: &PackedRows, val: Option<&PackedRows>, mut examples: Vec<Example>) {
         self.trained = train.trained();
         self.rows = (train.len(), (train.len() * train.length()) as u64);
         self.held_out = val.map_or(0, PackedRows::trained);
@@ -103,32 +110,13 @@ impl MaskReport {
     /// # Errors
     /// Those of decoding.
     pub fn excerpts(&self, tokenizer: &Tokenizer, n: usize, limit: usize, marks: [&str; 4]) -> Result<Vec<String>> {
-        let excerpt = |example: &Example| -> Result<String> {
-            let mut out = String::new();
-            let mut at = 0;
-            for run in example.trained.chunk_by(|a, b| a == b) {
-                let (before, rest) = example.ids.split_at(at);
-                let text = tokenizer.decode_after(before, &rest[..run.len()], false)?;
-                at += run.len();
-                let [open, close] = if run[0] { [marks[0], marks[1]] } else { [marks[2], marks[3]] };
-                let room = limit.saturating_sub(out.chars().count());
-                let cut: String = text.chars().take(room).collect();
-                let more = if cut.len() < text.len() { " ..." } else { "" };
-                out.push_str(&format!("{open}{cut}{more}{close}"));
-                if !more.is_empty() {
-                    break;
-                }
-            }
-            Ok(out)
-        };
-        self.shown.iter().take(n).map(excerpt).collect()
+        self.shown.iter().take(n).map(|example| excerpt(example, tokenizer, limit, marks)).collect()
     }
 
     /// The counts, a line each.
     pub fn lines(&self) -> Vec<String> {
-        let share = |a: u64, b: u64| 100.0 * a as f64 / b.max(1) as f64;
         let tally = &self.tally;
-        let mut lines = self.said.clone();
+        let mut lines = self.notes.clone();
         let formats = tally.formats_text();
         lines.push(format!("{} records ({formats}), written with the template {:?}", tally.records, self.template));
         if tally.marked > 0 {
@@ -138,8 +126,8 @@ impl MaskReport {
             let fields: Vec<_> = tally.unused.iter().map(|(name, count)| format!("{name} ({count})")).collect();
             lines.push(format!("fields that are not used, and in how many records: {}", fields.join(", ")));
         }
-        if tally.parted.0 > 0 {
-            let (conversations, examples) = tally.parted;
+        let (conversations, examples) = tally.split_by_answer;
+        if conversations > 0 {
             lines.push(format!(
                 "the template rewrites earlier turns: {conversations} conversations became {examples} examples, one for each answer"
             ));
@@ -150,7 +138,7 @@ impl MaskReport {
             self.answers,
             self.trained,
             self.tokens,
-            share(self.trained, self.tokens)
+            percent(self.trained, self.tokens)
         ));
         if self.truncated.0 > 0 {
             lines.push(format!(
@@ -158,18 +146,18 @@ impl MaskReport {
                 self.truncated.0, self.length, self.dropped
             ));
         }
-        let (rows, places) = self.rows;
+        let (rows, positions) = self.rows;
         let used = self.tokens.saturating_sub(self.examples as u64);
         lines.push(format!(
             "{rows} rows of {} tokens, {:.1} % full; {} trained tokens held out",
             self.length,
-            share(used, places),
+            percent(used, positions),
             self.held_out
         ));
         lines
     }
 
-    /// What is said even to those who want to hear little.
+    /// The warning about bad records, which is shown with --quiet too.
     pub fn warning(&self) -> Option<String> {
         let first = self.tally.bad.first()?;
         Some(format!(
@@ -182,7 +170,7 @@ impl MaskReport {
         ))
     }
 
-    /// Refuses what would not teach what it is meant to.
+    /// Refuses data from which the model would not learn to answer.
     ///
     /// # Errors
     /// [`Exit::Data`] if too many records are bad, if no end of an answer is trained, if a whole conversation has no trained token, or
@@ -256,8 +244,8 @@ impl MaskReport {
         failure.hint("choose an sft.template whose answers end with the tokenizer's end of text, such as \"vicuna\"")
     }
 
-    /// Why there is nothing to learn from.
-    pub(super) fn nothing(&self) -> Failure {
+    /// Why there is no example to train on.
+    pub(super) fn no_examples(&self) -> Failure {
         let records = self.tally.records;
         if self.dropped > 0 {
             let what = format!("of {} conversations nothing to train is left at {} tokens", self.dropped, self.length);
@@ -282,13 +270,37 @@ impl MaskReport {
     }
 }
 
-/// How many there are, and the first.
-fn counted<'a>(mut examples: impl Iterator<Item = &'a Made>) -> (usize, Option<Place>) {
-    let Some(first) = examples.next() else { return (0, None) };
-    let at = format!("{}:{}", first.file, first.line);
-    (1 + examples.count(), Some(Place { at, length: first.example.length }))
+/// The first `limit` characters of `example`; [`MaskReport::excerpts`] has the meaning of `marks`.
+fn excerpt(example: &Example, tokenizer: &Tokenizer, limit: usize, marks: [&str; 4]) -> Result<String> {
+    let mut out = String::new();
+    let mut at = 0;
+    for run in example.trained.chunk_by(|a, b| a == b) {
+        let (before, rest) = example.ids.split_at(at);
+        let text = tokenizer.decode_after(before, &rest[..run.len()], false)?;
+        at += run.len();
+        let [open, close] = if run[0] { [marks[0], marks[1]] } else { [marks[2], marks[3]] };
+        let room = limit.saturating_sub(out.chars().count());
+        let cut: String = text.chars().take(room).collect();
+        let more = if cut.len() < text.len() { " ..." } else { "" };
+        out.push_str(&format!("{open}{cut}{more}{close}"));
+        if !more.is_empty() {
+            break;
+        }
+    }
+    Ok(out)
 }
 
-fn first_of(place: &Option<Place>) -> String {
+fn percent(part: u64, whole: u64) -> f64 {
+    100.0 * part as f64 / whole.max(1) as f64
+}
+
+/// How many there are, and where the first is.
+fn counted<'a>(mut examples: impl Iterator<Item = &'a EncodedExample>) -> (usize, Option<RecordPlace>) {
+    let Some(first) = examples.next() else { return (0, None) };
+    let at = format!("{}:{}", first.file, first.line);
+    (1 + examples.count(), Some(RecordPlace { at, length: first.example.length }))
+}
+
+fn first_of(place: &Option<RecordPlace>) -> String {
     place.as_ref().map_or_else(String::new, |place| format!("; the first, {}, has {} tokens", place.at, place.length))
 }

@@ -1,7 +1,7 @@
 //! From a configuration to rows: files, records, conversations, the split, examples, rows.
 
-use super::load::{Bad, Found, Made, Tally};
-use super::mask::Encoder;
+use super::load::{BadRecord, EncodedExample, LoadedConversation, Tally};
+use super::mask::MaskEncoder;
 use super::records::RecordReader;
 use super::split::split;
 use super::template::choose;
@@ -15,9 +15,10 @@ use anyhow::Result;
 use std::path::Path;
 use std::sync::Arc;
 
+/// A held-out question that the model answers during the run, to see how it learns.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Judged {
-    /// Up to where the answer begins.
+pub struct EvalPrompt {
+    /// Ids up to where the answer begins.
     pub prompt: Vec<u32>,
     pub question: String,
 }
@@ -28,28 +29,25 @@ pub struct SftData {
     pub train: Arc<PackedRows>,
     /// Held-out examples; none if nothing is held out.
     pub val: Option<PackedRows>,
-    /// What was found out about them.
-    pub proof: MaskReport,
-    /// Records that were left out.
-    pub bad: Vec<Bad>,
-    /// Prompts to be answered along the way.
-    pub judged: Vec<Judged>,
+    pub mask_report: MaskReport,
+    /// Records that are left out.
+    pub bad: Vec<BadRecord>,
+    pub eval_prompts: Vec<EvalPrompt>,
     pub template: ChatTemplate,
-    /// What a template writes between turns: no answer holds it.
+    /// What the template writes between turns: a good answer does not contain it.
     pub markers: Vec<String>,
-    /// The tokenizer, which knows the template and the end of a turn.
+    /// The tokenizer of the base model, with the template and the end of a turn added.
     pub tokenizer: Tokenizer,
 }
 
-/// The data of `config`; `resumed` is the checkpoint's tokenizer, which knows the template that the run began with.
+/// The data of `config`; `resumed` is the checkpoint's tokenizer, which holds the template that the run started with.
 ///
 /// # Errors
-/// Those of the files; [`Exit::Data`] if no record can be learned from.
+/// Those of the files; [`Exit::Data`] if no record can be trained on.
 pub fn open(config: &Config, resumed: Option<Tokenizer>) -> Result<SftData> {
     let base = Path::new(config.sft.base.as_deref().unwrap_or_default());
     let tokenizer = resumed.clone().map_or_else(|| Tokenizer::from_dir(base), Ok)?;
-    let known = resumed.as_ref().and_then(Tokenizer::chat_template);
-    let (template, said) = match known {
+    let (template, template_note) = match resumed.as_ref().and_then(Tokenizer::chat_template) {
         Some(source) => (ChatTemplate::new(source.to_owned(), &tokenizer)?, None),
         None => choose(&config.sft, base, &tokenizer)?,
     };
@@ -61,38 +59,39 @@ pub fn open(config: &Config, resumed: Option<Tokenizer>) -> Result<SftData> {
     if named {
         split.held_out = tally.load(&reader, &config.data.val)?;
     }
-    let encoder = Encoder {
+    let encoder = MaskEncoder {
         tokenizer: &tokenizer,
         template: &template,
         train_on: config.sft.train_on,
         longest: config.train.sequence_length + 1,
     };
-    let judged = judged(config, &encoder, &split.held_out);
+    let eval_prompts = eval_prompts(config, &encoder, &split.held_out);
     let examples = tally.encode(&encoder, split.train);
     let val = tally.encode(&encoder, split.held_out);
-    let said = said.into_iter().chain(split.said).collect();
-    let mut proof = MaskReport::new(config, said, &tally, &examples, tokenizer.eos_id().is_some());
-    let usable = |examples: Vec<Made>| -> Vec<Example> {
-        examples.into_iter().map(|made| made.example).filter(|example| example.trained_tokens() > 0).collect()
-    };
-    let examples = usable(examples);
-    let val = within(usable(val), config.eval.val_tokens);
+    let notes = template_note.into_iter().chain(split.note).collect();
+    let mut mask_report = MaskReport::new(config, notes, &tally, &examples, tokenizer.eos_id().is_some());
+    let examples = with_trained_tokens(examples);
+    let val = limit_tokens(with_trained_tokens(val), config.eval.val_tokens);
     if examples.is_empty() {
-        return Err(proof.nothing().into());
+        return Err(mask_report.no_examples().into());
     }
+    let length = config.train.sequence_length;
+    let packing = config.sft.packing;
     let filler = tokenizer.eos_id().unwrap_or(0);
-    let rows =
-        |examples: &[Example]| PackedRows::new(examples, config.train.sequence_length, config.sft.packing, filler);
-    let train = rows(&examples);
-    let val = (!val.is_empty()).then(|| rows(&val));
-    proof.packed(&train, val.as_ref(), examples);
-    let tokenizer = tokenizer.for_chat(template.source(), proof.end_of_turn());
+    let train = PackedRows::new(&examples, length, packing, filler);
+    let val = (!val.is_empty()).then(|| PackedRows::new(&val, length, packing, filler));
+    mask_report.add_packed(&train, val.as_ref(), examples);
+    let tokenizer = tokenizer.for_chat(template.source(), mask_report.end_of_turn());
     let markers = markers(&template, &tokenizer);
-    Ok(SftData { train: Arc::new(train), val, proof, bad: tally.bad, judged, template, markers, tokenizer })
+    Ok(SftData { train: Arc::new(train), val, mask_report, bad: tally.bad, eval_prompts, template, markers, tokenizer })
+}
+
+fn with_trained_tokens(examples: Vec<EncodedExample>) -> Vec<Example> {
+    examples.into_iter().map(|made| made.example).filter(|example| example.trained_tokens() > 0).collect()
 }
 
 /// As many of the first examples as have at most `limit` trained tokens together; at least one.
-fn within(mut examples: Vec<Example>, limit: u64) -> Vec<Example> {
+fn limit_tokens(mut examples: Vec<Example>, limit: u64) -> Vec<Example> {
     let mut tokens = 0;
     let fits = examples.iter().take_while(|example| {
         tokens += example.trained_tokens() as u64;
@@ -103,30 +102,35 @@ fn within(mut examples: Vec<Example>, limit: u64) -> Vec<Example> {
     examples
 }
 
-fn judged(config: &Config, encoder: &Encoder, held_out: &[Found]) -> Vec<Judged> {
-    let mut judged = Vec::new();
+fn eval_prompts(config: &Config, encoder: &MaskEncoder, held_out: &[LoadedConversation]) -> Vec<EvalPrompt> {
+    let mut prompts = Vec::new();
     for found in held_out {
-        if judged.len() == config.sft.judged_prompts {
+        if prompts.len() == config.sft.judged_prompts {
             break;
         }
-        // A record that the template refuses is counted elsewhere.
+        // A record that the template refuses is counted by `Tally::encode`.
         let Ok(prompt) = encoder.prompt(&found.conversation) else { continue };
+        // Leaves at least a quarter of the context for the answer.
         if prompt.len() <= config.model.max_position_embeddings * 3 / 4 {
-            judged.push(Judged { prompt, question: found.conversation.opening().to_owned() });
+            prompts.push(EvalPrompt { prompt, question: found.conversation.opening().to_owned() });
         }
     }
-    judged
+    prompts
 }
 
 /// What the template writes between a question and its answer, and between that and the next question.
 fn markers(template: &ChatTemplate, tokenizer: &Tokenizer) -> Vec<String> {
-    let said = [("user", "QQQQ"), ("assistant", "AAAA"), ("user", "RRRR")].map(|(role, text)| Message::new(role, text));
-    let Ok(text) = template.render(&said, false) else { return Vec::new() };
-    let between = |a: &str, b: &str| Some(text.split_once(a)?.1.split_once(b)?.0.to_owned());
-    let name = |id: Option<u32>| id.and_then(|id| tokenizer.decode(&[id], false).ok()).unwrap_or_default();
-    let special: Vec<String> = [tokenizer.bos_id(), tokenizer.eos_id()].map(name).into();
+    fn between(text: &str, a: &str, b: &str) -> Option<String> {
+        Some(text.split_once(a)?.1.split_once(b)?.0.to_owned())
+    }
+    // Texts that no template contains.
+    let turns =
+        [("user", "QQQQ"), ("assistant", "AAAA"), ("user", "RRRR")].map(|(role, text)| Message::new(role, text));
+    let Ok(text) = template.render(&turns, false) else { return Vec::new() };
+    let special = [tokenizer.bos_id(), tokenizer.eos_id()].into_iter().flatten();
+    let special: Vec<String> = special.filter_map(|id| tokenizer.decode(&[id], false).ok()).collect();
     let mut markers = Vec::new();
-    for piece in [between("QQQQ", "AAAA"), between("AAAA", "RRRR")].into_iter().flatten() {
+    for piece in [between(&text, "QQQQ", "AAAA"), between(&text, "AAAA", "RRRR")].into_iter().flatten() {
         let bare = special.iter().filter(|s| !s.is_empty()).fold(piece, |piece, special| piece.replace(special, ""));
         if !bare.trim().is_empty() {
             markers.push(bare.trim().to_owned());

@@ -1,4 +1,4 @@
-//! Records of fine-tuning data, in the forms in which the world keeps them: `config::record_shapes` lists them.
+//! Records of fine-tuning data, in all common shapes: `config::record_shapes` lists them.
 
 use super::conversation::{Conversation, Format, Problem};
 use super::fields::{Fields, set};
@@ -10,18 +10,18 @@ use crate::config::{
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
-/// A record that has been read.
+/// A record of fine-tuning data.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Record {
+pub struct SftRecord {
     pub format: Format,
     pub conversation: Conversation,
     /// Whether any of its answers may be trained.
     pub trained: bool,
-    /// Its fields that mean nothing here.
+    /// Names of its fields that are not used.
     pub unused: Vec<String>,
 }
 
-/// Reads records as a configuration says.
+/// Reads records as `[sft]` describes them.
 pub struct RecordReader {
     format: Option<Format>,
     roles: BTreeMap<String, Role>,
@@ -54,7 +54,6 @@ impl Format {
 }
 
 impl RecordReader {
-    /// A reader for records as `config` describes them.
     pub fn new(config: &SftConfig) -> Self {
         let alpaca = config.template == NameOrPath::Name(TemplateName::Alpaca);
         Self {
@@ -69,7 +68,7 @@ impl RecordReader {
     ///
     /// # Errors
     /// What is wrong with the record.
-    pub fn read(&self, record: &Value) -> Result<Record, Problem> {
+    pub fn read(&self, record: &Value) -> Result<SftRecord, Problem> {
         self.read_fields(record).map_err(|mut problem| {
             if let (None, Some(format)) = (&problem.hint, self.format) {
                 let name = format.name();
@@ -80,8 +79,8 @@ impl RecordReader {
         })
     }
 
-    fn read_fields(&self, record: &Value) -> Result<Record, Problem> {
-        let fields = Fields::of(record.as_object().ok_or("not an object")?, &self.fields);
+    fn read_fields(&self, record: &Value) -> Result<SftRecord, Problem> {
+        let fields = Fields::new(record.as_object().ok_or("not an object")?, &self.fields);
         fields.refuse_unsupported()?;
         let format = self.format_of(&fields)?;
         let (mut conversation, mut used) = match format {
@@ -94,11 +93,11 @@ impl RecordReader {
         for (name, value, meaning) in fields.marks() {
             used.push(name);
             match mark_of(name, value, meaning, false, |role| self.role(role).ok())? {
-                Mark::Train(wanted) => trained &= wanted,
+                Mark::Train(is_trained) => trained &= is_trained,
                 Mark::Nothing => unused.push(name.to_owned()),
             }
         }
-        unused.extend(fields.leftovers(&used, &conversation)?);
+        unused.extend(fields.repeated(&used, &conversation)?);
         if let Conversation::Turns { turns, values } = &mut conversation {
             values.extend(fields.for_template());
             turns.iter_mut().for_each(|turn| turn.trained &= trained);
@@ -106,21 +105,20 @@ impl RecordReader {
         } else if let Some((name, _)) = fields.for_template().into_iter().next() {
             return Err(unwritten(&format!("{name:?}"), "a prompt that is continued without a template"));
         }
-        Ok(Record { format, conversation, trained, unused })
+        Ok(SftRecord { format, conversation, trained, unused })
     }
 
     fn format_of(&self, fields: &Fields) -> Result<Format, Problem> {
         if let Some(format) = self.format {
             return Ok(format);
         }
-        let asked = fields.has(Meaning::Instruction) || fields.has(Meaning::Input);
-        let list = fields.list_name();
-        match () {
-            () if list == Some("messages") => Ok(Format::Messages),
-            () if list.is_some() => Ok(Format::ShareGpt),
-            () if asked && fields.has(Meaning::Output) => Ok(Format::Alpaca),
-            () if fields.has(Meaning::Prompt) && fields.completion().is_some() => Ok(Format::Prompt),
-            () => Err(fields.unknown_shape()),
+        let has_question = fields.has(Meaning::Instruction) || fields.has(Meaning::Input);
+        match fields.list_name() {
+            Some("messages") => Ok(Format::Messages),
+            Some(_) => Ok(Format::ShareGpt),
+            None if has_question && fields.has(Meaning::Output) => Ok(Format::Alpaca),
+            None if fields.has(Meaning::Prompt) && fields.completion().is_some() => Ok(Format::Prompt),
+            None => Err(fields.unknown_shape()),
         }
     }
 
@@ -180,11 +178,11 @@ impl RecordReader {
 
     fn turns(&self, name: &str, value: &Value) -> Result<Vec<Turn>, Problem> {
         let items = value.as_array().ok_or_else(|| format!("no list {name:?}"))?;
-        items.iter().enumerate().map(|(i, item)| self.turn(item).map_err(|problem| problem.at(i))).collect()
+        items.iter().enumerate().map(|(i, item)| self.turn(item).map_err(|problem| problem.in_turn(i))).collect()
     }
 
     fn turn(&self, item: &Value) -> Result<Turn, Problem> {
-        let fields = Fields::of(item.as_object().ok_or("not an object")?, &self.fields);
+        let fields = Fields::new(item.as_object().ok_or("not an object")?, &self.fields);
         fields.refuse_unsupported()?;
         let mut used = Vec::new();
         let role =
@@ -193,7 +191,7 @@ impl RecordReader {
         let mut extra = fields.for_template();
         let content = match fields.one(Meaning::Content)? {
             Some((name, value)) => text_of(name, value)?,
-            // An answer may be nothing but calls of tools; templates ask whether its content is none.
+            // An answer may consist of tool calls alone; templates then check whether its content is none.
             None if role == "assistant" && !extra.is_empty() => {
                 extra.insert("content".into(), Value::Null);
                 String::new()
@@ -203,7 +201,7 @@ impl RecordReader {
         let mut trained = role == "assistant";
         for (name, value, meaning) in fields.marks() {
             match mark_of(name, value, meaning, true, |role| self.role(role).ok())? {
-                Mark::Train(wanted) if wanted && role != "assistant" && meaning == Meaning::Train => {
+                Mark::Train(true) if role != "assistant" && meaning == Meaning::Train => {
                     return Err(Problem::hint(
                         format!("{name} = {value} on a turn of the role {role:?}: only answers are trained"),
                         format!(
@@ -212,7 +210,7 @@ impl RecordReader {
                         ),
                     ));
                 }
-                Mark::Train(wanted) => trained &= wanted,
+                Mark::Train(is_trained) => trained &= is_trained,
                 Mark::Nothing => drop(extra.insert(name.to_owned(), value.clone())),
             }
         }
@@ -232,7 +230,7 @@ impl RecordReader {
     }
 }
 
-/// A field that the template leaves out.
+/// The problem of a field that `by` does not write.
 pub fn unwritten(what: &str, by: &str) -> Problem {
     let field = what.rsplit(' ').next().unwrap_or(what).trim_matches('"');
     Problem::hint(
@@ -275,7 +273,7 @@ fn part_text(part: &Value) -> Result<&str, Problem> {
     }
 }
 
-/// Turns that can be learned from: what follows the last answer is left out.
+/// The conversation of `turns` up to the last answer.
 fn checked(mut turns: Vec<Turn>) -> Result<Conversation, Problem> {
     let Some(last) = turns.iter().rposition(|turn| turn.message.role == "assistant") else {
         return Err("no answer in it".into());
@@ -284,10 +282,10 @@ fn checked(mut turns: Vec<Turn>) -> Result<Conversation, Problem> {
     for (i, turn) in turns.iter().enumerate() {
         let message = &turn.message;
         if message.role == "assistant" && message.content.trim().is_empty() && message.extra.is_empty() {
-            return Err(Problem::from("the answer is empty").at(i));
+            return Err(Problem::from("the answer is empty").in_turn(i));
         }
         if message.role == "system" && i > 0 {
-            return Err(Problem::from("a system message can only be the first").at(i));
+            return Err(Problem::from("a system message can only be the first").in_turn(i));
         }
     }
     Ok(Conversation::Turns { turns, values: Map::new() })

@@ -1,69 +1,70 @@
 //! Which conversations are held out.
 
 use super::conversation::Conversation;
-use super::load::Found;
+use super::load::LoadedConversation;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
-/// Few enough to be held out of any number of conversations, however small a share of them is asked for.
+/// This many conversations may be held out of any number, however small the share that is asked for.
 const FEW: usize = 8;
 
-/// Conversations on both sides, and what should be said of the split.
-pub(super) struct Split {
-    pub(super) train: Vec<Found>,
-    pub(super) held_out: Vec<Found>,
-    pub(super) said: Option<String>,
+/// Conversations on both sides, and a note about the split.
+pub(super) struct HeldOutSplit {
+    pub(super) train: Vec<LoadedConversation>,
+    pub(super) held_out: Vec<LoadedConversation>,
+    pub(super) note: Option<String>,
 }
 
-/// Holds out a share `fraction` of `found`. A hash of what is asked first decides: equal questions stay together, and more data move
-/// none. Questions that too many conversations begin with are not held out; if none are left, the whole conversation decides.
-pub(super) fn split(found: Vec<Found>, fraction: f64) -> Split {
+/// Holds out a share `fraction` of `found`, chosen by a hash of the first question: equal questions stay together, and adding
+/// data moves no conversation to the other side. Questions that too many conversations begin with are not held out; if none
+/// is left, the hash of the whole conversation decides.
+pub(super) fn split(found: Vec<LoadedConversation>, fraction: f64) -> HeldOutSplit {
     if fraction == 0.0 || found.len() < 2 {
-        return Split { train: found, held_out: Vec::new(), said: None };
+        return HeldOutSplit { train: found, held_out: Vec::new(), note: None };
     }
     let by_opening = choose(&found, fraction, |conversation| conversation.opening().to_owned());
     if by_opening.contains(&true) {
         return divide(found, &by_opening, None);
     }
     let by_whole = choose(&found, fraction, Conversation::whole);
-    let said = if by_whole.contains(&true) {
+    let note = if by_whole.contains(&true) {
         "note: most conversations begin alike, so equal first questions are on both sides of the held-out split"
     } else {
         "note: nothing is held out, because most conversations are the same: give data.val, or set data.val_fraction=0"
     };
-    divide(found, &by_whole, Some(said.into()))
+    divide(found, &by_whole, Some(note.into()))
 }
 
 /// Whether each of `found` is held out; those of equal `key` are together.
-fn choose(found: &[Found], fraction: f64, key: impl Fn(&Conversation) -> String + Sync) -> Vec<bool> {
-    let place = |found: &Found| {
+fn choose(found: &[LoadedConversation], fraction: f64, key: impl Fn(&Conversation) -> String + Sync) -> Vec<bool> {
+    let hashes = found.par_iter().map(|found| {
         let hash = blake3::derive_key("llama-lite held-out conversations v1", key(&found.conversation).as_bytes());
         u64::from_le_bytes(hash[..8].try_into().unwrap_or_default())
-    };
-    let places: Vec<u64> = found.par_iter().map(place).collect();
+    });
+    let hashes: Vec<u64> = hashes.collect();
     let mut sizes: BTreeMap<u64, usize> = BTreeMap::new();
-    places.iter().for_each(|place| *sizes.entry(*place).or_default() += 1);
-    // Twice the share leaves room for chance; the rest is to be trained on.
+    hashes.iter().for_each(|hash| *sizes.entry(*hash).or_default() += 1);
+    // By chance more than the share may fall below the limit; twice the share is the most.
     let count = found.len();
     let most = ((2.0 * fraction * count as f64).ceil() as usize).max(FEW.min(count / 2)).clamp(1, count - 1);
     let limit = (fraction * 2f64.powi(64)) as u64;
     let mut held_out = 0;
     let mut taken = Vec::new();
-    for (place, size) in sizes {
+    for (hash, size) in sizes {
         // Of few conversations at least one is held out.
-        if (place >= limit && held_out > 0) || held_out >= most {
+        if (hash >= limit && held_out > 0) || held_out >= most {
             break;
         }
         if held_out + size <= most {
             held_out += size;
-            taken.push(place);
+            taken.push(hash);
         }
     }
-    places.iter().map(|place| taken.binary_search(place).is_ok()).collect()
+    hashes.iter().map(|hash| taken.binary_search(hash).is_ok()).collect()
 }
 
-fn divide(found: Vec<Found>, is_held_out: &[bool], said: Option<String>) -> Split {
-    let mut split = Split { train: Vec::new(), held_out: Vec::new(), said };
+fn divide(found: Vec<LoadedConversation>, is_held_out: &[bool], note: Option<String>) -> HeldOutSplit {
+    let mut split = HeldOutSplit { train: Vec::new(), held_out: Vec::new(), note };
     for (found, is_held_out) in found.into_iter().zip(is_held_out) {
         if *is_held_out { split.held_out.push(found) } else { split.train.push(found) }
     }
@@ -75,8 +76,8 @@ mod tests {
     use super::super::conversation::Format;
     use super::*;
 
-    fn found(prompts: impl Iterator<Item = String>) -> Vec<Found> {
-        let one = |(i, prompt): (usize, String)| Found {
+    fn found(prompts: impl Iterator<Item = String>) -> Vec<LoadedConversation> {
+        let one = |(i, prompt): (usize, String)| LoadedConversation {
             file: "f".into(),
             line: i as u64,
             format: Format::Prompt,
@@ -87,7 +88,7 @@ mod tests {
 
     fn counts(prompts: impl Iterator<Item = String>, fraction: f64) -> (usize, usize, bool) {
         let split = split(found(prompts), fraction);
-        (split.train.len(), split.held_out.len(), split.said.is_some())
+        (split.train.len(), split.held_out.len(), split.note.is_some())
     }
 
     #[test]
@@ -107,12 +108,13 @@ mod tests {
     #[test]
     fn equal_prompts_are_together_and_equal_conversations_are_never_parted() {
         let halves = split(found((0..600).map(|i| (i / 3).to_string())), 0.1);
-        let asked = |list: &[Found]| list.iter().map(|f| f.conversation.opening().to_owned()).collect::<Vec<_>>();
+        let asked =
+            |list: &[LoadedConversation]| list.iter().map(|f| f.conversation.opening().to_owned()).collect::<Vec<_>>();
         let train = asked(&halves.train);
         assert!(!halves.held_out.is_empty() && asked(&halves.held_out).iter().all(|prompt| !train.contains(prompt)));
         let same = (0..50).map(|_| found(std::iter::once("a".to_owned())).remove(0)).collect();
         let nothing = split(same, 0.2);
-        assert!(nothing.held_out.is_empty() && nothing.train.len() == 50 && nothing.said.unwrap().contains("nothing"));
+        assert!(nothing.held_out.is_empty() && nothing.train.len() == 50 && nothing.note.unwrap().contains("nothing"));
     }
 
     #[test]

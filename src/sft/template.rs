@@ -1,7 +1,7 @@
-//! The chat templates that are built in, as the models that made them known have them, and the choice of one.
+//! The built-in chat templates, as the models that made them known have them, and the choice of one.
 //!
-//! They are Jinja like everybody's: what is written into a model's tokenizer_config.json is the source that was trained with, and any
-//! other program that renders it makes the same text. An answer ends with the end of text: `eos_token`.
+//! They are Jinja, as everywhere: a model's tokenizer_config.json holds the source that it was trained with, and any other
+//! program that renders it makes the same text. An answer ends with the end of text: `eos_token`.
 
 use crate::chat::{ChatTemplate, MAX_SOURCE};
 use crate::config::{NameOrPath, SftConfig, TemplateName};
@@ -20,12 +20,12 @@ const ZEPHYR: &str = include_str!("templates/zephyr.jinja");
 /// ChatML's own end of a turn.
 const IM_END: &str = "<|im_end|>";
 
-/// The template that `config` names, for the model in `base`, and what should be said about it.
+/// The template that `config` names, for the model in `base`, and a note about it.
 ///
 /// # Errors
 /// [`Exit::Config`] if the model has none of its own, [`Exit::Data`] for a file that is no template.
 pub fn choose(config: &SftConfig, base: &Path, tokenizer: &Tokenizer) -> Result<(ChatTemplate, Option<String>)> {
-    let own = |source: &str| ChatTemplate::new(source.trim_end().to_owned(), tokenizer);
+    let mut note = None;
     let name = match &config.template {
         NameOrPath::Name(name) => *name,
         NameOrPath::Path(path) => {
@@ -33,20 +33,23 @@ pub fn choose(config: &SftConfig, base: &Path, tokenizer: &Tokenizer) -> Result<
             return Ok((ChatTemplate::new(String::from_utf8_lossy(&bytes).into_owned(), tokenizer)?, None));
         }
     };
-    let template = match name {
-        TemplateName::Vicuna => own(VICUNA)?,
-        TemplateName::Alpaca => own(ALPACA)?,
+    let source = match name {
+        TemplateName::Vicuna => VICUNA.trim_end().to_owned(),
+        TemplateName::Alpaca => ALPACA.trim_end().to_owned(),
         TemplateName::ChatMl if tokenizer.id_of(IM_END).is_none() => {
-            let said = format!("note: the tokenizer has no {IM_END}: turns end with its end of text instead");
-            return Ok((own(&CHATML.replace(&format!("'{IM_END}\\n'"), "eos_token + '\\n'"))?, Some(said)));
+            note = Some(format!("note: the tokenizer has no {IM_END}: turns end with its end of text instead"));
+            CHATML.trim_end().replace(&format!("'{IM_END}\\n'"), "eos_token + '\\n'")
         }
-        TemplateName::ChatMl => own(CHATML)?,
-        TemplateName::Llama2 => own(LLAMA2)?,
-        TemplateName::Zephyr => own(ZEPHYR)?,
-        TemplateName::Model => ChatTemplate::from_dir(base, tokenizer)?.ok_or_else(|| {
-            fail(Exit::Config, format!("sft.template = \"model\": {} has no chat template", base.display()))
-                .hint("choose one that is built in, such as \"vicuna\"")
-        })?,
+        TemplateName::ChatMl => CHATML.trim_end().to_owned(),
+        TemplateName::Llama2 => LLAMA2.trim_end().to_owned(),
+        TemplateName::Zephyr => ZEPHYR.trim_end().to_owned(),
+        TemplateName::Model => {
+            let template = ChatTemplate::from_dir(base, tokenizer)?.ok_or_else(|| {
+                fail(Exit::Config, format!("sft.template = \"model\": {} has no chat template", base.display()))
+                    .hint("choose one that is built in, such as \"vicuna\"")
+            })?;
+            return Ok((template, None));
+        }
     };
-    Ok((template, None))
+    Ok((ChatTemplate::new(source, tokenizer)?, note))
 }

@@ -1,7 +1,7 @@
 //! Ids and masks against transformers, which has rendered and encoded the same conversations.
 
 use super::conversation::Conversation;
-use super::mask::{Encoded, Encoder};
+use super::mask::{Encoded, MaskEncoder};
 use super::records::RecordReader;
 use super::template::choose;
 use crate::chat::{ChatTemplate, Message};
@@ -100,8 +100,8 @@ fn turns(case: &Value) -> Vec<Message> {
     serde_json::from_value(case["messages"].clone()).unwrap()
 }
 
-fn encoder<'a>(tokenizer: &'a Tokenizer, template: &'a ChatTemplate, train_on: TrainOn) -> Encoder<'a> {
-    Encoder { tokenizer, template, train_on, longest: 10_000 }
+fn encoder<'a>(tokenizer: &'a Tokenizer, template: &'a ChatTemplate, train_on: TrainOn) -> MaskEncoder<'a> {
+    MaskEncoder { tokenizer, template, train_on, longest: 10_000 }
 }
 
 fn one(encoded: anyhow::Result<Encoded>) -> Example {
@@ -125,7 +125,7 @@ fn ids_prompts_and_masks_are_those_of_transformers() {
         let ids = |key: &str| serde_json::from_value::<Vec<u32>>(case[key].clone()).unwrap();
         assert_eq!(template.render(&turns, false).unwrap(), case["text"].as_str().unwrap());
         let encoder = encoder(&tokenizer, &template, TrainOn::Answers);
-        let conversation = Conversation::of_messages(turns.clone());
+        let conversation = Conversation::from_messages(turns.clone());
         let example = one(encoder.encode(&conversation));
         assert_eq!(example.ids, ids("ids"), "{case}");
         assert_eq!(encoder.prompt(&conversation).unwrap(), ids("prompt"), "{case}");
@@ -149,7 +149,7 @@ fn the_last_answer_or_everything_can_be_trained() {
     let case = &fixture()[2]; // two answers
     let template = template(case, &tokenizer);
     let encode =
-        |train_on| one(encoder(&tokenizer, &template, train_on).encode(&Conversation::of_messages(turns(case))));
+        |train_on| one(encoder(&tokenizer, &template, train_on).encode(&Conversation::from_messages(turns(case))));
     let last = encode(TrainOn::Last);
     assert_eq!(tokenizer.decode(&trained(&last), false).unwrap().trim(), "Red.<|endoftext|>");
     let all = encode(TrainOn::All);
@@ -166,7 +166,7 @@ fn completions_end_and_what_does_not_fit_is_cut() {
     assert_eq!(tokenizer.decode(&trained(&example), false).unwrap(), " three, four<|endoftext|>");
     assert!(!example.truncated && example.ends.len() == 1);
     for (longest, left) in [(7, 2), (5, 0)] {
-        let short = Encoder { longest, ..encoder(&tokenizer, &template, TrainOn::Answers) };
+        let short = MaskEncoder { longest, ..encoder(&tokenizer, &template, TrainOn::Answers) };
         let cut = one(short.encode(&plain));
         assert_eq!((cut.ids.len(), cut.trained_tokens(), cut.truncated, cut.ends.len()), (longest, left, true, 0));
     }
@@ -178,6 +178,7 @@ fn a_template_that_rewrites_earlier_turns_needs_marks() {
     let source = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}";
     let template = ChatTemplate::new(source.into(), &tokenizer).unwrap();
     let said = vec![Message::new("user", "a"), Message::new("assistant", "b")];
-    let error = encoder(&tokenizer, &template, TrainOn::Answers).encode(&Conversation::of_messages(said)).unwrap_err();
+    let error =
+        encoder(&tokenizer, &template, TrainOn::Answers).encode(&Conversation::from_messages(said)).unwrap_err();
     assert!(error.to_string().contains("rewrites earlier turns"), "{error}");
 }

@@ -9,7 +9,7 @@ use crate::runtime::error::{Exit, fail, note};
 use crate::runtime::files::write_atomic;
 use crate::runtime::home::expand_home_text;
 use crate::runtime::shell::quoted;
-use crate::sft::load::Bad;
+use crate::sft::load::BadRecord;
 use crate::sft::mask_report::MaskReport;
 use crate::tokenizer::Tokenizer;
 use crate::train::run_data::RunData;
@@ -118,7 +118,7 @@ impl Tune {
 
     fn proof(&self) -> Option<(&MaskReport, &Tokenizer)> {
         let tuning = self.data.sft.as_ref()?;
-        Some((&tuning.proof, &tuning.tokenizer))
+        Some((&tuning.mask_report, &tuning.tokenizer))
     }
 
     /// Trains, in the new run directory `out`.
@@ -154,7 +154,7 @@ fn steps(config: &Config, data: &RunData) -> u64 {
 }
 
 /// The records that nothing is learned from, beside the run that left them out.
-fn write_quarantine(run_dir: &Path, bad: &[Bad]) -> Result<()> {
+fn write_quarantine(run_dir: &Path, bad: &[BadRecord]) -> Result<()> {
     if bad.is_empty() {
         return Ok(());
     }

@@ -4,7 +4,7 @@ use super::Run;
 use crate::metrics::{Eval, Record, SampleRecord};
 use crate::sample::sampler::Sampler;
 use crate::sample::{FinishReason, Limits, generate};
-use crate::sft::Judged;
+use crate::sft::EvalPrompt;
 use crate::train::run::periodic::unless_stopped;
 use anyhow::Result;
 use std::time::Instant;
@@ -27,10 +27,10 @@ impl Run {
 
     /// Whether answers to the held-out prompts end, and are answers.
     pub(super) fn judge_answers(&mut self) -> Result<()> {
-        let Some(tuning) = self.data.sft.as_ref().filter(|tuning| !tuning.judged.is_empty()) else {
+        let Some(tuning) = self.data.sft.as_ref().filter(|tuning| !tuning.eval_prompts.is_empty()) else {
             return Ok(());
         };
-        let (judged, markers) = (tuning.judged.clone(), tuning.markers.clone());
+        let (judged, markers) = (tuning.eval_prompts.clone(), tuning.markers.clone());
         let (begun, step) = (Instant::now(), self.state.counters.step);
         self.progress.doing("answering");
         self.watchdog.begins(format!("answering held-out prompts at step {step}"));
@@ -57,7 +57,7 @@ impl Run {
 
     /// An answer drawn as `[sample]` says, the same at every run; none if it was cut short by a request to stop. The likeliest one would
     /// tell less: small models repeat themselves when nothing is left to chance.
-    fn answer(&self, question: &Judged, number: u64) -> Result<Option<(String, FinishReason)>> {
+    fn answer(&self, question: &EvalPrompt, number: u64) -> Result<Option<(String, FinishReason)>> {
         let (tokenizer, model) = (&self.data.dataset.tokenizer, &self.state.model);
         let mut sampler = Sampler::new(self.rule(), tokenizer.vocab_size(), self.config.sample.seed, number)?;
         let limits = Limits { max_tokens: self.config.sft.judged_tokens, ..Default::default() };
