@@ -40,13 +40,14 @@ const MAX_OUTPUT: usize = 16 << 20;
 
 const NAME: &str = "chat_template";
 
-/// Names of what was thought before an answer, the first one found goes before the others.
+/// Names that data give to the reasoning before an answer; the first one found goes before the others.
 const REASONS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 /// Values that are given to a template one by one.
 const TEMPLATE_ARGUMENTS: &str = "chat_template_kwargs";
 
-/// Written around what `{% generation %}` encloses, then taken out again. No text has them: they are no characters (Unicode 23.7).
+/// Written around what `{% generation %}` encloses, then removed again. No text holds them: they are noncharacters (Unicode
+/// 23.7).
 const MARKS: [char; 2] = ['\u{fdd0}', '\u{fdd1}'];
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,12 +55,12 @@ pub struct Message {
     /// "system", "user", "assistant" or "tool".
     pub role: String,
     pub content: String,
-    /// What else templates are given of it, such as `tool_calls`; a `content` here goes before the text.
+    /// Other fields for the template, such as `tool_calls`; a `content` here goes before the text.
     #[serde(flatten)]
     pub extra: Map<String, Json>,
 }
 
-/// A message of a conversation to learn from.
+/// A message of a conversation that is trained on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Turn {
     pub message: Message,
@@ -68,12 +69,11 @@ pub struct Turn {
 }
 
 impl Message {
-    /// Of `role`.
     pub fn new(role: &str, content: impl Into<String>) -> Self {
         Self { role: role.to_owned(), content: content.into(), extra: Map::new() }
     }
 
-    /// As templates see it. A reason has the names that transformers gives it, whatever the data call it.
+    /// The message as a template gets it. Reasoning has the names that transformers uses, whatever the data call it.
     fn value(&self) -> Value {
         let mut fields = Map::from_iter([
             ("role".to_owned(), Json::from(self.role.as_str())),
@@ -90,7 +90,7 @@ impl Message {
 }
 
 impl Turn {
-    /// Of `role`; answers are trained.
+    /// A turn of `role`; those of the assistant are trained.
     pub fn new(role: &str, content: impl Into<String>) -> Self {
         Self { message: Message::new(role, content), trained: role == "assistant" }
     }
@@ -100,13 +100,13 @@ impl Turn {
 #[derive(Clone, Debug)]
 pub struct ChatTemplate {
     source: String,
-    /// What is run: the source as minijinja understands it.
+    /// The source as minijinja understands it; this is what runs.
     program: String,
     /// Whether it marks answers with `{% generation %}`.
     marks: bool,
     bos: String,
     eos: String,
-    /// What `strftime_now` tells. A conversation to learn from must not change with the day, so it is fixed there.
+    /// What `strftime_now` gives. It is fixed in training, because training data must not change with the day.
     date: Date,
 }
 
@@ -121,26 +121,18 @@ impl ChatTemplate {
         let source = if file.exists() {
             Some(String::from_utf8_lossy(&read_bounded(&file, MAX_SOURCE, true)?).into_owned())
         } else {
-            of_settings(&dir.join("tokenizer_config.json"))?
+            template_in(&dir.join("tokenizer_config.json"))?
         };
         source.map(|source| Self::new(source, tokenizer)).transpose()
     }
 
-    /// The template of this source.
-    ///
     /// # Errors
-    /// [`Exit::Data`] if it is none.
+    /// [`Exit::Data`] if `source` is no template.
     pub fn new(source: String, tokenizer: &Tokenizer) -> Result<Self> {
-        let name = |id: Option<u32>| id.and_then(|id| tokenizer.decode(&[id], false).ok()).unwrap_or_default();
         let (program, marks) = source::translated(&source);
-        let template = Self {
-            source,
-            program,
-            marks,
-            bos: name(tokenizer.bos_id()),
-            eos: name(tokenizer.eos_id()),
-            date: Date::FIXED,
-        };
+        let [bos, eos] = [tokenizer.bos_id(), tokenizer.eos_id()]
+            .map(|id| id.and_then(|id| tokenizer.decode(&[id], false).ok()).unwrap_or_default());
+        let template = Self { source, program, marks, bos, eos, date: Date::FIXED };
         if template.source.len() as u64 > MAX_SOURCE {
             let message = format!("the chat template has {} bytes", template.source.len());
             return Err(fail(Exit::Data, message)
@@ -160,7 +152,7 @@ impl ChatTemplate {
         &self.source
     }
 
-    /// The text of `messages`; with `open`, up to where the assistant begins to speak.
+    /// The text of `messages`; with `open`, up to where the assistant's answer begins.
     ///
     /// # Errors
     /// [`Exit::Data`] if the template refuses them or does not end.
@@ -169,7 +161,7 @@ impl ChatTemplate {
         Ok(if text.contains(MARKS) { text.replace(MARKS, "") } else { text })
     }
 
-    /// The template, ready to be run again and again.
+    /// The compiled template, which can run many times.
     fn program(&self) -> Result<Program<'_>> {
         let mut environment = jinja::environment(self.date).map_err(|e| wrong(&e))?;
         environment.add_template(NAME, &self.program).map_err(|e| wrong(&e))?;
@@ -177,7 +169,7 @@ impl ChatTemplate {
     }
 }
 
-/// A template that has been compiled.
+/// A template that minijinja has compiled.
 struct Program<'t> {
     environment: Environment<'t>,
     template: &'t ChatTemplate,
@@ -190,17 +182,17 @@ impl Program<'_> {
         values: &Map<String, Json>,
         open: bool,
     ) -> Result<String> {
-        let mut said = Vec::new();
+        let mut fields = Vec::new();
         for message in messages {
             if message.content.contains(MARKS) {
                 return Err(fail(Exit::Data, "a message holds U+FDD0 or U+FDD1, which are no characters")
                     .hint("remove them from the data")
                     .into());
             }
-            said.push(message.value());
+            fields.push(message.value());
         }
         let names = context! {
-            messages => said, add_generation_prompt => open, bos_token => &self.template.bos,
+            messages => fields, add_generation_prompt => open, bos_token => &self.template.bos,
             eos_token => &self.template.eos, tools => (), documents => (),
         };
         let arguments = values.get(TEMPLATE_ARGUMENTS).map(python::from_json).unwrap_or_default();
@@ -214,7 +206,8 @@ impl Program<'_> {
     }
 }
 
-fn of_settings(path: &Path) -> Result<Option<String>> {
+/// `chat_template` of the tokenizer_config.json at `path`.
+fn template_in(path: &Path) -> Result<Option<String>> {
     if !path.exists() {
         return Ok(None);
     }
@@ -236,7 +229,7 @@ fn wrong(error: &Error) -> anyhow::Error {
         .into()
 }
 
-/// Refuses to grow without end.
+/// Output that fails beyond [`MAX_OUTPUT`]: a template may write without end.
 #[derive(Default)]
 struct Bounded(Vec<u8>);
 

@@ -7,7 +7,7 @@ use anyhow::Result;
 use serde_json::{Map, Value as Json};
 use std::ops::Range;
 
-/// A text, and bytes of it, ends of turn included.
+/// A text, and the ranges of its bytes that are trained, ends of turn included.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rendered {
     pub text: String,
@@ -18,11 +18,11 @@ pub struct Rendered {
 pub struct Texts {
     /// One text; one for each answer if the template writes earlier turns otherwise than the last one.
     pub texts: Vec<Rendered>,
-    /// Fields of turns that change nothing.
+    /// Names of fields of turns that the template does not use.
     pub unused: Vec<String>,
 }
 
-/// What a template is given.
+/// A template and what it is run with.
 struct Chat<'a> {
     program: &'a Program<'a>,
     turns: &'a [Turn],
@@ -31,11 +31,11 @@ struct Chat<'a> {
 
 impl ChatTemplate {
     /// The text of a conversation and the bytes of it that are trained: what `{% generation %}` encloses, or, in a template without
-    /// it, what each answer adds to the text that asks for it. `values` are given to the template besides.
+    /// it, what each answer adds to the prompt before it. The template gets `values` too.
     ///
     /// # Errors
-    /// [`Exit::Data`] as for [`render`](Self::render), if the template leaves out a turn or a field that means something, and if it
-    /// writes an answer otherwise than it asks for it.
+    /// [`Exit::Data`] as for [`render`](Self::render), if the template leaves out a turn or a field that means something, and if an
+    /// answer does not begin as its prompt ends.
     pub fn texts(&self, turns: &[Turn], values: &Map<String, Json>, wanted: TrainOn) -> Result<Texts> {
         let program = self.program()?;
         let chat = Chat { program: &program, turns, values };
@@ -46,7 +46,7 @@ impl ChatTemplate {
         let unused = chat.unused(&whole)?;
         let texts = if self.marks {
             let (text, spans) = between_marks(&whole);
-            vec![Rendered { trained: chat.marked(spans, text.len(), wanted)?, text }]
+            vec![Rendered { trained: chat.trained_in_marked(spans, text.len(), wanted)?, text }]
         } else {
             chat.between_prompts(whole, wanted)?
         };
@@ -84,8 +84,8 @@ impl Chat<'_> {
         self.turns[i].trained && (wanted != TrainOn::Last || Some(i) == self.answers().last())
     }
 
-    /// What `spans`, one for each answer, leave to be trained of a text of `length` bytes.
-    fn chosen(&self, spans: &[Range<usize>], length: usize, wanted: TrainOn) -> Vec<Range<usize>> {
+    /// The trained ranges of a text of `length` bytes, whose answers are at `spans`.
+    fn trained_ranges(&self, spans: &[Range<usize>], length: usize, wanted: TrainOn) -> Vec<Range<usize>> {
         let spans = spans.iter().zip(self.answers());
         if wanted != TrainOn::All {
             return spans.filter(|(_, i)| self.is_trained(*i, wanted)).map(|(span, _)| span.clone()).collect();
@@ -101,10 +101,10 @@ impl Chat<'_> {
         rest
     }
 
-    /// What of `spans`, which the template itself marks, is trained.
-    fn marked(&self, spans: Vec<Range<usize>>, length: usize, wanted: TrainOn) -> Result<Vec<Range<usize>>> {
+    /// The trained ranges of a text of `length` bytes, of which the template itself marks `spans`.
+    fn trained_in_marked(&self, spans: Vec<Range<usize>>, length: usize, wanted: TrainOn) -> Result<Vec<Range<usize>>> {
         if spans.len() == self.answers().count() {
-            return Ok(self.chosen(&spans, length, wanted));
+            return Ok(self.trained_ranges(&spans, length, wanted));
         }
         let all_trained = self.answers().all(|i| self.turns[i].trained);
         match wanted {
@@ -123,7 +123,7 @@ impl Chat<'_> {
         }
     }
 
-    /// The texts of a template that marks nothing: what an answer adds to the prompt that asks for it.
+    /// The texts of a template that marks nothing: an answer is what it adds to the prompt before it.
     fn between_prompts(&self, whole: String, wanted: TrainOn) -> Result<Vec<Rendered>> {
         if wanted == TrainOn::All && self.answers().all(|i| self.turns[i].trained) {
             let all = 0..whole.len();
@@ -135,13 +135,13 @@ impl Chat<'_> {
         }
         if answered.iter().all(|(_, one)| whole.starts_with(&one.text)) {
             let spans: Vec<Range<usize>> = answered.into_iter().flat_map(|(_, one)| one.trained).collect();
-            let trained = if wanted == TrainOn::All { self.chosen(&spans, whole.len(), wanted) } else { spans };
+            let trained = if wanted == TrainOn::All { self.trained_ranges(&spans, whole.len(), wanted) } else { spans };
             return Ok(vec![Rendered { text: whole, trained }]);
         }
         if wanted == TrainOn::All {
-            return Err(rewrites("it writes an answer otherwise when more is said after it").into());
+            return Err(rewrites("it writes an answer differently when more turns follow").into());
         }
-        // Each answer after what it will be asked with: earlier turns are as the template rewrites them.
+        // One text for each answer, with its earlier turns as the template rewrites them at generation.
         Ok(answered.into_iter().map(|(_, one)| one).collect())
     }
 
@@ -166,11 +166,10 @@ impl Chat<'_> {
         Ok(Rendered { trained: vec![answer], text })
     }
 
-    /// Where the content of turn `i`, the last of `text`, begins: two contents that differ at once show it.
+    /// Where the content of turn `i`, the last of `text`, begins: where the texts of two contents begin to differ.
     fn content_start(&self, i: usize, text: &str) -> Result<usize> {
-        let probe = |content: &str| self.run_with(i + 1, i, |message| message.content = content.to_owned());
-        let a = probe("Q")?;
-        let b = probe("Z")?;
+        let a = self.run_with(i + 1, i, |message| message.content = "Q".to_owned())?;
+        let b = self.run_with(i + 1, i, |message| message.content = "Z".to_owned())?;
         let start = common_start(&a, &b);
         if text.starts_with(&a[..start]) { Ok(start) } else { Err(rewrites("its text changes with the answer").into()) }
     }
@@ -202,7 +201,7 @@ impl Chat<'_> {
             }
             let content = message.content.trim();
             let found = whole[from..].find(content);
-            // What is said by those who only sometimes speak may be the same as what others say.
+            // The content of a system or tool turn may be found because a user or an answer says the same.
             let seen = found.is_some() && ["user", "assistant"].contains(&message.role.as_str());
             if !content.is_empty() && !seen && same(self.run_with(self.turns.len(), i, |m| m.content.push('x')), whole)
             {
@@ -215,7 +214,9 @@ impl Chat<'_> {
 
     /// Names of other fields of turns, if none of them changes `whole`.
     fn unused(&self, whole: &str) -> Result<Vec<String>> {
-        let is_other = |name: &String| Meaning::of_field(name) != Some(Meaning::Template) && name != "content";
+        fn is_other(name: &str) -> bool {
+            Meaning::of_field(name) != Some(Meaning::Template) && name != "content"
+        }
         let mut names: Vec<String> = self
             .turns
             .iter()
@@ -238,7 +239,7 @@ fn same(text: Result<String>, whole: &str) -> bool {
     text.is_ok_and(|text| text == whole)
 }
 
-/// Bytes that both begin with, whole characters.
+/// Length in bytes of the characters that both texts begin with.
 fn common_start(a: &str, b: &str) -> usize {
     a.chars().zip(b.chars()).take_while(|(x, y)| x == y).map(|(x, _)| x.len_utf8()).sum()
 }
@@ -260,7 +261,7 @@ fn unwritten(what: &str) -> Failure {
     fail(Exit::Data, format!("{what} would be lost: the template does not write it")).hint(hint)
 }
 
-/// `text` without marks, and what stood between them.
+/// `text` without marks, and the ranges between them.
 fn between_marks(text: &str) -> (String, Vec<Range<usize>>) {
     let mut plain = String::with_capacity(text.len());
     let mut answers = Vec::new();

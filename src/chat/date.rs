@@ -1,4 +1,4 @@
-//! The date that `strftime_now` tells, as Python's `strftime` writes it in the C locale.
+//! The date that `strftime_now` gives, as Python's `strftime` writes it in the C locale.
 
 use std::fmt::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -11,14 +11,14 @@ use chrono::format::{Fixed, Item, Numeric, StrftimeItems};
 pub(super) struct Date(u64);
 
 impl Date {
-    /// 1 January 2025, 00:00.
+    /// 2025-01-01, 00:00 (UTC).
     pub(super) const FIXED: Self = Self(1_735_689_600);
 
     pub(super) fn now() -> Self {
         Self(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()))
     }
 
-    /// As `format` says; none for a directive that is not known.
+    /// The date in Python's `format`; none for a directive that is not known.
     pub(super) fn format(self, format: &str) -> Option<String> {
         let time = DateTime::from_timestamp(i64::try_from(self.0).ok()?, 0)?.naive_utc();
         let mut out = String::new();

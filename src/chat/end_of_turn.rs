@@ -1,7 +1,7 @@
-//! The end of an answer as a template writes it: what a model that was tuned with the template writes when it has done.
+//! The end of an answer as a template writes it: a model that was tuned with the template writes it at the end of its answer.
 //!
-//! The tokenizer's end of text need not be it: Llama 3's first instruction models name `<|end_of_text|>` and end their turns with
-//! `<|eot_id|>` (vllm-project/vllm#4180).
+//! It may differ from the tokenizer's end of text: Llama 3's first instruction models name `<|end_of_text|>` and end their
+//! turns with `<|eot_id|>` (vllm-project/vllm#4180).
 
 use super::{ChatTemplate, Message};
 use crate::tokenizer::Tokenizer;
@@ -9,20 +9,19 @@ use crate::tokenizer::Tokenizer;
 /// What the template writes where an answer ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EndOfTurn {
-    /// A special token.
     Token(u32),
     Text(String),
-    /// Nothing, or the template takes none of the conversations that were tried.
+    /// Nothing, or the template refuses the conversations that were tried.
     Unknown,
 }
 
-/// Stand for what is said: words that no template has.
+// Contents of a conversation for trial: words that no template contains.
 const QUESTION: &str = "Qquestion";
 const ANSWER: &str = "Aanswer";
 const NEXT: &str = "Nnext";
 
 impl ChatTemplate {
-    /// What ends an answer, found by writing a conversation and looking at what stands behind its answer.
+    /// What ends an answer, found by rendering a conversation and looking behind its answer.
     pub fn end_of_turn(&self, tokenizer: &Tokenizer) -> EndOfTurn {
         let last = self.behind_answer(&[]);
         let between = self.behind_answer(&[Message::new("user", NEXT)]);
@@ -32,7 +31,8 @@ impl ChatTemplate {
         if let Some(id) = first_special(tokenizer, behind) {
             return EndOfTurn::Token(id);
         }
-        // What is written whether or not a question follows belongs to the answer; else the next turn's beginning ends it.
+        // What the template writes whether or not a question follows belongs to the answer; if it writes nothing, the start of
+        // the next turn ends the answer.
         let own = common(last.as_deref().unwrap_or_default(), behind).trim_end();
         let end = if own.is_empty() { behind.trim_end() } else { own };
         if end.is_empty() { EndOfTurn::Unknown } else { EndOfTurn::Text(end.to_owned()) }
@@ -51,9 +51,12 @@ impl ChatTemplate {
 fn first_special(tokenizer: &Tokenizer, text: &str) -> Option<u32> {
     let start = text.len() - text.trim_start().len();
     let places = tokenizer.encode_rendered_with_places(text).ok()?;
-    let is_end = |id: u32| tokenizer.is_special(id) || tokenizer.stop_ids().contains(&id);
-    let first = places.into_iter().find(|(id, place)| is_end(*id) || place.end > start)?;
-    Some(first.0).filter(|id| is_end(*id))
+    // The token at the start of the text, or one in the white space before it that is special.
+    let (id, is_end) = places.into_iter().find_map(|(id, bytes)| {
+        let is_end = tokenizer.is_special(id) || tokenizer.stop_ids().contains(&id);
+        (is_end || bytes.end > start).then_some((id, is_end))
+    })?;
+    is_end.then_some(id)
 }
 
 fn common<'a>(a: &str, b: &'a str) -> &'a str {

@@ -1,4 +1,4 @@
-//! Jinja's filters and tests where minijinja has none or others.
+//! Jinja's filters and tests that minijinja lacks or defines in another way.
 
 use super::methods::{MAX_WIDTH, Side, bounded, pad};
 use super::python::Json;
@@ -39,23 +39,23 @@ fn is_kind(value: &Value, kinds: &[ValueKind]) -> bool {
 
 /// transformers' own: `json.dumps` without escaping for HTML.
 fn tojson(value: &Value, args: Rest<Value>, named: Kwargs) -> Result<String, Error> {
-    let names = ["ensure_ascii", "indent", "separators", "sort_keys"];
-    let argument = |i: usize| -> Result<Option<Value>, Error> {
-        let given =
-            args.get(i).cloned().map_or_else(|| named.get::<Option<Value>>(names[i]), |value| Ok(Some(value)))?;
-        Ok(given.filter(|value| !value.is_none() && !value.is_undefined()))
-    };
-    let is_true = |i: usize| Ok::<bool, Error>(argument(i)?.is_some_and(|value| value.is_true()));
-    let ensure_ascii = is_true(0)?;
-    let sort_keys = is_true(3)?;
-    let indent = argument(1)?.map(|indent| match usize::try_from(indent.clone()) {
+    let mut values = Vec::with_capacity(4);
+    for (i, name) in ["ensure_ascii", "indent", "separators", "sort_keys"].into_iter().enumerate() {
+        let value = argument(&args, &named, i, name)?;
+        values.push(value.filter(|value| !value.is_none() && !value.is_undefined()));
+    }
+    let [ensure_ascii, indent, separators, sort_keys] = values.try_into().unwrap_or_default();
+    let ensure_ascii = ensure_ascii.is_some_and(|value: Value| value.is_true());
+    let sort_keys = sort_keys.is_some_and(|value: Value| value.is_true());
+    let indent = indent.map(|indent: Value| match usize::try_from(indent.clone()) {
         Ok(width) if width <= MAX_WIDTH => Ok(" ".repeat(width)),
         Ok(_) => Err(invalid("tojson: too wide an indent")),
         Err(_) => Ok(indent.to_string()),
     });
     let indent = indent.transpose()?;
-    let separators = match argument(2)? {
+    let separators = match separators {
         Some(pair) => {
+            let pair: Value = pair;
             let pair: Vec<String> = pair.try_iter()?.map(|part| part.to_string()).collect();
             <[String; 2]>::try_from(pair).map_err(|_| invalid("tojson: separators are two strings"))?.into()
         }
@@ -73,26 +73,44 @@ fn percent(state: &mut State, format: &Value, arguments: &Value) -> Result<Value
     state.apply_filter("format", &all)
 }
 
-/// What cannot be read as an integer is `default`.
+/// `value` as an integer, or `default` (0) if it is none.
 fn int(value: &Value, default: Option<Value>, base: Option<u32>) -> Value {
-    let default = || default.clone().unwrap_or_else(|| Value::from(0));
+    integer(value, base.unwrap_or(10)).unwrap_or_else(|| default.unwrap_or_else(|| Value::from(0)))
+}
+
+fn integer(value: &Value, base: u32) -> Option<Value> {
     let Some(text) = value.as_str() else {
         return match value.kind() {
-            ValueKind::Number if value.is_integer() => value.clone(),
-            ValueKind::Number => {
-                f64::try_from(value.clone()).map_or_else(|_| default(), |float| Value::from(float as i64))
-            }
-            ValueKind::Bool => Value::from(i64::from(value.is_true())),
-            _ => default(),
+            ValueKind::Number if value.is_integer() => Some(value.clone()),
+            ValueKind::Number => f64::try_from(value.clone()).ok().map(|float| Value::from(float as i64)),
+            ValueKind::Bool => Some(Value::from(i64::from(value.is_true()))),
+            _ => None,
         };
     };
     let text = text.trim().to_lowercase();
-    let base = base.unwrap_or(10);
     let prefix =
         [(16, "0x"), (8, "0o"), (2, "0b")].into_iter().find(|(of, _)| *of == base).map_or("", |(_, prefix)| prefix);
     let digits = text.strip_prefix(prefix).unwrap_or(&text).replace('_', "");
     let parsed = (2..=36).contains(&base).then(|| i64::from_str_radix(&digits, base).ok()).flatten();
-    parsed.map(Value::from).or_else(|| Some(Value::from(text.parse::<f64>().ok()? as i64))).unwrap_or_else(default)
+    parsed.map(Value::from).or_else(|| Some(Value::from(text.parse::<f64>().ok()? as i64)))
+}
+
+/// Argument `i` of a filter, given in order or as `name`.
+fn argument(args: &[Value], named: &Kwargs, i: usize, name: &str) -> Result<Option<Value>, Error> {
+    match args.get(i) {
+        Some(value) => Ok(Some(value.clone())),
+        None => named.get::<Option<Value>>(name),
+    }
+}
+
+/// The same for a truth value, false if it is absent.
+fn flag(args: &[Value], named: &Kwargs, i: usize, name: &str) -> Result<bool, Error> {
+    Ok(argument(args, named, i, name)?.is_some_and(|value| value.is_true()))
+}
+
+/// The same for a number.
+fn size(args: &[Value], named: &Kwargs, i: usize, name: &str, default: usize) -> Result<usize, Error> {
+    argument(args, named, i, name)?.map_or(Ok(default), usize::try_from)
 }
 
 fn float(value: &Value, default: Option<Value>) -> Value {
@@ -102,17 +120,13 @@ fn float(value: &Value, default: Option<Value>) -> Value {
 
 /// Jinja's `indent`, whose width may be a text.
 fn indent(text: &str, args: Rest<Value>, named: Kwargs) -> Result<String, Error> {
-    let given = |i: usize, name: &str| match args.get(i) {
-        Some(value) => Ok(Some(value.clone())),
-        None => named.get::<Option<Value>>(name),
-    };
-    let width = match given(0, "width")? {
+    let width = match argument(&args, &named, 0, "width")? {
         None => " ".repeat(4),
         Some(width) if width.as_str().is_some() => width.to_string(),
         Some(width) => pad("", usize::try_from(width)?, " ", Side::Right)?,
     };
-    let first = given(1, "first")?.is_some_and(|v| v.is_true());
-    let blank = given(2, "blank")?.is_some_and(|v| v.is_true());
+    let first = flag(&args, &named, 1, "first")?;
+    let blank = flag(&args, &named, 2, "blank")?;
     named.assert_all_used()?;
     let mut out = String::new();
     for (i, line) in text.split('\n').enumerate() {
@@ -144,15 +158,10 @@ fn words(text: &str) -> usize {
 
 /// Jinja's `truncate`, whose arguments may be given in order.
 fn truncate(text: &str, args: Rest<Value>, named: Kwargs) -> Result<String, Error> {
-    let given = |i: usize, name: &str| match args.get(i) {
-        Some(value) => Ok(Some(value.clone())),
-        None => named.get::<Option<Value>>(name),
-    };
-    let number = |value: Option<Value>, or: usize| value.map_or(Ok(or), usize::try_from);
-    let length = number(given(0, "length")?, 255)?;
-    let kill_words = given(1, "killwords")?.is_some_and(|value| value.is_true());
-    let end = given(2, "end")?.map_or_else(|| "...".to_owned(), |end| end.to_string());
-    let leeway = number(given(3, "leeway")?, 5)?;
+    let length = size(&args, &named, 0, "length", 255)?;
+    let kill_words = flag(&args, &named, 1, "killwords")?;
+    let end = argument(&args, &named, 2, "end")?.map_or_else(|| "...".to_owned(), |end| end.to_string());
+    let leeway = size(&args, &named, 3, "leeway", 5)?;
     named.assert_all_used()?;
     if text.chars().count() <= length.saturating_add(leeway) {
         return Ok(text.to_owned());

@@ -9,7 +9,7 @@ use minijinja::{Environment, Error};
 /// Steps of the interpreter: a real template needs some hundreds for each message.
 const FUEL: u64 = 2_000_000;
 
-/// An environment whose `strftime_now` tells `date`.
+/// An environment whose `strftime_now` gives `date`.
 ///
 /// # Errors
 /// None for this syntax.

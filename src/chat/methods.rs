@@ -5,7 +5,7 @@ use super::python::invalid;
 use minijinja::{Error, State, Value};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
-/// Widest text that is padded to a width.
+/// Largest width that a text is padded to.
 pub(super) const MAX_WIDTH: usize = 1 << 10;
 
 /// Calls a method that minijinja does not have.
@@ -13,50 +13,80 @@ pub(super) const MAX_WIDTH: usize = 1 << 10;
 /// # Errors
 /// Those of the method, and for one that is not known.
 pub(super) fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
-    let (Some(text), argument) = (value.as_str(), |i: usize| args.get(i).and_then(Value::as_str)) else {
+    let Some(text) = value.as_str() else {
         return unknown_method_callback(state, value, name, args);
     };
-    let count = |i: usize| args.get(i).and_then(|value| i64::try_from(value.clone()).ok());
-    let width = || count(0).and_then(|width| usize::try_from(width).ok());
-    let one = || argument(0).ok_or_else(|| invalid(format!("{name} takes a string")));
-    let padded = |side| pad(text, width().unwrap_or(0), argument(1).unwrap_or(" "), side).map(Value::from);
+    let arguments = Arguments { name, values: args };
     Ok(match name {
-        "removeprefix" => text.strip_prefix(one()?).unwrap_or(text).into(),
-        "removesuffix" => text.strip_suffix(one()?).unwrap_or(text).into(),
+        "removeprefix" => text.strip_prefix(arguments.first_text()?).unwrap_or(text).into(),
+        "removesuffix" => text.strip_suffix(arguments.first_text()?).unwrap_or(text).into(),
         // From a character on, to another one.
         "startswith" | "endswith" if args.len() > 1 => {
-            let end = count(2).and_then(|end| usize::try_from(end).ok()).unwrap_or(usize::MAX);
-            let from = count(1).and_then(|from| usize::try_from(from).ok()).unwrap_or(0);
+            let end = arguments.size(2).unwrap_or(usize::MAX);
+            let from = arguments.size(1).unwrap_or(0);
             let part: String = text.chars().take(end).skip(from).collect();
             return unknown_method_callback(state, &part.into(), name, &args[..1]);
         }
-        "center" => return padded(Side::Both),
-        "ljust" => return padded(Side::Right),
-        "rjust" => return padded(Side::Left),
+        "center" => arguments.pad(text, Side::Both)?,
+        "ljust" => arguments.pad(text, Side::Right)?,
+        "rjust" => arguments.pad(text, Side::Left)?,
         "zfill" => {
             let (sign, digits) = text.split_at(usize::from(text.starts_with(['-', '+'])));
-            let width = width().unwrap_or(0).saturating_sub(sign.len());
+            let width = arguments.size(0).unwrap_or(0).saturating_sub(sign.len());
             format!("{sign}{}", pad(digits, width, "0", Side::Left)?).into()
         }
         "casefold" => text.to_lowercase().replace('ß', "ss").into(),
         "swapcase" => text.chars().flat_map(swapped).collect::<String>().into(),
-        "partition" => parts(text.split_once(one()?), one()?, [text, "", ""]),
-        "rpartition" => parts(text.rsplit_once(one()?), one()?, ["", "", text]),
-        "rsplit" if argument(0).is_some() => {
-            let limit = count(1).and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX - 1);
-            let mut pieces: Vec<&str> = text.rsplitn(limit + 1, one()?).collect();
+        "partition" => {
+            let separator = arguments.first_text()?;
+            parts(text.split_once(separator), separator, [text, "", ""])
+        }
+        "rpartition" => {
+            let separator = arguments.first_text()?;
+            parts(text.rsplit_once(separator), separator, ["", "", text])
+        }
+        "rsplit" if arguments.text(0).is_some() => {
+            let limit = arguments.size(1).unwrap_or(usize::MAX - 1);
+            let mut pieces: Vec<&str> = text.rsplitn(limit + 1, arguments.first_text()?).collect();
             pieces.reverse();
             pieces.into_iter().map(Value::from).collect()
         }
         "index" => {
-            let at = text.find(one()?).ok_or_else(|| invalid("substring not found"))?;
+            let at = text.find(arguments.first_text()?).ok_or_else(|| invalid("substring not found"))?;
             text[..at].chars().count().into()
         }
         "istitle" => (text.chars().any(char::is_alphabetic) && text == titled(text)).into(),
         "isidentifier" => is_identifier(text).into(),
-        "expandtabs" => expand_tabs(text, width().unwrap_or(8))?.into(),
+        "expandtabs" => expand_tabs(text, arguments.size(0).unwrap_or(8))?.into(),
         _ => return unknown_method_callback(state, value, name, args),
     })
+}
+
+/// The arguments of the method `name`.
+struct Arguments<'a> {
+    name: &'a str,
+    values: &'a [Value],
+}
+
+impl<'a> Arguments<'a> {
+    fn text(&self, i: usize) -> Option<&'a str> {
+        self.values.get(i).and_then(Value::as_str)
+    }
+
+    fn first_text(&self) -> Result<&'a str, Error> {
+        self.text(0).ok_or_else(|| invalid(format!("{} takes a string", self.name)))
+    }
+
+    /// Argument `i`, if it is an integer and not negative.
+    fn size(&self, i: usize) -> Option<usize> {
+        let integer = i64::try_from(self.values.get(i)?.clone()).ok()?;
+        usize::try_from(integer).ok()
+    }
+
+    /// Pads `text` to the width in the first argument with the character in the second.
+    fn pad(&self, text: &str, side: Side) -> Result<Value, Error> {
+        pad(text, self.size(0).unwrap_or(0), self.text(1).unwrap_or(" "), side).map(Value::from)
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -66,10 +96,10 @@ pub(super) enum Side {
     Both,
 }
 
-/// `text` as wide as `width`.
+/// `text` padded to `width` characters.
 ///
 /// # Errors
-/// For a width that no text has.
+/// For a width above [`MAX_WIDTH`].
 pub(super) fn pad(text: &str, width: usize, fill: &str, side: Side) -> Result<String, Error> {
     if width > MAX_WIDTH {
         return Err(invalid(format!("a text cannot be padded to {width} characters")));
@@ -109,14 +139,12 @@ fn titled(text: &str) -> String {
 }
 
 fn is_identifier(text: &str) -> bool {
-    let first = |c: char| c.is_alphabetic() || c == '_';
-    text.starts_with(first) && text.chars().all(|c| first(c) || c.is_numeric())
+    let starts_well = text.starts_with(|c: char| c.is_alphabetic() || c == '_');
+    starts_well && text.chars().all(|c| c.is_alphanumeric() || c == '_')
 }
 
-/// Refuses a text that has grown beyond what a template may write.
-///
 /// # Errors
-/// If it has.
+/// If `text` is longer than a template may write.
 pub(super) fn bounded(text: &str) -> Result<(), Error> {
     if text.len() > MAX_OUTPUT { Err(invalid("a text is too long to be written")) } else { Ok(()) }
 }

@@ -17,7 +17,7 @@ pub(super) fn invalid(text: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, text.into())
 }
 
-/// `value` as templates see it.
+/// `value` as templates get it.
 pub(super) fn from_json(value: &JsonValue) -> Value {
     match value {
         JsonValue::Null => Value::from(()),
@@ -38,7 +38,7 @@ pub(super) fn from_json(value: &JsonValue) -> Value {
 /// How `json.dumps` is called.
 #[derive(Clone, Debug)]
 pub(super) struct Json {
-    /// What one level is indented with; none for all in one line.
+    /// Indentation of one level; none if all is written in one line.
     pub(super) indent: Option<String>,
     /// Between items, and between key and value.
     pub(super) separators: (String, String),
@@ -96,12 +96,10 @@ impl Json {
         out: &mut String,
     ) -> Result<(), Error> {
         out.push(open);
-        let line =
-            |depth: usize| self.indent.as_ref().map_or(String::new(), |indent| format!("\n{}", indent.repeat(depth)));
         let empty = items.is_empty();
         for (i, (key, item)) in items.into_iter().enumerate() {
             out.push_str(if i == 0 { "" } else { &self.separators.0 });
-            out.push_str(&line(depth + 1));
+            self.break_line(depth + 1, out);
             if let Some(key) = key {
                 match key.kind() {
                     ValueKind::String => self.write_string(key.as_str().unwrap_or_default(), out),
@@ -116,10 +114,18 @@ impl Json {
             self.write(&item, depth + 1, seen, out)?;
         }
         if !empty {
-            out.push_str(&line(depth));
+            self.break_line(depth, out);
         }
         out.push(close);
         Ok(())
+    }
+
+    /// Starts a line that is indented by `depth` levels, if values are indented.
+    fn break_line(&self, depth: usize, out: &mut String) {
+        if let Some(indent) = &self.indent {
+            out.push('\n');
+            out.push_str(&indent.repeat(depth));
+        }
     }
 
     fn write_string(&self, text: &str, out: &mut String) {
@@ -153,7 +159,7 @@ pub(super) fn string(value: &Value) -> Result<String, Error> {
     }
 }
 
-/// `repr(value)`. Only floats are written otherwise than minijinja does.
+/// `repr(value)`. Only floats differ from what minijinja writes.
 fn repr(value: &Value) -> Result<String, Error> {
     if !holds_float(value, 0, &mut 0)? {
         return Ok(format!("{value:?}"));
@@ -162,22 +168,24 @@ fn repr(value: &Value) -> Result<String, Error> {
         ValueKind::Number => Ok(number(value)),
         ValueKind::Seq => {
             let items = value.try_iter()?.map(|item| repr(&item)).collect::<Result<Vec<_>, _>>()?;
-            // A tuple is told by what it is shown as.
+            // minijinja has one kind for lists and tuples; only their text differs.
             let shown = value.to_string();
             let [open, close] = if shown.starts_with('(') { ["(", ")"] } else { ["[", "]"] };
             let one = if open == "(" && items.len() == 1 { "," } else { "" };
             Ok(format!("{open}{}{one}{close}", items.join(", ")))
         }
         ValueKind::Map => {
-            let pair = |key: Value| Ok(format!("{}: {}", repr(&key)?, repr(&value.get_item(&key)?)?));
-            let items = value.try_iter()?.map(pair).collect::<Result<Vec<_>, Error>>()?;
+            let mut items = Vec::new();
+            for key in value.try_iter()? {
+                items.push(format!("{}: {}", repr(&key)?, repr(&value.get_item(&key)?)?));
+            }
             Ok(format!("{{{}}}", items.join(", ")))
         }
         _ => Ok(format!("{value:?}")),
     }
 }
 
-/// Whether there is a float in `value`; a template can build values that hold themselves many times over.
+/// Whether there is a float in `value`. Bounded, because a template can build values that repeat a part many times over.
 fn holds_float(value: &Value, depth: usize, seen: &mut usize) -> Result<bool, Error> {
     bounded(depth, seen)?;
     let mut found = false;
@@ -198,7 +206,10 @@ fn holds_float(value: &Value, depth: usize, seen: &mut usize) -> Result<bool, Er
     Ok(found)
 }
 
-/// Counts one more value, at `depth`, if it may still be written.
+/// Counts one more value, at `depth`.
+///
+/// # Errors
+/// If there are too many values, or too many levels of them.
 fn bounded(depth: usize, seen: &mut usize) -> Result<(), Error> {
     *seen += 1;
     if depth > MAX_DEPTH || *seen > MAX_VALUES {

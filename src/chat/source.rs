@@ -1,12 +1,12 @@
-//! What a template's source says otherwise than minijinja: `{% generation %}` blocks, and Python's `%` behind a string.
+//! Translates what minijinja lacks: `{% generation %}` blocks, and Python's `%` behind a string.
 
 use super::jinja::ANSWER_MARKS;
 use super::python::PERCENT;
 
-/// Operators that are translated, at most: each is looked for the end of its operand.
+/// Largest number of `%` operators that are translated: for each the end of its operand is searched.
 const MAX_OPERATORS: usize = 256;
 
-/// `source` as minijinja runs it, and whether it marks answers.
+/// `source` as minijinja can run it, and whether it marks answers.
 pub(super) fn translated(source: &str) -> (String, bool) {
     let mut program = String::with_capacity(source.len());
     let mut rest = source;
@@ -26,7 +26,7 @@ pub(super) fn translated(source: &str) -> (String, bool) {
                 continue;
             }
         };
-        // What is not closed is an error, which minijinja reports.
+        // A tag that is not closed is an error, which minijinja reports.
         let Some(length) = tag_length(rest, close) else { break };
         let (tag, after) = rest.split_at(length + close.len());
         let word = tag[2..length].trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
@@ -88,7 +88,7 @@ fn string_length(text: &str) -> Option<usize> {
 fn with_percent(tag: &str, operators: &mut usize) -> String {
     let mut out = String::with_capacity(tag.len());
     let mut at = 0;
-    // Where operands that have begun end, the innermost last.
+    // Ends of the operands that `at` is in, the innermost last.
     let mut ends: Vec<usize> = Vec::new();
     while let Some(c) = tag[at..].chars().next() {
         while ends.pop_if(|end| *end <= at).is_some() {
