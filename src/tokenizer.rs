@@ -1,13 +1,14 @@
 //! Text to token ids and back: GPT-2's vocabulary (built in), any `tokenizer.json`, or one trained on the run's text.
 //!
-//! Two engines stand behind the one type. Byte-level BPE with GPT-2's split ([`byte_bpe`]) covers the built-in, the
-//! trained and many downloaded vocabularies at several times tiktoken's speed; every other file runs in Hugging Face's
-//! crate ([`hub`]). Which of the two it is changes the speed only.
+//! [`Tokenizer`] has two engines. Byte-level BPE with GPT-2's split ([`byte_bpe`]) covers the built-in, the trained and many
+//! downloaded vocabularies at several times tiktoken's speed; every other file runs in Hugging Face's crate ([`hf`]). The
+//! choice changes the speed only.
 //!
 //! There are two ways to encode because there are two kinds of text. Documents of a corpus are data: whatever looks
 //! like a special token in them is plain text ([`Tokenizer::encode_document`]). Prompts are written by the user, who
-//! may mean a special token by its name, and start as the model expects ([`Tokenizer::encode`]).
+//! may name a special token, and start as the model expects ([`Tokenizer::encode`]).
 
+mod byte_alphabet;
 mod byte_bpe;
 mod byte_json;
 mod cache;
@@ -37,15 +38,15 @@ use crate::runtime::error::{Exit, Failure, fail};
 use crate::runtime::files::io_failure;
 use byte_bpe::ByteBpe;
 use decoder::Leading;
-use hf::Hub;
-use special_tokens::Ends;
+use hf::HfTokenizer;
+use special_tokens::SpecialTokens;
 pub(crate) use special_tokens::portable_config;
 pub use stream::DecodeStream;
 
 /// Largest tokenizer file accepted, in bytes; ten times the largest known.
 const MOST_BYTES: u64 = 256 << 20;
 
-/// A tokenizer; a clone is another handle on the same one.
+/// A tokenizer. A clone is a handle on the same one.
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: Arc<Inner>,
@@ -53,27 +54,27 @@ pub struct Tokenizer {
 
 struct Inner {
     engine: Arc<Engine>,
-    ends: Ends,
-    /// The bytes of tokenizer.json, once asked for.
+    special_tokens: SpecialTokens,
+    /// The bytes of tokenizer.json, made when first needed.
     json: OnceLock<Vec<u8>>,
-    /// The strings of its control ids, once asked for.
+    /// The strings of its control ids, made when first needed.
     control: OnceLock<Vec<String>>,
 }
 
 impl Inner {
-    fn new(engine: Arc<Engine>, ends: Ends) -> Arc<Self> {
-        Arc::new(Self { engine, ends, json: OnceLock::new(), control: OnceLock::new() })
+    fn new(engine: Arc<Engine>, special_tokens: SpecialTokens) -> Arc<Self> {
+        Arc::new(Self { engine, special_tokens, json: OnceLock::new(), control: OnceLock::new() })
     }
 }
 
 enum Engine {
     Byte(Box<ByteBpe>),
-    Hub(Box<Hub>),
+    Hf(Box<HfTokenizer>),
 }
 
 /// What one id contributes to decoded text.
 enum Piece<'a> {
-    /// Bytes that are UTF-8 together with their neighbours'.
+    /// Bytes that may be UTF-8 only together with their neighbours'.
     Bytes(&'a [u8]),
     Text(&'a str),
     /// One byte of a run that is UTF-8 as a whole or not at all.
@@ -102,8 +103,8 @@ impl Tokenizer {
         Self::load(path, false)
     }
 
-    /// The tokenizer of a Hugging Face model directory; the model's settings are consulted where the tokenizer's own
-    /// do not say what ends and begins a text. Fails as [`Tokenizer::from_file`].
+    /// The tokenizer of a Hugging Face model directory. The model's settings decide where the tokenizer's own do not say
+    /// what ends and begins a text. Fails as [`Tokenizer::from_file`].
     pub fn from_dir(dir: &Path) -> Result<Self> {
         let path = dir.join("tokenizer.json");
         if !path.exists() {
@@ -126,8 +127,8 @@ impl Tokenizer {
 
     fn from_byte_bpe(engine: ByteBpe) -> Self {
         let engine = Engine::Byte(Box::new(engine));
-        let ends = Ends::usual(&engine);
-        Self { inner: Inner::new(engine.into(), ends) }
+        let special = SpecialTokens::usual(&engine);
+        Self { inner: Inner::new(engine.into(), special) }
     }
 
     fn load(path: &Path, of_model: bool) -> Result<Self> {
@@ -136,66 +137,66 @@ impl Tokenizer {
         let root: Value = serde_json::from_slice(&bytes).map_err(|error| wrong_file(path, error))?;
         let mut engine = match ByteBpe::from_json(&root) {
             Some(engine) => Engine::Byte(Box::new(engine)),
-            None => Engine::Hub(Box::new(Hub::new(bytes, &root).map_err(|why| wrong_file(path, why))?)),
+            None => Engine::Hf(Box::new(HfTokenizer::new(bytes, &root).map_err(|why| wrong_file(path, why))?)),
         };
-        // Beside a file of another name lie the settings of some other tokenizer.
-        let ends = match path.parent() {
-            Some(dir) if path.ends_with("tokenizer.json") => Ends::read(dir, of_model, &engine)?,
-            _ => Ends::usual(&engine),
+        // The settings in the directory belong to its tokenizer.json, not to a file of another name.
+        let special = match path.parent() {
+            Some(dir) if path.ends_with("tokenizer.json") => SpecialTokens::read(dir, of_model, &engine)?,
+            _ => SpecialTokens::usual(&engine),
         };
-        if let Engine::Hub(hub) = &mut engine {
-            hub.add_control(ends.eos.into_iter().chain(ends.bos).chain(ends.stops.iter().copied()));
+        if let Engine::Hf(hf) = &mut engine {
+            hf.add_control(special.eos.into_iter().chain(special.bos).chain(special.stops.iter().copied()));
         }
-        Ok(Self { inner: Inner::new(engine.into(), ends) })
+        Ok(Self { inner: Inner::new(engine.into(), special) })
     }
 
     /// Encodes a prompt: special tokens' strings give their ids, and what the file says to add (a beginning of text)
     /// is added, as Hugging Face does by default.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let ends = &self.inner.ends;
-        match (&*self.inner.engine, ends.added) {
-            (Engine::Hub(engine), None) => engine.encode(text),
+        let special = &self.inner.special_tokens;
+        match (&*self.inner.engine, special.added) {
+            (Engine::Hf(engine), None) => engine.encode(text),
             (Engine::Byte(engine), None) => Ok(engine.encode(text)),
             (_, Some(added)) => {
-                let mut ids: Vec<u32> = ends.bos.filter(|_| added.bos).into_iter().collect();
+                let mut ids: Vec<u32> = special.bos.filter(|_| added.bos).into_iter().collect();
                 ids.extend(self.encode_rendered(text)?);
-                ids.extend(ends.eos.filter(|_| added.eos));
+                ids.extend(special.eos.filter(|_| added.eos));
                 Ok(ids)
             }
         }
     }
 
-    /// Encodes what a chat template has written: special tokens' strings give their ids, and nothing is added to them.
+    /// Encodes the output of a chat template: special tokens' strings give their ids, and nothing is added.
     pub fn encode_rendered(&self, text: &str) -> Result<Vec<u32>> {
         match &*self.inner.engine {
             Engine::Byte(engine) => Ok(engine.encode(text)),
-            Engine::Hub(engine) => engine.encode_rendered(text),
+            Engine::Hf(engine) => engine.encode_rendered(text),
         }
     }
 
     /// [`encode_rendered`](Self::encode_rendered), with the bytes of `text` that each id stands for.
     pub fn encode_rendered_with_places(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
         let engine = match &*self.inner.engine {
-            Engine::Hub(engine) => return engine.encode_rendered_with_places(text),
+            Engine::Hf(engine) => return engine.encode_rendered_with_places(text),
             Engine::Byte(engine) => engine,
         };
         let mut at = 0;
-        let place = |id: u32| {
+        let with_places = engine.encode(text).into_iter().map(|id| {
             let length = match engine.name_of(id).filter(|_| engine.is_special(id)) {
                 Some(name) => name.len(),
                 None => engine.tokens().get(id as usize).map_or(0, Vec::len),
             };
             at += length;
             (id, at - length..at)
-        };
-        Ok(engine.encode(text).into_iter().map(place).collect())
+        });
+        Ok(with_places.collect())
     }
 
     /// Encodes a document of a corpus: nothing in it is special, and nothing is added.
     pub fn encode_ordinary(&self, text: &str) -> Result<Vec<u32>> {
         match &*self.inner.engine {
             Engine::Byte(engine) => Ok(engine.encode_ordinary(text)),
-            Engine::Hub(engine) => engine.encode_ordinary(text),
+            Engine::Hf(engine) => engine.encode_ordinary(text),
         }
     }
 
@@ -249,17 +250,17 @@ impl Tokenizer {
 
     /// The end of text, which also separates the documents of a corpus.
     pub fn eos_id(&self) -> Option<u32> {
-        self.inner.ends.eos
+        self.inner.special_tokens.eos
     }
 
     /// The beginning of text (GPT-2's is its end of text).
     pub fn bos_id(&self) -> Option<u32> {
-        self.inner.ends.bos
+        self.inner.special_tokens.bos
     }
 
     /// All ids that end a generated text, the end of text first: chat models have several.
     pub fn stop_ids(&self) -> &[u32] {
-        &self.inner.ends.stops
+        &self.inner.special_tokens.stops
     }
 
     /// The id of the token written `token` in tokenizer.json (a byte-level `Ġthe`, a special `<|endoftext|>`).
@@ -270,22 +271,22 @@ impl Tokenizer {
     /// The files by which Hugging Face loads this tokenizer, as (name, bytes), for a model of `max_length` positions.
     /// A loaded tokenizer keeps its own settings but for `model_max_length`.
     pub fn files(&self, max_length: usize) -> Result<Vec<(&'static str, Vec<u8>)>> {
-        let config = self.inner.ends.config_json(max_length, &self.inner.engine)?;
+        let config = self.inner.special_tokens.config_json(max_length, &self.inner.engine)?;
         Ok(vec![("tokenizer.json", self.json().to_vec()), ("tokenizer_config.json", config)])
     }
 
     /// The same tokenizer for conversations written by the chat template `source`, in which `end_of_turn` ends an answer.
     pub fn for_chat(&self, source: &str, end_of_turn: Option<u32>) -> Self {
-        let mut ends = self.inner.ends.clone();
-        ends.chat_template = Some(source.to_owned());
-        ends.stops.extend(end_of_turn.filter(|id| !ends.stops.contains(id)));
-        Self { inner: Inner::new(self.inner.engine.clone(), ends) }
+        let mut special = self.inner.special_tokens.clone();
+        special.chat_template = Some(source.to_owned());
+        special.stops.extend(end_of_turn.filter(|id| !special.stops.contains(id)));
+        Self { inner: Inner::new(self.inner.engine.clone(), special) }
     }
 
-    /// How it writes conversations, if it says so.
+    /// The source of its chat template, if it has one.
     pub fn chat_template(&self) -> Option<&str> {
-        let ends = &self.inner.ends;
-        ends.chat_template.as_deref().or_else(|| ends.config.as_ref()?.get("chat_template")?.as_str())
+        let special = &self.inner.special_tokens;
+        special.chat_template.as_deref().or_else(|| special.config.as_ref()?.get("chat_template")?.as_str())
     }
 
     /// BLAKE3 of tokenizer.json, in hex: equal for tokenizers saved and loaded again, and for all files of GPT-2's own
@@ -297,16 +298,16 @@ impl Tokenizer {
     /// Whether `other` gives every text the same ids, also if its file is written in another way.
     pub fn is_same_as(&self, other: &Self) -> bool {
         const PROBE: &str = "Hello, World! 12345  it's \t\u{e9}t\u{e9} \u{1f600}\n\n  don't\u{2581}x";
-        let same_token = |id: u32| self.name_of(id) == other.name_of(id) && self.is_special(id) == other.is_special(id);
+        let mut ids = 0..self.vocab_size() as u32;
         self.fingerprint() == other.fingerprint()
             || self.vocab_size() == other.vocab_size()
-                && (0..self.vocab_size() as u32).all(same_token)
+                && ids.all(|id| self.name_of(id) == other.name_of(id) && self.is_special(id) == other.is_special(id))
                 && self.encode_ordinary(PROBE).ok() == other.encode_ordinary(PROBE).ok()
     }
 
     fn json(&self) -> &[u8] {
         match &*self.inner.engine {
-            Engine::Hub(engine) => &engine.json,
+            Engine::Hf(engine) => &engine.json,
             Engine::Byte(engine) => self.inner.json.get_or_init(|| engine.to_json()),
         }
     }
@@ -319,14 +320,14 @@ impl Tokenizer {
     fn piece(&self, id: u32) -> Piece<'_> {
         match &*self.inner.engine {
             Engine::Byte(engine) => engine.tokens().get(id as usize).map_or(Piece::Unknown, |t| Piece::Bytes(t)),
-            Engine::Hub(engine) => engine.piece(id),
+            Engine::Hf(engine) => engine.piece(id),
         }
     }
 
     fn leading(&self) -> Leading {
         match &*self.inner.engine {
             Engine::Byte(_) => Leading::NOTHING,
-            Engine::Hub(engine) => engine.decoder().leading(),
+            Engine::Hf(engine) => engine.decoder().leading(),
         }
     }
 
@@ -336,14 +337,14 @@ impl Tokenizer {
     }
 
     fn decodes_as_a_whole(&self) -> bool {
-        matches!(&*self.inner.engine, Engine::Hub(engine) if engine.decodes_as_a_whole())
+        matches!(&*self.inner.engine, Engine::Hf(engine) if engine.decodes_as_a_whole())
     }
 
     /// The text of `ids` by Hugging Face's crate, for decoders that only it knows.
     fn decode_as_a_whole(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         match &*self.inner.engine {
             Engine::Byte(_) => Ok(String::new()),
-            Engine::Hub(engine) => engine.decode(ids, skip_special),
+            Engine::Hf(engine) => engine.decode(ids, skip_special),
         }
     }
 }
@@ -352,14 +353,14 @@ impl Engine {
     fn vocab_size(&self) -> usize {
         match self {
             Engine::Byte(engine) => engine.tokens().len(),
-            Engine::Hub(engine) => engine.vocab_size(),
+            Engine::Hf(engine) => engine.vocab_size(),
         }
     }
 
     fn id_of(&self, token: &str) -> Option<u32> {
         match self {
             Engine::Byte(engine) => engine.id_of(token),
-            Engine::Hub(engine) => engine.id_of(token),
+            Engine::Hf(engine) => engine.id_of(token),
         }
     }
 
@@ -367,28 +368,28 @@ impl Engine {
     fn name_of(&self, id: u32) -> Option<String> {
         match self {
             Engine::Byte(engine) => engine.name_of(id),
-            Engine::Hub(engine) => engine.name_of(id),
+            Engine::Hf(engine) => engine.name_of(id),
         }
     }
 
     fn is_special(&self, id: u32) -> bool {
         match self {
             Engine::Byte(engine) => engine.is_special(id),
-            Engine::Hub(engine) => engine.is_special(id),
+            Engine::Hf(engine) => engine.is_special(id),
         }
     }
 }
 
 /// The bytes of a regular file of credible size.
 fn read_capped(path: &Path) -> Result<Vec<u8>> {
-    let io = |error: std::io::Error| io_failure("read", path, &error);
-    // Before it is opened: opening a pipe would wait for its writer.
-    let about = std::fs::metadata(path).map_err(io)?;
-    if !about.is_file() || about.len() > MOST_BYTES {
+    // Checked before it is opened, because opening a pipe would wait for its writer.
+    let meta = std::fs::metadata(path).map_err(|e| io_failure("read", path, &e))?;
+    if !meta.is_file() || meta.len() > MOST_BYTES {
         return Err(wrong_file(path, "it is not a regular file of at most 256 MiB").into());
     }
     let mut bytes = Vec::new();
-    File::open(path).map_err(io)?.take(MOST_BYTES).read_to_end(&mut bytes).map_err(io)?;
+    let read = File::open(path).and_then(|file| file.take(MOST_BYTES).read_to_end(&mut bytes));
+    read.map_err(|e| io_failure("read", path, &e))?;
     Ok(bytes)
 }
 

@@ -8,7 +8,7 @@
 
 use anyhow::{Context, Result, bail};
 
-use super::byte_json::{bytes_of, char_of};
+use super::byte_alphabet::{bytes_of, char_of};
 use super::encoder::Encoder;
 pub(super) use super::merges::Merge;
 use super::merges::Pairs;
@@ -33,7 +33,7 @@ pub(super) struct ByteBpe {
 }
 
 impl ByteBpe {
-    /// GPT-2's 50,257 tokens.
+    /// GPT-2's vocabulary of 50,257 ids.
     pub(super) fn gpt2() -> Result<Self> {
         let (bytes, pairs) = GPT2.split_at(256);
         let mut tokens: Vec<Vec<u8>> = bytes.iter().map(|byte| vec![*byte]).collect();
@@ -103,14 +103,13 @@ impl ByteBpe {
 
     /// The encoding of `text`, in which the special tokens' strings stand for their ids.
     pub(super) fn encode(&self, text: &str) -> Vec<u32> {
-        let find = |text_of: &str, from: usize| text[from..].find(text_of).map(|at| from + at);
-        let mut next: Vec<Option<usize>> = self.specials.iter().map(|(_, s)| find(s, 0)).collect();
+        let mut next: Vec<Option<usize>> = self.specials.iter().map(|(_, s)| text.find(s)).collect();
         let mut ids = Vec::new();
         let mut done = 0;
         loop {
             for (at, (_, s)) in next.iter_mut().zip(&self.specials) {
                 if at.is_some_and(|at| at < done) {
-                    *at = find(s, done);
+                    *at = text[done..].find(s).map(|found| done + found);
                 }
             }
             // The first to come; of several at one place the longest.
@@ -163,7 +162,7 @@ pub(super) fn recover_merges(tokens: &[Vec<u8>], specials: &[(u32, String)]) -> 
         bail!("its tokens are too long");
     }
     let mut merges = Vec::with_capacity(tokens.len().saturating_sub(256));
-    let mut made = Pairs::with_room(tokens.len());
+    let mut made = Pairs::with_capacity(tokens.len());
     let mut parts = Vec::new();
     for (id, token) in ordinary(tokens, specials).filter(|(_, token)| token.len() > 1) {
         parts.clear();

@@ -1,11 +1,11 @@
 //! Byte-level BPE vocabularies as Hugging Face's `tokenizer.json`, written and read.
 //!
-//! Written by hand rather than by the tokenizers crate: the vocabulary is all there is to say, the same vocabulary
-//! gives the same bytes (so their hash names it), and no second encoder has to be built to save a checkpoint. Hugging
-//! Face writes a byte as a printable character; [`char_of`] and [`bytes_of`] are that alphabet.
+//! Written by hand rather than by the tokenizers crate: the same vocabulary gives the same bytes (so their hash identifies
+//! it), and no second encoder has to be built to save a checkpoint.
 
 use serde_json::{Value, json};
 
+use super::byte_alphabet::{bytes_of, char_of};
 use super::byte_bpe::{ByteBpe, Merge, recover_merges};
 
 impl ByteBpe {
@@ -46,17 +46,18 @@ impl ByteBpe {
         root.to_string().into_bytes()
     }
 
-    /// The vocabulary of a parsed `tokenizer.json`, or nothing if the file asks for anything beyond this module
-    /// (another split, a normalizer, added text, merges that are not the vocabulary's own).
+    /// The vocabulary of a parsed `tokenizer.json`, or none if the file needs more than this module does (another split, a
+    /// normalizer, added text, merges that do not follow from the vocabulary).
     pub(super) fn from_json(root: &Value) -> Option<Self> {
         let pre = &root["pre_tokenizer"];
         let model = &root["model"];
-        let blank = |v: &Value| v.is_null() || v == "";
         let gpt2_split = pre["type"] == "ByteLevel" && pre["add_prefix_space"] == false && pre["use_regex"] != false;
         let adds_nothing = root["post_processor"].is_null() || root["post_processor"]["type"] == "ByteLevel";
         let plain_bpe = model["type"] == "BPE"
             && model["byte_fallback"] != true
-            && ["dropout", "continuing_subword_prefix", "end_of_word_suffix"].iter().all(|key| blank(&model[key]));
+            && ["dropout", "continuing_subword_prefix", "end_of_word_suffix"]
+                .iter()
+                .all(|key| model[key].is_null() || model[key] == "");
         let byte_decoder = root["decoder"]["type"] == "ByteLevel";
         if !(root["normalizer"].is_null() && gpt2_split && adds_nothing && plain_bpe && byte_decoder) {
             return None;
@@ -65,18 +66,19 @@ impl ByteBpe {
         let tokens = read_tokens(&model["vocab"], &specials)?;
         let merges = recover_merges(&tokens, &specials).ok()?;
         let listed = model["merges"].as_array()?;
-        let same = |(merge, listed): (&Merge, &Value)| {
-            let (left, right) = match listed {
-                Value::String(pair) => pair.split_once(' ')?,
-                pair => (pair[0].as_str()?, pair[1].as_str()?),
-            };
-            let agree =
-                bytes_of(left)? == tokens[merge.left as usize] && bytes_of(right)? == tokens[merge.right as usize];
-            agree.then_some(())
-        };
-        (listed.len() == merges.len() && merges.iter().zip(listed).all(|pair| same(pair).is_some()))
-            .then(|| Self::new(tokens, specials).ok())?
+        let agree = listed.len() == merges.len()
+            && merges.iter().zip(listed).all(|(merge, listed)| is_listed(*merge, listed, &tokens).unwrap_or(false));
+        agree.then(|| Self::new(tokens, specials).ok())?
     }
+}
+
+/// Whether `listed`, an entry of the file's list of merges, is `merge`.
+fn is_listed(merge: Merge, listed: &Value, tokens: &[Vec<u8>]) -> Option<bool> {
+    let (left, right) = match listed {
+        Value::String(pair) => pair.split_once(' ')?,
+        pair => (pair[0].as_str()?, pair[1].as_str()?),
+    };
+    Some(bytes_of(left)? == tokens[merge.left as usize] && bytes_of(right)? == tokens[merge.right as usize])
 }
 
 /// The special tokens of a `tokenizer.json` by ascending id; nothing if any added token has rules of its own.
@@ -118,32 +120,6 @@ fn read_tokens(vocab: &Value, specials: &[(u32, String)]) -> Option<Vec<Vec<u8>>
     }
     let used = slots.iter().rposition(Option::is_some)? + 1;
     slots.into_iter().take(used).collect()
-}
-
-/// GPT-2's printable stand-in for a byte: itself where it prints in Latin-1, else the next free code point from 256.
-pub(super) fn char_of(byte: u8) -> char {
-    let shifted = match byte {
-        0..=0x20 => 0x100 + u16::from(byte),
-        0x7f..=0xa0 => 0x121 + u16::from(byte - 0x7f),
-        0xad => 0x143,
-        _ => u16::from(byte),
-    };
-    char::from_u32(shifted.into()).unwrap_or(char::REPLACEMENT_CHARACTER)
-}
-
-/// The bytes that a byte-level token's text stands for, if every character is a stand-in.
-pub(super) fn bytes_of(text: &str) -> Option<Vec<u8>> {
-    let byte = |c: char| {
-        let code = u16::try_from(u32::from(c)).ok()?;
-        let byte = match code {
-            0x100..=0x120 => code - 0x100,
-            0x121..=0x142 => code - 0x121 + 0x7f,
-            0x143 => 0xad,
-            _ => code,
-        };
-        u8::try_from(byte).ok().filter(|byte| char_of(*byte) == c)
-    };
-    text.chars().map(byte).collect()
 }
 
 #[cfg(test)]

@@ -1,14 +1,14 @@
-//! The ids of words met before: text repeats its words, and to look one up takes a tenth of encoding it.
+//! The ids of words seen before: text repeats its words, and looking one up takes a tenth of the time of encoding it.
 //!
-//! Places of fixed size and no list to keep: a word has two places it can be in, and a new one takes the second, so a
-//! word met twice is not lost to words met once. What does not fit is encoded again each time.
+//! A table of slots of fixed size: a word can be in either of two slots, and a new word takes the second, so a word that was
+//! seen twice is not replaced by words seen once. A word that does not fit is encoded again each time.
 
-/// Longest word kept, in bytes: three words of memory less one byte for the length.
+/// Longest cached word in bytes: three 64-bit words less one byte for the length.
 const MOST_BYTES: usize = 23;
 
 const MOST_IDS: usize = 9;
 
-/// Pairs of places; 128 bytes each.
+/// Number of pairs of slots; a pair has 128 bytes.
 const PAIRS: usize = 1 << 15;
 
 /// A word of at most 23 bytes: padded with zeros, its length in the last byte.
@@ -18,15 +18,15 @@ pub(super) struct Key([u64; 3]);
 /// A word and its ids, in one line of the processor's cache.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-struct Entry {
+struct CachedWord {
     key: Key,
     count: u32,
     ids: [u32; MOST_IDS],
 }
 
-/// The words met lately; about 4 MiB.
+/// The words seen lately; about 4 MiB.
 pub(super) struct Cache {
-    places: Vec<[Entry; 2]>,
+    slots: Vec<[CachedWord; 2]>,
 }
 
 impl Key {
@@ -37,7 +37,7 @@ impl Key {
         if length > MOST_BYTES {
             return None;
         }
-        // Whatever the length, the same three loads where the text goes on long enough.
+        // The same three loads for every length, if the text is long enough; they are masked below.
         let padded;
         let bytes = match text[start..].first_chunk::<24>() {
             Some(bytes) => bytes,
@@ -49,8 +49,10 @@ impl Key {
             }
         };
         let [low, middle, high] = bytes.as_chunks::<8>().0 else { return None };
-        let word = |bytes: &[u8; 8], at: usize| u64::from_le_bytes(*bytes) & MASKS[length][at];
-        Some(Self([word(low, 0), word(middle, 1), word(high, 2) | (length as u64) << 56]))
+        let low = u64::from_le_bytes(*low) & MASKS[length][0];
+        let middle = u64::from_le_bytes(*middle) & MASKS[length][1];
+        let high = u64::from_le_bytes(*high) & MASKS[length][2];
+        Some(Self([low, middle, high | (length as u64) << 56]))
     }
 
     #[inline]
@@ -80,14 +82,14 @@ static MASKS: [[u64; 3]; MOST_BYTES + 1] = {
 
 impl Cache {
     pub(super) fn new() -> Self {
-        let empty = Entry { key: Key([0; 3]), count: 0, ids: [0; MOST_IDS] };
-        Self { places: vec![[empty; 2]; PAIRS] }
+        let empty = CachedWord { key: Key([0; 3]), count: 0, ids: [0; MOST_IDS] };
+        Self { slots: vec![[empty; 2]; PAIRS] }
     }
 
     /// The ids of a word, if it is there.
     #[inline]
     pub(super) fn get(&mut self, key: Key) -> Option<&[u32]> {
-        let pair = &mut self.places[key.hash()];
+        let pair = &mut self.slots[key.hash()];
         if pair[0].key != key {
             if pair[1].key != key {
                 return None;
@@ -97,12 +99,12 @@ impl Cache {
         pair[0].ids.get(..pair[0].count as usize)
     }
 
-    /// Keeps the ids of a word that is not there, if they fit.
+    /// Adds the ids of a word that is not there, if they fit.
     pub(super) fn insert(&mut self, key: Key, ids: &[u32]) {
         if ids.len() <= MOST_IDS {
-            let mut entry = Entry { key, count: ids.len() as u32, ids: [0; MOST_IDS] };
+            let mut entry = CachedWord { key, count: ids.len() as u32, ids: [0; MOST_IDS] };
             entry.ids[..ids.len()].copy_from_slice(ids);
-            let pair = &mut self.places[key.hash()];
+            let pair = &mut self.slots[key.hash()];
             pair[usize::from(pair[0].count > 0)] = entry;
         }
     }

@@ -1,4 +1,4 @@
-//! Control ids (ends and beginnings of text, marks of turns) and the texts that must not give them.
+//! Control ids (ends and beginnings of text, marks of turns), and the texts that must not encode to them.
 
 use anyhow::Result;
 use rayon::prelude::*;
@@ -6,15 +6,15 @@ use rayon::prelude::*;
 use super::{Engine, Tokenizer};
 use crate::runtime::error::{Exit, Failure, fail};
 
-/// Special tokens that stand for text and control nothing.
+/// Special tokens that stand for text and are no control tokens.
 const UNKNOWN: [&str; 2] = ["<unk>", "[UNK]"];
 
 impl Tokenizer {
-    /// [`encode_ordinary`](Self::encode_ordinary) of a text that the end of text will separate from others, and that
-    /// therefore must not hold it.
+    /// [`encode_ordinary`](Self::encode_ordinary) of a document. The end of text separates documents, so the ids must not
+    /// contain it.
     ///
     /// # Errors
-    /// Those of encoding; [`Exit::Data`] for a tokenizer that has ordinary text for its end of text.
+    /// Those of encoding; [`Exit::Data`] for a tokenizer that encodes ordinary text to its end of text.
     pub fn encode_document(&self, text: &str) -> Result<Vec<u32>> {
         let ids = self.encode_ordinary(text)?;
         match self.eos_id().filter(|eos| ids.contains(eos)) {
@@ -35,10 +35,10 @@ impl Tokenizer {
             .hint("name a token that no text gives as eos_token in the tokenizer_config.json beside the tokenizer.json")
     }
 
-    /// A string of a control token that `text` holds: where special tokens are read, it would end or begin something.
+    /// A string in `text` that [`encode_rendered`](Self::encode_rendered) would encode as a control token.
     pub fn control_string_in(&self, text: &str) -> Option<&str> {
         let strings = self.inner.control.get_or_init(|| self.control_strings());
-        // Nearly no text has one, and most have not even the character that they all begin with.
+        // Few texts hold one, and most do not even hold the character that the strings begin with.
         let mut absent = None;
         let held = strings.iter().find(|string| {
             let first = string.chars().next();
@@ -68,7 +68,7 @@ impl Engine {
     fn control_ids(&self) -> Vec<u32> {
         match self {
             Engine::Byte(engine) => engine.specials().iter().map(|(id, _)| *id).collect(),
-            Engine::Hub(engine) => engine.control().to_vec(),
+            Engine::Hf(engine) => engine.control().to_vec(),
         }
     }
 }

@@ -1,17 +1,17 @@
 //! The decoders of `tokenizer.json` that work token by token: GPT-2's, and SentencePiece's in the forms in which Hugging Face writes it.
 //!
-//! SentencePiece writes a space as `▁` and puts one before the text; decoders take it away again, each in its own way. What they take
-//! away depends on whether a token is the first of its text, so this is known apart from the tokens ([`Leading`]).
+//! SentencePiece writes a space as `▁` and puts one before the text; decoders remove it again, each in its own way. What they
+//! remove depends on whether a token is the first of its text, so it is not part of the tokens ([`Leading`]).
 
 use serde_json::Value;
 
-use super::byte_json::bytes_of;
+use super::byte_alphabet::bytes_of;
 
 /// SentencePiece's sign for a space.
 const SPACE_SIGN: char = '\u{2581}';
 
 /// What an id contributes to decoded text, wherever it does not come first.
-pub(super) enum Owned {
+pub(super) enum OwnedPiece {
     Bytes(Vec<u8>),
     Text(String),
     Byte(u8),
@@ -25,14 +25,14 @@ pub(super) enum Decoder {
     ByteLevel,
     /// `space` for a space and, with `byte_fallback`, `<0xNN>` for the bytes of rare characters, as Llama 2.
     SentencePiece { space: char, byte_fallback: bool, leading: Leading },
-    /// Known to the crate alone.
+    /// A decoder that only Hugging Face's crate knows.
     Other,
 }
 
-/// What a decoder takes away where a text begins.
+/// What a decoder removes at the beginning of a text.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Leading {
-    /// As many spaces, if there are that many (`Strip`).
+    /// At most so many spaces (`Strip`).
     Spaces(usize),
     /// Every sign for a space in the first token (`Metaspace`).
     FirstToken(char),
@@ -69,17 +69,17 @@ impl Decoder {
     }
 
     /// What `token` contributes to decoded text.
-    pub(super) fn piece(self, token: Option<String>) -> Owned {
+    pub(super) fn piece(self, token: Option<String>) -> OwnedPiece {
         let Some(token) = token else {
-            return Owned::Unknown;
+            return OwnedPiece::Unknown;
         };
         match self {
-            Self::ByteLevel => Owned::Bytes(bytes_of(&token).unwrap_or_else(|| token.into_bytes())),
+            Self::ByteLevel => OwnedPiece::Bytes(bytes_of(&token).unwrap_or_else(|| token.into_bytes())),
             Self::SentencePiece { space, byte_fallback, .. } => match byte_of(&token).filter(|_| byte_fallback) {
-                Some(byte) => Owned::Byte(byte),
-                None => Owned::Text(token.replace(space, " ")),
+                Some(byte) => OwnedPiece::Byte(byte),
+                None => OwnedPiece::Text(token.replace(space, " ")),
             },
-            Self::Other => Owned::Text(token),
+            Self::Other => OwnedPiece::Text(token),
         }
     }
 }

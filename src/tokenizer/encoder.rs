@@ -1,6 +1,6 @@
-//! The encoder of byte-level BPE: words are split off, looked up among those met before, and merged if new.
+//! The encoder of byte-level BPE: text is split into words; a word is looked up in a cache, or merged if it is new.
 //!
-//! Each thread has a cache of words to itself, kept here between texts, so threads share nothing that is written.
+//! Each thread takes a cache of its own for a text and puts it back afterwards, so threads share nothing that is written.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
@@ -9,20 +9,20 @@ use anyhow::Result;
 
 use super::cache::{Cache, Key};
 use super::merges::{Merge, Merges};
-use crate::tokenizer::pretokenize::Words;
+use crate::tokenizer::pretokenize::Pretokenizer;
 
 /// Encodes text by a list of merges; any number of threads at once.
 pub(super) struct Encoder {
-    words: Words,
+    pretokenizer: Pretokenizer,
     merges: Merges,
-    shelf: Mutex<Shelf>,
+    pool: Mutex<CachePool>,
 }
 
 /// The caches that no thread is using, each with the thread that used it last.
-struct Shelf {
+struct CachePool {
     caches: Vec<(ThreadId, Cache)>,
     made: usize,
-    /// Caches after which a new thread takes over another's.
+    /// Number of caches after which a new thread takes that of another instead of making one.
     enough: usize,
 }
 
@@ -30,17 +30,17 @@ impl Encoder {
     /// The encoder of the vocabulary of these merges, whose ids are their ranks.
     pub(super) fn new(byte_ids: [u32; 256], merges: &[Merge]) -> Result<Self> {
         let enough = thread::available_parallelism().map_or(1, usize::from);
-        let shelf = Mutex::new(Shelf { caches: Vec::new(), made: 0, enough });
-        Ok(Self { words: Words::new()?, merges: Merges::new(byte_ids, merges), shelf })
+        let pool = Mutex::new(CachePool { caches: Vec::new(), made: 0, enough });
+        Ok(Self { pretokenizer: Pretokenizer::new()?, merges: Merges::new(byte_ids, merges), pool })
     }
 
     /// Appends the encoding of `text` to `ids`.
     pub(super) fn encode(&self, text: &str, ids: &mut Vec<u32>) {
-        let mut cache = self.take();
+        let mut cache = self.take_cache();
         let bytes = text.as_bytes();
         let mut start = 0;
         while start < text.len() {
-            let end = self.words.end(text, start);
+            let end = self.pretokenizer.word_end(text, start);
             match Key::new(bytes, start, end) {
                 Some(key) => match cache.get(key) {
                     Some([id]) => ids.push(*id),
@@ -55,25 +55,25 @@ impl Encoder {
             }
             start = end;
         }
-        self.shelf().caches.push((thread::current().id(), cache));
+        self.lock_pool().caches.push((thread::current().id(), cache));
     }
 
-    /// A panic elsewhere leaves a shelf with one cache less, which is as good as any.
-    fn shelf(&self) -> MutexGuard<'_, Shelf> {
-        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_pool(&self) -> MutexGuard<'_, CachePool> {
+        // A thread that panicked has not returned its cache. The pool is valid without it.
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// This thread's cache, or a new one, or, if there is one for every core, another thread's.
-    fn take(&self) -> Cache {
-        let mut shelf = self.shelf();
-        let here = thread::current().id();
-        let own = shelf.caches.iter().position(|(owner, _)| *owner == here);
-        let any = (shelf.made >= shelf.enough && !shelf.caches.is_empty()).then_some(0);
+    fn take_cache(&self) -> Cache {
+        let mut pool = self.lock_pool();
+        let this_thread = thread::current().id();
+        let own = pool.caches.iter().position(|(owner, _)| *owner == this_thread);
+        let any = (pool.made >= pool.enough && !pool.caches.is_empty()).then_some(0);
         match own.or(any) {
-            Some(at) => shelf.caches.swap_remove(at).1,
+            Some(at) => pool.caches.swap_remove(at).1,
             None => {
-                shelf.made += 1;
-                drop(shelf);
+                pool.made += 1;
+                drop(pool);
                 Cache::new()
             }
         }

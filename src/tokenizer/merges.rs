@@ -1,8 +1,8 @@
-//! Byte-pair encoding of one word: of all neighbours that some merge joins, the pair of lowest rank is joined, the
-//! first in the word of several, until none is left.
+//! Byte-pair encoding of one word: as long as a merge exists for two neighbours, the pair of lowest rank is merged (the first
+//! such pair in the word).
 //!
-//! Short words are scanned again for each merge, which is quickest for them; long ones keep their pairs in a heap, so
-//! that a megabyte without a space takes n log n steps and not n squared.
+//! Short words are scanned again for each merge, which is fastest for them; long ones keep their pairs in a heap, so that a
+//! megabyte without a space takes n log n steps and not n squared.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -15,7 +15,7 @@ pub(super) struct Merge {
     pub(super) id: u32,
 }
 
-/// No id: a pair that no merge joins, an empty place, the end of a list.
+/// No id: a pair without a merge, an empty slot, the end of a list.
 const NONE: u32 = u32::MAX;
 
 /// Words of more bytes than this go through the heap.
@@ -23,34 +23,34 @@ const LONG: usize = 128;
 
 /// The merges by their pairs: open addressing, at most half full.
 ///
-/// Most pairs that are asked for are none, so a bit for every hash, small enough to stay near the processor, answers
-/// nine of ten of those before the table is read.
+/// Most pairs that are looked up have no merge. A bit for every hash, in an array that stays in the cache, answers nine of
+/// ten of those before the table is read.
 pub(super) struct Pairs {
-    places: Vec<Merge>,
+    slots: Vec<Merge>,
     bits: Vec<u64>,
-    /// What leaves of a hash the number of a place.
+    /// A hash shifted right by this is the number of a slot.
     shift: u32,
 }
 
-/// Bits for each place, as a power of two.
-const BITS_PER_PLACE: u32 = 2;
+/// Binary logarithm of the number of bits for each slot.
+const LOG_BITS_PER_SLOT: u32 = 2;
 
 impl Pairs {
-    /// Room for `count` merges.
-    pub(super) fn with_room(count: usize) -> Self {
-        let places = (2 * count).next_power_of_two().max(64);
+    /// An empty table with room for `count` merges.
+    pub(super) fn with_capacity(count: usize) -> Self {
+        let slots = (2 * count).next_power_of_two().max(64);
         let empty = Merge { left: NONE, right: NONE, id: NONE };
-        let bits = vec![0; (places << BITS_PER_PLACE) / 64];
-        Self { places: vec![empty; places], bits, shift: 64 - places.trailing_zeros() }
+        let bits = vec![0; (slots << LOG_BITS_PER_SLOT) / 64];
+        Self { slots: vec![empty; slots], bits, shift: 64 - slots.trailing_zeros() }
     }
 
-    /// Adds a merge whose pair is not there; no more of them than there is room for.
+    /// Adds a merge whose pair is not in the table yet. The table does not grow beyond its capacity.
     pub(super) fn insert(&mut self, merge: Merge) {
         let hash = hash(merge.left, merge.right);
         let (word, bit) = self.bit(hash);
         self.bits[word] |= bit;
-        let at = self.place(hash, merge.left, merge.right);
-        self.places[at] = merge;
+        let at = self.slot(hash, merge.left, merge.right);
+        self.slots[at] = merge;
     }
 
     /// The id that joins `left` and `right`.
@@ -63,25 +63,25 @@ impl Pairs {
     fn rank(&self, left: u32, right: u32) -> u32 {
         let hash = hash(left, right);
         let (word, bit) = self.bit(hash);
-        if self.bits[word] & bit == 0 { NONE } else { self.places[self.place(hash, left, right)].id }
+        if self.bits[word] & bit == 0 { NONE } else { self.slots[self.slot(hash, left, right)].id }
     }
 
     #[inline]
     fn bit(&self, hash: u64) -> (usize, u64) {
-        let at = hash >> (self.shift - BITS_PER_PLACE);
+        let at = hash >> (self.shift - LOG_BITS_PER_SLOT);
         ((at / 64) as usize, 1 << (at % 64))
     }
 
-    /// The place that holds the pair or would.
+    /// The slot of the pair, or the empty slot where it belongs.
     #[inline]
-    fn place(&self, hash: u64, left: u32, right: u32) -> usize {
+    fn slot(&self, hash: u64, left: u32, right: u32) -> usize {
         let mut at = (hash >> self.shift) as usize;
         loop {
-            let held = &self.places[at];
+            let held = &self.slots[at];
             if (held.left, held.right) == (left, right) || held.id == NONE {
                 return at;
             }
-            at = (at + 1) & (self.places.len() - 1);
+            at = (at + 1) & (self.slots.len() - 1);
         }
     }
 }
@@ -91,22 +91,22 @@ fn hash(left: u32, right: u32) -> u64 {
     (u64::from(left) << 32 | u64::from(right)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
-/// The merges of a vocabulary in the form that encodes.
+/// The merges of a vocabulary, in a form that is fast to encode with.
 pub(super) struct Merges {
     byte_ids: [u32; 256],
-    /// What joins two bytes, by both: the pairs of which most are asked.
-    of_bytes: Vec<u32>,
+    /// The merged id of two bytes, at `left * 256 + right`: the pairs that are looked up most.
+    byte_pairs: Vec<u32>,
     pairs: Pairs,
 }
 
-/// A part of a word: its id, and what joins it with the next one.
+/// A part of a word: its id, and the id that merges it with the next part.
 #[derive(Clone, Copy)]
-struct Part {
+struct WordPart {
     id: u32,
     rank: u32,
 }
 
-/// A part of a long word, in a list of those that are left.
+/// A part of a long word, in a linked list.
 struct Link {
     id: u32,
     before: u32,
@@ -116,13 +116,13 @@ struct Link {
 impl Merges {
     /// The encoder of a vocabulary of these merges, whose ids are their ranks.
     pub(super) fn new(byte_ids: [u32; 256], merges: &[Merge]) -> Self {
-        let mut pairs = Pairs::with_room(merges.len());
+        let mut pairs = Pairs::with_capacity(merges.len());
         for merge in merges {
             pairs.insert(*merge);
         }
-        let of_bytes =
+        let byte_pairs =
             byte_ids.iter().flat_map(|left| byte_ids.iter().map(|right| pairs.rank(*left, *right))).collect();
-        Self { byte_ids, of_bytes, pairs }
+        Self { byte_ids, byte_pairs, pairs }
     }
 
     /// Appends the ids of `word` to `ids`.
@@ -135,18 +135,18 @@ impl Merges {
     }
 
     fn rank_of_bytes(&self, left: u8, right: u8) -> u32 {
-        self.of_bytes[usize::from(left) << 8 | usize::from(right)]
+        self.byte_pairs[usize::from(left) << 8 | usize::from(right)]
     }
 
     fn encode_short(&self, word: &[u8], ids: &mut Vec<u32>) {
-        let mut parts = [Part { id: NONE, rank: NONE }; LONG];
+        let mut parts = [WordPart { id: NONE, rank: NONE }; LONG];
         let mut count = word.len();
         for (part, (at, byte)) in parts.iter_mut().zip(word.iter().enumerate()) {
             part.id = self.byte_ids[usize::from(*byte)];
             part.rank = word.get(at + 1).map_or(NONE, |next| self.rank_of_bytes(*byte, *next));
         }
         loop {
-            // As one number, since a comparison that branches is mispredicted at every second part.
+            // Rank and position as one number, because a comparison that branches is mispredicted at every second part.
             let ranks = parts[..count].iter().zip(0u64..).map(|(part, at)| u64::from(part.rank) << 32 | at);
             let lowest = ranks.min().unwrap_or(u64::MAX);
             let id = (lowest >> 32) as u32;
@@ -157,7 +157,7 @@ impl Merges {
             parts.copy_within(at + 2..count, at + 1);
             count -= 1;
             let rank = if at + 1 < count { self.pairs.rank(id, parts[at + 1].id) } else { NONE };
-            parts[at] = Part { id, rank };
+            parts[at] = WordPart { id, rank };
             if at > 0 {
                 parts[at - 1].rank = self.pairs.rank(parts[at - 1].id, id);
             }
@@ -165,8 +165,8 @@ impl Merges {
         ids.extend(parts[..count].iter().map(|part| part.id));
     }
 
-    /// [`encode_short`](Self::encode_short) with a heap of the pairs. A part that was joined to the one before it keeps
-    /// its place with no id; a pair whose parts have changed is passed over when it comes up.
+    /// [`encode_short`](Self::encode_short) with a heap of the pairs. A part that was merged into the one before it stays in the
+    /// list without an id; a pair whose parts have changed is skipped when it leaves the heap.
     fn encode_long(&self, word: &[u8], ids: &mut Vec<u32>) {
         let count = word.len() as u32;
         let mut links: Vec<Link> = (0..count)
@@ -202,7 +202,7 @@ impl Merges {
         ids.extend(links.iter().map(|link| link.id).filter(|id| *id != NONE));
     }
 
-    /// What joins the part at `at` with the one after it, or [`NONE`].
+    /// The id that merges the part at `at` with the one after it, or [`NONE`].
     fn rank_at(&self, links: &[Link], at: u32) -> u32 {
         let link = &links[at as usize];
         match links.get(link.after as usize) {
@@ -257,7 +257,7 @@ mod tests {
 
     #[test]
     fn pairs_are_found_and_others_are_not() {
-        let mut pairs = Pairs::with_room(1000);
+        let mut pairs = Pairs::with_capacity(1000);
         for id in 0..1000 {
             pairs.insert(Merge { left: id % 37, right: id / 37 * 1000, id });
         }
@@ -265,6 +265,6 @@ mod tests {
             assert_eq!(pairs.get(id % 37, id / 37 * 1000), Some(id));
             assert_eq!(pairs.get(id, 1), None);
         }
-        assert_eq!(Pairs::with_room(0).get(0, 0), None);
+        assert_eq!(Pairs::with_capacity(0).get(0, 0), None);
     }
 }

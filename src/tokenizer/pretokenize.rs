@@ -1,4 +1,4 @@
-//! GPT-2's split of text into words, by hand: a regex engine takes several times as long as all the rest of encoding.
+//! GPT-2's split of text into words, written by hand: a regex engine takes several times as long as the rest of encoding.
 //!
 //! A word is a contraction (`'s 't 're 've 'm 'll 'd`); or letters, or digits, or other visible characters, each with
 //! one space before them; or white space, of which the last character is left to the word that follows. As a regex:
@@ -7,9 +7,9 @@
 use anyhow::Result;
 use regex_syntax::hir::{Class as Ranges, HirKind};
 
-/// What the split asks of a character.
+/// The class of a character, as the split distinguishes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Class {
+pub(super) enum CharClass {
     /// `[^\s\p{L}\p{N}]`.
     Other,
     /// `\p{L}`.
@@ -20,17 +20,17 @@ pub(super) enum Class {
     Blank,
 }
 
-/// The class of every character, by pages of 256; equal pages are kept once.
-pub(super) struct Words {
+/// Splits text into words. Holds the class of every character, in pages of 256; equal pages are stored once.
+pub(super) struct Pretokenizer {
     page_of: Vec<u16>,
-    pages: Vec<[Class; 256]>,
+    pages: Vec<[CharClass; 256]>,
 }
 
-impl Words {
+impl Pretokenizer {
     /// The classes as the regex crates have them, tiktoken's among them.
     pub(super) fn new() -> Result<Self> {
-        let mut classes = vec![Class::Other; 0x11_0000];
-        for (class, name) in [(Class::Letter, r"\p{L}"), (Class::Digit, r"\p{N}"), (Class::Blank, r"\s")] {
+        let mut classes = vec![CharClass::Other; 0x11_0000];
+        for (class, name) in [(CharClass::Letter, r"\p{L}"), (CharClass::Digit, r"\p{N}"), (CharClass::Blank, r"\s")] {
             if let HirKind::Class(Ranges::Unicode(ranges)) = regex_syntax::parse(name)?.kind() {
                 for range in ranges.iter() {
                     classes[range.start() as usize..=range.end() as usize].fill(class);
@@ -38,7 +38,7 @@ impl Words {
             }
         }
         let mut page_of = Vec::new();
-        let mut pages = Vec::<[Class; 256]>::new();
+        let mut pages = Vec::<[CharClass; 256]>::new();
         for page in classes.as_chunks().0 {
             let at = pages.iter().position(|known| known == page).unwrap_or_else(|| {
                 pages.push(*page);
@@ -49,9 +49,9 @@ impl Words {
         Ok(Self { page_of, pages })
     }
 
-    /// Where the word ends that begins at byte `start` of `text`, which is the border of a character and not the end.
+    /// The end of the word that begins at byte `start` of `text`, which is a character boundary and not the end of the text.
     #[inline]
-    pub(super) fn end(&self, text: &str, start: usize) -> usize {
+    pub(super) fn word_end(&self, text: &str, start: usize) -> usize {
         let text = text.as_bytes();
         let first = text[start];
         if first == b'\''
@@ -62,21 +62,21 @@ impl Words {
         let body = start + usize::from(first == b' ');
         match self.class_at(text, body) {
             None => body,
-            Some((Class::Blank, _)) => self.end_of_blank(text, start),
-            Some((Class::Letter, length)) => self.end_of_letters(text, body + length),
+            Some((CharClass::Blank, _)) => self.end_of_blank(text, start),
+            Some((CharClass::Letter, length)) => self.end_of_letters(text, body + length),
             Some((class, length)) => self.end_of_run(text, body + length, class),
         }
     }
 
     /// The class of a character.
-    pub(super) fn class_of(&self, c: char) -> Class {
+    pub(super) fn class_of(&self, c: char) -> CharClass {
         let code = u32::from(c);
         self.pages[usize::from(self.page_of[(code >> 8) as usize])][(code & 0xff) as usize]
     }
 
     /// The class of the character at `at`, and its length in bytes; nothing at the end of the text.
     #[inline]
-    fn class_at(&self, text: &[u8], at: usize) -> Option<(Class, usize)> {
+    fn class_at(&self, text: &[u8], at: usize) -> Option<(CharClass, usize)> {
         let lead = *text.get(at)?;
         if lead < 0x80 {
             return Some((self.pages[0][usize::from(lead)], 1));
@@ -102,15 +102,15 @@ impl Words {
                     return at;
                 }
                 match self.class_at(text, at) {
-                    Some((Class::Letter, length)) => at += length,
+                    Some((CharClass::Letter, length)) => at += length,
                     _ => return at,
                 }
             }
         }
-        self.end_of_run(text, at, Class::Letter)
+        self.end_of_run(text, at, CharClass::Letter)
     }
 
-    fn end_of_run(&self, text: &[u8], mut at: usize, class: Class) -> usize {
+    fn end_of_run(&self, text: &[u8], mut at: usize, class: CharClass) -> usize {
         while let Some((next, length)) = self.class_at(text, at)
             && next == class
         {
@@ -123,7 +123,7 @@ impl Words {
     fn end_of_blank(&self, text: &[u8], start: usize) -> usize {
         let mut at = start;
         let mut last = start;
-        while let Some((Class::Blank, length)) = self.class_at(text, at) {
+        while let Some((CharClass::Blank, length)) = self.class_at(text, at) {
             (last, at) = (at, at + length);
         }
         if at == text.len() || last == start { at } else { last }
@@ -161,10 +161,10 @@ mod tests {
     /// The regex in the words of GPT-2's authors.
     const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
-    fn split<'a>(words: &Words, text: &'a str) -> Vec<&'a str> {
+    fn split<'a>(words: &Pretokenizer, text: &'a str) -> Vec<&'a str> {
         let (mut split, mut start) = (Vec::new(), 0);
         while start < text.len() {
-            let end = words.end(text, start);
+            let end = words.word_end(text, start);
             split.push(&text[start..end]);
             start = end;
         }
@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn words_are_split_by_hand_as_written_out() {
-        let words = Words::new().unwrap();
+        let words = Pretokenizer::new().unwrap();
         let text = "It's  the dog's 12th\n\n 'tis!?'ll we'LL\u{a0}\u{a0}x \t";
         let expected = [
             "It", "'s", " ", " the", " dog", "'s", " 12", "th", "\n\n", " '", "tis", "!?'", "ll", " we", "'", "LL",
@@ -185,11 +185,11 @@ mod tests {
     /// Oniguruma, which Hugging Face uses, has its own tables.
     #[test]
     fn every_character_has_the_class_that_oniguruma_gives_it() {
-        let words = Words::new().unwrap();
+        let words = Pretokenizer::new().unwrap();
         let all: String = ('\0'..=char::MAX).collect();
         let mut count = [0; 4];
-        let mut theirs = vec![Class::Other; all.len()];
-        for (class, name) in [(Class::Letter, r"\p{L}"), (Class::Digit, r"\p{N}"), (Class::Blank, r"\s")] {
+        let mut theirs = vec![CharClass::Other; all.len()];
+        for (class, name) in [(CharClass::Letter, r"\p{L}"), (CharClass::Digit, r"\p{N}"), (CharClass::Blank, r"\s")] {
             for (start, _) in SysRegex::new(name).unwrap().find_iter(&all) {
                 theirs[start] = class;
             }
@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn every_character_is_split_as_by_the_regex() {
-        let words = Words::new().unwrap();
+        let words = Pretokenizer::new().unwrap();
         let regex = SysRegex::new(WORDS).unwrap();
         for block in (0..0x11_0000u32).step_by(0x1000) {
             let chars = (block..block + 0x1000).filter_map(char::from_u32);

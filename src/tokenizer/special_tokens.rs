@@ -1,9 +1,9 @@
-//! Which ids end and begin a text, and the settings that travel with a tokenizer.
+//! Which ids end and begin a text, and the other settings of a tokenizer.
 //!
-//! Hugging Face keeps them in up to four files beside `tokenizer.json`, as strings, objects or ids, and the files of
-//! real models disagree. The tokenizer's own files are believed before the model's, also where they say that there is
-//! no such token: `config.json` often carries the ids of the first Llama (1 and 2, transformers' defaults) whatever the
-//! vocabulary, where they are ordinary tokens (huggingface/transformers#48592).
+//! Hugging Face stores them in up to four files beside `tokenizer.json`, as strings, objects or ids, and the files of
+//! real models disagree. The tokenizer's own files go before the model's, also where they say that there is no such token:
+//! `config.json` often has the ids of the first Llama (1 and 2, transformers' defaults) though they are ordinary tokens of
+//! the vocabulary (huggingface/transformers#48592).
 
 use std::path::Path;
 
@@ -13,12 +13,12 @@ use serde_json::{Map, Value, json};
 use super::byte_bpe::END_OF_TEXT;
 use super::{Engine, read_capped, wrong_file};
 
-/// Ends of text by name, for files that say nothing.
+/// Names of the end of text, for files that do not name it.
 const USUAL_EOS: [&str; 5] = [END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>"];
-/// Beginnings of text by name.
+/// Names of the beginning of text, likewise.
 const USUAL_BOS: [&str; 4] = ["<|begin_of_text|>", "<s>", "<bos>", END_OF_TEXT];
 
-/// Beginnings of text of transformers' classes, where `tokenizer_config.json` does not write what is their default.
+/// The beginning of text that each of transformers' classes has by default, and that `tokenizer_config.json` then leaves out.
 const CLASS_BOS: [(&str, Option<&str>); 8] = [
     ("PreTrainedTokenizer", None),
     ("TokenizersBackend", None),
@@ -32,7 +32,7 @@ const CLASS_BOS: [(&str, Option<&str>); 8] = [
 
 /// What a tokenizer's files say about one of its special tokens.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Named {
+enum NamedToken {
     Id(u32),
     /// There is no such token.
     Nothing,
@@ -48,49 +48,51 @@ pub(super) struct Added {
 
 /// The ids that end and begin a text, and the `tokenizer_config.json` they came with.
 #[derive(Clone, Default)]
-pub(super) struct Ends {
+pub(super) struct SpecialTokens {
     pub(super) eos: Option<u32>,
     pub(super) bos: Option<u32>,
     /// All ids that end a generated text, `eos` first.
     pub(super) stops: Vec<u32>,
     pub(super) config: Option<Map<String, Value>>,
-    /// How conversations are written, if that is not what `config` says.
+    /// The chat template, if it is not the one in `config`.
     pub(super) chat_template: Option<String>,
-    /// What is put around a prompt, if that is not what `tokenizer.json` says.
+    /// The tokens around a prompt, if they are not those that `tokenizer.json` says.
     pub(super) added: Option<Added>,
 }
 
-impl Ends {
-    /// The ends of a vocabulary of which nothing is known but its special tokens.
+impl SpecialTokens {
+    /// The special tokens of a vocabulary without settings, by their usual names.
     pub(super) fn usual(engine: &Engine) -> Self {
-        let special = |token: &&str| engine.id_of(token).filter(|id| engine.is_special(*id));
-        let eos = USUAL_EOS.iter().find_map(special);
-        let bos = USUAL_BOS.iter().find_map(special);
+        let [eos, bos] = [&USUAL_EOS[..], &USUAL_BOS[..]]
+            .map(|names| names.iter().find_map(|name| engine.id_of(name).filter(|id| engine.is_special(*id))));
         Self { eos, bos, stops: eos.into_iter().collect(), ..Self::default() }
     }
 
-    /// The ends named by the files in `dir`: the tokenizer's, and if `of_model` also those of the model's settings.
-    /// Names and ids outside the vocabulary are passed over.
+    /// The special tokens that the files in `dir` name: the tokenizer's, and if `of_model` also the model's settings.
+    /// Names and ids outside the vocabulary are ignored.
     pub(super) fn read(dir: &Path, of_model: bool, engine: &Engine) -> Result<Self> {
         let config = read_object(&dir.join("tokenizer_config.json"))?;
         let map = read_object(&dir.join("special_tokens_map.json"))?;
-        let model = |name: &str| if of_model { read_object(&dir.join(name)) } else { Ok(None) };
-        let generation = model("generation_config.json")?;
-        let model = model("config.json")?;
+        let mut settings = Vec::new();
+        if of_model {
+            settings.extend(read_object(&dir.join("generation_config.json"))?);
+            settings.extend(read_object(&dir.join("config.json"))?);
+        }
 
-        let own = Own { config: config.as_ref(), map: map.as_ref(), engine };
-        let of_model: Vec<&Map<String, Value>> = [&generation, &model].into_iter().flatten().collect();
+        let own = TokenizerFiles { config: config.as_ref(), map: map.as_ref(), engine };
         let usual = Self::usual(engine);
-        let listed = model_ids(&of_model, "eos_token_id", engine, &USUAL_EOS);
+        let listed = model_ids(&settings, "eos_token_id", engine, &USUAL_EOS);
         let eos = match own.named("eos_token") {
-            Named::Id(id) => Some(id),
-            Named::Nothing => None,
-            Named::Unsaid => listed.first().copied().or(usual.eos),
+            NamedToken::Id(id) => Some(id),
+            NamedToken::Nothing => None,
+            NamedToken::Unsaid => listed.first().copied().or(usual.eos),
         };
         let bos = match own.named_or_default("bos_token", &CLASS_BOS) {
-            Named::Id(id) => Some(id),
-            Named::Nothing => None,
-            Named::Unsaid => model_ids(&of_model, "bos_token_id", engine, &USUAL_BOS).first().copied().or(usual.bos),
+            NamedToken::Id(id) => Some(id),
+            NamedToken::Nothing => None,
+            NamedToken::Unsaid => {
+                model_ids(&settings, "bos_token_id", engine, &USUAL_BOS).first().copied().or(usual.bos)
+            }
         };
         let mut stops: Vec<u32> = eos.into_iter().collect();
         stops.extend(listed.into_iter().filter(|id| Some(*id) != eos));
@@ -98,14 +100,13 @@ impl Ends {
         Ok(Self { eos, bos, stops, config, chat_template: None, added })
     }
 
-    /// The bytes of `tokenizer_config.json` for a model of `max_length` positions. `token_of` gives an id's text.
+    /// The bytes of `tokenizer_config.json` for a model of `max_length` positions.
     pub(super) fn config_json(&self, max_length: usize, engine: &Engine) -> Result<Vec<u8>> {
         let mut config = match &self.config {
             Some(config) => config.clone(),
             None => {
-                let name = |id: Option<u32>| engine.name_of(id?);
-                let bos = name(self.bos);
-                let eos = name(self.eos);
+                let bos = self.bos.and_then(|id| engine.name_of(id));
+                let eos = self.eos.and_then(|id| engine.name_of(id));
                 // The class that takes tokenizer.json as it is, in transformers 4 and 5 alike.
                 let fresh = json!({"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": bos, "eos_token": eos,
                     "unk_token": eos, "clean_up_tokenization_spaces": false});
@@ -121,40 +122,46 @@ impl Ends {
     }
 }
 
-struct Own<'a> {
+/// The tokenizer's own settings, as opposed to the model's.
+struct TokenizerFiles<'a> {
+    /// `tokenizer_config.json`.
     config: Option<&'a Map<String, Value>>,
+    /// `special_tokens_map.json`.
     map: Option<&'a Map<String, Value>>,
     engine: &'a Engine,
 }
 
-impl Own<'_> {
-    fn named(&self, key: &str) -> Named {
-        let id = |file: &Map<String, Value>| self.engine.id_of(token_name(file.get(key)?)?);
+impl TokenizerFiles<'_> {
+    fn id_in(&self, file: Option<&Map<String, Value>>, key: &str) -> Option<u32> {
+        self.engine.id_of(token_name(file?.get(key)?)?)
+    }
+
+    fn named(&self, key: &str) -> NamedToken {
         let Some(config) = self.config else {
-            return self.map.and_then(id).map_or(Named::Unsaid, Named::Id);
+            return self.id_in(self.map, key).map_or(NamedToken::Unsaid, NamedToken::Id);
         };
-        if let Some(id) = id(config) {
-            return Named::Id(id);
+        if let Some(id) = self.id_in(self.config, key) {
+            return NamedToken::Id(id);
         }
         // Files with this list are complete; older ones leave tokens to the other file.
         let complete = config.contains_key("added_tokens_decoder");
-        match self.map.filter(|_| !complete).and_then(id) {
-            Some(id) => Named::Id(id),
-            None if config.get(key).is_some_and(Value::is_null) => Named::Nothing,
-            None => Named::Unsaid,
+        match self.id_in(self.map.filter(|_| !complete), key) {
+            Some(id) => NamedToken::Id(id),
+            None if config.get(key).is_some_and(Value::is_null) => NamedToken::Nothing,
+            None => NamedToken::Unsaid,
         }
     }
 
-    /// [`named`](Self::named), or the default of its class if the key is not written.
-    fn named_or_default(&self, key: &str, classes: &[(&str, Option<&str>)]) -> Named {
+    /// [`named`](Self::named), or the default of the tokenizer's class if the key is absent.
+    fn named_or_default(&self, key: &str, classes: &[(&str, Option<&str>)]) -> NamedToken {
         let named = self.named(key);
-        let config = self.config.filter(|config| named == Named::Unsaid && !config.contains_key(key));
+        let config = self.config.filter(|config| named == NamedToken::Unsaid && !config.contains_key(key));
         let class = config.and_then(|config| config.get("tokenizer_class")?.as_str());
         let class = class.map(|class| class.strip_suffix("Fast").unwrap_or(class));
         let default = classes.iter().find(|(name, _)| Some(*name) == class);
         match default {
-            Some((_, None)) => Named::Nothing,
-            Some((_, Some(token))) => self.engine.id_of(token).map_or(named, Named::Id),
+            Some((_, None)) => NamedToken::Nothing,
+            Some((_, Some(token))) => self.engine.id_of(token).map_or(named, NamedToken::Id),
             None => named,
         }
     }
@@ -162,26 +169,29 @@ impl Own<'_> {
     /// As transformers does: either key makes both of them decide, and `tokenizer.json` no longer.
     fn added(&self) -> Option<Added> {
         let config = self.config?;
-        let is_true = |key: &str| config.get(key).and_then(Value::as_bool);
-        let bos = is_true("add_bos_token");
-        let eos = is_true("add_eos_token");
+        let bos = config.get("add_bos_token").and_then(Value::as_bool);
+        let eos = config.get("add_eos_token").and_then(Value::as_bool);
         (bos.is_some() || eos.is_some()).then(|| Added { bos: bos == Some(true), eos: eos == Some(true) })
     }
 }
 
-/// The ids of `key` in the first of the model's settings that says something to be believed: a list of several is deliberate
-/// (chat models), and so is a token that is special or called like one. A single ordinary one is a leftover of another vocabulary.
-fn model_ids(settings: &[&Map<String, Value>], key: &str, engine: &Engine, usual: &[&str]) -> Vec<u32> {
+/// The ids of `key` in the first of the model's settings that is credible: a list of several is deliberate (chat models), and
+/// so is a token that is special or has a usual name. A single ordinary token is left over from another vocabulary.
+fn model_ids(settings: &[Map<String, Value>], key: &str, engine: &Engine, usual: &[&str]) -> Vec<u32> {
     let mut found = settings.iter().filter_map(|file| file.get(key)).map(|ids| token_ids(ids, engine.vocab_size()));
-    let is_deliberate =
-        |id: &u32| engine.is_special(*id) || engine.name_of(*id).is_some_and(|name| usual.contains(&name.as_str()));
-    found.find(|ids| ids.len() > 1 || ids.iter().any(is_deliberate)).unwrap_or_default()
+    let credible = found.find(|ids| {
+        let names = ids.iter().filter_map(|id| engine.name_of(*id));
+        ids.len() > 1
+            || ids.iter().any(|id| engine.is_special(*id))
+            || names.into_iter().any(|name| usual.contains(&name.as_str()))
+    });
+    credible.unwrap_or_default()
 }
 
-/// Rewrites what transformers 5 says in a way that transformers 4 refuses, so that both read it; whether anything was.
+/// Rewrites settings of transformers 5 that transformers 4 refuses, so that both read them; whether there were any.
 fn make_portable(config: &mut Map<String, Value>) -> bool {
     let class = config.get("tokenizer_class").and_then(Value::as_str).unwrap_or_default();
-    // The classes of transformers 5 that are no model's own. Its tokenizer is in tokenizer.json, which this class takes as it is.
+    // The generic classes of transformers 5. Their tokenizer is in tokenizer.json, which the class below takes as it is.
     let of_five = class.ends_with("Backend");
     if of_five {
         config.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
@@ -224,8 +234,8 @@ fn token_name(value: &Value) -> Option<&str> {
 /// Token ids given as a number or a list of numbers.
 fn token_ids(value: &Value, vocab_size: usize) -> Vec<u32> {
     let values = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
-    let known = |id: &u32| (*id as usize) < vocab_size;
-    values.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok()).filter(known).collect()
+    let ids = values.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok());
+    ids.filter(|id| (*id as usize) < vocab_size).collect()
 }
 
 #[cfg(test)]

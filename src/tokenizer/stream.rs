@@ -1,64 +1,66 @@
 //! Decoding one token at a time, for text that is shown while it is generated.
 //!
-//! A token may end inside a character, so text is held back until it can no longer change: the pieces handed out,
-//! joined, are always exactly [`Tokenizer::decode`] of all the ids.
+//! A token may end inside a character, so text is held back until it can no longer change: the pieces returned, joined, are
+//! always exactly [`Tokenizer::decode`] of all the ids.
 
 use anyhow::Result;
 
 use super::decoder::Leading;
 use super::{Piece, Tokenizer};
 
-/// Ids before a place that decide how a decoder that looks around goes on there: more than any decoder looks at.
+/// Number of preceding ids on which the text of an id may depend: more than any decoder looks at.
 pub(super) const CONTEXT: usize = 32;
 
-/// A decoder that is given ids one by one and gives back text as soon as it is certain.
+/// A decoder that takes ids one by one and returns text as soon as it is certain.
 ///
-/// The work is O(1) amortised per id. Decoders that the program does not know token by token (none that Llama models
-/// use) decode the last few ids again at each one, and are taken to change nothing but the end.
+/// The work is O(1) amortised per id. Decoders that do not work token by token (no Llama model has one) decode the last few
+/// ids again for each id; they are assumed to change only the end of the text.
 #[derive(Clone)]
 pub struct DecodeStream {
     tokenizer: Tokenizer,
     skip_special: bool,
-    held: Held,
-    /// What is still to be taken away from the beginning of the text.
+    held: HeldBytes,
+    /// What is still to be removed from the beginning of the text.
     leading: Leading,
-    /// The last ids, for decoders that look around, and how many bytes of their text have been handed out.
+    /// The last ids, for decoders that do not work token by token.
     ids: Vec<u32>,
-    given: usize,
+    /// How many bytes of the text of `ids` have been returned.
+    returned: usize,
 }
 
 /// Bytes that are not yet text: an unfinished character (byte-level tokens), or an unfinished run of byte tokens.
 #[derive(Clone, Default)]
-struct Held {
+struct HeldBytes {
     bytes: Vec<u8>,
-    /// Whether the bytes are a run of `<0xNN>` tokens: all text if they are UTF-8, else one U+FFFD each.
-    run: bool,
+    /// Whether the bytes are a run of `<0xNN>` tokens: text if all of them are UTF-8, else one U+FFFD each.
+    is_run: bool,
 }
 
 impl DecodeStream {
     /// A stream for the ids that come after `before`.
     pub(super) fn new(tokenizer: Tokenizer, before: &[u32], skip_special: bool) -> Self {
         let leading = tokenizer.leading();
-        let mut stream = Self { tokenizer, skip_special, held: Held::default(), leading, ids: Vec::new(), given: 0 };
-        // Once there is some text, how it begins is settled, and only decoders that look around have to know more.
+        let mut stream =
+            Self { tokenizer, skip_special, held: HeldBytes::default(), leading, ids: Vec::new(), returned: 0 };
+        // Once there is some text, its beginning is decided; only decoders that do not work token by token need more ids.
         if stream.tokenizer.decodes_as_a_whole() {
             stream.ids = stream.context(before);
-            stream.given = stream.decode_context().len();
+            stream.returned = stream.decode_context().len();
         } else if !before.iter().any(|id| stream.push(*id).is_some()) {
             stream.end_fragment();
         } else {
-            stream.held = Held::default();
+            stream.held = HeldBytes::default();
         }
         stream
     }
 
-    /// Takes the next id and gives the text that has become certain, if any. Unknown ids have no text.
+    /// Takes the next id and returns the text that has become certain, if any. Unknown ids have no text.
     pub fn push(&mut self, id: u32) -> Option<String> {
         if self.skip_special && self.tokenizer.is_special(id) {
             return None;
         }
         if let Some(text) = self.take_first_token(id) {
-            return self.hand_out(text);
+            return self.strip_leading(text);
         }
         let mut text = String::new();
         match self.tokenizer.piece(id) {
@@ -69,7 +71,7 @@ impl DecodeStream {
             }
             Piece::Byte(byte) => {
                 self.held.bytes.push(byte);
-                self.held.run = true;
+                self.held.is_run = true;
             }
             Piece::Unknown => {}
             Piece::Contextual => {
@@ -77,10 +79,10 @@ impl DecodeStream {
                 text.push_str(&self.newly_certain());
             }
         }
-        self.hand_out(text)
+        self.strip_leading(text)
     }
 
-    /// The text of `id` if it is the first token and the decoder treats that one apart.
+    /// The text of `id` if it is the first token and the decoder treats the first token differently.
     fn take_first_token(&mut self, id: u32) -> Option<String> {
         let Leading::FirstToken(space) = self.leading else { return None };
         let name = self.tokenizer.name_of(id)?;
@@ -99,51 +101,51 @@ impl DecodeStream {
         self.held.release(&mut text);
         if !self.ids.is_empty() {
             let whole = self.decode_context();
-            text.push_str(whole.get(self.given..).unwrap_or_default());
-            self.given = whole.len();
+            text.push_str(whole.get(self.returned..).unwrap_or_default());
+            self.returned = whole.len();
         }
-        self.hand_out(text).unwrap_or_default()
+        self.strip_leading(text).unwrap_or_default()
     }
 
     /// The last of `ids` that decoders look at.
     fn context(&self, ids: &[u32]) -> Vec<u32> {
-        let shown = |id: &&u32| {
-            let skipped = self.skip_special && self.tokenizer.is_special(**id);
-            !skipped && !matches!(self.tokenizer.piece(**id), Piece::Unknown)
-        };
-        let mut last: Vec<u32> = ids.iter().rev().filter(shown).take(CONTEXT).copied().collect();
+        let shown = ids.iter().rev().copied().filter(|&id| {
+            let skipped = self.skip_special && self.tokenizer.is_special(id);
+            !skipped && !matches!(self.tokenizer.piece(id), Piece::Unknown)
+        });
+        let mut last: Vec<u32> = shown.take(CONTEXT).collect();
         last.reverse();
         last
     }
 
-    /// For decoders that look around: the text of all `ids` at once.
+    /// The text of all `ids` at once, for decoders that do not work token by token.
     pub(super) fn decode_rest(mut self, ids: &[u32]) -> Result<String> {
         self.ids.extend_from_slice(ids);
         let mut text = self.tokenizer.decode_as_a_whole(&self.ids, self.skip_special)?;
-        Ok(if text.is_char_boundary(self.given) { text.split_off(self.given) } else { String::new() })
+        Ok(if text.is_char_boundary(self.returned) { text.split_off(self.returned) } else { String::new() })
     }
 
     fn decode_context(&self) -> String {
         self.tokenizer.decode_as_a_whole(&self.ids, self.skip_special).unwrap_or_default()
     }
 
-    /// For decoders that look around: what has been added to the text, unless it may still change.
+    /// The text that the last id has added, for decoders that do not work token by token; empty if it may still change.
     fn newly_certain(&mut self) -> String {
         let whole = self.decode_context();
-        let Some(new) = whole.get(self.given..).filter(|_| !whole.ends_with(char::REPLACEMENT_CHARACTER)) else {
+        let Some(new) = whole.get(self.returned..).filter(|_| !whole.ends_with(char::REPLACEMENT_CHARACTER)) else {
             return String::new();
         };
         let new = new.to_owned();
-        self.given = whole.len();
+        self.returned = whole.len();
         if self.ids.len() >= 2 * CONTEXT {
             self.ids.drain(..self.ids.len() - CONTEXT);
-            self.given = self.decode_context().len();
+            self.returned = self.decode_context().len();
         }
         new
     }
 
-    /// Leaves the first spaces out where the decoder does, and empty text.
-    fn hand_out(&mut self, mut text: String) -> Option<String> {
+    /// `text` without the leading spaces that the decoder removes; none if it is empty.
+    fn strip_leading(&mut self, mut text: String) -> Option<String> {
         if let Leading::Spaces(most @ 1..) = self.leading
             && !text.is_empty()
         {
@@ -155,7 +157,7 @@ impl DecodeStream {
     }
 }
 
-impl Held {
+impl HeldBytes {
     /// Adds a byte-level token and moves all but an unfinished last character into `text`, malformed bytes as U+FFFD
     /// as in `String::from_utf8_lossy`.
     fn add_bytes(&mut self, bytes: &[u8], text: &mut String) {
@@ -181,14 +183,14 @@ impl Held {
         self.bytes.drain(..done);
     }
 
-    /// Moves everything into `text`, what is no text as U+FFFD.
+    /// Moves everything into `text`, malformed bytes as U+FFFD.
     fn release(&mut self, text: &mut String) {
         match std::str::from_utf8(&self.bytes) {
-            Err(_) if self.run => text.extend(std::iter::repeat_n(char::REPLACEMENT_CHARACTER, self.bytes.len())),
+            Err(_) if self.is_run => text.extend(std::iter::repeat_n(char::REPLACEMENT_CHARACTER, self.bytes.len())),
             _ => text.push_str(&String::from_utf8_lossy(&self.bytes)),
         }
         self.bytes.clear();
-        self.run = false;
+        self.is_run = false;
     }
 }
 
@@ -210,7 +212,7 @@ mod tests {
 
     /// Text of `ids` by Hugging Face's crate itself.
     fn hugging_face(tokenizer: &Tokenizer, ids: &[u32], skip_special: bool) -> String {
-        let Engine::Hub(engine) = &*tokenizer.inner.engine else { unreachable!("a file for the crate") };
+        let Engine::Hf(engine) = &*tokenizer.inner.engine else { unreachable!("a file for the crate") };
         engine.decode(ids, skip_special).unwrap()
     }
 

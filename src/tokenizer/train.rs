@@ -1,8 +1,8 @@
 //! Training of a byte-level BPE vocabulary on the run's own text.
 //!
-//! The merges are chosen by the tokenizers crate's trainer (most frequent pair, ties to the lower ids); the words it
-//! counts are cut here, by a borrowed scan on all cores, because the crate's own way to the words copies and aligns
-//! every character. The ids are laid out as GPT-2's: 256 bytes, the merges, and the end of text last.
+//! The tokenizers crate's trainer chooses the merges (most frequent pair, ties to the lower ids). The words are split and
+//! counted here, without copies and on all cores, because the crate's own split copies and aligns every character. The ids
+//! are laid out as GPT-2's: 256 bytes, the merges, and the end of text last.
 
 use std::collections::BTreeMap;
 
@@ -12,13 +12,13 @@ use tokenizers::Model;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
+use super::byte_alphabet::{bytes_of, char_of};
 use super::byte_bpe::{ByteBpe, END_OF_TEXT};
-use super::byte_json::{bytes_of, char_of};
 use crate::runtime::error::{Exit, fail};
-use crate::tokenizer::pretokenize::Words;
+use crate::tokenizer::pretokenize::Pretokenizer;
 
-/// Bytes of text after which no further text is read: the trainer counts pairs in 32 bits, and more text than this
-/// no longer moves the merges of a vocabulary worth having.
+/// Bytes of text after which no further text is read: the trainer counts pairs in 32 bits, and more text hardly changes the
+/// merges.
 const MOST_BYTES: usize = 1 << 30;
 
 /// Texts whose words are counted together by one thread; fixed, so that memory does not grow with the text.
@@ -28,7 +28,7 @@ const TEXTS_PER_TASK: usize = 256;
 /// Thai, which has no spaces, is shorter.
 const LONGEST_WORD: usize = 1024;
 
-/// The ids that are always there: the bytes and the end of text.
+/// Number of ids of the smallest vocabulary: the bytes and the end of text.
 const SMALLEST: usize = 257;
 
 /// Trains a vocabulary of at most `vocab_size` ids: fewer if the text has fewer pairs to merge.
@@ -64,7 +64,7 @@ pub(super) fn train<'a>(texts: impl Iterator<Item = &'a str>, vocab_size: usize)
 
 /// How often each word occurs in the texts, in word order.
 fn count_words<'a>(texts: impl Iterator<Item = &'a str>) -> Result<BTreeMap<&'a str, u64>> {
-    let words = Words::new()?;
+    let words = Pretokenizer::new()?;
     let mut seen = 0usize;
     let texts: Vec<&str> = texts
         .take_while(|text| {
@@ -79,7 +79,7 @@ fn count_words<'a>(texts: impl Iterator<Item = &'a str>) -> Result<BTreeMap<&'a 
             for text in texts {
                 let mut start = 0;
                 while start < text.len() {
-                    let end = words.end(text, start);
+                    let end = words.word_end(text, start);
                     while start < end {
                         let most = end.min(start + LONGEST_WORD);
                         let cut = (start + 1..=most).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(end);

@@ -188,9 +188,9 @@ fn threads_share_the_encoder_and_no_more_caches_than_needed() {
             }
         });
     }
-    let shelf = encoder.shelf();
-    assert_eq!(shelf.caches.len(), shelf.made);
-    assert!(shelf.made <= shelf.enough.max(8), "{} caches", shelf.made);
+    let pool = encoder.lock_pool();
+    assert_eq!(pool.caches.len(), pool.made);
+    assert!(pool.made <= pool.enough.max(8), "{} caches", pool.made);
 }
 
 proptest! {

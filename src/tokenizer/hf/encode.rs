@@ -6,10 +6,10 @@ use std::sync::OnceLock;
 use anyhow::Result;
 
 use super::ordinary::Ordinary;
-use super::parts::{PART, Parts};
-use super::{Hub, caught, failed};
+use super::parts::{PART, TextParts};
+use super::{HfTokenizer, catch_errors, failed};
 
-impl Hub {
+impl HfTokenizer {
     /// Makes those of `ids` that are added tokens control ids, beside the special ones.
     pub(in super::super) fn add_control(&mut self, ids: impl Iterator<Item = u32>) {
         let added = self.tokenizer.get_added_tokens_decoder();
@@ -29,9 +29,9 @@ impl Hub {
 
     pub(in super::super) fn encode(&self, text: &str) -> Result<Vec<u32>> {
         if text.len() <= PART {
-            return caught(|| self.run(text)).map_err(failed);
+            return catch_errors(|| self.run(text)).map_err(failed);
         }
-        let Some([before, after]) = caught(|| self.added_around()).map_err(failed)? else {
+        let Some([before, after]) = catch_errors(|| self.added_around()).map_err(failed)? else {
             return Err(failed("the file's post_processor changes the text's own tokens".into()));
         };
         Ok([before, self.encode_rendered(text)?, after].concat())
@@ -53,17 +53,17 @@ impl Hub {
         self.in_parts(text, |part, _| self.run_ordinary(part))
     }
 
-    /// What `encode` gives for each part of `text`, with the byte at which that begins, one after the other.
+    /// The results of `encode` for each part of `text`, in order; it gets the part and the byte at which the part begins.
     fn in_parts<T>(&self, text: &str, encode: impl Fn(&str, usize) -> tokenizers::Result<Vec<T>>) -> Result<Vec<T>> {
         let mut all = Vec::new();
-        for part in self.parts.of(text)? {
-            let _turn = Parts::turn(part.len());
-            all.extend(caught(|| encode(&text[part.clone()], part.start)).map_err(failed)?);
+        for part in self.parts.divide(text)? {
+            let _turn = TextParts::wait_for_turn(part.len());
+            all.extend(catch_errors(|| encode(&text[part.clone()], part.start)).map_err(failed)?);
         }
         Ok(all)
     }
 
-    /// What the file adds before and behind any text; none if it does something else to it.
+    /// The ids that the file adds before and behind any text; none if it changes the text in another way.
     fn added_around(&self) -> tokenizers::Result<Option<[Vec<u32>; 2]>> {
         let bare = self.tokenizer.encode_fast("a", false)?;
         let bare = bare.get_ids();

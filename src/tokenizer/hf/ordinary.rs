@@ -1,7 +1,8 @@
-//! Documents in Hugging Face's crate: whatever a document says, no control id (an end or a beginning of text) comes of it.
+//! Documents in Hugging Face's crate: whatever a document says, it does not encode to a control id (an end or a beginning of
+//! text).
 //!
-//! The crate can be told to pass over the strings of special added tokens, which is not enough: a file may list its end of
-//! text as an added token that is not special, and a model may hold the string as a word of its own vocabulary.
+//! The crate can ignore the strings of special added tokens, which is not enough: a file may list its end of text as an added
+//! token that is not special, and a model may have the string as a word of its vocabulary.
 
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::sequence::Sequence;
@@ -11,15 +12,15 @@ use tokenizers::{AddedToken, Model, SplitDelimiterBehavior, Tokenizer};
 /// A tokenizer for text in which nothing is special.
 pub(super) struct Ordinary {
     tokenizer: Tokenizer,
-    /// The same, with the model's words cut inside each string of a control id, so that the model cannot join it. For texts
-    /// that need it only: the cut changes which tokens the characters around it fall into.
+    /// The same, with cuts inside each string of a control id, so that the model cannot merge it. Used only for texts that need
+    /// it, because a cut also changes the tokens around it.
     cutting: Option<Tokenizer>,
     /// Ids that no text may give, ascending.
     control: Vec<u32>,
 }
 
 impl Ordinary {
-    /// `tokenizer` for documents, from which no id of `control` (ascending) may come.
+    /// `tokenizer` for documents, which must not encode to an id of `control` (ascending).
     pub(super) fn new(tokenizer: &Tokenizer, control: &[u32]) -> tokenizers::Result<Self> {
         let mut ordinary = tokenizer.clone();
         let added = ordinary.get_added_tokens_decoder();
@@ -31,8 +32,8 @@ impl Ordinary {
         Ok(Self { tokenizer: ordinary, cutting, control: control.to_vec() })
     }
 
-    /// The ids of `text`. A control id is among them only where the model gives it for something else than its string, as
-    /// an unknown character.
+    /// The ids of `text`. They contain a control id only where the model gives it for something other than its string, such
+    /// as an unknown character.
     pub(super) fn encode(&self, text: &str) -> tokenizers::Result<Vec<u32>> {
         let encoding = self.tokenizer.encode_fast(text, false)?;
         let ids = encoding.get_ids();
@@ -45,7 +46,8 @@ impl Ordinary {
     }
 }
 
-/// `tokenizer` with cuts behind the first character of each control string that its model knows; none if there is none.
+/// `tokenizer` with cuts behind the first character of each control string in its model's vocabulary; none if there is no
+/// such string.
 fn cutting(tokenizer: &Tokenizer, control: &[u32]) -> tokenizers::Result<Option<Tokenizer>> {
     let model = tokenizer.get_model();
     let known = control.iter().filter_map(|id| model.id_to_token(*id));

@@ -1,6 +1,6 @@
-//! Long texts for Hugging Face's crate, which takes about 160 bytes of memory for each byte of a text: they are cut into parts
-//! where the encoding of the whole is that of the parts one after the other. Where the file's own rules do not prove that, a
-//! text stays whole up to a limit, and is refused beyond it.
+//! Long texts for Hugging Face's crate, which needs about 160 bytes of memory for each byte of a text. They are cut into parts
+//! where the encodings of the parts, joined, are that of the whole. Where the rules in the file do not guarantee that, a text
+//! stays whole up to a limit, and is refused beyond it.
 
 use std::ops::Range;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
@@ -8,12 +8,12 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use serde_json::Value;
 
 use crate::runtime::error::{Exit, Failure, fail};
-use crate::tokenizer::pretokenize::{Class, Words};
+use crate::tokenizer::pretokenize::{CharClass, Pretokenizer};
 
 /// Parts are at most this long where the text can be cut.
 pub(super) const PART: usize = 64 << 10;
 
-/// Parts beyond this are encoded one at a time, on whatever thread, so that their memory does not add up.
+/// Longer parts are encoded one at a time, across all threads, so that their memory does not add up.
 const LARGE: usize = 1 << 20;
 
 const LONGEST: usize = 16 << 20;
@@ -24,77 +24,83 @@ const MEMORY_PER_BYTE: usize = 163;
 /// GPT-2's split, which a ByteLevel step makes by itself.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
-/// Splits of which no match holds a letter or digit with a character of another class behind it (but an apostrophe or a mark),
-/// and of which no match depends on what stands before it: of GPT-2; GPT-4 and Llama 3; Qwen 2; GPT-4o; Mistral Nemo.
+const CONTRACTION: &str = "(?i:'s|'t|'re|'ve|'m|'ll|'d)";
+
+/// Splits in which no match contains a letter or digit followed by a character of another class (other than an apostrophe or
+/// a mark), and no match depends on what stands before it: of GPT-2; GPT-4 and Llama 3; Qwen 2; GPT-4o; Mistral Nemo.
 static KNOWN: LazyLock<[String; 5]> = LazyLock::new(|| {
-    let contraction = "(?i:'s|'t|'re|'ve|'m|'ll|'d)";
-    let gpt4 = |digits: &str| {
-        format!(
-            r"{contraction}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-        )
-    };
-    let gpt4o = |suffix: &str, digits: &str| {
-        let upper = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]";
-        let lower = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]";
-        let before = r"[^\r\n\p{L}\p{N}]?";
-        format!(
-            r"{before}{upper}*{lower}+{suffix}|{before}{upper}+{lower}*{suffix}|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-        )
-    };
     [
         GPT2.to_owned(),
         gpt4(r"\p{N}{1,3}"),
         gpt4(r"\p{N}"),
-        gpt4o(&format!("{contraction}?"), r"\p{N}{1,3}"),
+        gpt4o(&format!("{CONTRACTION}?"), r"\p{N}{1,3}"),
         gpt4o("", r"\p{N}"),
     ]
 });
 
-/// How a tokenizer's texts can be cut.
+/// GPT-4's split, with `digits` for numbers.
+fn gpt4(digits: &str) -> String {
+    format!(
+        r"{CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+}
+
+/// GPT-4o's split, with `suffix` behind a word and `digits` for numbers.
+fn gpt4o(suffix: &str, digits: &str) -> String {
+    let upper = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]";
+    let lower = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]";
+    let before = r"[^\r\n\p{L}\p{N}]?";
+    format!(
+        r"{before}{upper}*{lower}+{suffix}|{before}{upper}+{lower}*{suffix}|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+}
+
+/// Where a tokenizer's texts can be cut.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Form {
+enum CutRule {
     /// Behind a letter or digit, before a character of another class.
     Words,
     /// Between a letter or digit and a space. The space is left out: every text begins with one.
     Spaces,
+    /// Nowhere: the rules of the file are not known.
     Unknown,
 }
 
 /// Cuts the texts of one tokenizer.
-pub(super) struct Parts {
-    form: Form,
-    /// Strings that must not be cut.
+pub(super) struct TextParts {
+    rule: CutRule,
+    /// Strings of added tokens, which must not be cut.
     added: Vec<String>,
-    words: LazyLock<Option<Words>>,
+    pretokenizer: LazyLock<Option<Pretokenizer>>,
 }
 
-/// The right to encode a part; large ones wait for each other.
+/// Held while a large part is encoded; none for others.
 pub(super) type Turn = Option<MutexGuard<'static, ()>>;
 
-impl Parts {
+impl TextParts {
     /// The cuts of the `tokenizer.json` parsed as `root`.
     pub(super) fn new(root: &Value) -> Self {
         let tokens = root["added_tokens"].as_array().map(Vec::as_slice).unwrap_or_default();
         let added = tokens.iter().filter_map(|token| Some(token["content"].as_str()?.to_owned())).collect();
-        let plain = |token: &Value| {
+        let are_plain = tokens.iter().all(|token| {
             let reaches_out = ["single_word", "lstrip", "rstrip"].iter().any(|key| token[key] == true);
             !reaches_out && (token["normalized"] != true || root["normalizer"].is_null() || token["special"] == true)
-        };
-        let form = if tokens.iter().all(plain) { form(root) } else { Form::Unknown };
-        Self { form, added, words: LazyLock::new(|| Words::new().ok()) }
+        });
+        let rule = if are_plain { cut_rule(root) } else { CutRule::Unknown };
+        Self { rule, added, pretokenizer: LazyLock::new(|| Pretokenizer::new().ok()) }
     }
 
-    /// Parts of `text` whose encodings, one after the other, are that of `text`.
+    /// Parts of `text` whose encodings, joined, are that of `text`.
     ///
     /// # Errors
     /// [`Exit::Data`] for a text that would take too much memory.
-    pub(super) fn of(&self, text: &str) -> Result<Vec<Range<usize>>, Failure> {
+    pub(super) fn divide(&self, text: &str) -> Result<Vec<Range<usize>>, Failure> {
         let mut parts = Vec::new();
         let mut start = 0;
         while text.len() - start > PART {
             let Some(end) = self.cut(text, start) else { break };
             parts.push(start..end);
-            start = end + usize::from(self.form == Form::Spaces);
+            start = end + usize::from(self.rule == CutRule::Spaces);
         }
         parts.push(start..text.len());
         match parts.iter().map(Range::len).max() {
@@ -104,43 +110,43 @@ impl Parts {
     }
 
     /// Waits until a part of `length` bytes may be encoded.
-    pub(super) fn turn(length: usize) -> Turn {
+    pub(super) fn wait_for_turn(length: usize) -> Turn {
         static LARGE_ONES: Mutex<()> = Mutex::new(());
         (length > LARGE).then(|| LARGE_ONES.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The end of a part that begins at `start`: the last place within [`PART`], or the first beyond.
     fn cut(&self, text: &str, start: usize) -> Option<usize> {
-        let words = self.words.as_ref().filter(|_| self.form != Form::Unknown)?;
-        let here = |at: &usize| self.may_cut(words, text, *at);
-        let within = start + 1..start + PART + 1;
-        let beyond = start + PART + 1..text.len();
-        within.rev().find(here).or_else(|| beyond.into_iter().find(here))
+        let pretokenizer = self.pretokenizer.as_ref().filter(|_| self.rule != CutRule::Unknown)?;
+        let mut within = start + 1..start + PART + 1;
+        let mut beyond = start + PART + 1..text.len();
+        let last_within = within.rfind(|at| self.may_cut(pretokenizer, text, *at));
+        last_within.or_else(|| beyond.find(|at| self.may_cut(pretokenizer, text, *at)))
     }
 
-    fn may_cut(&self, words: &Words, text: &str, at: usize) -> bool {
+    fn may_cut(&self, pretokenizer: &Pretokenizer, text: &str, at: usize) -> bool {
         if !text.is_char_boundary(at) {
             return false;
         }
         let (before, after) = text.split_at(at);
         let mut after = after.chars();
         let (Some(left), Some(right)) = (before.chars().next_back(), after.next()) else { return false };
-        let class = |c: char| words.class_of(c);
-        let may = match self.form {
-            Form::Words => {
-                let in_word = matches!(class(left), Class::Letter | Class::Digit);
-                in_word && class(left) != class(right) && stands_alone(right)
+        let may = match self.rule {
+            CutRule::Words => {
+                let left = pretokenizer.class_of(left);
+                let in_word = matches!(left, CharClass::Letter | CharClass::Digit);
+                in_word && left != pretokenizer.class_of(right) && stands_alone(right)
             }
-            Form::Spaces => {
+            CutRule::Spaces => {
                 let next_is_word = after.next().is_some_and(|c| c.is_ascii_alphanumeric());
                 left.is_ascii_alphanumeric() && right == ' ' && next_is_word
             }
-            Form::Unknown => false,
+            CutRule::Unknown => false,
         };
         may && !self.is_inside_added(text, at)
     }
 
-    /// Whether an added token's string lies over the place or touches it.
+    /// Whether an added token's string covers or touches the byte `at`.
     fn is_inside_added(&self, text: &str, at: usize) -> bool {
         let bytes = text.as_bytes();
         self.added.iter().map(String::as_bytes).any(|token| {
@@ -151,24 +157,24 @@ impl Parts {
     }
 }
 
-/// Whether no normalizer joins `c` with what stands before it, nor any split: ASCII but the apostrophe, and the punctuation of
-/// languages that have no spaces.
+/// Whether no normalizer and no split joins `c` with the character before it: ASCII other than the apostrophe, and the
+/// punctuation of languages that have no spaces.
 fn stands_alone(c: char) -> bool {
     let foreign = matches!(c, '\u{3000}'..='\u{3029}' | '\u{ff01}'..='\u{ff0f}' | '\u{ff1a}'..='\u{ff1f}' | '\u{964}');
     foreign || (c.is_ascii() && c != '\'')
 }
 
-fn form(root: &Value) -> Form {
+fn cut_rule(root: &Value) -> CutRule {
     let normalizer = &root["normalizer"];
     let pre = &root["pre_tokenizer"];
     if begins_with_a_space(normalizer, pre) && keeps_spaces_first(&root["model"]) {
-        return Form::Spaces;
+        return CutRule::Spaces;
     }
     let steps = if pre["type"] == "Sequence" { &pre["pretokenizers"] } else { pre };
     let steps = steps.as_array().map_or(std::slice::from_ref(steps), Vec::as_slice);
     let inert = normalizer.is_null() || normalizer["type"] == "NFC";
     let known = steps.iter().all(|step| splits_words(step) || splits_no_word(step));
-    if inert && known && steps.iter().any(splits_words) { Form::Words } else { Form::Unknown }
+    if inert && known && steps.iter().any(splits_words) { CutRule::Words } else { CutRule::Unknown }
 }
 
 /// Whether a step splits by a known rule.
@@ -189,13 +195,12 @@ fn splits_no_word(step: &Value) -> bool {
 /// Whether spaces become `▁` and every text begins with one, as in Llama 2.
 fn begins_with_a_space(normalizer: &Value, pre: &Value) -> bool {
     let steps = normalizer["normalizers"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let legacy = |prepend: &Value, replace: &Value| {
-        let prepends = prepend["type"] == "Prepend" && prepend["prepend"] == "\u{2581}";
-        let spaces = replace["pattern"]["String"] == " " && replace["content"] == "\u{2581}";
-        prepends && replace["type"] == "Replace" && spaces
-    };
     match steps {
-        [prepend, replace] => pre.is_null() && legacy(prepend, replace),
+        [prepend, replace] => {
+            let prepends = prepend["type"] == "Prepend" && prepend["prepend"] == "\u{2581}";
+            let spaces = replace["pattern"]["String"] == " " && replace["content"] == "\u{2581}";
+            pre.is_null() && prepends && replace["type"] == "Replace" && spaces
+        }
         _ => {
             let prepends = pre["prepend_scheme"] == "first" || pre["prepend_scheme"] == "always";
             let metaspace = pre["type"] == "Metaspace" && pre["replacement"] == "\u{2581}";
@@ -204,15 +209,12 @@ fn begins_with_a_space(normalizer: &Value, pre: &Value) -> bool {
     }
 }
 
-/// Whether a BPE model joins no `▁` to a letter or digit before it, all of which it knows.
+/// Whether a BPE model merges no `▁` with a letter or digit before it, and has a token for each of these characters.
 fn keeps_spaces_first(model: &Value) -> bool {
     let Some(vocab) = model["vocab"].as_object().filter(|_| model["type"] == "BPE") else { return false };
-    let joins = |token: &String| {
-        let mut chars = token.chars().skip_while(|c| *c == '\u{2581}');
-        chars.any(|c| c == '\u{2581}')
-    };
-    let alphabet = ('0'..='9').chain('a'..='z').chain('A'..='Z').chain(['\u{2581}']);
-    alphabet.into_iter().all(|c| vocab.contains_key(c.to_string().as_str())) && !vocab.keys().any(joins)
+    let mut alphabet = ('0'..='9').chain('a'..='z').chain('A'..='Z').chain(['\u{2581}']);
+    let joins = vocab.keys().any(|token| token.trim_start_matches('\u{2581}').contains('\u{2581}'));
+    alphabet.all(|c| vocab.contains_key(c.to_string().as_str())) && !joins
 }
 
 fn too_long(length: usize) -> Failure {

@@ -72,13 +72,13 @@ fn text(random: &mut impl Rng, bytes: usize) -> String {
 fn parts_encode_as_the_whole_in_every_known_form() {
     let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(11);
     for (root, form) in [
-        (llama3(), Form::Words),
-        (qwen(), Form::Words),
-        (llama2_with_alphabet(), Form::Spaces),
-        (metaspace(), Form::Spaces),
+        (llama3(), CutRule::Words),
+        (qwen(), CutRule::Words),
+        (llama2_with_alphabet(), CutRule::Spaces),
+        (metaspace(), CutRule::Spaces),
     ] {
         let hub = hub(&root).unwrap();
-        assert_eq!(hub.parts.form, form);
+        assert_eq!(hub.parts.rule, form);
         for round in 0..2 {
             let mut text = text(&mut random, 150_000);
             if round == 0 {
@@ -88,7 +88,7 @@ fn parts_encode_as_the_whole_in_every_known_form() {
                     &"x".repeat(2 * PART),
                 );
             }
-            assert!(hub.parts.of(&text).unwrap().len() > 2);
+            assert!(hub.parts.divide(&text).unwrap().len() > 2);
             assert!(hub.encode_ordinary(&text).unwrap() == hub.run_ordinary(&text).unwrap(), "{form:?} {round}");
             assert!(hub.encode(&text).unwrap() == hub.run(&text).unwrap(), "{form:?} {round}");
         }
@@ -101,13 +101,13 @@ fn every_cut_leaves_the_encoding_as_it_was() {
     let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(12);
     for root in [llama3(), qwen(), llama2_with_alphabet(), metaspace()] {
         let hub = hub(&root).unwrap();
-        let words = hub.parts.words.as_ref().unwrap();
+        let words = hub.parts.pretokenizer.as_ref().unwrap();
         let mut cuts = 0;
         for _ in 0..250 {
             let text = text(&mut random, 60);
             let (whole, prompt) = (hub.run_ordinary(&text).unwrap(), hub.encode_rendered(&text).unwrap());
             for at in (1..text.len()).filter(|at| hub.parts.may_cut(words, &text, *at)) {
-                let rest = &text[at + usize::from(hub.parts.form == Form::Spaces)..];
+                let rest = &text[at + usize::from(hub.parts.rule == CutRule::Spaces)..];
                 let ids = [hub.run_ordinary(&text[..at]).unwrap(), hub.run_ordinary(rest).unwrap()].concat();
                 assert_eq!(ids, whole, "{text:?} at {at}");
                 let ids = [hub.encode_rendered(&text[..at]).unwrap(), hub.encode_rendered(rest).unwrap()].concat();
@@ -136,8 +136,8 @@ fn places_of_parts_are_those_of_the_whole() {
 #[test]
 fn what_is_not_known_to_be_cut_is_refused_with_its_size() {
     let hub = hub(&words()).unwrap();
-    assert_eq!(hub.parts.form, Form::Unknown);
-    assert_eq!(hub.parts.of(&"a ".repeat(PART)).unwrap().len(), 1);
+    assert_eq!(hub.parts.rule, CutRule::Unknown);
+    assert_eq!(hub.parts.divide(&"a ".repeat(PART)).unwrap().len(), 1);
     let error = hub.encode_ordinary(&"a ".repeat(LONGEST / 2 + 1)).unwrap_err().to_string();
     assert!(error.contains("16.8 MB") && error.contains("2.7 GB"), "{error}");
     assert!(super::super::tests::hub(&llama3()).unwrap().encode_ordinary(&"a".repeat(LONGEST + 1)).is_err());
@@ -157,10 +157,10 @@ fn files_with_rules_of_their_own_are_not_cut() {
     for (place, value) in changes {
         let mut root = llama3();
         *root.pointer_mut(place).unwrap() = value;
-        assert_eq!(Parts::new(&root).form, Form::Unknown, "{place}");
+        assert_eq!(TextParts::new(&root).rule, CutRule::Unknown, "{place}");
     }
     let mut joined = llama2_with_alphabet();
     joined["model"]["vocab"]["a\u{2581}"] = json!(450);
-    assert_eq!(Parts::new(&joined).form, Form::Unknown);
-    assert_eq!(Parts::new(&llama2()).form, Form::Unknown, "some letters would be unknown");
+    assert_eq!(TextParts::new(&joined).rule, CutRule::Unknown);
+    assert_eq!(TextParts::new(&llama2()).rule, CutRule::Unknown, "some letters would be unknown");
 }
