@@ -1,6 +1,6 @@
 //! Configuration: a TOML or JSON file and `--set` become one complete, checked [`Config`].
 //!
-//! The way of a value: `source` (text to entries) -> `resolve` (unknown keys, preset, `reader` over `schema`,
+//! The path of a value: `source` (text to entries) -> `resolve` (unknown keys, preset, `reader` over `schema`,
 //! derived defaults, rules across keys) -> [`Config`]. Everything wrong is collected on the way and reported at once,
 //! with exit code 78. A resolved configuration has no open choices left: its TOML loads back to an equal one.
 
@@ -107,7 +107,7 @@ impl Config {
         for (key, value, origin) in supplied {
             entries.supply(key, value.clone(), origin);
         }
-        // Of a text that cannot be parsed every key would be reported as missing.
+        // If the text cannot be parsed, every key would be reported as missing.
         if let (false, Some(failure)) = (problems.readable(), problems.failure()) {
             return Err(failure.into());
         }
@@ -168,7 +168,7 @@ impl Config {
             let hint = "set the keys of [model] one by one";
             problems.add(preset.origin, &preset.key, "a preset has no effect on a resolved configuration", hint);
         }
-        entries.forget_other_shape(self.schedule.kind);
+        entries.forget_derived_lengths(self.schedule.kind);
         let changed = resolve::resolve(entries, problems)?;
         let changes = changes(self, &changed);
         *self = changed;

@@ -25,7 +25,7 @@ pub(super) fn check_tensors(
     if model.tie_word_embeddings && place.contains_key(LM_HEAD) {
         let shape = wanted[EMBED].clone();
         wanted.insert(LM_HEAD.to_owned(), shape);
-        // Of tied weights, which are one tensor, some libraries keep the other name.
+        // Tied weights are one tensor, which some libraries save under the head's name.
         if !place.contains_key(EMBED) {
             wanted.remove(EMBED);
         }

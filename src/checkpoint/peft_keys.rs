@@ -136,7 +136,7 @@ mod tests {
             ("eva_config", json!({"rho": 2.0})),
             ("auto_mapping", json!({"base_model_class": "LlamaForCausalLM"})),
             ("target_modules", json!("all-linear")),
-            // Of a version yet to come, switched off.
+            // Keys of future versions that are switched off.
             ("use_next", json!(false)),
             ("next_config", Value::Null),
         ] {

@@ -42,7 +42,7 @@ impl Visitor for Reader<'_> {
             Some(read) if check.accepts(value) => read,
             read if read.is_some() || T::has_type(value) => {
                 let allowed = check.describe();
-                // Of a table the one value that is wrong.
+                // In a table, the message is about the one value that is wrong.
                 let refused = match value {
                     Raw::Table(items) => items.iter().find(|(_, _, item)| !check.accepts(item)),
                     _ => None,

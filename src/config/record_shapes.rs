@@ -177,7 +177,7 @@ pub fn plain_role(name: &str) -> String {
 
 /// The tables above as text for `sft --help`.
 pub fn record_shapes_text() -> String {
-    let mut out = String::from("Records, told apart one by one, by their fields:\n");
+    let mut out = String::from("Records; the fields of each one decide its shape:\n");
     for (format, fields, read) in SHAPES {
         let _ = writeln!(out, "  {format:<9} {fields}: {read}");
     }

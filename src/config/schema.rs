@@ -253,7 +253,7 @@ section! {
         /// Always set in a resolved configuration, so that a resume cannot move it.
         decay_steps: Option<u64> = Derived("train.steps; for wsd 20 % of total_steps"), AtLeast(1.0);
         /// For wsd the step that reaches min_lr, the end of the tail. A resume with more train.steps moves it while the tail
-        /// has not begun, never later.
+        /// has not started, never later.
         total_steps: Option<u64> = Derived("train.steps for wsd, else none"), AtLeast(1.0);
         /// Step after which the schedule started anew, from which the steps above are counted: `resume --reset schedule`.
         start_step: Option<u64> = Derived("none"), Any;
@@ -325,11 +325,11 @@ section! {
         prompts: Vec<String> = Value(Vec::new()), Any;
         /// Longest continuation, in tokens.
         max_tokens: usize = Value(64), AtLeast(1.0);
-        /// Divides the logits; 0 = always the likeliest token.
+        /// Divides the logits; 0 = always the most likely token.
         temperature: f64 = Value(0.8), Within(0.0, 100.0);
-        /// Draw among this many likeliest tokens. 0 = all.
+        /// Draw among this many most likely tokens. 0 = all.
         top_k: usize = Value(50), Any;
-        /// Draw among the likeliest tokens that together have this probability.
+        /// Draw among the most likely tokens that together have this probability.
         top_p: f64 = Value(1.0), AboveTo(0.0, 1.0);
         /// Fixes the draws.
         seed: u64 = Value(1), Any;

@@ -154,9 +154,9 @@ impl Entries {
         Some(self.list.remove(index))
     }
 
-    /// Of a schedule whose kind was `old` and is changed: takes out the lengths that were derived for `old`, because another
-    /// kind means something else by them. Lengths that are set along with the kind stay.
-    pub(super) fn forget_other_shape(&mut self, old: ScheduleKind) {
+    /// If `schedule.kind` changes from `old`: removes the lengths that were derived for `old`, because they mean something else for
+    /// another kind. Lengths that are set along with the kind stay.
+    pub(super) fn forget_derived_lengths(&mut self, old: ScheduleKind) {
         let Some(Raw::String(new)) = self.get("schedule.kind").map(|entry| &entry.value) else { return };
         let new = ScheduleKind::from_name(new);
         let both_end_at_a_step =

@@ -52,7 +52,10 @@ fn refuse_elsewhere(rules: &mut Rules) {
         let key = key.or_else(|| rules.entries.sections.iter().find(|s| *s == section).cloned());
         if let Some(key) = key {
             rules.rule(&[&key], || {
-                Some(broken("is of fine-tuning", "use the configuration with `llama-lite sft`, or remove the section"))
+                Some(broken(
+                    "belongs to fine-tuning",
+                    "use the configuration with `llama-lite sft`, or remove the section",
+                ))
             });
         }
     }

@@ -232,7 +232,7 @@ fn says_where_in_the_file() {
     assert!(found.message.starts_with("a.toml:1:1: model: found 3 where a section was expected"), "{found}");
     let misspelt = failure(load(&BASE.replace("[train]", "[trian]"), &[]));
     assert_eq!(misspelt.message, "a.toml:13:1: trian: unknown section");
-    // One mistake of syntax: what the parser makes of the rest is not judged.
+    // One mistake of syntax: what the parser makes of the rest is not reported.
     let syntax = failure(load("model = 3\nb = = 1\n", &[]));
     assert!(
         syntax.message.lines().all(|line| line.starts_with("a.toml:2:") && line.contains("not valid TOML")),
