@@ -61,7 +61,7 @@ pub mod names {
     pub const ADAPTER_CONFIG: &str = "adapter_config.json";
     /// Adapters, f32, under PEFT's names; instead of the weights.
     pub const ADAPTER: &str = "adapter_model.safetensors";
-    /// AdamW's moments, f32: `<weight>.exp_avg` and `<weight>.exp_avg_sq`.
+    /// The optimizer's state, f32: `<weight>.<name>`, for AdamW `exp_avg` and `exp_avg_sq`.
     pub const OPTIMIZER: &str = "optimizer.safetensors";
     /// Everything else that a resume needs.
     pub const TRAINER: &str = "trainer_state.json";

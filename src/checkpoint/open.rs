@@ -42,7 +42,7 @@ pub struct Opened {
     files: Vec<TensorFile>,
     /// Weight name -> index in `files`.
     place: BTreeMap<String, usize>,
-    moments_verified: bool,
+    optimizer_verified: bool,
     /// Set for a directory of adapters: the weights are those of their model, with the adapters merged into them.
     adapted: Option<AdaptedModel>,
 }
@@ -55,7 +55,7 @@ struct AdaptedModel {
 
 impl Opened {
     /// Opens what `--ckpt` names: a checkpoint, a run directory (its newest good checkpoint), a Hugging Face Llama
-    /// directory or one of adapters. The moments of a checkpoint are compared with their hash only when they are read.
+    /// directory or one of adapters. The optimizer's state of a checkpoint is compared with its hash only when it is read.
     pub fn open(ckpt: &Path) -> Result<Opened> {
         Opened::open_beside(ckpt, None)
     }
@@ -85,10 +85,10 @@ impl Opened {
         Opened::read(valid.dir, Some(valid.manifest), true, base)
     }
 
-    fn read(dir: PathBuf, manifest: Option<Manifest>, moments_verified: bool, base: Option<&Path>) -> Result<Opened> {
+    fn read(dir: PathBuf, manifest: Option<Manifest>, optimizer_verified: bool, base: Option<&Path>) -> Result<Opened> {
         let members = Members { dir: &dir, manifest: manifest.as_ref() };
         if members.are_adapters()? {
-            return Opened::read_adapter(&dir, manifest.clone(), moments_verified, base);
+            return Opened::read_adapter(&dir, manifest.clone(), optimizer_verified, base);
         }
         if base.is_some() {
             return Err(fail(Exit::Config, format!("{} is a whole model, which needs no other", dir.display()))
@@ -117,13 +117,13 @@ impl Opened {
             }
         }
         check_tensors(&dir, &model, &files, &place)?;
-        Ok(Opened { dir, model, bos, eos, manifest, files, place, moments_verified, adapted: None })
+        Ok(Opened { dir, model, bos, eos, manifest, files, place, optimizer_verified, adapted: None })
     }
 
     fn read_adapter(
         dir: &Path,
         manifest: Option<Manifest>,
-        moments_verified: bool,
+        optimizer_verified: bool,
         base: Option<&Path>,
     ) -> Result<Opened> {
         let members = Members { dir, manifest: manifest.as_ref() };
@@ -150,7 +150,7 @@ impl Opened {
             manifest,
             files: Vec::new(),
             place: BTreeMap::new(),
-            moments_verified,
+            optimizer_verified,
             adapted: Some(AdaptedModel { adapter, base: Box::new(base) }),
         })
     }
@@ -232,16 +232,16 @@ impl Opened {
             .into())
     }
 
-    /// Hands AdamW's moments to `sink`, in the order of the file. An error for a directory that is no checkpoint.
-    pub fn read_moments(&self, sink: &mut TensorSink<'_>) -> Result<()> {
+    /// Hands the optimizer's state to `sink`, in the order of the file. An error for a directory that is no checkpoint.
+    pub fn read_optimizer_state(&self, sink: &mut TensorSink<'_>) -> Result<()> {
         let manifest = self.manifest.as_ref().ok_or_else(|| self.no_checkpoint(names::OPTIMIZER))?;
-        if !self.moments_verified {
+        if !self.optimizer_verified {
             let checked = check_hashes(&self.dir, manifest, |name| name == names::OPTIMIZER);
             checked.map_err(|fault| fault.into_error(&self.dir))?;
         }
-        let moments = Members { dir: &self.dir, manifest: Some(manifest) }.tensors(names::OPTIMIZER)?;
-        for name in moments.names() {
-            let (shape, values) = moments.read(&name)?;
+        let file = Members { dir: &self.dir, manifest: Some(manifest) }.tensors(names::OPTIMIZER)?;
+        for name in file.names() {
+            let (shape, values) = file.read(&name)?;
             sink(&name, &shape, values)?;
         }
         Ok(())

@@ -31,8 +31,8 @@ pub struct Contents<'a> {
     pub tokens: u64,
     /// The f32 master weights: the tensors of [`hf::tensor_specs`], in any order; or adapters.
     pub weights: Vec<TensorRef<'a>>,
-    /// The moments, `<weight>.exp_avg` and `<weight>.exp_avg_sq`.
-    pub moments: Vec<TensorRef<'a>>,
+    /// The optimizer's state, `<weight>.<name>`: for AdamW `exp_avg` and `exp_avg_sq`.
+    pub optimizer_state: Vec<TensorRef<'a>>,
     pub model: &'a ModelConfig,
     /// Names and contents of the tokenizer's files.
     pub tokenizer_files: Vec<(&'static str, Vec<u8>)>,
@@ -68,7 +68,7 @@ pub fn save_sharded(
     let root = checkpoints_dir(run_dir);
     files::create_dirs(&root)?;
     sweep_leftovers(&root)?;
-    let tensors = contents.weights.iter().chain(&contents.moments);
+    let tensors = contents.weights.iter().chain(&contents.optimizer_state);
     ensure_space(&root, tensors.map(|t| size_of_val(t.data) as u64).sum::<u64>() + SMALL_FILES)?;
     let dir = root.join(step_name(contents.step));
     let mut writer = Writer::create(&dir, &attempt.to_string())?;
@@ -107,9 +107,10 @@ fn write_contents(writer: &mut Writer, contents: &Contents<'_>, shard_bytes: usi
             writer.tensor_file(names::ADAPTER, &specs, Dtype::F32, &mut |sink| write_next(&mut weights, sink))?;
         }
     }
-    let specs: Vec<NamedShape<'_>> = contents.moments.iter().map(|t| (t.name.as_str(), t.shape.as_slice())).collect();
-    let mut moments = contents.moments.iter();
-    writer.tensor_file(names::OPTIMIZER, &specs, Dtype::F32, &mut |sink| write_next(&mut moments, sink))?;
+    let specs: Vec<NamedShape<'_>> =
+        contents.optimizer_state.iter().map(|t| (t.name.as_str(), t.shape.as_slice())).collect();
+    let mut optimizer_state = contents.optimizer_state.iter();
+    writer.tensor_file(names::OPTIMIZER, &specs, Dtype::F32, &mut |sink| write_next(&mut optimizer_state, sink))?;
     writer.json(names::TRAINER, &contents.trainer_state)
 }
 
@@ -121,7 +122,7 @@ fn write_next<'a>(tensors: &mut impl Iterator<Item = &'a TensorRef<'a>>, sink: &
 /// Refuses contents that would make a checkpoint that does not load: a mistake of the caller.
 fn check(contents: &Contents<'_>) -> Result<()> {
     let step = contents.step;
-    for TensorRef { name, shape, data } in contents.weights.iter().chain(&contents.moments) {
+    for TensorRef { name, shape, data } in contents.weights.iter().chain(&contents.optimizer_state) {
         if data_size(shape, Dtype::F32)? != size_of_val(*data) {
             return Err(cannot_save(step, &format!("{name} has {} values for the shape {shape:?}", data.len())).into());
         }

@@ -78,7 +78,7 @@ impl Toy {
             step: self.step,
             tokens: self.step * 100,
             weights: refs(&self.weights),
-            moments: refs(&self.moments),
+            optimizer_state: refs(&self.moments),
             model: &self.model,
             tokenizer_files: vec![
                 ("tokenizer.json", b"{\"toy\":true}".to_vec()),
@@ -109,7 +109,7 @@ impl Toy {
     pub(crate) fn is_held_by(&self, opened: &Opened) -> Result<bool> {
         let mut read = Vec::new();
         opened.read_weights(&mut |name, shape, data| collect(&mut read, name, shape, data))?;
-        opened.read_moments(&mut |name, shape, data| collect(&mut read, name, shape, data))?;
+        opened.read_optimizer_state(&mut |name, shape, data| collect(&mut read, name, shape, data))?;
         let bits = |tensors: &mut dyn Iterator<Item = &Tensor>| -> BTreeMap<_, Vec<u32>> {
             tensors.map(|(name, _, data)| (name.clone(), data.iter().map(|v| v.to_bits()).collect())).collect()
         };

@@ -59,15 +59,21 @@ impl Layout {
         flats: [&Tensor; N],
         f: impl FnOnce(&Self, [&[f32]; N]) -> R,
     ) -> Result<R> {
-        let host =
-            flats.iter().map(|flat| flat.to_device(&Device::Cpu)?.to_dtype(DType::F32)).collect::<Result<Vec<_>>>()?;
-        cpu::read("with_slices", std::array::from_fn(|i| &host[i]), |slices| Ok(f(self, slices)))
+        with_host_slices(&flats, |slices| f(self, std::array::from_fn(|i| slices[i])))
     }
 
     /// The ranges of the optimizer: weight decay on tensors with two dimensions, none on norms.
     pub fn decay_ranges(&self) -> Vec<Range> {
         self.specs.iter().map(|s| Range { start: s.start, len: s.len, decay: s.shape.len() >= 2 }).collect()
     }
+}
+
+/// Gives `f` the elements of flat buffers, without a copy where they are f32 on the CPU.
+pub fn with_host_slices<R>(flats: &[&Tensor], f: impl FnOnce(&[&[f32]]) -> R) -> Result<R> {
+    let host =
+        flats.iter().map(|flat| flat.to_device(&Device::Cpu)?.to_dtype(DType::F32)).collect::<Result<Vec<_>>>()?;
+    let host: Vec<&Tensor> = host.iter().collect();
+    cpu::read_all("with_host_slices", &host, |slices| Ok(f(slices)))
 }
 
 /// Takes views of a flat buffer in the order of its layout.

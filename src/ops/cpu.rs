@@ -89,17 +89,22 @@ pub(crate) fn read<const N: usize, R>(
     tensors: [&Tensor; N],
     f: impl FnOnce([&[f32]; N]) -> Result<R>,
 ) -> Result<R> {
-    let mut owned = Vec::with_capacity(N);
+    read_all(op, &tensors, |slices| f(std::array::from_fn(|i| slices[i])))
+}
+
+/// [`read`] of any number of tensors.
+pub(crate) fn read_all<R>(op: &str, tensors: &[&Tensor], f: impl FnOnce(&[&[f32]]) -> Result<R>) -> Result<R> {
+    let mut owned = Vec::with_capacity(tensors.len());
     for t in tensors {
         expect_f32(op, t)?;
         owned.push(t.contiguous()?);
     }
     let guards: Vec<_> = owned.iter().map(|t| t.storage_and_layout()).collect();
-    let mut slices: [&[f32]; N] = [&[]; N];
-    for (slice, (storage, layout)) in slices.iter_mut().zip(&guards) {
-        *slice = f32_slice(op, storage, layout)?;
+    let mut slices = Vec::with_capacity(guards.len());
+    for (storage, layout) in &guards {
+        slices.push(f32_slice(op, storage, layout)?);
     }
-    f(slices)
+    f(&slices)
 }
 
 /// The elements of a u32 tensor (token ids), copied: they are few.

@@ -1,6 +1,7 @@
 //! How much memory a run takes, known before it takes any.
 
-use crate::config::{Config, ModelConfig, MomentsDtype, RecomputeSetting};
+use super::optimizer::{state_element_size, state_elements};
+use crate::config::{Config, ModelConfig, RecomputeSetting};
 use crate::model::{Recompute, lora};
 use crate::ops::device;
 use crate::ops::precision::Precision;
@@ -42,9 +43,16 @@ pub fn trained_params(config: &Config) -> u64 {
     if config.lora.is_absent() { config.model.n_params() } else { lora::n_params(&config.model, &config.lora) }
 }
 
-/// A checkpoint's tensors, in memory or on the disk: what is trained and two moments in f32.
+/// Elements of the optimizer's state.
+fn optimizer_state_elements(config: &Config) -> u64 {
+    let trained =
+        if config.lora.is_absent() { config.model.tensor_shapes() } else { lora::specs(&config.model, &config.lora) };
+    state_elements(config.optimizer.kind, &trained)
+}
+
+/// A checkpoint's tensors, in memory or on the disk: what is trained and the optimizer's state, in f32.
 pub fn checkpoint_bytes(config: &Config) -> u64 {
-    trained_params(config).saturating_mul(12)
+    trained_params(config).saturating_add(optimizer_state_elements(config)).saturating_mul(4)
 }
 
 /// Bytes of one token that a block keeps for backward, and those that it makes, as `model/block.rs` has it: x; h; qkv; attention's output
@@ -150,11 +158,7 @@ impl Footprint {
         Self {
             weights: trained.saturating_add(frozen).saturating_mul(4 + place.copy),
             gradients: trained.saturating_mul(4),
-            moments: trained.saturating_mul(if place.gpu && config.optimizer.moments == MomentsDtype::Bf16 {
-                4
-            } else {
-                8
-            }),
+            moments: optimizer_state_elements(config).saturating_mul(state_element_size(&config.optimizer, place.gpu)),
             activations: kept.saturating_mul(m.num_hidden_layers as u64),
             workspace: at_work.saturating_add(logits).saturating_add(library),
             // The copy of a GPU's buffers lies in the machine's memory.

@@ -3,28 +3,17 @@
 
 use super::state::State;
 use super::step::StepReport;
-use crate::config::Config;
 use crate::metrics::Layers;
-use crate::ops::squares::{LastUpdate, Squares, squares};
+use crate::ops::squares::Squares;
 use anyhow::Result;
 
 /// The norms of the step that `report` is of, whose gradient is still in `state`.
 ///
 /// # Errors
 /// Those of reading the buffers.
-pub fn layers(state: &State, config: &Config, report: &StepReport) -> Result<Layers> {
+pub fn layers(state: &State, report: &StepReport) -> Result<Layers> {
     let (layout, flat) = state.model.trained();
-    let (optimizer, t) = (&state.optimizer, state.optimizer.updates.min(i32::MAX as u64) as i32);
-    let [beta1, beta2] = config.optimizer.betas;
-    let rule = LastUpdate {
-        keep: 1.0 - report.lr * config.optimizer.weight_decay,
-        lr: report.lr,
-        inverse_correction1: 1.0 / (1.0 - beta1.powi(t)),
-        inverse_sqrt_correction2: 1.0 / (1.0 - beta2.powi(t)).sqrt(),
-        eps: config.optimizer.eps,
-    };
-    let flats = [flat, &state.grad, &optimizer.exp_avg, &optimizer.exp_avg_sq];
-    let sums = squares(flats, &layout.decay_ranges(), &rule)?;
+    let sums = state.optimizer.squares(flat, &state.grad, report.lr)?;
     let mut all = Layers { step: state.counters.step, logit_rms: f64::NAN, ..Layers::default() };
     if let Some(observed) = &report.observed {
         all.attention_logit_max = observed.attention_logit_max.iter().map(|&x| f64::from(x)).collect();
@@ -60,6 +49,7 @@ fn group(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
     use crate::data::batch::Batch;
     use crate::train::step::step;
     use candle_core::{Device, Tensor};
@@ -80,7 +70,7 @@ mod tests {
             let squares = state.model.logits(&inputs).unwrap().sqr().unwrap();
             let rms = squares.mean_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
             let report = step(&mut state, &config, &batch).unwrap();
-            let found = layers(&state, &config, &report).unwrap();
+            let found = layers(&state, &report).unwrap();
             assert_eq!(found.names, ["embedding", "0", "1", "2", "norm", "head"]);
             let after = state.model.flat.to_vec1::<f32>().unwrap();
             let norm = |of: &dyn Fn(usize) -> f64, range: std::ops::Range<usize>| {

@@ -1,48 +1,122 @@
-//! The optimizer's state and rules: two moments per parameter, the number of applied updates, decay and clipping.
+//! The optimizer: an update rule over flat buffers, its named state tensors, and the number of applied updates.
+//!
+//! A rule keeps state tensors for every parameter, such as AdamW's `exp_avg` and `exp_avg_sq`. All that saves, restores, resets, copies
+//! or counts them goes over [`Optimizer::state`] and knows no rule. A new rule is an op, a variant of [`OptimizerKind`], the names of
+//! its state in [`state_names`], and an arm in [`Optimizer::update`] and in [`Optimizer::squares`].
 
-use crate::config::{MomentsDtype, OptimizerConfig};
-use crate::model::params::Layout;
-use crate::ops::adamw::{Flat, Hyper, Range, adamw};
+use crate::config::{MomentsDtype, OptimizerConfig, OptimizerKind};
+use crate::model::params::{Layout, ParamSpec};
+use crate::ops::adamw::{Flat, Hyper, Range, adamw, zero};
 use crate::ops::is_on_gpu;
 use crate::ops::noise::draw;
-use candle_core::{DType, Result, Tensor};
+use crate::ops::squares::{LastUpdate, Squares, squares};
+use candle_core::{DType, Result, Tensor, bail};
 
-/// AdamW over a model's flat buffers.
+/// A name and a shape.
+pub type NamedShape = (String, Vec<usize>);
+
+/// The names of the state tensors that the update rule `kind` keeps for a parameter, in the order of the file. A rule that treats some
+/// parameters differently, as Muon does with matrices, decides by name and shape.
+fn state_names(kind: OptimizerKind, _parameter: &NamedShape) -> &'static [&'static str] {
+    match kind {
+        OptimizerKind::AdamW => &["exp_avg", "exp_avg_sq"],
+    }
+}
+
+/// Elements of all state tensors of `parameters`.
+pub fn state_elements(kind: OptimizerKind, parameters: &[NamedShape]) -> u64 {
+    let elements = parameters.iter().map(|parameter| {
+        let elements = parameter.1.iter().fold(1_u64, |product, &n| product.saturating_mul(n as u64));
+        elements.saturating_mul(state_names(kind, parameter).len() as u64)
+    });
+    elements.fold(0, u64::saturating_add)
+}
+
+/// Bytes of one element of a state tensor in memory. On the CPU rounded numbers are kept as f32, which its ops take.
+pub fn state_element_size(config: &OptimizerConfig, on_gpu: bool) -> u64 {
+    state_dtype(config, on_gpu).size_in_bytes() as u64
+}
+
+fn state_dtype(config: &OptimizerConfig, on_gpu: bool) -> DType {
+    if config.moments == MomentsDtype::Bf16 && on_gpu { DType::BF16 } else { DType::F32 }
+}
+
+/// The state tensors of one name, of all parameters that have one, in a flat buffer.
+#[derive(Debug)]
+pub struct OptimizerState {
+    /// `optimizer.safetensors` calls them `<parameter>.<name>`.
+    pub name: &'static str,
+    /// Where the state of each parameter lies in `flat`, under the parameter's name and shape.
+    pub layout: Layout,
+    /// (layout.total), f32, or bf16 on a GPU.
+    pub flat: Tensor,
+}
+
 #[derive(Debug)]
 pub struct Optimizer {
-    pub exp_avg: Tensor,
-    /// Second moments.
-    pub exp_avg_sq: Tensor,
+    /// In the order of `optimizer.safetensors`.
+    pub state: Vec<OptimizerState>,
     /// Updates applied so far: a refused one does not count.
     pub updates: u64,
-    /// Of the rounding of moments.
+    /// Key of the draws that round the moments.
     seed: u64,
     ranges: Vec<Range>,
     config: OptimizerConfig,
 }
 
 impl Optimizer {
-    /// With zero moments, for weights where `params` is.
+    /// With zeros as its state, for parameters of this `layout` on the device of `params`.
     pub fn new(config: &OptimizerConfig, layout: &Layout, params: &Tensor, seed: u64) -> Result<Self> {
-        // On the CPU rounded numbers are kept as f32, which its ops take.
-        let dtype = if config.moments == MomentsDtype::Bf16 && is_on_gpu(params) { DType::BF16 } else { DType::F32 };
-        let zeros = || Tensor::zeros(layout.total, dtype, params.device());
-        Ok(Self {
-            exp_avg: zeros()?,
-            exp_avg_sq: zeros()?,
-            updates: 0,
-            seed,
-            ranges: layout.decay_ranges(),
-            config: config.clone(),
-        })
+        let dtype = state_dtype(config, is_on_gpu(params));
+        let mut state = Vec::new();
+        for (name, parameters) in group_by_state_name(config.kind, &layout.specs) {
+            let layout = Layout::from_shapes(parameters);
+            let flat = Tensor::zeros(layout.total, dtype, params.device())?;
+            state.push(OptimizerState { name, layout, flat });
+        }
+        Ok(Self { state, updates: 0, seed, ranges: layout.decay_ranges(), config: config.clone() })
     }
 
-    /// Applies one update of `params` (and of `copy`, their rounding, if there is one) with rate `lr`; `norm` is the gradient's before clipping. Whether to call this at all is the
-    /// guard's decision: a refused update is one that is not computed, because 0 times NaN is NaN.
+    /// Makes every state tensor zero.
+    pub fn zero_state(&self) -> Result<()> {
+        self.state.iter().try_for_each(|state| zero(&state.flat))
+    }
+
+    /// Applies one update of `params` (and of `copy`, their rounding, if there is one) with learning rate `lr`; `norm` is the gradient's
+    /// global norm before clipping. The guard decides whether this is called at all: a refused update is one that is not computed,
+    /// because 0 times NaN is NaN.
     pub fn update(&mut self, params: &Tensor, copy: Option<&Tensor>, grad: &Tensor, norm: f64, lr: f64) -> Result<()> {
         self.updates += 1;
+        match self.config.kind {
+            OptimizerKind::AdamW => {
+                let [exp_avg, exp_avg_sq] = self.adamw_state()?;
+                let flat = Flat { param: params, grad, exp_avg, exp_avg_sq, copy };
+                adamw(&flat, &self.ranges, &self.adamw_hyper(norm, lr))
+            }
+        }
+    }
+
+    /// The sums of squares of every parameter: of the weights in `params`, of their gradients in `grad`, and of the last update, which
+    /// had the learning rate `lr`.
+    pub fn squares(&self, params: &Tensor, grad: &Tensor, lr: f64) -> Result<Vec<Squares>> {
+        match self.config.kind {
+            OptimizerKind::AdamW => {
+                let [exp_avg, exp_avg_sq] = self.adamw_state()?;
+                squares([params, grad, exp_avg, exp_avg_sq], &self.ranges, &self.last_adamw_update(lr))
+            }
+        }
+    }
+
+    fn adamw_state(&self) -> Result<[&Tensor; 2]> {
+        match self.state.as_slice() {
+            [exp_avg, exp_avg_sq] => Ok([&exp_avg.flat, &exp_avg_sq.flat]),
+            other => bail!("AdamW has {} state tensors instead of 2", other.len()),
+        }
+    }
+
+    fn adamw_hyper(&self, norm: f64, lr: f64) -> Hyper {
         let limit = self.config.grad_clip;
-        let hyper = Hyper {
+        Hyper {
             lr,
             betas: (self.config.betas[0], self.config.betas[1]),
             eps: self.config.eps,
@@ -52,10 +126,35 @@ impl Optimizer {
             clip: if limit > 0.0 { (limit / (norm + 1e-6)).min(1.0) } else { 1.0 },
             rounding: (self.config.moments == MomentsDtype::Bf16)
                 .then(|| draw(draw(0x6d6f_6d65, self.seed), self.updates)),
-        };
-        let flat = Flat { param: params, grad, exp_avg: &self.exp_avg, exp_avg_sq: &self.exp_avg_sq, copy };
-        adamw(&flat, &self.ranges, &hyper)
+        }
     }
+
+    fn last_adamw_update(&self, lr: f64) -> LastUpdate {
+        let [beta1, beta2] = self.config.betas;
+        let t = self.updates.min(i32::MAX as u64) as i32;
+        LastUpdate {
+            keep: 1.0 - lr * self.config.weight_decay,
+            lr,
+            inverse_correction1: 1.0 / (1.0 - beta1.powi(t)),
+            inverse_sqrt_correction2: 1.0 / (1.0 - beta2.powi(t)).sqrt(),
+            eps: self.config.eps,
+        }
+    }
+}
+
+/// The names of the state of `parameters`, in the order of their first use, each with the parameters that have it.
+fn group_by_state_name(kind: OptimizerKind, parameters: &[ParamSpec]) -> Vec<(&'static str, Vec<NamedShape>)> {
+    let mut groups: Vec<(&'static str, Vec<NamedShape>)> = Vec::new();
+    for spec in parameters {
+        let parameter = (spec.name.clone(), spec.shape.clone());
+        for &name in state_names(kind, &parameter) {
+            match groups.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, members)) => members.push(parameter.clone()),
+                None => groups.push((name, vec![parameter.clone()])),
+            }
+        }
+    }
+    groups
 }
 
 #[cfg(test)]
@@ -77,13 +176,26 @@ mod tests {
 
     /// First moments after each of `n` updates with a gradient that is `g` everywhere.
     fn first_moments(optimizer: &mut Optimizer, n: usize, g: f32) -> Vec<Vec<f32>> {
-        let (weights, grad) =
-            (Tensor::zeros(N, DType::F32, &Device::Cpu).unwrap(), Tensor::full(g, N, &Device::Cpu).unwrap());
-        let update = |_| {
+        let weights = Tensor::zeros(N, DType::F32, &Device::Cpu).unwrap();
+        let grad = Tensor::full(g, N, &Device::Cpu).unwrap();
+        let mut moments = Vec::new();
+        for _ in 0..n {
             optimizer.update(&weights, None, &grad, 1.0, 1e-3).unwrap();
-            optimizer.exp_avg.to_vec1().unwrap()
-        };
-        (0..n).map(update).collect()
+            moments.push(optimizer.state[0].flat.to_vec1().unwrap());
+        }
+        moments
+    }
+
+    #[test]
+    fn every_parameter_has_its_named_state() {
+        let optimizer = optimizer(MomentsDtype::F32, 1);
+        let names: Vec<_> = optimizer.state.iter().map(|state| state.name).collect();
+        assert_eq!(names, ["exp_avg", "exp_avg_sq"]);
+        for state in &optimizer.state {
+            assert_eq!((state.layout.specs[0].name.as_str(), state.flat.dims()), ("w", &[N][..]));
+        }
+        let shapes = [("a".to_owned(), vec![3, 5]), ("b".to_owned(), vec![7])];
+        assert_eq!(state_elements(OptimizerKind::AdamW, &shapes), 2 * (15 + 7));
     }
 
     /// Rounding by chance is right on average over the STEPS of each place: a place that always drew the same would be pushed one way
@@ -111,10 +223,10 @@ mod tests {
         let moment = |norm: f64| {
             let mut optimizer = optimizer(MomentsDtype::F32, 1);
             optimizer.config.grad_clip = 0.5;
-            let (weights, grad) =
-                (Tensor::zeros(N, DType::F32, &Device::Cpu).unwrap(), Tensor::full(1f32, N, &Device::Cpu).unwrap());
+            let weights = Tensor::zeros(N, DType::F32, &Device::Cpu).unwrap();
+            let grad = Tensor::full(1f32, N, &Device::Cpu).unwrap();
             optimizer.update(&weights, None, &grad, norm, 1e-3).unwrap();
-            f64::from(optimizer.exp_avg.to_vec1::<f32>().unwrap()[0]) / (1.0 - optimizer.config.betas[0])
+            f64::from(optimizer.state[0].flat.to_vec1::<f32>().unwrap()[0]) / (1.0 - optimizer.config.betas[0])
         };
         for (norm, factor) in [(2.0, 0.25), (0.5, 1.0), (0.1, 1.0), (50.0, 0.01)] {
             assert!((moment(norm) / factor - 1.0).abs() < 1e-5, "{norm}: {}", moment(norm));
@@ -128,7 +240,7 @@ mod tests {
         assert_ne!(one[2], first_moments(&mut optimizer(MomentsDtype::Bf16, 8), 3, 1.003)[2]);
         // As after a resume: the moments and the number of updates are all that is restored.
         let mut resumed = optimizer(MomentsDtype::Bf16, 7);
-        resumed.exp_avg.slice_set(&Tensor::from_slice(&one[1], N, &Device::Cpu).unwrap(), 0, 0).unwrap();
+        resumed.state[0].flat.slice_set(&Tensor::from_slice(&one[1], N, &Device::Cpu).unwrap(), 0, 0).unwrap();
         resumed.updates = 2;
         assert_eq!(first_moments(&mut resumed, 1, 1.003)[0], one[2]);
         let exact = first_moments(&mut optimizer(MomentsDtype::F32, 7), 3, 1.003);

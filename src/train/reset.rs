@@ -5,13 +5,12 @@
 
 use super::state::{DataOffset, State};
 use crate::config::Config;
-use crate::ops::adamw::zero;
 use anyhow::Result;
 use std::collections::BTreeSet;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Piece {
-    /// AdamW's moments become 0.
+    /// The optimizer's state tensors become 0.
     Moments,
     /// AdamW's count of updates becomes 0: its bias correction begins anew.
     OptimizerStep,
@@ -58,10 +57,7 @@ pub fn reset_state(state: &mut State, pieces: &BTreeSet<Piece>) -> Result<()> {
     let step = state.counters.step;
     for piece in pieces {
         match piece {
-            Piece::Moments => {
-                zero(&state.optimizer.exp_avg)?;
-                zero(&state.optimizer.exp_avg_sq)?;
-            }
+            Piece::Moments => state.optimizer.zero_state()?,
             Piece::OptimizerStep => {
                 state.optimizer.updates = 0;
                 state.counters.updates = 0;

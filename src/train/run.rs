@@ -219,7 +219,7 @@ impl Run {
             log.append(sequences)?;
         }
         if self.config.log.layers_due(step_now) && !report.skipped() {
-            self.log(Record::Layers(layers(&self.state, &self.config, &report)?))?;
+            self.log(Record::Layers(layers(&self.state, &report)?))?;
         }
         self.react(report)
     }

@@ -70,7 +70,7 @@ impl Saver {
 
     /// Whether there is such memory.
     pub fn holds_memory(&self) -> bool {
-        !self.flats[0].is_empty()
+        self.flats.iter().any(|flat| !flat.is_empty())
     }
 
     /// Begins to write; nothing may be in flight.

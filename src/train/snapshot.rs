@@ -3,7 +3,7 @@
 use super::state::{Saved, State};
 use crate::checkpoint::{Contents, TensorRef};
 use crate::config::{LoraConfig, ModelConfig};
-use crate::model::params::{Layout, ParamSpec};
+use crate::model::params::{Layout, ParamSpec, with_host_slices};
 use crate::tokenizer::Tokenizer;
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
@@ -15,13 +15,15 @@ const PIECE: usize = 1 << 18;
 /// Elements that come from a GPU at a time.
 const FROM_GPU: usize = 1 << 25;
 
-/// Copies of weights and of both moments.
-pub type Flats = [Vec<f32>; 3];
+/// Copies of the weights and of each state tensor of the optimizer, in its order.
+pub type Flats = Vec<Vec<f32>>;
 
 /// A checkpoint without its tensors' values.
 #[derive(Debug)]
 struct Frame {
     layout: Layout,
+    /// Name and layout of each state tensor of the optimizer.
+    optimizer_state: Vec<(&'static str, Layout)>,
     model: ModelConfig,
     step: u64,
     tokens: u64,
@@ -49,7 +51,7 @@ pub fn with_contents<R>(
     write: impl FnOnce(&Contents) -> Result<R>,
 ) -> Result<R> {
     let frame = Frame::of(state, saved, tokenizer)?;
-    state.model.trained().0.with_slices(flats(state), |_, slices| write(&frame.contents(slices)))?
+    with_host_slices(&live_flats(state), |slices| write(&frame.contents(slices)))?
 }
 
 impl Snapshot {
@@ -59,7 +61,9 @@ impl Snapshot {
     /// Those of reading the tokenizer's files.
     pub fn take(state: &State, saved: &Saved, tokenizer: &Tokenizer, mut flats: Flats) -> Result<Self> {
         let frame = Frame::of(state, saved, tokenizer)?;
-        for (copy, live) in flats.iter_mut().zip(self::flats(state)) {
+        let live_flats = live_flats(state);
+        flats.resize_with(live_flats.len(), Vec::new);
+        for (copy, live) in flats.iter_mut().zip(live_flats) {
             copy.resize(live.elem_count(), 0.0);
             copy_flat(live, copy)?;
         }
@@ -73,7 +77,8 @@ impl Snapshot {
 
     /// As a checkpoint is written.
     pub fn contents(&self) -> Contents<'_> {
-        self.frame.contents(self.flats.each_ref().map(Vec::as_slice))
+        let slices: Vec<&[f32]> = self.flats.iter().map(Vec::as_slice).collect();
+        self.frame.contents(&slices)
     }
 
     /// Its memory, for the next one.
@@ -101,8 +106,10 @@ fn copy_flat(flat: &Tensor, to: &mut [f32]) -> Result<()> {
     Ok(())
 }
 
-fn flats(state: &State) -> [&Tensor; 3] {
-    [state.model.trained().1, &state.optimizer.exp_avg, &state.optimizer.exp_avg_sq]
+/// The buffers that a checkpoint holds, in the order of [`Flats`].
+fn live_flats(state: &State) -> Vec<&Tensor> {
+    let weights = state.model.trained().1;
+    std::iter::once(weights).chain(state.optimizer.state.iter().map(|state| &state.flat)).collect()
 }
 
 impl Frame {
@@ -112,6 +119,7 @@ impl Frame {
         let adapter = adapter.map(|adapters| (adapters.config.clone(), base_dir(saved)));
         Ok(Self {
             layout: state.model.trained().0.clone(),
+            optimizer_state: state.optimizer.state.iter().map(|state| (state.name, state.layout.clone())).collect(),
             tokenizer_files: tokenizer.files(model.max_position_embeddings)?,
             model,
             step: state.counters.step,
@@ -123,14 +131,19 @@ impl Frame {
         })
     }
 
-    fn contents<'a>(&'a self, [w, m, v]: [&'a [f32]; 3]) -> Contents<'a> {
-        let mut moments = named_tensors(&self.layout, m, ".exp_avg");
-        moments.extend(named_tensors(&self.layout, v, ".exp_avg_sq"));
+    /// The contents of a checkpoint whose values are `slices`, in the order of [`Flats`].
+    fn contents<'a>(&'a self, slices: &[&'a [f32]]) -> Contents<'a> {
+        let mut slices = slices.iter();
+        let weights = slices.next().map(|data| named_tensors(&self.layout, data, "")).unwrap_or_default();
+        let mut optimizer_state = Vec::new();
+        for ((name, layout), data) in self.optimizer_state.iter().zip(slices) {
+            optimizer_state.extend(named_tensors(layout, data, &format!(".{name}")));
+        }
         Contents {
             step: self.step,
             tokens: self.tokens,
-            weights: named_tensors(&self.layout, w, ""),
-            moments,
+            weights,
+            optimizer_state,
             model: &self.model,
             tokenizer_files: self.tokenizer_files.clone(),
             bos: self.bos,

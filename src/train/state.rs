@@ -209,8 +209,10 @@ impl State {
             None => read_into(flat, layout, "", |sink| source.read_weights(sink))?,
             Some(adapter) => read_into(flat, layout, "", |sink| adapter.read_tensors(sink))?,
         }
-        read_into(&self.optimizer.exp_avg, layout, ".exp_avg", |sink| source.read_moments(sink))?;
-        read_into(&self.optimizer.exp_avg_sq, layout, ".exp_avg_sq", |sink| source.read_moments(sink))?;
+        for state in &self.optimizer.state {
+            let suffix = format!(".{}", state.name);
+            read_into(&state.flat, &state.layout, &suffix, |sink| source.read_optimizer_state(sink))?;
+        }
         self.model.refresh()?;
         self.optimizer.updates = saved.counters.updates;
         self.counters = saved.counters.clone();

@@ -161,7 +161,7 @@ fn moments_are_verified_before_they_are_read() {
     let dir = checkpoints_dir(run.path()).join(step_name(5));
     flip(&dir.join(names::OPTIMIZER), dir.join(names::OPTIMIZER).metadata().unwrap().len() as usize - 1, 1);
     let opened = Opened::open(&dir).unwrap();
-    let error = opened.read_moments(&mut |_, _, _| panic!("unverified moments were handed out")).unwrap_err();
+    let error = opened.read_optimizer_state(&mut |_, _, _| panic!("unverified moments were handed out")).unwrap_err();
     assert_eq!(exit_of(&error), Exit::Data);
 }
 
@@ -291,7 +291,7 @@ fn what_the_manifest_does_not_list_is_not_read() {
         std::fs::write(&path, short.render().unwrap()).unwrap();
         let read = |opened: Opened| {
             opened.trainer_state()?;
-            opened.read_moments(&mut |_, _, _| Ok(()))
+            opened.read_optimizer_state(&mut |_, _, _| Ok(()))
         };
         let error = Opened::open(&dir).and_then(read).expect_err(lost);
         assert!(exit_of(&error) == Exit::Data && error.to_string().contains(lost), "{lost}: {error}");

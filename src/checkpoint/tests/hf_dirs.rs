@@ -50,7 +50,7 @@ fn half_precision_weights_are_widened() {
         expected.weights.iter_mut().flat_map(|(_, _, data)| data).for_each(|v| *v = round(*v));
         expected.assert_weights(&opened);
         assert_eq!(exit_of(&opened.trainer_state().unwrap_err()), Exit::Config);
-        assert_eq!(exit_of(&opened.read_moments(&mut |_, _, _| Ok(())).unwrap_err()), Exit::Config);
+        assert_eq!(exit_of(&opened.read_optimizer_state(&mut |_, _, _| Ok(())).unwrap_err()), Exit::Config);
     }
 }
 

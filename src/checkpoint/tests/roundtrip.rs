@@ -33,7 +33,7 @@ fn checkpoint_comes_back_bit_for_bit() {
         );
         toy.assert_weights(&opened);
         let mut moments = Vec::new();
-        opened.read_moments(&mut |name, shape, data| collect(&mut moments, name, shape, data)).unwrap();
+        opened.read_optimizer_state(&mut |name, shape, data| collect(&mut moments, name, shape, data)).unwrap();
         assert_same_bits(&moments, &toy.moments);
         assert_eq!(opened.trainer_state().unwrap(), toy.contents().trainer_state);
         assert_eq!(std::fs::read(dir.join("tokenizer.json")).unwrap(), b"{\"toy\":true}");
