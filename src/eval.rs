@@ -62,8 +62,8 @@ impl ByteLengths {
         Self(lengths.iter().any(|&n| n > 0).then_some(lengths))
     }
 
-    /// Whether bytes can be told at all.
-    pub fn known(&self) -> bool {
+    /// Whether the bytes of a token are known at all.
+    pub fn are_known(&self) -> bool {
         self.0.is_some()
     }
 
@@ -98,7 +98,9 @@ pub fn score(
     batch: usize,
     mut done: impl FnMut(usize) -> Result<()>,
 ) -> Result<Score> {
-    let (mut nats, mut tokens, mut bytes) = (0f64, 0u64, Some(0u64));
+    let mut nats = 0f64;
+    let mut tokens = 0u64;
+    let mut bytes = Some(0u64);
     for first in (0..rows.len()).step_by(batch.max(1)) {
         let count = batch.max(1).min(rows.len() - first);
         let (inputs, targets) = rows.read(first, count)?;

@@ -15,16 +15,19 @@
 //! | `config`, `ops` | `runtime` |
 //! | `model` | `config`, `ops`, `runtime` |
 //! | `tokenizer`, `hub`, `stories`, `metrics` | `config`, `runtime` |
-//! | `corpus` | these, `hub`, `tokenizer` |
-//! | `chat` | these, `tokenizer` |
-//! | `data` | these, `corpus`, `hub`, `stories`, `tokenizer` |
-//! | `sft` | these, `chat`, `corpus`, `data`, `tokenizer` |
+//! | `corpus` | `config`, `hub`, `runtime`, `tokenizer` |
+//! | `chat` | `config`, `runtime`, `tokenizer` |
+//! | `data` | `config`, `corpus`, `hub`, `runtime`, `stories`, `tokenizer` |
+//! | `sft` | `chat`, `config`, `corpus`, `data`, `runtime`, `tokenizer` |
 //! | `checkpoint` | `config`, `hub`, `model`, `ops`, `runtime`, `tokenizer` |
-//! | `sample` | these, `checkpoint` |
-//! | `eval` | these, `corpus`, `data`, `metrics`, `sample` |
+//! | `sample` | `checkpoint`, `config`, `model`, `ops`, `runtime`, `tokenizer` |
+//! | `eval` | `checkpoint`, `config`, `corpus`, `data`, `hub`, `metrics`, `model`, `ops`, `runtime`, `sample`, `tokenizer` |
 //! | `train` | all of the above |
-//! | `inspect` | all of the above; nothing but `commands` uses it |
-//! | `cli`, `commands` | everything; nothing uses them |
+//! | `inspect` | all of the above |
+//! | `commands` | all of the above |
+//! | `cli` | all of the above |
+//!
+//! No file imports one that imports it; only a folder's face (`x.rs` beside `x/`) and its parts may name each other.
 //!
 //! Invariants: `ops` knows no Llama; `model` does no I/O and knows no optimizer; only `runtime::files` writes files; `unsafe` only in
 //! `ops` and for the allocator in `main.rs`; stdout is for data, all else goes to stderr; no iteration over hash maps; results do not depend on the number of

@@ -1,7 +1,7 @@
 //! parse → run → exit code. Errors are one line (what, where), then a `hint:`; the exit code is the failure's class.
 
 use clap::Parser;
-use llama_lite::cli::Cli;
+use llama_lite::cli::{self, Cli};
 use llama_lite::commands;
 use llama_lite::runtime::error::{Exit, fail};
 use std::alloc::{GlobalAlloc, Layout};
@@ -50,7 +50,7 @@ unsafe impl GlobalAlloc for Allocator {
     }
 }
 
-/// Says how much was wanted and ends the process, without an allocation and without anything that runs at an orderly exit: other
+/// Prints how much could not be allocated and ends the process, without an allocation and without anything that runs at an orderly exit: other
 /// threads may hold any lock. Files are as a kill would leave them, which is what they are made for.
 #[cold]
 fn out_of_memory(size: usize) -> ! {
@@ -58,7 +58,7 @@ fn out_of_memory(size: usize) -> ! {
     let mut rest = &mut text[..];
     let _ = write!(
         rest,
-        "error: out of memory: {size} bytes more were wanted ({:.3} GB)\nhint: end other programs, raise the limit (`ulimit -v`, the \
+        "error: out of memory: cannot allocate {size} bytes ({:.3} GB)\nhint: end other programs, raise the limit (`ulimit -v`, the \
          container's), or use a smaller model, batch or number of samples\n",
         size as f64 / 1e9
     );
@@ -72,8 +72,8 @@ fn out_of_memory(size: usize) -> ! {
 fn main() -> ExitCode {
     keep_freed_pages();
     let cli = Cli::parse();
-    // A panic is a bug, which has an exit code of its own; what it has to say is on stderr already.
-    let result = std::panic::catch_unwind(|| commands::run(cli)).unwrap_or_else(|_| {
+    // A panic is a bug and has an exit code of its own. Its message is on stderr already.
+    let result = std::panic::catch_unwind(|| cli::run(cli)).unwrap_or_else(|_| {
         Err(fail(Exit::Internal, "a panic")
             .hint("this is a bug; please report it with the command and its output")
             .into())

@@ -1,4 +1,4 @@
-//! What a run says about itself: records for machines, a quiet progress line for people.
+//! The logs of a run: records for programs, a progress line for people.
 //!
 //! `metrics.jsonl` holds one [`Record`] a line, in step order, each step once: a resume cuts what a killed attempt
 //! wrote beyond the checkpoint ([`MetricsLog`]). `events.jsonl` ([`Events`]) is the opposite, a history of attempts
@@ -35,7 +35,6 @@ use serde::{Deserialize, Deserializer, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Record {
-    /// An optimizer step.
     Train(Train),
     /// The loss on the fixed validation tokens.
     Val(Val),
@@ -47,7 +46,7 @@ pub enum Record {
 /// An optimizer step, attempted or applied.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Train {
-    /// Counted from 1.
+    /// The number of the step, from 1 on.
     pub step: u64,
     /// Mean over the step's tokens before the update, in nats; NaN if the step was skipped.
     #[serde(deserialize_with = "null_is_nan")]
@@ -57,7 +56,7 @@ pub struct Train {
     pub grad_norm: f64,
     #[serde(deserialize_with = "null_is_nan")]
     pub lr: f64,
-    /// Tokens trained on so far, this step included; of fine-tuning, places fed.
+    /// Tokens trained on so far, this step included; in fine-tuning, all positions of the batches, padding included.
     pub tokens: u64,
     /// How many tokens of this step had a loss; written only where that is not all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -76,10 +75,10 @@ pub struct Train {
     /// The update was refused; written only when true.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub skipped: bool,
-    /// What of machine and build was another before this step, so that its bits may be too; written only if anything was.
+    /// What changed in machine or build before this step, so that its bits may differ; written only if anything changed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hardware: Vec<String>,
-    /// The pieces of state that were given up before this step on purpose; written only if there are any.
+    /// The pieces of state that were reset on purpose before this step; written only if there are any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reset: Vec<String>,
 }
@@ -87,7 +86,7 @@ pub struct Train {
 /// What the layers do in a step; each list of norms has one number for each name.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Layers {
-    /// Counted from 1.
+    /// The number of the step, from 1 on.
     pub step: u64,
     /// "embedding", the numbers of the blocks, "norm", "head".
     pub names: Vec<String>,
@@ -204,7 +203,8 @@ pub(crate) mod tests {
             line(&Record::Val(Val { floor_bits_per_byte: Some(0.125), ..val(3) })),
             r#"{"kind":"val","step":3,"loss":1.0,"bits_per_byte":0.19999999999999998,"tokens":1000,"floor_bits_per_byte":0.125}"#
         );
-        let (task, metric) = ("hellaswag".into(), "acc_norm".into());
+        let task = "hellaswag".into();
+        let metric = "acc_norm".into();
         assert_eq!(
             line(&Record::Eval(Eval { step: 9, task, metric, value: 0.25, stderr: 0.004 })),
             r#"{"kind":"eval","step":9,"task":"hellaswag","metric":"acc_norm","value":0.25,"stderr":0.004}"#
@@ -225,7 +225,7 @@ pub(crate) mod tests {
         assert!(read.mfu.is_nan());
     }
 
-    /// Records of before there were these fields, and of where nothing looks at logits.
+    /// Records from before these fields existed, and from runs that do not observe logits.
     #[test]
     fn what_was_not_observed_is_not_a_number() {
         let old =

@@ -1,8 +1,6 @@
-//! The machine below the trainer: errors, files and what they hold, memory, threads.
+//! What every module builds on: errors, files, memory, threads, and facts about the machine.
 
 pub mod content;
-#[cfg(test)]
-pub(crate) mod damage;
 pub mod error;
 pub(crate) mod failpoint;
 pub mod files;
@@ -14,3 +12,6 @@ pub mod panic;
 pub mod python_json;
 pub mod shell;
 pub mod thread;
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -133,7 +133,7 @@ impl Tokenizer {
 
     fn load(path: &Path, of_model: bool) -> Result<Self> {
         let bytes = read_capped(path)?;
-        Kind::of(&bytes).refuse_unless(Kind::Json, path)?;
+        Kind::of_head(&bytes).refuse_unless(Kind::Json, path)?;
         let root: Value = serde_json::from_slice(&bytes).map_err(|error| wrong_file(path, error))?;
         let mut engine = match ByteBpe::from_json(&root) {
             Some(engine) => Engine::Byte(Box::new(engine)),

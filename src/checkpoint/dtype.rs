@@ -2,15 +2,19 @@
 //!
 //! Narrowing rounds to nearest, ties to even, as PyTorch and the hardware do; widening is exact.
 
+use clap::ValueEnum;
 use half::slice::HalfFloatSliceExt;
 use half::vec::HalfFloatVecExt;
 use half::{bf16, f16};
 
 /// Element type of a weight file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Dtype {
+    /// 32 bits: the weights as trained.
     F32,
+    /// 16 bits with f32's range.
     Bf16,
+    /// 16 bits, IEEE half.
     F16,
 }
 

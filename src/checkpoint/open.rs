@@ -19,7 +19,6 @@ use super::tensors::{TensorFile, TensorSink, replacement_hint};
 use crate::config::ModelConfig;
 use crate::runtime::error::{Exit, Failure, fail};
 use crate::runtime::files;
-use crate::runtime::home::expand_home;
 use crate::runtime::shell::quoted;
 
 /// Bounds on what is read whole.
@@ -62,9 +61,6 @@ impl Opened {
 
     /// [`open`](Self::open); if they are adapters, their model is in `base`, if that is given, whatever their own file says.
     pub fn open_beside(ckpt: &Path, base: Option<&Path>) -> Result<Opened> {
-        let ckpt = &expand_home(ckpt);
-        let base = base.map(expand_home);
-        let base = base.as_deref();
         if let Some(valid) = resolve_verified(ckpt)? {
             return Opened::open_valid(valid, base);
         }

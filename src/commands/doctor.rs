@@ -7,7 +7,7 @@ use crate::runtime::error::{Exit, fail};
 use crate::train::footprint::bytes;
 use anyhow::Result;
 
-pub(super) fn run() -> Result<()> {
+pub(crate) fn run() -> Result<()> {
     let mut text = format!(
         "llama-lite {}\nplatform   {} {}\ncpu        {} threads, {}, bf16 products: {}\ngpu        {}\n{}\nself-test  (largest relative difference \
          from candle's autograd, at most {:.0e})\n",
@@ -42,7 +42,7 @@ fn gpu() -> String {
             let free = device::memory().map_or_else(String::new, |free| format!(", {} free", bytes(free)));
             format!("{name}{free}, driver for {driver}, cuBLAS {}", device::blas_version())
         }
-        None if cfg!(feature = "cuda") => "none is used: there is none, no driver was found, or --device cpu".into(),
+        None if cfg!(feature = "cuda") => "none: no GPU or no driver was found, or --device cpu was given".into(),
         None => "not in this build".into(),
     }
 }

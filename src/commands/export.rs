@@ -1,22 +1,44 @@
 //! `export`: a plain Hugging Face directory in another number format, optionally without the padding rows of the vocabulary.
 
-use crate::checkpoint::{self, Opened};
-use crate::cli::{Dtype, Export};
+use super::arguments::path;
+use crate::checkpoint::{self, Dtype, Opened};
 use crate::metrics::Console;
 use crate::runtime::error::{Exit, fail, note};
 use crate::tokenizer::Tokenizer;
 use anyhow::Result;
+use clap::Args;
+use std::path::PathBuf;
 
-pub(super) fn run(args: &Export, console: Console) -> Result<()> {
-    let dtype = match args.dtype {
-        Dtype::F32 => checkpoint::Dtype::F32,
-        Dtype::Bf16 => checkpoint::Dtype::Bf16,
-        Dtype::F16 => checkpoint::Dtype::F16,
-    };
+#[derive(Args, Clone, Debug)]
+#[command(
+    after_help = "Example: llama-lite export --ckpt runs/llama-124m --out llama-124m-hf --dtype bf16 --trim-vocab"
+)]
+pub struct ExportArgs {
+    /// Checkpoint, run directory (its newest valid checkpoint) or Hugging Face Llama directory
+    #[arg(long, value_name = "DIR", value_parser = path())]
+    pub ckpt: PathBuf,
+    /// For adapters: the directory of their model, if it is no longer where they were trained
+    #[arg(long, value_name = "DIR", value_parser = path())]
+    pub base: Option<PathBuf>,
+    /// Directory to write; it must not exist or be empty
+    #[arg(long, value_name = "DIR", value_parser = path())]
+    pub out: PathBuf,
+    /// Number format of the weights
+    #[arg(long, value_name = "DTYPE", default_value = "f32")]
+    pub dtype: Dtype,
+    /// Leave out the rows of the vocabulary beyond the tokenizer's ids
+    #[arg(long)]
+    pub trim_vocab: bool,
+    /// For adapters: write their model with the adapters merged into its weights
+    #[arg(long)]
+    pub merge_lora: bool,
+}
+
+pub(crate) fn run(args: &ExportArgs, console: Console) -> Result<()> {
     let source = Opened::open_beside(&args.ckpt, args.base.as_deref())?;
     refuse_unmerged(args, &source)?;
     let trim = if args.trim_vocab { Some(Tokenizer::from_dir(source.tokenizer_dir())?.vocab_size()) } else { None };
-    checkpoint::export(&source, &args.out, dtype, trim)?;
+    checkpoint::export(&source, &args.out, args.dtype, trim)?;
     if !console.quiet {
         note(&format!("exported to {}", args.out.display()));
     }
@@ -24,7 +46,7 @@ pub(super) fn run(args: &Export, console: Console) -> Result<()> {
 }
 
 /// Adapters are no model, and a model has none: neither is guessed.
-fn refuse_unmerged(args: &Export, source: &Opened) -> Result<()> {
+fn refuse_unmerged(args: &ExportArgs, source: &Opened) -> Result<()> {
     let dir = args.ckpt.display();
     match (source.adapter().is_some(), args.merge_lora) {
         (true, false) => Err(fail(Exit::Config, format!("{dir}: adapters, not a model"))

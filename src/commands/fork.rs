@@ -1,23 +1,42 @@
 //! `fork`: branches from a checkpoint.
 
-use super::resume::pieces;
-use crate::cli::{Fork, Piece as Word};
+use super::arguments::path;
+use super::resume::ResetOption;
 use crate::metrics::Console;
 use crate::runtime::error::{Exit, fail, note};
 use crate::runtime::shell::quoted;
 use crate::train::fork::{Branch, fork};
+use crate::train::reset::Piece;
 use crate::train::resume::locate;
 use anyhow::Result;
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 
-pub(super) fn run(args: &Fork, console: Console) -> Result<()> {
-    let piece = |word: &str| Word::from_str(word, false).ok().map(|word| pieces(word).to_vec());
-    let branch = |text: &String| {
-        Branch::parse(text, piece)
-            .map_err(|what| fail(Exit::Config, format!("--branch {text:?}: {what}")).hint("see llama-lite fork --help"))
-    };
-    let branches = args.branch.iter().map(branch).collect::<Result<Vec<_>, _>>()?;
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "Example:
+  llama-lite fork runs/quickstart/checkpoints/step-00001000 --steps 200 \\
+      --branch exact --branch 'weights-only: reset=optimizer' --branch 'hot: optimizer.lr=6e-3' \\
+      --branch 'other-data: data.seed=2' --branch 'past-it: skip=64'
+
+Compare them with: llama-lite report runs/quickstart-forks/*")]
+pub struct ForkArgs {
+    /// Checkpoint of a run, or the run (its newest checkpoint)
+    #[arg(value_name = "CKPT", value_parser = path())]
+    pub ckpt: PathBuf,
+    /// A branch: 'NAME: KEY=VALUE, reset=PIECE+PIECE, skip=SEQUENCES'; a name alone continues as the run would
+    #[arg(long, value_name = "NAME: CHANGES", required = true)]
+    pub branch: Vec<String>,
+    /// Steps of each branch
+    #[arg(long, value_name = "N")]
+    pub steps: NonZeroU64,
+    /// Directory of the branches [default: the run's directory and -forks]
+    #[arg(long, value_name = "DIR", value_parser = path())]
+    pub out: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: &ForkArgs, console: Console) -> Result<()> {
+    let branches = args.branch.iter().map(|text| parse_branch(text)).collect::<Result<Vec<_>>>()?;
     let out = match &args.out {
         Some(out) => out.clone(),
         None => {
@@ -33,4 +52,15 @@ pub(super) fn run(args: &Fork, console: Console) -> Result<()> {
         note(&format!("compare them: llama-lite report {} --out {page}", dirs.join(" ")));
     }
     Ok(())
+}
+
+fn parse_branch(text: &str) -> Result<Branch> {
+    Branch::parse(text, reset_pieces).map_err(|what| {
+        fail(Exit::Config, format!("--branch {text:?}: {what}")).hint("see llama-lite fork --help").into()
+    })
+}
+
+/// The pieces that `reset=WORD` of a branch resets.
+fn reset_pieces(word: &str) -> Option<Vec<Piece>> {
+    ResetOption::from_str(word, false).ok().map(|option| option.pieces.to_vec())
 }

@@ -1,7 +1,7 @@
-//! `plan`: parameters, memory, time and disk of a run that has not begun.
+//! `plan`: parameters, memory, time and disk that a run will take.
 
+use super::arguments::path;
 use super::print;
-use crate::cli::Plan;
 use crate::config::Config;
 use crate::metrics::{Console, ascii_plot, duration, rate, thousands};
 use crate::model::Recompute;
@@ -12,12 +12,34 @@ use crate::train::footprint::{Footprint, bytes, checkpoint_bytes, recompute, rec
 use crate::train::plan::{GPUS, Probe, disk, fit, flops, kept_checkpoints, parameters, passes, probe, rates};
 use crate::train::schedule::remark;
 use anyhow::Result;
+use clap::Args;
+use std::path::PathBuf;
 use std::time::Duration;
 
-/// Model FLOPs utilisations that a time is given for.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:
+  llama-lite plan --config configs/llama-1.7b.toml
+  llama-lite plan --config my.toml --probe
+  llama-lite plan --config my.toml --fit 16GB")]
+pub struct PlanArgs {
+    /// Configuration, TOML or JSON
+    #[arg(long, value_name = "FILE", value_parser = path())]
+    pub config: PathBuf,
+    /// Set one configuration key; may be repeated, later ones win
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Run a few steps on the run's own data, writing nothing, and measure time and memory
+    #[arg(long)]
+    pub probe: bool,
+    /// Propose the largest micro-batch that fits into this much memory, such as 8GB or 8000000000
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub fit: Option<u64>,
+}
+
+/// The model FLOPs utilisations for which a time is given.
 const MFU: [f64; 2] = [0.4, 0.5];
 
-pub(super) fn run(args: &Plan, console: Console) -> Result<()> {
+pub(crate) fn run(args: &PlanArgs, console: Console) -> Result<()> {
     let mut config = Config::load(&args.config, &args.set)?;
     let mut out = size(&config);
     out.push_str(&memory_of(&config, args.fit));
@@ -49,7 +71,7 @@ fn size(config: &Config) -> String {
     out + &format!("FLOPs per token   {}\n", rate(per_token as f64))
 }
 
-/// In this machine, or in one with so much memory.
+/// The memory of the run and of other micro-batches, on this machine or on one with `limit` bytes.
 fn memory_of(config: &Config, limit: Option<u64>) -> String {
     let policy = limit.map_or_else(|| recompute(config), |limit| recompute_within(config, Some(limit)));
     let footprint = Footprint::with(config, policy);
@@ -73,7 +95,8 @@ fn memory_of(config: &Config, limit: Option<u64>) -> String {
         let mark = if micro == config.train.micro_batch_size { " <" } else { "" };
         let again = limit.map_or_else(|| recompute(&other), |limit| recompute_within(&other, Some(limit)));
         let footprint = Footprint::with(&other, again);
-        let (needed, peak) = (bytes(footprint.needed()), bytes(footprint.peak()));
+        let needed = bytes(footprint.needed());
+        let peak = bytes(footprint.peak());
         let copy = if needed == peak { String::new() } else { format!(", {peak} with the copy being saved") };
         let blocks = if again == Recompute::Full { ", whole blocks computed again" } else { "" };
         out.push_str(&format!("  micro-batch {micro:<3} {needed:>15}{copy}{blocks}{mark}\n"));
@@ -119,20 +142,17 @@ fn work(config: &Config) -> String {
     ));
     out.push_str(&format!("FLOPs             {:.3e}\n", flops(config)));
     for (name, peak) in GPUS {
-        let at = |mfu: f64| {
-            let time = Duration::try_from_secs_f64(flops(config) / (peak * mfu)).unwrap_or(Duration::MAX);
-            format!("{} at {:.0} % MFU", duration(time), 100.0 * mfu)
-        };
-        out.push_str(&format!("  {name:<15} {}\n", MFU.map(at).join(", ")));
+        let times = MFU.map(|mfu| format!("{} at {:.0} % MFU", time(flops(config) / (peak * mfu)), 100.0 * mfu));
+        out.push_str(&format!("  {name:<15} {}\n", times.join(", ")));
     }
     out
 }
 
-/// A probe opens the data anyway, and tells.
+/// Epochs of the data, where they are known without reading them. A probe reads them and says it itself.
 fn epochs(config: &Config) -> String {
     match passes(config) {
         Ok(known) => known.as_deref().map_or_else(unread, over_data),
-        // What is planned may be about to be prepared.
+        // The data of a plan need not be there yet.
         Err(error) => format!("data              not read: {error:#}\n"),
     }
 }
@@ -145,8 +165,12 @@ fn over_data(passes: &[(String, f64)]) -> String {
     passes.iter().map(|(name, passes)| format!("data              {passes:.2} epochs of {name}\n")).collect()
 }
 
+/// Seconds as people read them, up to more than a [`Duration`] can hold.
+fn time(seconds: f64) -> String {
+    duration(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+}
+
 fn measured(config: &Config, probe: &Probe) -> String {
-    let time = |seconds: f64| duration(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX));
     let speed = config.train.tokens_per_step as f64 / probe.step_seconds;
     let mut out = format!(
         "\n{}probe             {:.3} s a step ({} tokens/s)",
@@ -176,4 +200,41 @@ fn measured(config: &Config, probe: &Probe) -> String {
         ));
     }
     out
+}
+
+/// A number of bytes, with MB, GB, MiB or GiB behind it if it has a unit.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let unit = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        "mib" => f64::from(1 << 20),
+        "gib" => f64::from(1 << 30),
+        _ => return Err("expected bytes, such as 8GB, 8GiB or 8000000000".into()),
+    };
+    let number: f64 =
+        number.trim().parse().map_err(|_| "expected bytes, such as 8GB, 8GiB or 8000000000".to_owned())?;
+    if number > 0.0 && (number * unit).is_finite() {
+        Ok((number * unit) as u64)
+    } else {
+        Err("expected more than 0".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_bytes;
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(
+            (parse_bytes("8GB"), parse_bytes("1.5 GiB"), parse_bytes("70")),
+            (Ok(8_000_000_000), Ok(1_610_612_736), Ok(70))
+        );
+        for wrong in ["", "GB", "8 stones", "-1", "nan", "1e400"] {
+            assert!(parse_bytes(wrong).is_err(), "{wrong}");
+        }
+    }
 }

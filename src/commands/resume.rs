@@ -1,7 +1,7 @@
-//! `resume`: goes on with a run, or takes some of its steps again to compare them.
+//! `resume`: continues a run, or repeats some of its steps and compares them with its log.
 
+use super::arguments::path;
 use super::print;
-use crate::cli::{Piece as Word, Resume};
 use crate::metrics::Console;
 use crate::runtime::error::{Exit, fail};
 use crate::train::continuation::Changes;
@@ -9,31 +9,90 @@ use crate::train::reset::Piece;
 use crate::train::resume::resume;
 use crate::train::verify::{Outcome, verify};
 use anyhow::Result;
+use clap::builder::PossibleValue;
+use clap::{Args, ValueEnum};
 use std::collections::BTreeSet;
+use std::num::NonZeroU64;
+use std::path::PathBuf;
 
-pub(super) fn run(args: &Resume, console: Console) -> Result<()> {
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:
+  llama-lite resume --ckpt runs/quickstart
+  llama-lite resume --ckpt runs/quickstart --set train.steps=3000 --set schedule.decay_steps=3000
+  llama-lite resume --ckpt runs/quickstart --verify 20
+  llama-lite resume --ckpt runs/quickstart/checkpoints/step-00001000 --reset optimizer
+
+Raising train.steps leaves the learning rates as they were configured; set schedule.decay_steps to change them. Only
+the tail of a wsd schedule moves to the new end, if it has not started.")]
+pub struct ResumeArgs {
+    /// Run directory (its newest valid checkpoint) or one checkpoint of a run
+    #[arg(long, value_name = "CKPT_OR_RUN_DIR", value_parser = path())]
+    pub ckpt: PathBuf,
+    /// For adapters: the directory of their model, if it is no longer where they were trained
+    #[arg(long, value_name = "DIR", value_parser = path())]
+    pub base: Option<PathBuf>,
+    /// Change one configuration key of the run; may be repeated, later ones win
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Reset parts of the run's state on purpose, to see what each is for
+    #[arg(long, value_name = "PIECE,...", value_delimiter = ',')]
+    pub reset: Vec<ResetOption>,
+    /// Skip N sequences of the data first
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub skip: u64,
+    /// Repeat N steps, writing nothing, and compare them with what the run logged
+    #[arg(long, value_name = "N", conflicts_with_all = ["set", "reset", "skip"])]
+    pub verify: Option<NonZeroU64>,
+}
+
+/// A value of `--reset`, and the pieces of a run's state that it resets.
+#[derive(Clone, Copy, Debug)]
+pub struct ResetOption {
+    name: &'static str,
+    help: &'static str,
+    pub(super) pieces: &'static [Piece],
+}
+
+/// In the order of the help text.
+const RESET_OPTIONS: [ResetOption; 6] = [
+    ResetOption {
+        name: "optimizer",
+        help: "moments and optimizer_step",
+        pieces: &[Piece::Moments, Piece::OptimizerStep],
+    },
+    ResetOption { name: "moments", help: "AdamW's moments become 0", pieces: &[Piece::Moments] },
+    ResetOption { name: "optimizer_step", help: "AdamW's count of updates becomes 0", pieces: &[Piece::OptimizerStep] },
+    ResetOption { name: "rng", help: "The seed becomes a new one", pieces: &[Piece::Rng] },
+    ResetOption { name: "data", help: "The data start from the beginning", pieces: &[Piece::Data] },
+    ResetOption {
+        name: "schedule",
+        help: "The learning rate starts over, warm-up included",
+        pieces: &[Piece::Schedule],
+    },
+];
+
+impl ValueEnum for ResetOption {
+    fn value_variants<'a>() -> &'a [Self] {
+        &RESET_OPTIONS
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.name).help(self.help))
+    }
+}
+
+pub(crate) fn run(args: &ResumeArgs, console: Console) -> Result<()> {
     if let Some(steps) = args.verify {
         return replay(args, steps.get(), console);
     }
-    let pieces: BTreeSet<Piece> = args.reset.iter().flat_map(|word| pieces(*word)).copied().collect();
+    let pieces: BTreeSet<Piece> = args.reset.iter().flat_map(|option| option.pieces).copied().collect();
     let base = args.base.as_deref().map(std::path::absolute).transpose()?;
     let base = base.map(|dir| format!("sft.base={}", dir.display()));
     let sets = args.set.iter().cloned().chain(base).collect();
     resume(&args.ckpt, &Changes { sets, pieces, skip: args.skip }, console)
 }
 
-pub(super) fn pieces(word: Word) -> &'static [Piece] {
-    match word {
-        Word::Optimizer => &[Piece::Moments, Piece::OptimizerStep],
-        Word::Moments => &[Piece::Moments],
-        Word::OptimizerStep => &[Piece::OptimizerStep],
-        Word::Rng => &[Piece::Rng],
-        Word::Data => &[Piece::Data],
-        Word::Schedule => &[Piece::Schedule],
-    }
-}
-
-fn replay(args: &Resume, steps: u64, console: Console) -> Result<()> {
+fn replay(args: &ResumeArgs, steps: u64, console: Console) -> Result<()> {
     let (place, outcome) = verify(&args.ckpt, steps, args.base.as_deref(), console)?;
     let place = place.display();
     match outcome {

@@ -1,21 +1,58 @@
 //! `sft`: fine-tuning on conversations, on this machine or from the Hub.
 
+use super::arguments::{path, path_or_name, run_dir};
 use super::print;
-use crate::cli::Sft;
 use crate::hub::{Hub, HubName};
 use crate::metrics::Console;
 use crate::runtime::error::note;
 use crate::train::sft::{Request, Tune};
 use anyhow::Result;
+use clap::Args;
 use std::io::IsTerminal;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+const EXAMPLES: &str = "Examples:
+  llama-lite sft --config configs/sft-alpaca.toml --ckpt runs/quickstart --data alpaca.json
+  llama-lite sft --config configs/sft-alpaca.toml --ckpt llama-hf --data hub:yahma/alpaca-cleaned --out runs/tuned
+  llama-lite sft --config configs/sft-alpaca.toml --ckpt llama-hf --data chats.jsonl --show-data 3
+
+Records: conversations or messages, prompt and completion, instruction and output or response, question and answer: see
+--help. Without a [lora] section all weights are trained.";
+
+#[derive(Args, Clone, Debug)]
+#[command(after_help = EXAMPLES)]
+#[command(after_long_help = format!("{EXAMPLES}\n\n{}\n\n{}", crate::config::record_shapes_text(), crate::config::reference_text()))]
+pub struct SftArgs {
+    /// Configuration, TOML or JSON
+    #[arg(long, value_name = "FILE", value_parser = path())]
+    pub config: PathBuf,
+    /// Model: checkpoint, run directory (its newest valid checkpoint) or Hugging Face Llama directory
+    #[arg(long, value_name = "DIR", value_parser = path())]
+    pub ckpt: PathBuf,
+    /// Records: .json, .jsonl or .parquet files, globs, directories, or hub:OWNER/NAME
+    #[arg(long, value_name = "FILE", num_args = 1.., required = true, value_parser = path_or_name())]
+    pub data: Vec<String>,
+    /// Set one configuration key, such as lora.rank=8; may be repeated, later ones win
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Directory of the run [default: runs/ and the configuration's name]
+    #[arg(long, value_name = "RUN_DIR", value_parser = path())]
+    pub out: Option<PathBuf>,
+    /// Print what would be trained of the first N conversations, and the counts, and stop
+    #[arg(long, value_name = "N")]
+    pub show_data: Option<NonZeroUsize>,
+}
 
 /// Records that are left out and listed by --show-data.
 const LISTED: usize = 20;
 
-pub(super) fn run(args: &Sft, console: Console) -> Result<()> {
+pub(crate) fn run(args: &SftArgs, console: Console) -> Result<()> {
     let data = local(&args.data, console)?;
     let request = Request { config: &args.config, sets: &args.set, ckpt: &args.ckpt, data: &data };
-    let Some(n) = args.show_data else { return Tune::open(&request, console)?.train(&args.run_dir()) };
+    let Some(n) = args.show_data else {
+        return Tune::open(&request, console)?.train(&run_dir(args.out.as_ref(), &args.config));
+    };
     // What is shown goes to stdout, which may be a file.
     let tune = Tune::open(&request, Console { color: console.color && std::io::stdout().is_terminal(), ..console })?;
     for (i, text) in tune.show(n.get(), usize::MAX)?.iter().enumerate() {

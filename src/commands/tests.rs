@@ -1,10 +1,12 @@
 //! Training with faults planted in it: this test program is run again as a child, as the program itself would be.
 
+mod arguments;
 mod ladder;
 mod saving;
 mod stuck;
 
 use super::*;
+use crate::cli;
 use serde_json::Value;
 use std::path::PathBuf;
 use std::process::{Command, Output};
@@ -41,7 +43,7 @@ every = 4
 fn child_process() {
     let Ok(args) = std::env::var("LLAMA_LITE_CHILD") else { return };
     let args = ["llama-lite", "--threads", "1"].into_iter().chain(args.split('\n'));
-    let result = std::panic::catch_unwind(|| run(clap::Parser::parse_from(args)));
+    let result = std::panic::catch_unwind(|| cli::run(clap::Parser::parse_from(args)));
     let result = result.unwrap_or_else(|_| Err(fail(Exit::Internal, "a panic").into()));
     std::process::exit(result.map_or_else(
         |error| {

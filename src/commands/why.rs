@@ -1,16 +1,35 @@
 //! `why`: the documents of a step.
 
+use super::arguments::path;
 use super::print;
-use crate::cli::Why;
 use crate::inspect::why::why;
 use crate::metrics::{Console, fixed};
 use crate::runtime::format::escape_control;
 use anyhow::Result;
+use clap::Args;
+use std::path::PathBuf;
+
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "Example: llama-lite why runs/quickstart --step 1200")]
+pub struct WhyArgs {
+    /// Directory of a run
+    #[arg(value_name = "RUN_DIR", value_parser = path())]
+    pub run: PathBuf,
+    /// The step to explain; steps that are still to come can be asked for as well
+    #[arg(long, value_name = "N")]
+    pub step: u64,
+    /// For adapters: the directory of their model, if it is no longer where they were trained
+    #[arg(long, value_name = "DIR", value_parser = path())]
+    pub base: Option<PathBuf>,
+    /// Show all of every sequence
+    #[arg(long)]
+    pub full: bool,
+}
 
 /// Characters of a sequence that are shown.
 const SHOWN: usize = 300;
 
-pub(super) fn run(args: &Why, console: Console) -> Result<()> {
+pub(crate) fn run(args: &WhyArgs, console: Console) -> Result<()> {
     let found = why(&args.run, args.step, args.base.as_deref(), console)?;
     let logged = found.logged.map_or_else(String::new, |loss| format!(", logged loss {}", fixed(loss, 4)));
     let mut out = format!(

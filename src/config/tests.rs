@@ -8,8 +8,8 @@ use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
 use super::*;
-use crate::runtime::damage::rounds;
 use crate::runtime::error::Failure;
+use crate::runtime::tests::damage::rounds;
 
 /// A complete configuration in which every test below changes something. Line 2 is hidden_size.
 const BASE: &str = r#"[model]

@@ -1,14 +1,14 @@
 //! Tasks from data to metrics: prompts, requests, likelihoods, and what the harness makes of them.
 
 use super::dataset::Library;
-use super::encode::Encoder;
-use super::engine::{Likelihood, Request, likelihoods};
+use super::encode::RequestEncoder;
+use super::engine::{Likelihood, LikelihoodRequest, likelihoods};
 use super::fewshot::Drawer;
 use super::python;
 use super::statistics::{mean, perplexity_error, standard_error};
 use super::tasks::{Document, Task};
 use crate::model::Llama;
-use crate::runtime::error::{Exit, fail};
+use crate::runtime::error::{Exit, Failure, fail};
 use crate::tokenizer::Tokenizer;
 use anyhow::Result;
 use serde_json::Value;
@@ -39,7 +39,7 @@ pub struct Prepared {
     pub all_documents: usize,
     documents: Vec<Document>,
     /// The requests of each document.
-    requests: Vec<Vec<Request>>,
+    requests: Vec<Vec<LikelihoodRequest>>,
 }
 
 /// What of a task's contexts the model does not see, because its own context is shorter.
@@ -61,9 +61,15 @@ pub struct Metric {
     pub stderr: Option<f64>,
 }
 
+impl Metric {
+    fn average(name: &'static str, values: &[f64]) -> Self {
+        Self { name, value: mean(values), stderr: standard_error(values) }
+    }
+}
+
 /// A document's likelihoods, for `--log-samples`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Sample {
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DocumentSample {
     /// Of each choice (or of the one continuation, or the whole page).
     pub log_likelihoods: Vec<f64>,
     pub target: Value,
@@ -71,11 +77,17 @@ pub struct Sample {
     pub cut: usize,
 }
 
-/// What a task came to.
+impl DocumentSample {
+    fn new(log_likelihoods: Vec<f64>, target: impl Into<Value>) -> Self {
+        Self { log_likelihoods, target: target.into(), cut: 0 }
+    }
+}
+
+/// The metrics of a task and the likelihoods that they are computed from.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TaskResult {
     pub metrics: Vec<Metric>,
-    pub samples: Vec<Sample>,
+    pub samples: Vec<DocumentSample>,
 }
 
 impl Prepared {
@@ -86,20 +98,17 @@ impl Prepared {
     pub fn new(task: Task, extent: Extent, library: &Library, tokenizer: &Tokenizer, context: usize) -> Result<Self> {
         let rows = library.rows(&task, task.split)?;
         let mut drawer = Drawer::new(&task, extent.num_fewshot, library)?;
-        let encoder = Encoder::new(tokenizer, context)?;
-        let (mut documents, mut requests) = (Vec::new(), Vec::new());
-        let at = |i: usize, what: String| {
-            fail(Exit::Data, format!("{}: row {i} of its {} split: {what}", task.name, task.split))
-                .hint("evaluation needs the data set's own fields and labels")
-        };
+        let encoder = RequestEncoder::new(tokenizer, context)?;
+        let mut documents = Vec::new();
+        let mut requests = Vec::new();
         for (i, row) in rows.iter().take(extent.documents(rows.len())).enumerate() {
-            let document = task.template.document(row).map_err(|what| at(i, what))?;
+            let document = task.template.document(row).map_err(|what| bad_row(&task, i, what))?;
             let mut before = task.template.description();
             for example in drawer.draw(row) {
-                before +=
-                    &task.template.example(example).map_err(|what| at(i, format!("an example before it: {what}")))?;
+                let text = task.template.example(example);
+                before += &text.map_err(|what| bad_row(&task, i, format!("an example before it: {what}")))?;
             }
-            requests.push(encode(&encoder, &before, &document).map_err(|e| at(i, e.to_string()))?);
+            requests.push(encode(&encoder, &before, &document).map_err(|e| bad_row(&task, i, e.to_string()))?);
             documents.push(document);
         }
         Ok(Self { shots: drawer.shots(), all_documents: rows.len(), task, documents, requests })
@@ -137,12 +146,17 @@ impl Prepared {
         for (document, requests) in self.documents.iter().zip(&self.requests) {
             let (own, others) = rest.split_at(requests.len());
             rest = others;
-            let mut score = Score::of(document, own);
+            let mut score = DocumentScore::new(document, own);
             score.sample.cut = requests.iter().map(|request| request.cut).sum();
             scores.push(score);
         }
         TaskResult { metrics: metrics(&scores), samples: scores.into_iter().map(|score| score.sample).collect() }
     }
+}
+
+fn bad_row(task: &Task, row: usize, what: String) -> Failure {
+    fail(Exit::Data, format!("{}: row {row} of its {} split: {what}", task.name, task.split))
+        .hint("evaluation needs the data set's own fields and labels")
 }
 
 /// Scores all `tasks` together; `done` hears how many requests are scored, of how many.
@@ -154,25 +168,23 @@ pub fn evaluate(
     tasks: &[Prepared],
     mut done: impl FnMut(usize, usize) -> Result<()>,
 ) -> Result<Vec<TaskResult>> {
-    let requests: Vec<&Request> = tasks.iter().flat_map(|task| task.requests.iter().flatten()).collect();
+    let requests: Vec<&LikelihoodRequest> = tasks.iter().flat_map(|task| task.requests.iter().flatten()).collect();
     let all = likelihoods(model, &requests, |n| done(n, requests.len()))?;
     let mut rest = all.as_slice();
-    let result = |task: &Prepared| {
+    let mut results = Vec::with_capacity(tasks.len());
+    for task in tasks {
         let (own, others) = rest.split_at(task.requests.iter().map(Vec::len).sum());
         rest = others;
-        task.result(own)
-    };
-    Ok(tasks.iter().map(result).collect())
+        results.push(task.result(own));
+    }
+    Ok(results)
 }
 
-fn encode(encoder: &Encoder, before: &str, document: &Document) -> Result<Vec<Request>> {
-    let spaced = |choices: &[String], context: &str| -> Result<Vec<Request>> {
-        let context = format!("{before}{context}");
-        choices.iter().map(|choice| encoder.pair(&context, &format!(" {choice}"))).collect()
-    };
+fn encode(encoder: &RequestEncoder, before: &str, document: &Document) -> Result<Vec<LikelihoodRequest>> {
     match document {
         Document::Choices { context, choices, .. } | Document::Truths { context, choices, .. } => {
-            spaced(choices, context)
+            let context = format!("{before}{context}");
+            choices.iter().map(|choice| encoder.pair(&context, &format!(" {choice}"))).collect()
         }
         Document::Contexts { contexts, continuation, .. } => {
             contexts.iter().map(|context| encoder.pair(&format!("{before}{context}"), continuation)).collect()
@@ -187,58 +199,70 @@ fn encode(encoder: &Encoder, before: &str, document: &Document) -> Result<Vec<Re
     }
 }
 
-struct Score {
-    /// Correct, or the share of probability.
+#[derive(Default)]
+struct DocumentScore {
+    /// 1 if the answer is correct, else 0; or the share of the probability that the true choices have.
     acc: f64,
     acc_norm: Option<f64>,
     /// Words and bytes of a page.
     size: Option<(usize, usize)>,
-    /// It is a word whose likelihood counts.
+    /// Set for a word whose likelihood counts too.
     word: bool,
-    sample: Sample,
+    sample: DocumentSample,
 }
 
-impl Score {
-    fn of(document: &Document, found: &[Likelihood]) -> Self {
+impl DocumentScore {
+    fn new(document: &Document, found: &[Likelihood]) -> Self {
         let lls: Vec<f64> = found.iter().map(|l| l.log_likelihood).collect();
-        let is = |best: Option<usize>, gold: &Option<usize>| f64::from(u8::from(gold.is_some() && best == *gold));
-        let plain = |acc, acc_norm, target, log_likelihoods| Self {
-            acc,
-            acc_norm,
-            size: None,
-            word: false,
-            sample: Sample { log_likelihoods, target, cut: 0 },
-        };
         match document {
             Document::Choices { choices, gold, .. } => {
                 let norm: Vec<f64> = lls.iter().zip(choices).map(|(ll, c)| ll / python::len(c) as f64).collect();
-                plain(is(argmax(&lls), gold), Some(is(argmax(&norm), gold)), Value::from(*gold), lls)
+                let acc_norm = Some(accuracy(&norm, *gold));
+                Self {
+                    acc: accuracy(&lls, *gold),
+                    acc_norm,
+                    sample: DocumentSample::new(lls, *gold),
+                    ..Self::default()
+                }
             }
-            Document::Contexts { gold, .. } => plain(is(argmax(&lls), gold), None, Value::from(*gold), lls),
+            Document::Contexts { gold, .. } => {
+                Self { acc: accuracy(&lls, *gold), sample: DocumentSample::new(lls, *gold), ..Self::default() }
+            }
             Document::Endings { gold, .. } => {
                 let means: Vec<f64> = found.iter().map(|l| l.log_likelihood / l.tokens as f64).collect();
-                plain(is(argmax(&lls), gold), Some(is(argmax(&means), gold)), Value::from(*gold), lls)
+                let acc_norm = Some(accuracy(&means, *gold));
+                Self {
+                    acc: accuracy(&lls, *gold),
+                    acc_norm,
+                    sample: DocumentSample::new(lls, *gold),
+                    ..Self::default()
+                }
             }
             Document::Word { continuation, .. } => {
                 let greedy = found.iter().all(|l| l.greedy);
-                let target = Value::from(continuation.as_str());
-                Self { word: true, ..plain(f64::from(u8::from(greedy)), None, target, lls) }
+                let sample = DocumentSample::new(lls, continuation.as_str());
+                Self { acc: f64::from(u8::from(greedy)), word: true, sample, ..Self::default() }
             }
             Document::Truths { truths, .. } => {
                 let all: f64 = lls.iter().map(|ll| ll.exp()).sum();
-                let told: f64 = lls.iter().zip(truths).filter(|(_, truth)| **truth).map(|(ll, _)| ll.exp()).sum();
-                let target = truths.iter().map(|&truth| Value::from(u8::from(truth))).collect();
-                plain(told / all, None, target, lls)
+                let of_true: f64 = lls.iter().zip(truths).filter(|(_, truth)| **truth).map(|(ll, _)| ll.exp()).sum();
+                let target: Value = truths.iter().map(|&truth| Value::from(u8::from(truth))).collect();
+                Self { acc: of_true / all, sample: DocumentSample::new(lls, target), ..Self::default() }
             }
             Document::Page { words, bytes, .. } => {
-                let whole = vec![lls.iter().sum()];
-                Self { size: Some((*words, *bytes)), ..plain(f64::NAN, None, Value::Null, whole) }
+                let sample = DocumentSample::new(vec![lls.iter().sum()], Value::Null);
+                Self { acc: f64::NAN, size: Some((*words, *bytes)), sample, ..Self::default() }
             }
         }
     }
 }
 
-/// Index of the largest; the first of equals, and a NaN before all, as numpy has it.
+/// 1 if the largest of `scores` is that of the answer `gold`, else 0.
+fn accuracy(scores: &[f64], gold: Option<usize>) -> f64 {
+    f64::from(u8::from(gold.is_some() && argmax(scores) == gold))
+}
+
+/// The index of the largest value: the first of equal ones, and a NaN before all others, as numpy has it.
 fn argmax(values: &[f64]) -> Option<usize> {
     let mut best: Option<(usize, f64)> = None;
     for (i, &value) in values.iter().enumerate() {
@@ -249,28 +273,26 @@ fn argmax(values: &[f64]) -> Option<usize> {
     best.map(|(i, _)| i)
 }
 
-fn metrics(scores: &[Score]) -> Vec<Metric> {
-    let ll = |score: &Score| score.sample.log_likelihoods[0];
+fn metrics(scores: &[DocumentScore]) -> Vec<Metric> {
+    let lls: Vec<f64> = scores.iter().map(|score| score.sample.log_likelihoods[0]).collect();
     if scores.iter().any(|score| score.size.is_some()) {
-        let total: f64 = scores.iter().map(ll).sum();
+        let total: f64 = lls.iter().sum();
         let (words, bytes) = scores.iter().filter_map(|s| s.size).fold((0, 0), |(w, b), (x, y)| (w + x, b + y));
-        let metric = |name, value| Metric { name, value, stderr: None };
         return vec![
-            metric("word_perplexity", (-total / words as f64).exp()),
-            metric("byte_perplexity", (-total / bytes as f64).exp()),
-            metric("bits_per_byte", -total / bytes as f64 / LN_2),
+            Metric { name: "word_perplexity", value: (-total / words as f64).exp(), stderr: None },
+            Metric { name: "byte_perplexity", value: (-total / bytes as f64).exp(), stderr: None },
+            Metric { name: "bits_per_byte", value: -total / bytes as f64 / LN_2, stderr: None },
         ];
     }
-    let averaged = |name, values: Vec<f64>| Metric { name, value: mean(&values), stderr: standard_error(&values) };
     let mut all = Vec::new();
     if scores.iter().any(|score| score.word) {
-        let lls: Vec<f64> = scores.iter().map(ll).collect();
         all.push(Metric { name: "perplexity", value: (-mean(&lls)).exp(), stderr: perplexity_error(&lls) });
     }
-    all.push(averaged("acc", scores.iter().map(|score| score.acc).collect()));
+    let acc: Vec<f64> = scores.iter().map(|score| score.acc).collect();
+    all.push(Metric::average("acc", &acc));
     let norm: Vec<f64> = scores.iter().filter_map(|score| score.acc_norm).collect();
     if !norm.is_empty() {
-        all.push(averaged("acc_norm", norm));
+        all.push(Metric::average("acc_norm", &norm));
     }
     all
 }
@@ -296,27 +318,28 @@ mod tests {
         let texts = vec!["añ".to_owned(), "abcd".to_owned()];
         let found = [likelihood(-3.0, 1), likelihood(-4.0, 4)];
         let choices = Document::Choices { context: String::new(), choices: texts.clone(), gold: Some(1) };
-        let score = Score::of(&choices, &found);
+        let score = DocumentScore::new(&choices, &found);
         assert_eq!((score.acc, score.acc_norm), (0.0, Some(1.0)), "-3/2 against -4/4");
         let endings = Document::Endings { context: String::new(), endings: texts, gold: Some(0) };
-        let score = Score::of(&endings, &[likelihood(-3.0, 3), likelihood(-4.0, 2)]);
+        let score = DocumentScore::new(&endings, &[likelihood(-3.0, 3), likelihood(-4.0, 2)]);
         assert_eq!((score.acc, score.acc_norm), (1.0, Some(1.0)));
         let unanswerable = Document::Choices { context: String::new(), choices: vec!["a".into()], gold: None };
-        assert_eq!(Score::of(&unanswerable, &[likelihood(-1.0, 1)]).acc, 0.0);
+        assert_eq!(DocumentScore::new(&unanswerable, &[likelihood(-1.0, 1)]).acc, 0.0);
     }
 
     #[test]
     fn words_truths_and_pages() {
         let word = Document::Word { context: String::new(), continuation: " w".into() };
-        let scores: Vec<Score> = [-0.5, -2.0].iter().map(|&ll| Score::of(&word, &[likelihood(ll, 1)])).collect();
+        let scores: Vec<DocumentScore> =
+            [-0.5, -2.0].iter().map(|&ll| DocumentScore::new(&word, &[likelihood(ll, 1)])).collect();
         let found = metrics(&scores);
         assert_eq!(found.iter().map(|m| m.name).collect::<Vec<_>>(), ["perplexity", "acc"]);
         assert!((found[0].value - 1.25f64.exp()).abs() < 1e-12 && found[1].value == 0.5);
         let truths = Document::Truths { context: String::new(), choices: vec![], truths: vec![true, false] };
-        let score = Score::of(&truths, &[likelihood(3f64.ln(), 1), likelihood(0.0, 1)]);
+        let score = DocumentScore::new(&truths, &[likelihood(3f64.ln(), 1), likelihood(0.0, 1)]);
         assert!((score.acc - 0.75).abs() < 1e-12);
         let page = Document::Page { text: String::new(), words: 2, bytes: 8 };
-        let found = metrics(&[Score::of(&page, &[likelihood(-2.0, 1), likelihood(-2.0, 1)])]);
+        let found = metrics(&[DocumentScore::new(&page, &[likelihood(-2.0, 1), likelihood(-2.0, 1)])]);
         assert!((found[0].value - 2f64.exp()).abs() < 1e-12 && (found[2].value - 0.5 / LN_2).abs() < 1e-12);
     }
 

@@ -40,8 +40,12 @@ impl Library {
         let place = self.dir.as_ref().map_or_else(
             || "no --data-dir was given".to_owned(),
             |dir| {
-                let (dir, folder, hub) = (dir.display(), &task.folder, task.hub);
-                format!("looked for {dir}/{folder}/{split}.jsonl, {split}.parquet there, and for a copy of the data set in {dir}/{hub}")
+                format!(
+                    "looked for {dir}/{}/{split}.jsonl, {split}.parquet there, and for a copy of the data set in {dir}/{}",
+                    task.folder,
+                    task.hub,
+                    dir = dir.display(),
+                )
             },
         );
         let of = task.subset.as_ref().map_or_else(String::new, |subset| format!(", {subset}"));
@@ -63,8 +67,7 @@ fn local(dir: &Path, task: &Task, split: &str) -> Vec<PathBuf> {
     let mut files = Vec::new();
     walk(&dir.join(task.hub), DEPTH, &mut files);
     let root = dir.join(task.hub);
-    let fits = |path: &PathBuf| path.strip_prefix(&root).is_ok_and(|p| is_of(p, task.subset.as_deref(), split));
-    files.retain(fits);
+    files.retain(|path| path.strip_prefix(&root).is_ok_and(|p| is_of_split(p, task.subset.as_deref(), split)));
     files.sort();
     // One form is enough where a mirror has several.
     if files.iter().any(|file| is_parquet(file)) {
@@ -90,22 +93,23 @@ fn walk(dir: &Path, depth: usize, found: &mut Vec<PathBuf>) {
 
 /// Whether a data set's file is of this subset and split, by the names that data sets give: `SUBSET/SPLIT-00000-of-00001.parquet`,
 /// `SUBSET/SPLIT/0000.parquet`, `NAME_SPLIT.parquet`, `SUBSET/SUBSET-SPLIT.parquet`.
-fn is_of(path: &Path, subset: Option<&str>, split: &str) -> bool {
+fn is_of_split(path: &Path, subset: Option<&str>, split: &str) -> bool {
     let parts: Vec<String> = path.iter().map(|part| part.to_string_lossy().into_owned()).collect();
     let Some((file, folders)) = parts.split_last() else { return false };
     let stem = file.rsplit_once('.').map_or(file.as_str(), |(stem, _)| stem);
-    let numbered = |rest: &str| rest.starts_with(|c: char| c.is_ascii_digit());
-    let ends = |mark: char| stem.strip_suffix(split).is_some_and(|head| head.ends_with(mark));
     let by_name = stem == split
-        || stem.strip_prefix(split).and_then(|rest| rest.strip_prefix('-')).is_some_and(numbered)
-        || ends('_')
-        || ends('-');
-    let by_folder = numbered(stem) && folders.last().is_some_and(|folder| folder == split);
+        || stem.strip_prefix(split).and_then(|rest| rest.strip_prefix('-')).is_some_and(starts_with_digit)
+        || stem.strip_suffix(split).is_some_and(|head| head.ends_with(['_', '-']));
+    let by_folder = starts_with_digit(stem) && folders.last().is_some_and(|folder| folder == split);
     let of_subset = subset.is_none_or(|subset| {
         let folders = if by_folder { &folders[..folders.len() - 1] } else { folders };
         folders.iter().any(|folder| folder == subset) || stem.starts_with(subset)
     });
     (by_name || by_folder) && of_subset
+}
+
+fn starts_with_digit(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_digit())
 }
 
 fn download(hub: &Hub, task: &Task, split: &str) -> Result<Vec<PathBuf>> {
@@ -148,7 +152,7 @@ mod tests {
             ("anatomy/dev-00000-of-00001.parquet", Some("anatomy"), "dev", true),
             ("all/dev-00000-of-00001.parquet", Some("anatomy"), "dev", false),
         ] {
-            assert_eq!(is_of(Path::new(path), subset, split), is, "{path} {split}");
+            assert_eq!(is_of_split(Path::new(path), subset, split), is, "{path} {split}");
         }
     }
 

@@ -1,13 +1,13 @@
 //! A context and its continuation as tokens, as the harness's Hugging Face backend makes them.
 
-use super::engine::Request;
+use super::engine::LikelihoodRequest;
 use super::python::rstrip;
 use crate::runtime::error::{Exit, fail};
 use crate::tokenizer::Tokenizer;
 use anyhow::Result;
 
 /// Encodes requests for one model.
-pub struct Encoder<'a> {
+pub struct RequestEncoder<'a> {
     tokenizer: &'a Tokenizer,
     /// Longest input of the model.
     context: usize,
@@ -15,7 +15,7 @@ pub struct Encoder<'a> {
     prefix: u32,
 }
 
-impl<'a> Encoder<'a> {
+impl<'a> RequestEncoder<'a> {
     /// For a model that sees `context` tokens.
     ///
     /// # Errors
@@ -33,7 +33,7 @@ impl<'a> Encoder<'a> {
     ///
     /// # Errors
     /// Those of encoding; [`Exit::Data`] if nothing is left of the continuation or the model cannot see it whole.
-    pub fn pair(&self, context: &str, continuation: &str) -> Result<Request> {
+    pub fn pair(&self, context: &str, continuation: &str) -> Result<LikelihoodRequest> {
         let (ids, target) = if context.is_empty() {
             self.alone(continuation)?
         } else {
@@ -51,8 +51,8 @@ impl<'a> Encoder<'a> {
     /// `continuation` after `context`, each encoded for itself: how the original project scored HellaSwag.
     ///
     /// # Errors
-    /// As [`Encoder::pair`].
-    pub fn separately(&self, context: &str, continuation: &str) -> Result<Request> {
+    /// As [`RequestEncoder::pair`].
+    pub fn separately(&self, context: &str, continuation: &str) -> Result<LikelihoodRequest> {
         let ids = self.tokenizer.encode_ordinary(context)?;
         let target = self.tokenizer.encode_ordinary(continuation)?;
         if ids.is_empty() {
@@ -69,7 +69,7 @@ impl<'a> Encoder<'a> {
         Ok((vec![self.prefix], target))
     }
 
-    fn request(&self, mut tokens: Vec<u32>, target: &[u32], continuation: &str) -> Result<Request> {
+    fn request(&self, mut tokens: Vec<u32>, target: &[u32], continuation: &str) -> Result<LikelihoodRequest> {
         if target.is_empty() || target.len() > self.context {
             let n = target.len();
             let message = format!("{continuation:?} has {n} tokens of its own; the model sees {}", self.context);
@@ -80,14 +80,14 @@ impl<'a> Encoder<'a> {
         tokens.extend(target);
         let excess = tokens.len().saturating_sub(self.context + 1);
         tokens.drain(..excess);
-        Ok(Request { first: tokens.len() - target.len(), tokens, cut: excess })
+        Ok(LikelihoodRequest { first: tokens.len() - target.len(), tokens, cut: excess })
     }
 
     /// A whole text, every token predicted exactly once: windows of the model's context, the last one as full as the text allows.
     ///
     /// # Errors
     /// Those of encoding.
-    pub fn rolling(&self, text: &str) -> Result<Vec<Request>> {
+    pub fn rolling(&self, text: &str) -> Result<Vec<LikelihoodRequest>> {
         let tokens = self.tokenizer.encode(text)?;
         let mut windows = Vec::new();
         let mut from = 0;
@@ -100,7 +100,7 @@ impl<'a> Encoder<'a> {
             } else {
                 window.extend(&tokens[to - self.context - 1..to]);
             }
-            windows.push(Request { first: window.len() - (to - from), tokens: window, cut: 0 });
+            windows.push(LikelihoodRequest { first: window.len() - (to - from), tokens: window, cut: 0 });
             from = to;
         }
         Ok(windows)
@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn white_space_moves_and_the_split_is_by_position() {
         let tokenizer = Tokenizer::gpt2().unwrap();
-        let encoder = Encoder::new(&tokenizer, 64).unwrap();
+        let encoder = RequestEncoder::new(&tokenizer, 64).unwrap();
         for (context, continuation, stem, target) in [
             ("Question: a\nAnswer:", " b", "Question: a\nAnswer:", " b"),
             ("The stem ", " ends", "The stem", "  ends"),
@@ -137,7 +137,7 @@ mod tests {
     #[test]
     fn long_contexts_lose_their_beginning() {
         let tokenizer = Tokenizer::gpt2().unwrap();
-        let encoder = Encoder::new(&tokenizer, 8).unwrap();
+        let encoder = RequestEncoder::new(&tokenizer, 8).unwrap();
         let request = encoder.pair(&" a".repeat(20), " b c").unwrap();
         assert_eq!((request.tokens.len(), request.first, request.cut), (9, 7, 13));
         assert_eq!(encoder.pair(" a", " b c").unwrap().cut, 0);
@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn a_rolling_text_has_every_token_predicted_once() {
         let tokenizer = Tokenizer::gpt2().unwrap();
-        let encoder = Encoder::new(&tokenizer, 10).unwrap();
+        let encoder = RequestEncoder::new(&tokenizer, 10).unwrap();
         for n in [1usize, 9, 10, 11, 19, 20, 21, 35] {
             let text = " word".repeat(n);
             let windows = encoder.rolling(&text).unwrap();

@@ -14,7 +14,7 @@ const WORTH_SHARING: usize = 8;
 
 /// What is to be scored: the tokens from `first` on, after those before.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Request {
+pub struct LikelihoodRequest {
     /// All tokens; the last one is never fed.
     pub tokens: Vec<u32>,
     /// The first one that is scored; at least 1.
@@ -23,7 +23,7 @@ pub struct Request {
     pub cut: usize,
 }
 
-impl Request {
+impl LikelihoodRequest {
     fn fed(&self) -> &[u32] {
         &self.tokens[..self.tokens.len() - 1]
     }
@@ -34,7 +34,7 @@ impl Request {
 pub struct Likelihood {
     /// Sum of the log-probabilities of its tokens, in nats.
     pub log_likelihood: f64,
-    /// Whether each of them is the likeliest token at its place.
+    /// Whether each of them is the most likely token at its place.
     pub greedy: bool,
     pub tokens: usize,
 }
@@ -45,7 +45,7 @@ pub struct Likelihood {
 /// Those of the model's ops and of `done`.
 pub fn likelihoods(
     model: &Llama,
-    requests: &[&Request],
+    requests: &[&LikelihoodRequest],
     mut done: impl FnMut(usize) -> Result<()>,
 ) -> Result<Vec<Likelihood>> {
     // In the order of their tokens, those that begin alike stand together.
@@ -55,7 +55,7 @@ pub fn likelihoods(
     let mut from = 0;
     while from < order.len() {
         let to = from + batch_len(requests, &order[from..]);
-        let batch: Vec<&Request> = order[from..to].iter().map(|&i| requests[i]).collect();
+        let batch: Vec<&LikelihoodRequest> = order[from..to].iter().map(|&i| requests[i]).collect();
         for (&i, likelihood) in order[from..to].iter().zip(score_batch(model, &batch)?) {
             results[i] = likelihood;
         }
@@ -70,7 +70,7 @@ fn common(a: &[u32], b: &[u32]) -> usize {
 }
 
 /// How many of the requests, in this order, make a batch; at least one.
-fn batch_len(requests: &[&Request], order: &[usize]) -> usize {
+fn batch_len(requests: &[&LikelihoodRequest], order: &[usize]) -> usize {
     let mut tokens = 0;
     for (n, &i) in order.iter().enumerate() {
         let fed = requests[i].fed();
@@ -83,7 +83,7 @@ fn batch_len(requests: &[&Request], order: &[usize]) -> usize {
     order.len()
 }
 
-fn score_batch(model: &Llama, batch: &[&Request]) -> Result<Vec<Likelihood>> {
+fn score_batch(model: &Llama, batch: &[&LikelihoodRequest]) -> Result<Vec<Likelihood>> {
     let mut plan = Plan { batch, tree: PrefixTree::default(), row: Vec::new(), wanted: Vec::new(), owner: Vec::new() };
     plan.lay_out(0..batch.len(), 0, &mut Vec::new())?;
     let scored = model.score_prefix_tree(plan.row, &plan.tree, &plan.wanted)?;
@@ -99,7 +99,7 @@ fn score_batch(model: &Llama, batch: &[&Request]) -> Result<Vec<Likelihood>> {
 
 /// A batch as one row of tokens.
 struct Plan<'a> {
-    batch: &'a [&'a Request],
+    batch: &'a [&'a LikelihoodRequest],
     tree: PrefixTree,
     row: Vec<u32>,
     wanted: Vec<TargetToken>,
@@ -122,8 +122,10 @@ impl Plan<'_> {
         while from < range.end {
             let first = self.batch[from].fed();
             // Sorted: what all of a group share is what its first and last member share.
-            let alike = |&other: &usize| common(first, self.batch[other].fed()) >= depth + WORTH_SHARING;
-            let to = (from + 1..range.end).take_while(alike).last().map_or(from + 1, |last| last + 1);
+            let to = (from + 1..range.end)
+                .take_while(|&other| common(first, self.batch[other].fed()) >= depth + WORTH_SHARING)
+                .last()
+                .map_or(from + 1, |last| last + 1);
             let end = if to - from == 1 { first.len() } else { common(first, self.batch[to - 1].fed()) };
             let parts = path.len();
             if end > depth {
@@ -144,7 +146,7 @@ impl Plan<'_> {
 
     /// Asks for the scored tokens of a request whose fed tokens lie along `path`.
     fn want(&mut self, request: usize, path: &[Part]) {
-        let Request { tokens, first, .. } = self.batch[request];
+        let LikelihoodRequest { tokens, first, .. } = self.batch[request];
         for (before, &target) in (first - 1..).zip(&tokens[*first..]) {
             let part = path.iter().rev().find(|part| part.depth <= before);
             let place = part.map_or(0, |part| part.place + before - part.depth);
@@ -169,7 +171,7 @@ mod tests {
         Llama::new(&config, init(&config, &Layout::new(&config), 3).unwrap()).unwrap()
     }
 
-    fn alone(model: &Llama, request: &Request) -> f64 {
+    fn alone(model: &Llama, request: &LikelihoodRequest) -> f64 {
         let n = request.tokens.len() - 1;
         let inputs = Tensor::from_vec(request.fed().to_vec(), (1, n), &Device::Cpu).unwrap();
         let targets = Tensor::from_vec(request.tokens[1..].to_vec(), n, &Device::Cpu).unwrap();
@@ -178,7 +180,7 @@ mod tests {
     }
 
     /// Requests of all kinds of kinship: choices of one question, prefixes of each other, twins, strangers, long ones.
-    fn requests() -> Vec<Request> {
+    fn requests() -> Vec<LikelihoodRequest> {
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
         let mut draw = |n: usize| -> Vec<u32> { (0..n).map(|_| rng.random_range(0..33)).collect() };
         let shots = draw(40);
@@ -186,15 +188,19 @@ mod tests {
         for _ in 0..12 {
             let question = [shots.clone(), draw(15)].concat();
             for choice in [1usize, 1, 3, 20] {
-                all.push(Request { first: question.len(), tokens: [question.clone(), draw(choice)].concat(), cut: 0 });
+                all.push(LikelihoodRequest {
+                    first: question.len(),
+                    tokens: [question.clone(), draw(choice)].concat(),
+                    cut: 0,
+                });
             }
             let twin = all[all.len() - 1].clone();
-            all.push(Request { first: 1, ..twin.clone() });
-            all.push(Request { first: 1, tokens: twin.tokens[..50].to_vec(), cut: 0 });
+            all.push(LikelihoodRequest { first: 1, ..twin.clone() });
+            all.push(LikelihoodRequest { first: 1, tokens: twin.tokens[..50].to_vec(), cut: 0 });
             all.push(twin);
         }
         for n in [2, 3, 9, 3000, 4500] {
-            all.push(Request { first: 1, tokens: draw(n), cut: 0 });
+            all.push(LikelihoodRequest { first: 1, tokens: draw(n), cut: 0 });
         }
         all
     }
@@ -218,8 +224,9 @@ mod tests {
 
     /// The id that the model finds likeliest after `tokens`, and one that it does not.
     fn best_and_other(model: &Llama, tokens: &[u32]) -> (u32, u32) {
-        let requests: Vec<Request> =
-            (0..33).map(|id| Request { tokens: [tokens, &[id]].concat(), first: tokens.len(), cut: 0 }).collect();
+        let requests: Vec<LikelihoodRequest> = (0..33)
+            .map(|id| LikelihoodRequest { tokens: [tokens, &[id]].concat(), first: tokens.len(), cut: 0 })
+            .collect();
         let found = likelihoods(model, &requests.iter().collect::<Vec<_>>(), |_| Ok(())).unwrap();
         let best: Vec<u32> = (0..33).filter(|&id| found[id as usize].greedy).collect();
         let likeliest = (0..33).max_by(|&a, &b| found[a].log_likelihood.total_cmp(&found[b].log_likelihood)).unwrap();
@@ -242,7 +249,7 @@ mod tests {
             (vec![first, after_first.1], false),
             (vec![other, after_other.1], false),
         ] {
-            let request = Request { tokens: with(&continuation), first: context.len(), cut: 0 };
+            let request = LikelihoodRequest { tokens: with(&continuation), first: context.len(), cut: 0 };
             assert_eq!(likelihoods(&model, &[&request], |_| Ok(())).unwrap()[0].greedy, greedy, "{continuation:?}");
         }
     }
@@ -250,7 +257,7 @@ mod tests {
     #[test]
     fn what_is_shared_is_laid_out_once() {
         let requests = requests();
-        let mut sorted: Vec<&Request> = requests.iter().filter(|r| r.tokens.len() < 200).collect();
+        let mut sorted: Vec<&LikelihoodRequest> = requests.iter().filter(|r| r.tokens.len() < 200).collect();
         sorted.sort_by(|a, b| a.tokens.cmp(&b.tokens));
         let mut plan = Plan { batch: &sorted, tree: PrefixTree::default(), row: vec![], wanted: vec![], owner: vec![] };
         plan.lay_out(0..sorted.len(), 0, &mut Vec::new()).unwrap();

@@ -46,7 +46,8 @@ impl Drawer {
 
     /// The examples before `document`.
     pub fn draw(&mut self, document: &Value) -> Vec<&Value> {
-        let (n, size) = (self.shots, self.pool.len());
+        let n = self.shots;
+        let size = self.pool.len();
         if n == 0 {
             return Vec::new();
         }

@@ -52,7 +52,6 @@ impl Random {
         self.index = 0;
     }
 
-    /// The next 32 bits.
     pub fn u32(&mut self) -> u32 {
         if self.index == N {
             self.refill();
@@ -67,7 +66,8 @@ impl Random {
 
     /// `random()`: 53 bits in [0, 1).
     pub fn random(&mut self) -> f64 {
-        let (a, b) = (self.u32() >> 5, self.u32() >> 6);
+        let a = self.u32() >> 5;
+        let b = self.u32() >> 6;
         (f64::from(a) * 67_108_864.0 + f64::from(b)) / 9_007_199_254_740_992.0
     }
 

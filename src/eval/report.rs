@@ -17,16 +17,21 @@ pub struct Line {
     pub metrics: Vec<Metric>,
 }
 
+impl Line {
+    fn new(task: &Prepared, result: &TaskResult) -> Self {
+        Self {
+            name: task.task.name.clone(),
+            shots: task.shots,
+            documents: task.documents(),
+            truncated: task.truncated(),
+            metrics: result.metrics.clone(),
+        }
+    }
+}
+
 /// One line for each task, then one for each group that is there as a whole.
 pub fn lines(tasks: &[Prepared], results: &[TaskResult]) -> Vec<Line> {
-    let line = |(task, result): (&Prepared, &TaskResult)| Line {
-        name: task.task.name.clone(),
-        shots: task.shots,
-        documents: task.documents(),
-        truncated: task.truncated(),
-        metrics: result.metrics.clone(),
-    };
-    let mut lines: Vec<Line> = tasks.iter().zip(results).map(line).collect();
+    let mut lines: Vec<Line> = tasks.iter().zip(results).map(|(task, result)| Line::new(task, result)).collect();
     let groups: Vec<Line> = groups(&lines);
     lines.extend(groups);
     lines
@@ -34,31 +39,39 @@ pub fn lines(tasks: &[Prepared], results: &[TaskResult]) -> Vec<Line> {
 
 /// Micro averages of MMLU's groups, and of all of it, of which every subject was evaluated.
 fn groups(lines: &[Line]) -> Vec<Line> {
-    let group = |name: String, members: Vec<&str>| -> Option<Line> {
-        let of = |member: &str| lines.iter().find(|line| line.name.strip_prefix("mmlu_") == Some(member));
-        let parts: Option<Vec<&Line>> = members.into_iter().map(of).collect();
-        let parts = parts?;
-        let documents: usize = parts.iter().map(|part| part.documents).sum();
-        let sum: f64 = parts.iter().map(|part| part.metrics[0].value * part.documents as f64).sum();
-        let errors: Option<Vec<(f64, usize)>> =
-            parts.iter().map(|part| Some((part.metrics[0].stderr?, part.documents))).collect();
-        let stderr = errors.map(|errors| pooled_error(&errors));
-        let metrics = vec![Metric { name: "acc", value: sum / documents as f64, stderr }];
-        let truncated = Truncated {
-            documents: parts.iter().map(|part| part.truncated.documents).sum(),
-            tokens: parts.iter().map(|part| part.truncated.tokens).sum(),
-        };
-        Some(Line { name, shots: parts[0].shots, documents, truncated, metrics })
-    };
-    let all = group("mmlu".into(), GROUPS.iter().flat_map(|(_, members)| members.iter().copied()).collect());
-    let each = GROUPS.iter().filter_map(|(name, members)| group(format!("mmlu_{name}"), members.to_vec()));
+    let everything: Vec<&str> = GROUPS.iter().flat_map(|(_, members)| members.iter().copied()).collect();
+    let all = group(lines, "mmlu".into(), &everything);
+    let each = GROUPS.iter().filter_map(|(name, members)| group(lines, format!("mmlu_{name}"), members));
     all.into_iter().chain(each).collect()
+}
+
+/// The micro average of the subjects `members`; none if one of them was not evaluated.
+fn group(lines: &[Line], name: String, members: &[&str]) -> Option<Line> {
+    let parts: Option<Vec<&Line>> = members
+        .iter()
+        .map(|member| lines.iter().find(|line| line.name.strip_prefix("mmlu_") == Some(*member)))
+        .collect();
+    let parts = parts?;
+    let documents: usize = parts.iter().map(|part| part.documents).sum();
+    let sum: f64 = parts.iter().map(|part| part.metrics[0].value * part.documents as f64).sum();
+    let errors: Option<Vec<(f64, usize)>> =
+        parts.iter().map(|part| Some((part.metrics[0].stderr?, part.documents))).collect();
+    let stderr = errors.map(|errors| pooled_error(&errors));
+    let metrics = vec![Metric { name: "acc", value: sum / documents as f64, stderr }];
+    let truncated = Truncated {
+        documents: parts.iter().map(|part| part.truncated.documents).sum(),
+        tokens: parts.iter().map(|part| part.truncated.tokens).sum(),
+    };
+    Some(Line { name, shots: parts[0].shots, documents, truncated, metrics })
 }
 
 /// The results file; `config` is kept in it as it is.
 pub fn harness_json(tasks: &[Prepared], results: &[TaskResult], config: Value, with_samples: bool) -> Value {
     let lines = lines(tasks, results);
-    let (mut all, mut groups, mut shots, mut counts) = (Map::new(), Map::new(), Map::new(), Map::new());
+    let mut all = Map::new();
+    let mut groups = Map::new();
+    let mut shots = Map::new();
+    let mut counts = Map::new();
     let mut truncated = Map::new();
     for line in &lines {
         let values = metrics_json(line);
@@ -94,14 +107,15 @@ fn metrics_json(line: &Line) -> Value {
 }
 
 fn samples_json(result: &TaskResult) -> Value {
-    let sample = |(i, sample): (usize, &super::benchmark::Sample)| {
+    let mut samples = Vec::with_capacity(result.samples.len());
+    for (i, sample) in result.samples.iter().enumerate() {
         let mut value = json!({"doc_id": i, "ll": sample.log_likelihoods, "target": sample.target});
         if sample.cut > 0 {
             value["truncated_tokens"] = sample.cut.into();
         }
-        value
-    };
-    result.samples.iter().enumerate().map(sample).collect()
+        samples.push(value);
+    }
+    samples.into()
 }
 
 /// The table for people: one row per task and metric, and how many documents were not seen whole, if any.
@@ -112,21 +126,27 @@ pub fn table(lines: &[Line]) -> String {
     let mut rows = vec![header];
     for line in lines {
         for (i, metric) in line.metrics.iter().enumerate() {
-            let first = |text: String| if i == 0 { text } else { String::new() };
             let mut row = vec![
-                first(line.name.clone()),
-                first(line.shots.to_string()),
-                first(line.documents.to_string()),
+                line.name.clone(),
+                line.shots.to_string(),
+                line.documents.to_string(),
                 metric.name.to_owned(),
                 fixed(metric.value, 4),
                 metric.stderr.map_or_else(String::new, |error| fixed(error, 4)),
             ];
-            row.extend(with_truncated.then(|| first(line.truncated.documents.to_string())));
+            row.extend(with_truncated.then(|| line.truncated.documents.to_string()));
+            // What is the same for all metrics of a task stands in its first row only.
+            if i > 0 {
+                for column in [0, 1, 2, 6] {
+                    row.get_mut(column).into_iter().for_each(String::clear);
+                }
+            }
             rows.push(row);
         }
     }
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
+    let widths: Vec<usize> = (0..rows[0].len())
+        .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
+        .collect();
     let mut out = String::new();
     for row in &rows {
         let cells = row.iter().zip(&widths).enumerate().map(|(i, (cell, &width))| match i {

@@ -32,17 +32,20 @@ fn bootstrap(values: &[f64], chunks: u32) -> Option<f64> {
     if values.len() < 2 {
         return None;
     }
-    let n = values.len();
-    let chunk = |seed: u32| -> Vec<f64> {
-        let mut random = Random::new(seed);
-        let mut resample = || {
-            let sum: f64 = (0..n).map(|_| values[(random.random() * n as f64) as usize]).sum();
-            (-sum / n as f64).exp()
-        };
-        (0..RESAMPLES).map(|_| resample()).collect()
-    };
-    let all: Vec<f64> = (0..chunks).into_par_iter().flat_map_iter(chunk).collect();
+    let all: Vec<f64> = (0..chunks).into_par_iter().flat_map_iter(|seed| resample(values, seed)).collect();
     Some(deviation(&all))
+}
+
+/// exp(-mean) of the resamples of one chunk.
+fn resample(values: &[f64], seed: u32) -> Vec<f64> {
+    let n = values.len();
+    let mut random = Random::new(seed);
+    let mut perplexities = Vec::with_capacity(RESAMPLES);
+    for _ in 0..RESAMPLES {
+        let sum: f64 = (0..n).map(|_| values[(random.random() * n as f64) as usize]).sum();
+        perplexities.push((-sum / n as f64).exp());
+    }
+    perplexities
 }
 
 /// The standard error of a group's micro average, from (error, documents) of its tasks.

@@ -138,8 +138,15 @@ fn names() -> Vec<String> {
 /// [`Exit::Config`] if there is none of that name.
 pub fn find(name: &str) -> Result<Vec<Task>> {
     if let Some(&(name, folder, hub, subset, split, shots, template)) = TASKS.iter().find(|row| row.0 == name) {
-        let (name, folder, subset) = (name.to_owned(), folder.to_owned(), subset.map(str::to_owned));
-        return Ok(vec![Task { name, folder, hub, subset, split, shots, template }]);
+        return Ok(vec![Task {
+            name: name.to_owned(),
+            folder: folder.to_owned(),
+            hub,
+            subset: subset.map(str::to_owned),
+            split,
+            shots,
+            template,
+        }]);
     }
     let members: Vec<&str> = match name.strip_prefix("mmlu") {
         Some("") => subjects().collect(),

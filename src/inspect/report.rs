@@ -1,4 +1,4 @@
-//! `report`: what a run's own files say, as one page without a network, or in the terminal.
+//! `report`: what a run's own files hold, as one page that needs no network, or in the terminal.
 //!
 //! | file | holds |
 //! |---|---|
@@ -13,6 +13,6 @@ mod collect;
 mod page;
 mod text;
 
-pub use collect::{Report, collect};
+pub use collect::{RunReport, collect};
 pub use page::page;
 pub use text::text;

@@ -1,5 +1,5 @@
-//! Lines that were deleted or altered in a log of a run at or below a checkpoint. A resume cannot take those steps again, so that nothing
-//! else would notice: every checkpoint records a hash of its logs, and whoever relies on both compares.
+//! Lines that were deleted or altered in a log of a run at or below a checkpoint. A resume does not repeat those steps, so nothing else
+//! would notice. Every checkpoint therefore records a hash of its logs, and the commands that rely on both compare it.
 
 use super::digest::{LogDigest, LogDigests, RunningDigest};
 use super::jsonl::{LOG_FILES, each_line};

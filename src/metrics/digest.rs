@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogDigest {
     pub lines: u64,
-    /// How many bytes.
     pub bytes: u64,
     /// BLAKE3 of the bytes, 64 lower-case hex digits.
     pub blake3: String,
@@ -30,13 +29,11 @@ impl RunningDigest {
         self.lines += 1;
     }
 
-    /// Bytes so far.
     pub(super) fn bytes(&self) -> u64 {
         self.hasher.count()
     }
 
     pub(super) fn digest(&self) -> LogDigest {
-        let (lines, bytes) = (self.lines, self.hasher.count());
-        LogDigest { lines, bytes, blake3: self.hasher.finalize().to_hex().to_string() }
+        LogDigest { lines: self.lines, bytes: self.hasher.count(), blake3: self.hasher.finalize().to_hex().to_string() }
     }
 }

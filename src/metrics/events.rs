@@ -36,13 +36,13 @@ impl Events {
         self.log.sync()
     }
 
-    /// The file, for whoever wants to know whether it is still there.
+    /// The open file, to check whether it is still in place.
     pub fn file(&self) -> &Appender {
         &self.log
     }
 }
 
-/// The events that `run_dir` has kept, in order; lines that cannot be read are passed over.
+/// The events that `run_dir` has kept, in order; lines that cannot be read are skipped.
 ///
 /// # Errors
 /// [`crate::runtime::error::Exit::Io`] if there is a file that cannot be read.

@@ -111,7 +111,7 @@ impl<T: Logged> StepLog<T> {
         self.digest.digest()
     }
 
-    /// The file, for whoever wants to know whether it is still there.
+    /// The open file, to check whether it is still in place.
     pub fn file(&self) -> &Appender {
         &self.log
     }
@@ -150,7 +150,7 @@ pub struct Times {
 /// The losses of the sequences of a step.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Sequences {
-    /// Counted from 1.
+    /// The number of the step, from 1 on.
     pub step: u64,
     /// The index of the first one over all steps of the run.
     pub first: u64,
@@ -158,7 +158,7 @@ pub struct Sequences {
     pub losses: Vec<f64>,
 }
 
-/// The records of a metrics log, in its order. Lines of other kinds and a torn last line are passed over.
+/// The records of a metrics log, in its order. Lines of other kinds and a torn last line are skipped.
 ///
 /// # Errors
 /// [`Exit::Io`] if the file cannot be read.
@@ -184,7 +184,8 @@ pub fn read_log<T: Logged>(run_dir: &Path) -> Result<Vec<T>> {
 /// Calls `see` with every line of the log `path`, its newline included where it has one. Logs can be larger than memory.
 pub(super) fn each_line(path: &Path, mut see: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
     let (file, _) = open_input(path, false)?;
-    let (mut reader, mut line) = (BufReader::with_capacity(1 << 18, file), Vec::new());
+    let mut reader = BufReader::with_capacity(1 << 18, file);
+    let mut line = Vec::new();
     while reader.read_until(b'\n', &mut line).map_err(|e| io_failure("read", path, &e))? > 0 {
         see(&line)?;
         line.clear();
@@ -195,23 +196,23 @@ pub(super) fn each_line(path: &Path, mut see: impl FnMut(&[u8]) -> Result<()>) -
 /// Cuts the log `name` of the run to what belongs to `resume_step`; returns the digest of what is left of it.
 fn cut_to(run_dir: &Path, name: &str, tail_suffix: &str, resume_step: Option<u64>) -> Result<(RunningDigest, Cut)> {
     let path = run_dir.join(name);
-    let (mut digest, mut cut) = (RunningDigest::default(), Cut::default());
+    let mut digest = RunningDigest::default();
+    let mut cut = Cut::default();
     if !path.try_exists().unwrap_or(true) {
         return Ok((digest, cut));
     }
     each_line(&path, |line| {
-        match fate(line, resume_step) {
-            Fate::Stays => digest.push(line),
-            Fate::Later => cut.lines += 1,
-            Fate::Unreadable => cut.unreadable += 1,
+        match LineClass::new(line, resume_step) {
+            LineClass::Kept => digest.push(line),
+            LineClass::Later => cut.lines += 1,
+            LineClass::Unreadable => cut.unreadable += 1,
         }
         Ok(())
     })?;
     if cut != Cut::default() {
         let tail = unused_tail_name(&run_dir.join("replaced"), tail_suffix)?;
-        let stays = |line: &[u8]| fate(line, resume_step) == Fate::Stays;
-        copy_lines(&path, &tail, |line| !stays(line))?;
-        copy_lines(&path, &path, stays)?;
+        copy_lines(&path, &tail, |line| LineClass::new(line, resume_step) != LineClass::Kept)?;
+        copy_lines(&path, &path, |line| LineClass::new(line, resume_step) == LineClass::Kept)?;
         cut.kept_in = Some(tail);
     }
     Ok((digest, cut))
@@ -224,7 +225,7 @@ fn copy_lines(from: &Path, to: &Path, wanted: impl Fn(&[u8]) -> bool) -> Result<
     out.into_inner().map_err(|e| io_context("write", to)(e.into_error()))?.commit()
 }
 
-/// The part of every log line that decides its fate. Lines without a step belong to the run as a whole and stay.
+/// The part of a log line that decides whether it is kept. Lines without a step belong to the run as a whole and stay.
 #[derive(Deserialize)]
 struct Stamp {
     step: Option<u64>,
@@ -233,22 +234,24 @@ struct Stamp {
     _rest: Map<String, Value>,
 }
 
-/// What becomes of a line when a run is resumed.
+/// What a line is to a run that is resumed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
-    Stays,
+enum LineClass {
+    Kept,
     /// It is of a step after the checkpoint.
     Later,
     Unreadable,
 }
 
-fn fate(line: &[u8], resume_step: Option<u64>) -> Fate {
-    // What is torn off in the middle may read as a shorter, different number: without its newline it is no line.
-    let stamp = line.strip_suffix(b"\n").and_then(|line| serde_json::from_slice::<Stamp>(line).ok());
-    match (stamp, resume_step) {
-        (None, _) => Fate::Unreadable,
-        (Some(stamp), Some(resume)) if stamp.step.is_none_or(|step| step <= resume) => Fate::Stays,
-        (Some(_), _) => Fate::Later,
+impl LineClass {
+    fn new(line: &[u8], resume_step: Option<u64>) -> Self {
+        // A number that is torn off in the middle reads as another one, so a line without its newline does not count.
+        let stamp = line.strip_suffix(b"\n").and_then(|line| serde_json::from_slice::<Stamp>(line).ok());
+        match (stamp, resume_step) {
+            (None, _) => Self::Unreadable,
+            (Some(stamp), Some(resume)) if stamp.step.is_none_or(|step| step <= resume) => Self::Kept,
+            (Some(_), _) => Self::Later,
+        }
     }
 }
 

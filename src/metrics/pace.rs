@@ -72,9 +72,10 @@ impl Pace {
         if self.step >= self.total {
             return 0;
         }
-        let done = |step: u64| step.checked_div(every).unwrap_or(0);
+        let in_all = self.total.checked_div(every).unwrap_or(0);
+        let so_far = self.step.checked_div(every).unwrap_or(0);
         let at_the_end = u64::from(self.total.checked_rem(every) != Some(0));
-        done(self.total) - done(self.step) + at_the_end
+        in_all - so_far + at_the_end
     }
 }
 

@@ -136,7 +136,8 @@ fn x_axis(x: &Axis, columns: usize, margin: usize) -> String {
     let mut axis = vec!['─'; columns];
     let mut labels = vec![' '; columns + margin + 14];
     for tick in x.ticks() {
-        let (column, text) = (x.dot(tick) / 2, x.format(tick));
+        let column = x.dot(tick) / 2;
+        let text = x.format(tick);
         axis[column] = '┬';
         let start = (margin + 2 + column).saturating_sub(text.len() / 2);
         labels.iter_mut().skip(start).zip(text.chars()).for_each(|(cell, c)| *cell = c);
@@ -161,16 +162,23 @@ impl Canvas {
     fn line(&mut self, (x0, y0): (usize, usize), (x1, y1): (usize, usize)) {
         let steps = (x1 - x0).max(y0.abs_diff(y1)).max(1);
         for step in 0..=steps {
-            let along = |a: usize, b: usize| (a * (steps - step) + b * step + steps / 2) / steps;
-            self.set(along(x0, x1), along(y0, y1));
+            self.set(interpolate(x0, x1, step, steps), interpolate(y0, y1, step, steps));
         }
     }
 
     fn row(&self, row: usize) -> String {
         let cells = &self.cells[row * self.columns..(row + 1) * self.columns];
-        let braille = |&dots: &u8| char::from_u32(0x2800 + u32::from(dots)).unwrap_or(' ');
-        cells.iter().map(|dots| if *dots == 0 { ' ' } else { braille(dots) }).collect()
+        cells.iter().map(|dots| braille(*dots)).collect()
     }
+}
+
+/// The place after `step` of `steps` equal steps from `a` to `b`, rounded.
+fn interpolate(a: usize, b: usize, step: usize, steps: usize) -> usize {
+    (a * (steps - step) + b * step + steps / 2) / steps
+}
+
+fn braille(dots: u8) -> char {
+    if dots == 0 { ' ' } else { char::from_u32(0x2800 + u32::from(dots)).unwrap_or(' ') }
 }
 
 #[cfg(test)]

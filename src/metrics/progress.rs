@@ -1,4 +1,4 @@
-//! Where a run stands, for the person watching: one quiet line, and above it what is worth keeping.
+//! The progress of a run on the terminal: one line that is redrawn, and above it what is worth keeping.
 //!
 //! On a terminal the line is redrawn in place a few times a second. Elsewhere (a log file, a CI page) plain lines are
 //! written, ever more rarely the longer the run lasts: a day's log stays readable and a short run still shows its
@@ -7,6 +7,7 @@
 
 use crate::metrics::{Pace, Train, Val, duration, fixed, rate, thousands};
 use crate::runtime::format::escape_control;
+use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
 use std::fmt;
 use std::io::{IsTerminal, Write, stderr};
@@ -18,13 +19,15 @@ const REDRAWS: u8 = 4;
 
 const BAR: u64 = 20;
 
-/// When to colour, as asked for with `--color`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// When to colour messages: `--color`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Color {
-    /// On a terminal, unless `NO_COLOR` is set (<https://no-color.org>).
+    /// On a terminal, unless NO_COLOR is set.
     #[default]
     Auto,
+    /// Always.
     Always,
+    /// Never.
     Never,
 }
 
@@ -39,12 +42,12 @@ pub struct Console {
 
 impl Console {
     pub fn stderr(quiet: bool, color: Color) -> Self {
-        let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        Self::of(quiet, color, stderr().is_terminal() && !dumb, set("NO_COLOR"))
+        let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        Self::new(quiet, color, stderr().is_terminal() && !is_dumb, no_color)
     }
 
-    fn of(quiet: bool, color: Color, terminal: bool, no_color: bool) -> Self {
+    fn new(quiet: bool, color: Color, terminal: bool, no_color: bool) -> Self {
         let color = match color {
             Color::Auto => terminal && !no_color,
             Color::Always => true,
@@ -110,7 +113,7 @@ impl Progress {
                 let last = record.step == self.total;
                 let logged = record.step.is_multiple_of(self.log_every);
                 if last || (logged && self.throttle.due(Instant::now())) {
-                    // Nothing can be told about a stderr that fails, and a run must not die of it.
+                    // There is nowhere to report a stderr that fails, and a run must not end because of it.
                     let lr = format!("  lr {:.2e}", record.lr);
                     let _ = writeln!(out, "step {}", status(record, &self.pace, self.total, &lr));
                 }
@@ -118,7 +121,7 @@ impl Progress {
         }
     }
 
-    /// Training stops for a moment to do `what` ("validating"): shown in the line until the next step.
+    /// Shows `what` ("validating") in the line until the next step, while training pauses for it.
     pub fn doing(&mut self, what: &str) {
         if let Sink::Live(live) = &self.sink {
             live.set_message(format!("{}  {}", self.line, self.dim(what)).trim_start().to_owned());
@@ -134,7 +137,7 @@ impl Progress {
 
     /// A validation loss, with the floor beside it where the text has one.
     pub fn val(&mut self, val: &Val) {
-        let mut line = format!("{}  val loss {}", self.at(val.step), fixed(val.loss, 4));
+        let mut line = format!("{}  val loss {}", self.at_step(val.step), fixed(val.loss, 4));
         if val.bits_per_byte.is_finite() {
             line += &format!("  {} bits/byte", fixed(val.bits_per_byte, 4));
         }
@@ -145,10 +148,10 @@ impl Progress {
         self.print(&line);
     }
 
-    /// What a benchmark task came to: (metric, value).
+    /// The results of a benchmark task: (metric, value).
     pub fn task(&mut self, step: u64, task: &str, metrics: &[(&str, f64)]) {
         let values: Vec<String> = metrics.iter().map(|(name, value)| format!("{name} {}", fixed(*value, 4))).collect();
-        self.print(&format!("{}  {task}  {}", self.at(step), values.join("  ")));
+        self.print(&format!("{}  {task}  {}", self.at_step(step), values.join("  ")));
     }
 
     /// A generated text. The prompt is set apart by colour; characters that could control the terminal are escaped.
@@ -157,12 +160,12 @@ impl Progress {
         let prompt = escape_control(&prompt.replace('\t', " "));
         let text = escape_control(&text.replace('\t', " "));
         let shown = format!("{}{text}", self.dim(&prompt));
-        self.print(&format!("{}  sample\n  {}", self.at(step), shown.replace('\n', "\n  ")));
+        self.print(&format!("{}  sample\n  {}", self.at_step(step), shown.replace('\n', "\n  ")));
     }
 
     pub fn saved(&mut self, step: u64, path: &Path, time: Duration) {
         let path = escape_control(&path.display().to_string());
-        self.print(&format!("{}  saved {path} {}", self.at(step), self.dim(&format!("in {}", duration(time)))));
+        self.print(&format!("{}  saved {path} {}", self.at_step(step), self.dim(&format!("in {}", duration(time)))));
     }
 
     /// Something the user should know although the run goes on.
@@ -187,7 +190,7 @@ impl Progress {
         drop(self);
     }
 
-    fn at(&self, step: u64) -> String {
+    fn at_step(&self, step: u64) -> String {
         if self.color { format!("\x1b[1mstep {}\x1b[0m", thousands(step)) } else { format!("step {}", thousands(step)) }
     }
 
@@ -215,13 +218,16 @@ fn live_line() -> ProgressBar {
 fn status(record: &Train, pace: &Pace, total: u64, detail: &str) -> String {
     let loss = if record.skipped { "skipped".into() } else { fixed(record.loss, 4) };
     let left = pace.time_left().map_or_else(|| "-".into(), duration);
-    let (step, total, speed) = (thousands(record.step), thousands(total), rate(pace.tokens_per_second()));
+    let step = thousands(record.step);
+    let total = thousands(total);
+    let speed = rate(pace.tokens_per_second());
     format!("{step}/{total}  loss {loss}{detail}  {speed} tok/s  {left} left")
 }
 
 fn bar(step: u64, total: u64, color: bool) -> String {
     let full = (u128::from(BAR) * u128::from(step.min(total)) / u128::from(total.max(1))) as usize;
-    let (done, rest) = ("━".repeat(full), "─".repeat(BAR as usize - full));
+    let done = "━".repeat(full);
+    let rest = "─".repeat(BAR as usize - full);
     if color { format!("\x1b[36m{done}\x1b[0;2m{rest}\x1b[0m") } else { format!("{done}{rest}") }
 }
 
@@ -325,14 +331,14 @@ mod tests {
 
     #[test]
     fn the_console_follows_the_flags_and_the_environment() {
-        let color = |color, terminal, no_color| Console::of(false, color, terminal, no_color).color;
+        let color = |color, terminal, no_color| Console::new(false, color, terminal, no_color).color;
         assert!(color(Color::Auto, true, false));
         assert!(!color(Color::Auto, true, true) && !color(Color::Auto, false, false));
         assert!(color(Color::Always, false, true) && !color(Color::Never, true, false));
-        let mut quiet = Progress::new(Console::of(true, Color::Always, true, false), 0, 1, 1);
+        let mut quiet = Progress::new(Console::new(true, Color::Always, true, false), 0, 1, 1);
         assert!(matches!(quiet.sink, Sink::Silent));
         quiet.step(&train(1), Duration::from_secs(1));
-        assert!(matches!(Progress::new(Console::of(false, Color::Auto, false, false), 0, 1, 1).sink, Sink::Plain(_)));
+        assert!(matches!(Progress::new(Console::new(false, Color::Auto, false, false), 0, 1, 1).sink, Sink::Plain(_)));
     }
 
     #[test]

@@ -36,47 +36,48 @@ impl TensorBoard {
     /// # Errors
     /// Those of reading the logs and writing the file.
     pub fn open(run_dir: &Path) -> Result<Self> {
-        let (records, samples) = (read_log::<Record>(run_dir)?, read_log::<SampleRecord>(run_dir)?);
+        let records = read_log::<Record>(run_dir)?;
+        let samples = read_log::<SampleRecord>(run_dir)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         let mut clock = Clock { seconds: 0.0, tokens: 0 };
-        records.iter().for_each(|record| clock.see(record));
+        records.iter().for_each(|record| clock.advance(record));
         let mut clock = Clock { seconds: now - clock.seconds, tokens: 0 };
         let mut bytes = framed(&event(clock.seconds, 0, &field(3, b"brain.Event:2")));
         let mut samples = samples.iter().peekable();
         for record in &records {
-            clock.see(record);
+            clock.advance(record);
             while let Some(sample) = samples.next_if(|sample| sample.step < step_of(record)) {
-                bytes.extend(of_sample(clock.seconds, sample));
+                bytes.extend(sample_event(clock.seconds, sample));
             }
-            bytes.extend(of_record(clock.seconds, record));
+            bytes.extend(record_event(clock.seconds, record));
         }
-        samples.for_each(|sample| bytes.extend(of_sample(clock.seconds, sample)));
+        samples.for_each(|sample| bytes.extend(sample_event(clock.seconds, sample)));
         let dir = run_dir.join("tensorboard");
         create_dirs(&dir)?;
         write_atomic(&dir.join(FILE), &bytes)?;
         Ok(Self { log: append_bytes(&dir.join(FILE))?, clock })
     }
 
-    /// Appends what `record` says.
+    /// Appends the scalars of `record`.
     ///
     /// # Errors
     /// Those of writing.
     pub fn append(&mut self, record: &Record) -> Result<()> {
-        self.clock.see(record);
-        self.log.bytes(&of_record(self.clock.seconds, record))
+        self.clock.advance(record);
+        self.log.bytes(&record_event(self.clock.seconds, record))
     }
 
-    /// Appends a text.
+    /// Appends a generated text.
     ///
     /// # Errors
     /// Those of writing.
     pub fn append_sample(&mut self, sample: &SampleRecord) -> Result<()> {
-        self.log.bytes(&of_sample(self.clock.seconds, sample))
+        self.log.bytes(&sample_event(self.clock.seconds, sample))
     }
 }
 
 impl Clock {
-    fn see(&mut self, record: &Record) {
+    fn advance(&mut self, record: &Record) {
         let Record::Train(train) = record else { return };
         let took = train.tokens.saturating_sub(self.tokens) as f64 / train.tokens_per_second;
         self.tokens = train.tokens;
@@ -94,7 +95,7 @@ fn step_of(record: &Record) -> u64 {
 }
 
 /// The scalars of a record, as one event.
-fn of_record(time: f64, record: &Record) -> Vec<u8> {
+fn record_event(time: f64, record: &Record) -> Vec<u8> {
     let scalars: Vec<(String, f64)> = match record {
         Record::Train(t) => [
             ("train/loss", t.loss),
@@ -119,13 +120,12 @@ fn of_record(time: f64, record: &Record) -> Vec<u8> {
         }
         Record::Layers(l) => {
             let ratios = l.update_norm.iter().zip(&l.weight_norm).map(|(update, weight)| update / weight);
-            let of = |(name, (ratio, grad)): (&String, (f64, &f64))| {
-                [(format!("update_to_weight/{name}"), ratio), (format!("layer_grad_norm/{name}"), *grad)]
-            };
             let steps = l.names.iter().zip(&l.adam_step).map(|(name, x)| (format!("adam_step/{name}"), *x));
             let most = l.attention_logit_max.iter().enumerate();
             let most = most.map(|(block, x)| (format!("attention_logit_max/{block}"), *x));
-            let norms = l.names.iter().zip(ratios.zip(&l.grad_norm)).flat_map(of);
+            let norms = l.names.iter().zip(ratios.zip(&l.grad_norm)).flat_map(|(name, (ratio, grad))| {
+                [(format!("update_to_weight/{name}"), ratio), (format!("layer_grad_norm/{name}"), *grad)]
+            });
             norms.chain(steps).chain(most).chain([("train/logit_rms".to_owned(), l.logit_rms)]).collect()
         }
     };
@@ -135,7 +135,7 @@ fn of_record(time: f64, record: &Record) -> Vec<u8> {
 }
 
 /// A text, with its prompt, as Markdown shows it as it is.
-fn of_sample(time: f64, sample: &SampleRecord) -> Vec<u8> {
+fn sample_event(time: f64, sample: &SampleRecord) -> Vec<u8> {
     let text = format!("{}{}", sample.prompt, sample.text);
     let shown: String = text.lines().map(|line| format!("    {line}\n")).collect();
     // TensorProto: dtype DT_STRING, one dimension of one, the string.
@@ -200,10 +200,14 @@ fn masked_crc(data: &[u8]) -> [u8; 4] {
 
 /// CRC-32C (Castagnoli), bit by bit: records are few and short.
 fn crc32c(data: &[u8]) -> u32 {
-    let step = |crc: u32, byte: &u8| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 1 { (crc >> 1) ^ 0x82f6_3b78 } else { crc >> 1 })
-    };
-    !data.iter().fold(!0, step)
+    let mut crc = !0;
+    for byte in data {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = if crc & 1 == 1 { (crc >> 1) ^ 0x82f6_3b78 } else { crc >> 1 };
+        }
+    }
+    !crc
 }
 
 #[cfg(test)]

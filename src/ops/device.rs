@@ -4,6 +4,7 @@ use crate::runtime::error::{Exit, Failure, fail};
 use candle_core::Device;
 use serde_json::Value;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::OnceLock;
 
 static USED: OnceLock<Device> = OnceLock::new();
@@ -11,8 +12,9 @@ static USED: OnceLock<Device> = OnceLock::new();
 /// Free bytes of the GPU's memory before anything was allocated there.
 static FREE: OnceLock<u64> = OnceLock::new();
 
+/// What `--device` asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wanted {
+pub enum DeviceChoice {
     /// The first GPU if this build can use one and there is one, else the CPU.
     Auto,
     Cpu,
@@ -20,15 +22,30 @@ pub enum Wanted {
     Gpu(usize),
 }
 
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = text.strip_prefix("cuda:").filter(|number| number.bytes().all(|b| b.is_ascii_digit()));
+        match (text, number.map(str::parse)) {
+            ("auto", _) => Ok(Self::Auto),
+            ("cpu", _) => Ok(Self::Cpu),
+            ("cuda", _) => Ok(Self::Gpu(0)),
+            (_, Some(Ok(number))) => Ok(Self::Gpu(number)),
+            _ => Err("expected auto, cpu, cuda or cuda:N, such as cuda:0".to_owned()),
+        }
+    }
+}
+
 /// Chooses the device for the rest of the process.
 ///
 /// # Errors
 /// [`Exit::Config`] if a GPU was asked for that is not there or that this build cannot use.
-pub fn choose(wanted: Wanted) -> Result<(), Failure> {
-    let device = match wanted {
-        Wanted::Cpu => Device::Cpu,
-        Wanted::Auto => gpu(0).unwrap_or(Device::Cpu),
-        Wanted::Gpu(number) => gpu(number).map_err(|why| {
+pub fn choose(choice: DeviceChoice) -> Result<(), Failure> {
+    let device = match choice {
+        DeviceChoice::Cpu => Device::Cpu,
+        DeviceChoice::Auto => gpu(0).unwrap_or(Device::Cpu),
+        DeviceChoice::Gpu(number) => gpu(number).map_err(|why| {
             fail(Exit::Config, format!("--device cuda:{number}: {why}"))
                 .hint("use --device cpu, or see llama-lite doctor")
         })?,

@@ -1,4 +1,4 @@
-//! What a file holds, by its first bytes: names lie, downloads are answered by web pages, and clones hold pointers.
+//! What a file holds, by its first bytes: its name may be wrong, a download may be a web page, and a clone may hold Git LFS pointers.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -10,13 +10,12 @@ use super::error::{Exit, Failure, fail};
 use super::files;
 use super::shell::quoted;
 
-/// Bytes from the start of a file that are looked at.
+/// How many bytes from the start of a file decide its kind.
 pub const HEAD: usize = 4096;
 
-/// What the first bytes of a file say that it is.
+/// The kind of a file, by its first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
-    /// No byte at all.
     Empty,
     Gzip,
     Zstd,
@@ -93,11 +92,11 @@ impl Kind {
                 Err(e) => return Err(files::io_failure("read", path, &e).into()),
             }
         }
-        Ok(Self::of(&head[..length]))
+        Ok(Self::of_head(&head[..length]))
     }
 
-    /// The kind of what begins with `head`: the first [`HEAD`] bytes, or all there are.
-    pub fn of(head: &[u8]) -> Self {
+    /// The kind of a file that begins with `head`: its first [`HEAD`] bytes, or all there are.
+    pub fn of_head(head: &[u8]) -> Self {
         let head = &head[..head.len().min(HEAD)];
         if let Some((_, kind)) = MAGIC.iter().find(|(magic, _)| head.starts_with(magic)) {
             // torch.save writes a zip archive whose first member is a pickle.
@@ -117,7 +116,7 @@ impl Kind {
     fn of_text(head: &[u8]) -> Option<Self> {
         let text = match std::str::from_utf8(head) {
             Ok(text) => text,
-            // The last character may go on behind the head.
+            // The head may end in the middle of a character.
             Err(e) if head.len() == HEAD && e.error_len().is_none() => {
                 std::str::from_utf8(&head[..e.valid_up_to()]).ok()?
             }
@@ -215,9 +214,11 @@ fn is_safetensors(head: &[u8]) -> bool {
 /// Whether every other byte is zero and the ones between are ASCII: UTF-16 without a byte order mark.
 fn is_wide(head: &[u8]) -> bool {
     let pairs = head.as_chunks::<2>().0;
-    let is_latin =
-        |zero: usize| pairs.iter().all(|pair| pair[zero] == 0 && pair[1 - zero].is_ascii() && pair[1 - zero] != 0);
-    pairs.len() >= 4 && (is_latin(0) || is_latin(1))
+    pairs.len() >= 4 && (is_zero_beside_ascii(pairs, 0) || is_zero_beside_ascii(pairs, 1))
+}
+
+fn is_zero_beside_ascii(pairs: &[[u8; 2]], zero: usize) -> bool {
+    pairs.iter().all(|pair| pair[zero] == 0 && pair[1 - zero].is_ascii() && pair[1 - zero] != 0)
 }
 
 #[cfg(test)]
@@ -253,7 +254,7 @@ mod tests {
             (&utf16("{\"text\": 1}"), Kind::Utf16),
             (&tar, Kind::Tar),
         ] {
-            assert_eq!(Kind::of(head), kind, "{:?}", String::from_utf8_lossy(head));
+            assert_eq!(Kind::of_head(head), kind, "{:?}", String::from_utf8_lossy(head));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Failures as the user meets them: what and where in one line, a `hint:` saying what to do, and an exit code.
+//! Failures as the user sees them: what and where in one line, a `hint:` saying what to do, and an exit code.
 //!
 //! Library code returns `anyhow::Result`; wherever the class of a failure is known it is a [`Failure`] (made with
 //! [`fail`]), possibly wrapped in context. `main` finds it in the chain and exits with its code.
@@ -17,7 +17,7 @@ pub enum Exit {
     Busy = 73,
     /// Input or output failed (disk full, EIO, missing file).
     Io = 74,
-    /// Stopped early with a checkpoint saved: resume to go on.
+    /// Stopped early with a checkpoint saved: it can be resumed.
     Stopped = 75,
     Diverged = 76,
     Config = 78,
@@ -60,13 +60,15 @@ impl std::error::Error for Failure {}
 
 /// The failure that `error` is, whatever context it has, or that an I/O error of a writer carries.
 pub fn failure_in(error: &anyhow::Error) -> Option<&Failure> {
-    error.chain().find_map(|e| {
-        let carried = || e.downcast_ref::<std::io::Error>()?.get_ref()?.downcast_ref::<Failure>();
-        e.downcast_ref::<Failure>().or_else(carried)
-    })
+    error.chain().find_map(|e| e.downcast_ref::<Failure>().or_else(|| failure_of_writer(e)))
 }
 
-/// Writes a line to stderr. Nobody can be told that stderr itself fails, and a run must not die of it.
+/// The failure that the I/O error of a writer carries.
+fn failure_of_writer<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Failure> {
+    error.downcast_ref::<std::io::Error>()?.get_ref()?.downcast_ref::<Failure>()
+}
+
+/// Writes a line to stderr. There is nowhere to report that stderr itself fails, and a run must not end because of it.
 pub fn note(text: &str) {
     use std::io::Write;
     let _ = writeln!(std::io::stderr(), "{text}");

@@ -19,7 +19,6 @@ use anyhow::Result;
 use rustix::fs::OFlags;
 
 use crate::runtime::error::{Exit, Failure, fail};
-use crate::runtime::shell::quoted;
 
 mod ability;
 mod append;
@@ -31,9 +30,7 @@ mod identity;
 mod link;
 mod lock;
 #[cfg(test)]
-pub(crate) mod power;
-#[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use append::{Appender, Syncer, append_bytes, append_log};
 pub use dir::{DirTxn, TxnFile, create_dirs, remove_tree, rename_durable};
@@ -51,7 +48,6 @@ pub const TEMP_PREFIX: &str = ".tmp-";
 /// Size and content hash of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Digest {
-    /// Length in bytes.
     pub size: u64,
     /// BLAKE3 of the content, 64 lower-case hex digits.
     pub blake3: String,
@@ -59,18 +55,7 @@ pub struct Digest {
 
 /// The [`Failure`] (exit 74) for a system error met when trying to `what` (an infinitive) the file `path`.
 pub fn io_failure(what: &str, path: &Path, error: &io::Error) -> Failure {
-    let hint = io_hint(error, hint::Access::of(what));
-    let home = (error.kind() == io::ErrorKind::NotFound).then(|| home_hint(path)).flatten();
-    fail(Exit::Io, format!("cannot {what} {}: {error}", path.display())).hint(home.unwrap_or_else(|| hint.into()))
-}
-
-/// What to write instead of a path with a `~`, which shells replace only where a word begins with it, and nobody replaces in a
-/// configuration; none for other paths.
-pub fn home_hint(path: &Path) -> Option<String> {
-    let mut rest = path.components().skip_while(|part| part.as_os_str() != "~");
-    rest.next()?;
-    let full = std::env::home_dir()?.join(rest.collect::<PathBuf>());
-    Some(format!("~ is not replaced by the home directory here: write {}", quoted(&full)))
+    fail(Exit::Io, format!("cannot {what} {}: {error}", path.display())).hint(io_hint(error, hint::Access::to(what)))
 }
 
 /// Like [`io_failure`], for `map_err`; keeps the failure an [`AtomicFile`] or [`TxnFile`] has put into an [`io::Error`].
@@ -174,20 +159,21 @@ pub fn open_input(path: &Path, follow: bool) -> Result<(File, u64)> {
 /// The whole of a small regular file. A file of more than `max` bytes is refused (exit 65) before any allocation.
 pub fn read_bounded(path: &Path, max: u64, follow: bool) -> Result<Vec<u8>> {
     let (file, size) = open_input(path, follow)?;
-    let too_big = || {
-        let message = format!("{} is larger than the {max} bytes that such a file may have", path.display());
-        fail(Exit::Data, message).hint("this is not the file it claims to be: restore it from a good copy")
-    };
     if size > max {
-        return Err(too_big().into());
+        return Err(too_large(path, max).into());
     }
     let mut bytes = Vec::with_capacity(size as usize);
     // A file that grows while it is read must not escape the bound.
     file.take(max + 1).read_to_end(&mut bytes).map_err(|e| io_failure("read", path, &e))?;
     if bytes.len() as u64 > max {
-        return Err(too_big().into());
+        return Err(too_large(path, max).into());
     }
     Ok(bytes)
+}
+
+fn too_large(path: &Path, max: u64) -> Failure {
+    let message = format!("{} is larger than the {max} bytes that such a file may have", path.display());
+    fail(Exit::Data, message).hint("this is not the file it claims to be: restore it from a good copy")
 }
 
 /// Size and BLAKE3 of a regular file (symbolic links followed).

@@ -1,4 +1,4 @@
-//! Numbers and foreign text as people read them in a terminal.
+//! Numbers, and text from elsewhere, as a terminal shows them.
 
 use std::time::Duration;
 
@@ -29,7 +29,8 @@ pub fn rate(number: f64) -> String {
     if !number.is_finite() {
         return "-".into();
     }
-    let (mut scaled, mut unit) = (number, "");
+    let mut scaled = number;
+    let mut unit = "";
     for next in ["k", "M", "G", "T", "P"] {
         if scaled.abs() < 999.5 {
             break;
@@ -52,7 +53,9 @@ pub fn duration(time: Duration) -> String {
         return format!("{:.1}s", tenths / 10.0);
     }
     let seconds = time.as_secs_f64().round() as u64;
-    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    let minutes = seconds / 60;
+    let hours = seconds / 3600;
+    let days = seconds / 86_400;
     match () {
         () if minutes == 0 => format!("{seconds}s"),
         () if hours == 0 => format!("{minutes}m {:02}s", seconds % 60),
@@ -61,8 +64,7 @@ pub fn duration(time: Duration) -> String {
     }
 }
 
-/// `text` with its control characters escaped, newlines and tabs excepted: names, texts and values from the files of
-/// strangers must not move the cursor, clear the screen or retitle the window.
+/// `text` with its control characters escaped, newlines and tabs excepted: names, texts and values from files must not move the cursor, clear the screen or retitle the window.
 pub fn escape_control(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {

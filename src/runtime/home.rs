@@ -1,4 +1,4 @@
-//! `~` in paths that no shell has seen: those of configuration files, `--set`, quoted arguments and `--flag=~/path`.
+//! `~` in paths that no shell has expanded: those of configuration files, `--set`, quoted arguments and `--flag=~/path`.
 
 use std::path::{Path, PathBuf};
 

@@ -1,16 +1,18 @@
-//! What the machine is: facts that tell two attempts of a run apart. From a fixed list, never the environment.
+//! Facts about the machine by which two attempts of a run can differ: a fixed list, and nothing of the environment.
 
+use std::path::Path;
 use std::sync::OnceLock;
 
-/// The processor's name, where the system tells; asked once.
+/// The processor's name, where the system gives it; read once.
 pub fn cpu() -> Option<&'static str> {
     static CPU: OnceLock<Option<String>> = OnceLock::new();
-    let ask = || {
-        let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
-        let line = text.lines().find(|line| line.starts_with("model name"))?;
-        Some(line.split_once(':')?.1.trim().to_owned())
-    };
-    CPU.get_or_init(ask).as_deref()
+    CPU.get_or_init(read_cpu_name).as_deref()
+}
+
+fn read_cpu_name() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
 }
 
 pub fn host() -> String {
@@ -34,19 +36,19 @@ pub fn ignores(signal: i32) -> bool {
 /// One line per thread of this process: its name, its state and the system call it is in.
 pub fn threads() -> Vec<String> {
     let Ok(tasks) = std::fs::read_dir("/proc/self/task") else { return Vec::new() };
-    let mut lines: Vec<String> = tasks
-        .flatten()
-        .map(|task| {
-            let read = |file: &str| std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
-            let state = read("status").lines().find_map(|l| l.strip_prefix("State:").map(|s| s.trim().to_owned()));
-            let (name, wait) = (read("comm"), read("wchan"));
-            let call = read("syscall").split(' ').next().unwrap_or_default().trim().to_owned();
-            let state = state.unwrap_or_default();
-            format!("{} {}: {state}, system call {call}, waits in {wait}", task.file_name().display(), name.trim())
-        })
-        .collect();
+    let mut lines: Vec<String> = tasks.flatten().map(|task| describe_thread(&task.path())).collect();
     lines.sort();
     lines
+}
+
+/// The line of the thread whose directory in `/proc` is `task`, which is named by its number.
+fn describe_thread(task: &Path) -> String {
+    let [status, name, wait, call] =
+        ["status", "comm", "wchan", "syscall"].map(|file| std::fs::read_to_string(task.join(file)).unwrap_or_default());
+    let number = task.file_name().unwrap_or_default().display();
+    let state = status.lines().find_map(|line| line.strip_prefix("State:")).unwrap_or_default().trim();
+    let call = call.split(' ').next().unwrap_or_default().trim();
+    format!("{number} {}: {state}, system call {call}, waits in {wait}", name.trim())
 }
 
 #[cfg(test)]

@@ -1,11 +1,11 @@
-//! What the machine has: asked before a large allocation, because one that fails ends the process.
+//! The memory of the machine: checked before a large allocation, because one that fails ends the process.
 
 mod groups;
 
 use super::error::{Exit, Failure, fail};
 use std::path::Path;
 
-/// Bytes of main memory, where the system tells.
+/// Bytes of main memory; none where the system does not say.
 pub fn total() -> Option<u64> {
     #[cfg(target_os = "linux")]
     {
@@ -16,12 +16,12 @@ pub fn total() -> Option<u64> {
     None
 }
 
-/// The most memory that this process can have, where the system tells: of the machine, of its control groups, of `ulimit`.
+/// The most memory that this process can have, by the machine, its control groups and `ulimit`; none where the system does not say.
 pub fn usable() -> Option<u64> {
     bound().map(|bound| bound.bytes)
 }
 
-/// Bytes that can be taken without swapping, where the system tells.
+/// Bytes that can be taken without swapping; none where the system does not say.
 pub fn available() -> Option<u64> {
     let groups = groups::groups(Path::new("/"));
     let rooms = groups.iter().map(|group| group.limit.saturating_sub(group.used));
@@ -29,7 +29,7 @@ pub fn available() -> Option<u64> {
     own_kib("/proc/meminfo", "MemAvailable:").map(|free| rooms.chain(own).fold(free, u64::min))
 }
 
-/// The most memory this process has held, where the system tells.
+/// The most memory that this process has held so far; none where the system does not say.
 pub fn peak() -> Option<u64> {
     own_status("VmHWM:")
 }
@@ -74,8 +74,9 @@ fn bound() -> Option<Bound> {
 pub fn check(bytes: u64, what: &str, hint: &str) -> Result<(), Failure> {
     match bound() {
         Some(bound) if bytes > bound.bytes => {
-            let gb = |n: u64| n as f64 / 1e9;
-            let message = format!("{what} takes {:.1} GB; {} {:.1} GB", gb(bytes), bound.whose, gb(bound.bytes));
+            let needed = bytes as f64 / 1e9;
+            let limit = bound.bytes as f64 / 1e9;
+            let message = format!("{what} takes {needed:.1} GB; {} {limit:.1} GB", bound.whose);
             Err(fail(Exit::Memory, message).hint(hint))
         }
         _ => Ok(()),

@@ -1,4 +1,4 @@
-//! Calls into libraries that panic on some damaged files: there a panic is an answer, and nobody should read of it.
+//! Calls into libraries that panic on some damaged files. There a panic is an answer, and its message is not printed.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
@@ -8,7 +8,7 @@ thread_local! {
     static GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// What `call` gives, or what it said when it panicked. Such a panic prints nothing.
+/// The result of `call`, or the message of its panic, which is not printed.
 pub fn catch_panic<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     static SILENCED: Once = Once::new();
     SILENCED.call_once(|| {

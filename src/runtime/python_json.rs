@@ -1,4 +1,4 @@
-//! JSON as Python's `json` and pandas write it: with `NaN`, `Infinity` and `-Infinity`, which are no JSON.
+//! JSON as Python's `json` and pandas write it: with `NaN`, `Infinity` and `-Infinity`, which are not JSON.
 
 use std::borrow::Cow;
 
@@ -21,8 +21,10 @@ pub fn value(json: &str) -> serde_json::Result<Value> {
 /// `json` with null in place of every literal that is not JSON; borrowed if there is none.
 pub fn without_literals(json: &str) -> Cow<'_, str> {
     let bytes = json.as_bytes();
-    let (mut standard, mut copied) = (String::new(), 0);
-    let (mut at, mut in_string) = (0, false);
+    let mut standard = String::new();
+    let mut copied = 0;
+    let mut at = 0;
+    let mut in_string = false;
     while at < bytes.len() {
         match bytes[at] {
             b'\\' if in_string => at += 1,

@@ -1,13 +1,12 @@
-//! Words of a command that a message gives to be pasted.
+//! Quoting for commands that a message suggests.
 
 use std::path::Path;
 
 /// `path` as one word of a POSIX shell that no command takes for a flag.
 pub fn quoted(path: &Path) -> String {
     let text = path.to_string_lossy();
-    let plain = |c: char| c.is_ascii_alphanumeric() || "_./:@%+=,-".contains(c);
     let text = if text.starts_with('-') { format!("./{text}").into() } else { text };
-    if !text.is_empty() && text.chars().all(plain) {
+    if !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "_./:@%+=,-".contains(c)) {
         text.into_owned()
     } else {
         format!("'{}'", text.replace('\'', "'\\''"))

@@ -1,4 +1,4 @@
-//! Threads by name. One that the system refuses is an error and not a panic; one that panics is never missed.
+//! Named threads. A thread that the system refuses is an error and not a panic, and a thread that panics is noticed.
 
 use crate::runtime::error::{Exit, Failure, fail};
 use anyhow::Result;
@@ -8,18 +8,17 @@ use std::sync::{Mutex, PoisonError};
 /// The first thread of the process that panicked.
 static DEAD: Mutex<Option<&'static str>> = Mutex::new(None);
 
-/// Runs `work` on a thread called `name`, which nobody joins. If it panics, [`dead`] tells.
+/// Runs `work` on a thread called `name`, which is never joined. If it panics, [`dead`] returns a failure.
 ///
 /// # Errors
 /// [`Exit::Io`] if the system gives no thread.
 pub fn spawn(name: &'static str, work: impl FnOnce() + Send + 'static) -> Result<()> {
-    let watched = move || {
+    let spawned = std::thread::Builder::new().name(name.into()).spawn(move || {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
             DEAD.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(name);
             resume_unwind(panic);
         }
-    };
-    let spawned = std::thread::Builder::new().name(name.into()).spawn(watched);
+    });
     spawned.map_err(|e| {
         fail(Exit::Io, format!("cannot start the thread {name:?}: {e}"))
             .hint("raise the limit of processes (`ulimit -u`)")
@@ -27,7 +26,7 @@ pub fn spawn(name: &'static str, work: impl FnOnce() + Send + 'static) -> Result
     Ok(())
 }
 
-/// The failure of the first thread that panicked, if one did: the process must not go on half-dead.
+/// The failure of the first thread that panicked, if one did: the process must not continue without it.
 pub fn dead() -> Option<Failure> {
     let name = (*DEAD.lock().unwrap_or_else(PoisonError::into_inner))?;
     Some(fail(Exit::Internal, format!("the thread {name:?} has panicked")).hint("please report what it printed above"))

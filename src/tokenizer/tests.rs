@@ -1,7 +1,7 @@
 //! The tokenizer as its callers use it: against tiktoken's and Hugging Face's encodings, saved, loaded, damaged.
 
 use super::*;
-use crate::runtime::damage::{Damage, rounds};
+use crate::runtime::tests::damage::{Damage, rounds};
 use proptest::prelude::*;
 use std::sync::LazyLock;
 

@@ -76,7 +76,7 @@ pub(super) fn base_of(checkpoint: &Path, sets: &[String]) -> Option<PathBuf> {
     let state: serde_json::Value = serde_json::from_slice(&state).ok()?;
     let mut config = Config::from_toml_str(state["config"].as_str()?, "the checkpoint's config").ok()?;
     config.apply(sets).ok()?;
-    config.adapter_base().map(Path::to_owned)
+    config.adapter_base().map(expand_home)
 }
 
 fn go_on(begin: Begin, source: &Opened, wanted: &Changes) -> Result<()> {
@@ -186,7 +186,6 @@ pub(crate) fn open_data(config: &Config, source: &Opened, console: Console) -> R
 
 /// The run directory of `ckpt`, and the checkpoint if it names one.
 pub fn locate(ckpt: &Path) -> Result<(PathBuf, Option<PathBuf>)> {
-    let ckpt = &expand_home(ckpt);
     if !ckpt.is_dir() {
         let what = if ckpt.exists() { "a file, not a directory" } else { "no such directory" };
         let hint = "--ckpt takes a run directory or a checkpoint inside one";

@@ -7,7 +7,6 @@ use crate::config::{Config, SftInputs};
 use crate::metrics::Console;
 use crate::runtime::error::{Exit, fail, note};
 use crate::runtime::files::write_atomic;
-use crate::runtime::home::expand_home_text;
 use crate::runtime::shell::quoted;
 use crate::sft::load::BadRecord;
 use crate::sft::mask_report::MaskReport;
@@ -56,10 +55,7 @@ impl Tune {
                 .into());
         }
         let base = std::path::absolute(&source.dir)?;
-        let data = request
-            .data
-            .iter()
-            .map(|path| Ok(std::path::absolute(expand_home_text(path))?.to_string_lossy().into_owned()));
+        let data = request.data.iter().map(|path| Ok(std::path::absolute(path)?.to_string_lossy().into_owned()));
         let data: Vec<String> = data.collect::<Result<_>>()?;
         let tuned = |steps| SftInputs { base: &base, model: &source.model, data: &data, steps };
         let load = |steps| -> Result<Config> {

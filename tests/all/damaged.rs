@@ -1,7 +1,7 @@
 //! Every file that the program reads, damaged a few hundred times: accepted or refused with a reason, never a panic, never memory out
 //! of proportion to the file. LLAMA_LITE_TORTURE=full repeats it 20 times as often. damaged_data.rs has the files of corpora.
 //!
-//! The damage comes from src/runtime/damage.rs. What is accepted must hold what its reader promises.
+//! The damage comes from src/runtime/tests/damage.rs. What is accepted must hold what its reader promises.
 
 use crate::allocation::peak;
 use crate::damage::{Damage, rounds};

@@ -32,7 +32,7 @@ mod bad_config;
 mod benchmarks;
 mod cases;
 mod commands;
-#[path = "../../src/runtime/damage.rs"]
+#[path = "../../src/runtime/tests/damage.rs"]
 mod damage;
 mod damaged;
 mod damaged_data;

@@ -1,6 +1,10 @@
 //! The rules of the code base, held by the machine: imports flow one way, files and functions stay short, every file says what it
 //! is, presets load, every op is in the gradient tests.
 
+mod claims;
+mod imports;
+mod names;
+
 use crate::support::root;
 use std::path::{Path, PathBuf};
 
@@ -25,116 +29,14 @@ fn all_sources() -> Vec<(String, String)> {
     paths.iter().map(read).collect()
 }
 
+/// Whether the file holds only tests, or what only tests use.
+fn is_test_file(path: &str) -> bool {
+    path.ends_with("tests.rs") || path.contains("/tests/")
+}
+
 /// The part of a file that is not its tests.
 fn code(text: &str) -> &str {
     text.split("#[cfg(test)]\nmod tests {").next().unwrap_or(text)
-}
-
-const ALLOWED: [(&str, &[&str]); 19] = [
-    ("runtime", &[]),
-    ("config", &["runtime"]),
-    ("ops", &["runtime"]),
-    ("model", &["config", "ops", "runtime"]),
-    ("tokenizer", &["config", "runtime"]),
-    ("hub", &["config", "runtime"]),
-    ("stories", &["config", "runtime"]),
-    ("metrics", &["config", "runtime"]),
-    ("corpus", &["config", "hub", "runtime", "tokenizer"]),
-    ("chat", &["config", "runtime", "tokenizer"]),
-    ("data", &["config", "corpus", "runtime", "stories", "tokenizer", "hub"]),
-    ("sft", &["chat", "config", "corpus", "data", "runtime", "tokenizer"]),
-    ("checkpoint", &["config", "hub", "model", "ops", "runtime", "tokenizer"]),
-    ("sample", &["checkpoint", "config", "model", "ops", "runtime", "tokenizer"]),
-    (
-        "eval",
-        &["checkpoint", "config", "corpus", "data", "hub", "metrics", "model", "ops", "runtime", "sample", "tokenizer"],
-    ),
-    (
-        "train",
-        &[
-            "chat",
-            "checkpoint",
-            "config",
-            "corpus",
-            "data",
-            "eval",
-            "hub",
-            "metrics",
-            "model",
-            "ops",
-            "runtime",
-            "sample",
-            "sft",
-            "stories",
-            "tokenizer",
-        ],
-    ),
-    (
-        "inspect",
-        &[
-            "chat",
-            "checkpoint",
-            "config",
-            "corpus",
-            "data",
-            "eval",
-            "hub",
-            "metrics",
-            "model",
-            "ops",
-            "runtime",
-            "sample",
-            "sft",
-            "stories",
-            "tokenizer",
-            "train",
-        ],
-    ),
-    ("cli", &["config"]),
-    (
-        "commands",
-        &[
-            "chat",
-            "checkpoint",
-            "cli",
-            "config",
-            "corpus",
-            "data",
-            "eval",
-            "hub",
-            "inspect",
-            "metrics",
-            "model",
-            "ops",
-            "runtime",
-            "sample",
-            "sft",
-            "stories",
-            "tokenizer",
-            "train",
-        ],
-    ),
-];
-
-#[test]
-fn imports_flow_one_way() {
-    for (path, text) in all_sources() {
-        // A test may compare its room with any other.
-        if path.ends_with("tests.rs") || path.contains("/tests/") {
-            continue;
-        }
-        let module = path.trim_start_matches("src/").split('/').next().unwrap().trim_end_matches(".rs");
-        let Some((_, allowed)) = ALLOWED.iter().find(|(name, _)| *name == module) else {
-            assert!(["lib", "main"].contains(&module), "{path}: no rule for {module}");
-            continue;
-        };
-        for (at, _) in code(&text).match_indices("crate::") {
-            let rest = &text[at + 7..];
-            let other: String = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
-            let known = ALLOWED.iter().any(|(name, _)| *name == other);
-            assert!(!known || other == module || allowed.contains(&other.as_str()), "{path} uses crate::{other}");
-        }
-    }
 }
 
 #[test]
@@ -168,25 +70,6 @@ fn functions_are_short() {
                 assert!(i - s < 80, "{path}: {name} has {} lines", i - s + 1);
                 start = None;
             }
-        }
-    }
-}
-
-#[test]
-fn only_one_module_writes_files() {
-    let writers =
-        ["fs::write(", " File::create(", "fs::File::create(", "fs::rename(", "OpenOptions::new(", "fs::create_dir"];
-    for (path, text) in all_sources() {
-        // Build scripts have a directory of their own to write to.
-        if path.starts_with("src/runtime/files")
-            || path.ends_with("/build.rs")
-            || path.ends_with("tests.rs")
-            || path.contains("/tests/")
-        {
-            continue;
-        }
-        for w in writers {
-            assert!(!code(&text).contains(w), "{path} uses {w}: files are written by runtime/files.rs");
         }
     }
 }

@@ -7,7 +7,7 @@ use super::super::manifest::{Manifest, VERSION};
 use super::super::names;
 use super::*;
 use crate::checkpoint::{checkpoints_dir, newest_valid, resolve, step_name, supersede, verify};
-use crate::runtime::files::fault::armed::{Mode, trace};
+use crate::runtime::files::tests::fault_injection::{Mode, trace};
 
 /// A run with checkpoints of these steps.
 fn run_with(steps: &[u64]) -> tempfile::TempDir {

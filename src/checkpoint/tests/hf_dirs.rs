@@ -10,7 +10,7 @@ use super::super::names;
 use super::super::tensors::{TensorFile, header};
 use super::*;
 use crate::checkpoint::{Dtype, export, resolve};
-use crate::runtime::damage::{Damage, rounds};
+use crate::runtime::tests::damage::{Damage, rounds};
 
 /// The bytes of a safetensors file of these tensors.
 fn encode(tensors: &[Tensor], dtype: Dtype) -> Vec<u8> {

@@ -8,7 +8,7 @@ use super::super::manifest::{FileEntry, Manifest, examine};
 use super::super::names;
 use super::*;
 use crate::checkpoint::{checkpoints_dir, prune, step_name};
-use crate::runtime::files::fault::armed::{Mode, trace};
+use crate::runtime::files::tests::fault_injection::{Mode, trace};
 
 /// A minimal sound checkpoint: to retention its files are only bytes.
 fn plant(root: &Path, name: &str, step: u64) -> PathBuf {

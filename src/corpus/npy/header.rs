@@ -143,7 +143,7 @@ fn no_tokens(head: &[u8], magic: Option<i32>) -> Refusal {
     if let Some((_, what)) = OTHERS.iter().find(|(known, _)| Some(*known) == magic) {
         return Refusal { what: format!("is {what}, not a shard of tokens"), remedy: Remedy::Other };
     }
-    match Kind::of(head) {
+    match Kind::of_head(head) {
         Kind::Binary => Refusal {
             what: "is neither a .npy file nor an llm.c .bin shard: it has no header that is known".into(),
             remedy: Remedy::AddHeader,

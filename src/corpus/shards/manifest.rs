@@ -11,6 +11,7 @@ use std::fmt;
 use std::path::Path;
 
 use anyhow::Result;
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::corpus::npy::header::HEADER_LEN;
@@ -34,11 +35,12 @@ pub const BLOCK_DIGITS: usize = 32;
 const MAX_BYTES: u64 = 256 << 20;
 
 /// Which part of a corpus.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Split {
+    /// Training tokens.
     Train,
-    /// What the validation loss is measured on.
+    /// Validation tokens.
     Val,
 }
 
@@ -98,13 +100,13 @@ pub struct Recipe {
     pub allow_bad: bool,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Eot {
-    /// It is the first token of its document.
+    /// First token of its document.
     #[default]
     Before,
-    /// It is the last one.
+    /// Last token of its document.
     After,
 }
 

@@ -98,7 +98,7 @@ impl Input {
         let kind = Kind::Empty;
         let mut input = Self { path, stream, size, buffer, start: 0, end: 0, offset: 0, fault, kind };
         while input.data().len() < HEAD && input.refill()? {}
-        input.kind = Kind::of(input.data());
+        input.kind = Kind::of_head(input.data());
         if input.data().starts_with("\u{feff}".as_bytes()) {
             input.consume(3);
         }

@@ -53,7 +53,7 @@ pub(super) fn open(file: File, outermost: Compression) -> io::Result<Unpacked> {
             Compression::Zstd => Box::new(Zstd::new(bytes)?),
         };
         let peeked = Peeked::new(bytes);
-        layer = match Kind::of(&peeked.head) {
+        layer = match Kind::of_head(&peeked.head) {
             Kind::Gzip => Compression::Gzip,
             Kind::Zstd => Compression::Zstd,
             _ => Compression::None,

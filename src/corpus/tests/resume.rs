@@ -1,7 +1,7 @@
 //! Interrupted runs go on, and leave no trace of the interruption in the output.
 
 use super::*;
-use crate::runtime::files::fault::armed::{Mode, trace};
+use crate::runtime::files::tests::fault_injection::{Mode, trace};
 
 /// Text in two files, with bad records, repetitions and short documents; all options that have a state.
 fn bench() -> (Bench, PrepareOptions) {

@@ -38,7 +38,7 @@ pub enum Document {
         /// The right one; none is never chosen.
         gold: Option<usize>,
     },
-    /// Which of the contexts makes the continuation likeliest?
+    /// Which of the contexts makes the continuation most likely?
     Contexts { contexts: Vec<String>, continuation: String, gold: Option<usize> },
     /// As `Choices`, encoded apart and compared by the mean over tokens.
     Endings {
@@ -47,7 +47,7 @@ pub enum Document {
         endings: Vec<String>,
         gold: Option<usize>,
     },
-    /// Is the word the likeliest continuation?
+    /// Is the word the most likely continuation?
     Word {
         context: String,
         /// A space and the word.
@@ -65,10 +65,12 @@ pub enum Document {
         text: String,
         /// Words of the page as it is in the data.
         words: usize,
-        /// Bytes of it.
+        /// Bytes of the page as it is in the data.
         bytes: usize,
     },
 }
+
+const NO_ANSWER: &str = "its answer is none of the choices";
 
 /// What is wrong with a row.
 type Problem = String;
@@ -152,7 +154,6 @@ impl Template {
     /// # Errors
     /// What is wrong with the row.
     pub fn document(self, row: &Value) -> Result<Document, Problem> {
-        let choices = |context: String, choices: Vec<String>, gold| Ok(Document::Choices { context, choices, gold });
         match self {
             Template::Hellaswag => hellaswag(row),
             Template::Completion => {
@@ -220,13 +221,12 @@ impl Template {
     /// # Errors
     /// What is wrong with the row.
     pub fn example(self, row: &Value) -> Result<String, Problem> {
-        let missing = || "its answer is none of the choices".to_owned();
         Ok(match self.document(row)? {
             Document::Choices { context, choices, gold } => {
-                format!("{context} {}\n\n", choices[gold.ok_or_else(missing)?])
+                format!("{context} {}\n\n", choices[gold.ok_or(NO_ANSWER)?])
             }
             Document::Contexts { contexts, continuation, gold } => {
-                format!("{}{continuation}\n\n", contexts[gold.ok_or_else(missing)?])
+                format!("{}{continuation}\n\n", contexts[gold.ok_or(NO_ANSWER)?])
             }
             // The harness puts its delimiter before the word's own space.
             Document::Word { context, continuation } => format!("{context} {continuation}\n\n"),
@@ -235,8 +235,14 @@ impl Template {
     }
 }
 
+fn choices(context: String, choices: Vec<String>, gold: Option<usize>) -> Result<Document, Problem> {
+    Ok(Document::Choices { context, choices, gold })
+}
+
 fn hellaswag(row: &Value) -> Result<Document, Problem> {
-    let (activity, a, b) = (text(row, "activity_label")?, text(row, "ctx_a")?, text(row, "ctx_b")?);
+    let activity = text(row, "activity_label")?;
+    let a = text(row, "ctx_a")?;
+    let b = text(row, "ctx_b")?;
     let context = clean(&format!("{activity}: {a} {}", capitalize(b)));
     let choices: Vec<String> = texts(&row["endings"], "endings")?.iter().map(|ending| clean(ending)).collect();
     let gold = index(label(row, "label")?, choices.len());
@@ -246,13 +252,13 @@ fn hellaswag(row: &Value) -> Result<Document, Problem> {
 fn winogrande(row: &Value) -> Result<Document, Problem> {
     let sentence = text(row, "sentence")?;
     let (before, after) = sentence.split_once('_').ok_or("no _ in the field \"sentence\"")?;
-    let option = |field| text(row, field).map(|option| format!("{before}{option}"));
     let gold = match text(row, "answer")? {
         "1" => Some(0),
         "2" => Some(1),
         other => return Err(format!("no label in the field \"answer\" (an unlabelled split?): {other:?}")),
     };
-    let contexts = vec![option("option1")?, option("option2")?];
+    let contexts = ["option1", "option2"].map(|field| text(row, field).map(|option| format!("{before}{option}")));
+    let contexts = contexts.into_iter().collect::<Result<Vec<_>, _>>()?;
     Ok(Document::Contexts { contexts, continuation: format!(" {}", strip(after)), gold })
 }
 

@@ -8,7 +8,7 @@ use crate::metrics::{Eval, Layers, Record, SampleRecord, Times, Train, Val, read
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::read_bounded;
 use anyhow::Result;
-use clock::{Parts, parts, spent};
+use clock::{StepParts, parts, spent};
 use compare::{Difference, differences, given_up, replicas, tell_apart};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -39,9 +39,9 @@ const MARKED: [&str; 10] = [
 ];
 
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub struct RunReport {
     /// The runs, in the order given.
-    pub runs: Vec<Run>,
+    pub runs: Vec<ReportedRun>,
     /// Keys in which their configurations differ.
     pub differences: Vec<Difference>,
     /// Runs that differ in their seeds alone: what lies between them is noise.
@@ -49,14 +49,13 @@ pub struct Report {
 }
 
 #[derive(Debug, Serialize)]
-pub struct Run {
+pub struct ReportedRun {
     /// What tells it from the others: the end of its path.
     pub name: String,
-    /// The last step logged.
     pub step: u64,
-    /// Whether it came to its end.
+    /// Whether its last process reached its last step.
     pub finished: bool,
-    /// Its steps, thinned.
+    /// Thinned to what a chart can show.
     pub train: Curve,
     pub val: Vec<Point<Val>>,
     pub evals: Vec<Point<Eval>>,
@@ -68,7 +67,7 @@ pub struct Run {
     /// Seconds spent in all, by what they were spent on.
     pub spent: BTreeMap<String, f64>,
     /// The parts of its steps, thinned.
-    pub parts: Parts,
+    pub parts: StepParts,
     /// Floating-point operations of training on one token.
     pub flops_per_token: Option<u64>,
     pub config: BTreeMap<String, String>,
@@ -79,10 +78,10 @@ pub struct Run {
     pub began: Option<String>,
 }
 
-/// A record and where it stands.
+/// A record and its place on the axis of tokens.
 #[derive(Debug, Serialize)]
 pub struct Point<T> {
-    /// Tokens trained on up to then.
+    /// Tokens trained on up to its step.
     pub seen: u64,
     #[serde(flatten)]
     pub record: T,
@@ -91,9 +90,9 @@ pub struct Point<T> {
 #[derive(Debug, Serialize)]
 pub struct Event {
     pub time: String,
-    /// After which step.
+    /// The last step before it.
     pub step: u64,
-    /// Tokens up to then.
+    /// Tokens trained on up to that step.
     pub tokens: u64,
     pub kind: String,
     pub text: String,
@@ -106,7 +105,7 @@ pub struct Event {
 pub struct Curve {
     /// The last step of each point.
     pub step: Vec<u64>,
-    /// Tokens up to then.
+    /// Tokens trained on up to that step.
     pub tokens: Vec<u64>,
     pub smooth: Vec<f64>,
     pub low: Vec<f64>,
@@ -122,21 +121,23 @@ pub struct Curve {
 ///
 /// # Errors
 /// [`Exit::Io`] for a directory that is no run.
-pub fn collect(dirs: &[PathBuf]) -> Result<Report> {
+pub fn collect(dirs: &[PathBuf]) -> Result<RunReport> {
     let mut runs = dirs.iter().map(|dir| run(dir)).collect::<Result<Vec<_>>>()?;
     tell_apart(&mut runs, dirs);
-    let (differences, replicas) = (differences(&runs), replicas(&runs));
-    Ok(Report { runs, differences, replicas })
+    Ok(RunReport { differences: differences(&runs), replicas: replicas(&runs), runs })
 }
 
-fn run(dir: &Path) -> Result<Run> {
+fn run(dir: &Path) -> Result<ReportedRun> {
     let metrics = dir.join("metrics.jsonl");
     if !metrics.exists() {
         return Err(fail(Exit::Io, format!("{}: no run: it has no metrics.jsonl", dir.display()))
             .hint("give the directory of a run, such as runs/quickstart")
             .into());
     }
-    let (mut train, mut val, mut evals, mut layers) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut train = Vec::new();
+    let mut val = Vec::new();
+    let mut evals = Vec::new();
+    let mut layers = Vec::new();
     for record in read(&metrics)? {
         match record {
             Record::Train(step) => train.push(step),
@@ -145,22 +146,22 @@ fn run(dir: &Path) -> Result<Run> {
             Record::Layers(norms) => layers.push(norms),
         }
     }
-    let tokens_at = |step: u64| tokens_at(&train, step);
-    let (samples, times) = (read_log::<SampleRecord>(dir)?, read_log::<Times>(dir)?);
+    let samples = read_log::<SampleRecord>(dir)?;
+    let times = read_log::<Times>(dir)?;
     let raw = read_events(dir)?;
-    let events: Vec<Event> = raw.iter().map(|event| told(event, &tokens_at)).collect();
+    let events: Vec<Event> = raw.iter().map(|event| Event::new(event, &train)).collect();
     let text = config(dir)?;
     let build = raw.iter().rev().find_map(|event| event["build"].as_object().cloned()).unwrap_or_default();
-    Ok(Run {
+    Ok(ReportedRun {
         name: dir.display().to_string(),
         step: train.last().map_or(0, |step| step.step),
         finished: has_finished(&events),
-        val: val.into_iter().map(|v| Point { seen: tokens_at(v.step), record: v }).collect(),
-        evals: evals.into_iter().map(|e| Point { seen: tokens_at(e.step), record: e }).collect(),
-        layers: thinned(layers).map(|l| Point { seen: tokens_at(l.step), record: l }).collect(),
+        val: val.into_iter().map(|v| Point { seen: tokens_at(&train, v.step), record: v }).collect(),
+        evals: evals.into_iter().map(|e| Point { seen: tokens_at(&train, e.step), record: e }).collect(),
+        layers: thinned(layers).map(|l| Point { seen: tokens_at(&train, l.step), record: l }).collect(),
         samples,
         spent: spent(&times),
-        parts: parts(&times, &tokens_at),
+        parts: parts(&times, &train),
         given_up: given_up(&raw),
         events,
         flops_per_token: flops_per_token(&text),
@@ -179,7 +180,7 @@ fn has_finished(events: &[Event]) -> bool {
     ends.is_some_and(|event| event.kind == "finish")
 }
 
-/// Every so many of `records` that a curve has not more points than it can show.
+/// Some of `records`, equally spaced: as many as a curve can show.
 fn thinned<T>(records: Vec<T>) -> impl Iterator<Item = T> {
     let every = records.len().div_ceil(POINTS / 4).max(1);
     records.into_iter().step_by(every)
@@ -191,32 +192,33 @@ fn tokens_at(train: &[Train], step: u64) -> u64 {
     until.checked_sub(1).map_or(0, |i| train[i].tokens)
 }
 
-fn told(event: &Value, tokens_at: &impl Fn(u64) -> u64) -> Event {
-    let kind = event["kind"].as_str().unwrap_or_default().to_owned();
-    let step = event["step"].as_u64().or_else(|| event["to_step"].as_u64()).unwrap_or(0);
-    let mut rest = event.as_object().cloned().unwrap_or_default();
-    for key in ["time", "kind", "step", "build"] {
-        rest.shift_remove(key);
-    }
-    let said = |(key, value): (&String, &Value)| format!("{key} {}", shown(value));
-    Event {
-        time: event["time"]
-            .as_str()
-            .map_or_else(String::new, |time| time.split('.').next().unwrap_or(time).replace('T', " ")),
-        tokens: tokens_at(step),
-        text: rest
-            .iter()
-            .filter(|(_, value)| !value.is_null() && **value != Value::Array(Vec::new()))
-            .map(said)
-            .collect::<Vec<_>>()
-            .join(", "),
-        marked: MARKED.contains(&kind.as_str()),
-        step,
-        kind,
+impl Event {
+    fn new(event: &Value, train: &[Train]) -> Self {
+        let kind = event["kind"].as_str().unwrap_or_default().to_owned();
+        let step = event["step"].as_u64().or_else(|| event["to_step"].as_u64()).unwrap_or(0);
+        let mut rest = event.as_object().cloned().unwrap_or_default();
+        for key in ["time", "kind", "step", "build"] {
+            rest.shift_remove(key);
+        }
+        Self {
+            time: event["time"]
+                .as_str()
+                .map_or_else(String::new, |time| time.split('.').next().unwrap_or(time).replace('T', " ")),
+            tokens: tokens_at(train, step),
+            text: rest
+                .iter()
+                .filter(|(_, value)| !value.is_null() && **value != Value::Array(Vec::new()))
+                .map(|(key, value)| format!("{key} {}", shown(value)))
+                .collect::<Vec<_>>()
+                .join(", "),
+            marked: MARKED.contains(&kind.as_str()),
+            step,
+            kind,
+        }
     }
 }
 
-/// A value as a reader wants it: changes with arrows, texts without quotes.
+/// A value as text: changes with arrows, strings without quotes.
 fn shown(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
@@ -263,7 +265,7 @@ fn flops_per_token(text: &str) -> Option<u64> {
 
 fn flat(text: &str) -> BTreeMap<String, String> {
     let mut flat = BTreeMap::new();
-    // Whatever a run's configuration was when it was written: a report shows it and judges nothing.
+    // The keys of an older version are shown as they are: a report does not validate a configuration.
     let table: toml::Table = text.parse().unwrap_or_default();
     for (section, keys) in &table {
         for (key, value) in keys.as_table().into_iter().flatten() {
@@ -276,7 +278,8 @@ fn flat(text: &str) -> BTreeMap<String, String> {
 /// The steps as at most [`POINTS`] points.
 fn thin(train: &[Train]) -> Curve {
     let mut curve = Curve::default();
-    let (mut smooth, mut weight) = (0.0, 0.0);
+    let mut smooth = 0.0;
+    let mut weight = 0.0;
     // Short runs are smoothed over fewer steps.
     let keep = 1.0 - SMOOTHING.max(5.0 / train.len().max(1) as f64).min(1.0);
     let mut tokens = 0;
@@ -286,26 +289,27 @@ fn thin(train: &[Train]) -> Curve {
             weight = keep * weight + (1.0 - keep);
         }
         let Some(last) = piece.last() else { continue };
-        let losses = || piece.iter().map(|step| step.loss);
+        let losses = piece.iter().map(|step| step.loss);
         let fed = last.tokens.saturating_sub(tokens) as f64;
-        let seconds = |step: &Train| fed / piece.len() as f64 / step.tokens_per_second;
-        let took: f64 = piece.iter().map(seconds).sum();
+        let tokens_per_step = fed / piece.len() as f64;
+        let took: f64 = piece.iter().map(|step| tokens_per_step / step.tokens_per_second).sum();
+        // A slow step counts for as long as it took, as in tokens over time: a mean of rates would flatter uneven steps.
+        let utilised: f64 = piece.iter().map(|step| step.mfu * (tokens_per_step / step.tokens_per_second)).sum();
         tokens = last.tokens;
         curve.step.push(last.step);
         curve.tokens.push(last.tokens);
         curve.smooth.push(smooth / weight);
-        curve.low.push(losses().fold(f64::NAN, f64::min));
-        curve.high.push(losses().fold(f64::NAN, f64::max));
+        curve.low.push(losses.clone().fold(f64::NAN, f64::min));
+        curve.high.push(losses.fold(f64::NAN, f64::max));
         curve.grad_norm.push(piece.iter().map(|step| step.grad_norm).fold(f64::NAN, f64::max));
         curve.lr.push(last.lr);
         curve.tokens_per_second.push(fed / took);
-        // A slow step counts for as long as it took, as in tokens over time: a mean of rates would flatter uneven steps.
-        curve.mfu.push(piece.iter().map(|step| step.mfu * seconds(step)).sum::<f64>() / took);
+        curve.mfu.push(utilised / took);
     }
     curve
 }
 
-impl Report {
+impl RunReport {
     /// As the page holds it. Numbers that are not finite are null.
     pub(super) fn to_json(&self) -> Result<String> {
         // Within a script element only "<" could end it or begin a comment.

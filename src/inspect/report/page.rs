@@ -1,20 +1,20 @@
-//! The page: one file that asks for nothing.
+//! The page: one file that loads nothing else.
 
-use super::Report;
+use super::RunReport;
 use crate::metrics::fixed;
 use anyhow::Result;
 
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
-/// Nothing may be loaded, whatever is in the page.
+/// The browser may load nothing, whatever the texts in the page ask for.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:";
 
-/// The report as HTML. With `refresh`, whoever looks at it sees a new one every so many seconds.
+/// The report as HTML. With `refresh`, a browser loads it again every so many seconds.
 ///
 /// # Errors
 /// None that data of a run can cause.
-pub fn page(report: &Report, refresh: Option<u64>) -> Result<String> {
+pub fn page(report: &RunReport, refresh: Option<u64>) -> Result<String> {
     let names: Vec<&str> = report.runs.iter().map(|run| run.name.as_str()).collect();
     let title = escaped(&names.join(", "));
     let again = refresh.map_or_else(String::new, |s| format!("<meta http-equiv=\"refresh\" content=\"{s}\">\n"));
@@ -46,7 +46,7 @@ pub fn page(report: &Report, refresh: Option<u64>) -> Result<String> {
 }
 
 /// Where a run stands, in a line.
-pub(super) fn state(run: &super::collect::Run) -> String {
+pub(super) fn state(run: &super::collect::ReportedRun) -> String {
     let steps = run.config.get("train.steps").map_or_else(String::new, |steps| format!(" of {steps}"));
     let ended = if run.finished { ", finished" } else { "" };
     let val = run.val.last().map_or_else(String::new, |v| {

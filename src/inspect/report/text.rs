@@ -1,6 +1,6 @@
 //! The report in a terminal.
 
-use super::Report;
+use super::RunReport;
 use super::page::state;
 use crate::metrics::{ascii_plot, fixed};
 
@@ -10,8 +10,8 @@ const PLOT: (usize, usize) = (72, 14);
 /// Events shown of each run: the last ones.
 const EVENTS: usize = 12;
 
-/// State, curve, what the time went into, last scores, events and differences of every run.
-pub fn text(report: &Report) -> String {
+/// For every run: its state, its curve, where its time went, its last scores and events. Then how the configurations differ.
+pub fn text(report: &RunReport) -> String {
     let mut out = String::new();
     for run in &report.runs {
         out.push_str(&format!("{}\n\n", state(run)));
@@ -33,15 +33,15 @@ pub fn text(report: &Report) -> String {
         if all > 0.0 {
             let mut spent: Vec<(&String, &f64)> = run.spent.iter().collect();
             spent.sort_by(|a, b| b.1.total_cmp(a.1));
-            let share = |(what, seconds): (&String, &f64)| format!("{what} {:.1} %", 100.0 * seconds / all);
-            let spent: Vec<String> = spent.into_iter().map(share).collect();
-            out.push_str(&format!("\ntime  {all:.0} s: {}\n", spent.join(", ")));
+            let shares: Vec<String> =
+                spent.iter().map(|(what, seconds)| format!("{what} {:.1} %", 100.0 * **seconds / all)).collect();
+            out.push_str(&format!("\ntime  {all:.0} s: {}\n", shares.join(", ")));
         }
         if let Some(last) = run.evals.last() {
             out.push_str("\nscores\n");
             for e in run.evals.iter().filter(|e| e.record.step == last.record.step) {
-                let (r, error) = (&e.record, e.record.stderr);
-                let error = if error.is_finite() { format!(" ± {error:.4}") } else { String::new() };
+                let r = &e.record;
+                let error = if r.stderr.is_finite() { format!(" ± {:.4}", r.stderr) } else { String::new() };
                 out.push_str(&format!("  step {}  {}  {} {}{error}\n", r.step, r.task, r.metric, fixed(r.value, 4)));
             }
         }

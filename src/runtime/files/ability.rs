@@ -1,5 +1,5 @@
 //! Abilities that some file systems lack (network, FUSE and cluster file systems) and that the program can do without. The first time
-//! one is found missing, a warning says which, and what is not promised without it.
+//! that one is missing, a warning says which one, and which promise does not hold without it.
 
 use std::io;
 use std::path::Path;
@@ -22,7 +22,7 @@ pub(super) enum Ability {
     Exchange,
     /// `statvfs` with the number of free blocks.
     FreeSpace,
-    /// Two looks at one file give the same device and inode.
+    /// A file has the same device and inode number whenever it is asked for.
     InodeNumbers,
 }
 
@@ -68,18 +68,22 @@ impl Ability {
     }
 }
 
-/// Says that the file system of `path` lacks `ability`; once in a process, however many files are concerned.
+/// Warns that the file system of `path` lacks `ability`; once in a process, however many files are concerned.
 pub(super) fn warn_missing(ability: Ability, path: &Path, error: Option<&io::Error>) {
     static SAID: AtomicU32 = AtomicU32::new(0);
     let bit = 1 << ability as u32;
     if SAID.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
         let reason = error.map_or_else(String::new, |error| format!(" ({error})"));
-        let (place, name) = (path.display(), ability.name());
-        note(&format!("warning: {place}: this file system has no {name}{reason}: {}", ability.consequence()));
+        note(&format!(
+            "warning: {}: this file system has no {}{reason}: {}",
+            path.display(),
+            ability.name(),
+            ability.consequence()
+        ));
     }
 }
 
-/// `done`, unless it failed because the file system of `path` lacks `ability`: then there is nothing to do but to say so.
+/// `done`, unless it failed because the file system of `path` lacks `ability`: then a warning is all that can be done.
 pub(super) fn if_able(ability: Ability, path: &Path, done: io::Result<()>) -> io::Result<()> {
     match done {
         Err(error) if ability.is_missing(&error) => {

@@ -72,7 +72,8 @@ impl Appender {
     }
 
     fn write_buffer(&mut self) -> Result<()> {
-        let (start, Appender { named: Named { file, path, .. }, buffer }) = (self.len()?, self);
+        let start = self.len()?;
+        let Appender { named: Named { file, path, .. }, buffer } = self;
         step(Op::Append(path, buffer)).and_then(|()| file.write_all(buffer)).map_err(|e| {
             // Cutting needs no space, so that it works on the full disk that made the write fail.
             let _ = step(Op::Truncate(path, start)).and_then(|()| file.set_len(start));
@@ -113,7 +114,9 @@ impl Appender {
 
     /// Writes all that the log holds as the file `to`: also of a log that was deleted.
     pub fn copy_to(&self, to: &Path) -> Result<()> {
-        let (mut copy, mut at, mut buffer) = (AtomicFile::create(to)?, 0, vec![0; 1 << 18]);
+        let mut copy = AtomicFile::create(to)?;
+        let mut at = 0;
+        let mut buffer = vec![0; 1 << 18];
         loop {
             let n = self.named.file.read_at(&mut buffer, at).map_err(|e| io_failure("read", self.path(), &e))?;
             if n == 0 {
@@ -142,7 +145,8 @@ impl Syncer {
 /// Cuts the file back to the end of its last complete line.
 fn cut_torn_line(file: &File, path: &Path) -> io::Result<()> {
     let size = file.metadata()?.len();
-    let (mut end, mut buffer) = (size, [0; 4096]);
+    let mut end = size;
+    let mut buffer = [0; 4096];
     while end > 0 {
         let start = end.saturating_sub(buffer.len() as u64);
         let chunk = &mut buffer[..(end - start) as usize];

@@ -165,7 +165,7 @@ fn rename_with(from: &Path, to: &Path, flags: rustix::fs::RenameFlags) -> io::Re
 #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
 fn rename_no_replace(from: &Path, to: &Path) -> io::Result<()> {
     match rename_with(from, to, rustix::fs::RenameFlags::NOREPLACE) {
-        // Some network and FUSE file systems know no flags. The caller holds the lock of the directory: nobody else takes the name.
+        // Some network and FUSE file systems know no flags. The caller holds the lock of the directory, so no other process takes the name.
         Err(e) if Ability::Exchange.is_missing(&e) => rename_checked(from, to),
         done => done,
     }

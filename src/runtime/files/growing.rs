@@ -36,19 +36,18 @@ impl Growing {
     /// [`Exit::Io`], and [`Exit::Data`] if the file is shorter than `len`.
     pub fn open(path: &Path, len: u64) -> Result<Self> {
         refuse_special(path)?;
-        let io = |e| io_failure("open", path, &e);
-        step(Op::Create(path)).map_err(io)?;
+        step(Op::Create(path)).map_err(|e| io_failure("open", path, &e))?;
         let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o644).custom_flags(flags);
-        let file = options.open(path).map_err(io)?;
-        let present = file.metadata().map_err(io)?.len();
+        let file = options.open(path).map_err(|e| io_failure("open", path, &e))?;
+        let present = file.metadata().map_err(|e| io_failure("open", path, &e))?.len();
         if present < len {
             let message = format!("{}: holds {present} bytes, {len} were written to it", path.display());
             return Err(fail(Exit::Data, message).hint("delete the unfinished output and begin again").into());
         }
         if present > len {
-            step(Op::Truncate(path, len)).and_then(|()| file.set_len(len)).map_err(io)?;
+            step(Op::Truncate(path, len)).and_then(|()| file.set_len(len)).map_err(|e| io_failure("open", path, &e))?;
         }
         Ok(Self { file, path: path.to_owned(), len, buffer: Vec::new() })
     }

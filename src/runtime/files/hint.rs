@@ -14,8 +14,8 @@ pub enum Access {
 }
 
 impl Access {
-    /// Of an infinitive as [`io_failure`](super::io_failure) is given it.
-    pub(super) fn of(what: &str) -> Self {
+    /// What the infinitive that [`io_failure`](super::io_failure) is given needs: `read` or `write`.
+    pub(super) fn to(what: &str) -> Self {
         const READS: [&str; 5] = ["open", "read", "list", "measure", "find"];
         let verb = what.split(' ').next().unwrap_or_default();
         if READS.contains(&verb) { Access::Read } else { Access::Write }

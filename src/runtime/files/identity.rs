@@ -15,7 +15,7 @@ use super::ability::{Ability, warn_missing};
 pub(super) struct Named {
     pub(super) file: File,
     pub(super) path: PathBuf,
-    /// False on file systems whose inode numbers change: there nothing can be told.
+    /// False on file systems whose inode numbers change: there the two cannot be compared.
     comparable: bool,
 }
 
@@ -39,11 +39,14 @@ impl Named {
 
 /// Whether `path` stands for the open `file`.
 pub(super) fn stands_for(path: &Path, file: &File) -> bool {
-    let id = |meta: Metadata| (meta.dev(), meta.ino());
     match (path.symlink_metadata(), file.metadata()) {
-        (Ok(named), Ok(open)) => id(named) == id(open),
+        (Ok(named), Ok(open)) => id(&named) == id(&open),
         (Err(e), _) | (_, Err(e)) => !is_gone(&e),
     }
+}
+
+fn id(meta: &Metadata) -> (u64, u64) {
+    (meta.dev(), meta.ino())
 }
 
 fn is_gone(error: &io::Error) -> bool {

@@ -1,7 +1,7 @@
 //! One writer per run directory: an exclusive `flock`, held by the open file and so released by the kernel however the
-//! process ends. The file's content only tells a human (and the error message) who holds it; it decides nothing, and the
-//! file is never deleted, because deleting a lock file lets two processes hold "the" lock. Where somebody else deletes
-//! it, the holder can find out.
+//! process ends. The file's content only tells a human (and the error message) who holds it; nothing depends on it. The
+//! file is never deleted, because deleting a lock file lets two processes hold "the" lock. If another process deletes
+//! it, the holder notices.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -35,7 +35,7 @@ impl Lock {
         self.named.is_in_place()
     }
 
-    /// Whether it is [in place](Self::is_in_place), for whoever can only stop if it is not.
+    /// Checks that it is [in place](Self::is_in_place), for callers that have to stop if it is not.
     ///
     /// # Errors
     /// [`Exit::Io`], naming the file.
@@ -113,7 +113,7 @@ fn holder(file: &mut File) -> String {
     )
 }
 
-/// Tells a reader of the file whether the process can still be alive.
+/// Changes with every boot: a reader of the file sees whether the process can still be alive.
 fn boot_id() -> Option<String> {
     Some(std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?.trim().to_owned())
 }

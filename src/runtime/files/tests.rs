@@ -1,14 +1,16 @@
 //! What the file layer promises, each promise broken on purpose.
 
 mod abilities;
+pub(crate) mod fault_injection;
+pub(crate) mod power_loss;
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use super::fault::armed::{Mode, trace};
 use super::*;
+use fault_injection::{Mode, trace};
 
 fn dir() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()

@@ -1,5 +1,5 @@
 //! Memory limits of control groups, versions 1 and 2. A process is bound by the limit of its own group and of every group above it, and
-//! counts against all of them together with whoever else is below them.
+//! counts against all of them, together with every other process below them.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -34,8 +34,8 @@ struct Mount<'t> {
 
 /// The limited groups that this process is in, below the file system's root `root` (`/`; tests have others).
 pub(super) fn groups(root: &Path) -> Vec<Group> {
-    let read = |file: &str| std::fs::read_to_string(root.join(file)).unwrap_or_default();
-    let (mounts, members) = (read("proc/self/mountinfo"), read("proc/self/cgroup"));
+    let mounts = std::fs::read_to_string(root.join("proc/self/mountinfo")).unwrap_or_default();
+    let members = std::fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
     let mut groups = Vec::new();
     for mount in mounts.lines().filter_map(mount) {
         let Some(path) = members.lines().find_map(|line| membership(line, mount.files)) else { continue };
@@ -64,7 +64,9 @@ fn mount(line: &str) -> Option<Mount<'_>> {
 /// The path in a line of `/proc/self/cgroup`, `ID:controllers:path`, if that is the hierarchy with these files.
 fn membership<'t>(line: &'t str, files: &Files) -> Option<&'t Path> {
     let mut parts = line.splitn(3, ':');
-    let (id, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
+    let id = parts.next()?;
+    let controllers = parts.next()?;
+    let path = parts.next()?;
     let ours = match files.limit == V2.limit {
         true => id == "0" && controllers.is_empty(),
         false => controllers.split(',').any(|controller| controller == "memory"),
@@ -83,12 +85,15 @@ fn below(path: &Path, root: &Path) -> PathBuf {
 
 /// The group whose files are in `dir`, if it has a limit.
 fn group(dir: &Path, files: &Files) -> Option<Group> {
-    let read = |file: &str| std::fs::read_to_string(dir.join(file)).ok();
-    let limit = read(files.limit)?.trim().parse().ok()?;
-    let usage: u64 = read(files.usage).and_then(|text| text.trim().parse().ok()).unwrap_or(0);
-    let stat = read("memory.stat").unwrap_or_default();
+    let limit = read_number(&dir.join(files.limit))?;
+    let usage = read_number(&dir.join(files.usage)).unwrap_or(0);
+    let stat = std::fs::read_to_string(dir.join("memory.stat")).unwrap_or_default();
     let droppable = stat.lines().find_map(|line| line.strip_prefix(files.droppable)?.trim().parse().ok());
     Some(Group { limit, used: usage.saturating_sub(droppable.unwrap_or(0)) })
+}
+
+fn read_number(file: &Path) -> Option<u64> {
+    std::fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 
 #[cfg(test)]

@@ -223,7 +223,7 @@ impl Run {
         self.progress.finish();
         if self.curve.len() > 2 && !self.console.quiet {
             let floor = self.data.dataset.floor.map(|f| f.bits_per_byte);
-            let title = if self.lengths.known() { "validation loss, bits per byte" } else { "validation loss" };
+            let title = if self.lengths.are_known() { "validation loss, bits per byte" } else { "validation loss" };
             note(&ascii_plot(&self.curve, 72, 16, floor, title));
         }
         if !self.console.quiet {

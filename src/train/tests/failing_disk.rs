@@ -10,8 +10,8 @@ use super::thorough;
 use crate::checkpoint::tests::{exit_of, quick_dir};
 use crate::runtime::error::Exit;
 use crate::runtime::files::fault::Op;
-use crate::runtime::files::fault::armed::{Mode, Recorded, record, trace};
-use crate::runtime::files::power::read_tree;
+use crate::runtime::files::tests::fault_injection::{Mode, Recorded, record, trace};
+use crate::runtime::files::tests::power_loss::read_tree;
 
 const ERRORS: [Errno; 5] = [Errno::NOSPC, Errno::DQUOT, Errno::IO, Errno::MFILE, Errno::ACCESS];
 

@@ -9,8 +9,8 @@ use super::story::{Story, check};
 use super::thorough;
 use crate::checkpoint::tests::quick_dir;
 use crate::runtime::files::fault::Op;
-use crate::runtime::files::fault::armed::{Recorded, record};
-use crate::runtime::files::power::{Disk, FIXED, Policy, fingerprint, materialise, read_tree};
+use crate::runtime::files::tests::fault_injection::{Recorded, record};
+use crate::runtime::files::tests::power_loss::{Disk, FIXED, Policy, fingerprint, materialise, read_tree};
 
 /// A story that has been played, and all that it did to the disk.
 struct Played {

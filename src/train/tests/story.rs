@@ -13,7 +13,7 @@ use crate::checkpoint::{Opened, Valid, checkpoints_dir, names, newest_valid, ste
 use crate::config::LogConfig;
 use crate::metrics::{Events, Logged, Record, SampleRecord, Sequences, Times, Train, Val, read, read_log};
 use crate::runtime::files::fault::Op;
-use crate::runtime::files::fault::armed::{count, step};
+use crate::runtime::files::tests::fault_injection::{count, step};
 use crate::runtime::files::{Syncer, create_dirs, write_atomic};
 use crate::train::run::Logs;
 

@@ -339,4 +339,9 @@ fn a_tilde_is_the_home_directory_in_paths_and_globs() {
     let args = ["pretrain", "--config", "tiny.toml", "--out", arg(&run), "--set", set, "--set", "train.steps=1"];
     let output = in_home(&[&args[..], &["--set", "schedule.warmup_steps=0", "--set", "sample.every=0"]].concat());
     assert!(output.status.success(), "{}", stderr(&output));
+    // Shells leave the ~ of `--out=~/x` as it is.
+    let args = ["pretrain", "--config=~/tiny.toml", "--out=~/behind-equals", "--set", set, "--set", "train.steps=1"];
+    let output = in_home(&[&args[..], &["--set", "schedule.warmup_steps=0", "--set", "sample.every=0"]].concat());
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(dir.path().join("behind-equals/config.toml").exists() && !dir.path().join("~").exists());
 }

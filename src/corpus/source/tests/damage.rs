@@ -1,7 +1,7 @@
 //! Whatever the bytes: no panic, an end, and records that follow one another.
 
 use super::*;
-use crate::runtime::damage::{Damage, rounds};
+use crate::runtime::tests::damage::{Damage, rounds};
 
 /// Reads the file to its end; how many bad records it has.
 fn account(path: &Path, separator: Option<&str>) -> usize {

@@ -1,23 +1,23 @@
 //! Where a run's time went.
 
-use super::POINTS;
-use crate::metrics::Times;
+use super::{POINTS, tokens_at};
+use crate::metrics::{Times, Train};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
 /// Mean seconds of the parts of a step: each point stands for one step or several.
 #[derive(Debug, Default, Serialize)]
-pub struct Parts {
+pub struct StepParts {
     /// The last step of each point.
     pub step: Vec<u64>,
-    /// Tokens up to then.
+    /// Tokens trained on up to that step.
     pub tokens: Vec<u64>,
     /// "data", "forward", "head", "backward", "optimizer" and "other".
     pub seconds: BTreeMap<String, Vec<f64>>,
 }
 
 /// The parts of a step by the clock; what is left of it is "other".
-fn of_step(times: &Times) -> Option<BTreeMap<String, f64>> {
+fn parts_of_step(times: &Times) -> Option<BTreeMap<String, f64>> {
     let mut parts = times.seconds.clone();
     let whole = parts.remove("step")?;
     let other = (whole - parts.values().sum::<f64>()).max(0.0);
@@ -28,20 +28,21 @@ fn of_step(times: &Times) -> Option<BTreeMap<String, f64>> {
 /// Seconds in all, by what they were spent on.
 pub(super) fn spent(times: &[Times]) -> BTreeMap<String, f64> {
     let mut spent = BTreeMap::new();
-    for (what, seconds) in times.iter().flat_map(|times| of_step(times).unwrap_or_else(|| times.seconds.clone())) {
+    for (what, seconds) in times.iter().flat_map(|times| parts_of_step(times).unwrap_or_else(|| times.seconds.clone()))
+    {
         *spent.entry(what).or_default() += seconds;
     }
     spent
 }
 
 /// The parts of the steps, thinned.
-pub(super) fn parts(times: &[Times], tokens_at: &impl Fn(u64) -> u64) -> Parts {
-    let steps: Vec<_> = times.iter().filter_map(|times| Some((times.step, of_step(times)?))).collect();
-    let mut parts = Parts::default();
+pub(super) fn parts(times: &[Times], train: &[Train]) -> StepParts {
+    let steps: Vec<_> = times.iter().filter_map(|times| Some((times.step, parts_of_step(times)?))).collect();
+    let mut parts = StepParts::default();
     for piece in steps.chunks(steps.len().div_ceil(POINTS / 8).max(1)) {
         let Some((step, last)) = piece.last() else { continue };
         parts.step.push(*step);
-        parts.tokens.push(tokens_at(*step));
+        parts.tokens.push(tokens_at(train, *step));
         for name in last.keys() {
             let mean = piece.iter().filter_map(|(_, of)| of.get(name)).sum::<f64>() / piece.len() as f64;
             parts.seconds.entry(name.clone()).or_default().push(mean);

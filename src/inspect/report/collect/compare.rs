@@ -1,6 +1,6 @@
-//! What tells runs apart.
+//! How several runs differ: in their names, configurations and seeds.
 
-use super::Run;
+use super::ReportedRun;
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -15,14 +15,13 @@ pub struct Difference {
     pub values: Vec<Option<String>>,
 }
 
-/// Names without what they have in common.
-pub(super) fn tell_apart(runs: &mut [Run], dirs: &[PathBuf]) {
+/// Gives each run the shortest end of its path that no other run has as well.
+pub(super) fn tell_apart(runs: &mut [ReportedRun], dirs: &[PathBuf]) {
     let parts: Vec<Vec<String>> =
         dirs.iter().map(|dir| dir.iter().map(|part| part.to_string_lossy().into_owned()).collect()).collect();
     let longest = parts.iter().map(Vec::len).max().unwrap_or(1);
-    let name = |parts: &[String], n: usize| parts[parts.len().saturating_sub(n)..].join("/");
     for n in 1..=longest {
-        let names: Vec<String> = parts.iter().map(|parts| name(parts, n)).collect();
+        let names: Vec<String> = parts.iter().map(|parts| parts[parts.len().saturating_sub(n)..].join("/")).collect();
         let mut distinct = names.clone();
         distinct.sort();
         distinct.dedup();
@@ -34,27 +33,26 @@ pub(super) fn tell_apart(runs: &mut [Run], dirs: &[PathBuf]) {
 }
 
 /// Keys in which the configurations of `runs` differ.
-pub(super) fn differences(runs: &[Run]) -> Vec<Difference> {
+pub(super) fn differences(runs: &[ReportedRun]) -> Vec<Difference> {
     let mut keys: Vec<&String> = runs.iter().flat_map(|run| run.config.keys()).collect();
     keys.sort();
     keys.dedup();
-    let of = |key: &String| Difference {
-        key: key.clone(),
-        values: runs.iter().map(|run| run.config.get(key).cloned()).collect(),
-    };
-    keys.into_iter().map(of).filter(|d| d.values.iter().any(|value| *value != d.values[0])).collect()
+    let mut differences = Vec::new();
+    for key in keys {
+        let values: Vec<Option<String>> = runs.iter().map(|run| run.config.get(key).cloned()).collect();
+        if values.iter().any(|value| *value != values[0]) {
+            differences.push(Difference { key: key.clone(), values });
+        }
+    }
+    differences
 }
 
 /// Groups of two runs or more with one configuration but for seeds, each with a seed and a past of its own: a copy or a branch of a
 /// run says nothing about noise.
-pub(super) fn replicas(runs: &[Run]) -> Vec<Vec<usize>> {
-    const SEEDS: [&str; 4] = ["train.seed", "data.seed", "sample.seed", "data.allow_change"];
-    let but_seeds = |run: &Run| -> BTreeMap<String, String> {
-        run.config.clone().into_iter().filter(|(key, _)| !SEEDS.contains(&key.as_str())).collect()
-    };
+pub(super) fn replicas(runs: &[ReportedRun]) -> Vec<Vec<usize>> {
     let mut groups: BTreeMap<_, Vec<usize>> = BTreeMap::new();
     for (i, run) in runs.iter().enumerate().filter(|(_, run)| !run.config.is_empty()) {
-        let group = groups.entry((but_seeds(run), &run.given_up)).or_default();
+        let group = groups.entry((config_without_seeds(run), &run.given_up)).or_default();
         if group.iter().all(|other| independent(&runs[*other], run)) {
             group.push(i);
         }
@@ -62,17 +60,24 @@ pub(super) fn replicas(runs: &[Run]) -> Vec<Vec<usize>> {
     groups.into_values().filter(|group| group.len() > 1).collect()
 }
 
-/// Whether two runs drew other weights or data, and began otherwise.
-fn independent(a: &Run, b: &Run) -> bool {
-    let drawn = |run: &Run| ["train.seed", "data.seed"].map(|seed| run.config.get(seed).cloned());
-    drawn(a) != drawn(b) && a.began.is_some() && b.began.is_some() && a.began != b.began
+fn config_without_seeds(run: &ReportedRun) -> BTreeMap<String, String> {
+    const SEEDS: [&str; 4] = ["train.seed", "data.seed", "sample.seed", "data.allow_change"];
+    run.config.clone().into_iter().filter(|(key, _)| !SEEDS.contains(&key.as_str())).collect()
+}
+
+/// Whether two runs have other weights or data by their seeds, and other first steps in their logs.
+fn independent(a: &ReportedRun, b: &ReportedRun) -> bool {
+    let same_seeds = ["train.seed", "data.seed"].iter().all(|seed| a.config.get(*seed) == b.config.get(*seed));
+    !same_seeds && a.began.is_some() && b.began.is_some() && a.began != b.began
 }
 
 /// What resumes have done to a run besides changing its configuration.
 pub(super) fn given_up(events: &[Value]) -> Vec<String> {
-    let of = |event: &Value| {
-        let reset = event["reset"].as_array().filter(|pieces| !pieces.is_empty()).map(|pieces| format!("{pieces:?}"));
-        reset.into_iter().chain(event["skipped_sequences"].as_array().map(|skipped| format!("{skipped:?}"))).collect()
-    };
-    events.iter().flat_map(|event| -> Vec<String> { of(event) }).collect()
+    let mut given_up = Vec::new();
+    for event in events {
+        let reset = event["reset"].as_array().filter(|pieces| !pieces.is_empty());
+        let skipped = event["skipped_sequences"].as_array();
+        given_up.extend(reset.into_iter().chain(skipped).map(|list| format!("{list:?}")));
+    }
+    given_up
 }

@@ -3,7 +3,11 @@
 use clap::CommandFactory;
 use clap::error::ErrorKind;
 
-use super::*;
+use crate::cli::{Cli, Command, Global};
+use crate::metrics::Color;
+use crate::ops::device::DeviceChoice;
+use clap::Parser;
+use std::path::PathBuf;
 
 fn parse(line: &str) -> Result<Cli, clap::Error> {
     Cli::try_parse_from(std::iter::once("llama-lite").chain(line.split_whitespace()))
@@ -60,11 +64,11 @@ fn sample_has_the_documented_defaults() {
 fn global_flags_stand_before_or_behind_the_command() {
     for line in ["--device cuda:3 --threads 2 doctor", "doctor --threads 2 --device cuda:3"] {
         let global = parse(line).unwrap().global;
-        assert_eq!((global.device, global.threads.unwrap().get()), (Device::Cuda(3), 2), "{line}");
+        assert_eq!((global.device, global.threads.unwrap().get()), (DeviceChoice::Gpu(3), 2), "{line}");
     }
     let global = parse("doctor").unwrap().global;
-    assert_eq!(global, Global { device: Device::Auto, threads: None, quiet: false, color: Color::Auto });
-    assert_eq!("cuda".parse(), Ok(Device::Cuda(0)));
+    assert_eq!(global, Global { device: DeviceChoice::Auto, threads: None, quiet: false, color: Color::Auto });
+    assert_eq!("cuda".parse(), Ok(DeviceChoice::Gpu(0)));
 }
 
 #[test]

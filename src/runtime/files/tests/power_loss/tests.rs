@@ -1,8 +1,8 @@
 //! The simulator of power losses is itself held to the system it simulates.
 
-use super::super::fault::armed::record;
-use super::super::*;
 use super::*;
+use crate::runtime::files::tests::fault_injection::record;
+use crate::runtime::files::*;
 
 /// A disk after `ops`.
 fn after(base: &Path, ops: &[Recorded]) -> Disk {

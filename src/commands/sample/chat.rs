@@ -1,14 +1,15 @@
-//! `sample --chat`: a conversation with a model that was tuned for it.
+//! `sample --chat`: a conversation with a model that was fine-tuned for it.
 //!
 //! Ctrl-C stops an answer, Ctrl-D (or /quit) ends the conversation. When it grows beyond the model's context, the oldest exchange is
 //! left out of what the model sees; the system message stays. A message that is too long by itself is refused.
 
-use super::{Loaded, load};
+use super::SampleArgs;
 use crate::chat::{ChatTemplate, EndOfTurn, Message};
-use crate::cli::Sample;
+use crate::commands::{self, Loaded, load};
 use crate::metrics::Console;
 use crate::runtime::error::{Exit, fail, note};
 use crate::runtime::files::write_atomic;
+use crate::runtime::home::expand_home;
 use crate::sample::sampler::{Sampler, SamplerConfig};
 use crate::sample::{FinishReason, Generated, Interrupted, Limits, generate};
 use anyhow::Result;
@@ -24,7 +25,7 @@ const HELP: &str =
     "/reset forgets the conversation · /system TEXT sets the instructions · /save FILE writes it as JSON · /quit";
 
 struct Chat<'a> {
-    args: &'a Sample,
+    args: &'a SampleArgs,
     loaded: Loaded,
     template: ChatTemplate,
     rule: SamplerConfig,
@@ -35,12 +36,12 @@ struct Chat<'a> {
     console: Console,
 }
 
-pub(super) fn run(args: &Sample, rule: SamplerConfig, seed: u64, console: Console) -> Result<()> {
+pub(super) fn run(args: &SampleArgs, rule: SamplerConfig, seed: u64, console: Console) -> Result<()> {
     let mut loaded = load(&args.ckpt, args.base.as_deref())?;
     let template = ChatTemplate::from_dir(loaded.source.tokenizer_dir(), &loaded.tokenizer)?.ok_or_else(|| {
         fail(
             Exit::Config,
-            format!("{}: it has no chat template: it was not tuned for conversations", loaded.source.dir.display()),
+            format!("{}: no chat template: the model was not fine-tuned on conversations", loaded.source.dir.display()),
         )
         .hint("continue a text instead with --prompt; or put a chat_template.jinja into its directory")
     })?;
@@ -60,32 +61,32 @@ pub(super) fn run(args: &Sample, rule: SamplerConfig, seed: u64, console: Consol
     Chat { args, loaded, template, rule, seed, messages: Vec::new(), limits, interrupted, console }.talk()
 }
 
-fn is_terminal_trouble(error: &ReadlineError) -> anyhow::Error {
+fn terminal_failure(error: &ReadlineError) -> anyhow::Error {
     fail(Exit::Io, format!("cannot read from the terminal: {error}")).hint("use --prompt instead").into()
 }
 
 impl Chat<'_> {
     fn talk(&mut self) -> Result<()> {
-        let mut editor = DefaultEditor::new().map_err(|e| is_terminal_trouble(&e))?;
+        let mut editor = DefaultEditor::new().map_err(|e| terminal_failure(&e))?;
         loop {
             let line = match editor.readline("> ") {
                 Ok(line) => line,
                 Err(ReadlineError::Interrupted) => continue,
                 Err(ReadlineError::Eof) => return Ok(()),
-                Err(error) => return Err(is_terminal_trouble(&error)),
+                Err(error) => return Err(terminal_failure(&error)),
             };
             let line = line.trim();
             if line.is_empty() {
                 continue;
             }
-            // A line that cannot be remembered is only not remembered.
+            // A line that does not enter the history can still be answered.
             let _ = editor.add_history_entry(line);
             if line == "/quit" {
                 return Ok(());
             }
             let done = if line.starts_with('/') { self.command(line) } else { self.answer(line) };
             if let Err(error) = done {
-                super::report(&error); // and the conversation goes on
+                commands::report(&error); // and the conversation goes on
             }
         }
     }
@@ -102,7 +103,7 @@ impl Chat<'_> {
             ("/save", "") => note("give a file: /save FILE"),
             ("/save", file) => {
                 let text = format!("{:#}\n", json!({"messages": self.messages}));
-                write_atomic(Path::new(file), text.as_bytes())?;
+                write_atomic(&expand_home(Path::new(file)), text.as_bytes())?;
                 note(&format!("saved {file}"));
             }
             _ => note(HELP),
@@ -122,7 +123,7 @@ impl Chat<'_> {
         let turn = self.messages.len() as u64;
         let mut sampler = Sampler::new(self.rule.clone(), self.loaded.tokenizer.vocab_size(), self.seed, turn)?;
         self.interrupted.store(false, Ordering::SeqCst);
-        let mut said = String::new();
+        let mut answer = String::new();
         let made = generate(
             &self.loaded.model,
             &self.loaded.tokenizer,
@@ -130,9 +131,9 @@ impl Chat<'_> {
             std::slice::from_mut(&mut sampler),
             &self.limits,
             |_, piece| {
-                // What separates an answer from the words before it is not shown, as it is not remembered.
-                let shown = if said.is_empty() { piece.trim_start() } else { piece };
-                said.push_str(shown);
+                // The space between the prompt and the answer is neither shown nor kept.
+                let shown = if answer.is_empty() { piece.trim_start() } else { piece };
+                answer.push_str(shown);
                 let mut out = std::io::stdout().lock();
                 out.write_all(shown.as_bytes())?;
                 Ok(out.flush()?)
@@ -144,19 +145,19 @@ impl Chat<'_> {
                 self.messages.pop();
                 return Err(error);
             }
-            Err(_) if said.trim().is_empty() => {
+            Err(_) if answer.trim().is_empty() => {
                 self.messages.pop();
-                note("note: interrupted before an answer began: the message is forgotten");
+                note("note: interrupted before the answer started: the message is dropped");
             }
             made => {
-                self.messages.push(Message::new("assistant", said.trim()));
+                self.messages.push(Message::new("assistant", answer.trim()));
                 self.note_cut_off(made.ok().as_deref());
             }
         }
         Ok(())
     }
 
-    /// Tells an answer that is whole from one that only ends because nothing more fits.
+    /// Says that an answer was cut off, and by which limit.
     fn note_cut_off(&self, made: Option<&[Generated]>) {
         let Some([made]) = made.filter(|_| !self.console.quiet) else { return };
         if made.finish_reason == FinishReason::Length {
@@ -166,7 +167,7 @@ impl Chat<'_> {
         }
     }
 
-    /// The ids of the conversation, as much of its end as leaves room for an answer.
+    /// The ids of the conversation: as much of its end as leaves room for an answer, and the instructions.
     fn prompt(&self) -> Result<Vec<u32>> {
         let context = self.loaded.model.config.max_position_embeddings;
         let room = context.saturating_sub(self.args.max_tokens.min(context / 2));

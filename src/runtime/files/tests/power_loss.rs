@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::fault::Op;
-use super::fault::armed::Recorded;
+use super::fault_injection::Recorded;
+use crate::runtime::files::fault::Op;
 
 mod tests;
 

@@ -1,8 +1,8 @@
 //! `eval`: loss, bits per byte and perplexity of a model on text or shards; benchmark tasks as the lm-evaluation-harness scores them.
 
+use super::arguments::{path, positive};
 use super::{Loaded, load, print};
 use crate::checkpoint;
-use crate::cli::Eval;
 use crate::corpus::source::ReadOptions;
 use crate::data::dataset::evaluation_tokens;
 use crate::data::eval_set::EvalSet;
@@ -15,15 +15,60 @@ use crate::metrics::{Console, fixed};
 use crate::runtime::error::{Exit, fail, note};
 use crate::runtime::files::write_atomic;
 use anyhow::Result;
+use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
+
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:
+  llama-lite eval --ckpt runs/quickstart --data book.txt notes.jsonl --output result.json
+  llama-lite eval --ckpt runs/llama-124m --tasks hellaswag,piqa --data-dir benchmarks --limit 500
+  llama-lite eval --run runs/llama-124m --tasks arc_easy --download")]
+pub struct EvalArgs {
+    /// Checkpoint, run directory (its newest valid checkpoint) or Hugging Face Llama directory
+    #[arg(long, value_name = "DIR", required_unless_present = "run", value_parser = path())]
+    pub ckpt: Option<PathBuf>,
+    /// For adapters: the directory of their model, if it is no longer where they were trained
+    #[arg(long, value_name = "DIR", value_parser = path())]
+    pub base: Option<PathBuf>,
+    /// Run directory: every kept checkpoint of it
+    #[arg(long, value_name = "RUN_DIR", conflicts_with = "ckpt", value_parser = path())]
+    pub run: Option<PathBuf>,
+    /// Text files (.txt, .jsonl), token shards or a prepared directory
+    #[arg(long, value_name = "PATH", num_args = 1.., required_unless_present = "tasks", value_parser = path())]
+    pub data: Vec<PathBuf>,
+    /// Field of a record, or column of a .parquet file, that holds the text of --data
+    #[arg(long, value_name = "NAME", default_value = "text")]
+    pub text_field: String,
+    /// Benchmark tasks, by their names in the lm-evaluation-harness
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    pub tasks: Vec<String>,
+    /// Directory with the tasks' data: TASK/SPLIT.jsonl or .parquet, or copies of data sets as OWNER/NAME
+    #[arg(long, value_name = "DIR", value_parser = path())]
+    pub data_dir: Option<PathBuf>,
+    /// Download data sets that are not in --data-dir from the Hugging Face Hub
+    #[arg(long)]
+    pub download: bool,
+    /// Examples before each question
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub num_fewshot: usize,
+    /// The first N documents of each task; below 1, a share of them
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub limit: Option<f64>,
+    /// Write the results to this file as well, as JSON in the harness's shape
+    #[arg(long, value_name = "FILE", value_parser = path())]
+    pub output: Option<PathBuf>,
+    /// Include every document's log-likelihoods in that file
+    #[arg(long, requires = "output")]
+    pub log_samples: bool,
+}
 
 /// Tokens scored at a time: bounds the memory of activations.
 const TOKENS_AT_ONCE: usize = 8192;
 
-pub(super) fn run(args: &Eval, console: Console) -> Result<()> {
+pub(crate) fn run(args: &EvalArgs, console: Console) -> Result<()> {
     match (&args.ckpt, &args.run) {
         (Some(ckpt), _) => one(args, ckpt, console),
         (None, Some(run)) => trajectory(args, run, console),
@@ -31,7 +76,7 @@ pub(super) fn run(args: &Eval, console: Console) -> Result<()> {
     }
 }
 
-fn one(args: &Eval, ckpt: &Path, console: Console) -> Result<()> {
+fn one(args: &EvalArgs, ckpt: &Path, console: Console) -> Result<()> {
     let (report, text) = evaluate_model(args, ckpt, console)?;
     if let Some(path) = &args.output {
         write_atomic(path, format!("{report:#}\n").as_bytes())?;
@@ -40,7 +85,7 @@ fn one(args: &Eval, ckpt: &Path, console: Console) -> Result<()> {
 }
 
 /// Every kept checkpoint of a run, in the order of steps: one table, and one series for each task and metric.
-fn trajectory(args: &Eval, run: &Path, console: Console) -> Result<()> {
+fn trajectory(args: &EvalArgs, run: &Path, console: Console) -> Result<()> {
     let mut checkpoints = checkpoint::list_valid(run)?;
     checkpoints.reverse();
     if checkpoints.is_empty() {
@@ -48,7 +93,8 @@ fn trajectory(args: &Eval, run: &Path, console: Console) -> Result<()> {
             .hint("give the directory of a run that has saved, or --ckpt DIR")
             .into());
     }
-    let (mut series, mut reports) = (serde_json::Map::new(), serde_json::Map::new());
+    let mut series = serde_json::Map::new();
+    let mut reports = serde_json::Map::new();
     let mut text = String::new();
     for valid in &checkpoints {
         let step = valid.manifest.step;
@@ -72,7 +118,7 @@ fn trajectory(args: &Eval, run: &Path, console: Console) -> Result<()> {
 }
 
 /// The results file of one model, and what is printed.
-fn evaluate_model(args: &Eval, ckpt: &Path, console: Console) -> Result<(Value, String)> {
+fn evaluate_model(args: &EvalArgs, ckpt: &Path, console: Console) -> Result<(Value, String)> {
     let loaded = load(ckpt, args.base.as_deref())?;
     let (mut report, mut text) = if args.tasks.is_empty() {
         (json!({"results": {}, "config": {}}), String::new())
@@ -81,10 +127,10 @@ fn evaluate_model(args: &Eval, ckpt: &Path, console: Console) -> Result<(Value, 
     };
     if !args.data.is_empty() {
         let (result, context) = score_text(args, &loaded, console)?;
-        let finite = |x: f64| x.is_finite().then_some(x);
         let bits_per_byte = result.bits_per_byte();
         report["results"]["data"] = json!({
-            "loss": finite(result.loss), "bits_per_byte": finite(bits_per_byte), "perplexity": finite(result.loss.exp()),
+            "loss": finite(result.loss), "bits_per_byte": finite(bits_per_byte),
+            "perplexity": finite(result.loss.exp()),
             "tokens": result.tokens, "bytes": result.bytes,
         });
         report["config"]["data"] = args.data.iter().map(|path| path.display().to_string()).collect();
@@ -102,7 +148,13 @@ fn evaluate_model(args: &Eval, ckpt: &Path, console: Console) -> Result<(Value, 
     Ok((report, text))
 }
 
-fn score_text(args: &Eval, loaded: &Loaded, console: Console) -> Result<(Score, usize)> {
+/// JSON has no NaN and no infinity: they are null.
+fn finite(x: f64) -> Option<f64> {
+    x.is_finite().then_some(x)
+}
+
+/// The score of the text of `--data`, and the length of the windows that it was cut into.
+fn score_text(args: &EvalArgs, loaded: &Loaded, console: Console) -> Result<(Score, usize)> {
     let Loaded { tokenizer, model, .. } = loaded;
     let patterns: Vec<String> = args.data.iter().map(|p| p.to_string_lossy().into_owned()).collect();
     let options = ReadOptions {
@@ -129,7 +181,7 @@ fn score_text(args: &Eval, loaded: &Loaded, console: Console) -> Result<(Score, 
     Ok((result, length))
 }
 
-fn run_tasks(args: &Eval, loaded: &Loaded, console: Console) -> Result<(Value, String)> {
+fn run_tasks(args: &EvalArgs, loaded: &Loaded, console: Console) -> Result<(Value, String)> {
     let (prepared, results) = score_tasks(args, loaded, console)?;
     let config = json!({
         "model": "llama-lite", "dtype": "float32", "limit": args.limit, "num_fewshot": args.num_fewshot,
@@ -139,7 +191,7 @@ fn run_tasks(args: &Eval, loaded: &Loaded, console: Console) -> Result<(Value, S
     Ok((report, table(&lines(&prepared, &results))))
 }
 
-fn score_tasks(args: &Eval, loaded: &Loaded, console: Console) -> Result<(Vec<Prepared>, Vec<TaskResult>)> {
+fn score_tasks(args: &EvalArgs, loaded: &Loaded, console: Console) -> Result<(Vec<Prepared>, Vec<TaskResult>)> {
     let hub = args.download.then(Hub::from_env).transpose()?;
     let library = Library { dir: args.data_dir.clone(), hub };
     let extent = Extent { num_fewshot: args.num_fewshot, limit: args.limit };
@@ -153,7 +205,7 @@ fn score_tasks(args: &Eval, loaded: &Loaded, console: Console) -> Result<(Vec<Pr
         }
     }
     prepared.iter().filter_map(Prepared::warning).for_each(|warning| note(&warning));
-    let begun = Instant::now();
+    let start = Instant::now();
     let documents: usize = prepared.iter().map(Prepared::documents).sum();
     let bar = bar(0, "requests", console);
     let results = evaluate(&loaded.model, &prepared, |done, all| {
@@ -163,7 +215,7 @@ fn score_tasks(args: &Eval, loaded: &Loaded, console: Console) -> Result<(Vec<Pr
     })?;
     bar.finish_and_clear();
     if !console.quiet {
-        let seconds = begun.elapsed().as_secs_f64();
+        let seconds = start.elapsed().as_secs_f64();
         note(&format!("{documents} documents in {seconds:.1} s · {:.1} documents/s", documents as f64 / seconds));
     }
     Ok((prepared, results))

@@ -1,7 +1,9 @@
-//! `sample`: text to stdout as it is made, or one JSON line per sample; speed on stderr.
+//! `sample`: writes generated text to stdout as it comes, or one JSON line per sample; the speed goes to stderr.
 
+mod chat;
+
+use super::arguments::{fraction, non_negative, path, positive, share};
 use super::{Loaded, load, print};
-use crate::cli::Sample;
 use crate::metrics::Console;
 use crate::runtime::error::{Exit, fail, note};
 use crate::runtime::files::read_bounded;
@@ -9,14 +11,83 @@ use crate::sample::sampler::{Sampler, SamplerConfig};
 use crate::sample::{Generated, Limits, TOGETHER, encode_prompt, generate};
 use crate::tokenizer::Tokenizer;
 use anyhow::{Context, Result};
+use clap::Args;
 use serde_json::{Value, json};
 use std::io::{IsTerminal, Read, Write};
-use std::path::Path;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
 
-/// A prompt is read by a model with a bounded context.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:
+  llama-lite sample --ckpt runs/quickstart --prompt 'One day'
+  llama-lite sample --ckpt runs/quickstart --greedy --max-tokens 40 --json < prompt.txt
+  llama-lite sample --ckpt tuned --chat
+
+Without --prompt and --prompt-file the prompt is read from standard input; if that is a terminal, it is empty.")]
+pub struct SampleArgs {
+    /// Checkpoint, run directory (its newest valid checkpoint) or Hugging Face Llama directory
+    #[arg(long, value_name = "DIR", value_parser = path())]
+    pub ckpt: PathBuf,
+    /// For adapters: the directory of their model, if it is no longer where they were trained
+    #[arg(long, value_name = "DIR", value_parser = path())]
+    pub base: Option<PathBuf>,
+    /// Text to continue
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub prompt: Option<String>,
+    /// File with the text to continue; a .jsonl file has one prompt per line, a string or {"prompt": ...}
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt", value_parser = path())]
+    pub prompt_file: Option<PathBuf>,
+    /// Chat with a model that was fine-tuned on conversations; /help lists the commands
+    #[arg(long, conflicts_with_all = ["prompt", "prompt_file", "json", "num_samples"])]
+    pub chat: bool,
+    /// Longest continuation or answer, in tokens
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub max_tokens: usize,
+    /// Divides the logits: lower is more predictable, 0 is --greedy
+    #[arg(long, value_name = "X", default_value_t = 0.8, value_parser = non_negative, allow_negative_numbers = true)]
+    pub temperature: f64,
+    /// Sample from the N most likely tokens; 0 = all
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    pub top_k: usize,
+    /// Sample from the most likely tokens that together have this probability
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = share, allow_negative_numbers = true)]
+    pub top_p: f64,
+    /// Sample from tokens at least this probable, relative to the most likely; 0 = all
+    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = fraction, allow_negative_numbers = true)]
+    pub min_p: f64,
+    /// Make tokens that have occurred less likely by this factor; 1 = do not
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = positive, allow_negative_numbers = true)]
+    pub repetition_penalty: f64,
+    /// Make tokens less likely for each time they have occurred in the continuation
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub frequency_penalty: f64,
+    /// Make tokens that have occurred in the continuation less likely
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub presence_penalty: f64,
+    /// Stop before this text; may be repeated
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub stop: Vec<String>,
+    /// With --json: log-probabilities of every token and of the N most likely at its place
+    #[arg(long, value_name = "N", requires = "json")]
+    pub logprobs: Option<usize>,
+    /// Seed of the sampling [default: a random one, which is printed]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Number of samples
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub num_samples: NonZeroUsize,
+    /// Always take the most likely token
+    #[arg(long)]
+    pub greedy: bool,
+    /// Write one JSON object per sample instead of the text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Bytes of a prompt: no model has a context for more.
 const MAX_PROMPT: u64 = 64 << 20;
 
-pub(super) fn run(args: &Sample, console: Console) -> Result<()> {
+pub(crate) fn run(args: &SampleArgs, console: Console) -> Result<()> {
     let rule = SamplerConfig {
         temperature: args.temperature,
         top_k: args.top_k,
@@ -30,7 +101,7 @@ pub(super) fn run(args: &Sample, console: Console) -> Result<()> {
     rule.validate()?;
     let seed = args.seed.unwrap_or_else(random_seed);
     if args.chat {
-        return super::chat::run(args, rule, seed, console);
+        return chat::run(args, rule, seed, console);
     }
     let prompts = prompts(args)?;
     let loaded = load(&args.ckpt, args.base.as_deref())?;
@@ -44,7 +115,7 @@ pub(super) fn run(args: &Sample, console: Console) -> Result<()> {
 }
 
 fn continue_prompt(
-    args: &Sample,
+    args: &SampleArgs,
     loaded: &Loaded,
     rule: &SamplerConfig,
     prompt: &str,
@@ -54,18 +125,20 @@ fn continue_prompt(
     let Loaded { tokenizer, model, .. } = loaded;
     let ids = encode_prompt(tokenizer, prompt)?;
     if ids.len() > model.config.max_position_embeddings && !console.quiet {
-        let (n, context) = (ids.len(), model.config.max_position_embeddings);
-        note(&format!("note: the prompt has {n} tokens, the context {context}: only its end is used"));
+        let context = model.config.max_position_embeddings;
+        note(&format!("note: the prompt has {} tokens, the context {context}: only its end is used", ids.len()));
     }
     let limits =
         Limits { max_tokens: args.max_tokens, stop: args.stop.clone(), logprobs: args.logprobs, interrupt: None };
     let all = args.num_samples.get() as u64;
-    // One sample streams; several are made together, and each is shown when all of its group are done.
+    // One sample is streamed. Several are generated together, and each is shown when its whole group is done.
     let streams = all == 1 && !args.json;
     for first in (0..all).step_by(TOGETHER) {
         let group = first..all.min(first + TOGETHER as u64);
-        let sampler = |i: u64| Sampler::new(rule.clone(), tokenizer.vocab_size(), seed, i);
-        let mut samplers: Vec<Sampler> = group.clone().map(sampler).collect::<Result<_, _>>()?;
+        let mut samplers = group
+            .clone()
+            .map(|i| Sampler::new(rule.clone(), tokenizer.vocab_size(), seed, i))
+            .collect::<Result<Vec<Sampler>, _>>()?;
         if streams {
             write_now(prompt)?;
         }
@@ -100,7 +173,7 @@ fn json_line(prompt: &str, prompt_ids: &[u32], made: &Generated, seed: u64, toke
     if made.logprobs.is_empty() {
         return line;
     }
-    // The text leaves special tokens out, and what begins it is whatever comes after them.
+    // Special tokens are not part of the text, so a token is decoded behind the ordinary ones before it.
     let mut before: Vec<u32> = prompt_ids.iter().copied().filter(|id| !tokenizer.is_special(*id)).collect();
     let mut entries = Vec::with_capacity(made.logprobs.len());
     for token in &made.logprobs {
@@ -113,13 +186,13 @@ fn json_line(prompt: &str, prompt_ids: &[u32], made: &Generated, seed: u64, toke
     line
 }
 
-/// A token as it reads after `before`.
+/// A token with its text as it reads behind the tokens `before`.
 fn token_json(tokenizer: &Tokenizer, before: &[u32], id: u32, logprob: f64) -> Value {
     let text = tokenizer.decode_after(before, &[id], false).unwrap_or_default();
     json!({"token_id": id, "token": text, "logprob": logprob})
 }
 
-fn prompts(args: &Sample) -> Result<Vec<String>> {
+fn prompts(args: &SampleArgs) -> Result<Vec<String>> {
     if let Some(text) = &args.prompt {
         return Ok(vec![text.clone()]);
     }
@@ -133,7 +206,7 @@ fn prompts(args: &Sample) -> Result<Vec<String>> {
             bytes
         }
     };
-    // An editor's newline at the end of the file is no part of the prompt.
+    // The newline that an editor puts at the end of a file is not part of the prompt.
     let text = String::from_utf8_lossy(&bytes);
     Ok(vec![text.strip_suffix('\n').unwrap_or(&text).to_string()])
 }
@@ -142,17 +215,17 @@ fn prompts(args: &Sample) -> Result<Vec<String>> {
 fn prompt_lines(path: &Path) -> Result<Vec<String>> {
     let bytes = read_bounded(path, MAX_PROMPT, true)?;
     let text = String::from_utf8_lossy(&bytes).into_owned();
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    let prompt = |(n, line): (usize, &str)| {
+    let mut prompts = Vec::new();
+    for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()) {
         let value = serde_json::from_str::<Value>(line).ok();
-        let text = value.as_ref().and_then(|v| v.as_str().or_else(|| v["prompt"].as_str()));
-        text.map(str::to_owned).ok_or_else(|| {
-            fail(Exit::Data, format!("{}:{}: no prompt", path.display(), n + 1))
+        let prompt = value.as_ref().and_then(|v| v.as_str().or_else(|| v["prompt"].as_str()));
+        let prompt = prompt.ok_or_else(|| {
+            fail(Exit::Data, format!("{}:{number}: no prompt", path.display()))
                 .hint("every line is a JSON string or {\"prompt\": \"...\"}")
-                .into()
-        })
-    };
-    lines.map(prompt).collect()
+        })?;
+        prompts.push(prompt.to_owned());
+    }
+    Ok(prompts)
 }
 
 fn random_seed() -> u64 {
