@@ -39,7 +39,7 @@ VOLATILE = {"time", "tokens_per_second", "mfu", "data_seconds", "seconds", "stal
 # Files that hold nothing but times and process numbers.
 SKIPPED = {"times.jsonl", "run.lock", "prepare.lock"}
 # Version and commit, as `--version` prints them.
-BUILD = re.compile(r"\b\d+\.\d+\.\d+ \([0-9a-f]+\)")
+BUILD = re.compile(r"\b\d+\.\d+\.\d+ \([0-9a-f]+(?:, modified)?\)")
 # Keys that have another name since the record may have been made.
 RENAMED = {"accept_change": "allow_change"}
 # In what is printed: dates, durations, speeds, this machine's memory and disk, and the shares of the time.

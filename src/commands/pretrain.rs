@@ -77,7 +77,7 @@ fn tokenizer_dir(model: &Path) -> PathBuf {
     if has_tokenizer(model) {
         return model.to_owned();
     }
-    let newest = checkpoint::sound(model).ok().and_then(|valid| valid.into_iter().next());
+    let newest = checkpoint::list_valid(model).ok().and_then(|valid| valid.into_iter().next());
     newest.map_or_else(|| model.to_owned(), |valid| valid.dir)
 }
 
