@@ -43,7 +43,7 @@ fn a_death_at_any_file_operation_changes_nothing() {
             let batches = std::cell::Cell::new(0);
             let summary = prepare(&opts, &bench.inputs(), &BYTES, &|_| batches.set(batches.get() + 1)).unwrap();
             assert!(contents(&opts.out) == whole, "after a death at {at}");
-            if summary.notes[0].starts_with("went on") {
+            if summary.notes[0].starts_with("resumed") {
                 continued += 1;
                 assert!(
                     batches.get() < 5 && (batches.get() == 0 || at < operations * 9 / 10),
