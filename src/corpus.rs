@@ -5,7 +5,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `options.rs` | what to prepare, how, and how far it has come |
-//! | `expand.rs`, `left_out.rs`, `source.rs` | patterns to files, what is passed over, files to records |
+//! | `expand.rs`, `left_out.rs`, `source.rs` | patterns to files, files that are left out, files to records |
 //! | `batches.rs` | reading and fetching ahead, on threads |
 //! | `outcomes.rs`, `dedup.rs`, `quarantine.rs` | what becomes of each record |
 //! | `split.rs`, `sample.rs` | what goes to validation |

@@ -57,7 +57,7 @@ impl Tokens {
     /// Fills `out` from token `start` on.
     ///
     /// # Errors
-    /// Those of reading shards. The range must lie inside: a caller computes it from [`Tokens::total`].
+    /// Those of reading shards. The range must be inside the array: a caller computes it from [`Tokens::total`].
     pub fn read(&self, start: u64, out: &mut [u32]) -> Result<()> {
         match self {
             Self::Memory(ids) => {

@@ -81,7 +81,7 @@ impl Hub {
     }
 
     /// # Errors
-    /// [`Exit::Config`]: its address is none, or the file of authorities is wrong.
+    /// [`Exit::Config`]: the endpoint is no URL, or the file of authorities is wrong.
     pub fn new(settings: Settings) -> Result<Self> {
         Ok(Self { client: Client::new(&settings)?, settings })
     }

@@ -16,7 +16,7 @@ pub struct Rendered {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Texts {
-    /// One text; one for each answer if the template writes earlier turns otherwise than the last one.
+    /// One text; one for each answer if the template writes earlier turns differently from the last one.
     pub texts: Vec<Rendered>,
     /// Names of fields of turns that the template does not use.
     pub unused: Vec<String>,

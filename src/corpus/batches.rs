@@ -55,7 +55,7 @@ impl Batches {
         Ok(Self { receiver })
     }
 
-    /// The next batch. After the one whose end is the end of the corpus there is none.
+    /// The next batch. It must not be called after the batch that ends at the end of the corpus.
     pub(super) fn next(&mut self) -> Result<RecordBatch> {
         match self.receiver.recv() {
             Ok(batch) => batch,

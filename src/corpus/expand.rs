@@ -16,7 +16,7 @@ use crate::corpus::source::{KNOWN, is_corpus_file, refuse_other_kinds};
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::home::expand_home_text;
 
-/// Directories below a given one that are followed down; deeper is taken for a loop of symbolic links.
+/// How many levels of directories are searched; deeper nesting is assumed to be a loop of symbolic links.
 const MAX_DEPTH: usize = 32;
 
 /// The kind of files to look for.
@@ -31,7 +31,7 @@ pub enum FileKind {
 impl FileKind {
     fn accepts(self, path: &Path) -> Result<bool> {
         match self {
-            // Pipes and the like are not opened to look into them.
+            // Pipes and devices are not opened: reading from them could wait for ever.
             Self::Text if path.is_file() => is_corpus_file(path),
             Self::Text => Ok(false),
             Self::Tokens => Ok(is_token_file(path)),
@@ -165,7 +165,7 @@ impl Search {
         if parts.is_empty() { Ok(()) } else { self.matching(&start, &parts, 0) }
     }
 
-    /// What lies in `dir` and matches `parts`, one for each level.
+    /// Adds the files below `dir` that match `parts`, one pattern for each level.
     fn matching(&mut self, dir: &Path, parts: &[String], depth: usize) -> Result<()> {
         let Some((part, rest)) = parts.split_first() else {
             return if dir.is_dir() { self.directory(dir) } else { self.candidate(dir.to_path_buf()) };

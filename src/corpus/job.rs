@@ -67,7 +67,7 @@ impl<'a> Job<'a> {
         val.publish()?;
         train.check_finished()?;
         val.check_finished()?;
-        // At the end of the corpus the log of hashes may be gone already.
+        // At the end of the corpus the log of hashes may have been removed already.
         let at_end = state.place.file == inputs.list.len();
         let dedup =
             if opts.dedup && !at_end { Some(Dedup::open(&opts.out, opts.grain.hashes, state.hashes)?) } else { None };
@@ -179,7 +179,7 @@ impl<'a> Job<'a> {
             return error;
         }
         self.saved.stopped = true;
-        // The quarantine file as well: the user is about to look into it.
+        // The quarantine file is made durable as well: the user will read it.
         match self.outcomes.sync().and_then(|()| self.saved.save(&self.opts.out)) {
             Ok(()) => error,
             Err(error) => error,

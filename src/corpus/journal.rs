@@ -19,7 +19,7 @@ use crate::corpus::writer::Written;
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files;
 
-/// Name of the state in the output directory, gone when the output is finished.
+/// Name of the state in the output directory. It is removed when the output is finished.
 pub(super) const STATE_FILE: &str = "prepare.state";
 
 /// Changed with the meaning of either file.

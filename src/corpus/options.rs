@@ -101,7 +101,7 @@ pub struct Grain {
     /// A batch is full once its records have this many bytes...
     pub batch_bytes: u64,
     pub batch_records: usize,
-    /// Least time between two records of progress; they take at most a twentieth of the time however long each is.
+    /// Shortest time between two records of progress. It grows so that recording takes at most a twentieth of the run.
     /// Zero: after each batch.
     pub journal: Duration,
     /// Hashes of texts held in memory by de-duplication; others are on disk.

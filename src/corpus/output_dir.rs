@@ -105,7 +105,7 @@ pub(super) fn remove_temporary(out: &Path) -> Result<()> {
 
 /// Removes all of an unfinished output.
 pub(super) fn remove_unfinished(out: &Path) -> Result<()> {
-    // The state first: it must never count what is gone.
+    // The state first: it must never count files that are removed.
     remove_state(out)?;
     remove(out, |_| true)
 }

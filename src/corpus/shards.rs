@@ -1,7 +1,7 @@
 //! The shards of one split, joined in name order into one long array of tokens.
 //!
 //! Shards come from `data prepare`, with a `shards.json` beside them, or from other tools (build-nanogpt, llm.c),
-//! without one; both are accepted. What a manifest would have said is then worked out from the files themselves.
+//! without one; both are accepted. Without a manifest the same facts are derived from the files.
 
 mod blocks;
 pub mod manifest;

@@ -13,9 +13,9 @@
 //! | JSON | an element of an array; without one, a line | `array.rs` |
 //! | Parquet | a row | `rows.rs` |
 //!
-//! The name says which (`names.rs`), but the content has the last word: compression is seen from the bytes (`input.rs`), an
-//! array and Parquet are read under any name, and a file that is something else altogether, such as a web page, is one bad
-//! record that says so (`refused.rs`).
+//! The name decides (`names.rs`), unless the content says something else: compression is recognised by the bytes (`input.rs`),
+//! arrays and Parquet are read under any name, and a file of another kind, such as a web page, is one bad record that says so
+//! (`refused.rs`).
 
 mod array;
 mod delimited;
@@ -341,7 +341,7 @@ pub struct TextDocument {
     pub line: u64,
 }
 
-/// The documents of `paths` in order, for use in memory. Empty ones are passed over.
+/// The documents of `paths` in order, for use in memory. Empty ones are skipped.
 ///
 /// # Errors
 /// [`Exit::Data`] for a bad record, naming file and line; otherwise those of [`Reader`].

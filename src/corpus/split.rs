@@ -1,10 +1,9 @@
 //! Which text goes to validation.
 //!
-//! By the hash of the text: the choice needs no state, is the same for the same text wherever it stands and however
-//! often (so no document is in both splits), and holds when documents are added. That fails for a corpus of few
-//! documents, where one split would be empty; there the last part of the text is taken instead, cut inside a document
-//! if need be. A first pass over the sources decides; it ends as soon as both splits have a document, which takes
-//! about 1 / fraction documents.
+//! The hash of the text decides: the choice needs no state, is the same for equal texts (so no document is in both splits),
+//! and does not change when documents are added. That fails for a corpus of few documents, where one split would be empty;
+//! there the last part of the text is the validation split, cut inside a document if necessary. A first pass over the sources
+//! finds out which case it is; it ends as soon as both splits have a document, which takes about 1 / fraction documents.
 
 use std::collections::HashSet;
 use std::path::PathBuf;

@@ -25,7 +25,7 @@ pub struct Row {
     pub value: Result<Value, String>,
 }
 
-/// The rows of `path`, by its extension; blank lines are passed over.
+/// The rows of `path`, by its extension; blank lines are skipped.
 ///
 /// # Errors
 /// [`Exit::Config`] for a kind of file that has no rows, [`Exit::Io`] and [`Exit::Data`] for one that cannot be read.

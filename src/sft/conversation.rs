@@ -1,4 +1,4 @@
-//! A conversation of fine-tuning data, or why a record is none.
+//! A conversation of fine-tuning data, and the problem of a record that is not one.
 
 use crate::chat::{Message, Turn};
 use serde_json::{Map, Value};

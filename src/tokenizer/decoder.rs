@@ -10,7 +10,7 @@ use super::byte_alphabet::bytes_of;
 /// SentencePiece's sign for a space.
 const SPACE_SIGN: char = '\u{2581}';
 
-/// What an id contributes to decoded text, wherever it does not come first.
+/// What an id contributes to decoded text, if it is not the first one.
 pub(super) enum OwnedPiece {
     Bytes(Vec<u8>),
     Text(String),

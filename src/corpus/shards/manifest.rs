@@ -164,7 +164,7 @@ impl LineCounts {
         self.quarantined.values().fold(0, |sum: u64, &n| sum.saturating_add(n))
     }
 
-    /// Whether all that could not be used had no text in the field that was asked for.
+    /// Whether every quarantined record was one without text in the requested field.
     pub fn only_fields_missing(&self) -> bool {
         self.quarantined.keys().all(|reason| reason == "field") && !self.quarantined.is_empty()
     }

@@ -38,7 +38,7 @@ impl fmt::Display for VerifyReport {
 }
 
 /// Reads every shard of `dir` in full. With a `shards.json`: sizes, types, hashes, ids below the vocabulary, document
-/// starts, and that no shard lies there unlisted. Without one: that headers and sizes are right.
+/// starts, and that every shard there is listed. Without one: that headers and sizes are right.
 ///
 /// # Errors
 /// The first fault: [`Exit::Data`] naming the shard, and the token where there is one; [`Exit::Io`] if a file cannot be
@@ -114,7 +114,7 @@ impl VerifyReport {
     }
 }
 
-/// The tokenizer beside the shards of `dir`, which must be the one that made them, where a manifest says which that is.
+/// The tokenizer beside the shards of `dir`. It must be the one that the manifest names, if there is a manifest.
 ///
 /// # Errors
 /// [`Exit::Data`] if it is another one or damaged, [`Exit::Io`] if it is gone.
@@ -128,8 +128,8 @@ pub fn tokenizer_beside(dir: &Path) -> Result<Tokenizer> {
     }
 }
 
-/// Document starts must be as many as the manifest says, rise, lie in the shard and point at separators, or behind them.
-/// Returns how many tokens of the shard are separators by that.
+/// Checks the document starts: as many as the manifest says, rising, inside the shard, and at separators or behind them.
+/// Returns how many tokens of the shard must be separators.
 fn check_docs(dir: &Path, entry: &ShardEntry, file: &TokenFile, separator: u32, eot: Eot) -> Result<u64> {
     let path = dir.join(entry.docs_name());
     // At most one start per token, so the bound follows from the shard's own size, which has been checked.

@@ -16,7 +16,7 @@ pub(super) struct Delimited {
 }
 
 impl Delimited {
-    /// Lines, `records` of which lie before the place where `input` stands.
+    /// The lines of `input`; `records` lines come before its current position.
     pub(super) fn lines(input: Input, records: u64) -> Self {
         Self { input, delimiter: Some(Finder::new(b"\n").into_owned()), json: true, max: MAX_LINE, records }
     }
@@ -43,7 +43,7 @@ impl Cut for Delimited {
     fn cut(&mut self) -> Result<Option<RawRecord>> {
         let piece = self.input.take(self.delimiter.as_ref(), self.max)?;
         let fault = if piece.ended { None } else { self.input.fault() };
-        // A text file without a byte is a document without text; lines there are none.
+        // An empty text file is one document without text; an empty file of lines has no record.
         let is_first_text = !self.json && self.records == 0;
         if piece.length == 0 && !piece.ended && fault.is_none() && !is_first_text {
             return Ok(None);

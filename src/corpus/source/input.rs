@@ -1,6 +1,6 @@
 //! The content of a file as one stream of bytes, decompressed on the way, from which records are cut.
 //!
-//! Callers look at the bytes in the buffer ([`Input::data`]) and pass over them with [`Input::consume`]; [`Input::refill`]
+//! Callers look at the bytes in the buffer ([`Input::data`]) and skip them with [`Input::consume`]; [`Input::refill`]
 //! reads more behind what is left. A compressed stream that is cut off or damaged is no error: its content ends there and
 //! [`Input::fault`] says why, since every record before it is good. Only the system's own errors are errors.
 
@@ -18,7 +18,7 @@ use crate::runtime::content::{HEAD, Kind};
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files;
 
-/// Bytes asked for at a time: they stay in the second-level cache. Always the same, so that a broken stream breaks at
+/// Bytes read at a time: they stay in the second-level cache. Always the same, so that a broken stream breaks at
 /// the same byte whichever way one came there.
 const CHUNK: usize = 256 << 10;
 
@@ -250,7 +250,7 @@ impl Input {
         Ok(true)
     }
 
-    /// Whether the content begins with an array of records; white space before it is passed over, then. `lines` may be arrays
+    /// Whether the content begins with an array of records; if so, white space before it is skipped. `lines` may be arrays
     /// of their own: only what has an object in it is one.
     pub(super) fn begins_array(&mut self, lines: bool) -> Result<bool> {
         if lines {
@@ -262,7 +262,7 @@ impl Input {
         Ok(self.skip_blanks()? == Some(b'['))
     }
 
-    /// The next byte that is no JSON white space; what comes before it is passed over.
+    /// The next byte that is no JSON white space; the white space before it is skipped.
     pub(super) fn skip_blanks(&mut self) -> Result<Option<u8>> {
         loop {
             let data = self.data();

@@ -1,4 +1,4 @@
-//! What a JSON record holds: the string of one field, everything else passed over without building it.
+//! The text of a JSON record: the string of one field. All other values are skipped without being built.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

@@ -182,7 +182,7 @@ impl Rows {
         self.raw(length as u64, body)
     }
 
-    /// The record that stands for the rest of the file; behind it lie all rows.
+    /// The record that stands for the rest of the file; its end is the end of the file.
     fn last(&mut self, fault: Fault) -> RawRecord {
         let left = self.rows.saturating_sub(self.at.records).max(1);
         let Fault { reason, detail } = fault;
