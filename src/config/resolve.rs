@@ -152,7 +152,7 @@ impl Rules<'_> {
         let wsd = config.schedule.kind == ScheduleKind::Wsd;
         self.default("model.num_key_value_heads", &[HEADS], &mut model.num_key_value_heads, || Ok(heads));
         self.default("model.head_dim", &[HEADS, "model.hidden_size"], &mut model.head_dim, || {
-            if hidden % heads == 0 {
+            if hidden.is_multiple_of(heads) {
                 return Ok(hidden / heads);
             }
             let what =
@@ -184,9 +184,10 @@ impl Rules<'_> {
         let heads = model.num_attention_heads;
         let key_value_heads = model.num_key_value_heads;
         self.rule(&["model.num_key_value_heads", HEADS], || {
-            (heads % key_value_heads != 0).then(|| {
+            (!heads.is_multiple_of(key_value_heads)).then(|| {
                 let what = format!("{key_value_heads} does not divide num_attention_heads {heads}");
-                let divisors: Vec<_> = (1..=heads).filter(|n| heads % n == 0).map(|n| n.to_string()).collect();
+                let divisors: Vec<_> =
+                    (1..=heads).filter(|n| heads.is_multiple_of(*n)).map(|n| n.to_string()).collect();
                 broken(what, format!("choose one of {}", divisors.join(", ")))
             })
         });
@@ -349,7 +350,7 @@ impl Rules<'_> {
         let every = config.checkpoint.every;
         let keep_every = config.checkpoint.keep_every;
         self.rule(&["checkpoint.keep_every", "checkpoint.every"], || {
-            let is_multiple = keep_every == 0 || (every != 0 && keep_every % every == 0);
+            let is_multiple = keep_every == 0 || (every != 0 && keep_every.is_multiple_of(every));
             (!is_multiple).then(|| {
                 let what = format!(
                     "{keep_every} is not a multiple of checkpoint.every {every}, so most of its steps are never saved"
@@ -368,7 +369,7 @@ impl Rules<'_> {
         let tasks_every = config.eval.tasks_every;
         let validation = config.eval.every;
         self.rule(&["eval.tasks_every", "eval.every"], || {
-            (tasks_every > 0 && (validation == 0 || tasks_every % validation != 0)).then(|| {
+            (tasks_every > 0 && (validation == 0 || !tasks_every.is_multiple_of(validation))).then(|| {
                 broken(
                     format!(
                         "{tasks_every} is not a multiple of eval.every {validation}, and tasks come with a validation"
