@@ -42,7 +42,7 @@ use crate::runtime::files::read_bounded;
 use crate::runtime::format::thousands;
 use field::Section;
 use problems::Problems;
-use source::{Entries, Format, Raw};
+use source::{ConfigFormat, Entries, Raw};
 
 /// A configuration is text written by people.
 const MAX_BYTES: u64 = 1 << 20;
@@ -97,7 +97,7 @@ impl Config {
     /// [`Exit::Config`] with one line for each problem.
     pub fn from_toml_str(text: &str, name: &str) -> Result<Self> {
         let mut problems = Problems::default();
-        let entries = Entries::parse(text, name, Format::Toml, &mut problems);
+        let entries = Entries::parse(text, name, ConfigFormat::Toml, &mut problems);
         Self::complete(entries, &[], &[], problems)
     }
 
@@ -162,7 +162,7 @@ impl Config {
     pub fn apply(&mut self, sets: &[String]) -> Result<Vec<Change>> {
         let mut problems = Problems::default();
         let name = "the run's config.toml";
-        let mut entries = Entries::parse(&self.to_toml(), name, Format::Toml, &mut problems);
+        let mut entries = Entries::parse(&self.to_toml(), name, ConfigFormat::Toml, &mut problems);
         apply_sets(&mut entries, sets, &mut problems);
         if let Some(preset) = entries.take("model.preset") {
             let hint = "set the keys of [model] one by one";
@@ -240,11 +240,11 @@ fn apply_sets(entries: &mut Entries, sets: &[String], problems: &mut Problems) {
 }
 
 /// Text and language of a configuration file.
-fn text_of(path: &Path) -> Result<(String, Format)> {
+fn text_of(path: &Path) -> Result<(String, ConfigFormat)> {
     let file = path.display();
     let format = match path.extension().and_then(|extension| extension.to_str()) {
-        Some("toml") => Format::Toml,
-        Some("json") => Format::Json,
+        Some("toml") => ConfigFormat::Toml,
+        Some("json") => ConfigFormat::Json,
         _ => {
             let failure = fail(Exit::Config, format!("{file}: not a configuration file by its name"));
             return Err(failure.hint("it must end in .toml or .json").into());

@@ -6,12 +6,12 @@ use super::problems::Problems;
 use super::source::{Entries, Raw};
 
 /// Reads every key from the entries, putting defaults where a key is not given and a placeholder where it is wrong.
-pub(super) struct Reader<'a> {
+pub(super) struct KeyReader<'a> {
     pub(super) entries: &'a Entries,
     pub(super) problems: &'a mut Problems,
 }
 
-impl Reader<'_> {
+impl KeyReader<'_> {
     /// Reports a required key that is not given, unless it or its section has been written wrongly.
     fn missing(&mut self, key: &str, doc: &str) {
         let section = key.split('.').next().unwrap_or_default();
@@ -23,7 +23,7 @@ impl Reader<'_> {
     }
 }
 
-impl Visitor for Reader<'_> {
+impl Visitor for KeyReader<'_> {
     fn field<T: Field>(&mut self, spec: Spec<T>) -> T {
         let key = spec.key;
         let check = spec.allowed();

@@ -6,7 +6,7 @@ use super::field::{Default, Field, Section, Spec, TABLE, Visitor};
 use super::schema::{self, Config};
 
 /// One key of the reference.
-pub(super) struct Row {
+pub(super) struct KeyRow {
     /// `section.key`.
     pub(super) key: &'static str,
     kind: &'static str,
@@ -16,15 +16,15 @@ pub(super) struct Row {
 }
 
 /// One section of the reference.
-pub(super) struct Group {
+pub(super) struct KeyGroup {
     /// Its name in the file.
     pub(super) name: &'static str,
     about: &'static str,
-    pub(super) rows: Vec<Row>,
+    pub(super) rows: Vec<KeyRow>,
 }
 
 /// Every section and key there is, in the order of the schema.
-pub(super) fn groups() -> Vec<Group> {
+pub(super) fn groups() -> Vec<KeyGroup> {
     let mut lister = Lister { groups: Vec::new() };
     Config::visit(&mut lister);
     lister.groups
@@ -70,7 +70,7 @@ pub fn reference_text() -> String {
     out
 }
 
-impl Row {
+impl KeyRow {
     fn describe(&self) -> String {
         if self.allowed.is_empty() {
             self.meaning.clone()
@@ -82,7 +82,7 @@ impl Row {
 
 /// Collects the keys that it visits.
 struct Lister {
-    groups: Vec<Group>,
+    groups: Vec<KeyGroup>,
 }
 
 impl Visitor for Lister {
@@ -93,7 +93,7 @@ impl Visitor for Lister {
             Default::Derived(rule) => (rule.to_string(), T::default()),
             Default::Value(value) => (value.write().unwrap_or_default(), value),
         };
-        let row = Row { key: spec.key, kind: T::TYPE, default, allowed, meaning: spec.doc.trim().to_string() };
+        let row = KeyRow { key: spec.key, kind: T::TYPE, default, allowed, meaning: spec.doc.trim().to_string() };
         if let Some(group) = self.groups.last_mut() {
             group.rows.push(row);
         }
@@ -101,7 +101,7 @@ impl Visitor for Lister {
     }
 
     fn section<S: Section>(&mut self) -> S {
-        self.groups.push(Group { name: S::NAME, about: S::ABOUT, rows: Vec::new() });
+        self.groups.push(KeyGroup { name: S::NAME, about: S::ABOUT, rows: Vec::new() });
         if S::NAME == "model" {
             self.field(schema::preset());
         }

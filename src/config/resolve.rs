@@ -9,7 +9,7 @@ use super::choices::{Choice, NameOrPath, Preset, ScheduleKind, TokenizerName};
 use super::field::Visitor;
 use super::nearest::{nearest, nearest_key};
 use super::problems::Problems;
-use super::reader::Reader;
+use super::reader::KeyReader;
 use super::reference;
 use super::schema::{self, Config};
 use super::source::{Entries, Raw};
@@ -19,7 +19,7 @@ use crate::runtime::error::Failure;
 pub(super) fn resolve(mut entries: Entries, mut problems: Problems) -> Result<Config, Failure> {
     refuse_unknown(&entries, &mut problems);
     expand_preset(&mut entries, &mut problems);
-    let mut config = Config::visit(&mut Reader { entries: &entries, problems: &mut problems });
+    let mut config = Config::visit(&mut KeyReader { entries: &entries, problems: &mut problems });
     let mut rules = Rules { entries: &entries, problems: &mut problems };
     rules.derive(&mut config);
     sft::derive(&mut rules, &mut config);
@@ -67,7 +67,7 @@ fn refuse_unknown(entries: &Entries, problems: &mut Problems) {
 
 /// Gives the keys that a preset stands for, where the configuration does not give them itself.
 fn expand_preset(entries: &mut Entries, problems: &mut Problems) {
-    let preset = Reader { entries, problems }.field(schema::preset());
+    let preset = KeyReader { entries, problems }.field(schema::preset());
     let given = entries.take("model.preset").is_some();
     let Some(preset) = preset else {
         if given {

@@ -52,18 +52,18 @@ pub(super) struct Entries {
 
 /// The languages of a configuration file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Format {
+pub(super) enum ConfigFormat {
     Toml,
     Json,
 }
 
 impl Entries {
     /// The entries of a file's text. Faults of syntax and structure go to `problems`.
-    pub(super) fn parse(text: &str, file: &str, format: Format, problems: &mut Problems) -> Self {
+    pub(super) fn parse(text: &str, file: &str, format: ConfigFormat, problems: &mut Problems) -> Self {
         let mut entries = Self { list: Vec::new(), renamed: Vec::new(), sections: Vec::new(), file: file.to_string() };
         let root = match format {
-            Format::Toml => parse_toml(text, file, problems),
-            Format::Json => parse_json(text, file, problems),
+            ConfigFormat::Toml => parse_toml(text, file, problems),
+            ConfigFormat::Json => parse_json(text, file, problems),
         };
         for (section, spot, value) in root {
             let Raw::Table(keys) = value else {

@@ -34,7 +34,7 @@ const BASE_JSON: &str = r#"{"model": {"hidden_size": 64, "intermediate_size": 12
  "data": {"source": "stories", "tokenizer": "train"},
  "train": {"sequence_length": 32, "micro_batch_size": 2, "steps": 100}}"#;
 
-fn read(text: &str, name: &str, format: Format, sets: &[String]) -> Result<Config> {
+fn read(text: &str, name: &str, format: ConfigFormat, sets: &[String]) -> Result<Config> {
     let mut problems = Problems::default();
     let entries = Entries::parse(text, name, format, &mut problems);
     Config::complete(entries, sets, &[], problems)
@@ -42,11 +42,11 @@ fn read(text: &str, name: &str, format: Format, sets: &[String]) -> Result<Confi
 
 fn load(text: &str, sets: &[&str]) -> Result<Config> {
     let sets: Vec<_> = sets.iter().map(ToString::to_string).collect();
-    read(text, "a.toml", Format::Toml, &sets)
+    read(text, "a.toml", ConfigFormat::Toml, &sets)
 }
 
 fn load_json(text: &str) -> Result<Config> {
-    read(text, "a.json", Format::Json, &[])
+    read(text, "a.json", ConfigFormat::Json, &[])
 }
 
 fn failure(result: Result<impl std::fmt::Debug>) -> Failure {
@@ -341,7 +341,7 @@ proptest! {
         edits in prop::collection::vec((any::<prop::sample::Index>(), 0..12_usize, snippets()), 1..6),
         set in prop::option::of("[a-z_.]{0,20}=?.{0,12}"),
     ) {
-        let (base, format) = if json { (BASE_JSON, Format::Json) } else { (BASE, Format::Toml) };
+        let (base, format) = if json { (BASE_JSON, ConfigFormat::Json) } else { (BASE, ConfigFormat::Toml) };
         let sets: Vec<_> = set.into_iter().collect();
         match read(&mutate(base, &edits), "file", format, &sets) {
             Ok(config) => {

@@ -12,19 +12,19 @@ use crate::ops::noise::draw;
 use crate::ops::squares::{LastUpdate, Squares, squares};
 use candle_core::{DType, Result, Tensor, bail};
 
-/// A name and a shape.
-pub type NamedShape = (String, Vec<usize>);
+/// Name and shape of a parameter.
+pub type ParameterShape = (String, Vec<usize>);
 
 /// The names of the state tensors that the update rule `kind` keeps for a parameter, in the order of the file. A rule that treats some
 /// parameters differently, as Muon does with matrices, decides by name and shape.
-fn state_names(kind: OptimizerKind, _parameter: &NamedShape) -> &'static [&'static str] {
+fn state_names(kind: OptimizerKind, _parameter: &ParameterShape) -> &'static [&'static str] {
     match kind {
         OptimizerKind::AdamW => &["exp_avg", "exp_avg_sq"],
     }
 }
 
 /// Elements of all state tensors of `parameters`.
-pub fn state_elements(kind: OptimizerKind, parameters: &[NamedShape]) -> u64 {
+pub fn state_elements(kind: OptimizerKind, parameters: &[ParameterShape]) -> u64 {
     let elements = parameters.iter().map(|parameter| {
         let elements = parameter.1.iter().fold(1_u64, |product, &n| product.saturating_mul(n as u64));
         elements.saturating_mul(state_names(kind, parameter).len() as u64)
@@ -143,8 +143,8 @@ impl Optimizer {
 }
 
 /// The names of the state of `parameters`, in the order of their first use, each with the parameters that have it.
-fn group_by_state_name(kind: OptimizerKind, parameters: &[ParamSpec]) -> Vec<(&'static str, Vec<NamedShape>)> {
-    let mut groups: Vec<(&'static str, Vec<NamedShape>)> = Vec::new();
+fn group_by_state_name(kind: OptimizerKind, parameters: &[ParamSpec]) -> Vec<(&'static str, Vec<ParameterShape>)> {
+    let mut groups: Vec<(&'static str, Vec<ParameterShape>)> = Vec::new();
     for spec in parameters {
         let parameter = (spec.name.clone(), spec.shape.clone());
         for &name in state_names(kind, &parameter) {
