@@ -10,7 +10,7 @@ use super::hf::{self, EMBED, LM_HEAD, tensor_specs};
 use super::names;
 use super::open::Opened;
 use super::save::{SHARD_BYTES, Writer, ensure_space};
-use super::tensors::{NamedShape, data_size};
+use super::tensors::{ShapeRef, data_size};
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::{self, io_context};
 use crate::tokenizer::portable_config;
@@ -56,7 +56,7 @@ pub fn export(source: &Opened, out: &Path, dtype: Dtype, trim_vocab: Option<usiz
     let mut writer = Writer::create(out, &std::process::id().to_string())?;
     writer.json(names::CONFIG, &hf::config_json(&model, source.bos, &source.eos, dtype))?;
     copy_small(source, &mut writer)?;
-    let views: Vec<NamedShape<'_>> = specs.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
+    let views: Vec<ShapeRef<'_>> = specs.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
     let mut next = specs.iter();
     writer.weights(&views, dtype, SHARD_BYTES, &mut |sink| {
         let Some((name, shape)) = next.next() else { return Ok(()) };

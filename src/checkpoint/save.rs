@@ -10,7 +10,7 @@ use anyhow::Result;
 use super::dtype::Dtype;
 use super::manifest::{self, FileEntry, Manifest, VERSION};
 use super::retain::{REREAD_BELOW, Retention, prune, sweep_leftovers};
-use super::tensors::{NamedShape, TensorRef, data_size, header, write_values};
+use super::tensors::{ShapeRef, TensorRef, data_size, header, write_values};
 use super::{checkpoints_dir, hf, names, step_name};
 use crate::config::{LoraConfig, ModelConfig};
 use crate::model::lora;
@@ -99,7 +99,7 @@ fn write_contents(writer: &mut Writer, contents: &Contents<'_>, shard_bytes: usi
     for (name, bytes) in &contents.tokenizer_files {
         writer.bytes(name, bytes)?;
     }
-    let specs: Vec<NamedShape<'_>> = contents.weights.iter().map(|t| (t.name.as_str(), t.shape.as_slice())).collect();
+    let specs: Vec<ShapeRef<'_>> = contents.weights.iter().map(|t| (t.name.as_str(), t.shape.as_slice())).collect();
     let mut weights = contents.weights.iter();
     match contents.adapter {
         None => writer.weights(&specs, Dtype::F32, shard_bytes, &mut |sink| write_next(&mut weights, sink))?,
@@ -107,7 +107,7 @@ fn write_contents(writer: &mut Writer, contents: &Contents<'_>, shard_bytes: usi
             writer.tensor_file(names::ADAPTER, &specs, Dtype::F32, &mut |sink| write_next(&mut weights, sink))?;
         }
     }
-    let specs: Vec<NamedShape<'_>> =
+    let specs: Vec<ShapeRef<'_>> =
         contents.optimizer_state.iter().map(|t| (t.name.as_str(), t.shape.as_slice())).collect();
     let mut optimizer_state = contents.optimizer_state.iter();
     writer.tensor_file(names::OPTIMIZER, &specs, Dtype::F32, &mut |sink| write_next(&mut optimizer_state, sink))?;
@@ -195,7 +195,7 @@ impl Writer {
     pub(super) fn tensor_file(
         &mut self,
         name: &str,
-        specs: &[NamedShape<'_>],
+        specs: &[ShapeRef<'_>],
         dtype: Dtype,
         source: &mut ValueSource<'_>,
     ) -> Result<()> {
@@ -220,7 +220,7 @@ impl Writer {
     /// The model's weights: `model.safetensors`, or shards with their index when larger than `shard_bytes`.
     pub(super) fn weights(
         &mut self,
-        specs: &[NamedShape<'_>],
+        specs: &[ShapeRef<'_>],
         dtype: Dtype,
         shard_bytes: usize,
         source: &mut ValueSource<'_>,
@@ -244,7 +244,7 @@ impl Writer {
 }
 
 /// Cuts the list of tensors, in order, into runs of at most `limit` bytes (or a single tensor that is larger).
-fn split<'s, 'a>(specs: &'s [NamedShape<'a>], dtype: Dtype, limit: usize) -> Result<Vec<&'s [NamedShape<'a>]>> {
+fn split<'s, 'a>(specs: &'s [ShapeRef<'a>], dtype: Dtype, limit: usize) -> Result<Vec<&'s [ShapeRef<'a>]>> {
     let mut shards = Vec::new();
     let mut start = 0;
     let mut filled = 0_usize;

@@ -28,7 +28,7 @@ pub struct TensorRef<'a> {
 }
 
 /// Name and shape of a tensor.
-pub type NamedShape<'a> = (&'a str, &'a [usize]);
+pub type ShapeRef<'a> = (&'a str, &'a [usize]);
 
 /// Receives one tensor: name, shape, row-major values.
 pub type TensorSink<'s> = dyn FnMut(&str, &[usize], Vec<f32>) -> Result<()> + 's;
@@ -46,7 +46,7 @@ pub fn data_size(shape: &[usize], dtype: Dtype) -> Result<usize> {
 }
 
 /// The start of a file that will hold tensors of these names and shapes, in this order.
-pub fn header(tensors: &[NamedShape<'_>], dtype: Dtype) -> Result<Vec<u8>> {
+pub fn header(tensors: &[ShapeRef<'_>], dtype: Dtype) -> Result<Vec<u8>> {
     let stored = match dtype {
         Dtype::F32 => safetensors::Dtype::F32,
         Dtype::Bf16 => safetensors::Dtype::BF16,

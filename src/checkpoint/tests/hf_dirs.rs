@@ -14,7 +14,7 @@ use crate::runtime::tests::damage::{Damage, rounds};
 
 /// The bytes of a safetensors file of these tensors.
 fn encode(tensors: &[Tensor], dtype: Dtype) -> Vec<u8> {
-    let specs: Vec<super::super::tensors::NamedShape<'_>> =
+    let specs: Vec<super::super::tensors::ShapeRef<'_>> =
         tensors.iter().map(|(name, shape, _)| (name.as_str(), shape.as_slice())).collect();
     let mut bytes = header(&specs, dtype).unwrap();
     tensors.iter().for_each(|(_, _, data)| dtype.encode(data, &mut bytes));
