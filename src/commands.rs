@@ -17,13 +17,16 @@ pub(crate) mod sft;
 pub(crate) mod why;
 
 use crate::checkpoint::Opened;
+use crate::metrics::Console;
 use crate::model::Llama;
+use crate::ops::device;
 use crate::runtime::error::{Exit, fail, failure_in, note};
 use crate::runtime::files::{Access, io_hint};
 use crate::runtime::format::escape_control;
 use crate::runtime::memory;
 use crate::tokenizer::Tokenizer;
-use crate::train::state::load_model;
+use crate::train::model_state::load_model;
+use crate::train::session::Session;
 use anyhow::Result;
 use std::io::Write;
 use std::path::Path;
@@ -65,6 +68,11 @@ fn exit_of(error: &anyhow::Error) -> Option<Exit> {
     Some(failure_in(error).map_or(unclassified, |failure| failure.exit))
 }
 
+/// What training is handed down: the device, which is read here and nowhere below, and the console.
+fn session(console: Console) -> Session {
+    Session::new(device::used(), console)
+}
+
 /// A model directory ready for use.
 struct Loaded {
     source: Opened,
@@ -87,7 +95,7 @@ fn load(ckpt: &Path, base: Option<&Path>) -> Result<Loaded> {
         .into());
     }
     memory::check(source.model.n_params().saturating_mul(4), "this model in f32", "use a machine with more memory")?;
-    let model = load_model(&source)?;
+    let model = load_model(&source, device::used())?;
     Ok(Loaded { source, tokenizer, model })
 }
 

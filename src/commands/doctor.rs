@@ -37,10 +37,10 @@ pub(crate) fn run() -> Result<()> {
 }
 
 fn gpu() -> String {
-    match device::describe() {
+    match device::describe(device::used()) {
         Some((name, driver)) => {
             let free = device::memory().map_or_else(String::new, |free| format!(", {} free", bytes(free)));
-            format!("{name}{free}, driver for {driver}, cuBLAS {}", device::blas_version())
+            format!("{name}{free}, driver for {driver}, cuBLAS {}", device::blas_version(device::used()))
         }
         None if cfg!(feature = "cuda") => "none: no GPU or no driver was found, or --device cpu was given".into(),
         None => "not in this build".into(),
@@ -52,7 +52,7 @@ fn attention() -> String {
     if device::used().is_cpu() {
         return String::new();
     }
-    let library = device::attention_library().unwrap_or_else(|why| format!("our own kernels ({why})"));
+    let library = device::attention_library(device::used()).unwrap_or_else(|why| format!("our own kernels ({why})"));
     format!("attention  {library}\n")
 }
 

@@ -2,12 +2,13 @@
 
 use super::arguments::path;
 use super::resume::ResetOption;
+use super::session;
 use crate::metrics::Console;
 use crate::runtime::error::{Exit, fail, note};
 use crate::runtime::shell::quoted;
 use crate::train::fork::{Branch, fork};
 use crate::train::reset::Piece;
-use crate::train::resume::locate;
+use crate::train::run_dir::locate;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use std::num::NonZeroU64;
@@ -45,7 +46,7 @@ pub(crate) fn run(args: &ForkArgs, console: Console) -> Result<()> {
             run.with_file_name(format!("{name}-forks"))
         }
     };
-    let dirs = fork(&args.ckpt, &branches, args.steps.get(), &out, console)?;
+    let dirs = fork(&args.ckpt, &branches, args.steps.get(), &out, &session(console))?;
     if !console.quiet {
         let dirs: Vec<String> = dirs.iter().map(|dir: &PathBuf| quoted(dir)).collect();
         let page = quoted(&out.join("report.html"));

@@ -1,17 +1,18 @@
 //! `plan`: parameters, memory, time and disk that a run will take.
 
 use super::arguments::path;
-use super::print;
+use super::{print, session};
 use crate::config::Config;
+use crate::inspect::plan::{Probe, disk, fit, flops, kept_checkpoints, parameters, passes, probe, rates};
 use crate::metrics::{Console, ascii_plot, duration, rate, thousands};
 use crate::model::Recompute;
-use crate::ops::device;
+use crate::ops::device::{self, GPUS};
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::memory;
 use crate::train::footprint::{Footprint, bytes, checkpoint_bytes, recompute, recompute_within};
-use crate::train::plan::{GPUS, Probe, disk, fit, flops, kept_checkpoints, parameters, passes, probe, rates};
 use crate::train::schedule::remark;
 use anyhow::Result;
+use candle_core::Device;
 use clap::Args;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -40,11 +41,12 @@ pub struct PlanArgs {
 const MFU: [f64; 2] = [0.4, 0.5];
 
 pub(crate) fn run(args: &PlanArgs, console: Console) -> Result<()> {
+    let session = session(console);
     let mut config = Config::load(&args.config, &args.set)?;
     let mut out = size(&config);
-    out.push_str(&memory_of(&config, args.fit));
+    out.push_str(&memory_of(&config, args.fit, &session.device));
     if let Some(limit) = args.fit {
-        out.push_str(&proposal(&config, limit)?);
+        out.push_str(&proposal(&config, limit, &session.device)?);
     }
     out.push_str(&work(&config));
     if !args.probe {
@@ -56,8 +58,8 @@ pub(crate) fn run(args: &PlanArgs, console: Console) -> Result<()> {
     }
     if args.probe {
         let probed;
-        (config, probed) = probe(config, console)?;
-        out.push_str(&measured(&config, &probed));
+        (config, probed) = probe(config, &session)?;
+        out.push_str(&measured(&config, &probed, &session.device));
     }
     print(&out)
 }
@@ -72,12 +74,12 @@ fn size(config: &Config) -> String {
 }
 
 /// The memory of the run and of other micro-batches, on this machine or on one with `limit` bytes.
-fn memory_of(config: &Config, limit: Option<u64>) -> String {
-    let policy = limit.map_or_else(|| recompute(config), |limit| recompute_within(config, Some(limit)));
-    let footprint = Footprint::with(config, policy);
+fn memory_of(config: &Config, limit: Option<u64>, device: &Device) -> String {
+    let policy = recompute_in(config, limit, device);
+    let footprint = Footprint::with(config, policy, device);
     let here = device::memory().or_else(memory::usable);
     let here = here.map_or_else(String::new, |total| format!(" of {} here", bytes(total)));
-    let place = if device::used().is_cpu() { "CPU" } else { "GPU" };
+    let place = if device.is_cpu() { "CPU" } else { "GPU" };
     let again = match policy {
         Recompute::None => "nothing",
         Recompute::Selective => "norms and SwiGLU",
@@ -93,8 +95,8 @@ fn memory_of(config: &Config, limit: Option<u64>) -> String {
     for micro in [1, 2, 4, 8, 16, 32, 64].into_iter().filter(|micro| sequences.is_multiple_of(*micro)) {
         other.train.micro_batch_size = micro;
         let mark = if micro == config.train.micro_batch_size { " <" } else { "" };
-        let again = limit.map_or_else(|| recompute(&other), |limit| recompute_within(&other, Some(limit)));
-        let footprint = Footprint::with(&other, again);
+        let again = recompute_in(&other, limit, device);
+        let footprint = Footprint::with(&other, again, device);
         let needed = bytes(footprint.needed());
         let peak = bytes(footprint.peak());
         let copy = if needed == peak { String::new() } else { format!(", {peak} with the copy being saved") };
@@ -104,9 +106,16 @@ fn memory_of(config: &Config, limit: Option<u64>) -> String {
     out
 }
 
-fn proposal(config: &Config, limit: u64) -> Result<String> {
+fn recompute_in(config: &Config, limit: Option<u64>, device: &Device) -> Recompute {
+    match limit {
+        Some(limit) => recompute_within(config, Some(limit), device),
+        None => recompute(config, device),
+    }
+}
+
+fn proposal(config: &Config, limit: u64, device: &Device) -> Result<String> {
     let sequences = config.train.sequences_per_step();
-    let fits = fit(config, limit);
+    let fits = fit(config, limit, device);
     if fits.is_empty() {
         return Err(fail(Exit::Memory, format!("not even a micro-batch of one sequence fits into {}", bytes(limit)))
             .hint("shorten train.sequence_length or choose a smaller [model]")
@@ -170,7 +179,7 @@ fn time(seconds: f64) -> String {
     duration(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
 }
 
-fn measured(config: &Config, probe: &Probe) -> String {
+fn measured(config: &Config, probe: &Probe, device: &Device) -> String {
     let speed = config.train.tokens_per_step as f64 / probe.step_seconds;
     let mut out = format!(
         "\n{}probe             {:.3} s a step ({} tokens/s)",
@@ -192,7 +201,7 @@ fn measured(config: &Config, probe: &Probe) -> String {
         time(total)
     ));
     if let Some(peak) = probe.peak {
-        let needed = Footprint::of(config).needed();
+        let needed = Footprint::new(config, device).needed();
         out.push_str(&format!(
             "peak memory       {} measured, {} predicted without the copy being saved\n",
             bytes(peak),

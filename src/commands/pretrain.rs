@@ -1,13 +1,13 @@
 //! `pretrain`: starts a run from a configuration.
 
 use super::arguments::{path, run_dir};
-use super::print;
+use super::{print, session};
 use crate::checkpoint;
 use crate::config::{Config, print_config};
 use crate::metrics::Console;
 use crate::runtime::error::{Exit, fail};
+use crate::train::pretrain::pretrain;
 use crate::train::schedule::{check_new_run, remark};
-use crate::train::setup;
 use anyhow::Result;
 use clap::Args;
 use std::path::{Path, PathBuf};
@@ -56,7 +56,7 @@ pub(crate) fn run(args: &PretrainArgs, console: Console) -> Result<()> {
         let remark = remark(&config, 0)?.map_or_else(String::new, |remark| format!("# {}\n", remark.text));
         return print(&(print_config(&config) + &remark));
     }
-    setup::pretrain(config, &args.run_dir(), args.init_from.as_deref(), console)
+    pretrain(config, &args.run_dir(), args.init_from.as_deref(), &session(console))
 }
 
 /// The configuration of a run that starts from the weights of `model`, and from its tokenizer unless another is named.

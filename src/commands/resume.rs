@@ -1,13 +1,13 @@
 //! `resume`: continues a run, or repeats some of its steps and compares them with its log.
 
 use super::arguments::path;
-use super::print;
+use super::{print, session};
+use crate::inspect::verify::{Verification, verify};
 use crate::metrics::Console;
 use crate::runtime::error::{Exit, fail};
-use crate::train::continuation::Changes;
 use crate::train::reset::Piece;
 use crate::train::resume::resume;
-use crate::train::verify::{Outcome, verify};
+use crate::train::resume_config::RequestedChanges;
 use anyhow::Result;
 use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
@@ -89,19 +89,19 @@ pub(crate) fn run(args: &ResumeArgs, console: Console) -> Result<()> {
     let base = args.base.as_deref().map(std::path::absolute).transpose()?;
     let base = base.map(|dir| format!("sft.base={}", dir.display()));
     let sets = args.set.iter().cloned().chain(base).collect();
-    resume(&args.ckpt, &Changes { sets, pieces, skip: args.skip }, console)
+    resume(&args.ckpt, &RequestedChanges { sets, pieces, skip: args.skip }, &session(console))
 }
 
 fn replay(args: &ResumeArgs, steps: u64, console: Console) -> Result<()> {
-    let (place, outcome) = verify(&args.ckpt, steps, args.base.as_deref(), console)?;
+    let (place, outcome) = verify(&args.ckpt, steps, args.base.as_deref(), &session(console))?;
     let place = place.display();
     match outcome {
-        Outcome::TrainOutput(steps, records) => print(&format!(
+        Verification::Pass(steps, records) => print(&format!(
             "PASS steps {}..{} from {place}: loss, gradient norm and data of {records} records came out the same, bit for bit",
             steps.start(),
             steps.end()
         )),
-        Outcome::Altered(steps, logs) => {
+        Verification::Altered(steps, logs) => {
             let what: Vec<String> = logs.iter().map(ToString::to_string).collect();
             let what = what.join("; ");
             print(&format!("FAIL {what} (steps {}..{} came out the same)", steps.start(), steps.end()))?;
@@ -109,12 +109,12 @@ fn replay(args: &ResumeArgs, steps: u64, console: Console) -> Result<()> {
                 .hint("restore the logs from a copy; the checkpoints do not need them, the run can be resumed")
                 .into())
         }
-        Outcome::Fail(m, why) => {
+        Verification::Fail(m, why) => {
             let what = format!("step {}: {} was {}, replayed it is {}", m.step, m.quantity, m.recorded, m.replayed);
             print(&format!("FAIL {what}"))?;
             Err(fail(Exit::Data, format!("{place}: {what}")).hint(why).into())
         }
-        Outcome::Unverified(why) => {
+        Verification::Unverified(why) => {
             print(&format!("UNVERIFIED {why}"))?;
             Err(fail(Exit::Data, format!("{place}: nothing was verified: {why}"))
                 .hint("give a checkpoint that is followed by enough logged steps, or a smaller --verify")

@@ -1,11 +1,11 @@
 //! `sft`: fine-tuning on conversations, on this machine or from the Hub.
 
 use super::arguments::{path, path_or_name, run_dir};
-use super::print;
+use super::{print, session};
 use crate::hub::{Hub, HubName};
 use crate::metrics::Console;
 use crate::runtime::error::note;
-use crate::train::sft::{Request, Tune};
+use crate::train::sft::{SftRequest, SftRun};
 use anyhow::Result;
 use clap::Args;
 use std::io::IsTerminal;
@@ -49,20 +49,21 @@ const LISTED: usize = 20;
 
 pub(crate) fn run(args: &SftArgs, console: Console) -> Result<()> {
     let data = local(&args.data, console)?;
-    let request = Request { config: &args.config, sets: &args.set, ckpt: &args.ckpt, data: &data };
+    let request = SftRequest { config: &args.config, sets: &args.set, ckpt: &args.ckpt, data: &data };
     let Some(n) = args.show_data else {
-        return Tune::open(&request, console)?.train(&run_dir(args.out.as_ref(), &args.config));
+        return SftRun::open(&request, &session(console))?.train(&run_dir(args.out.as_ref(), &args.config));
     };
     // What is shown goes to stdout, which may be a file.
-    let tune = Tune::open(&request, Console { color: console.color && std::io::stdout().is_terminal(), ..console })?;
-    for (i, text) in tune.show(n.get(), usize::MAX)?.iter().enumerate() {
+    let color = console.color && std::io::stdout().is_terminal();
+    let run = SftRun::open(&request, &session(Console { color, ..console }))?;
+    for (i, text) in run.show(n.get(), usize::MAX)?.iter().enumerate() {
         print(&format!("--- {} ---\n{text}\n", i + 1))?;
     }
-    print(&tune.counts().join("\n"))?;
-    if let Some(warning) = tune.warning() {
-        print(&format!("{warning}\nthe records that would be left out:\n{}", tune.bad(LISTED).join("\n")))?;
+    print(&run.counts().join("\n"))?;
+    if let Some(warning) = run.warning() {
+        print(&format!("{warning}\nthe records that would be left out:\n{}", run.bad(LISTED).join("\n")))?;
     }
-    tune.check()
+    run.check()
 }
 
 /// Paths as they are; data sets of the Hub as the files of its cache.

@@ -1,7 +1,7 @@
 //! `why`: the documents of a step.
 
 use super::arguments::path;
-use super::print;
+use super::{print, session};
 use crate::inspect::why::why;
 use crate::metrics::{Console, fixed};
 use crate::runtime::format::escape_control;
@@ -30,18 +30,18 @@ pub struct WhyArgs {
 const SHOWN: usize = 300;
 
 pub(crate) fn run(args: &WhyArgs, console: Console) -> Result<()> {
-    let found = why(&args.run, args.step, args.base.as_deref(), console)?;
+    let found = why(&args.run, args.step, args.base.as_deref(), &session(console))?;
     let logged = found.logged.map_or_else(String::new, |loss| format!(", logged loss {}", fixed(loss, 4)));
     let mut out = format!(
         "step {}: {} sequences{logged}; {}\n",
         args.step,
-        found.parts.len(),
+        found.sequences.len(),
         match found.exact {
             true => "losses as they were in the step".to_owned(),
-            false => format!("losses by the checkpoint of step {}", found.judged_by),
+            false => format!("losses by the checkpoint of step {}", found.loss_step),
         }
     );
-    for part in &found.parts {
+    for part in &found.sequences {
         let limit = if args.full { usize::MAX } else { SHOWN };
         let cut: String = part.text.chars().take(limit).collect();
         let more = if cut.len() < part.text.len() { " ..." } else { "" };

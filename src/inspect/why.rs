@@ -1,6 +1,6 @@
-//! `why`: which documents made up a step, and what the model thought of each.
+//! `why`: which documents made up a step, and the model's loss on each.
 //!
-//! Nothing need be recorded for this: the order of the data is a pure function of seed and sequence, and the sequences of a step follow from
+//! Nothing has to be recorded for this: the order of the data is a pure function of seed and sequence, and the sequences of a step follow from
 //! the tokens logged so far and the offsets that rollbacks have left. So it works for any step of any run whose data are still there.
 
 use crate::checkpoint::{self, Opened};
@@ -10,19 +10,20 @@ use crate::data::batch::IGNORE;
 use crate::data::excerpt::{ExcerptStart, excerpt};
 use crate::data::loader::Loader;
 use crate::eval::total_loss;
-use crate::metrics::{Console, Record, Sequences, read, read_log};
+use crate::metrics::{Record, Sequences, read, read_log};
 use crate::model::Llama;
 use crate::runtime::error::{Exit, fail};
 use crate::tokenizer::Tokenizer;
-use crate::train::continuation::config_of;
-use crate::train::resume::open_data;
-use crate::train::state::{Saved, load_model};
+use crate::train::model_state::load_model;
+use crate::train::run_data::RunData;
+use crate::train::session::Session;
+use crate::train::trainer_state::TrainerStateFile;
 use anyhow::Result;
 use std::path::Path;
 
 /// A sequence of a step.
 #[derive(Clone, Debug)]
-pub struct Part {
+pub struct ExplainedSequence {
     /// Its index over all steps of the run.
     pub sequence: u64,
     /// Where its tokens are, in words.
@@ -32,14 +33,13 @@ pub struct Part {
     pub loss: f64,
 }
 
-/// A step, explained.
 #[derive(Clone, Debug)]
-pub struct Why {
+pub struct StepExplanation {
     /// Its sequences, the one with the largest loss first.
-    pub parts: Vec<Part>,
-    /// The step of the checkpoint whose losses these are.
-    pub judged_by: u64,
-    /// The loss that was logged; none if it was not (yet), or not finite.
+    pub sequences: Vec<ExplainedSequence>,
+    /// The step of the checkpoint that computed the losses.
+    pub loss_step: u64,
+    /// The loss that was logged; none if it is not logged yet, or not finite.
     pub logged: Option<f64>,
     /// The losses of the sequences are those of the step itself: they were logged.
     pub exact: bool,
@@ -49,64 +49,74 @@ pub struct Why {
 ///
 /// # Errors
 /// [`Exit::Config`] for a step that the run does not have, [`Exit::Data`] without a checkpoint or if the data have changed.
-pub fn why(run_dir: &Path, step: u64, base: Option<&Path>, console: Console) -> Result<Why> {
-    let sound = checkpoint::list_valid(run_dir)?;
-    let Some(newest) = sound.first() else {
+pub fn why(run_dir: &Path, step: u64, base: Option<&Path>, session: &Session) -> Result<StepExplanation> {
+    let checkpoints = checkpoint::list_valid(run_dir)?;
+    let Some(newest) = checkpoints.first() else {
         return Err(fail(Exit::Data, format!("{}: no checkpoint, so its tokenizer is not known", run_dir.display()))
             .hint("give the directory of a run that has saved")
             .into());
     };
     let source = Opened::open_beside(&newest.dir, base)?;
-    let saved = Saved::of(&source)?;
-    let config = config_of(&saved)?;
+    let saved = TrainerStateFile::read(&source)?;
+    let config = saved.run_config()?;
     if step == 0 || step > config.train.steps {
         return Err(fail(Exit::Config, format!("the run has steps 1 to {}, none is {step}", config.train.steps))
             .hint("give one of them")
             .into());
     }
-    let (data, fingerprint) = open_data(&config, &source, console)?;
+    let (data, fingerprint) = RunData::open_for_checkpoint(&config, &source, session)?;
     if fingerprint != saved.data_fingerprint {
         return Err(fail(Exit::Data, "the training or validation data are not those of the run")
             .hint("restore them: the order of other data says nothing about this run")
             .into());
     }
     let loader = data.dataset.loader(&config)?;
-    let (first, count, logged) = sequences(run_dir, &config, &saved, step)?;
+    let (first, count, logged) = find_sequences(run_dir, &config, &saved, step)?;
     // The model as it stood before the step, or as near to it as what is kept comes.
-    let judge = sound.iter().find(|valid| valid.manifest.step < step).or(sound.last());
-    let judge = judge.map_or(Ok(source), |valid| Opened::open_beside(&valid.dir, base))?;
-    let judged_by = judge.manifest.as_ref().map_or(0, |manifest| manifest.step);
+    let before = checkpoints.iter().find(|valid| valid.manifest.step < step).or(checkpoints.last());
+    let before = before.map_or(Ok(source), |valid| Opened::open_beside(&valid.dir, base))?;
+    let loss_step = before.manifest.as_ref().map_or(0, |manifest| manifest.step);
     let logs: Vec<Sequences> = read_log(run_dir)?;
     let known = logs.into_iter().find(|log| (log.step, log.first, log.losses.len()) == (step, first, count));
     let losses = match known {
         Some(ref log) => log.losses.clone(),
-        None => losses(&load_model(&judge)?, &loader, first, count)?,
+        None => losses(&load_model(&before, &session.device)?, &loader, first, count)?,
     };
-    let mut parts = (first..)
+    let mut sequences = (first..)
         .zip(losses)
-        .map(|(sequence, loss)| part(&loader, &data.dataset.tokenizer, sequence, loss))
+        .map(|(sequence, loss)| explain(&loader, &data.dataset.tokenizer, sequence, loss))
         .collect::<Result<Vec<_>>>()?;
-    parts.sort_by(|a, b| b.loss.total_cmp(&a.loss));
-    Ok(Why { parts, judged_by, logged, exact: known.is_some() })
+    sequences.sort_by(|a, b| b.loss.total_cmp(&a.loss));
+    Ok(StepExplanation { sequences, loss_step, logged, exact: known.is_some() })
 }
 
 /// The first sequence of `step`, how many it has, and the loss that was logged.
-fn sequences(run_dir: &Path, config: &Config, saved: &Saved, step: u64) -> Result<(u64, usize, Option<f64>)> {
+fn find_sequences(
+    run_dir: &Path,
+    config: &Config,
+    saved: &TrainerStateFile,
+    step: u64,
+) -> Result<(u64, usize, Option<f64>)> {
     let length = config.train.sequence_length as u64;
-    let (mut before, mut at, mut loss) = ((0, 0), None, None);
+    // Step and tokens of the last record before the step.
+    let mut before = (0, 0);
+    let mut tokens_after = None;
+    let mut loss = None;
     for record in read(&run_dir.join("metrics.jsonl"))? {
         let Record::Train(train) = record else { continue };
         if train.step < step {
             before = (train.step, train.tokens);
         } else if train.step == step {
-            (at, loss) = (Some(train.tokens), Some(train.loss).filter(|loss| loss.is_finite()));
+            tokens_after = Some(train.tokens);
+            loss = Some(train.loss).filter(|loss| loss.is_finite());
         }
     }
     // Steps that are still to come are taken as the configuration says.
     let each = config.train.tokens_per_step as u64;
     let start = before.1 + (step - 1 - before.0) * each;
-    let count = at.map_or(each, |tokens| tokens.saturating_sub(start)) / length;
+    let count = tokens_after.map_or(each, |tokens| tokens.saturating_sub(start)) / length;
     let moved: i128 = saved
+        .state
         .data_offsets
         .iter()
         .filter(|offset| offset.step < step)
@@ -117,15 +127,16 @@ fn sequences(run_dir: &Path, config: &Config, saved: &Saved, step: u64) -> Resul
 }
 
 fn losses(model: &Llama, loader: &Loader, first: u64, count: usize) -> Result<Vec<f64>> {
-    let of = |sequence| {
+    let mut losses = Vec::with_capacity(count);
+    for sequence in first..first + count as u64 {
         let batch = loader.batch(sequence, 1)?;
         let trained = batch.trained().max(1) as f64;
-        Ok(total_loss(model, batch)? / trained)
-    };
-    (first..first + count as u64).map(of).collect()
+        losses.push(total_loss(model, batch)? / trained);
+    }
+    Ok(losses)
 }
 
-fn part(loader: &Loader, tokenizer: &Tokenizer, sequence: u64, loss: f64) -> Result<Part> {
+fn explain(loader: &Loader, tokenizer: &Tokenizer, sequence: u64, loss: f64) -> Result<ExplainedSequence> {
     let batch = loader.batch(sequence, 1)?;
     let (source, start) = loader.place(sequence);
     let of_shards = start.and_then(|at| excerpt(Path::new(source), Split::Train, ExcerptStart::Token(at), 1).ok());
@@ -138,5 +149,5 @@ fn part(loader: &Loader, tokenizer: &Tokenizer, sequence: u64, loss: f64) -> Res
     ids.extend(batch.targets.last().filter(|&&id| id != IGNORE));
     let before: Vec<u32> = loader.token_before(sequence)?.into_iter().collect();
     let text = tokenizer.decode_after(&before, &ids, false)?;
-    Ok(Part { sequence, place, text, loss })
+    Ok(ExplainedSequence { sequence, place, text, loss })
 }

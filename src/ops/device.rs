@@ -7,6 +7,10 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
+/// Peak of dense bf16 matrix products by the makers' sheets, in FLOP/s.
+pub const GPUS: [(&str, f64); 4] =
+    [("A100 80 GB", 312e12), ("H100", 989.5e12), ("H200", 989.5e12), ("RTX 4090", 165.2e12)];
+
 static USED: OnceLock<Device> = OnceLock::new();
 
 /// Free bytes of the GPU's memory before anything was allocated there.
@@ -69,15 +73,26 @@ pub fn used() -> &'static Device {
 }
 
 /// The GPU's name and the driver's version, as (name, driver); none on the CPU.
-pub fn describe() -> Option<(String, String)> {
-    match used() {
+pub fn describe(device: &Device) -> Option<(String, String)> {
+    match device {
         #[cfg(feature = "cuda")]
         Device::Cuda(device) => Some(super::cuda::describe(device)),
         _ => None,
     }
 }
 
-/// The times of a GPU's launches and the file to write them to, if LLAMA_LITE_OP_TIMES names one.
+/// Peak of dense bf16 matrix products in FLOP/s; none on the CPU and for a GPU that is not in [`GPUS`].
+pub fn peak_flops(device: &Device) -> Option<f64> {
+    describe(device).and_then(|(name, _)| peak_flops_by_name(&name))
+}
+
+fn peak_flops_by_name(name: &str) -> Option<f64> {
+    GPUS.iter()
+        .find(|(known, _)| known.split(' ').all(|word| name.contains(word) || word == "GB"))
+        .map(|(_, peak)| *peak)
+}
+
+/// The times of a GPU's launches and the file that is to have them, if LLAMA_LITE_OP_TIMES names one.
 pub fn op_times() -> Option<(PathBuf, Value)> {
     #[cfg(feature = "cuda")]
     return super::cuda::op_times();
@@ -86,19 +101,20 @@ pub fn op_times() -> Option<(PathBuf, Value)> {
 }
 
 /// cuBLAS's version; empty on the CPU.
-pub fn blas_version() -> String {
-    match used() {
+pub fn blas_version(device: &Device) -> String {
+    match device {
         #[cfg(feature = "cuda")]
         Device::Cuda(device) => super::cuda::blas_version(device),
         _ => String::new(),
     }
 }
 
-/// Which attention a GPU uses: cuDNN's, with its version, or our own, with the reason.
-pub fn attention_library() -> Result<String, String> {
-    #[cfg(feature = "cudnn")]
-    if let Device::Cuda(device) = used() {
-        return super::cuda::cudnn_version(device).map(|version| format!("cuDNN {version}"));
+/// Which attention a GPU uses: that of cuDNN and its version, or why it uses our own.
+pub fn attention_library(device: &Device) -> Result<String, String> {
+    match device {
+        #[cfg(feature = "cudnn")]
+        Device::Cuda(device) => return super::cuda::cudnn_version(device).map(|version| format!("cuDNN {version}")),
+        _ => {}
     }
     Err(if cfg!(feature = "cudnn") { "there is no GPU" } else { "this build has no cuDNN support" }.into())
 }
@@ -110,3 +126,17 @@ fn gpu(_: usize) -> Result<Device, String> {
 
 #[cfg(feature = "cuda")]
 use super::cuda::open as gpu;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gpus_are_known_by_their_names() {
+        assert_eq!(peak_flops_by_name("NVIDIA H200"), Some(989.5e12));
+        assert_eq!(peak_flops_by_name("NVIDIA H100 80GB HBM3"), Some(989.5e12));
+        assert_eq!(peak_flops_by_name("NVIDIA A100-SXM4-80GB"), Some(312e12));
+        assert_eq!(peak_flops_by_name("NVIDIA GeForce RTX 4090"), Some(165.2e12));
+        assert_eq!(peak_flops_by_name("NVIDIA T4"), None);
+    }
+}

@@ -42,7 +42,7 @@ pub fn counted<T>(checkpoint: &Path, load: impl FnOnce() -> Result<T>) -> Result
 ///
 /// # Errors
 /// Those of renaming it.
-pub fn set_aside(valid: &Valid) -> Result<Option<PathBuf>> {
+pub fn quarantine(valid: &Valid) -> Result<Option<PathBuf>> {
     if panics(&valid.dir) < MOST {
         return Ok(None);
     }

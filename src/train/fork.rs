@@ -1,15 +1,17 @@
 //! `fork`: short branches from one checkpoint, each a run of its own, to see what a change does.
 //!
-//! A branch begins as a copy of the run up to the checkpoint and goes on as any resume does: with other settings, or with pieces of its
-//! state given up. A branch without either is the run itself, bit for bit: what the others are compared with.
+//! A branch starts as a copy of the run up to the checkpoint and is resumed like any run: with other settings, or with pieces of its
+//! state given up. A branch without changes is the run itself, bit for bit: the others are compared with it.
 
-use super::continuation::{Changes, Continuation};
 use super::reset::Piece;
-use super::resume::{base_of, locate, resume};
+use super::resume::resume;
+use super::resume_config::{RequestedChanges, ResumeConfig};
+use super::run_dir::{adapter_base, locate};
 use super::schedule::standstill;
-use super::state::Saved;
+use super::session::Session;
+use super::trainer_state::TrainerStateFile;
 use crate::checkpoint::{self, Opened};
-use crate::metrics::{Console, Events, LOG_FILES, read_events};
+use crate::metrics::{Events, LOG_FILES, read_events};
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::{AtomicFile, create_dirs, io_context, open_input};
 use anyhow::{Context, Result};
@@ -21,7 +23,7 @@ pub struct Branch {
     /// The name of its directory.
     pub name: String,
     /// What is other than in the run.
-    pub changes: Changes,
+    pub changes: RequestedChanges,
 }
 
 impl Branch {
@@ -32,11 +34,11 @@ impl Branch {
     pub fn parse(text: &str, piece: impl Fn(&str) -> Option<Vec<Piece>>) -> Result<Self, String> {
         let (name, changes) = text.split_once(':').unwrap_or((text, ""));
         let name = name.trim();
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
+        let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+        if name.is_empty() || name.starts_with('.') || !plain {
             return Err(format!("{name:?} cannot be a branch's name: letters, digits, - and _ can"));
         }
-        let mut wanted = Changes::default();
+        let mut wanted = RequestedChanges::default();
         for change in split_changes(changes) {
             match change.split_once('=') {
                 Some(("reset", pieces)) => {
@@ -54,14 +56,14 @@ impl Branch {
             }
         }
         if wanted.sets.iter().any(|set| set.starts_with("data.")) {
-            // In a run a change of its data may be a mistake; in a branch it is what the branch is for.
+            // In a run a change of its data may be a mistake; in a branch it is the purpose.
             wanted.sets.push("data.allow_change=true".to_owned());
         }
         Ok(Self { name: name.to_owned(), changes: wanted })
     }
 
     /// Its changes, for a run that ends `steps` steps after step `at` unless it has a length of its own.
-    fn longer_by(&self, steps: u64, at: u64) -> Changes {
+    fn longer_by(&self, steps: u64, at: u64) -> RequestedChanges {
         let mut wanted = self.changes.clone();
         wanted.sets.insert(0, format!("train.steps={}", at.saturating_add(steps)));
         wanted
@@ -69,11 +71,12 @@ impl Branch {
 }
 
 /// Refuses a branch that cannot go on from `saved`, or that would learn nothing.
-fn check(branch: &Branch, saved: &Saved, steps: u64) -> Result<()> {
-    let (name, at) = (&branch.name, saved.counters.step);
-    let context = || format!("branch {name}");
-    let config = Continuation::new(saved, &branch.longer_by(steps, at)).with_context(context)?.config;
-    let Some(standstill) = standstill(&config, at).with_context(context)? else { return Ok(()) };
+fn check(branch: &Branch, saved: &TrainerStateFile, steps: u64) -> Result<()> {
+    let name = &branch.name;
+    let at = saved.state.step;
+    let context = format!("branch {name}");
+    let config = ResumeConfig::new(saved, &branch.longer_by(steps, at)).context(context.clone())?.config;
+    let Some(standstill) = standstill(&config, at).context(context)? else { return Ok(()) };
     let setting = standstill.setting;
     let hint = format!(
         "add {setting} to it, as in --branch '{name}: {setting}' ({}), or fork a checkpoint from before the end of the schedule",
@@ -85,18 +88,18 @@ fn check(branch: &Branch, saved: &Saved, steps: u64) -> Result<()> {
 /// Cuts at commas that are not inside brackets, which lists have.
 fn split_changes(text: &str) -> impl Iterator<Item = &str> {
     let mut depth = 0;
-    let cut = move |c: char| {
+    let parts = text.split(move |c: char| {
         depth += i32::from(c == '[') - i32::from(c == ']');
         c == ',' && depth == 0
-    };
-    text.split(cut).map(str::trim).filter(|change| !change.is_empty())
+    });
+    parts.map(str::trim).filter(|change| !change.is_empty())
 }
 
 /// Runs every branch `steps` steps on from `ckpt`, in a directory of its name under `out`; returns these directories.
 ///
 /// # Errors
 /// [`Exit::Config`] if a directory is there already or a name is given twice; those of [`resume`].
-pub fn fork(ckpt: &Path, branches: &[Branch], steps: u64, out: &Path, console: Console) -> Result<Vec<PathBuf>> {
+pub fn fork(ckpt: &Path, branches: &[Branch], steps: u64, out: &Path, session: &Session) -> Result<Vec<PathBuf>> {
     let (run_dir, named) = locate(ckpt)?;
     let dir = match named {
         Some(dir) => dir,
@@ -105,7 +108,7 @@ pub fn fork(ckpt: &Path, branches: &[Branch], steps: u64, out: &Path, console: C
     // The model of adapters may have been moved, which a branch can say.
     let sets: Vec<String> = branches.iter().flat_map(|branch| branch.changes.sets.clone()).collect();
     let moved: Vec<String> = sets.into_iter().filter(|set| set.starts_with("sft.base=")).collect();
-    let source = Opened::open_beside(&dir, base_of(&dir, &moved).as_deref())?;
+    let source = Opened::open_beside(&dir, adapter_base(&dir, &moved).as_deref())?;
     let Some(at) = source.manifest.as_ref().map(|manifest| manifest.step) else {
         return Err(fail(Exit::Config, format!("{}: not a checkpoint of a run", dir.display())).into());
     };
@@ -120,7 +123,7 @@ pub fn fork(ckpt: &Path, branches: &[Branch], steps: u64, out: &Path, console: C
     if dirs.len() != branches.len() {
         return Err(fail(Exit::Config, "two branches have one name").hint("give each a name of its own").into());
     }
-    let saved = Saved::of(&source)?;
+    let saved = TrainerStateFile::read(&source)?;
     // Before any of them is made: the last may be as wrong as the first.
     branches.iter().try_for_each(|branch| check(branch, &saved, steps))?;
     for branch in branches {
@@ -128,7 +131,7 @@ pub fn fork(ckpt: &Path, branches: &[Branch], steps: u64, out: &Path, console: C
         copy(&run_dir, &dir, &to, at)?;
         let wanted = branch.longer_by(steps, at);
         let from = to.join("checkpoints").join(checkpoint::step_name(at));
-        resume(&from, &wanted, console)?;
+        resume(&from, &wanted, session)?;
     }
     Ok(branches.iter().map(|branch| out.join(&branch.name)).collect())
 }

@@ -1,7 +1,7 @@
-//! The judge of every step, before the optimizer sees its gradient: is it finite, and is it like those before it?
+//! Checks every step before the optimizer sees its gradient: is it finite, and is it like those before it?
 //!
-//! Its memory (the last accepted values, the refused steps, the rollbacks) is part of the run's state: a resumed run judges as the
-//! uninterrupted one. Refused values never enter the window, or one NaN would make every later comparison false.
+//! Its memory (the last accepted values, the refused steps, the rollbacks) is part of the run's state: a resumed run decides as the
+//! uninterrupted one does. Refused values never enter the window, or one NaN would make every later comparison false.
 
 use crate::config::{GuardConfig, SpikePolicy};
 use serde::{Deserialize, Serialize};
@@ -27,11 +27,11 @@ const MOST_SKIPPED: usize = 10;
 /// ... within so many steps.
 const SPAN: u64 = 1000;
 
-/// What the guard thinks of a step.
+/// The guard's decision about a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Verdict {
     Accept,
-    /// The update is applied, and the user hears of it: of what, and how far above those before it.
+    /// The update is applied and a warning printed: the quantity, and how far it lies above those before it.
     Spike(&'static str, Excess),
     /// The update is refused for such a spike.
     RefuseSpike(&'static str, Excess),
@@ -78,8 +78,8 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Judges attempt number `step` and remembers it. `uniform` is the loss of a model that knows nothing, `ln(vocab_size)`.
-    pub fn judge(&mut self, config: &GuardConfig, step: u64, loss: f64, grad_norm: f64, uniform: f64) -> Verdict {
+    /// Decides about step number `step` and remembers it. `uniform` is the loss of a model that knows nothing, `ln(vocab_size)`.
+    pub fn check(&mut self, config: &GuardConfig, step: u64, loss: f64, grad_norm: f64, uniform: f64) -> Verdict {
         let verdict = self.verdict(config, loss, grad_norm, uniform);
         while self.skipped.front().is_some_and(|&old| old + SPAN <= step) {
             self.skipped.pop_front();
@@ -123,7 +123,7 @@ impl Guard {
     }
 
     /// Whether refusing has not helped: the weights themselves, or a stretch of data, must be left.
-    pub fn hopeless(&self) -> bool {
+    pub fn should_roll_back(&self) -> bool {
         self.skipped_in_a_row >= MOST_IN_A_ROW || self.skipped.len() >= MOST_SKIPPED
     }
 
@@ -132,14 +132,15 @@ impl Guard {
         self.skipped_in_a_row > 0
     }
 
-    /// Past trouble does not count any more.
-    pub fn forgive(&mut self) {
-        (self.skipped_in_a_row, self.rollbacks) = (0, 0);
+    /// Forgets refused updates and rollbacks.
+    pub fn reset(&mut self) {
+        self.skipped_in_a_row = 0;
+        self.rollbacks = 0;
         self.skipped.clear();
     }
 
-    /// The step before the present trouble began.
-    pub fn last_well(&self, step: u64) -> u64 {
+    /// The step before the first of the present refusals.
+    pub fn last_good_step(&self, step: u64) -> u64 {
         let row_begins = step.saturating_sub(self.skipped_in_a_row);
         self.skipped.front().map_or(row_begins, |&first| row_begins.min(first.saturating_sub(1)))
     }
@@ -174,7 +175,7 @@ mod tests {
         for step in 1..=n {
             let wobble = (step % 7) as f64 * 0.01;
             assert_eq!(
-                guard.judge(&config(SpikePolicy::Skip), step, 3.0 + wobble, 1.0 - wobble, UNIFORM),
+                guard.check(&config(SpikePolicy::Skip), step, 3.0 + wobble, 1.0 - wobble, UNIFORM),
                 Verdict::Accept
             );
         }
@@ -187,14 +188,14 @@ mod tests {
         let before = guard.clone();
         for (loss, norm) in [(f64::NAN, 1.0), (3.0, f64::NAN), (f64::INFINITY, 1.0), (3.0, f64::INFINITY)] {
             let mut guard = guard.clone();
-            assert_eq!(guard.judge(&config(SpikePolicy::Off), 101, loss, norm, UNIFORM), Verdict::RefuseNonFinite);
+            assert_eq!(guard.check(&config(SpikePolicy::Off), 101, loss, norm, UNIFORM), Verdict::RefuseNonFinite);
             assert_eq!((&guard.losses, &guard.grad_norms), (&before.losses, &before.grad_norms));
-            assert_eq!((guard.skipped_in_a_row, guard.last_well(101)), (1, 100));
+            assert_eq!((guard.skipped_in_a_row, guard.last_good_step(101)), (1, 100));
         }
         // A spike after it is still seen.
-        guard.judge(&config(SpikePolicy::Warn), 101, f64::NAN, f64::NAN, UNIFORM);
+        guard.check(&config(SpikePolicy::Warn), 101, f64::NAN, f64::NAN, UNIFORM);
         assert!(
-            matches!(guard.judge(&config(SpikePolicy::Warn), 102, 30.0, 1.0, UNIFORM), Verdict::Spike("loss", Excess::Deviations(z)) if z > 6.0)
+            matches!(guard.check(&config(SpikePolicy::Warn), 102, 30.0, 1.0, UNIFORM), Verdict::Spike("loss", Excess::Deviations(z)) if z > 6.0)
         );
     }
 
@@ -203,13 +204,13 @@ mod tests {
         for (n, seen) in [(63, false), (64, true), (500, true)] {
             for (policy, refused) in [(SpikePolicy::Off, false), (SpikePolicy::Warn, false), (SpikePolicy::Skip, true)]
             {
-                let verdict = seasoned(n).judge(&config(policy), n + 1, 3.0, 9.0, UNIFORM);
+                let verdict = seasoned(n).check(&config(policy), n + 1, 3.0, 9.0, UNIFORM);
                 assert_eq!(verdict.refuses(), seen && refused, "{n} {policy:?}");
                 assert_eq!(verdict != Verdict::Accept, seen && policy != SpikePolicy::Off, "{n} {policy:?}");
             }
         }
         assert_eq!(
-            seasoned(200).judge(&config(SpikePolicy::Skip), 201, 0.1, 0.1, UNIFORM),
+            seasoned(200).check(&config(SpikePolicy::Skip), 201, 0.1, 0.1, UNIFORM),
             Verdict::Accept,
             "low is well"
         );
@@ -222,39 +223,39 @@ mod tests {
         for (policy, refused) in [(SpikePolicy::Off, false), (SpikePolicy::Warn, false), (SpikePolicy::Skip, true)] {
             let mut guard = Guard::default();
             let verdicts =
-                [10.9, 32_906.0, 477_162.0, 480_000.0].map(|loss| guard.judge(&config(policy), 1, loss, 1.0, 10.8));
+                [10.9, 32_906.0, 477_162.0, 480_000.0].map(|loss| guard.check(&config(policy), 1, loss, 1.0, 10.8));
             assert_eq!(verdicts.map(Verdict::refuses), [false, refused, refused, refused], "{policy:?}");
             if policy == SpikePolicy::Warn {
-                let told = verdicts.map(|verdict| verdict != Verdict::Accept);
-                assert_eq!(told, [false, true, true, false], "{verdicts:?}");
+                let seen = verdicts.map(|verdict| verdict != Verdict::Accept);
+                assert_eq!(seen, [false, true, true, false], "{verdicts:?}");
                 assert!(matches!(verdicts[1], Verdict::Spike("loss", Excess::Times(times)) if times > 3000.0));
             }
         }
         // A fine-tuned model's losses vary from batch to batch: below that of guessing that is no explosion.
         let mut guard = Guard::default();
         for loss in [0.2, 0.9, 0.1, 4.0, 12.0] {
-            assert_eq!(guard.judge(&config(SpikePolicy::Warn), 1, loss, 1.0, 10.8), Verdict::Accept, "{loss}");
+            assert_eq!(guard.check(&config(SpikePolicy::Warn), 1, loss, 1.0, 10.8), Verdict::Accept, "{loss}");
         }
     }
 
     #[test]
-    fn three_in_a_row_or_ten_in_a_thousand_are_hopeless() {
+    fn three_in_a_row_or_ten_in_a_thousand_roll_back() {
         let mut guard = seasoned(100);
         for step in 101..=103 {
-            assert!(!guard.hopeless());
-            guard.judge(&config(SpikePolicy::Off), step, f64::NAN, 1.0, UNIFORM);
+            assert!(!guard.should_roll_back());
+            guard.check(&config(SpikePolicy::Off), step, f64::NAN, 1.0, UNIFORM);
         }
-        assert!(guard.hopeless());
-        assert_eq!(guard.last_well(103), 100);
-        for (gap, hopeless) in [(100, true), (112, false)] {
+        assert!(guard.should_roll_back());
+        assert_eq!(guard.last_good_step(103), 100);
+        for (gap, roll_back) in [(100, true), (112, false)] {
             let mut guard = seasoned(10);
             for i in 0..10u64 {
-                assert!(!guard.hopeless());
+                assert!(!guard.should_roll_back());
                 let step = 20 + i * gap;
-                guard.judge(&config(SpikePolicy::Off), step, f64::NAN, 1.0, UNIFORM);
-                guard.judge(&config(SpikePolicy::Off), step + 1, 3.0, 1.0, UNIFORM);
+                guard.check(&config(SpikePolicy::Off), step, f64::NAN, 1.0, UNIFORM);
+                guard.check(&config(SpikePolicy::Off), step + 1, 3.0, 1.0, UNIFORM);
             }
-            assert_eq!(guard.hopeless(), hopeless, "every {gap} steps");
+            assert_eq!(guard.should_roll_back(), roll_back, "every {gap} steps");
             assert!(!guard.suspicious());
         }
     }
@@ -262,7 +263,7 @@ mod tests {
     #[test]
     fn its_memory_survives_being_saved() {
         let mut guard = seasoned(90);
-        guard.judge(&config(SpikePolicy::Off), 91, f64::NAN, 1.0, UNIFORM);
+        guard.check(&config(SpikePolicy::Off), 91, f64::NAN, 1.0, UNIFORM);
         let text = serde_json::to_string(&guard).unwrap();
         assert_eq!(serde_json::from_str::<Guard>(&text).unwrap(), guard);
         assert_eq!(serde_json::from_str::<Guard>("{}").unwrap(), Guard::default());

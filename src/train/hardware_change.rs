@@ -1,19 +1,32 @@
-//! A run that goes on elsewhere: another processor, build or number of threads. That is allowed and said: what has changed, what rounding
-//! alone may do to the loss, and how fast the run was before and is now.
+//! A run that is resumed on other hardware: another processor, build or number of threads. That is allowed and reported: what has
+//! changed, what rounding alone may do to the loss, and how fast the run was before and is now.
 
+use super::model_state::ModelState;
+use crate::data::batch::Batch;
+use crate::eval::total_loss;
 use crate::metrics::{Record, Train, read_log};
+use crate::ops::cpu;
+use crate::ops::noise::draw;
 use anyhow::Result;
+use candle_core::Tensor;
+use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// What may change bits.
+/// Keys of an identity whose change may change bits.
 const BITS: [&str; 10] = ["version", "arch", "os", "cpu", "simd", "device", "gpu", "attention", "dtype", "numerics"];
 
-/// What changes the speed alone.
+/// Keys whose change affects the speed alone.
 const SPEED: [&str; 2] = ["threads", "driver"];
 
 /// Steps whose speeds are compared, before and after; the first one warms up and does not count.
 const COMPARED: usize = 20;
+
+/// Draws of the estimate of rounding.
+const DRAWS: u64 = 4;
+
+/// Elements rounded by one task.
+const PIECE: usize = 1 << 16;
 
 /// The differences of two identities of machine and build.
 #[derive(Clone, Debug)]
@@ -54,7 +67,7 @@ impl HardwareChange {
         self.changes.iter().map(|(key, ..)| *key).filter(|key| BITS.contains(key)).map(str::to_owned).collect()
     }
 
-    /// For events.jsonl. `rounding`: what it may do to the loss, see [`rounding_of_loss`](crate::train::arithmetic_fingerprint::rounding_of_loss).
+    /// For events.jsonl. `rounding`: what it may do to the loss, see [`rounding_of_loss`].
     pub fn event(&self, step: u64, rounding: Option<f64>) -> Value {
         let changes: Vec<_> = self.changes.iter().map(|(key, a, b)| json!({"key": key, "old": a, "new": b})).collect();
         let expected = rounding.map(|rounding| if self.same_arithmetic { 0.0 } else { rounding });
@@ -67,41 +80,80 @@ impl HardwareChange {
             Some(rounding) => format!("; rounding may change the loss of the next step by about {rounding:.1e}"),
             None => String::new(),
         };
-        format!("note: bit-exactness is not promised from step {step} on: {}{ending}", self.told())
+        format!("note: bit-exactness is not promised from step {step} on: {}{ending}", self.describe())
     }
 
     /// The differences that may change bits, in words.
-    pub fn told(&self) -> String {
-        let told = |(key, a, b): &(&str, Value, Value)| format!("{key} was {a}, is {b}");
+    pub fn describe(&self) -> String {
         let bits = self.changes.iter().filter(|(key, ..)| BITS.contains(key));
-        bits.map(told).collect::<Vec<_>>().join("; ")
+        bits.map(|(key, then, now)| format!("{key} was {then}, is {now}")).collect::<Vec<_>>().join("; ")
     }
+}
+
+/// How far rounding alone moves the mean loss of `batch`: root mean square over draws, in each of which every trained weight is larger or
+/// smaller by `unit` of itself. An estimate of what another order of summation does, without the machine that has it.
+///
+/// The weights are restored afterwards; the gradient buffer serves as their copy, because the next step overwrites it anyway.
+///
+/// # Errors
+/// Those of the device.
+pub fn rounding_of_loss(state: &ModelState, batch: &Batch, unit: f32) -> Result<f64> {
+    let (_, weights) = state.model.trained();
+    let exact = mean_loss(state, batch)?;
+    state.grad.slice_set(weights, 0, 0)?;
+    let mut squares = 0.0;
+    for key in 0..DRAWS {
+        round(weights, unit, key)?;
+        let rounded = mean_loss(state, batch);
+        weights.slice_set(&state.grad, 0, 0)?;
+        squares += (rounded? - exact).powi(2);
+    }
+    Ok((squares / DRAWS as f64).sqrt())
+}
+
+fn mean_loss(state: &ModelState, batch: &Batch) -> Result<f64> {
+    Ok(total_loss(&state.model, batch.clone())? / batch.trained().max(1) as f64)
+}
+
+fn round(weights: &Tensor, unit: f32, key: u64) -> candle_core::Result<()> {
+    cpu::update("round", weights, |weights| {
+        weights.par_chunks_mut(PIECE).enumerate().for_each(|(piece, weights)| {
+            for (i, weight) in (piece * PIECE..).zip(weights) {
+                *weight *= if draw(key, i as u64) >> 63 == 0 { 1.0 + unit } else { 1.0 - unit };
+            }
+        });
+        Ok(())
+    })
 }
 
 /// The speed of a run before a change and after it.
 #[derive(Debug)]
-pub struct Pace {
+pub struct SpeedComparison {
     before: f64,
     after: Vec<f64>,
 }
 
-impl Pace {
-    /// Knows the speed of the run in `dir` up to `step`; none if it took no step before.
+impl SpeedComparison {
+    /// With the speed of the run in `dir` up to `step`; none if it took no step before.
     ///
     /// # Errors
     /// Those of reading its log.
-    pub fn before(dir: &Path, step: u64) -> Result<Option<Self>> {
-        let of = |record: Record| match record {
-            Record::Train(train) if train.step <= step => Some(train.tokens_per_second),
-            _ => None,
-        };
-        let all: Vec<f64> = read_log(dir)?.into_iter().filter_map(of).filter(|speed| speed.is_finite()).collect();
+    pub fn new(dir: &Path, step: u64) -> Result<Option<Self>> {
+        let mut all = Vec::new();
+        for record in read_log(dir)? {
+            if let Record::Train(train) = record
+                && train.step <= step
+                && train.tokens_per_second.is_finite()
+            {
+                all.push(train.tokens_per_second);
+            }
+        }
         let last = all[all.len().saturating_sub(COMPARED)..].to_vec();
         Ok((!last.is_empty()).then(|| Self { before: median(last), after: Vec::new() }))
     }
 
-    /// Hears of a step; after enough of them what events.jsonl is to say.
-    pub fn step(&mut self, record: &Train) -> Option<Value> {
+    /// Adds a step; after enough of them returns the event.
+    pub fn add(&mut self, record: &Train) -> Option<Value> {
         self.after.push(record.tokens_per_second);
         if self.after.len() <= COMPARED {
             return None;
@@ -115,7 +167,7 @@ impl Pace {
 }
 
 /// The middle one of `values`, of which there is one at least.
-pub(super) fn median(mut values: Vec<f64>) -> f64 {
+pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }
@@ -123,6 +175,7 @@ pub(super) fn median(mut values: Vec<f64>) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use candle_core::Device;
 
     #[test]
     fn what_changes_bits_is_told_from_what_changes_speed() {
@@ -139,7 +192,7 @@ mod tests {
         assert!(!threads.changes_bits() && threads.keys().is_empty());
         let same =
             HardwareChange::between(&then, &json!({"cpu": "B", "simd": "x", "threads": 4, "numerics": "12"})).unwrap();
-        assert_eq!((same.keys(), same.told().as_str()), (vec!["cpu".to_owned()], "cpu was \"A\", is \"B\""));
+        assert_eq!((same.keys(), same.describe().as_str()), (vec!["cpu".to_owned()], "cpu was \"A\", is \"B\""));
         assert_eq!(same.event(3, Some(1e-7))["expected_loss_difference"], 0.0);
         let other = HardwareChange::between(&then, &json!({"cpu": "B", "numerics": "34"})).unwrap();
         assert_eq!(other.event(3, Some(1e-7))["expected_loss_difference"], 1e-7);
@@ -153,13 +206,30 @@ mod tests {
             |step: u64, speed: f64| Train { step, tokens_per_second: speed, ..crate::metrics::tests::train(step) };
         let line = |step| serde_json::to_string(&Record::Train(record(step, 100.0 + step as f64))).unwrap() + "\n";
         std::fs::write(dir.path().join("metrics.jsonl"), (1..=50).map(line).collect::<String>()).unwrap();
-        assert!(Pace::before(dir.path(), 0).unwrap().is_none());
+        assert!(SpeedComparison::new(dir.path(), 0).unwrap().is_none());
         // Steps 21 to 40: the middle of them is 131.
-        let mut pace = Pace::before(dir.path(), 40).unwrap().unwrap();
+        let mut pace = SpeedComparison::new(dir.path(), 40).unwrap().unwrap();
         let said: Vec<Value> =
-            (41..=61).filter_map(|step| pace.step(&record(step, if step == 41 { 1.0 } else { 262.0 }))).collect();
+            (41..=61).filter_map(|step| pace.add(&record(step, if step == 41 { 1.0 } else { 262.0 }))).collect();
         assert_eq!(said.len(), 1);
         assert_eq!((said[0]["tokens_per_second_before"].as_f64(), said[0]["ratio"].as_f64()), (Some(131.0), Some(2.0)));
         assert_eq!(said[0]["step"], 61);
+    }
+
+    /// A thousandth of a percent of a nat in f32, far more in bf16.
+    #[test]
+    fn rounding_is_small_and_leaves_the_weights_alone() {
+        let text = "[model]\nhidden_size = 32\nintermediate_size = 48\nnum_hidden_layers = 2\nnum_attention_heads = 4\nvocab_size = 320\n\
+            [data]\nsource = \"stories\"\ntokenizer = \"train\"\n[train]\nsequence_length = 16\nmicro_batch_size = 4\nsteps = 9\n";
+        let config = crate::config::Config::from_toml_str(text, "a.toml").unwrap();
+        let state = ModelState::initial(&config, None, &Device::Cpu).unwrap();
+        let ids: Vec<u32> = (0..4 * 17).map(|i| (i * 7) % 320).collect();
+        let batch = Batch::windows(&ids, 16, None);
+        let before = state.model.flat.to_vec1::<f32>().unwrap();
+        let fine = rounding_of_loss(&state, &batch, f32::EPSILON).unwrap();
+        let coarse = rounding_of_loss(&state, &batch, 2f32.powi(-8)).unwrap();
+        assert!((1e-10..1e-6).contains(&fine), "{fine}");
+        assert!((1e3 * fine..1e6 * fine).contains(&coarse), "{fine} {coarse}");
+        assert_eq!(state.model.flat.to_vec1::<f32>().unwrap(), before);
     }
 }

@@ -1,7 +1,7 @@
-//! What the layers do: norms of gradients, weights and updates, layer by layer, and the largest logits. Trouble shows here before it
-//! shows in the loss. Steps between two records cost nothing, and a record one more pass over the buffers.
+//! What the layers do: norms of gradients, weights and updates, layer by layer, and the largest logits. Instabilities show here before
+//! they show in the loss. Steps between two records cost nothing, and a record one more pass over the buffers.
 
-use super::state::State;
+use super::model_state::ModelState;
 use super::step::StepReport;
 use crate::metrics::Layers;
 use crate::ops::squares::Squares;
@@ -11,10 +11,10 @@ use anyhow::Result;
 ///
 /// # Errors
 /// Those of reading the buffers.
-pub fn layers(state: &State, report: &StepReport) -> Result<Layers> {
+pub fn layers(state: &ModelState, report: &StepReport) -> Result<Layers> {
     let (layout, flat) = state.model.trained();
     let sums = state.optimizer.squares(flat, &state.grad, report.lr)?;
-    let mut all = Layers { step: state.counters.step, logit_rms: f64::NAN, ..Layers::default() };
+    let mut all = Layers { step: state.trainer.step, logit_rms: f64::NAN, ..Layers::default() };
     if let Some(observed) = &report.observed {
         all.attention_logit_max = observed.attention_logit_max.iter().map(|&x| f64::from(x)).collect();
         all.logit_rms = observed.logit_rms();
@@ -61,7 +61,7 @@ mod tests {
             [data]\nsource = \"stories\"\ntokenizer = \"train\"\n[log]\nlayers_every = 1\n[train]\nsequence_length = 16\nmicro_batch_size = 4\nsteps = 9\n\
             [optimizer]\nlr = 1e-2\n";
         let config = Config::from_toml_str(text, "a.toml").unwrap();
-        let mut state = State::fresh(&config, None).unwrap();
+        let mut state = ModelState::initial(&config, None, &Device::Cpu).unwrap();
         for seed in 0..4u32 {
             let before = state.model.flat.to_vec1::<f32>().unwrap();
             let ids: Vec<u32> = (0..4 * 17).map(|i| (i * 7 + seed * 31) % 320).collect();

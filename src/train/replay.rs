@@ -1,5 +1,5 @@
-//! What a killed attempt logged beyond its last checkpoint is the answer to what the next one computes: the steps are repeated, and
-//! must give the same bits. Every crash is a determinism test for free.
+//! What a killed attempt logged after its last checkpoint is what the next one must compute again: the steps are repeated, and must give
+//! the same bits. Every crash is a determinism test for free.
 
 use crate::metrics::{Record, Train, Val};
 use std::collections::BTreeMap;
@@ -12,10 +12,9 @@ pub struct ReplayCheck {
     val: BTreeMap<u64, Val>,
 }
 
-/// The first quantity of a repeated step that came out otherwise.
+/// The first quantity of a repeated step that differs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mismatch {
-    /// The step.
     pub step: u64,
     /// The field of `metrics.jsonl`.
     pub quantity: &'static str,
@@ -25,22 +24,22 @@ pub struct Mismatch {
 }
 
 impl ReplayCheck {
-    /// Knows the records of the file `cut`. What cannot be read is not known.
+    /// With the records of the file `cut`; lines that cannot be read are left out.
     pub fn new(cut: Option<&Path>) -> Self {
-        let mut oracle = Self::default();
+        let mut known = Self::default();
         let records = cut.and_then(|path| crate::metrics::read(path).ok()).unwrap_or_default();
         for record in records {
             match record {
-                Record::Train(train) => drop(oracle.train.insert(train.step, train)),
-                Record::Val(val) => drop(oracle.val.insert(val.step, val)),
+                Record::Train(train) => drop(known.train.insert(train.step, train)),
+                Record::Val(val) => drop(known.val.insert(val.step, val)),
                 Record::Eval(_) | Record::Layers(_) => {}
             }
         }
-        oracle
+        known
     }
 
-    /// Compares a record that is about to be logged with what is known of it. After a mismatch nothing is known any more: what
-    /// follows it differs too.
+    /// Compares a record that is about to be logged with the first one of its step. After a mismatch all are forgotten: what follows
+    /// differs too.
     pub fn check(&mut self, record: &Record) -> Option<Mismatch> {
         let mismatch = match record {
             Record::Train(now) => self.train.remove(&now.step).and_then(|then| train_mismatch(&then, now)),
@@ -56,26 +55,24 @@ impl ReplayCheck {
 
 /// The first difference of two records of one step, clock readings aside. Inputs are compared before what follows from them.
 pub fn train_mismatch(then: &Train, now: &Train) -> Option<Mismatch> {
-    let differs = |quantity, a: String, b: String| {
-        (a != b).then_some(Mismatch { step: now.step, quantity, recorded: a, replayed: b })
-    };
-    differs("lr", number(then.lr), number(now.lr))
-        .or_else(|| differs("chain", then.chain.clone(), now.chain.clone()))
-        .or_else(|| differs("tokens", then.tokens.to_string(), now.tokens.to_string()))
-        .or_else(|| differs("loss", number(then.loss), number(now.loss)))
-        .or_else(|| differs("grad_norm", number(then.grad_norm), number(now.grad_norm)))
-        .or_else(|| differs("skipped", then.skipped.to_string(), now.skipped.to_string()))
+    let quantities = [
+        ("lr", number(then.lr), number(now.lr)),
+        ("chain", then.chain.clone(), now.chain.clone()),
+        ("tokens", then.tokens.to_string(), now.tokens.to_string()),
+        ("loss", number(then.loss), number(now.loss)),
+        ("grad_norm", number(then.grad_norm), number(now.grad_norm)),
+        ("skipped", then.skipped.to_string(), now.skipped.to_string()),
+    ];
+    let (quantity, recorded, replayed) = quantities.into_iter().find(|(_, then, now)| then != now)?;
+    Some(Mismatch { step: now.step, quantity, recorded, replayed })
 }
 
 fn val_mismatch(then: &Val, now: &Val) -> Option<Mismatch> {
-    let (a, b) = (number(then.loss), number(now.loss));
-    // Another set of validation tokens is another question.
-    (then.tokens == now.tokens && a != b).then_some(Mismatch {
-        step: now.step,
-        quantity: "validation loss",
-        recorded: a,
-        replayed: b,
-    })
+    let recorded = number(then.loss);
+    let replayed = number(now.loss);
+    // Losses over other validation tokens cannot be compared.
+    let differs = then.tokens == now.tokens && recorded != replayed;
+    differs.then_some(Mismatch { step: now.step, quantity: "validation loss", recorded, replayed })
 }
 
 /// As the log writes it: equal texts are equal bits, and what is not finite is null.
@@ -112,14 +109,14 @@ mod tests {
         let lines: Vec<String> =
             (6..=9).map(|s| serde_json::to_string(&Record::Train(train(s, 2.0))).unwrap() + "\n").collect();
         std::fs::write(&path, lines.concat()).unwrap();
-        let mut oracle = ReplayCheck::new(Some(&path));
+        let mut replay = ReplayCheck::new(Some(&path));
         let clock = Train { tokens_per_second: 9.0, data_seconds: 3.0, ..train(6, 2.0) };
-        assert_eq!(oracle.check(&Record::Train(clock)), None);
+        assert_eq!(replay.check(&Record::Train(clock)), None);
         let bit = f64::from_bits(2.0f64.to_bits() + 1);
-        let found = oracle.check(&Record::Train(train(7, bit))).unwrap();
+        let found = replay.check(&Record::Train(train(7, bit))).unwrap();
         assert_eq!((found.step, found.quantity), (7, "loss"));
         assert_eq!((found.recorded.as_str(), found.replayed.as_str()), ("2.0", "2.0000000000000004"));
-        assert_eq!(oracle.check(&Record::Train(train(8, bit))), None);
+        assert_eq!(replay.check(&Record::Train(train(8, bit))), None);
         assert_eq!(ReplayCheck::new(None).check(&Record::Train(train(8, bit))), None);
     }
 

@@ -1,8 +1,8 @@
-//! Requests from outside: signals and the `STOP` file. They are honoured between steps, so that what is saved is a whole step; a second
+//! Requests from outside: signals and the `STOP` file. They are handled between steps, so that what is saved is a whole step; a second
 //! Ctrl-C stops at once.
 //!
-//! The handlers are installed before anything else is done. Until training begins there is nothing new to save, and the process simply
-//! ends with the code that the signal calls for.
+//! The handlers are installed before anything else is done. Until training starts there is nothing new to save, and the process simply
+//! ends with the signal's exit code.
 
 use crate::runtime::files::io_context;
 use crate::runtime::machine::ignores;
@@ -25,9 +25,17 @@ impl std::fmt::Display for StopAsked {
 
 impl std::error::Error for StopAsked {}
 
+/// None if the work was only cut short by [`StopAsked`]; all other errors stay.
+pub fn unless_stopped<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Err(error) if error.is::<StopAsked>() => Ok(None),
+        result => result.map(Some),
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct Requests {
-    /// Training has not begun: signals end the process.
+    /// Training has not started: signals end the process.
     starting: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
     save: Arc<AtomicBool>,
@@ -56,24 +64,26 @@ impl Requests {
             save: Arc::default(),
             file: run_dir.join("STOP"),
         };
-        let failed = || io_context("listen for signals for", run_dir);
-        flag::register(SIGUSR1, requests.save.clone()).map_err(failed())?;
+        let listen = "listen for signals for";
+        flag::register(SIGUSR1, requests.save.clone()).map_err(io_context(listen, run_dir))?;
         for (signal, code) in [SIGINT, SIGTERM, SIGHUP].into_iter().zip(early) {
             if ignores(signal) {
                 continue;
             }
-            flag::register_conditional_shutdown(signal, code, requests.starting.clone()).map_err(failed())?;
+            flag::register_conditional_shutdown(signal, code, requests.starting.clone())
+                .map_err(io_context(listen, run_dir))?;
             if signal == SIGINT {
                 // Registered before the flag is, so that it sees the flag of an EARLIER signal only.
-                flag::register_conditional_shutdown(SIGINT, 130, requests.stop.clone()).map_err(failed())?;
+                flag::register_conditional_shutdown(SIGINT, 130, requests.stop.clone())
+                    .map_err(io_context(listen, run_dir))?;
             }
-            flag::register(signal, requests.stop.clone()).map_err(failed())?;
+            flag::register(signal, requests.stop.clone()).map_err(io_context(listen, run_dir))?;
         }
         Ok(requests)
     }
 
-    /// From now on signals are honoured between steps.
-    pub fn training_begins(&self) {
+    /// From now on signals are handled between steps.
+    pub fn training_starts(&self) {
         self.starting.store(false, Ordering::SeqCst);
     }
 
@@ -95,9 +105,9 @@ impl Requests {
         if self.stop_asked() { Err(StopAsked.into()) } else { Ok(()) }
     }
 
-    /// The request has been honoured: a `STOP` file must not stop the resume as well.
-    pub fn honoured(&self) {
-        // Whether it was there or not, it is not now; a file that cannot be removed stops the resume, which is what it says.
+    /// Removes the `STOP` file, which must not stop the resume as well.
+    pub fn clear_stop_file(&self) {
+        // It is usually not there. If it cannot be removed, it stops the resume too, as its name says.
         let _ = std::fs::remove_file(&self.file);
     }
 }

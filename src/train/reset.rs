@@ -3,7 +3,7 @@
 //! The system that this program follows lost some of its state at every resume and showed a spike of the loss for it. Giving up the
 //! same piece here shows what that piece does, on any run.
 
-use super::state::{DataOffset, State};
+use super::model_state::ModelState;
 use crate::config::Config;
 use anyhow::Result;
 use std::collections::BTreeSet;
@@ -12,13 +12,13 @@ use std::collections::BTreeSet;
 pub enum Piece {
     /// The optimizer's state tensors become 0.
     Moments,
-    /// AdamW's count of updates becomes 0: its bias correction begins anew.
+    /// AdamW's count of updates becomes 0: its bias correction starts anew.
     OptimizerStep,
     /// The seed of what is drawn from here on becomes another one.
     Rng,
-    /// The data begin anew with the first sequence.
+    /// The data start anew with the first sequence.
     Data,
-    /// The learning rate begins anew, warm-up included.
+    /// The learning rate starts anew, warm-up included.
     Schedule,
 }
 
@@ -53,26 +53,22 @@ pub fn reset_config(config: &mut Config, pieces: &BTreeSet<Piece>, step: u64) {
 ///
 /// # Errors
 /// Those of the device.
-pub fn reset_state(state: &mut State, pieces: &BTreeSet<Piece>) -> Result<()> {
-    let step = state.counters.step;
+pub fn reset_state(state: &mut ModelState, pieces: &BTreeSet<Piece>) -> Result<()> {
     for piece in pieces {
         match piece {
             Piece::Moments => state.optimizer.zero_state()?,
             Piece::OptimizerStep => {
                 state.optimizer.updates = 0;
-                state.counters.updates = 0;
+                state.trainer.updates = 0;
             }
-            Piece::Data => {
-                let from = std::mem::take(&mut state.counters.next_sequence);
-                state.data_offsets.push(DataOffset { step, from, to: 0 });
-            }
-            Piece::Rng | Piece::Schedule => {} // in the configuration, which `state` was made of
+            Piece::Data => state.trainer.jump_to_sequence(0),
+            Piece::Rng | Piece::Schedule => {} // in the configuration, from which `state` was built
         }
     }
     if pieces.is_empty() {
         return Ok(()); // a mark that the checkpoint carries stays
     }
-    state.reset = pieces.iter().map(|piece| piece.name().to_owned()).collect();
+    state.trainer.reset = pieces.iter().map(|piece| piece.name().to_owned()).collect();
     Ok(())
 }
 

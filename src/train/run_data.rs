@@ -1,5 +1,7 @@
 //! All that a run reads.
 
+use super::session::Session;
+use crate::checkpoint::Opened;
 use crate::config::Config;
 use crate::data::dataset::Dataset;
 use crate::sft::{self, SftData};
@@ -23,5 +25,16 @@ impl RunData {
             return Ok(Self { dataset, sft: Some(sft) });
         }
         Ok(Self { dataset: Dataset::open(config, tokenizer)?, sft: None })
+    }
+
+    /// Opens them with the tokenizer of a checkpoint; also returns their fingerprint.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
+    pub fn open_for_checkpoint(config: &Config, source: &Opened, session: &Session) -> Result<(Self, String)> {
+        session.note("preparing the data ...");
+        let data = Self::open(config, Some(Tokenizer::from_dir(&source.dir)?))?;
+        let fingerprint = data.dataset.fingerprint()?;
+        Ok((data, fingerprint))
     }
 }

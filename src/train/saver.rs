@@ -1,7 +1,7 @@
 //! Saving beside training: the loop copies the state in memory and goes on, a thread writes the copy.
 //!
-//! One save is in flight at a time. What the thread did comes back to the loop, which alone speaks to the user and to the events: a
-//! checkpoint counts only when it is durable, and a failure is heard of at the next step.
+//! One save is in flight at a time. The thread sends its result to the loop, which alone writes to the console and the events: a
+//! checkpoint counts only when it is durable, and a failure is reported at the next step.
 
 use super::snapshot::{Flats, Snapshot};
 use crate::checkpoint::{self, Retention};
@@ -46,8 +46,6 @@ pub struct Saver {
 }
 
 impl Saver {
-    /// Starts the thread.
-    ///
     /// # Errors
     /// [`Exit::Io`] if the system gives no thread.
     pub fn new() -> Result<Self> {
@@ -64,20 +62,20 @@ impl Saver {
     }
 
     /// Memory for the next snapshot, as large as the last one.
-    pub fn memory(&mut self) -> Flats {
+    pub fn take_buffers(&mut self) -> Flats {
         std::mem::take(&mut self.flats)
     }
 
     /// Whether there is such memory.
-    pub fn holds_memory(&self) -> bool {
+    pub fn holds_buffers(&self) -> bool {
         self.flats.iter().any(|flat| !flat.is_empty())
     }
 
-    /// Begins to write; nothing may be in flight.
+    /// Starts to write; nothing may be in flight.
     ///
     /// # Errors
     /// [`Exit::Internal`] if the thread has died.
-    pub fn begin(&mut self, job: Job) -> Result<()> {
+    pub fn start(&mut self, job: Job) -> Result<()> {
         self.jobs.send(job).map_err(|_| died())?;
         self.in_flight = true;
         Ok(())
@@ -92,7 +90,7 @@ impl Saver {
             return Ok(None);
         }
         match self.done.try_recv() {
-            Ok(done) => Ok(Some(self.landed(done))),
+            Ok(done) => Ok(Some(self.receive(done))),
             Err(TryRecvError::Empty) => Ok(None),
             Err(TryRecvError::Disconnected) => Err(died().into()),
         }
@@ -103,18 +101,18 @@ impl Saver {
     /// # Errors
     /// [`Exit::Internal`] if the thread has died.
     pub fn wait(&mut self, mut waiting: impl FnMut(Duration)) -> Result<Option<Done>> {
-        let begun = Instant::now();
+        let started = Instant::now();
         while self.in_flight {
             match self.done.recv_timeout(Duration::from_millis(100)) {
-                Ok(done) => return Ok(Some(self.landed(done))),
-                Err(RecvTimeoutError::Timeout) => waiting(begun.elapsed()),
+                Ok(done) => return Ok(Some(self.receive(done))),
+                Err(RecvTimeoutError::Timeout) => waiting(started.elapsed()),
                 Err(RecvTimeoutError::Disconnected) => return Err(died().into()),
             }
         }
         Ok(None)
     }
 
-    fn landed(&mut self, mut done: Done) -> Done {
+    fn receive(&mut self, mut done: Done) -> Done {
         self.in_flight = false;
         self.flats = std::mem::take(&mut done.flats);
         done
@@ -126,11 +124,11 @@ fn died() -> crate::runtime::error::Failure {
 }
 
 fn work(job: Job) -> Done {
-    let begun = Instant::now();
+    let started = Instant::now();
     let step = job.snapshot.step();
     let result = plant_faults(step)
         .and_then(|()| write(&job.run_dir, job.attempt, &job.logs, job.keep, &job.snapshot.contents()));
-    Done { step, result, took: begun.elapsed(), flats: job.snapshot.into_flats() }
+    Done { step, result, took: started.elapsed(), flats: job.snapshot.into_flats() }
 }
 
 /// Makes the logs durable, then the checkpoint, which relies on them.

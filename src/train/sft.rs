@@ -1,20 +1,21 @@
-//! How a fine-tuning run begins: a model, conversations, the proof of what will be trained; then it is a run like any other.
+//! `sft`: a run that starts from a model and conversations, and shows what will be trained; then it is a run like any other.
 
+use super::checks::{check_disk, check_machine, check_same_model};
+use super::new_run::NewRun;
+use super::paths::make_paths_absolute;
 use super::requests::{NOTHING_TO_RESUME, Requests};
+use super::run_data::RunData;
 use super::schedule::check_new_run;
+use super::session::Session;
+use super::setup::RunSetup;
 use crate::checkpoint::Opened;
 use crate::config::{Config, SftInputs};
-use crate::metrics::Console;
 use crate::runtime::error::{Exit, fail, note};
 use crate::runtime::files::write_atomic;
 use crate::runtime::shell::quoted;
 use crate::sft::load::BadRecord;
 use crate::sft::mask_report::MaskReport;
 use crate::tokenizer::Tokenizer;
-use crate::train::run_data::RunData;
-use crate::train::setup::{
-    Fresh, assemble, begin_fresh, check_disk, check_machine, check_same_model, make_paths_absolute, say,
-};
 use anyhow::Result;
 use std::path::Path;
 
@@ -24,8 +25,8 @@ const EXCERPT: usize = 1500;
 /// The records that are left out, in the run's directory.
 const QUARANTINE: &str = "quarantine.jsonl";
 
-/// What is tuned, and on what.
-pub struct Request<'a> {
+/// The arguments of `sft`: a model and what to train it on.
+pub struct SftRequest<'a> {
     pub config: &'a Path,
     pub sets: &'a [String],
     pub ckpt: &'a Path,
@@ -33,20 +34,18 @@ pub struct Request<'a> {
     pub data: &'a [String],
 }
 
-/// Data and model of a request, ready to begin.
-pub struct Tune {
+/// Data and model of a request, read and checked, but not started.
+pub struct SftRun {
     config: Config,
     data: RunData,
     source: Opened,
-    console: Console,
+    session: Session,
 }
 
-impl Tune {
-    /// Reads model and records.
-    ///
+impl SftRun {
     /// # Errors
     /// Those of configuration, model and data.
-    pub fn open(request: &Request, console: Console) -> Result<Self> {
+    pub fn open(request: &SftRequest, session: &Session) -> Result<Self> {
         let source = Opened::open(request.ckpt)?;
         if source.adapter().is_some() {
             let merge = format!("llama-lite export --ckpt {} --merge-lora --out DIR", quoted(&source.dir));
@@ -57,19 +56,15 @@ impl Tune {
         let base = std::path::absolute(&source.dir)?;
         let data = request.data.iter().map(|path| Ok(std::path::absolute(path)?.to_string_lossy().into_owned()));
         let data: Vec<String> = data.collect::<Result<_>>()?;
-        let tuned = |steps| SftInputs { base: &base, model: &source.model, data: &data, steps };
-        let load = |steps| -> Result<Config> {
-            let mut config = Config::load_sft(request.config, request.sets, &tuned(steps))?;
-            check_new_run(&config)?;
-            make_paths_absolute(&mut config)?;
-            Ok(config)
-        };
-        let config = load(None)?;
+        let mut tuned = SftInputs { base: &base, model: &source.model, data: &data, steps: None };
+        let config = load_config(request, &tuned)?;
         check_same_model(&config, &source)?;
-        say(console, "preparing the data ...");
+        session.note("preparing the data ...");
         let data = RunData::open(&config, None)?;
-        let config = load(Some(steps(&config, &data)))?;
-        Ok(Self { config, data, source, console })
+        // The length of a run may follow from its number of rows, which is known only now.
+        tuned.steps = Some(steps(&config, &data));
+        let config = load_config(request, &tuned)?;
+        Ok(Self { config, data, source, session: session.clone() })
     }
 
     /// Shows what will be trained of the first `n` conversations, at most `limit` characters of each.
@@ -77,20 +72,23 @@ impl Tune {
     /// # Errors
     /// Those of decoding.
     pub fn show(&self, n: usize, limit: usize) -> Result<Vec<String>> {
-        let Some((proof, tokenizer)) = self.proof() else { return Ok(Vec::new()) };
-        let marks =
-            if self.console.color { ["\x1b[32m", "\x1b[0m", "\x1b[2m", "\x1b[0m"] } else { ["⟦", "⟧", "", ""] };
-        proof.excerpts(tokenizer, n, limit, marks)
+        let Some((report, tokenizer)) = self.mask_report() else { return Ok(Vec::new()) };
+        let marks = if self.session.console.color {
+            ["\x1b[32m", "\x1b[0m", "\x1b[2m", "\x1b[0m"]
+        } else {
+            ["⟦", "⟧", "", ""]
+        };
+        report.excerpts(tokenizer, n, limit, marks)
     }
 
     /// The counts, a line each.
     pub fn counts(&self) -> Vec<String> {
-        self.proof().map_or_else(Vec::new, |(proof, _)| proof.lines())
+        self.mask_report().map_or_else(Vec::new, |(report, _)| report.lines())
     }
 
     /// The records that are left out, at most `limit` of them, a line each.
     pub fn bad(&self, limit: usize) -> Vec<String> {
-        let bad = self.data.sft.as_ref().map_or(&[][..], |tuning| &tuning.bad);
+        let bad = self.data.sft.as_ref().map_or(&[][..], |sft| &sft.bad);
         let mut lines: Vec<String> =
             bad.iter().take(limit).map(|bad| format!("  {}:{}: {}", bad.file, bad.line, bad.what)).collect();
         if bad.len() > limit {
@@ -101,7 +99,7 @@ impl Tune {
 
     /// What is wrong with some of the data.
     pub fn warning(&self) -> Option<String> {
-        self.proof().and_then(|(proof, _)| proof.warning())
+        self.mask_report().and_then(|(report, _)| report.warning())
     }
 
     /// Refuses data that would not teach what they are meant to.
@@ -109,22 +107,22 @@ impl Tune {
     /// # Errors
     /// [`Exit::Data`], saying why.
     pub fn check(&self) -> Result<()> {
-        self.proof().map_or(Ok(()), |(proof, _)| Ok(proof.check()?))
+        self.mask_report().map_or(Ok(()), |(report, _)| Ok(report.check()?))
     }
 
-    fn proof(&self) -> Option<(&MaskReport, &Tokenizer)> {
-        let tuning = self.data.sft.as_ref()?;
-        Some((&tuning.mask_report, &tuning.tokenizer))
+    fn mask_report(&self) -> Option<(&MaskReport, &Tokenizer)> {
+        let sft = self.data.sft.as_ref()?;
+        Some((&sft.mask_report, &sft.tokenizer))
     }
 
     /// Trains, in the new run directory `out`.
     ///
     /// # Errors
-    /// Those of data that should not be trained on, and of [`Run::train`](super::run::Run::train).
+    /// Those of data that should not be trained on, and of [`Run::train`](super::trainer::Trainer::train).
     pub fn train(self, out: &Path) -> Result<()> {
         let requests = Requests::listen(out, NOTHING_TO_RESUME)?;
-        if !self.console.quiet {
-            let colors = if self.console.color { "green" } else { "in ⟦ ⟧" };
+        if !self.session.console.quiet {
+            let colors = if self.session.console.color { "green" } else { "in ⟦ ⟧" };
             note(&format!("what is trained is {colors}:\n"));
             self.show(1, EXCERPT)?.iter().for_each(|text| note(text));
             note(&format!("\n{}", self.counts().join("\n")));
@@ -133,18 +131,25 @@ impl Tune {
         if let Some(warning) = self.warning() {
             note(&format!("{warning} (all of them: {})", out.join(QUARANTINE).display()));
         }
-        check_machine(&self.config)?;
+        check_machine(&self.config, &self.session.device)?;
         check_disk(&self.config, out)?;
-        let bad = self.data.sft.as_ref().map(|tuning| tuning.bad.clone()).unwrap_or_default();
-        let parts = assemble(self.config, self.data, Some(&self.source))?;
-        let begun = Fresh { parts, source: Some(self.source), requests, console: self.console };
-        begin_fresh(begun, out, |dir| write_quarantine(dir, &bad))
+        let bad = self.data.sft.as_ref().map(|sft| sft.bad.clone()).unwrap_or_default();
+        let setup = RunSetup::with_data(self.config, self.data, Some(&self.source), &self.session.device)?;
+        let run = NewRun { setup, source: Some(self.source), requests, console: self.session.console };
+        run.train(out, |dir| write_quarantine(dir, &bad))
     }
+}
+
+fn load_config(request: &SftRequest, tuned: &SftInputs) -> Result<Config> {
+    let mut config = Config::load_sft(request.config, request.sets, tuned)?;
+    check_new_run(&config)?;
+    make_paths_absolute(&mut config)?;
+    Ok(config)
 }
 
 /// As many steps as `sft.epochs` passes over the rows take.
 fn steps(config: &Config, data: &RunData) -> u64 {
-    let rows = data.sft.as_ref().map_or(0, |tuning| tuning.train.len());
+    let rows = data.sft.as_ref().map_or(0, |sft| sft.train.len());
     let each = config.train.sequences_per_step();
     ((config.sft.epochs * rows as f64 / each as f64).ceil() as u64).max(1)
 }

@@ -1,9 +1,10 @@
 //! A state as a checkpoint: the live buffers themselves, or a copy of them that training cannot change any more.
 
-use super::state::{Saved, State};
+use super::model_state::ModelState;
+use super::trainer_state::TrainerStateFile;
 use crate::checkpoint::{Contents, TensorRef};
 use crate::config::{LoraConfig, ModelConfig};
-use crate::model::params::{Layout, ParamSpec, with_host_slices};
+use crate::model::params::{Layout, with_host_slices};
 use crate::tokenizer::Tokenizer;
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
@@ -45,12 +46,13 @@ pub struct Snapshot {
 /// # Errors
 /// Those of `write`.
 pub fn with_contents<R>(
-    state: &State,
-    saved: &Saved,
+    state: &ModelState,
+    file: &TrainerStateFile,
+    base_dir: &str,
     tokenizer: &Tokenizer,
     write: impl FnOnce(&Contents) -> Result<R>,
 ) -> Result<R> {
-    let frame = Frame::of(state, saved, tokenizer)?;
+    let frame = Frame::new(state, file, base_dir, tokenizer)?;
     with_host_slices(&live_flats(state), |slices| write(&frame.contents(slices)))?
 }
 
@@ -59,8 +61,14 @@ impl Snapshot {
     ///
     /// # Errors
     /// Those of reading the tokenizer's files.
-    pub fn take(state: &State, saved: &Saved, tokenizer: &Tokenizer, mut flats: Flats) -> Result<Self> {
-        let frame = Frame::of(state, saved, tokenizer)?;
+    pub fn take(
+        state: &ModelState,
+        file: &TrainerStateFile,
+        base_dir: &str,
+        tokenizer: &Tokenizer,
+        mut flats: Flats,
+    ) -> Result<Self> {
+        let frame = Frame::new(state, file, base_dir, tokenizer)?;
         let live_flats = live_flats(state);
         flats.resize_with(live_flats.len(), Vec::new);
         for (copy, live) in flats.iter_mut().zip(live_flats) {
@@ -107,27 +115,27 @@ fn copy_flat(flat: &Tensor, to: &mut [f32]) -> Result<()> {
 }
 
 /// The buffers that a checkpoint holds, in the order of [`Flats`].
-fn live_flats(state: &State) -> Vec<&Tensor> {
+fn live_flats(state: &ModelState) -> Vec<&Tensor> {
     let weights = state.model.trained().1;
     std::iter::once(weights).chain(state.optimizer.state.iter().map(|state| &state.flat)).collect()
 }
 
 impl Frame {
-    fn of(state: &State, saved: &Saved, tokenizer: &Tokenizer) -> Result<Self> {
+    fn new(state: &ModelState, file: &TrainerStateFile, base_dir: &str, tokenizer: &Tokenizer) -> Result<Self> {
         let model = state.model.config.clone();
-        let adapter = state.model.adapters.as_ref();
-        let adapter = adapter.map(|adapters| (adapters.config.clone(), base_dir(saved)));
+        let adapters = state.model.adapters.as_ref();
+        let adapter = adapters.map(|adapters| (adapters.config.clone(), base_dir.to_owned()));
         Ok(Self {
             layout: state.model.trained().0.clone(),
             optimizer_state: state.optimizer.state.iter().map(|state| (state.name, state.layout.clone())).collect(),
             tokenizer_files: tokenizer.files(model.max_position_embeddings)?,
             model,
-            step: state.counters.step,
-            tokens: state.counters.tokens,
+            step: state.trainer.step,
+            tokens: state.trainer.tokens,
             bos: tokenizer.bos_id(),
             eos: tokenizer.stop_ids().to_vec(),
             adapter,
-            trainer_state: saved.to_checked_json()?,
+            trainer_state: file.to_checked_json()?,
         })
     }
 
@@ -154,18 +162,12 @@ impl Frame {
     }
 }
 
-/// Where the weights beside adapters are.
-fn base_dir(saved: &Saved) -> String {
-    let config = super::continuation::config_of(saved);
-    config.ok().and_then(|config| config.sft.base).unwrap_or_default()
-}
-
 /// The tensors of a flat buffer under their names plus `suffix`.
 fn named_tensors<'a>(layout: &Layout, data: &'a [f32], suffix: &str) -> Vec<TensorRef<'a>> {
-    let tensor = |s: &ParamSpec| TensorRef {
-        name: format!("{}{suffix}", s.name),
-        shape: s.shape.clone(),
-        data: &data[s.start..s.start + s.len],
-    };
-    layout.specs.iter().map(tensor).collect()
+    let tensors = layout.specs.iter().map(|spec| TensorRef {
+        name: format!("{}{suffix}", spec.name),
+        shape: spec.shape.clone(),
+        data: &data[spec.start..spec.start + spec.len],
+    });
+    tensors.collect()
 }

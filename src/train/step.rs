@@ -1,7 +1,8 @@
 //! One optimizer step: forward and backward over the micro-batches of its sequences, the guard's verdict, then the update.
 
 use super::guard::Verdict;
-use super::state::{Counters, State};
+use super::model_state::ModelState;
+use super::trainer_state::TrainerState;
 use crate::config::Config;
 use crate::data::batch::Batch;
 use crate::data::batch::IGNORE;
@@ -16,7 +17,6 @@ use anyhow::Result;
 use candle_core::{Device, Tensor};
 use std::time::{Duration, Instant};
 
-/// What a step reports.
 #[derive(Clone, Debug)]
 pub struct StepReport {
     /// Mean over the step's tokens, before the update.
@@ -24,11 +24,11 @@ pub struct StepReport {
     /// Global norm of the gradient, before clipping.
     pub grad_norm: f64,
     pub lr: f64,
-    /// What the guard thought of it.
+    /// What the guard has decided.
     pub verdict: Verdict,
     /// Number of trained tokens, where that is not all of them.
     pub trained: Option<u64>,
-    /// What was seen on the way, if `log.layers_every` asks for it.
+    /// Statistics of activations, if `log.layers_every` asks for it.
     pub observed: Option<ActivationStats>,
     /// Of every sequence, if `log.sequences` asks for it.
     pub sequences: Option<Sequences>,
@@ -44,7 +44,7 @@ impl StepReport {
         self.verdict.refuses()
     }
 
-    /// What the clock says of the parts of step `step`, all of which took `total` after `data` seconds of waiting.
+    /// Seconds of each part of step `step`, which took `total` in all, `data` seconds of it waiting for data.
     pub fn times(&self, step: u64, data: f64, total: Duration) -> Times {
         let PassTimes { forward, head, backward } = self.passes;
         let parts = [
@@ -58,19 +58,19 @@ impl StepReport {
         Times { step, seconds: seconds.into_iter().chain([("data".to_owned(), data)]).collect() }
     }
 
-    /// As the step that led to `counters` is logged; what a clock says of it is unknown here.
-    pub fn record(&self, counters: &Counters) -> Train {
+    /// The log record of the step that led to `state`, without what a clock says.
+    pub fn record(&self, state: &TrainerState) -> Train {
         Train {
-            step: counters.step,
+            step: state.step,
             loss: if self.skipped() { f64::NAN } else { self.loss },
             grad_norm: self.grad_norm,
             lr: self.lr,
-            tokens: counters.tokens,
+            tokens: state.tokens,
             trained_tokens: self.trained,
             tokens_per_second: f64::NAN,
             mfu: f64::NAN,
             data_seconds: f64::NAN,
-            chain: counters.chain.clone(),
+            chain: state.data_hash.to_string(),
             skipped: self.skipped(),
             hardware: Vec::new(),
             reset: Vec::new(),
@@ -78,50 +78,55 @@ impl StepReport {
     }
 }
 
-/// Trains on `batch` and advances the counters.
+/// Trains on `batch` and advances the trainer's state.
 ///
 /// Every gradient is that of the mean loss over ALL trained tokens of the step: each micro-batch is scaled by 1 / tokens, not averaged
 /// by itself, so the result does not depend on the micro-batch size beyond rounding.
 ///
 /// # Errors
 /// Those of the device. The state is then what it was: only the gradient, which the next step clears, has been touched.
-pub fn step(state: &mut State, config: &Config, batch: &Batch) -> Result<StepReport> {
-    let (attempt, trained) = (state.counters.step + 1, batch.trained());
+pub fn step(state: &mut ModelState, config: &Config, batch: &Batch) -> Result<StepReport> {
+    let number = state.trainer.step + 1;
+    let trained = batch.trained();
     let passed = forward_and_backward(state, config, batch)?;
-    let mut loss = passed.nats / trained as f64;
-    let of_data = failpoint("loss-of-sequence", state.counters.next_sequence);
-    if let Some(planted) = failpoint("loss", attempt).or(of_data) {
-        loss = planted;
-    }
-    let lr = state.schedule.lr(state.counters.step);
-    let begun = Instant::now();
+    let planted = failpoint("loss", number).or_else(|| failpoint("loss-of-sequence", state.trainer.next_sequence));
+    let loss = planted.unwrap_or(passed.nats / trained as f64);
+    let lr = state.trainer.schedule.lr(state.trainer.step);
+    let started = Instant::now();
     let grad_norm = global_norm(&state.grad)?;
     let uniform = (config.model.vocab_size as f64).ln();
-    let verdict = state.guard.judge(&config.guard, attempt, loss, grad_norm, uniform);
+    let verdict = state.trainer.guard.check(&config.guard, number, loss, grad_norm, uniform);
     if !verdict.refuses() {
-        let (weights, copy) = (state.model.trained().1, state.model.copy());
-        state.optimizer.update(weights, copy, &state.grad, grad_norm, lr)?;
-    }
-    let optimizer = begun.elapsed();
-    if let Some(planted) = failpoint("weight", attempt) {
         let weights = state.model.trained().1;
-        weights.slice_set(&Tensor::from_vec(vec![planted as f32], 1, weights.device())?, 0, 0)?;
-        state.model.refresh()?;
+        state.optimizer.update(weights, state.model.copy(), &state.grad, grad_norm, lr)?;
     }
+    let optimizer = started.elapsed();
+    plant_weight(state, number)?;
+    let first = state.trainer.next_sequence;
+    advance(state, batch);
+    Ok(StepReport {
+        loss,
+        grad_norm,
+        lr,
+        verdict,
+        trained: config.is_sft().then_some(trained as u64),
+        observed: passed.observed,
+        sequences: passed.sequences.map(|losses| Sequences { step: number, first, losses }),
+        passes: passed.times,
+        optimizer,
+    })
+}
+
+/// Counts the step and the data of `batch`.
+fn advance(state: &mut ModelState, batch: &Batch) {
+    let trainer = &mut state.trainer;
     for row in 0..batch.rows() {
-        state.chain.extend(&batch.identity(row));
+        trainer.data_hash.extend(&batch.identity(row));
     }
-    let counters = &mut state.counters;
-    let (first, losses) = (counters.next_sequence, passed.sequences);
-    let sequences = losses.map(|losses| Sequences { step: attempt, first, losses });
-    counters.step += 1;
-    counters.tokens += batch.inputs.len() as u64;
-    counters.next_sequence += batch.rows() as u64;
-    counters.chain = state.chain.to_string();
-    counters.updates = state.optimizer.updates;
-    let trained = config.is_sft().then_some(trained as u64);
-    let (observed, passes) = (passed.observed, passed.times);
-    Ok(StepReport { loss, grad_norm, lr, verdict, trained, observed, sequences, passes, optimizer })
+    trainer.step += 1;
+    trainer.tokens += batch.inputs.len() as u64;
+    trainer.next_sequence += batch.rows() as u64;
+    trainer.updates = state.optimizer.updates;
 }
 
 /// All passes of a step.
@@ -158,31 +163,31 @@ fn mean((losses, targets): (&[f32], &[u32])) -> f64 {
 }
 
 /// Leaves the gradient of the mean loss in `state.grad`.
-fn forward_and_backward(state: &State, config: &Config, batch: &Batch) -> Result<Passed> {
+fn forward_and_backward(state: &ModelState, config: &Config, batch: &Batch) -> Result<Passed> {
     let scale = 1.0 / batch.trained() as f32;
     zero(&state.grad)?;
     let mut passes = Vec::new();
     let mut passed = Passed { sequences: config.log.sequences.then(Vec::new), ..Passed::default() };
-    let observe = config.log.layers_due(state.counters.step + 1);
+    let observe = config.log.layers_due(state.trainer.step + 1);
     for (i, first) in (0..batch.rows()).step_by(config.train.micro_batch_size).enumerate() {
         let Batch { length, inputs, targets, starts } = batch.part(first, config.train.micro_batch_size);
         let rows = inputs.len() / length;
         plant_faults(state, i, rows)?;
         let documents = starts.map(|starts| DocumentStarts::new(starts, length)).transpose()?;
-        let noise = noise(config, state.counters.step, (first * length) as u64);
+        let noise = noise(config, state.trainer.step, (first * length) as u64);
         let inputs = Tensor::from_vec(inputs, (rows, length), &Device::Cpu)?;
         let wanted = Tensor::from_slice(&targets, rows * length, &Device::Cpu)?;
         let feed = TrainInput { documents: documents.as_ref(), noise: noise.as_ref(), observe };
         passes.push((state.model.loss_and_backward(&inputs, &wanted, feed, scale, &state.grads)?, length, targets));
     }
-    // Looked at only now: a device that works on its own need not wait between micro-batches.
+    // Read back only now, so that a GPU need not wait between micro-batches.
     for (pass, length, targets) in passes {
         passed.add(pass, length, &targets)?;
     }
     Ok(passed)
 }
 
-/// What is random about the step after `step`, from its token `first_token` on.
+/// Dropout and NEFTune noise of the step after `step`, from its token `first_token` on.
 fn noise(config: &Config, step: u64, first_token: u64) -> Option<Noise> {
     let dropout = if config.lora.is_absent() { 0.0 } else { config.lora.dropout };
     let neftune = config.sft.neftune_alpha;
@@ -190,19 +195,29 @@ fn noise(config: &Config, step: u64, first_token: u64) -> Option<Noise> {
     (config.is_sft() && (dropout > 0.0 || neftune > 0.0)).then_some(Noise { key, dropout, neftune, first_token })
 }
 
+/// In tests: one weight set after the update.
+fn plant_weight(state: &mut ModelState, number: u64) -> Result<()> {
+    if let Some(value) = failpoint("weight", number) {
+        let weights = state.model.trained().1;
+        weights.slice_set(&Tensor::from_vec(vec![value as f32], 1, weights.device())?, 0, 0)?;
+        state.model.refresh()?;
+    }
+    Ok(())
+}
+
 /// In tests: one element of the gradient set before micro-batch `i`, a device too small for `rows` rows, a step that hangs.
-fn plant_faults(state: &State, i: usize, rows: usize) -> Result<()> {
-    let attempt = state.counters.step + 1;
-    if let Some(value) = failpoint("gradient", 1000 * attempt + i as u64) {
+fn plant_faults(state: &ModelState, i: usize, rows: usize) -> Result<()> {
+    let number = state.trainer.step + 1;
+    if let Some(value) = failpoint("gradient", 1000 * number + i as u64) {
         let value = Tensor::from_vec(vec![value as f32], 1, state.grad.device())?;
         state.grad.slice_set(&value, 0, state.model.trained().0.total / 2)?;
     }
     // From the second micro-batch on, where gradients have been accumulated already.
-    let limit = failpoint("memory", attempt).filter(|_| i > 0).or_else(|| failpoint("memory-at-once", attempt));
+    let limit = failpoint("memory", number).filter(|_| i > 0).or_else(|| failpoint("memory-at-once", number));
     if limit.is_some_and(|most| rows as f64 > most) {
         return Err(fail(Exit::Memory, format!("out of memory with {rows} rows")).into());
     }
-    if let Some(seconds) = failpoint("hang", attempt) {
+    if let Some(seconds) = failpoint("hang", number) {
         std::thread::sleep(std::time::Duration::from_secs_f64(seconds));
     }
     Ok(())
@@ -210,7 +225,8 @@ fn plant_faults(state: &State, i: usize, rows: usize) -> Result<()> {
 
 /// Whether `error` is a device out of memory, which a smaller micro-batch may cure.
 pub fn is_out_of_memory(error: &anyhow::Error) -> bool {
+    let ours = failure_in(error).is_some_and(|failure| failure.exit == Exit::Memory);
     // cudarc's errors have no type of their own for it by the time that candle has wrapped them.
-    let cuda = |text: String| text.contains("OUT_OF_MEMORY") || text.contains("out of memory");
-    failure_in(error).is_some_and(|f| f.exit == Exit::Memory) || error.chain().any(|e| cuda(e.to_string()))
+    let texts: Vec<String> = error.chain().map(ToString::to_string).collect();
+    ours || texts.iter().any(|text| text.contains("OUT_OF_MEMORY") || text.contains("out of memory"))
 }

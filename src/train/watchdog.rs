@@ -1,5 +1,5 @@
-//! The watchdog: a run that makes no progress ends with a report (exit 70), so that a supervisor can start it again, instead of holding
-//! its machine for ever. It also sees to it that no thread's death leaves the process half alive.
+//! The watchdog: a run that makes no progress ends with a report (exit 70), so that a supervisor can restart it, instead of occupying
+//! its machine for ever. It also ends a process in which a thread has died.
 
 use crate::metrics::Events;
 use crate::runtime::error::{Exit, note};
@@ -18,7 +18,7 @@ const TICK: Duration = Duration::from_millis(200);
 /// Steps that the usual one is the median of.
 const REMEMBERED: usize = 31;
 
-/// Until so many steps have been seen, nobody knows how long one takes here ...
+/// Until so many steps have been timed, the usual duration of one is unknown ...
 const ENOUGH: usize = 3;
 
 /// ... and the limit is so many times the configured one.
@@ -27,7 +27,7 @@ const PATIENCE: u32 = 30;
 /// A dead thread's failure normally ends the loop at the next step; after this long the watchdog ends the process.
 const HALF_DEAD: Duration = Duration::from_secs(4);
 
-/// Watches one run. Dropped, it ends.
+/// Watches one run until it is dropped.
 pub struct Watchdog {
     shared: Arc<Shared>,
     least: Duration,
@@ -35,27 +35,27 @@ pub struct Watchdog {
 }
 
 struct Shared {
-    begun: Instant,
-    /// When the loop last did something, in milliseconds since `begun`.
+    started: Instant,
+    /// When the loop last did something, in milliseconds since `started`.
     alive: AtomicU64,
     /// Milliseconds without a sign of life that are too many.
     limit: AtomicU64,
-    doing: Mutex<String>,
+    phase: Mutex<String>,
     over: AtomicBool,
     run_dir: PathBuf,
 }
 
 impl Watchdog {
-    /// Watches the run in `run_dir`, which is stuck after ten usual steps without progress, `least` at least.
+    /// Watches the run in `run_dir`, which counts as stuck without progress for ten usual steps, and never before `least`.
     ///
     /// # Errors
     /// [`Exit::Io`] if the system gives no thread.
     pub fn start(run_dir: &Path, least: Duration) -> Result<Self> {
         let shared = Arc::new(Shared {
-            begun: Instant::now(),
+            started: Instant::now(),
             alive: AtomicU64::new(0),
             limit: AtomicU64::new(milliseconds(least.saturating_mul(PATIENCE))),
-            doing: Mutex::new("starting".into()),
+            phase: Mutex::new("starting".into()),
             over: AtomicBool::new(false),
             run_dir: run_dir.to_path_buf(),
         });
@@ -64,19 +64,19 @@ impl Watchdog {
         Ok(Self { shared, least, steps: VecDeque::new() })
     }
 
-    /// The loop begins something else.
-    pub fn begins(&self, what: String) {
-        *self.shared.doing.lock().unwrap_or_else(PoisonError::into_inner) = what;
+    /// The loop starts to do something else, which a report names.
+    pub fn start_phase(&self, phase: String) {
+        *self.shared.phase.lock().unwrap_or_else(PoisonError::into_inner) = phase;
         self.alive();
     }
 
-    /// The loop is getting on.
+    /// Notes that the loop makes progress.
     pub fn alive(&self) {
-        self.shared.alive.store(milliseconds(self.shared.begun.elapsed()), Ordering::Relaxed);
+        self.shared.alive.store(milliseconds(self.shared.started.elapsed()), Ordering::Relaxed);
     }
 
-    /// A step has taken so long.
-    pub fn step(&mut self, took: Duration) {
+    /// Adjusts the limit to the duration of a step.
+    pub fn record_step(&mut self, took: Duration) {
         if self.steps.len() == REMEMBERED {
             self.steps.pop_front();
         }
@@ -112,11 +112,10 @@ impl Shared {
                     self.end(&failure.message, &[]);
                 }
             }
-            let (now, alive) = (milliseconds(self.begun.elapsed()), self.alive.load(Ordering::Relaxed));
-            let still = now.saturating_sub(alive);
+            let still = milliseconds(self.started.elapsed()).saturating_sub(self.alive.load(Ordering::Relaxed));
             if still > self.limit.load(Ordering::Relaxed) {
-                let doing = self.doing.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                self.end(&format!("no progress for {} s: {doing}", still / 1000), &machine::threads());
+                let phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                self.end(&format!("no progress for {} s: {phase}", still / 1000), &machine::threads());
             }
         }
     }
@@ -129,7 +128,7 @@ impl Shared {
         let lines: String = threads.iter().map(|line| format!("\n  thread {line}")).collect();
         note(&format!("error: {what}{lines}"));
         note(&format!("hint: resume it: llama-lite resume --ckpt {}", quoted(&self.run_dir)));
-        // Whoever is stuck may hold the events; this is another handle on the same file, and its lines are whole.
+        // The thread that is stuck may hold the events; this is another handle on the same file, and its lines are whole.
         let event = json!({"what": what, "threads": threads});
         let _ = Events::open(&self.run_dir).and_then(|mut events| events.append("hang", event));
         std::process::exit(Exit::Internal as i32);

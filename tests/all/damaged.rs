@@ -15,7 +15,7 @@ use llama_lite::data::order::DataHash;
 use llama_lite::metrics::{self, Events, MetricsLog, SampleLog};
 use llama_lite::runtime::error::{Exit, Failure, fail};
 use llama_lite::tokenizer::Tokenizer;
-use llama_lite::train::state::Saved;
+use llama_lite::train::trainer_state::TrainerStateFile;
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -167,11 +167,12 @@ fn read_manifest(text: &[u8]) -> Result<()> {
 fn read_state(bytes: &[u8]) -> Result<()> {
     let malformed = |e: serde_json::Error| fail(Exit::Data, e.to_string());
     // As a resume does: JSON, then its meaning.
-    let saved: Saved = serde_json::from_value(serde_json::from_slice(bytes).map_err(malformed)?).map_err(malformed)?;
-    let chain: DataHash = saved.counters.chain.parse()?;
-    assert_eq!(chain.to_string(), saved.counters.chain.to_lowercase());
-    for it in [0, 1, saved.counters.step, u64::MAX] {
-        saved.schedule.lr(it);
+    let value = serde_json::from_slice(bytes).map_err(malformed)?;
+    let saved: TrainerStateFile = serde_json::from_value(value).map_err(malformed)?;
+    let data_hash = saved.state.data_hash;
+    assert_eq!(data_hash.to_string().parse::<DataHash>()?, data_hash);
+    for it in [0, 1, saved.state.step, u64::MAX] {
+        saved.state.schedule.lr(it);
     }
     Config::from_toml_str(&saved.config, "the checkpoint's config")?;
     Ok(())

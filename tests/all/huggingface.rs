@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Tensor, safetensors};
 use llama_lite::checkpoint::Opened;
 use llama_lite::model::TrainInput;
 use llama_lite::ops::selftest::difference;
-use llama_lite::train::state::load_model;
+use llama_lite::train::model_state::load_model;
 use std::collections::HashMap;
 use std::path::PathBuf;
 
@@ -26,7 +26,7 @@ fn ids(t: &Tensor) -> Tensor {
 #[test]
 fn logits_and_loss_equal_transformers() {
     for name in ALL {
-        let model = load_model(&Opened::open(&fixture(name)).unwrap()).unwrap();
+        let model = load_model(&Opened::open(&fixture(name)).unwrap(), &Device::Cpu).unwrap();
         let want = expected(name);
         let inputs = ids(&want["input_ids"]);
         let logits = model.logits(&inputs).unwrap();
@@ -43,7 +43,7 @@ fn logits_and_loss_equal_transformers() {
 #[test]
 fn every_gradient_equals_torch() {
     for name in ["gqa", "untied", "tied"] {
-        let model = load_model(&Opened::open(&fixture(name)).unwrap()).unwrap();
+        let model = load_model(&Opened::open(&fixture(name)).unwrap(), &Device::Cpu).unwrap();
         let want = expected(name);
         let (inputs, targets) = (ids(&want["input_ids"]), ids(&want["target_ids"]).flatten_all().unwrap());
         let flat = model.layout.zeros(&Device::Cpu).unwrap();
@@ -62,7 +62,7 @@ fn every_gradient_equals_torch() {
 #[test]
 fn greedy_continuations_equal_generate() {
     for name in ALL {
-        let model = load_model(&Opened::open(&fixture(name)).unwrap()).unwrap();
+        let model = load_model(&Opened::open(&fixture(name)).unwrap(), &Device::Cpu).unwrap();
         let want = expected(name);
         let theirs = ids(&want["greedy_ids"]).to_vec1::<u32>().unwrap();
         let mut feed = ids(&want["prompt_ids"]).to_vec1::<u32>().unwrap();
@@ -100,7 +100,7 @@ fn what_the_model_would_compute_differently_is_refused_by_name() {
         let mut config: serde_json::Value = serde_json::from_str(&good).unwrap();
         config[key] = value;
         std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
-        let opened = Opened::open(dir.path()).and_then(|o| load_model(&o).map(drop));
+        let opened = Opened::open(dir.path()).and_then(|o| load_model(&o, &Device::Cpu).map(drop));
         let message = format!("{:#}", opened.expect_err(key));
         let names_it = message.contains(key) || (key == "vocab_size" && message.contains("embed_tokens"));
         assert!(names_it || (key == "tie_word_embeddings" && message.contains("lm_head")), "{key}: {message}");

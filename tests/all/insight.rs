@@ -1,7 +1,14 @@
 //! Plans before, pages during and after: `plan`, `report`, TensorBoard's files.
 
 use crate::support::{TINY, arg, config, fails, ok, pretrain, stdout};
+use candle_core::Device;
+use llama_lite::metrics::Console;
+use llama_lite::train::session::Session;
 use std::path::Path;
+
+fn quiet() -> Session {
+    Session::new(&Device::Cpu, Console { quiet: true, terminal: false, color: false })
+}
 
 /// A number of MB before `word`.
 fn megabytes(text: &str, word: &str) -> f64 {
@@ -149,13 +156,13 @@ fn a_planted_document_is_ranked_first_in_its_step() {
         "log.sequences=true",
         "--quiet",
     ]);
-    let quiet = llama_lite::metrics::Console { quiet: true, terminal: false, color: false };
+    let session = quiet();
     let why = |step: u64| stdout(&ok(&["why", arg(&run), "--step", &step.to_string(), "--full", "--quiet"]));
     let step = (1..=120)
         .find(|&step| {
-            llama_lite::inspect::why::why(&run, step, None, quiet)
+            llama_lite::inspect::why::why(&run, step, None, &session)
                 .unwrap()
-                .parts
+                .sequences
                 .iter()
                 .any(|part| part.text.contains("qzxj"))
         })
@@ -166,12 +173,12 @@ fn a_planted_document_is_ranked_first_in_its_step() {
     assert_eq!(said.matches("\nloss ").count(), 4, "{said}");
     assert!(said.contains("logged loss"), "{said}");
     // Where the losses of the sequences were logged they make up the loss of the step; elsewhere a model of some steps before judges.
-    let found = |step| llama_lite::inspect::why::why(&run, step, None, quiet).unwrap();
+    let found = |step| llama_lite::inspect::why::why(&run, step, None, &session).unwrap();
     let (late, early) = (found(97), found(31));
-    let mean = late.parts.iter().map(|part| part.loss).sum::<f64>() / late.parts.len() as f64;
+    let mean = late.sequences.iter().map(|part| part.loss).sum::<f64>() / late.sequences.len() as f64;
     assert!(late.exact && (mean - late.logged.unwrap()).abs() < 1e-6, "{mean} {:?}", late.logged);
-    assert!(!early.exact && early.judged_by == 20, "{}", early.judged_by);
-    assert_eq!(found(40).judged_by, 20, "the checkpoint after step 40 has learned from it");
+    assert!(!early.exact && early.loss_step == 20, "{}", early.loss_step);
+    assert_eq!(found(40).loss_step, 20, "the checkpoint after step 40 has learned from it");
     assert!(fails(&["why", arg(&run), "--step", "121"], 78).contains("steps 1 to 120"));
 }
 
@@ -204,9 +211,14 @@ fn branches_go_on_from_one_checkpoint() {
     }
     assert_eq!(weights[4]["reset"].as_array().unwrap().len(), 2);
     // Two steps of four sequences are passed over: what the run saw in step 7 the branch sees in step 5.
-    let quiet = llama_lite::metrics::Console { quiet: true, terminal: false, color: false };
+    let session = quiet();
     let seen = |run: &Path, step| -> Vec<String> {
-        llama_lite::inspect::why::why(run, step, None, quiet).unwrap().parts.into_iter().map(|part| part.text).collect()
+        llama_lite::inspect::why::why(run, step, None, &session)
+            .unwrap()
+            .sequences
+            .into_iter()
+            .map(|part| part.text)
+            .collect()
     };
     let sorted = |mut texts: Vec<String>| {
         texts.sort();

@@ -5,7 +5,7 @@ use candle_core::Device;
 use llama_lite::config::Config;
 use llama_lite::data::batch::Batch;
 use llama_lite::ops::precision::Precision;
-use llama_lite::train::state::State;
+use llama_lite::train::model_state::ModelState;
 use llama_lite::train::step::step;
 
 fn losses(run: &std::path::Path) -> Vec<f64> {
@@ -60,14 +60,14 @@ fn the_loss_falls_and_validation_names_the_floor() {
 #[test]
 fn an_update_that_is_not_finite_changes_nothing() {
     let config = Config::from_toml_str(TINY, "tiny.toml").unwrap();
-    let mut state = State::fresh(&config, None).unwrap();
+    let mut state = ModelState::initial(&config, None, &Device::Cpu).unwrap();
     let sequences: Vec<u32> = (0..4 * 33).map(|i| i * 7 % 320).collect();
     let batch = Batch::windows(&sequences, 32, None);
     step(&mut state, &config, &batch).unwrap();
     let mut poisoned = state.model.flat.to_vec1::<f32>().unwrap();
     let healthy = poisoned.clone();
     poisoned[5000] = f32::NAN;
-    let set = |state: &State, values: Vec<f32>| {
+    let set = |state: &ModelState, values: Vec<f32>| {
         let n = values.len();
         state.model.flat.slice_set(&candle_core::Tensor::from_vec(values, n, &Device::Cpu).unwrap(), 0, 0).unwrap();
     };
@@ -75,11 +75,11 @@ fn an_update_that_is_not_finite_changes_nothing() {
     let before = state.optimizer.state[0].flat.to_vec1::<f32>().unwrap();
     let report = step(&mut state, &config, &batch).unwrap();
     assert!(report.skipped());
-    assert_eq!((state.counters.step, state.counters.updates, state.counters.tokens), (2, 1, 256));
+    assert_eq!((state.trainer.step, state.trainer.updates, state.trainer.tokens), (2, 1, 256));
     assert_eq!(state.optimizer.state[0].flat.to_vec1::<f32>().unwrap(), before);
     set(&state, healthy);
     assert!(!step(&mut state, &config, &batch).unwrap().skipped());
-    assert_eq!((state.counters.step, state.counters.updates), (3, 2));
+    assert_eq!((state.trainer.step, state.trainer.updates), (3, 2));
 }
 
 #[test]

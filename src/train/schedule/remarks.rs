@@ -8,7 +8,7 @@ use crate::runtime::error::{Exit, Failure, fail};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Remark {
     pub text: String,
-    /// Whether the run is hardly what anybody wants.
+    /// Whether the run is probably a mistake.
     pub warning: bool,
 }
 
@@ -31,9 +31,11 @@ pub fn remark(config: &Config, step: u64) -> Result<Option<Remark>, Failure> {
     if step >= steps {
         return Ok(None);
     }
-    let (peak, least) = (config.optimizer.lr, config.schedule.min_lr);
+    let peak = config.optimizer.lr;
+    let least = config.schedule.min_lr;
     if schedule.peak_step() > steps {
-        let (warmup, highest) = (config.schedule.warmup_steps, schedule.lr(steps - 1));
+        let warmup = config.schedule.warmup_steps;
+        let highest = schedule.lr(steps - 1);
         let text = format!(
             "the warm-up of {warmup} steps is not over when the run ends at step {steps}: the learning rate comes to \
              {highest:.2e} and never to its peak, {peak:?}"

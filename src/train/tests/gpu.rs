@@ -10,7 +10,7 @@ use crate::model::{Llama, TrainInput, lora};
 use crate::ops::cuda::emulated;
 use crate::ops::precision::Precision;
 use crate::ops::prefix_tree::PrefixTree;
-use crate::train::state::State;
+use crate::train::model_state::ModelState;
 use crate::train::step::step;
 use candle_core::{Device, Tensor};
 
@@ -31,7 +31,7 @@ fn trained(precision: &str) -> (Vec<(f64, f64)>, Vec<f32>, Vec<f32>) {
 }
 
 fn trained_with(config: &Config) -> (Vec<(f64, f64)>, Vec<f32>, Vec<f32>) {
-    let mut state = State::fresh(config, None).unwrap();
+    let mut state = ModelState::initial(config, None, &Device::Cpu).unwrap();
     let one = |i: u32| {
         let ids: Vec<u32> = (0..4 * 21).map(|place| (place * 7 + i % 3 * 31) % 320).collect();
         let report = step(&mut state, config, &Batch::windows(&ids, 20, None)).unwrap();

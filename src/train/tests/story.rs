@@ -1,7 +1,7 @@
 //! The life of a run, and what must be left of it if it ends at any moment.
 //!
 //! What the run computes is made up, so that every value follows from its step. What it writes is written by the code
-//! of the program in the order of the program (`begin.rs`, `run.rs`).
+//! of the program in the order of the program (`new_run.rs`, `resume.rs`, `trainer.rs`).
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,7 @@ use crate::metrics::{Events, Logged, Record, SampleRecord, Sequences, Times, Tra
 use crate::runtime::files::fault::Op;
 use crate::runtime::files::tests::fault_injection::{count, step};
 use crate::runtime::files::{Syncer, create_dirs, write_atomic};
-use crate::train::run::Logs;
+use crate::train::logs::RunLogs;
 
 const KEEP: usize = 2;
 
@@ -166,7 +166,7 @@ impl Story {
         Ok(())
     }
 
-    fn begin(&mut self) -> Result<Logs> {
+    fn begin(&mut self) -> Result<RunLogs> {
         create_dirs(&self.run)?;
         let mut events = Events::open(&self.run)?;
         self.event(&mut events, "start")?;
@@ -177,12 +177,12 @@ impl Story {
         Ok(logs)
     }
 
-    fn logs(&self, resume_step: Option<u64>, events: Events) -> Result<Logs> {
-        Logs::open(&self.run, &LOGS, events, resume_step)
+    fn logs(&self, resume_step: Option<u64>, events: Events) -> Result<RunLogs> {
+        RunLogs::open(&self.run, &LOGS, events, resume_step)
     }
 
-    /// Logs the present step.
-    fn log(&self, logs: &mut Logs) -> Result<()> {
+    /// RunLogs the present step.
+    fn log(&self, logs: &mut RunLogs) -> Result<()> {
         let (at, step) = (self.at, self.at.step);
         at.records_at(step).iter().try_for_each(|record| logs.metrics.append(record))?;
         at.times_at(step).iter().try_for_each(|times| logs.times.append(times))?;
@@ -192,7 +192,7 @@ impl Story {
     }
 
     /// Goes on to the step `last`, saving where it is due; the end is that of a kill.
-    fn train(&mut self, logs: &mut Logs, last: u64) -> Result<()> {
+    fn train(&mut self, logs: &mut RunLogs, last: u64) -> Result<()> {
         while self.at.step < last {
             self.at.step += 1;
             self.log(logs)?;
@@ -204,7 +204,7 @@ impl Story {
     }
 
     /// Saves the present step; `again` if there is a checkpoint of it, which is to be replaced.
-    fn save(&mut self, logs: &mut Logs, again: bool) -> Result<()> {
+    fn save(&mut self, logs: &mut RunLogs, again: bool) -> Result<()> {
         logs.syncers()?.iter().try_for_each(Syncer::sync)?;
         self.at.version += u64::from(again);
         let at = self.at;
@@ -218,7 +218,7 @@ impl Story {
     }
 
     /// What `resume RUN` does.
-    fn resume(&mut self) -> Result<Logs> {
+    fn resume(&mut self) -> Result<RunLogs> {
         let found = newest_valid(&self.run)?;
         let step = found.newest.context("nothing to resume")?.manifest.step;
         let mut events = Events::open(&self.run)?;
@@ -229,7 +229,7 @@ impl Story {
     }
 
     /// What `resume RUN/checkpoints/step-..` does, where a newer checkpoint exists; what is trained then differs.
-    fn resume_from(&mut self, step: u64) -> Result<Logs> {
+    fn resume_from(&mut self, step: u64) -> Result<RunLogs> {
         let older = Point { step, ..self.at };
         self.claim(|now| {
             now.newest.push(Some(older));
@@ -241,7 +241,7 @@ impl Story {
         self.go_on(step)
     }
 
-    fn go_on(&mut self, step: u64) -> Result<Logs> {
+    fn go_on(&mut self, step: u64) -> Result<RunLogs> {
         self.attempt += 1;
         self.at.step = step;
         write_atomic(&self.run.join("config.toml"), config(self.attempt).as_bytes())?;
@@ -321,7 +321,7 @@ fn identify(valid: Valid, claim: &Claim) -> Result<Point> {
 /// The logs, opened as a resume opens them, hold every step up to the checkpoint's once, and nothing else.
 fn check_logs(run: &Path, newest: Option<Point>) -> Result<()> {
     let resume_step = newest.map(|point| point.step);
-    drop(Logs::open(run, &LOGS, Events::open(run)?, resume_step)?);
+    drop(RunLogs::open(run, &LOGS, Events::open(run)?, resume_step)?);
     let points = || newest.into_iter().flat_map(|point| (0..=point.step).map(move |step| (point, step)));
     let records: Vec<Record> = points().flat_map(|(point, step)| point.records_at(step)).collect();
     let logged = read(&run.join("metrics.jsonl"))?;

@@ -3,6 +3,7 @@
 mod evaluation;
 
 use crate::support::{TINY, arg, config, ok, pretrain, stdout};
+use candle_core::Device;
 use llama_lite::checkpoint::Opened;
 use llama_lite::config::Config;
 use llama_lite::data::batch::Batch;
@@ -11,11 +12,11 @@ use llama_lite::data::dataset::{Dataset, separator};
 use llama_lite::data::eval_set::EvalSet;
 use llama_lite::data::packed_rows::{Example, PackedRows};
 use llama_lite::eval::{ByteLengths, score, total_loss};
+use llama_lite::inspect::plan::rates;
 use llama_lite::model::Llama;
 use llama_lite::tokenizer::Tokenizer;
 use llama_lite::train::footprint::{Footprint, checkpoint_bytes};
-use llama_lite::train::plan::rates;
-use llama_lite::train::state::{State, load_model};
+use llama_lite::train::model_state::{ModelState, load_model};
 use llama_lite::train::step::step;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -49,7 +50,8 @@ fn validation_and_references(run: &Path, separator_ends: bool) -> [f64; 3] {
     let tokenizer = Tokenizer::from_dir(checkpoint.tokenizer_dir()).unwrap();
     let separator = separator(&tokenizer).unwrap();
     let corpus = Dataset::open(&Config::load(&run.join("config.toml"), &[]).unwrap(), Some(tokenizer)).unwrap();
-    let (model, rows) = (load_model(&checkpoint).unwrap(), corpus.val.unwrap());
+    let model = load_model(&checkpoint, &Device::Cpu).unwrap();
+    let rows = corpus.val.unwrap();
     let alone = loss_of_lone_documents(&model, &rows, separator, separator_ends);
     // No id is this one: nothing is cut.
     let together = loss_of_lone_documents(&model, &rows, u32::MAX, separator_ends);
@@ -248,10 +250,9 @@ fn a_plan_counts_the_copy_that_is_saved() {
     assert_eq!(rates(&config_of_run).unwrap(), used);
     assert_eq!(used[..2], [(1.0, 5e-3), (2.0, 1e-2)]);
     assert_eq!(checkpoint_bytes(&config_of_run), tensors.iter().sum::<u64>());
-    let (beside, at_once) = (Footprint::of(&config_of_run), {
-        let set = "checkpoint.background=false".to_owned();
-        Footprint::of(&Config::load(&run.join("config.toml"), &[set]).unwrap())
-    });
+    let at_once = Config::load(&run.join("config.toml"), &["checkpoint.background=false".to_owned()]).unwrap();
+    let at_once = Footprint::new(&at_once, &Device::Cpu);
+    let beside = Footprint::new(&config_of_run, &Device::Cpu);
     assert_eq!((beside.snapshot, at_once.snapshot), (tensors.iter().sum(), 0));
     assert_eq!(beside.peak() - at_once.peak(), beside.snapshot);
     // As it is printed: 1,716,144,128 weights and two moments of each.
@@ -292,7 +293,7 @@ fn tuning() -> Config {
 /// Held-out conversations that share a row are scored as each would be alone, and by their trained tokens.
 #[test]
 fn held_out_conversations_do_not_see_each_other() {
-    let model = State::fresh(&tuning(), None).unwrap().model;
+    let model = ModelState::initial(&tuning(), None, &Device::Cpu).unwrap().model;
     let loss = |rows: PackedRows| {
         let lengths = ByteLengths::new(&Tokenizer::gpt2().unwrap());
         score(&model, &EvalSet::examples(rows), &lengths, 2, |_| Ok(())).unwrap()
@@ -320,7 +321,7 @@ fn steps_of_fine_tuning_count_trained_tokens_and_draw_anew() {
     let [inputs, targets, starts] = rows.read(0, rows.len()).map(<[u32]>::to_vec);
     let batch = Batch { length: 16, inputs, targets, starts: Some(starts) };
     let losses = |config: &Config| {
-        let mut state = State::fresh(config, None).unwrap();
+        let mut state = ModelState::initial(config, None, &Device::Cpu).unwrap();
         let weights = state.model.flat.copy().unwrap();
         let both = [0, 1].map(|_| {
             let report = step(&mut state, config, &batch).unwrap();
@@ -335,7 +336,7 @@ fn steps_of_fine_tuning_count_trained_tokens_and_draw_anew() {
             assert_eq!(report.trained, Some(rows.trained()));
             report.loss
         });
-        assert_eq!(state.counters.tokens, 2 * 4 * 16, "all that was read");
+        assert_eq!(state.trainer.tokens, 2 * 4 * 16, "all that was read");
         both
     };
     let [first, second] = losses(&config);

@@ -21,7 +21,7 @@ fn assert_shown(run: &Path, step: usize) {
     let ran = rates(run);
     let shown: Vec<f64> = (0..ran.len() as u64).map(|it| schedule.lr(it)).collect();
     assert_eq!(ran[step..], shown[step..]);
-    let planned: Vec<f64> = llama_lite::train::plan::rates(&config).unwrap().iter().map(|point| point.1).collect();
+    let planned: Vec<f64> = llama_lite::inspect::plan::rates(&config).unwrap().iter().map(|point| point.1).collect();
     assert_eq!(planned, shown);
 }
 

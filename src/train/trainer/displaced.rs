@@ -1,7 +1,7 @@
-//! A run directory that is removed, moved or taken over while the run writes to it. Writing on would end well and leave nothing, or
-//! disturb another process: the run saves what it has in a directory of its own and ends.
+//! A run directory that is removed, moved or replaced while the run writes to it. To continue would leave nothing behind, or disturb
+//! another process: the run saves what it has in a directory of its own and ends.
 
-use super::Run;
+use super::Trainer;
 use crate::metrics::Events;
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::{create_dirs, lock, write_atomic};
@@ -13,20 +13,20 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// A look at a few names; on a network file system it is a request each.
-const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// A check looks up a few names; on a network file system each is a request.
+const CHECK_EVERY: Duration = Duration::from_secs(10);
 
-impl Run {
+impl Trainer {
     /// [`check_place`](Self::check_place), if that was some time ago.
     pub(super) fn check_place_in_time(&mut self) -> Result<()> {
-        if self.seen_in_place.elapsed() < LOOK_EVERY { Ok(()) } else { self.check_place() }
+        if self.last_seen_in_place.elapsed() < CHECK_EVERY { Ok(()) } else { self.check_place() }
     }
 
     /// Ends the run, saved elsewhere, if its directory is no longer its own.
     pub(super) fn check_place(&mut self) -> Result<()> {
         match self.displaced() {
             None => {
-                self.seen_in_place = Instant::now();
+                self.last_seen_in_place = Instant::now();
                 Ok(())
             }
             Some(what) => Err(self.leave(&what)),
@@ -35,25 +35,25 @@ impl Run {
 
     /// What shows that the run's directory is no longer its own.
     pub(super) fn displaced(&self) -> Option<String> {
-        let removed = |path: &Path| if path.symlink_metadata().is_err() { "removed" } else { "replaced" };
-        let dir = &self.place.dir;
-        let lost = if self.lock.is_in_place() { self.logs.displaced()?.to_owned() } else { dir.join("run.lock") };
+        let dir = &self.context.dir;
+        let lost =
+            if self.context.lock.is_in_place() { self.logs.displaced()?.to_owned() } else { dir.join("run.lock") };
         if !dir.is_dir() {
             return Some(format!("{} was removed or renamed", dir.display()));
         }
-        Some(format!("{} was {}", lost.display(), removed(&lost)))
+        let what = if lost.symlink_metadata().is_err() { "removed" } else { "replaced" };
+        Some(format!("{} was {what}", lost.display()))
     }
 
     fn leave(&mut self, what: &str) -> anyhow::Error {
-        let step = self.state.counters.step;
+        let step = self.state.trainer.step;
         // The other directory may be anywhere: what is in flight is no checkpoint of this run any more.
         let settled = self.wait_for_save().map(drop);
         match settled.and_then(|()| self.save_elsewhere(what)) {
             Ok(dir) => {
-                let (shown, word) = (dir.display(), quoted(&dir));
-                fail(Exit::Io, format!("{what} while the run was writing to it: step {step} is saved in {shown}"))
-                    .hint(format!("go on there: llama-lite resume --ckpt {word}"))
-                    .into()
+                let message =
+                    format!("{what} while the run was writing to it: step {step} is saved in {}", dir.display());
+                fail(Exit::Io, message).hint(format!("go on there: llama-lite resume --ckpt {}", quoted(&dir))).into()
             }
             Err(error) => fail(
                 Exit::Io,
@@ -66,7 +66,7 @@ impl Run {
 
     /// Saves the run, logs and all, in a new directory: beside its own if that can be written to, else where temporary files are.
     fn save_elsewhere(&mut self, why: &str) -> Result<PathBuf> {
-        let own = std::path::absolute(&self.place.dir)?;
+        let own = std::path::absolute(&self.context.dir)?;
         let name = own.file_name().context("the run directory has no name")?.to_owned();
         let places = [own, std::env::temp_dir().join(name)];
         let mut result = Err(anyhow::anyhow!("there is no place for it"));
@@ -81,17 +81,19 @@ impl Run {
 
     fn save_in(&mut self, dir: &Path, why: &str) -> Result<PathBuf> {
         create_dirs(dir)?;
-        let _held = lock(&dir.join("run.lock"))?;
+        let _lock = lock(&dir.join("run.lock"))?;
         self.logs.copy_to(dir)?;
         write_atomic(&dir.join("config.toml"), self.config.to_toml().as_bytes())?;
-        let (saved, keep, attempt) = (self.saved()?, self.retention(), self.place.attempt);
-        let written = with_contents(&self.state, &saved, &self.data.dataset.tokenizer, |contents| {
-            write(dir, attempt, &[], keep, contents)
+        let file = self.trainer_state_file()?;
+        let keep = self.retention();
+        let written = with_contents(&self.state, &file, self.base_dir(), &self.data.dataset.tokenizer, |contents| {
+            write(dir, self.state.trainer.attempt, &[], keep, contents)
         })?;
-        let (step, from) = (self.state.counters.step, self.place.dir.display().to_string());
+        let step = self.state.trainer.step;
         let mut events = Events::open(dir)?;
         let name = written.file_name().map(|n| n.to_string_lossy().into_owned());
         events.append("save", json!({"step": step, "checkpoint": name}))?;
+        let from = self.context.dir.display().to_string();
         events.append("rescue", json!({"step": step, "from": from, "why": why}))?;
         Ok(dir.to_owned())
     }
@@ -99,12 +101,15 @@ impl Run {
 
 /// The first free name of `<place>-rescued`, `<place>-rescued-2`...
 fn unused(place: &Path) -> PathBuf {
-    let named = |suffix: String| {
-        let mut name = place.file_name().unwrap_or_default().to_owned();
+    let base = place.file_name().unwrap_or_default();
+    let suffixes = std::iter::once("-rescued".to_owned()).chain((2u32..).map(|n| format!("-rescued-{n}")));
+    for suffix in suffixes {
+        let mut name = base.to_owned();
         name.push(suffix);
-        place.with_file_name(name)
-    };
-    let more = (2u32..).map(|n| named(format!("-rescued-{n}")));
-    let mut names = std::iter::once(named("-rescued".into())).chain(more);
-    names.find(|name| name.symlink_metadata().is_err()).unwrap_or_else(|| place.to_owned())
+        let candidate = place.with_file_name(name);
+        if candidate.symlink_metadata().is_err() {
+            return candidate;
+        }
+    }
+    place.to_owned()
 }

@@ -3,26 +3,28 @@
 //! An uncertain case is never a pass: where the records are missing, or where the run did something between the steps that a replay
 //! does not repeat, the answer is that nothing was verified.
 
-use super::continuation::config_of;
-use super::identity;
-use super::resume::{locate, open_data};
-use super::state::{Saved, State};
-use super::step::step;
 use crate::checkpoint::{self, Opened};
-use crate::metrics::{AlteredLog, Console, Record, Train, altered_logs, read, read_events};
+use crate::metrics::{AlteredLog, Record, Train, altered_logs, read, read_events};
 use crate::train::hardware_change::HardwareChange;
+use crate::train::identity::identity;
+use crate::train::model_state::ModelState;
 use crate::train::replay::{Mismatch, train_mismatch};
+use crate::train::run_data::RunData;
+use crate::train::run_dir::locate;
+use crate::train::session::Session;
+use crate::train::step::step;
+use crate::train::trainer_state::TrainerStateFile;
 use anyhow::Result;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-/// What a verification has found.
+/// The result of a verification.
 #[derive(Debug)]
-pub enum Outcome {
+pub enum Verification {
     /// Every record of these steps came out the same, bit for bit; so many records were compared.
-    TrainOutput(RangeInclusive<u64>, usize),
+    Pass(RangeInclusive<u64>, usize),
     /// The same, but these logs are not what a checkpoint has recorded of them.
     Altered(RangeInclusive<u64>, Vec<AlteredLog>),
     /// The first quantity that did not, and what may explain it.
@@ -36,27 +38,27 @@ pub enum Outcome {
 ///
 /// # Errors
 /// Those of reading the checkpoint and the data.
-pub fn verify(ckpt: &Path, count: u64, base: Option<&Path>, console: Console) -> Result<(PathBuf, Outcome)> {
+pub fn verify(ckpt: &Path, count: u64, base: Option<&Path>, session: &Session) -> Result<(PathBuf, Verification)> {
     let (run_dir, named) = locate(ckpt)?;
     let records = Records::read(&run_dir)?;
     let Some(dir) = named.or(choose(&run_dir, &records, count)?) else {
         let nothing = format!("no checkpoint of {} is followed by {count} logged steps", run_dir.display());
-        return Ok((run_dir, Outcome::Unverified(nothing)));
+        return Ok((run_dir, Verification::Unverified(nothing)));
     };
     let source = Opened::open_beside(&dir, base)?;
-    let saved = Saved::of(&source)?;
-    let first = saved.counters.step + 1;
-    let steps = first..=saved.counters.step.saturating_add(count);
+    let saved = TrainerStateFile::read(&source)?;
+    let first = saved.state.step + 1;
+    let steps = first..=saved.state.step.saturating_add(count);
     if let Some(missing) = steps.clone().find(|step| !records.0.contains_key(step)) {
-        return Ok((dir, Outcome::Unverified(format!("step {missing} was never logged"))));
+        return Ok((dir, Verification::Unverified(format!("step {missing} was never logged"))));
     }
-    if let Some(what) = disturbance(&run_dir, saved.counters.step, *steps.end())? {
-        return Ok((dir, Outcome::Unverified(what)));
+    if let Some(what) = disturbance(&run_dir, saved.state.step, *steps.end())? {
+        return Ok((dir, Verification::Unverified(what)));
     }
-    let outcome = match replay(&source, &saved, steps, &records, console)? {
-        Outcome::TrainOutput(steps, compared) => match altered(&run_dir, &saved, base)? {
-            altered if altered.is_empty() => Outcome::TrainOutput(steps, compared),
-            altered => Outcome::Altered(steps, altered),
+    let outcome = match replay(&source, &saved, steps, &records, session)? {
+        Verification::Pass(steps, compared) => match altered(&run_dir, &saved, base)? {
+            altered if altered.is_empty() => Verification::Pass(steps, compared),
+            altered => Verification::Altered(steps, altered),
         },
         other => other,
     };
@@ -64,10 +66,10 @@ pub fn verify(ckpt: &Path, count: u64, base: Option<&Path>, console: Console) ->
 }
 
 /// The logs that are not what was recorded of them by the checkpoint `saved`, or by the newest one, which covers more.
-fn altered(run_dir: &Path, saved: &Saved, base: Option<&Path>) -> Result<Vec<AlteredLog>> {
+fn altered(run_dir: &Path, saved: &TrainerStateFile, base: Option<&Path>) -> Result<Vec<AlteredLog>> {
     let mut altered = altered_logs(run_dir, &saved.logs)?;
     if let Some(newest) = checkpoint::list_valid(run_dir)?.into_iter().next() {
-        let newest = Saved::of(&Opened::open_valid(newest, base)?)?;
+        let newest = TrainerStateFile::read(&Opened::open_valid(newest, base)?)?;
         let further = altered_logs(run_dir, &newest.logs)?;
         altered.extend(
             further.into_iter().filter(|log| altered.iter().all(|known| known.file != log.file)).collect::<Vec<_>>(),
@@ -76,7 +78,7 @@ fn altered(run_dir: &Path, saved: &Saved, base: Option<&Path>) -> Result<Vec<Alt
     Ok(altered)
 }
 
-/// The logged training steps of a run: what `metrics.jsonl` says of each, then what killed attempts had said.
+/// The logged training steps of a run: the records of each in `metrics.jsonl`, then those of killed attempts.
 struct Records(BTreeMap<u64, Vec<Train>>);
 
 impl Records {
@@ -88,7 +90,7 @@ impl Records {
             tails.sort();
             files.extend(tails);
         }
-        // After a change the steps are those of another run than the one that killed attempts spoke of.
+        // After a change the steps are no longer comparable with those of killed attempts.
         let events = read_events(run_dir)?;
         let unaltered = events.iter().filter_map(alteration).map(|(step, _)| step).min().unwrap_or(u64::MAX);
         let mut steps: BTreeMap<u64, Vec<Train>> = BTreeMap::new();
@@ -105,16 +107,16 @@ impl Records {
     }
 
     /// How many steps from `first` on are logged without a gap, up to `most`.
-    fn run_of(&self, first: u64, most: u64) -> u64 {
+    fn count_from(&self, first: u64, most: u64) -> u64 {
         (0..most).take_while(|i| self.0.contains_key(&(first + i))).count() as u64
     }
 }
 
 /// The newest checkpoint that is followed by `count` logged steps.
 fn choose(run_dir: &Path, records: &Records, count: u64) -> Result<Option<PathBuf>> {
-    let sound = checkpoint::list_valid(run_dir)?;
-    let enough = |valid: &&checkpoint::Valid| records.run_of(valid.manifest.step + 1, count) == count;
-    Ok(sound.iter().find(enough).map(|valid| valid.dir.clone()))
+    let valid = checkpoint::list_valid(run_dir)?;
+    let followed = valid.iter().find(|found| records.count_from(found.manifest.step + 1, count) == count);
+    Ok(followed.map(|valid| valid.dir.clone()))
 }
 
 /// What the run did after step `from` and before step `to` that a replay of the steps does not repeat.
@@ -142,38 +144,41 @@ fn has_items(list: &Value) -> bool {
 
 fn replay(
     source: &Opened,
-    saved: &Saved,
+    saved: &TrainerStateFile,
     steps: RangeInclusive<u64>,
     records: &Records,
-    console: Console,
-) -> Result<Outcome> {
-    let config = config_of(saved)?;
-    let (data, fingerprint) = open_data(&config, source, console)?;
+    session: &Session,
+) -> Result<Verification> {
+    let config = saved.run_config()?;
+    let (data, fingerprint) = RunData::open_for_checkpoint(&config, source, session)?;
     if fingerprint != saved.data_fingerprint {
-        return Ok(Outcome::Unverified("the training or validation data are not those of the run".into()));
+        return Ok(Verification::Unverified("the training or validation data are not those of the run".into()));
     }
     let loader = data.dataset.loader(&config)?;
-    let mut state = State::resumed(&config, source, saved)?;
+    let mut state = ModelState::resumed(&config, source, saved, &session.device)?;
     let count = config.train.sequences_per_step();
     let mut compared = 0;
     for at in steps.clone() {
-        let batch = loader.batch(state.counters.next_sequence, count)?;
+        let batch = loader.batch(state.trainer.next_sequence, count)?;
         let report = step(&mut state, &config, &batch)?;
-        let now = report.record(&state.counters);
+        let now = report.record(&state.trainer);
         for then in &records.0[&at] {
             if let Some(mismatch) = train_mismatch(then, &now) {
-                return Ok(Outcome::Fail(mismatch, explain(&saved.build, &identity(&config.train))));
+                return Ok(Verification::Fail(
+                    mismatch,
+                    explain(&saved.build, &identity(&config.train, &session.device)),
+                ));
             }
             compared += 1;
         }
     }
-    Ok(Outcome::TrainOutput(steps, compared))
+    Ok(Verification::Pass(steps, compared))
 }
 
 /// What differs between the machine and build that made the checkpoint and these.
 fn explain(then: &Value, now: &Value) -> String {
     match HardwareChange::between(then, now).filter(HardwareChange::changes_bits) {
-        Some(moved) => format!("this may be why: {}", moved.told()),
+        Some(change) => format!("this may be why: {}", change.describe()),
         None => "same program, processor and settings: the record or the checkpoint's data were altered, the hardware errs, or the \
                  program is at fault"
             .into(),

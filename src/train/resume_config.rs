@@ -1,50 +1,51 @@
-//! The configuration with which a run goes on: that of its checkpoint, with what is changed on purpose. It is final before any state
-//! is made of it.
+//! The configuration of a resumed run: that of its checkpoint with the changes that the user asks for. It is final before any state
+//! is built from it.
 
+use super::paths::make_paths_absolute;
 use super::reset::{Piece, reset_config};
-use super::state::Saved;
+use super::trainer_state::TrainerStateFile;
 use crate::config::{Change, Config, NameOrPath};
 use crate::runtime::error::{Exit, fail};
-use crate::train::setup::make_paths_absolute;
 use anyhow::Result;
 use std::collections::BTreeSet;
 
 /// What a resume changes on purpose.
 #[derive(Clone, Debug, Default)]
-pub struct Changes {
+pub struct RequestedChanges {
     /// Settings, as on the command line.
     pub sets: Vec<String>,
     /// Pieces of state given up.
     pub pieces: BTreeSet<Piece>,
-    /// Sequences of data passed over.
+    /// Sequences of data to skip.
     pub skip: u64,
 }
 
-impl Changes {
+impl RequestedChanges {
     /// Whether the state is no longer that of the checkpoint.
-    pub(super) fn alter_state(&self) -> bool {
+    pub fn alter_state(&self) -> bool {
         !self.pieces.is_empty() || self.skip > 0
     }
 }
 
-/// A final configuration, and in what it differs from the stored one.
+/// A final configuration, and how it differs from the stored one.
 #[derive(Clone, Debug)]
-pub struct Continuation {
+pub struct ResumeConfig {
     pub config: Config,
     /// The keys that changed, whatever changed them.
     pub changes: Vec<Change>,
 }
 
-impl Continuation {
+impl ResumeConfig {
     /// Of the run whose checkpoint is `saved`.
     ///
     /// # Errors
     /// [`Exit::Config`] for changes that cannot be made.
-    pub fn new(saved: &Saved, wanted: &Changes) -> Result<Self> {
-        let (stored, step) = (config_of(saved)?, saved.counters.step);
-        let mut config = changed(&stored, &wanted.sets)?;
+    pub fn new(saved: &TrainerStateFile, requested: &RequestedChanges) -> Result<Self> {
+        let stored = saved.run_config()?;
+        let step = saved.state.step;
+        let mut config = changed(&stored, &requested.sets)?;
         refuse_changes(&config, &stored.differences(&config), step)?;
-        reset_config(&mut config, &wanted.pieces, step);
+        reset_config(&mut config, &requested.pieces, step);
         move_tail(&stored, &mut config, step);
         Ok(Self { changes: stored.differences(&config), config })
     }
@@ -74,17 +75,11 @@ fn changed(stored: &Config, sets: &[String]) -> Result<Config> {
     Ok(config)
 }
 
-/// The configuration that a checkpoint was made with.
-pub(crate) fn config_of(saved: &Saved) -> Result<Config> {
-    let mut config = Config::from_toml_str(&saved.config, "the checkpoint's config")?;
-    saved.schedule.complete(&mut config.schedule);
-    Ok(config)
-}
-
-/// The tail of a wsd schedule that ends with the run moves to the new end of a longer run, while it has not begun: the rates so far
-/// are then the same for either length. Once it has begun, moving it would make the rate jump back up.
+/// The tail of a wsd schedule that ends with the run moves to the new end of a longer run, as long as it has not started: the rates so
+/// far are then the same for either length. Once it has started, moving it would make the rate jump back up.
 fn move_tail(stored: &Config, config: &mut Config, step: u64) {
-    let (stored_schedule, schedule) = (&stored.schedule, &mut config.schedule);
+    let stored_schedule = &stored.schedule;
+    let schedule = &mut config.schedule;
     let (Some(total), Some(decay)) = (schedule.total_steps, schedule.decay_steps) else { return };
     let start = schedule.start_step.unwrap_or(0);
     let end = start.saturating_add(total);
@@ -95,8 +90,8 @@ fn move_tail(stored: &Config, config: &mut Config, step: u64) {
     }
 }
 
-/// Whether steps taken again after `change` come out otherwise.
-pub(super) fn alters_numbers(change: &Change) -> bool {
+/// Whether steps that are repeated after `change` may give other numbers.
+pub fn alters_numbers(change: &Change) -> bool {
     let section = change.key.split('.').next().unwrap_or_default();
     !["train.steps", "sft.base"].contains(&change.key) && !["checkpoint", "eval", "sample", "log"].contains(&section)
 }
@@ -113,16 +108,13 @@ fn refuse_changes(config: &Config, changes: &[Change], step: u64) -> Result<()> 
         "sft.base_val",
     ];
     const ORDER: [&str; 3] = ["data.seed", "data.shuffle", "data.weights"];
-    // The weights of a model that was moved are compared with those that the adapters began with.
-    let base_moved = |key: &str| {
-        config.adapter_base().is_some()
-            && (key == "sft.base"
-                || key == "data.tokenizer" && config.sft.base.as_deref() == Some(config.data.tokenizer.as_str()))
-    };
-    let tuned = |key: &str| (key.starts_with("sft.") || key.starts_with("lora.")) && !FREE.contains(&key);
-    let fixed =
-        |c: &&Change| (c.key.starts_with("model.") || FIXED.contains(&c.key) || tuned(c.key)) && !base_moved(c.key);
-    if let Some(c) = changes.iter().find(fixed) {
+    let fixed = changes.iter().find(|c| {
+        let section = c.key.split('.').next().unwrap_or_default();
+        let of_model = section == "model" || FIXED.contains(&c.key);
+        let of_sft = ["sft", "lora"].contains(&section) && !FREE.contains(&c.key);
+        (of_model || of_sft) && !base_was_moved(config, c.key)
+    });
+    if let Some(c) = fixed {
         return Err(fail(Exit::Config, format!("{} cannot change on resume ({} -> {})", c.key, c.old, c.new))
             .hint("start a new run, with --init-from if it should begin with these weights")
             .into());
@@ -144,4 +136,11 @@ fn refuse_changes(config: &Config, changes: &[Change], step: u64) -> Result<()> 
         .into());
     }
     Ok(())
+}
+
+/// Whether a change of `key` says that the base model of adapters was moved. That is allowed: its weights are compared with those
+/// that the adapters were trained beside.
+fn base_was_moved(config: &Config, key: &str) -> bool {
+    let tokenizer_too = key == "data.tokenizer" && config.sft.base.as_deref() == Some(config.data.tokenizer.as_str());
+    config.adapter_base().is_some() && (key == "sft.base" || tokenizer_too)
 }

@@ -1,8 +1,7 @@
-//! What is said before the first step: the size of the run, the data, the memory it takes.
+//! What is printed before the first step: the size of the run, the data, the memory it takes.
 
-use super::Run;
+use super::Trainer;
 use crate::data::eval_set::EvalSet;
-use crate::data::loader::SourceUsage;
 use crate::eval::benchmark::Prepared;
 use crate::metrics::thousands;
 use crate::train::footprint::{Footprint, trained_params};
@@ -12,17 +11,18 @@ use anyhow::Result;
 /// Fewer validation tokens than this make a noisy number.
 const FEW_TARGETS: u64 = 2000;
 
-impl Run {
+impl Trainer {
     /// # Errors
     /// Those of the schedule.
-    pub(super) fn introduce(&mut self) -> Result<()> {
+    pub(super) fn print_summary(&mut self) -> Result<()> {
         let parts = [self.size(), self.mixture(), self.files(), self.floor(), self.validation(), self.truncated()];
         let lines = parts.concat();
-        let (at, steps) = (self.state.counters.step, self.config.train.steps);
+        let at = self.state.trainer.step;
+        let steps = self.config.train.steps;
         let verb = match at {
             0 => "starting".into(),
             _ if at < steps => format!("resuming at step {at}"),
-            _ => format!("nothing to do: it has its {at} steps; for more: {}", self.longer()?),
+            _ => format!("nothing to do: it has its {at} steps; for more: {}", self.settings_to_extend()?),
         };
         let remark = remark(&self.config, at)?;
         let (warning, line) = match remark {
@@ -30,15 +30,15 @@ impl Run {
             Some(remark) => (None, format!("\n{}", remark.text)),
             None => (None, String::new()),
         };
-        self.progress.print(&format!("{lines}{line}\n{verb} · {}", self.place.dir.display()));
+        self.progress.print(&format!("{lines}{line}\n{verb} · {}", self.context.dir.display()));
         warning.iter().for_each(|text| self.progress.warn(text));
         Ok(())
     }
 
-    /// The settings with which a finished run goes on and learns.
-    fn longer(&self) -> Result<String> {
+    /// The settings with which a finished run continues and learns.
+    fn settings_to_extend(&self) -> Result<String> {
         let mut longer = self.config.clone();
-        let at = self.state.counters.step;
+        let at = self.state.trainer.step;
         longer.train.steps = at.saturating_add(1);
         let stands_still = standstill(&longer, at)?.is_some();
         let key = if longer.schedule.total_steps.is_some() { "total_steps" } else { "decay_steps" };
@@ -52,7 +52,8 @@ impl Run {
     }
 
     fn size(&self) -> String {
-        let (model, train) = (&self.config.model, &self.config.train);
+        let model = &self.config.model;
+        let train = &self.config.train;
         let drawn = self.prefetch.loader().drawn(self.sequences());
         let passes =
             if let [one] = drawn.as_slice() { format!("{:.2} passes", one.passes) } else { "a mixture".into() };
@@ -66,17 +67,21 @@ impl Run {
             thousands(train.steps),
             thousands(train.tokens_per_step as u64),
             thousands(self.data.dataset.train_tokens()),
-            Footprint::of(&self.config),
+            Footprint::new(&self.config, &self.device),
         )
     }
 
     fn mixture(&self) -> String {
         let all = self.sequences();
         let drawn = self.prefetch.loader().drawn(all);
-        let line = |SourceUsage { name, sequences, passes }: &SourceUsage| {
-            format!("\n{:5.1} % {passes:.2} passes over {name}", 100.0 * *sequences as f64 / all as f64)
-        };
-        drawn.iter().filter(|_| drawn.len() > 1).map(line).collect()
+        if drawn.len() < 2 {
+            return String::new();
+        }
+        let lines = drawn.iter().map(|source| {
+            let percent = 100.0 * source.sequences as f64 / all as f64;
+            format!("\n{percent:5.1} % {:.2} passes over {}", source.passes, source.name)
+        });
+        lines.collect()
     }
 
     fn files(&self) -> String {
@@ -102,7 +107,7 @@ impl Run {
         }
     }
 
-    /// What of texts to be evaluated or continued is longer than the model's context.
+    /// Warnings about benchmark texts and prompts that are longer than the model's context.
     fn truncated(&self) -> String {
         let mut lines: Vec<String> = self.benchmarks.iter().filter_map(Prepared::warning).collect();
         let context = self.config.model.max_position_embeddings;

@@ -12,8 +12,7 @@ use serde_json::json;
 use std::path::Path;
 
 /// The logs of a run, open for writing.
-pub struct Logs {
-    /// Steps and validations.
+pub struct RunLogs {
     pub metrics: MetricsLog,
     pub samples: SampleLog,
     pub times: StepLog<Times>,
@@ -24,7 +23,7 @@ pub struct Logs {
     pub board: Option<TensorBoard>,
 }
 
-impl Logs {
+impl RunLogs {
     /// Opens the logs of the run in `dir` beside `events`, cut to `resume_step`.
     ///
     /// # Errors
@@ -86,14 +85,15 @@ impl Logs {
     }
 }
 
-/// Compares the logs in `run_dir` with what the checkpoint of `step` has `recorded` of them. The run needs none of it to go on: what
-/// was altered is said, and kept as an event, once.
+/// Compares the logs in `run_dir` with the lengths and hashes that the checkpoint of `step` has `recorded`. The run does not need its
+/// old logs to continue: an alteration is reported and kept as an event, once.
 ///
 /// # Errors
 /// Those of reading the logs and of writing the event.
 pub fn report_altered_logs(
     run_dir: &Path,
-    (step, recorded): (u64, &LogDigests),
+    step: u64,
+    recorded: &LogDigests,
     events: &mut Events,
     console: Console,
 ) -> Result<()> {
@@ -101,10 +101,10 @@ pub fn report_altered_logs(
     for altered in altered_logs(run_dir, recorded)? {
         let AlteredLog { file, recorded, found } = &altered;
         let event = json!({"file": file, "step": step, "recorded": recorded, "found": found});
-        let same = |e: &&serde_json::Value| {
+        let already_known = known.iter().any(|e| {
             e["kind"] == "log_altered" && ["file", "recorded", "found"].iter().all(|key| e[*key] == event[*key])
-        };
-        if known.iter().any(|e| same(&e)) {
+        });
+        if already_known {
             continue;
         }
         if !console.quiet {

@@ -1,24 +1,25 @@
-//! `plan`: what a run will take, before it is begun; and, with a probe, measured on a few of its steps.
+//! `plan`: what a run will take, before it starts; and, with a probe, measured on a few of its steps.
 
-use super::footprint::{Footprint, checkpoint_bytes, recompute_within};
-use super::schedule::Schedule;
-use super::step::step;
 use crate::config::{CLASSES, Config, RecomputeSetting};
 use crate::data::dataset::Dataset;
 use crate::data::loader::Loader;
 use crate::eval::benchmark::evaluate;
 use crate::eval::{ByteLengths, score};
-use crate::metrics::Console;
-use crate::model::Llama;
-use crate::model::Recompute;
+use crate::model::{Llama, Recompute};
 use crate::runtime::memory;
 use crate::sample::sampler::{Sampler, SamplerConfig};
 use crate::sample::{Limits, encode_prompt, generate};
 use crate::tokenizer::Tokenizer;
+use crate::train::checks::check_machine;
+use crate::train::footprint::{Footprint, checkpoint_bytes, recompute_within};
 use crate::train::hardware_change::median;
 use crate::train::run_data::RunData;
-use crate::train::setup::{benchmarks, check_machine, fresh_parts};
+use crate::train::schedule::Schedule;
+use crate::train::session::Session;
+use crate::train::setup::{RunSetup, prepare_benchmarks};
+use crate::train::step::step;
 use anyhow::Result;
+use candle_core::Device;
 use std::time::{Duration, Instant};
 
 /// Steps of a probe; the first one warms up and does not count.
@@ -29,17 +30,6 @@ const PROBE_TIME: Duration = Duration::from_secs(5);
 
 /// Documents of each benchmark task that a probe evaluates.
 const PROBED_DOCUMENTS: u64 = 16;
-
-/// Peak of dense bf16 matrix products by the makers' sheets, in FLOP/s.
-pub const GPUS: [(&str, f64); 4] =
-    [("A100 80 GB", 312e12), ("H100", 989.5e12), ("H200", 989.5e12), ("RTX 4090", 165.2e12)];
-
-/// The peak of the GPU of this name, in FLOP/s; none if it is not known.
-pub fn peak_of(name: &str) -> Option<f64> {
-    GPUS.iter()
-        .find(|(known, _)| known.split(' ').all(|word| name.contains(word) || word == "GB"))
-        .map(|(_, peak)| *peak)
-}
 
 /// Parts of a model's parameters by what they do.
 pub fn parameters(config: &Config) -> Vec<(&'static str, u64)> {
@@ -71,14 +61,15 @@ pub fn flops(config: &Config) -> f64 {
 
 /// Checkpoints on the disk when the run has ended, one being written included.
 pub fn kept_checkpoints(config: &Config) -> u64 {
-    let (c, steps) = (&config.checkpoint, config.train.steps);
+    let c = &config.checkpoint;
+    let steps = config.train.steps;
     let often = steps.checked_div(c.keep_every).unwrap_or(0);
     let early = if c.log_spaced { u64::from(steps.ilog2()) + 1 } else { 0 };
     let written = steps.checked_div(c.every).unwrap_or(0).max(1) + early;
     (often + early + c.keep as u64 + 1).min(written + 1)
 }
 
-/// Bytes of those checkpoints.
+/// Bytes of the checkpoints that [`kept_checkpoints`] counts.
 pub fn disk(config: &Config) -> u64 {
     checkpoint_bytes(config).saturating_mul(kept_checkpoints(config))
 }
@@ -91,8 +82,8 @@ pub fn rates(config: &Config) -> Result<Vec<(f64, f64)>> {
     let schedule = Schedule::new(&config.schedule, config.optimizer.lr)?;
     let steps = config.train.steps;
     let points = steps.clamp(1, 400);
-    let at = |i: u64| i * steps.saturating_sub(1) / points.saturating_sub(1).max(1);
-    Ok((0..points).map(|i| ((at(i) + 1) as f64, schedule.lr(at(i)))).collect())
+    let updates = (0..points).map(|i| i * steps.saturating_sub(1) / points.saturating_sub(1).max(1));
+    Ok(updates.map(|update| ((update + 1) as f64, schedule.lr(update))).collect())
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,39 +98,38 @@ pub struct Fit {
 /// The largest micro-batch with which training fits into `limit` bytes, with the same tokens per step, and as a run there would
 /// decide it. If whole blocks are then computed again because of `train.recompute = "auto"`, the largest one without that comes
 /// second. Empty if not even one sequence fits.
-pub fn fit(config: &Config, limit: u64) -> Vec<Fit> {
-    let largest = largest_fit(config, limit);
+pub fn fit(config: &Config, limit: u64, device: &Device) -> Vec<Fit> {
+    let largest = largest_fit(config, limit, device);
     let mut lighter = config.clone();
     lighter.train.recompute = RecomputeSetting::Selective;
     let choice =
         largest.is_some_and(|fit| fit.recompute == Recompute::Full) && config.train.recompute == RecomputeSetting::Auto;
-    let second = if choice { largest_fit(&lighter, limit) } else { None };
+    let second = if choice { largest_fit(&lighter, limit, device) } else { None };
     largest.into_iter().chain(second).collect()
 }
 
-fn largest_fit(config: &Config, limit: u64) -> Option<Fit> {
+fn largest_fit(config: &Config, limit: u64, device: &Device) -> Option<Fit> {
     let sequences = config.train.sequences_per_step();
     let mut other = config.clone();
     for micro_batch_size in (1..=sequences).rev().filter(|micro| sequences.is_multiple_of(*micro)) {
         other.train.micro_batch_size = micro_batch_size;
-        let footprint = Footprint::within(&other, limit);
+        let footprint = Footprint::within(&other, limit, device);
         if footprint.needed() <= limit {
-            let recompute = recompute_within(&other, Some(limit));
+            let recompute = recompute_within(&other, Some(limit), device);
             return Some(Fit { micro_batch_size, recompute, with_copy: footprint.peak() <= limit });
         }
     }
     None
 }
 
-/// What a few steps have shown.
+/// Measurements of a few steps.
 #[derive(Clone, Debug)]
 pub struct Probe {
-    /// Of a step.
     pub step_seconds: f64,
     /// Of a validation; none without validation data.
     pub validation_seconds: Option<f64>,
     pub sample_seconds: f64,
-    /// Of all benchmark tasks, reckoned from some documents of each.
+    /// Of all benchmark tasks, extrapolated from some documents of each.
     pub task_seconds: f64,
     /// Most memory this process has held.
     pub peak: Option<u64>,
@@ -150,71 +140,76 @@ pub struct Probe {
 impl Probe {
     /// Seconds that the whole run will take, saving aside.
     pub fn total(&self, config: &Config) -> f64 {
-        // At the ends of the run, and every so many steps between them.
-        let times = |every: u64| (config.train.steps.saturating_sub(1).checked_div(every).unwrap_or(0) + 2) as f64;
-        let samples = if config.sample.every > 0 { times(config.sample.every) } else { 0.0 };
-        let tasks = if config.eval.tasks_every > 0 { config.eval.tasks_every } else { config.eval.every };
-        config.train.steps as f64 * self.step_seconds
-            + times(config.eval.every) * self.validation_seconds.unwrap_or(0.0)
+        let steps = config.train.steps;
+        let samples = if config.sample.every > 0 { times_in_run(steps, config.sample.every) } else { 0.0 };
+        let tasks_every = if config.eval.tasks_every > 0 { config.eval.tasks_every } else { config.eval.every };
+        steps as f64 * self.step_seconds
+            + times_in_run(steps, config.eval.every) * self.validation_seconds.unwrap_or(0.0)
             + samples * self.sample_seconds
-            + times(tasks) * self.task_seconds
+            + times_in_run(steps, tasks_every) * self.task_seconds
     }
+}
+
+/// How often something happens that is due at both ends of a run and every `every` steps between them.
+fn times_in_run(steps: u64, every: u64) -> f64 {
+    (steps.saturating_sub(1).checked_div(every).unwrap_or(0) + 2) as f64
 }
 
 /// Takes a few steps of the run of `config`, on its own data, and writes nothing.
 ///
 /// # Errors
 /// Those of data and memory.
-pub fn probe(config: Config, console: Console) -> Result<(Config, Probe)> {
-    check_machine(&config)?;
-    let (mut parts, _) = fresh_parts(config, None, console)?;
-    let config = parts.config;
+pub fn probe(config: Config, session: &Session) -> Result<(Config, Probe)> {
+    check_machine(&config, &session.device)?;
+    let (mut setup, _) = RunSetup::initial(config, None, session)?;
+    let config = setup.config;
     let count = config.train.sequences_per_step();
-    let (started, mut seconds) = (Instant::now(), Vec::new());
+    let started = Instant::now();
+    let mut seconds = Vec::new();
     while seconds.len() < PROBED || (started.elapsed() < PROBE_TIME && (seconds.len() as u64) < config.train.steps) {
-        let begun = Instant::now();
-        let batch = parts.loader.batch(parts.state.counters.next_sequence, count)?;
-        step(&mut parts.state, &config, &batch)?;
-        seconds.push(begun.elapsed().as_secs_f64());
+        let started = Instant::now();
+        let batch = setup.loader.batch(setup.state.trainer.next_sequence, count)?;
+        step(&mut setup.state, &config, &batch)?;
+        seconds.push(started.elapsed().as_secs_f64());
     }
-    let begun = Instant::now();
-    let lengths = ByteLengths::new(&parts.data.dataset.tokenizer);
-    let validation = parts.data.dataset.val.as_ref().map(|rows| {
-        score(&parts.state.model, rows, &lengths, config.train.micro_batch_size, |_| Ok(()))
-            .map(|_| begun.elapsed().as_secs_f64())
+    let started = Instant::now();
+    let lengths = ByteLengths::new(&setup.data.dataset.tokenizer);
+    let validation = setup.data.dataset.val.as_ref().map(|rows| {
+        score(&setup.state.model, rows, &lengths, config.train.micro_batch_size, |_| Ok(()))
+            .map(|_| started.elapsed().as_secs_f64())
     });
     let peak = memory::peak();
     let probe = Probe {
         step_seconds: median(seconds.split_off(1)),
         validation_seconds: validation.transpose()?,
-        sample_seconds: sample_seconds(&config, &parts.state.model, &parts.data.dataset.tokenizer)?,
-        task_seconds: task_seconds(&config, &parts.state.model, &parts.data.dataset.tokenizer)?,
+        sample_seconds: sample_seconds(&config, &setup.state.model, &setup.data.dataset.tokenizer)?,
+        task_seconds: task_seconds(&config, &setup.state.model, &setup.data.dataset.tokenizer)?,
         peak,
-        passes: passes_of(&config, &parts.loader),
+        passes: passes_of(&config, &setup.loader),
     };
     Ok((config, probe))
 }
 
 fn sample_seconds(config: &Config, model: &Llama, tokenizer: &Tokenizer) -> Result<f64> {
-    let begun = Instant::now();
+    let started = Instant::now();
     let limits = Limits { max_tokens: config.sample.max_tokens, ..Default::default() };
     for prompt in config.sample.prompts.iter().filter(|_| config.sample.every > 0) {
         let mut sampler = Sampler::new(SamplerConfig::default(), tokenizer.vocab_size(), config.sample.seed, 0)?;
         let ids = encode_prompt(tokenizer, prompt)?;
         generate(model, tokenizer, &ids, std::slice::from_mut(&mut sampler), &limits, |_, _| Ok(()))?;
     }
-    Ok(begun.elapsed().as_secs_f64())
+    Ok(started.elapsed().as_secs_f64())
 }
 
 fn task_seconds(config: &Config, model: &Llama, tokenizer: &Tokenizer) -> Result<f64> {
     let mut some = config.clone();
     some.eval.limit = Some(config.eval.limit.map_or(PROBED_DOCUMENTS, |limit| limit.min(PROBED_DOCUMENTS)));
     let mut seconds = 0.0;
-    for (part, whole) in benchmarks(&some, tokenizer)?.into_iter().zip(benchmarks(config, tokenizer)?) {
-        let begun = Instant::now();
+    for (part, whole) in prepare_benchmarks(&some, tokenizer)?.into_iter().zip(prepare_benchmarks(config, tokenizer)?) {
+        let started = Instant::now();
         let share = whole.documents() as f64 / part.documents().max(1) as f64;
         evaluate(model, &[part], |_, _| Ok(()))?;
-        seconds += begun.elapsed().as_secs_f64() * share;
+        seconds += started.elapsed().as_secs_f64() * share;
     }
     Ok(seconds)
 }
@@ -231,21 +226,12 @@ mod tests {
     }
 
     #[test]
-    fn gpus_are_known_by_their_names() {
-        assert_eq!(peak_of("NVIDIA H200"), Some(989.5e12));
-        assert_eq!(peak_of("NVIDIA H100 80GB HBM3"), Some(989.5e12));
-        assert_eq!(peak_of("NVIDIA A100-SXM4-80GB"), Some(312e12));
-        assert_eq!(peak_of("NVIDIA GeForce RTX 4090"), Some(165.2e12));
-        assert_eq!(peak_of("NVIDIA T4"), None);
-    }
-
-    #[test]
     fn classes_add_up_to_the_model() {
         let config = config("");
         let total: u64 = parameters(&config).iter().map(|(_, n)| n).sum();
         assert_eq!(total, config.model.n_params());
-        let classes: u64 = Footprint::of(&config).classes().iter().map(|(_, n)| n).sum();
-        assert_eq!(classes, Footprint::of(&config).peak());
+        let classes: u64 = Footprint::new(&config, &Device::Cpu).classes().iter().map(|(_, n)| n).sum();
+        assert_eq!(classes, Footprint::new(&config, &Device::Cpu).peak());
     }
 
     #[test]
@@ -255,10 +241,11 @@ mod tests {
         let with = |micro, recompute| {
             let mut other = config.clone();
             (other.train.micro_batch_size, other.train.recompute) = (micro, recompute);
-            Footprint::of(&other)
+            Footprint::new(&other, &Device::Cpu)
         };
-        let largest =
-            |limit: u64| fit(&config, limit).first().map(|fit| (fit.micro_batch_size, fit.recompute, fit.with_copy));
+        let largest = |limit: u64| {
+            fit(&config, limit, &Device::Cpu).first().map(|fit| (fit.micro_batch_size, fit.recompute, fit.with_copy))
+        };
         assert_eq!(largest(u64::MAX), Some((24, Recompute::Selective, true)));
         assert_eq!(largest(1000), None);
         // What a run cannot do without decides, not the copy that it makes if there is room.
@@ -268,16 +255,16 @@ mod tests {
         assert_eq!(largest(all.needed() - 1).unwrap().1, Recompute::Full);
         // The largest comes first, whatever it computes again; the largest that need not, second.
         assert_eq!(largest(full.needed()).unwrap().0, 24);
-        let [_, lighter] = fit(&config, full.needed())[..] else { panic!() };
+        let [_, lighter] = fit(&config, full.needed(), &Device::Cpu)[..] else { panic!() };
         assert!(lighter.recompute == Recompute::Selective && lighter.micro_batch_size < 24);
         assert_eq!(largest(with(1, RecomputeSetting::Full).needed()).unwrap().0, 1);
         assert_eq!(largest(with(1, RecomputeSetting::Full).needed() - 1), None);
         for limit in (0..all.peak()).step_by(100_000) {
-            for found in fit(&config, limit) {
+            for found in fit(&config, limit, &Device::Cpu) {
                 let mut other = config.clone();
                 other.train.micro_batch_size = found.micro_batch_size;
                 assert!(
-                    Footprint::within(&other, limit).needed() <= limit,
+                    Footprint::within(&other, limit, &Device::Cpu).needed() <= limit,
                     "the run itself refuses {found:?} in {limit}"
                 );
             }

@@ -1,0 +1,90 @@
+//! What is checked before a run creates anything: the machine, the disk, and the weights that it is to begin with.
+
+use super::footprint::{Footprint, checkpoint_bytes};
+use super::identity::precision;
+use crate::checkpoint::{self, Opened};
+use crate::config::Config;
+use crate::ops::attention::GPU_BF16_DIMS;
+use crate::ops::precision::Precision;
+use crate::runtime::error::{Exit, fail};
+use crate::runtime::memory;
+use anyhow::Result;
+use candle_core::Device;
+use std::path::Path;
+
+/// Refuses what this machine cannot do, with the numbers.
+///
+/// # Errors
+/// [`Exit::Config`] for what has no implementation here, [`Exit::Memory`] for a run that does not fit.
+pub fn check_machine(config: &Config, device: &Device) -> Result<()> {
+    if !device.is_cpu() {
+        return check_gpu(config, device);
+    }
+    if !precision(&config.train, device).supported() {
+        return Err(fail(Exit::Config, "train.precision = \"bf16\": this processor has no AVX512_BF16")
+            .hint("use \"auto\" or \"f32\"")
+            .into());
+    }
+    let footprint = Footprint::new(config, device);
+    let what = "training this model (weights, gradients, moments, activations of a micro-batch)";
+    let remedy = "lower train.micro_batch_size or train.sequence_length, or choose a smaller [model]";
+    memory::check(footprint.needed(), what, remedy)?;
+    Ok(())
+}
+
+/// Refuses what the GPU has no kernels for. Its memory is not checked: the micro-batch is halved when it runs out.
+fn check_gpu(config: &Config, device: &Device) -> Result<()> {
+    let model = &config.model;
+    let bf16 = precision(&config.train, device) == Precision::Bf16;
+    let missing = if bf16 && !GPU_BF16_DIMS.contains(&model.head_dim) {
+        format!("bf16 with model.head_dim = {}", model.head_dim)
+    } else if !model.hidden_size.is_multiple_of(8) {
+        "a model.hidden_size that is no multiple of 8".to_owned()
+    } else if !model.intermediate_size.is_multiple_of(8) {
+        "a model.intermediate_size that is no multiple of 8".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(fail(Exit::Config, format!("{missing} does not work on a GPU yet")).hint("use --device cpu").into())
+}
+
+/// Refuses a run whose checkpoints do not fit onto the disk.
+///
+/// # Errors
+/// [`Exit::Io`].
+pub fn check_disk(config: &Config, run_dir: &Path) -> Result<()> {
+    let existing = checkpoint::list_valid(run_dir)?.len() as u64;
+    // One more than is kept: the new one is written before the oldest is deleted.
+    let more = (config.checkpoint.keep as u64).saturating_add(1).saturating_sub(existing);
+    checkpoint::ensure_space(run_dir, checkpoint_bytes(config).saturating_mul(more))
+}
+
+/// Refuses weights of another shape than `config` has.
+///
+/// # Errors
+/// [`Exit::Config`], with a line for each key that differs.
+pub fn check_same_model(config: &Config, source: &Opened) -> Result<()> {
+    let mut ours = config.model.clone();
+    let mut theirs = source.model.clone();
+    for model in [&mut ours, &mut theirs] {
+        // These do not touch the shapes of weights.
+        model.initializer_range = 0.02;
+        model.residual_scaling = false;
+        model.max_position_embeddings = 1;
+    }
+    if ours == theirs {
+        return Ok(());
+    }
+    let ours = serde_json::to_value(&ours)?;
+    let theirs = serde_json::to_value(&theirs)?;
+    let lines: Vec<String> = ours
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(key, value)| theirs.get(key.as_str()) != Some(value))
+        .map(|(key, value)| format!("model.{key} is {value}, {} has {}", source.dir.display(), theirs[key.as_str()]))
+        .collect();
+    Err(fail(Exit::Config, lines.join("\n"))
+        .hint("give [model] the shape of the weights that --init-from names")
+        .into())
+}

@@ -1,0 +1,42 @@
+//! What produced a run's numbers: the precision it computes in, the build and the machine.
+
+use super::arithmetic_fingerprint::fingerprint;
+use crate::config::{PrecisionSetting, TrainConfig};
+use crate::ops::device;
+use crate::ops::precision::Precision;
+use crate::runtime::machine;
+use candle_core::Device;
+use serde_json::Value;
+
+/// `train.precision`, where "auto" is f32 on the CPU and bf16 on a GPU.
+pub fn precision(config: &TrainConfig, device: &Device) -> Precision {
+    match config.precision {
+        PrecisionSetting::Auto if device.is_cpu() => Precision::F32,
+        PrecisionSetting::F32 => Precision::F32,
+        PrecisionSetting::Auto | PrecisionSetting::Bf16 => Precision::Bf16,
+    }
+}
+
+/// Build and machine, from an allow-list (never the environment): what a later attempt compares itself with.
+pub fn identity(config: &TrainConfig, device: &Device) -> Value {
+    let (gpu, driver) = device::describe(device).unzip();
+    serde_json::json!({
+        "version": crate::VERSION,
+        "arch": std::env::consts::ARCH,
+        "os": std::env::consts::OS,
+        "kernel": machine::kernel(),
+        "host": machine::host(),
+        "cpu": machine::cpu(),
+        "simd": crate::ops::simd_level(),
+        "threads": rayon::current_num_threads(),
+        "device": if device.is_cpu() { "cpu" } else { "cuda" },
+        "gpu": gpu,
+        "driver": driver,
+        "attention": (!device.is_cpu()).then(|| device::attention_library(device).unwrap_or_else(|_| "own".into())),
+        "dtype": match precision(config, device) {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+        },
+        "numerics": fingerprint(device),
+    })
+}

@@ -1,0 +1,188 @@
+//! Model, gradients, optimizer and [`TrainerState`] of a run, new or from a checkpoint.
+
+use super::footprint::recompute;
+use super::identity::precision;
+use super::optimizer::Optimizer;
+use super::schedule::Schedule;
+use super::trainer_state::{TrainerState, TrainerStateFile};
+use crate::checkpoint::Opened;
+use crate::checkpoint::adapter::{base_hasher, hash_weights, other_base};
+use crate::config::Config;
+use crate::model::init::init;
+use crate::model::lora;
+use crate::model::params::Layout;
+use crate::model::{Grads, Llama};
+use crate::ops::attention::GPU_BF16_DIMS;
+use crate::ops::precision::Precision;
+use crate::runtime::error::{Exit, fail};
+use crate::runtime::failpoint::failpoint;
+use anyhow::Result;
+use candle_core::{Device, Tensor};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// All that a step reads and changes.
+pub struct ModelState {
+    /// The model, over its flat f32 weights.
+    pub model: Llama,
+    /// Gradients of the step in progress, flat.
+    pub grad: Tensor,
+    /// Views of `grad` under the names of what is trained.
+    pub grads: Grads,
+    pub optimizer: Optimizer,
+    pub trainer: TrainerState,
+    /// Identifies the frozen weights beside adapters.
+    pub base: Option<String>,
+}
+
+impl ModelState {
+    /// A run at step 0 on `device`: initial weights, or those of `init_from`, and initial adapters if the configuration has any.
+    pub fn initial(config: &Config, init_from: Option<&Opened>, device: &Device) -> Result<Self> {
+        let layout = Layout::new(&config.model);
+        let flat = match init_from {
+            None => init(&config.model, &layout, config.train.seed)?,
+            Some(source) => read_flat(&layout, "", |sink| source.read_weights(sink))?,
+        };
+        let model = model(config, flat, device)?;
+        let digest = model.adapters.is_some().then(|| base_digest(&model.flat, &model.layout)).transpose()?;
+        let mut state = Self::assemble(config, model)?;
+        state.base = digest;
+        Ok(state)
+    }
+
+    /// The run of a verified checkpoint, bit for bit. Seeds, rules and schedule are those of `config`, which must be final: the
+    /// optimizer copies its seed.
+    pub fn resumed(config: &Config, source: &Opened, saved: &TrainerStateFile, device: &Device) -> Result<Self> {
+        let layout = Layout::new(&config.model);
+        let flat = match source.base() {
+            None => layout.zeros(&Device::Cpu)?,
+            Some(base) => {
+                let flat = read_flat(&layout, "", |sink| base.read_weights(sink))?;
+                check_base(&flat, saved.base.as_deref(), &base.dir)?;
+                flat
+            }
+        };
+        let mut state = Self::assemble(config, model(config, flat, device)?)?;
+        state.restore(source, saved)?;
+        Ok(state)
+    }
+
+    /// Makes this state that of a verified checkpoint of the same model, bit for bit; the schedule stays that of the configuration,
+    /// and the attempt that of this process. After an error it is neither.
+    pub fn restore(&mut self, source: &Opened, saved: &TrainerStateFile) -> Result<()> {
+        assert!(failpoint("panicked-load", saved.state.step).is_none(), "planted");
+        let (layout, flat) = self.model.trained();
+        match source.adapter() {
+            None => read_into(flat, layout, "", |sink| source.read_weights(sink))?,
+            Some(adapter) => read_into(flat, layout, "", |sink| adapter.read_tensors(sink))?,
+        }
+        for state in &self.optimizer.state {
+            let suffix = format!(".{}", state.name);
+            read_into(&state.flat, &state.layout, &suffix, |sink| source.read_optimizer_state(sink))?;
+        }
+        self.model.refresh()?;
+        self.optimizer.updates = saved.state.updates;
+        self.trainer = TrainerState {
+            attempt: self.trainer.attempt,
+            schedule: self.trainer.schedule.clone(),
+            ..saved.state.clone()
+        };
+        self.base = saved.base.clone();
+        Ok(())
+    }
+
+    fn assemble(config: &Config, model: Llama) -> Result<Self> {
+        let schedule = Schedule::new(&config.schedule, config.optimizer.lr)?;
+        let (layout, flat) = model.trained();
+        let optimizer = Optimizer::new(&config.optimizer, layout, flat, config.train.seed)?;
+        let grad = layout.zeros(flat.device())?;
+        let grads = model.grads(&grad)?;
+        Ok(Self { model, grad, grads, optimizer, trainer: TrainerState::new(schedule), base: None })
+    }
+}
+
+/// The model of `config` over its weights `flat`, with fresh adapters if it has any.
+fn model(config: &Config, flat: Tensor, device: &Device) -> Result<Llama> {
+    let flat = flat.to_device(device)?;
+    let mut model = Llama::new(&config.model, flat)?.with_precision(precision(&config.train, device))?;
+    model.recompute = recompute(config, device);
+    if config.lora.is_absent() {
+        return Ok(model);
+    }
+    let adapters = lora::init(&config.model, &config.lora, config.train.seed, device)?;
+    Ok(model.with_adapters(adapters)?)
+}
+
+/// A hash that identifies frozen weights.
+fn base_digest(flat: &Tensor, layout: &Layout) -> Result<String> {
+    let digest = layout.with_slices([flat], |_, [values]| {
+        let mut hasher = base_hasher();
+        hash_weights(&mut hasher, values);
+        hasher.finalize().to_hex().to_string()
+    })?;
+    Ok(digest)
+}
+
+/// Adapters mean nothing beside other weights than those they were trained with.
+fn check_base(flat: &Tensor, known: Option<&str>, dir: &Path) -> Result<()> {
+    let Some(known) = known else { return Ok(()) };
+    let n = flat.elem_count();
+    if base_digest(flat, &Layout { specs: Vec::new(), total: n })? == known {
+        return Ok(());
+    }
+    Err(other_base(dir).into())
+}
+
+/// A sink that is handed tensors by name.
+type Sink<'a> = &'a mut dyn FnMut(&str, &[usize], Vec<f32>) -> Result<()>;
+
+/// A flat buffer of all tensors `<name><suffix>` that `read` delivers.
+fn read_flat(layout: &Layout, suffix: &str, read: impl FnOnce(Sink) -> Result<()>) -> Result<Tensor> {
+    let flat = layout.zeros(&Device::Cpu)?;
+    read_into(&flat, layout, suffix, read)?;
+    Ok(flat)
+}
+
+/// Fills `flat`, rounded to its type, with all tensors `<name><suffix>` that `read` delivers; others are passed over, missing ones refused.
+fn read_into(flat: &Tensor, layout: &Layout, suffix: &str, read: impl FnOnce(Sink) -> Result<()>) -> Result<()> {
+    let by_name: BTreeMap<String, usize> =
+        layout.specs.iter().enumerate().map(|(i, s)| (format!("{}{suffix}", s.name), i)).collect();
+    let mut seen = vec![false; layout.specs.len()];
+    read(&mut |name, shape, data| {
+        let Some(&i) = by_name.get(name) else { return Ok(()) };
+        let spec = &layout.specs[i];
+        if shape != spec.shape || data.len() != spec.len {
+            let message = format!("tensor {name} has shape {shape:?}, the model wants {:?}", spec.shape);
+            return Err(fail(Exit::Data, message)
+                .hint("model keys cannot change between a checkpoint and its resume")
+                .into());
+        }
+        if let Some(i) = data.iter().position(|x| !x.is_finite()) {
+            let message = format!("tensor {name} holds {} at element {i}", data[i]);
+            return Err(fail(Exit::Data, message)
+                .hint("the weights are damaged or their training diverged: use others")
+                .into());
+        }
+        let data = Tensor::from_vec(data, spec.len, &Device::Cpu)?.to_dtype(flat.dtype())?;
+        flat.slice_set(&data.to_device(flat.device())?, 0, spec.start)?;
+        seen[i] = true;
+        Ok(())
+    })?;
+    if let Some(i) = seen.iter().position(|seen| !seen) {
+        let message = format!("tensor {}{suffix} is missing", layout.specs[i].name);
+        return Err(fail(Exit::Data, message).hint("use another checkpoint").into());
+    }
+    Ok(())
+}
+
+/// The model of a checkpoint or Hugging Face directory on `device`, weights alone.
+///
+/// # Errors
+/// Those of reading the files.
+pub fn load_model(source: &Opened, device: &Device) -> Result<Llama> {
+    let layout = Layout::new(&source.model);
+    let flat = read_flat(&layout, "", |sink| source.read_weights(sink))?.to_device(device)?;
+    let rounded = !device.is_cpu() && GPU_BF16_DIMS.contains(&source.model.head_dim);
+    let precision = if rounded { Precision::Bf16 } else { Precision::F32 };
+    Ok(Llama::new(&source.model, flat)?.with_precision(precision)?)
+}

@@ -1,0 +1,27 @@
+//! `pretrain`: a new run with new weights, or with those of another model.
+
+use super::checks::{check_disk, check_machine};
+use super::new_run::{NewRun, refuse_existing_run};
+use super::paths::make_paths_absolute;
+use super::requests::{NOTHING_TO_RESUME, Requests};
+use super::schedule::check_new_run;
+use super::session::Session;
+use super::setup::RunSetup;
+use crate::config::Config;
+use anyhow::Result;
+use std::path::Path;
+
+/// A new run in `out`, trained to its end. Nothing is created before configuration, data and memory are known to be right.
+///
+/// # Errors
+/// Those of configuration, data, and [`Trainer::train`](super::trainer::Trainer::train).
+pub fn pretrain(mut config: Config, out: &Path, init_from: Option<&Path>, session: &Session) -> Result<()> {
+    let requests = Requests::listen(out, NOTHING_TO_RESUME)?;
+    refuse_existing_run(out)?;
+    check_new_run(&config)?;
+    make_paths_absolute(&mut config)?;
+    check_machine(&config, &session.device)?;
+    check_disk(&config, out)?;
+    let (setup, source) = RunSetup::initial(config, init_from, session)?;
+    NewRun { setup, source, requests, console: session.console }.train(out, |_| Ok(()))
+}

@@ -1,0 +1,25 @@
+//! What a command has chosen for the whole of its run: the device and the console.
+
+use crate::metrics::Console;
+use crate::runtime::error::note;
+use candle_core::Device;
+
+/// Handed down from the command to all that trains: nothing below asks the process which device it uses.
+#[derive(Clone, Debug)]
+pub struct Session {
+    pub device: Device,
+    pub console: Console,
+}
+
+impl Session {
+    pub fn new(device: &Device, console: Console) -> Self {
+        Self { device: device.clone(), console }
+    }
+
+    /// Writes a line to stderr unless the user has asked for silence.
+    pub fn note(&self, text: &str) {
+        if !self.console.quiet {
+            note(text);
+        }
+    }
+}

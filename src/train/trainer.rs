@@ -1,0 +1,284 @@
+//! The training loop: a run from its present step to its last. What happens between steps is in `trainer/`:
+//!
+//! | file | holds |
+//! |---|---|
+//! | `summary.rs` | what is printed before the first step |
+//! | `catch_up.rs` | what belongs to the present step and is not in the logs |
+//! | `periodic.rs` | validation, benchmark tasks and samples |
+//! | `sft_eval.rs` | answers of a fine-tuned model, and what it forgets |
+//! | `checkpointing.rs` | saving, failed saves |
+//! | `recovery.rs` | refused updates, rollbacks, a device out of memory |
+//! | `displaced.rs` | a run directory that is removed or replaced while the run writes to it |
+//! | `ending.rs` | stopping early, the last step |
+
+mod catch_up;
+mod checkpointing;
+mod displaced;
+mod ending;
+mod periodic;
+mod recovery;
+mod sft_eval;
+mod summary;
+
+use super::hardware_change::{HardwareChange, SpeedComparison};
+use super::indicators::layers;
+use super::logs::RunLogs;
+use super::model_state::ModelState;
+use super::replay::ReplayCheck;
+use super::requests::Requests;
+use super::run_data::RunData;
+use super::setup::RunSetup;
+use super::step::{StepReport, is_out_of_memory, step};
+use super::watchdog::Watchdog;
+use crate::config::Config;
+use crate::data::batch::Batch;
+use crate::data::prefetch::Prefetch;
+use crate::eval::ByteLengths;
+use crate::eval::benchmark::Prepared;
+use crate::metrics::{Console, Progress, Record, SampleRecord, Times, Train};
+use crate::ops::device::peak_flops;
+use crate::runtime::files::Lock;
+use crate::runtime::thread;
+use anyhow::Result;
+use candle_core::Device;
+use checkpointing::SaveStatus;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// The directory of a run, locked for this process, and what this process is to it.
+pub struct RunContext {
+    pub dir: PathBuf,
+    pub lock: Lock,
+    pub requests: Requests,
+    pub console: Console,
+    /// Build and machine, see [`identity`](super::identity::identity).
+    pub build: Value,
+    pub start: StartPoint,
+}
+
+/// How the state at the start of this process relates to what the run has saved and logged.
+#[derive(Default)]
+pub struct StartPoint {
+    /// The state is that of a checkpoint.
+    pub saved: bool,
+    /// The next steps repeat logged ones: with the same configuration they must give the same bits.
+    pub replays: bool,
+    /// The run was on another machine, build or number of threads before.
+    pub hardware_change: Option<HardwareChange>,
+}
+
+/// A run in progress: the only writer of its directory.
+pub struct Trainer {
+    config: Config,
+    device: Device,
+    context: RunContext,
+    data: RunData,
+    data_fingerprint: String,
+    benchmarks: Vec<Prepared>,
+    prefetch: Prefetch,
+    state: ModelState,
+    logs: RunLogs,
+    saves: SaveStatus,
+    replay: ReplayCheck,
+    progress: Progress,
+    watchdog: Watchdog,
+    /// When directory, lock and logs were last seen in their places.
+    last_seen_in_place: Instant,
+    /// Set while the speeds before and after a change of hardware are compared.
+    speed_comparison: Option<SpeedComparison>,
+    byte_lengths: ByteLengths,
+    /// Of training, by the convention of `model.flops_per_token`.
+    flops_per_token: f64,
+    /// FLOP/s that the device can do at most, if that is known.
+    peak_flops: Option<f64>,
+    /// Validation losses, for the plot at the end.
+    validation_curve: Vec<(f64, f64)>,
+}
+
+impl Trainer {
+    /// A run whose directory is locked.
+    ///
+    /// # Errors
+    /// Those of reading its logs and of starting threads.
+    pub fn new(setup: RunSetup, context: RunContext, logs: RunLogs) -> Result<Self> {
+        let RunSetup { config, device, data, loader, state, data_fingerprint, benchmarks } = setup;
+        let step = state.trainer.step;
+        let StartPoint { saved, replays, hardware_change } = &context.start;
+        let replaced_lines = logs.metrics.cut.kept_in.as_deref().filter(|_| *replays);
+        let speed_comparison = match hardware_change {
+            Some(_) => SpeedComparison::new(&context.dir, step)?,
+            None => None,
+        };
+        Ok(Self {
+            saves: SaveStatus::new(saved.then_some(step))?,
+            replay: ReplayCheck::new(replaced_lines),
+            progress: Progress::new(context.console, step, config.train.steps, config.log.every),
+            watchdog: Watchdog::start(&context.dir, Duration::from_secs(config.guard.hang_seconds))?,
+            prefetch: Prefetch::new(loader)?,
+            last_seen_in_place: Instant::now(),
+            speed_comparison,
+            byte_lengths: ByteLengths::new(&data.dataset.tokenizer),
+            flops_per_token: config.model.flops_per_token(config.train.sequence_length) as f64,
+            peak_flops: peak_flops(&device),
+            validation_curve: periodic::validation_curve(&context.dir)?,
+            config,
+            device,
+            context,
+            data,
+            data_fingerprint,
+            benchmarks,
+            state,
+            logs,
+        })
+    }
+
+    /// Trains to the last step.
+    ///
+    /// # Errors
+    /// [`Exit::Stopped`](crate::runtime::error::Exit::Stopped) after a request to stop, with everything saved;
+    /// [`Exit::Diverged`](crate::runtime::error::Exit::Diverged) when neither refusing updates nor rolling back helps; those of
+    /// data and files.
+    pub fn train(mut self) -> Result<()> {
+        self.print_summary()?;
+        self.context.requests.training_starts();
+        self.catch_up()?;
+        if self.state.trainer.step > 0 && self.saves.last_step.is_none() {
+            self.save_now()?; // pieces of state were given up: that must not be undone by a crash
+        }
+        loop {
+            while self.state.trainer.step < self.config.train.steps {
+                if self.context.requests.stop_asked() {
+                    return self.stop_early();
+                }
+                self.one_step()?;
+                self.between_steps()?;
+            }
+            if self.context.requests.stop_asked() && self.saves.last_step != Some(self.state.trainer.step) {
+                return self.stop_early();
+            }
+            self.save_now()?;
+            // Weights that could not be saved have caused a rollback.
+            if self.state.trainer.step == self.config.train.steps {
+                return self.finish();
+            }
+        }
+    }
+
+    fn one_step(&mut self) -> Result<()> {
+        let started = Instant::now();
+        let number = self.state.trainer.step + 1;
+        self.watchdog.start_phase(format!("waiting for the data of step {number}"));
+        let count = self.config.train.sequences_per_step();
+        let batch = self.prefetch.batch(self.state.trainer.next_sequence, count)?;
+        let data_seconds = started.elapsed().as_secs_f64();
+        self.watchdog.start_phase(format!("step {number}"));
+        let report = self.step_within_memory(&batch)?;
+        let took = started.elapsed();
+        self.watchdog.record_step(took);
+        self.log_step(&report, data_seconds, took)?;
+        self.handle_verdict(report)
+    }
+
+    /// One step, with smaller and smaller micro-batches if the device has no memory for it.
+    fn step_within_memory(&mut self, batch: &Batch) -> Result<StepReport> {
+        loop {
+            match step(&mut self.state, &self.config, batch) {
+                Err(error) if is_out_of_memory(&error) => self.halve_micro_batch(&error)?,
+                result => return result,
+            }
+        }
+    }
+
+    fn log_step(&mut self, report: &StepReport, data_seconds: f64, took: Duration) -> Result<()> {
+        let step = self.state.trainer.step;
+        let tokens_per_second = self.config.train.tokens_per_step as f64 / took.as_secs_f64();
+        let hardware_change = self.context.start.hardware_change.take();
+        let record = Train {
+            tokens_per_second,
+            mfu: self.peak_flops.map_or(f64::NAN, |peak| tokens_per_second * self.flops_per_token / peak),
+            data_seconds,
+            reset: std::mem::take(&mut self.state.trainer.reset),
+            hardware: hardware_change.map(|change| change.mark()).unwrap_or_default(),
+            ..report.record(&self.state.trainer)
+        };
+        self.progress.step(&record, took);
+        if let Some(event) = self.speed_comparison.as_mut().and_then(|comparison| comparison.add(&record)) {
+            self.logs.events.append("speed", event)?;
+            self.speed_comparison = None;
+        }
+        self.log(Record::Train(record))?;
+        self.logs.times.append(&report.times(step, data_seconds, took))?;
+        if let (Some(log), Some(sequences)) = (&mut self.logs.sequences, &report.sequences) {
+            log.append(sequences)?;
+        }
+        if self.config.log.layers_due(step) && !report.skipped() {
+            self.log(Record::Layers(layers(&self.state, report)?))?;
+        }
+        Ok(())
+    }
+
+    /// `cause` has interrupted training for `took`, as it does every `every` steps.
+    fn record_pause(&mut self, cause: &'static str, every: u64, took: Duration) -> Result<()> {
+        self.progress.interruption(cause, every, took);
+        let seconds = BTreeMap::from([(cause.to_owned(), took.as_secs_f64())]);
+        self.logs.times.append(&Times { step: self.state.trainer.step, seconds })
+    }
+
+    /// Appends to the metrics; a repeated record that differs from the first one is an event.
+    fn log(&mut self, record: Record) -> Result<()> {
+        if let Some(m) = self.replay.check(&record) {
+            let what = format!("step {}: {} was {}, repeated it is {}", m.step, m.quantity, m.recorded, m.replayed);
+            self.progress.warn(&format!("{what}: this run does not reproduce itself"));
+            let event = json!({"step": m.step, "quantity": m.quantity, "recorded": m.recorded, "replayed": m.replayed});
+            self.logs.events.append("replay_mismatch", event)?;
+        }
+        if let Some(board) = &mut self.logs.board {
+            board.append(&record)?;
+        }
+        self.logs.metrics.append(&record)
+    }
+
+    fn log_sample(&mut self, sample: &SampleRecord) -> Result<()> {
+        if let Some(board) = &mut self.logs.board {
+            board.append_sample(sample)?;
+        }
+        self.logs.samples.append(sample)
+    }
+
+    /// Validation, samples and checkpoint where they are due, in this order: what belongs to a step is logged before it is saved.
+    fn between_steps(&mut self) -> Result<()> {
+        if let Some(failure) = thread::dead() {
+            return Err(failure.into());
+        }
+        self.poll_save()?;
+        self.check_place_in_time()?;
+        if self.due(self.config.eval.every) {
+            self.validate()?;
+            self.evaluate_sft()?;
+        }
+        if self.due(self.tasks_every()) {
+            self.run_benchmarks()?;
+        }
+        if self.config.sample.every > 0 && self.due(self.config.sample.every) {
+            self.sample(0)?;
+        }
+        if self.context.requests.stop_asked() {
+            return Ok(()); // stopping saves
+        }
+        let step = self.state.trainer.step;
+        let log_spaced = self.config.checkpoint.log_spaced && step.is_power_of_two();
+        let save = self.context.requests.save_asked() || log_spaced || self.due(self.config.checkpoint.every);
+        if save && step < self.config.train.steps {
+            self.save_in_background()?;
+        }
+        Ok(())
+    }
+
+    /// Whether what happens every `every` steps (0: only at the ends of the run) happens after the present one.
+    fn due(&self, every: u64) -> bool {
+        let step = self.state.trainer.step;
+        step == 0 || step == self.config.train.steps || (every > 0 && step.is_multiple_of(every))
+    }
+}

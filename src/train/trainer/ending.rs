@@ -1,0 +1,45 @@
+//! How a run ends: stopped early with everything saved, or after its last step.
+
+use super::Trainer;
+use crate::metrics::{ascii_plot, thousands};
+use crate::runtime::error::{Exit, fail, note};
+use crate::runtime::shell::quoted;
+use anyhow::Result;
+use serde_json::json;
+
+impl Trainer {
+    pub(super) fn stop_early(&mut self) -> Result<()> {
+        self.save_now()?;
+        let step = self.state.trainer.step;
+        self.logs.events.append("stop", json!({"step": step}))?;
+        self.context.requests.clear_stop_file();
+        Err(fail(Exit::Stopped, format!("stopped at step {step} of {}, all saved", self.config.train.steps))
+            .hint(format!("go on with: llama-lite resume --ckpt {}", quoted(&self.context.dir)))
+            .into())
+    }
+
+    pub(super) fn finish(mut self) -> Result<()> {
+        let step = self.state.trainer.step;
+        let usage = self.prefetch.loader().drawn(self.state.trainer.next_sequence);
+        let sources: Vec<_> = usage
+            .iter()
+            .map(|source| json!({"name": source.name, "sequences": source.sequences, "passes": source.passes}))
+            .collect();
+        self.logs.events.append("finish", json!({"step": step, "sources": sources}))?;
+        self.progress.finish();
+        if self.validation_curve.len() > 2 && !self.context.console.quiet {
+            let floor = self.data.dataset.floor.map(|f| f.bits_per_byte);
+            let title =
+                if self.byte_lengths.are_known() { "validation loss, bits per byte" } else { "validation loss" };
+            note(&ascii_plot(&self.validation_curve, 72, 16, floor, title));
+        }
+        if !self.context.console.quiet {
+            note(&format!(
+                "done: {} steps. Try: llama-lite sample --ckpt {}",
+                thousands(step),
+                quoted(&self.context.dir)
+            ));
+        }
+        Ok(())
+    }
+}

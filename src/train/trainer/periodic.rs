@@ -1,0 +1,151 @@
+//! Validation, benchmark tasks and samples. A request to stop cuts them short; `catch_up.rs` repeats them when the run is resumed.
+
+use super::Trainer;
+use crate::chat::Message;
+use crate::data::eval_set::EvalSet;
+use crate::eval::benchmark::evaluate;
+use crate::eval::report::lines;
+use crate::eval::{Score, score};
+use crate::metrics::{Eval, Record, SampleRecord, Val, read_log};
+use crate::runtime::failpoint::failpoint;
+use crate::sample::sampler::{Sampler, SamplerConfig};
+use crate::sample::{Limits, encode_prompt, generate};
+use crate::train::requests::unless_stopped;
+use anyhow::Result;
+use std::path::Path;
+use std::time::Instant;
+
+/// The validations that the run has logged so far.
+pub(super) fn validation_curve(dir: &Path) -> Result<Vec<(f64, f64)>> {
+    let records: Vec<Record> = read_log(dir)?;
+    Ok(records.iter().filter_map(|r| if let Record::Val(val) = r { Some(point(val)) } else { None }).collect())
+}
+
+/// A validation as the plot shows it.
+fn point(val: &Val) -> (f64, f64) {
+    (val.step as f64, if val.bits_per_byte.is_finite() { val.bits_per_byte } else { val.loss })
+}
+
+/// In tests: SIGUSR1 at this very moment.
+fn plant_request_to_save(place: &'static str, step: u64) -> Result<()> {
+    if failpoint(place, step).is_some() {
+        signal_hook::low_level::raise(signal_hook::consts::SIGUSR1)?;
+    }
+    Ok(())
+}
+
+impl Trainer {
+    /// Shows in the progress line and to the watchdog what training pauses for.
+    pub(super) fn start_phase(&mut self, phase: &str) -> Instant {
+        self.progress.doing(phase);
+        self.watchdog.start_phase(format!("{phase} at step {}", self.state.trainer.step));
+        Instant::now()
+    }
+
+    pub(super) fn validate(&mut self) -> Result<()> {
+        if self.data.dataset.val.is_none() {
+            return Ok(());
+        }
+        let started = self.start_phase("validating");
+        let Some(rows) = &self.data.dataset.val else { return Ok(()) };
+        let Some(score) = self.score(rows)? else { return Ok(()) };
+        let val = Val {
+            step: self.state.trainer.step,
+            loss: score.loss,
+            bits_per_byte: score.bits_per_byte(),
+            tokens: score.tokens,
+            floor_bits_per_byte: self.data.dataset.floor.map(|floor| floor.bits_per_byte),
+        };
+        self.validation_curve.push(point(&val));
+        self.progress.val(&val);
+        self.log(Record::Val(val))?;
+        self.record_pause("validation", self.config.eval.every, started.elapsed())
+    }
+
+    /// The present model on `rows`; none if it was cut short by a request to stop.
+    pub(super) fn score(&self, rows: &EvalSet) -> Result<Option<Score>> {
+        let step = self.state.trainer.step;
+        let rows_at_once = self.config.train.micro_batch_size;
+        unless_stopped(score(&self.state.model, rows, &self.byte_lengths, rows_at_once, |_| {
+            self.watchdog.alive();
+            plant_request_to_save("save-asked-in-validation", step)?;
+            if let Some(seconds) = failpoint("slow-validation", step) {
+                std::thread::sleep(std::time::Duration::from_secs_f64(seconds));
+            }
+            self.context.requests.check()
+        }))
+    }
+
+    /// Steps between runs of the benchmark tasks.
+    pub(super) fn tasks_every(&self) -> u64 {
+        match self.config.eval.tasks_every {
+            0 => self.config.eval.every,
+            every => every,
+        }
+    }
+
+    pub(super) fn run_benchmarks(&mut self) -> Result<()> {
+        if self.benchmarks.is_empty() {
+            return Ok(());
+        }
+        let started = self.start_phase("running benchmark tasks");
+        let results = evaluate(&self.state.model, &self.benchmarks, |_, _| {
+            self.watchdog.alive();
+            self.context.requests.check()
+        });
+        let Some(results) = unless_stopped(results)? else { return Ok(()) };
+        let step = self.state.trainer.step;
+        for line in lines(&self.benchmarks, &results) {
+            for metric in &line.metrics {
+                self.log(Record::Eval(Eval {
+                    step,
+                    task: line.name.clone(),
+                    metric: metric.name.to_owned(),
+                    value: metric.value,
+                    stderr: metric.stderr.unwrap_or(f64::NAN),
+                }))?;
+            }
+            self.progress.task(step, &line.name, &line.metrics.iter().map(|m| (m.name, m.value)).collect::<Vec<_>>());
+        }
+        self.record_pause("tasks", self.tasks_every(), started.elapsed())
+    }
+
+    /// How tokens are drawn in this run.
+    pub(super) fn sampler_config(&self) -> SamplerConfig {
+        let s = &self.config.sample;
+        SamplerConfig { temperature: s.temperature, top_k: s.top_k, top_p: s.top_p, ..Default::default() }
+    }
+
+    /// The ids of a configured prompt; in fine-tuning it is a user's message, rendered by the chat template.
+    pub(super) fn prompt(&self, text: &str) -> Result<Vec<u32>> {
+        let tokenizer = &self.data.dataset.tokenizer;
+        match &self.data.sft {
+            Some(sft) => tokenizer.encode_rendered(&sft.template.render(&[Message::new("user", text)], true)?),
+            None => encode_prompt(tokenizer, text),
+        }
+    }
+
+    /// Continues every prompt but the first `logged` ones.
+    pub(super) fn sample(&mut self, logged: usize) -> Result<()> {
+        let started = self.start_phase("sampling");
+        let step = self.state.trainer.step;
+        let s = self.config.sample.clone();
+        let tokenizer = self.data.dataset.tokenizer.clone();
+        let limits = Limits { max_tokens: s.max_tokens, ..Default::default() };
+        for (i, prompt) in s.prompts.iter().enumerate().skip(logged) {
+            let mut sampler = Sampler::new(self.sampler_config(), tokenizer.vocab_size(), s.seed, i as u64)?;
+            let ids = self.prompt(prompt)?;
+            let samplers = std::slice::from_mut(&mut sampler);
+            let generated = generate(&self.state.model, &tokenizer, &ids, samplers, &limits, |_, _| {
+                self.watchdog.alive();
+                plant_request_to_save("save-asked-in-sample", step)?;
+                self.context.requests.check()
+            });
+            let Some(generated) = unless_stopped(generated)? else { return Ok(()) };
+            let text = generated.into_iter().map(|sample| sample.text).next().unwrap_or_default();
+            self.progress.sample(step, prompt, &text);
+            self.log_sample(&SampleRecord { step, prompt: prompt.clone(), text, seed: s.seed })?;
+        }
+        self.record_pause("samples", s.every, started.elapsed())
+    }
+}

@@ -1,0 +1,186 @@
+//! Steps that fail: refused updates, rollbacks to the last good checkpoint, a device out of memory.
+//!
+//! The ladder: refuse the update; after three in a row (or ten in a thousand steps) go back to the last checkpoint from before the first
+//! of them and past the data that led to them; after `guard.rollbacks` of those, stop and leave a report.
+
+use super::Trainer;
+use crate::checkpoint::{self, Opened};
+use crate::metrics::Events;
+use crate::model::params::ParamSpec;
+use crate::runtime::error::{Exit, fail};
+use crate::runtime::files::write_atomic;
+use crate::train::footprint::{Footprint, recompute};
+use crate::train::guard::{Excess, Verdict};
+use crate::train::logs::{RunLogs, report_altered_logs};
+use crate::train::replay::ReplayCheck;
+use crate::train::step::StepReport;
+use crate::train::trainer_state::TrainerStateFile;
+use anyhow::Result;
+use serde_json::{Value, json};
+use std::time::Instant;
+
+/// JSON has no other numbers.
+fn finite(x: f64) -> Option<f64> {
+    x.is_finite().then_some(x)
+}
+
+impl Trainer {
+    /// Reports what the guard has decided about the last step, and rolls back if refusing updates does not help.
+    pub(super) fn handle_verdict(&mut self, report: StepReport) -> Result<()> {
+        let step = self.state.trainer.step;
+        let numbers = format!("loss {}, gradient norm {}", report.loss, report.grad_norm);
+        let why = match report.verdict {
+            Verdict::Accept => return Ok(()),
+            Verdict::Spike(what, excess) => {
+                self.progress.warn(&format!("step {step}: {numbers}: the {what} is {excess}"));
+                let (measure, value) = match excess {
+                    Excess::Deviations(z) => ("deviations", z),
+                    Excess::Times(times) => ("times", times),
+                };
+                let event = json!({"step": step, "quantity": what, measure: value, "loss": report.loss, "grad_norm": report.grad_norm});
+                return self.logs.events.append("spike", event);
+            }
+            Verdict::RefuseSpike(what, excess) => format!("the {what} is {excess}"),
+            Verdict::RefuseNonFinite => "not finite".into(),
+        };
+        self.progress.warn(&format!("step {step}: {numbers}: update refused ({why})"));
+        let event =
+            json!({"step": step, "loss": finite(report.loss), "grad_norm": finite(report.grad_norm), "why": why});
+        self.logs.events.append("skip", event)?;
+        if self.state.trainer.guard.should_roll_back() {
+            return self.roll_back(&format!("refusing updates does not help ({numbers})"));
+        }
+        Ok(())
+    }
+
+    /// Continues from the last checkpoint before the refusals, with the data after those seen since; gives up if that was tried often
+    /// enough.
+    pub(super) fn roll_back(&mut self, why: &str) -> Result<()> {
+        let step = self.state.trainer.step;
+        let next_sequence = self.state.trainer.next_sequence;
+        let tried = self.state.trainer.guard.rollbacks;
+        if tried >= self.config.guard.rollbacks {
+            return Err(self.give_up(&format!("{why}, nor do {tried} rollbacks")));
+        }
+        // A save in flight may have been copied before the refusals: then it may be the checkpoint to go back to.
+        if let Some(done) = self.wait_for_save()?
+            && let Ok(dir) = &done.result
+        {
+            self.record_save(done.step, dir, done.took)?;
+        }
+        let last_good_step = self.state.trainer.guard.last_good_step(step);
+        let Some(valid) = checkpoint::newest_valid_until(&self.context.dir, last_good_step)?.newest else {
+            return Err(self.give_up(&format!("{why}, and there is no checkpoint from before it")));
+        };
+        let source = Opened::open_valid(valid, self.config.adapter_base())?;
+        let saved = TrainerStateFile::read(&source)?;
+        let to_step = saved.state.step;
+        checkpoint::supersede(&self.context.dir, to_step, self.state.trainer.attempt)?;
+        self.state.restore(&source, &saved)?;
+        self.state.trainer.guard.rollbacks = tried + 1;
+        self.state.trainer.jump_to_sequence(next_sequence);
+        self.reopen_logs(&saved)?;
+        self.saves.last_step = Some(to_step);
+        self.progress.warn(&format!(
+            "step {step}: {why}: going back to step {to_step}, and on with the data after sequence {next_sequence}"
+        ));
+        let skipped = [saved.state.next_sequence, next_sequence];
+        let event =
+            json!({"step": step, "to_step": to_step, "skipped_sequences": skipped, "rollbacks": tried + 1, "why": why});
+        self.logs.events.append("rollback", event)
+    }
+
+    /// Cuts the logs to the checkpoint `saved`: the steps after it are taken again, with other data.
+    fn reopen_logs(&mut self, saved: &TrainerStateFile) -> Result<()> {
+        let dir = &self.context.dir;
+        let step = saved.state.step;
+        let mut events = Events::open(dir)?;
+        report_altered_logs(dir, step, &saved.logs, &mut events, self.context.console)?;
+        self.logs = RunLogs::open(dir, &self.config.log, events, Some(step))?;
+        self.replay = ReplayCheck::default();
+        self.validation_curve.retain(|(at, _)| *at <= step as f64);
+        Ok(())
+    }
+
+    /// Leaves a report and what can be saved.
+    fn give_up(&mut self, why: &str) -> anyhow::Error {
+        let started = Instant::now();
+        let step = self.state.trainer.step;
+        let report = self.context.dir.join(format!("diverged-step-{step:08}.json"));
+        let written = self
+            .findings(why)
+            .and_then(|findings| write_atomic(&report, format!("{findings:#}\n").as_bytes()))
+            .and_then(|()| self.logs.events.append("diverged", json!({"step": step, "why": why})));
+        // Weights that are finite are worth keeping: every bad update was refused. Others are never published.
+        if self.saves.last_step != Some(step)
+            && self.displaced().is_none()
+            && let Ok(dir) = self.write_live()
+        {
+            let _ = self.record_save(step, &dir, started.elapsed());
+        }
+        let ending = if written.is_ok() { format!("; see {}", report.display()) } else { String::new() };
+        fail(Exit::Diverged, format!("step {step}: {why}{ending}"))
+            .hint("resume an earlier checkpoint with a lower optimizer.lr or a longer schedule.warmup_steps")
+            .into()
+    }
+
+    /// The report of the step at which the run ends.
+    fn findings(&self, why: &str) -> Result<Value> {
+        let trainer = &self.state.trainer;
+        let count = self.config.train.sequences_per_step() as u64;
+        let (layout, weights) = self.state.model.trained();
+        let tensors: Vec<Value> = layout.with_slices([weights, &self.state.grad], |layout, [weights, gradients]| {
+            layout.specs.iter().map(|spec| tensor_summary(spec, weights, gradients)).collect()
+        })?;
+        Ok(json!({
+            "step": trainer.step,
+            "why": why,
+            "sequences": {"first": trainer.next_sequence.saturating_sub(count), "count": count},
+            "chain": trainer.data_hash.to_string(),
+            "updates": trainer.updates,
+            "guard": trainer.guard,
+            "data_offsets": trainer.data_offsets,
+            "tensors": tensors,
+        }))
+    }
+
+    /// The step is taken again with half as many sequences at once, or fewer; their number and order stay.
+    pub(super) fn halve_micro_batch(&mut self, error: &anyhow::Error) -> Result<()> {
+        let step = self.state.trainer.step + 1;
+        let old = self.config.train.micro_batch_size;
+        // A device's errors may come with backtraces.
+        let text = format!("{error:#}");
+        let error = text.lines().next().unwrap_or_default();
+        if old == 1 {
+            let message = format!(
+                "step {step}: {error}, with one sequence at a time; {} were expected",
+                Footprint::new(&self.config, &self.device)
+            );
+            return Err(fail(Exit::Memory, message)
+                .hint("shorten train.sequence_length or choose a smaller model")
+                .into());
+        }
+        // It divides the step's sequences, or the configuration of the next checkpoint could not be loaded again.
+        let sequences = self.config.train.sequences_per_step();
+        let new = (1..=old / 2).rev().find(|n| sequences.is_multiple_of(*n)).unwrap_or(1);
+        self.config.train.micro_batch_size = new;
+        self.state.model.recompute = recompute(&self.config, &self.device);
+        self.progress.warn(&format!("step {step}: {error}: train.micro_batch_size is {new} from now on"));
+        self.logs.events.append(
+            "out_of_memory",
+            json!({"step": step, "error": error, "micro_batch_size": {"old": old, "new": new}}),
+        )
+    }
+}
+
+fn tensor_summary(spec: &ParamSpec, weights: &[f32], gradients: &[f32]) -> Value {
+    let range = spec.start..spec.start + spec.len;
+    json!({"name": spec.name, "weight": summary(&weights[range.clone()]), "gradient": summary(&gradients[range])})
+}
+
+/// Norm of the finite elements, and how many are not.
+fn summary(values: &[f32]) -> Value {
+    let finite = values.iter().filter(|x| x.is_finite());
+    let squares: f64 = finite.map(|&x| f64::from(x) * f64::from(x)).sum();
+    json!({"norm": squares.sqrt(), "not_finite": values.iter().filter(|x| !x.is_finite()).count()})
+}
