@@ -46,12 +46,12 @@ pub(super) fn timed(
 pub(in crate::ops) fn report() -> Option<(PathBuf, Value)> {
     let path = FILE.clone()?;
     let mut times = TIMES.lock().unwrap_or_else(PoisonError::into_inner);
-    let row = |(name, launches): (&String, &mut Launches)| {
+    let rows = times.iter_mut().map(|(name, launches)| {
         launches.seconds.sort_by(f32::total_cmp);
         let total: f64 = launches.seconds.iter().map(|&s| f64::from(s)).sum();
         let median = launches.seconds.get(launches.seconds.len() / 2).copied().unwrap_or(0.0);
         let flops = launches.flops;
         json!({"name": name, "launches": launches.seconds.len(), "seconds": total, "median": median, "flops": flops})
-    };
-    Some((path, times.iter_mut().map(row).collect()))
+    });
+    Some((path, rows.collect()))
 }

@@ -21,14 +21,19 @@ struct Staging {
 // SAFETY: the memory has one owner at a time.
 unsafe impl Send for Staging {}
 
+impl Staging {
+    fn is_free(&self) -> bool {
+        self.copied.as_ref().is_none_or(CudaEvent::is_complete)
+    }
+}
+
 static POOL: Mutex<Vec<Staging>> = Mutex::new(Vec::new());
 
 /// A piece of at least `bytes` that is not in use.
 fn staging(bytes: usize) -> std::result::Result<Staging, DriverError> {
-    let mut known = POOL.lock().unwrap_or_else(PoisonError::into_inner);
-    let free = |s: &Staging| s.bytes >= bytes && s.copied.as_ref().is_none_or(CudaEvent::is_complete);
-    if let Some(i) = known.iter().position(free) {
-        return Ok(known.swap_remove(i));
+    let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(i) = pool.iter().position(|staging| staging.bytes >= bytes && staging.is_free()) {
+        return Ok(pool.swap_remove(i));
     }
     let bytes = bytes.next_power_of_two().max(LEAST);
     // SAFETY: a context is current; the memory is never freed.

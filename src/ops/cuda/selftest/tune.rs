@@ -15,10 +15,10 @@ fn adapter(bench: &mut Bench, inner: usize, rank: usize) -> Result<LoraAdapter> 
     Ok(LoraAdapter { a, parts: parts.into_iter().collect::<Result<_>>()? })
 }
 
-/// The same in f32 on the CPU; or zeros of the same shapes.
-fn each(adapter: &LoraAdapter, f: impl Fn(&Tensor) -> Result<Tensor>) -> Result<LoraAdapter> {
-    let part = |part: &LoraPart| Ok(LoraPart { rows: part.rows.clone(), b: f(&part.b)? });
-    Ok(LoraAdapter { a: f(&adapter.a)?, parts: adapter.parts.iter().map(part).collect::<Result<_>>()? })
+/// The adapter with `f` of each of its matrices.
+fn map_matrices(adapter: &LoraAdapter, f: impl Fn(&Tensor) -> Result<Tensor>) -> Result<LoraAdapter> {
+    let parts = adapter.parts.iter().map(|part| Ok(LoraPart { rows: part.rows.clone(), b: f(&part.b)? }));
+    Ok(LoraAdapter { a: f(&adapter.a)?, parts: parts.collect::<Result<_>>()? })
 }
 
 pub(super) fn adapters(bench: &mut Bench) -> Result<()> {
@@ -34,14 +34,14 @@ pub(super) fn adapters(bench: &mut Bench) -> Result<()> {
         let dx = bench.tensor(&[rows, inner])?;
         let device = bench.device.clone();
         let ours = adapter(bench, inner, rank)?;
-        let theirs = each(&ours, wide)?;
+        let theirs = map_matrices(&ours, wide)?;
         let want = wide(&y)?.copy()?;
         cuda::lora(&y, &x, &ours, scale as f32, dropout.as_ref())?;
         cpu_lora::lora(&want, &wide(&x)?, &theirs, scale, dropout.as_ref(), Precision::F32)?;
         bench.within(bench.twice(), "lora y", &y, &want)?;
 
-        let grads = each(&theirs, |t| zeros(t.dims())?.to_device(&device)?.copy())?;
-        let want_grads = each(&theirs, |t| zeros(t.dims())?.copy())?;
+        let grads = map_matrices(&theirs, |t| zeros(t.dims())?.to_device(&device)?.copy())?;
+        let want_grads = map_matrices(&theirs, |t| zeros(t.dims())?.copy())?;
         let want = wide(&dx)?.copy()?;
         cuda::lora_backward(&dx, &dy, &x, (&ours, &grads), scale as f32, dropout.as_ref())?;
         let wide_dy = wide(&dy)?;
