@@ -422,7 +422,7 @@ fn a_lost_configuration_is_taken_from_the_checkpoint() {
     std::fs::create_dir(&begun).unwrap();
     std::fs::write(begun.join("run.lock"), "").unwrap();
     let message = fails(&["resume", "--ckpt", arg(&begun)], 78);
-    assert!(message.contains("before it had begun"), "{message}");
+    assert!(message.contains("stopped before its first step"), "{message}");
     let config = bench.path("base.toml");
     ok(&["pretrain", "--config", arg(&config), "--out", arg(&begun), "--set", "train.steps=1", "--quiet"]);
 }

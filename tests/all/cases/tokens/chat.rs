@@ -113,7 +113,7 @@ fn an_answer_without_text_is_interrupted() {
     std::thread::sleep(Duration::from_millis(700));
     let begun = Instant::now();
     interrupt(&chat);
-    chat.wait_for("forgotten");
+    chat.wait_for("dropped");
     chat.wait_for_prompt();
     assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
     assert!(saved(&mut chat, dir.path()).is_empty());
