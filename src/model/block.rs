@@ -230,6 +230,7 @@ impl Block {
         };
         let dx = linear_backward_input(dy, self.weights.product(product), self.precision)?;
         if let (Some((adapter, scale)), Some(grads)) = (self.adapter(product), &adapters[product as usize]) {
+            // The mask of the forward pass, drawn again under the same key instead of being saved.
             let dropout = self.dropout(product, x, noise);
             lora_backward(&dx, dy, x, adapter, grads, scale, dropout.as_ref(), self.precision)?;
         }
@@ -241,6 +242,7 @@ impl Block {
         let w = &self.weights;
         let normed = add_rms_norm(&residual.h, residual.pending.as_ref(), &w.input_layernorm, self.eps)?;
         let (activations, act) = self.up_to_activation(normed, cx, attend)?;
+        // The next norm adds this while it reads the stream anyway: one pass over memory less.
         let pending = Some(self.project(Product::Down, &act, cx.noise)?);
         let above = Residual { h: activations.h.clone(), pending };
         Ok((above, Activations { act: Some(act), ..activations }))
@@ -250,6 +252,7 @@ impl Block {
     fn up_to_activation(&self, normed: Normed, cx: Context, attend: Attend) -> Result<(Activations, Tensor)> {
         let Normed { h: x, y: n1, rstd: rstd1 } = normed;
         let qkv = self.project(Product::Qkv, &n1, cx.noise)?;
+        // Saved as rotated: attention's backward pass needs it so, and the gradient is turned back after it.
         rope(&qkv, cx.rope, self.rotated(), attend.positions(cx))?;
         let (attn, lse) = self.attention(&qkv, cx, attend)?;
         let o = self.project(Product::O, &attn, cx.noise)?;
@@ -273,6 +276,7 @@ impl Block {
             Attend::Cache(cache) => {
                 let q_width = self.heads.out();
                 let kv_width = self.heads.kv * self.heads.dim;
+                // Read before the new rows move it.
                 let start = cache.len();
                 cache.append(&qkv.narrow(2, q_width, kv_width)?, &qkv.narrow(2, q_width + kv_width, kv_width)?)?;
                 let q = qkv.narrow(2, 0, q_width)?;
@@ -283,6 +287,7 @@ impl Block {
 
     /// What was computed on the way, once more from the block's input: the same bits.
     fn activations_again(&self, x: &Tensor, cx: Context) -> Result<Activations> {
+        // `x` was saved after the addition, so nothing is pending.
         let normed = add_rms_norm(x, None, &self.weights.input_layernorm, self.eps)?;
         let (activations, act) = self.up_to_activation(normed, cx, Attend::Batch)?;
         Ok(Activations { act: Some(act), ..activations })
@@ -319,6 +324,7 @@ impl Block {
         let n2 = n2.map_or_else(|| rms_norm_recompute(&h, &rstd2, &w.post_attention_layernorm), Ok)?;
         let dn2 = self.project_backward(Product::GateUp, &dgate_up, &n2, cx.noise, grads)?;
         drop((dgate_up, n2));
+        // The stream's gradient reaches `h` twice: through the feed-forward, and past it as `dy`.
         let dh =
             rms_norm_backward(&dn2, &h, &rstd2, &w.post_attention_layernorm, Some(&dy), norms.map(|(_, post)| post))?;
         drop((dn2, h, dy));

@@ -52,6 +52,7 @@ impl Decoder {
 
     /// Whether this decoder was made for `rows` sequences of `model`.
     pub(super) fn fits(&self, model: &Llama, rows: usize) -> bool {
+        // A recording holds addresses: other weights or another number of rows need one of their own.
         self.weights == model.flat.id() && self.buffers.logits.dims()[0] == rows
     }
 

@@ -13,6 +13,7 @@ use candle_core::{DType, Result, Tensor, bail};
 impl Llama {
     /// An empty cache for `batch` sequences of up to `capacity` positions.
     pub fn cache(&self, batch: usize, capacity: usize) -> Result<KvCache> {
+        // The type of the activations, which attention compares with the cache's.
         let dtype = self.copy.as_ref().map_or(DType::F32, Tensor::dtype);
         KvCache::new(&self.config, batch, capacity, dtype, self.flat.device())
     }
@@ -55,6 +56,7 @@ impl Llama {
             // The usual way says what is wrong with it.
             return Ok(None);
         }
+        // Taken out, so that after an error no half-done recording is used again.
         let recorded = cache.decoder.take().filter(|decoder| decoder.fits(self, rows));
         let mut decoder = recorded.map_or_else(|| Decoder::new(self, rows, cache.capacity()), Ok)?;
         let logits = decoder.step(self, &mut cache.layers, position, &ids)?;

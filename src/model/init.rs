@@ -37,6 +37,7 @@ fn fill(config: &ModelConfig, spec: &ParamSpec, rule: Init, part: &mut [f32], se
         }
         Init::Normal | Init::ResidualNormal => config.initializer_range,
     };
+    // A stream for each tensor, keyed by its name: they can be filled in any order, and a new one changes no other.
     let key = blake3::Hasher::new()
         .update(b"llama-lite init")
         .update(&seed.to_le_bytes())
@@ -45,6 +46,7 @@ fn fill(config: &ModelConfig, spec: &ParamSpec, rule: Init, part: &mut [f32], se
     let mut rng = ChaCha8Rng::from_seed(*key.as_bytes());
     for x in part {
         let z: f64 = StandardNormal.sample(&mut rng);
+        // In f64 and rounded once.
         *x = (z * std) as f32;
     }
 }

@@ -53,6 +53,7 @@ impl LayerCache {
         if self.len + t > self.keys.dim(1)? {
             bail!("the KV cache holds {} positions; {} are wanted", self.keys.dim(1)?, self.len + t);
         }
+        // They are columns of packed qkv, and `slice_set` takes contiguous tensors only.
         self.keys.slice_set(&keys.contiguous()?, 1, self.len)?;
         self.values.slice_set(&values.contiguous()?, 1, self.len)?;
         self.len += t;

@@ -119,6 +119,7 @@ fn product_views(cursor: &mut Cursor, projections: &[Parameter], config: &LoraCo
     if rows.is_empty() {
         return Ok(None);
     }
+    // All A of a product lie side by side, so that one product with x serves all its adapters.
     let a = cursor.take(rows.len())?;
     let parts = rows.into_iter().map(|rows| Ok(LoraPart { rows, b: cursor.take(1)? })).collect::<Result<_>>()?;
     Ok(Some(LoraAdapter { a, parts }))

@@ -23,12 +23,14 @@ pub struct Noise {
 impl Noise {
     /// The key of step `step` of the run of `seed`.
     pub fn key(seed: u64, step: u64) -> u64 {
+        // "lite": a constant of its own keeps these draws apart from other uses of the seed.
         draw(draw(0x6c69_7465, seed), step)
     }
 
     /// Dropout of the input `x` (b, t, in) of a product of block `block`; none if its rate is 0.
     pub(super) fn dropout(&self, block: usize, product: usize, x: &Tensor) -> Option<Dropout> {
         let width = x.dims().last().copied().unwrap_or(1) as u64;
+        // A block has four products: each gets a stream of its own.
         let key = draw(self.key, 1 + 4 * block as u64 + product as u64);
         (self.dropout > 0.0).then(|| Dropout { p: self.dropout as f32, key, first: self.first_token * width })
     }

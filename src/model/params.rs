@@ -96,6 +96,7 @@ impl<'a> Cursor<'a> {
         let group: Vec<&ParamSpec> = self.specs.by_ref().take(n).collect();
         let Some(first) = group.first() else { bail!("the layout has too few tensors") };
         let len = group.iter().map(|s| s.len).sum::<usize>();
+        // Adjacent tensors of one width are one matrix: their rows follow each other in memory.
         let columns = first.shape.last().copied().unwrap_or(1);
         self.flat.narrow(0, first.start, len)?.reshape((len / columns, columns))
     }

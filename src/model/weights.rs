@@ -28,6 +28,7 @@ impl Weights {
         let blocks =
             (0..config.num_hidden_layers).map(|_| BlockWeights::views(&mut cursor, config)).collect::<Result<_>>()?;
         let norm = cursor.take_vector()?;
+        // One view twice, so that head and embedding add to the same gradient.
         let lm_head = if config.tie_word_embeddings { embed_tokens.clone() } else { cursor.take(1)? };
         Ok(Self { embed_tokens, blocks, norm, lm_head })
     }

@@ -54,6 +54,7 @@ impl Coefficients {
 impl Hyper {
     fn coefficients(&self, decay: bool) -> Coefficients {
         let (beta1, beta2) = self.betas;
+        // `powi` takes an i32; long before that power of a beta is 0.
         let exponent = self.t.min(i32::MAX as u64) as i32;
         let correction1 = 1.0 - beta1.powi(exponent);
         let correction2 = 1.0 - beta2.powi(exponent);
@@ -64,6 +65,7 @@ impl Hyper {
             beta2: beta2 as f32,
             one_minus_beta1: (1.0 - beta1) as f32,
             one_minus_beta2: (1.0 - beta2) as f32,
+            // Decay acts on the weight and not through the moments (Loshchilov & Hutter 2019).
             keep: (1.0 - self.lr * weight_decay) as f32,
             step_size: (self.lr / correction1) as f32,
             inverse_sqrt_correction2: (1.0 / correction2.sqrt()) as f32,
@@ -133,6 +135,7 @@ fn update_range(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], k: Coeff
                 let g = g * k.clip;
                 *m = k.beta1 * *m + k.one_minus_beta1 * g;
                 *v = k.beta2 * *v + k.one_minus_beta2 * (g * g);
+                // eps comes after the bias correction, as in PyTorch.
                 let denominator = v.sqrt() * k.inverse_sqrt_correction2 + k.eps;
                 *p = *p * k.keep - k.step_size * (*m / denominator);
             }
@@ -154,8 +157,10 @@ fn round_range(key: u64, start: u64, m: &mut [f32], v: &mut [f32]) {
 /// One of the two numbers of bf16 around `x`, by the lower half of `bits`: the nearer, the likelier.
 fn rounded(x: f32, bits: u32) -> f32 {
     if !x.is_finite() {
+        // Cut to its upper half, a NaN could become infinite or, by a carry, zero.
         return x;
     }
+    // The addition carries into the upper half as often as the lost part is large: that is the rounding by chance.
     f32::from_bits(x.to_bits().wrapping_add(bits & 0xffff) & 0xffff_0000)
 }
 
@@ -163,6 +168,7 @@ fn rounded(x: f32, bits: u32) -> f32 {
 pub fn global_norm(grad: &Tensor) -> Result<f64> {
     on_gpu!(grad, super::cuda::global_norm(grad));
     cpu::read("global_norm", [grad], |[g]| {
+        // `collect` keeps the order of the pieces, whichever thread was first.
         let partials: Vec<f64> = g.par_chunks(cpu::PIECE).map(|piece| cpu::simd!(sum_of_squares(piece))).collect();
         Ok(partials.iter().sum::<f64>().sqrt())
     })
@@ -170,6 +176,8 @@ pub fn global_norm(grad: &Tensor) -> Result<f64> {
 
 #[inline(always)]
 fn sum_of_squares(piece: &[f32]) -> f64 {
+    // Independent sums vectorise, and their number does not depend on the processor's registers. f64: squares of
+    // hundreds of millions of elements are added.
     let mut lanes = [0f64; cpu::LANES];
     let chunks = piece.chunks_exact(cpu::LANES);
     for (l, x) in chunks.remainder().iter().enumerate() {

@@ -36,6 +36,7 @@ pub use tree::attention_prefix_tree;
 pub fn reference(qkv: &Tensor, heads: Heads, documents: Option<&DocumentStarts>) -> Result<Tensor> {
     let (b, t) = heads.check("attention reference", qkv)?;
     let (scores, v) = reference_scores(qkv, heads, documents)?;
+    // Softmax does not depend on the shift, so autograd may take it as a constant.
     let shifted = scores.broadcast_sub(&scores.detach().max_keepdim(D::Minus1)?)?.exp()?;
     let p = shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)?;
     p.matmul(&v)?.transpose(1, 2)?.reshape((b, t, heads.out()))
@@ -103,6 +104,7 @@ pub fn attention(
             let place = (sequence * t * out_width + head * heads.dim, out_width);
             let starts = documents.map(|documents| documents.row(sequence));
             let q = Rows::packed(qkv, heads, t, sequence, head);
+            // Grouped-query attention (Ainslie et al. 2023): neighbouring query heads share a key/value head.
             let kv = &packed[sequence * heads.kv + head / heads.group()];
             forward_head(q, kv, (t, 0, heads.scale(), starts), shared, place, lse);
         });
@@ -126,6 +128,7 @@ pub fn max_logit(qkv: &Tensor, heads: Heads, documents: Option<&DocumentStarts>)
             let starts = documents.map(|documents| documents.row(sequence));
             head_max_logit(q, keys, t, heads.scale(), starts)
         });
+        // A maximum is the same in every order, so this reduction needs no fixed one.
         Ok(logits.reduce(|| f32::NEG_INFINITY, f32::max))
     })
 }
@@ -156,6 +159,7 @@ pub fn attention_backward(
     let dqkv = cpu::read("attention_backward", [qkv, out, lse, dout], |slices| {
         let mut dqkv = cpu::output(b * t * heads.packed());
         let shared = SharedMut::new(&mut dqkv);
+        // One task per key/value head: dK and dV sum over all query heads of its group, and no other task writes them.
         (0..b * heads.kv).into_par_iter().for_each(|task| {
             let sequence = task / heads.kv;
             let kv = task % heads.kv;

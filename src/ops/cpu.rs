@@ -99,6 +99,7 @@ pub(crate) fn read_all<R>(op: &str, tensors: &[&Tensor], f: impl FnOnce(&[&[f32]
         expect_f32(op, t)?;
         owned.push(t.contiguous()?);
     }
+    // The guards hold candle's read locks: the slices below borrow from them.
     let guards: Vec<_> = owned.iter().map(|t| t.storage_and_layout()).collect();
     let mut slices = Vec::with_capacity(guards.len());
     for (storage, layout) in &guards {
@@ -260,11 +261,13 @@ pub(crate) fn exp_and_sum(a: &mut [f32], shift: f32) -> f32 {
 /// `r ∈ [-ln 2 / 2, ln 2 / 2]`, and `2ⁿ` built from bits (Cephes' coefficients). Below -87.3 it is 0; NaN stays NaN.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
+    // Comparisons and not min and max, which would lose a NaN.
     let clamped = if x < -87.3 { -87.3 } else { x };
     let clamped = if clamped > 88.3 { 88.3 } else { clamped };
     // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer in the default rounding mode.
     const ROUND: f32 = 12_582_912.0;
     let n = (clamped * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    // ln 2 in two parts, the first of few bits: its product with n is exact, and r keeps its low bits (Cody & Waite).
     let r = clamped - n * 0.693_359_4 + n * 2.121_944_4e-4;
     let p = 1.987_569_1e-4;
     let p = p * r + 1.398_199_9e-3;
@@ -273,6 +276,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     let p = p * r + 1.666_666_5e-1;
     let p = p * r + 0.5;
     let y = p * r * r + r + 1.0;
+    // y is NaN already; n only has to be safe to convert.
     let n = if n.is_nan() { 0.0 } else { n };
     // SAFETY: n is an integer within [-126, 128]. (`as` would also be right, but saturates, at a compare per element.)
     let n = unsafe { n.to_int_unchecked::<i32>() };

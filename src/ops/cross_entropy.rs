@@ -21,6 +21,7 @@ const NEGLIGIBLE: f32 = 1e-30;
 /// The same in candle's differentiable primitives: loss of each row, (n). No ignored targets.
 pub fn reference(x_nc: &Tensor, w_vc: &Tensor, targets_n: &Tensor) -> Result<Tensor> {
     let logits = x_nc.matmul(&w_vc.t()?)?;
+    // The shift cancels out, so autograd may take it as a constant.
     let shifted = logits.broadcast_sub(&logits.detach().max_keepdim(D::Minus1)?)?;
     let log_sum = shifted.exp()?.sum(D::Minus1)?.log()?;
     log_sum - shifted.gather(&targets_n.unsqueeze(1)?, 1)?.squeeze(1)
@@ -64,6 +65,7 @@ impl Head<'_> {
     }
 
     fn rows_per_chunk(&self) -> usize {
+        // With fewer rows a chunk would spend its time packing the head's weights.
         (CHUNK_ELEMENTS / self.vocab).max(64)
     }
 }
@@ -72,6 +74,7 @@ impl Head<'_> {
 fn row_loss(z: &mut [f32], target: u32) -> (f32, f32) {
     cpu::simd!({
         let top = cpu::max(z);
+        // Before the logits become exponentials.
         let at_target = z[target as usize];
         let sum = cpu::exp_and_sum(z, top);
         // A NaN among the logits escapes `max` but not the sum.
@@ -143,10 +146,12 @@ pub fn logit_squares(x_nc: &Tensor, w_vc: &Tensor, precision: Precision) -> Resu
     let (n, channels) = x_nc.dims2()?;
     let vocab = w_vc.dim(0)?;
     on_gpu!(x_nc, super::cuda::logit_squares(x_nc, w_vc));
+    // Every row of a chunk has a target; these are never looked at.
     let targets = vec![IGNORE; n];
     cpu::read("logit_squares", [x_nc, w_vc], |[x, w]| {
         let head = Head { x, w, targets: &targets, channels, vocab, precision };
         let step = head.rows_per_chunk();
+        // One sum for each row, added in their order: the number of threads changes nothing.
         let mut squares = vec![0f64; n];
         let mut logits = cpu::output(step.min(n) * vocab);
         for (i, squares) in squares.chunks_mut(step).enumerate() {
@@ -180,6 +185,7 @@ pub fn cross_entropy_and_backward(
             let from = i * step;
             let logits = &mut logits[..rows * vocab];
             head.chunk(logits, from, losses, |z, target| row_loss_and_gradient(z, target, scale));
+            // Gradients have replaced the logits in place: one buffer of a chunk's size serves both.
             let dz = Mat::new(logits, rows, vocab, vocab);
             matmul(dx, c, Into::Overwrite, 1.0, dz, Mat::new(w, vocab, c, c), precision);
             let Some(dw_vc) = dw_vc else { continue };
@@ -199,6 +205,7 @@ fn row_loss_and_gradient(z: &mut [f32], target: u32, scale: f32) -> f32 {
         return 0.0;
     }
     let (loss, sum) = row_loss(z, target);
+    // Softmax's divisor and the step's scale in one factor: one division for each row.
     let factor = scale / sum;
     cpu::simd!(z.iter_mut().for_each(|z| {
         let dz = *z * factor;

@@ -142,6 +142,7 @@ impl Packed {
 }
 
 fn grow(buffer: &mut Vec<f32>, len: usize) {
+    // Never shrinks: the next product is most likely as large. What an earlier one left is overwritten or not read.
     if buffer.len() < len {
         buffer.resize(len, 0.0);
     }
@@ -202,6 +203,7 @@ pub(crate) fn matmul(
     let m = lhs.rows;
     let n = rhs.cols;
     let k = lhs.cols;
+    // An empty sum is 0, and the loops below would write nothing.
     if k == 0 && into == Into::Overwrite {
         (0..m).for_each(|i| dst[i * dst_stride..][..n].fill(0.0));
     }
@@ -209,7 +211,9 @@ pub(crate) fn matmul(
     let threads = if m * n * k >= PARALLEL_FROM { rayon::current_num_threads() } else { 1 };
     // As many terms as leave room for a stripe of all columns, but not so few of either that packing outweighs the product.
     let terms = (STRIPE / n.next_multiple_of(NR).max(1) / KC * KC).max(4 * KC).min(k.max(1));
+    // Whole multiples of KC and of panels: where a stripe is cut does not change which terms form one chain.
     let columns = (STRIPE / terms / NR * NR).max(NR);
+    // Taken out of the scratch: while this thread waits for the others it may steal a task that multiplies as well.
     let mut packed = with_scratch(|s| std::mem::take(&mut s.rhs));
     packed.precision = precision;
     for from in (0..k).step_by(terms) {
@@ -217,6 +221,7 @@ pub(crate) fn matmul(
         for col in (0..n).step_by(columns) {
             let width = columns.min(n - col);
             pack_stripe(&mut packed, &rhs, (from, depth), (col, width), threads);
+            // Later terms add to what the first ones wrote, always in the order of the terms.
             let into = if from == 0 { into } else { Into::Accumulate };
             stripe(Target { into, ..target }, lhs, from, col, packed.panels(), threads);
         }
@@ -242,6 +247,7 @@ fn pack_stripe(
     if threads == 1 {
         return pack::rhs(data, &rhs, col / NR, (from, depth), precision);
     }
+    // Two groups for each thread, so that a slow thread leaves one for another to take.
     let group = panels.div_ceil(2 * threads);
     data.par_chunks_mut(group * panel)
         .enumerate()
@@ -261,12 +267,15 @@ fn stripe(target: Target, lhs: Mat, from: usize, col: usize, rhs: Panels, thread
     // Enough blocks for the threads to share evenly. Rows are divided before columns: a block's left operand is packed for it alone.
     let wanted = 4 * threads;
     let height = rows.div_ceil(wanted).next_multiple_of(MR).clamp(4 * MR, MOST_ROWS);
+    // About eight panels repay the packing of a block's rows; few rows are packed so quickly that one panel does.
     let groups = wanted.div_ceil(rows.div_ceil(height)).min(panels.div_ceil(if rows > 2 * MR { 8 } else { 1 }));
     let group = panels.div_ceil(groups) * NR;
     let row_blocks = rows.div_ceil(height);
     (0..row_blocks * groups).into_par_iter().for_each(|task| {
+        // Tasks that follow each other share their columns, whose panels are then still in the cache.
         let first = task % row_blocks * height;
         let at = task / row_blocks * group;
+        // Rounding groups up to whole panels may leave the last ones without a column.
         if at < rhs.cols {
             let part = rhs.columns(at..rhs.cols.min(at + group));
             block(target, lhs, (first, height.min(rows - first)), from, col + at, part);
@@ -300,7 +309,9 @@ fn block(target: Target, lhs: Mat, (first, rows): (usize, usize), from: usize, c
             pack::lhs(&mut packed, &lhs, (first, rows), (from + term, kc), precision);
         }
         let words = precision.words(kc);
+        // KC terms are one chain in registers. Chains are added up in memory, in their order: this fixes the bits.
         let accumulate = term > 0 || target.into == Into::Accumulate;
+        // All tiles of the block meet a panel while it is in a near cache.
         for (panel, at) in (0..rhs.cols).step_by(NR).enumerate() {
             let b = panel * rhs.len * NR + precision.words(rhs.terms.0 + term) * NR;
             let b = &rhs.data[b..][..words * NR];
@@ -338,5 +349,6 @@ pub(crate) unsafe fn matmul_packed(dst: *mut f32, stride: usize, into: Into, alp
     assert_eq!(lhs.cols, rhs.terms.1, "inner dimensions differ");
     // SAFETY: the caller's promise.
     let dst = unsafe { SharedMut::from_raw(dst, span(lhs.rows, rhs.cols, stride, 1)) };
+    // One thread: callers run one such product in each of their own parallel tasks.
     stripe(Target { dst, stride, into, alpha }, lhs, 0, 0, rhs, 1);
 }

@@ -79,6 +79,7 @@ pub fn lora(
     let s = sizes("lora", x, y, adapter)?;
     on_gpu!(y, super::cuda::lora(y, x, adapter, scale as f32, dropout));
     let x = Dropout::applied(dropout, x)?;
+    // One product for all A; each B then serves its own rows of the output.
     let u = cpu::read("lora", [&x, &adapter.a], |[x, a]| Ok(down(x, a, &s, precision)))?;
     let all = s.rank * adapter.parts.len();
     cpu::update("lora", y, |y| {
@@ -115,6 +116,7 @@ pub fn lora_backward(
     let all = s.rank * adapter.parts.len();
     let scale = scale as f32;
     let through = cpu::read("lora_backward", [dy, &x, &adapter.a], |[dy, x, a]| {
+        // Computed again: so few columns cost less than keeping them since the forward pass.
         let u = down(x, a, &s, precision);
         let mut du = cpu::output(s.rows * all);
         for (i, (part, grad)) in adapter.parts.iter().zip(&grads.parts).enumerate() {
@@ -141,6 +143,7 @@ pub fn lora_backward(
         matmul(&mut through, s.inner, Into::Overwrite, 1.0, du, a, precision);
         Ok(through)
     })?;
+    // Only the adapters' input was dropped: the mask must not touch what `dx` holds already.
     let through = dropout.map(|dropout| dropout.apply(&through)).unwrap_or(through);
     cpu::update("lora_backward", dx, |dx| {
         let pieces = dx.par_chunks_mut(cpu::PIECE).zip(through.par_chunks(cpu::PIECE));

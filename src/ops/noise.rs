@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 /// Pseudo-random bits of position `i` under `key` (the finaliser of SplitMix64, Steele et al. 2014, over a Weyl sequence).
 pub fn draw(key: u64, i: u64) -> u64 {
+    // From 1: the finaliser maps 0 to 0, which position 0 under key 0 would be.
     let mut z = key.wrapping_add(i.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -43,6 +44,7 @@ impl Dropout {
         let keep = self.keep();
         let pieces = out.par_chunks_mut(cpu::PIECE).zip(x.par_chunks(cpu::PIECE)).enumerate();
         pieces.for_each(|(piece, (out, x))| {
+            // Positions are those of the whole step, so that the size of the micro-batch changes no draw.
             let first = self.first + (piece * cpu::PIECE) as u64;
             for ((i, out), x) in (first..).zip(out).zip(x) {
                 *out = if draw(self.key, i) < limit { 0.0 } else { x * keep };
@@ -67,6 +69,7 @@ pub fn add_noise(x: &Tensor, most: &[f32], key: u64, first: u64) -> Result<()> {
     cpu::update("add_noise", x, |x| {
         x.par_chunks_mut(c).zip(most).enumerate().for_each(|(row, (x, most))| {
             for (i, x) in (first + (row * c) as u64..).zip(x) {
+                // 24 bits are exact in f32, so the values are evenly spaced.
                 let unit = (draw(key, i) >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
                 *x += unit * most;
             }

@@ -58,6 +58,7 @@ pub fn add_rms_norm(x: &Tensor, delta: Option<&Tensor>, w_c: &Tensor, eps: f64) 
                 for ((h, x), d) in h.iter_mut().zip(x).zip(delta) {
                     *h = x + d;
                 }
+                // Piece by piece, while the sum is still in the cache.
                 norm_rows(y, rstd, h, w, eps as f32);
             })
         });
@@ -132,10 +133,12 @@ pub fn rms_norm_backward(
         bail!("rms_norm_backward: gradients do not have the shape {:?} of h", h.shape());
     }
     on_gpu!(h, super::cuda::rms_norm_backward(dy, h, rstd_n, w_c, dres, dw_c));
+    // The number of slices is fixed, so `dy` stands in for a `dres` that is not there. It is not read as one.
     let (dh, partials) = cpu::read("rms_norm_backward", [dy, h, rstd_n, w_c, dres.unwrap_or(dy)], |slices| {
         let [dy, h, rstd, w, dres_rows] = slices;
         let mut dh = cpu::output(h.len());
         let rows = cpu::rows_per_piece(c);
+        // A row of dW for each piece: no two threads add to the same numbers, and the sum below has a fixed order.
         let mut partials = cpu::zeros((h.len() / c).div_ceil(rows) * c);
         let pieces = dh
             .par_chunks_mut(rows * c)

@@ -89,6 +89,7 @@ impl Rope {
             bail!("position {} is beyond the model's {}", n - 1, self.positions);
         }
         let half = self.frequencies.len();
+        // A poisoned lock is harmless: tables are replaced whole, so a panic elsewhere leaves no half of one.
         let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
         if tables.cos.len() < n * half {
             // At least twice as many each time, so that the work stays proportional to the length of a text that grows token by token.
@@ -163,8 +164,10 @@ fn turn(
                     for head in row.chunks_exact_mut(d).take(rotated_heads) {
                         let (x, y) = head.split_at_mut(half);
                         for i in 0..half {
+                            // Both old values first: the pair is turned in place.
                             let a = x[i];
                             let b = y[i];
+                            // Turning back is turning by -θ, which only changes the sign of the sine.
                             let s = sign * sin[i];
                             x[i] = a * cos[i] - b * s;
                             y[i] = b * cos[i] + a * s;

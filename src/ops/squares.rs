@@ -53,6 +53,7 @@ fn sum_squares([w, g, m, v]: [&[f32]; 4], keep: f64, rule: &LastUpdate) -> Squar
         let m = f64::from(*m);
         let v = f64::from(*v);
         let direction = rule.inverse_correction1 * m / (v.sqrt() * rule.inverse_sqrt_correction2 + rule.eps);
+        // AdamW's rule solved for the weight before the update.
         let before = (w + rule.lr * direction) / keep;
         sums.adam += direction * direction;
         sums.grad += g * g;

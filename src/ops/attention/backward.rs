@@ -62,6 +62,7 @@ pub(super) fn backward_kv_head(
         delta: [0.0; BLOCK],
         q: Packed::default(),
         d_o: Packed::default(),
+        // Keys are needed both ways: transposed for the scores, as they are for dQ.
         keys: Packed::new(k, precision),
         keys_t: Packed::new(k.t(), precision),
         values_t: Packed::new(v.t(), precision),
@@ -77,10 +78,12 @@ pub(super) fn backward_kv_head(
         let o = Rows::output(out, heads, t, sequence, head);
         let d_o = Rows::output(dout, heads, t, sequence, head);
         let lse = &lse[(sequence * heads.q + head) * t..][..t];
+        // dK and dV are sums over these blocks: one task takes them in order, which fixes the bits.
         for first in (0..t).step_by(BLOCK) {
             let block = Span::new(first, t, 0, starts);
             work.begin_block(block, q, o, d_o);
             for span in block.parts(PART) {
+                // dQ is a sum over the parts of a block's keys; the first part overwrites, so dQ is never cleared.
                 let into = if span.lo == block.lo { Into::Overwrite } else { Into::Accumulate };
                 // The gradient of `qkv` lies as `qkv` does.
                 work.part(span, q, d_o, lse, heads.scale(), &grad, (q.from, into));
@@ -95,6 +98,7 @@ impl Work {
         self.q.pack(q.mat(block.first, block.rows), precision);
         self.d_o.pack(d_o.mat(block.first, block.rows), precision);
         for (i, delta) in self.delta[..block.rows].iter_mut().enumerate() {
+            // dO · O equals the row's sum of P · dP, and needs no probabilities (Dao 2023, FlashAttention-2).
             *delta = cpu::simd!(cpu::dot(o.row(block.first + i), d_o.row(block.first + i)));
         }
     }
@@ -142,6 +146,7 @@ fn probabilities_and_gradient(p: &mut [f32], ds: &mut [f32], span: Span, lse: &[
             let lse = lse[span.first + i];
             let delta = delta[i];
             for (p, ds) in p[seen.clone()].iter_mut().zip(&mut ds[seen.clone()]) {
+                // The saved log-sum-exp normalises in one go: no second search for the maximum, no second sum.
                 *p = cpu::exp(*p - lse);
                 *ds = *p * (*ds - delta) * scale;
             }

@@ -34,8 +34,10 @@ fn block_softmax(
     cpu::simd!({
         for (i, row) in p.chunks_exact_mut(span.keys).enumerate() {
             let seen = span.seen(i);
+            // Exponentials of differences to the largest score cannot overflow.
             let top = cpu::max(&row[seen.clone()]);
             let sum = cpu::exp_and_sum(&mut row[seen.clone()], top);
+            // The product with V takes whole rows; a weight of 0 hides what a query must not see.
             clear_unseen(row, &seen);
             row_done(i, top, sum);
         }
@@ -52,6 +54,7 @@ pub(super) fn forward_head(
     lse: &mut [f32],
 ) {
     let d = q.dim;
+    // For the last block, which sees the most keys; the others use the front of it.
     let mut p = cpu::output(BLOCK.min(queries) * (offset + queries));
     let mut inverse = [0f32; BLOCK];
     for first in (0..queries).step_by(BLOCK) {
@@ -59,6 +62,7 @@ pub(super) fn forward_head(
         let Span { rows, keys, lo, .. } = span;
         let p = &mut p[..rows * keys];
         block_softmax(p, q, &kv.keys_t, scale, span, |i, top, sum| {
+            // Rows are divided after the product with V: d numbers each instead of one for every key.
             inverse[i] = 1.0 / sum;
             lse[first + i] = top + sum.ln();
         });
@@ -117,6 +121,7 @@ pub(super) fn few_queries(
             for (j, p) in p.iter_mut().enumerate() {
                 *p = cpu::dot(q.row(i), keys.row(j)) * scale;
             }
+            // Every query sees all keys up to its own: a cache and a path of a prefix tree hold one context.
             let top = cpu::max(p);
             let inverse = 1.0 / cpu::exp_and_sum(p, top);
             out.fill(0.0);

@@ -57,6 +57,8 @@ impl<'a> Span<'a> {
     /// The block of queries that begins at `first`.
     pub(super) fn new(first: usize, queries: usize, offset: usize, starts: Option<&'a [u32]>) -> Self {
         let rows = BLOCK.min(queries - first);
+        // Starts never decrease, so the first query's document begins first. Packed keys can only be cut at a panel:
+        // up to 31 keys before that document are multiplied and then cleared.
         let lo = starts.map_or(0, |starts| starts[first] as usize / PANEL * PANEL);
         Self { first, rows, lo, keys: offset + first + rows - lo, offset, starts }
     }
@@ -70,6 +72,7 @@ impl<'a> Span<'a> {
     /// The part of the keys that query `i` of the block sees, counted from `lo`; perhaps empty.
     pub(super) fn seen(&self, i: usize) -> Range<usize> {
         let start = self.starts.map_or(0, |starts| starts[self.first + i] as usize);
+        // Saturating: a part of the keys may lie after this query or before its document; it then sees none of them.
         let end = (self.offset + self.first + i + 1).saturating_sub(self.lo).min(self.keys);
         start.saturating_sub(self.lo).min(end)..end
     }

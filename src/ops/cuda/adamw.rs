@@ -56,6 +56,7 @@ pub(in crate::ops) fn global_norm(grad: &Tensor) -> Result<f64> {
     let device = grad.device();
     let pieces = n.div_ceil(PIECE);
     let partials = empty(&[pieces], DType::F64, device)?;
+    // Summed up on the GPU, so that one number crosses to the host.
     let total = empty(&[1], DType::F64, device)?;
     let args = [pointer(grad)?, pointer(&partials)?, Arg::U64(n as u64), Arg::U64(PIECE as u64)];
     launch(device, "sum_of_squares", Grid::linear(pieces, 1024), &args)?;

@@ -137,6 +137,7 @@ impl Paths {
                 let from = steps.len() / 2;
                 let last_key = (first + rows).min(end) - 1;
                 for Node { start, len, .. } in tree.path(number) {
+                    // Of the last node only the keys up to the tile's last query.
                     let seen = (start..start + len).step_by(keys).take_while(|&key| key <= last_key);
                     steps.extend(seen.flat_map(|key| [key as u32, (start + len) as u32]));
                 }
@@ -199,12 +200,14 @@ pub(in crate::ops) fn attention_backward(
     if documents.is_none() && super::gpu::cudnn::backward(qkv, heads, (out, lse, dout), &dqkv)? {
         return Ok(dqkv);
     }
+    // Row sums of dO · O, which both kernels below need.
     let delta = empty(lse.dims(), DType::F32, device)?;
     let grid = Grid { blocks: [call.t.div_ceil(4), heads.q, call.b], threads: 128, shared: 0 };
     let args = [pointer(out)?, pointer(dout)?, pointer(&delta)?, int(call.t)?, int(heads.q)?, int(heads.dim)?];
     launch(device, &format!("attention_delta_{}", suffix(out)?), grid, &args)?;
     let starts = pointer_or_null(call.starts.as_ref())?;
     let tensors = [pointer(qkv)?, starts, pointer(dout)?, pointer(lse)?, pointer(&delta)?, pointer(&dqkv)?];
+    // Two kernels, each of which owns what it writes: there are no atomic additions, whose order would change the bits.
     call.run("backward_kv", BACKWARD_KV, Grid::linear(1, 256), heads.kv, &tensors, qkv)?;
     call.run("backward_q", BACKWARD_Q, Grid::linear(1, 256), heads.q, &tensors, qkv)?;
     Ok(dqkv)

@@ -130,6 +130,7 @@ pub(in crate::ops) fn cross_entropy_and_backward(
     let chunks = Chunks::new(x_nc, w_vc)?;
     let all = Losses::new(&chunks, targets, false)?;
     for (from, n) in chunks.each() {
+        // The kernel has put the gradient in the place of the logits.
         let dz = all.run((from, n), Some(scale))?;
         product(device, Matrix::view(&dx, c)?.narrow(from, n), false, dz, Matrix::view(w_vc, c)?)?;
         if let Some(dw) = dw_vc {

@@ -44,6 +44,7 @@ impl Recorder {
 
     /// Runs `work` for `ids` at `position`. `work` must queue the same launches on the same buffers each time: later calls replay them.
     pub(crate) fn run(&mut self, position: usize, ids: &[u32], work: impl Fn(&Tensor) -> Result<()>) -> Result<()> {
+        // Through a buffer: a recording repeats its arguments, but reads anew what they point to.
         let values: Vec<u32> = std::iter::once(position as u32).chain(ids.iter().copied()).collect();
         self.feed.slice_set(&list(&values, self.feed.device())?, 0, 0)?;
         self.replay.run(self.feed.device(), || work(&self.feed))

@@ -100,6 +100,7 @@ pub(super) fn list<T: WithDType>(values: &[T], device: &Device) -> Result<Tensor
 
 /// Queues `kernel` with `args`, which must be those of its source.
 pub(super) fn launch(device: &Device, kernel: &str, grid: Grid, args: &[Arg]) -> Result<()> {
+    // CUDA refuses an empty grid; there is nothing to compute.
     if grid.blocks.contains(&0) {
         return Ok(());
     }
@@ -195,6 +196,7 @@ impl Replay {
     /// Runs `work`, or replays the launches that it queued before.
     pub(super) fn run(&mut self, device: &Device, work: impl Fn() -> Result<()>) -> Result<()> {
         match (&*self, device) {
+            // The first run loads the kernels, which cannot be done while recording.
             (Self::New, _) => {
                 work()?;
                 *self = Self::Warm;
@@ -208,6 +210,7 @@ impl Replay {
                     done
                 }
                 Err(_) => {
+                    // What cannot be recorded here is launched one by one.
                     *self = Self::Never;
                     work()
                 }

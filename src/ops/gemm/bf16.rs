@@ -66,6 +66,7 @@ mod x86 {
                     if lhs.col_stride == 1 {
                         pairs_in_run(words, &lhs.data[i * lhs.row_stride..][..lhs.cols]);
                     } else {
+                        // Neither direction is contiguous, which is rare: a copy is fast enough.
                         let row = (0..lhs.cols).map(|k| lhs.data[i * lhs.row_stride + k * lhs.col_stride]);
                         pairs_in_run(words, &row.collect::<Vec<_>>());
                     }
@@ -86,6 +87,7 @@ mod x86 {
         for (first, block) in panel.chunks_mut(16 * NR).enumerate() {
             let terms = 32 * first..rhs.rows.min(32 * first + 32);
             for half in [0, 16] {
+                // Zero, so that missing columns and terms become padding.
                 let mut words = [0f32; 256];
                 for (words, j) in words.chunks_exact_mut(16).zip(half..rhs.cols) {
                     let words = &mut words[..terms.len().div_ceil(2)];
@@ -128,6 +130,7 @@ mod x86 {
                 let from = run.as_ptr().add(at);
                 let low = _mm512_maskz_loadu_ps(lane_mask(left), from);
                 let high = _mm512_maskz_loadu_ps(lane_mask(left.saturating_sub(16)), from.wrapping_add(16));
+                // The instruction's second operand goes into the low halves, so terms keep their order.
                 let both = std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(high, low));
                 _mm512_mask_storeu_ps(words.as_mut_ptr().add(at / 2), lane_mask(left.div_ceil(2)), both);
             }

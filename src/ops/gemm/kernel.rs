@@ -150,14 +150,17 @@ macro_rules! kernel_avx512 {
                             right[i] = $fma(x, b_right, right[i]);
                         }
                     }
+                    // Wrapping: pointers to rows that a lower tile lacks lie outside the operand. They are never read.
                     a.iter_mut().for_each(|a| *a = a.wrapping_add(term));
                     b = b.add(NR);
                 }
+                // A packed panel is padded up to NR columns; the destination is not, and others write what follows.
                 let mask_left = lane_mask(t.cols);
                 let mask_right = lane_mask(t.cols.saturating_sub(16));
                 let alpha = _mm512_set1_ps(t.alpha);
                 for i in 0..M {
                     let c = t.c.add(i * t.c_stride);
+                    // alpha scales the finished chain, not an operand: rounding is then the same in every kernel.
                     let mut l = _mm512_mul_ps(left[i], alpha);
                     let mut r = _mm512_mul_ps(right[i], alpha);
                     if t.accumulate {
@@ -215,6 +218,7 @@ unsafe fn by_quarters<const M: usize, const ROWS: bool, const FUSED: bool>(t: &T
             if M >= 6 {
                 part::<6, ROWS, FUSED>(t, 0, col);
             }
+            // M is known to the compiler, which keeps one arm.
             match M - M / 6 * 6 {
                 0 if M == 12 => part::<6, ROWS, FUSED>(t, 6, col),
                 1 => part::<1, ROWS, FUSED>(t, M / 6 * 6, col),
@@ -232,6 +236,7 @@ unsafe fn by_quarters<const M: usize, const ROWS: bool, const FUSED: bool>(t: &T
 unsafe fn part<const M: usize, const ROWS: bool, const FUSED: bool>(t: &Tile, first: usize, col: usize) {
     const WIDTH: usize = 16;
     let (row, term) = if ROWS { (t.a_stride, 1) } else { (1, t.a_stride) };
+    // The right half of a panel may be padding alone.
     let cols = t.cols.saturating_sub(col).min(WIDTH);
     if cols == 0 {
         return;
@@ -241,6 +246,7 @@ unsafe fn part<const M: usize, const ROWS: bool, const FUSED: bool>(t: &Tile, fi
     unsafe {
         let a = t.a.add(first * row);
         for k in 0..t.words {
+            // An array, because the compiler keeps the sums in registers only if it knows the width.
             let b = &*t.b.add(k * NR + col).cast::<[f32; WIDTH]>();
             for (i, sums) in sums.iter_mut().enumerate() {
                 let x = *a.add(i * row + k * term);
@@ -252,6 +258,7 @@ unsafe fn part<const M: usize, const ROWS: bool, const FUSED: bool>(t: &Tile, fi
         for (i, sums) in sums.iter().enumerate() {
             let c = std::slice::from_raw_parts_mut(t.c.add((first + i) * t.c_stride + col), cols);
             for (c, sum) in c.iter_mut().zip(sums) {
+                // Two roundings and no fused multiply-add, as the AVX-512 kernel has it: the bits must agree.
                 *c = if t.accumulate { *c + sum * t.alpha } else { sum * t.alpha };
             }
         }

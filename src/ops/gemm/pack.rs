@@ -28,6 +28,7 @@ pub(super) fn lhs(
 ) {
     let order = order(lhs);
     for (tile, (start, height)) in heights(rows).enumerate() {
+        // A lower last tile takes the room of a full one, so that a tile's place follows from its number alone.
         let panel = &mut out[tile * MR * KC..][..MR * KC];
         let at = (first + start) * lhs.row_stride + from * lhs.col_stride;
         if precision == Precision::Bf16 {
@@ -83,6 +84,7 @@ pub(super) fn rhs(out: &mut [f32], rhs: &Mat, first: usize, (from, len): (usize,
         } else {
             for (k, group) in panel.chunks_exact_mut(NR).enumerate() {
                 for (j, x) in group.iter_mut().enumerate() {
+                    // Padding is 0, so that kernels multiply whole panels without asking.
                     *x = if j < width { rhs.data[at + k * rhs.row_stride + j * rhs.col_stride] } else { 0.0 };
                 }
             }
@@ -106,6 +108,7 @@ fn rows_panel(panel: &mut [f32], data: &[f32], stride: usize, width: usize) {
 /// A panel from columns that are contiguous in memory, `stride` apart: a transposition.
 fn columns_panel(panel: &mut [f32], data: &[f32], stride: usize, len: usize) {
     assert!((NR - 1) * stride + len <= data.len() && panel.len() == len * NR);
+    // Terms that the vector code has transposed; the loop at the end takes the others.
     let mut done = 0;
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx512f") {
@@ -157,6 +160,7 @@ pub(super) unsafe fn transpose_16(from: *const f32, stride: usize, to: *mut f32)
         }
         // fours[4 i + c] holds, in its 128-bit lane l, rows 4 i .. 4 i + 4 of column 4 l + c.
         for c in 0..4 {
+            // A column's four quarters lie in four registers; two rounds of shuffles bring them together.
             let x0 = fours[c];
             let x1 = fours[4 + c];
             let x2 = fours[8 + c];

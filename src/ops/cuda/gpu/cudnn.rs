@@ -160,6 +160,7 @@ fn prepared(qkv: &Tensor, heads: Heads, backward: bool) -> CandleResult<Option<P
             let direction = if backward { "backward" } else { "forward" };
             let reason = reason.lines().next().unwrap_or_default();
             note(&format!("note: attention {direction} of {b} x {t} by our own kernels: {reason}"));
+            // Remembered, so that no later call tries again or prints the note again.
             refused.insert(key);
             return Ok(None);
         }

@@ -54,6 +54,7 @@ pub(super) fn upload<T: WithDType>(list: &[T], cuda: &CudaDevice, device: &Devic
         let from = std::slice::from_raw_parts(staging.at.cast::<u8>(), bytes);
         result::memcpy_htod_async(address(&tensor)?, from, stream.cu_stream()).w()?;
     }
+    // Nothing waits for the copy: the event shows later when the memory is free again.
     staging.copied = Some(stream.record_event(None).w()?);
     POOL.lock().unwrap_or_else(PoisonError::into_inner).push(staging);
     Ok(tensor)
