@@ -14,6 +14,7 @@ const MOST: u64 = 2;
 
 fn marker(checkpoint: &Path) -> PathBuf {
     let name = checkpoint.file_name().unwrap_or_default().to_string_lossy();
+    // Beside the checkpoint, whose own files stay as they were saved.
     checkpoint.with_file_name(format!(".panicked-{name}"))
 }
 
@@ -30,6 +31,7 @@ fn panics(checkpoint: &Path) -> u64 {
 pub fn counted<T>(checkpoint: &Path, load: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_panic(load).unwrap_or_else(|panic| {
         let n = panics(checkpoint) + 1;
+        // Durable before the error is passed on: it ends the process, and the next one must know of it.
         write_atomic(&marker(checkpoint), format!("{n}\n").as_bytes())?;
         let message = format!("loading {} has panicked ({n} times): {panic}", checkpoint.display());
         Err(fail(Exit::Internal, message)

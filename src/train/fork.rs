@@ -65,6 +65,7 @@ impl Branch {
     /// Its changes, for a run that ends `steps` steps after step `at` unless it has a length of its own.
     fn longer_by(&self, steps: u64, at: u64) -> RequestedChanges {
         let mut wanted = self.changes.clone();
+        // In front, so that a length that the branch gives comes later and counts.
         wanted.sets.insert(0, format!("train.steps={}", at.saturating_add(steps)));
         wanted
     }
@@ -118,6 +119,7 @@ pub fn fork(ckpt: &Path, branches: &[Branch], steps: u64, out: &Path, session: &
             .hint("choose another --out or another name")
             .into());
     }
+    // `dedup` only sees neighbours.
     dirs.sort();
     dirs.dedup();
     if dirs.len() != branches.len() {

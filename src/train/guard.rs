@@ -80,6 +80,7 @@ pub struct Guard {
 impl Guard {
     /// Decides about step number `step` and remembers it. `uniform` is the loss of a model that knows nothing, `ln(vocab_size)`.
     pub fn check(&mut self, config: &GuardConfig, step: u64, loss: f64, grad_norm: f64, uniform: f64) -> Verdict {
+        // Before the windows take the values in: a value is compared with those before it.
         let verdict = self.verdict(config, loss, grad_norm, uniform);
         while self.skipped.front().is_some_and(|&old| old + SPAN <= step) {
             self.skipped.pop_front();
@@ -89,6 +90,7 @@ impl Guard {
             self.skipped.push_back(step);
         } else {
             self.skipped_in_a_row = 0;
+            // Refused values stay out: a window that held spikes would find the next one ordinary.
             for (window, value) in [(&mut self.losses, loss), (&mut self.grad_norms, grad_norm)] {
                 if window.len() == WINDOW {
                     window.pop_front();
@@ -100,6 +102,7 @@ impl Guard {
     }
 
     fn verdict(&self, config: &GuardConfig, loss: f64, grad_norm: f64, uniform: f64) -> Verdict {
+        // Whatever `guard.spike` says: one NaN in the weights or moments cannot be undone.
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Verdict::RefuseNonFinite;
         }
@@ -142,6 +145,7 @@ impl Guard {
     /// The step before the first of the present refusals.
     pub fn last_good_step(&self, step: u64) -> u64 {
         let row_begins = step.saturating_sub(self.skipped_in_a_row);
+        // Either count may have led to the rollback; the earlier beginning is right for both.
         self.skipped.front().map_or(row_begins, |&first| row_begins.min(first.saturating_sub(1)))
     }
 }
@@ -152,8 +156,10 @@ fn deviations(window: &VecDeque<f64>, value: f64, sigma: f64) -> Option<Excess> 
         return None;
     }
     let n = window.len() as f64;
+    // The mean first: the difference of two large sums would lose a small variance.
     let mean = window.iter().sum::<f64>() / n;
     let variance = window.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / n;
+    // Equal values give no scale to measure a deviation by.
     let z = if variance > 0.0 { (value - mean) / variance.sqrt() } else { 0.0 };
     (z > sigma).then_some(Excess::Deviations(z))
 }

@@ -54,6 +54,7 @@ impl HardwareChange {
     /// What one rounding changes of a number, at most, by the coarser of the two precisions where they differ.
     pub fn unit(&self) -> f32 {
         let other = self.changes.iter().any(|(key, ..)| *key == "dtype");
+        // A bf16 has eight significant bits.
         if other { 2f32.powi(-8) } else { f32::EPSILON }
     }
 
@@ -105,6 +106,7 @@ pub fn rounding_of_loss(state: &ModelState, batch: &Batch, unit: f32) -> Result<
     for key in 0..DRAWS {
         round(weights, unit, key)?;
         let rounded = mean_loss(state, batch);
+        // Restored before an error of the pass is returned.
         weights.slice_set(&state.grad, 0, 0)?;
         squares += (rounded? - exact).powi(2);
     }

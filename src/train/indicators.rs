@@ -23,6 +23,7 @@ pub fn layers(state: &ModelState, report: &StepReport) -> Result<Layers> {
     let names: Vec<String> = layout.specs.iter().map(|spec| group(&spec.name)).collect();
     for (i, sum) in sums.iter().enumerate() {
         at = at.and(sum);
+        // The tensors of a layer follow each other in the layout.
         if names.get(i + 1) != Some(&names[i]) {
             all.names.push(names[i].clone());
             all.grad_norm.push(at.grad.sqrt());

@@ -80,6 +80,7 @@ impl ModelState {
             let suffix = format!(".{}", state.name);
             read_into(&state.flat, &state.layout, &suffix, |sink| source.read_optimizer_state(sink))?;
         }
+        // The rounded copies that a GPU multiplies with must follow the weights just read.
         self.model.refresh()?;
         self.optimizer.updates = saved.state.updates;
         self.trainer = TrainerState {
@@ -157,6 +158,7 @@ fn read_into(flat: &Tensor, layout: &Layout, suffix: &str, read: impl FnOnce(Sin
                 .hint("model keys cannot change between a checkpoint and its resume")
                 .into());
         }
+        // It would spread to every loss, and no later message could name the tensor.
         if let Some(i) = data.iter().position(|x| !x.is_finite()) {
             let message = format!("tensor {name} holds {} at element {i}", data[i]);
             return Err(fail(Exit::Data, message)

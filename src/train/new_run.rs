@@ -30,10 +30,12 @@ impl NewRun {
     /// [`Exit::Config`] if there is a run in `out`; those of `add_files` and of [`Trainer::train`].
     pub fn train(self, out: &Path, add_files: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let Self { setup, source, requests, console } = self;
+        // Before anything is created: a configuration that cannot be read back must not make a run.
         let config_text = setup.config.to_checked_toml()?;
         refuse_existing_run(out)?;
         create_dirs(out)?;
         let lock = lock(&out.join("run.lock"))?;
+        // Once more, now under the lock: another process may have started a run here meanwhile.
         refuse_existing_run_locked(out)?;
         add_files(out)?;
         let build = identity(&setup.config.train, &setup.device);

@@ -86,6 +86,7 @@ impl Optimizer {
     /// global norm before clipping. The guard decides whether this is called at all: a refused update is one that is not computed,
     /// because 0 times NaN is NaN.
     pub fn update(&mut self, params: &Tensor, copy: Option<&Tensor>, grad: &Tensor, norm: f64, lr: f64) -> Result<()> {
+        // Before the update: Adam's bias correction counts from 1.
         self.updates += 1;
         match self.config.kind {
             OptimizerKind::AdamW => {
@@ -125,6 +126,7 @@ impl Optimizer {
             // As torch.nn.utils.clip_grad_norm_.
             clip: if limit > 0.0 { (limit / (norm + 1e-6)).min(1.0) } else { 1.0 },
             rounding: (self.config.moments == MomentsDtype::Bf16)
+                // "mome": apart from other draws of the seed; and other draws at every update.
                 .then(|| draw(draw(0x6d6f_6d65, self.seed), self.updates)),
         }
     }

@@ -22,6 +22,7 @@ pub fn pretrain(mut config: Config, out: &Path, init_from: Option<&Path>, sessio
     make_paths_absolute(&mut config)?;
     check_machine(&config, &session.device)?;
     check_disk(&config, out)?;
+    // Last, because it reads data and weights: what is refused above costs no time.
     let (setup, source) = RunSetup::initial(config, init_from, session)?;
     NewRun { setup, source, requests, console: session.console }.train(out, |_| Ok(()))
 }

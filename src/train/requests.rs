@@ -89,6 +89,7 @@ impl Requests {
 
     /// Whether the run should stop now.
     pub fn stop_asked(&self) -> bool {
+        // Relaxed: the flag stands for itself and guards no other memory.
         self.stop.load(Ordering::Relaxed) || self.file.exists()
     }
 

@@ -59,6 +59,7 @@ pub fn reset_state(state: &mut ModelState, pieces: &BTreeSet<Piece>) -> Result<(
             Piece::Moments => state.optimizer.zero_state()?,
             Piece::OptimizerStep => {
                 state.optimizer.updates = 0;
+                // The trainer's count is the one that a checkpoint saves, also before the next step.
                 state.trainer.updates = 0;
             }
             Piece::Data => state.trainer.jump_to_sequence(0),

@@ -39,6 +39,7 @@ const MAX_CONFIG: u64 = 1 << 20;
 pub fn resume(ckpt: &Path, requested: &RequestedChanges, session: &Session) -> Result<()> {
     let (run_dir, named) = locate(ckpt)?;
     let requests = Requests::listen(&run_dir, RESUME_ME)?;
+    // Before a checkpoint is looked for: a live process may be writing one or deleting some.
     let lock = lock(&run_dir.join("run.lock"))?;
     let source = match &named {
         Some(dir) => Some(Opened::open_beside(dir, adapter_base(dir, &requested.sets).as_deref())?),
@@ -93,8 +94,11 @@ impl StoppedRun<'_> {
         reset_state(&mut setup.state, &requested.pieces)?;
         let skipped = (requested.skip > 0).then(|| setup.state.trainer.skip_sequences(requested.skip));
         let step = setup.state.trainer.step;
+        // Both, because an attempt may have left events and no checkpoint.
         let attempt = saved.state.attempt.max(StartHistory::read(&self.dir)?.attempt).saturating_add(1);
         setup.state.trainer.attempt = attempt;
+        // Only now that data and state have been read: a resume that fails leaves the run as it was. Later checkpoints
+        // are of steps that will be taken again; left in place, the next resume would begin with them.
         checkpoint::supersede(&self.dir, step, attempt)?;
         write_atomic(&self.dir.join("config.toml"), config_text.as_bytes())?;
         let mut events = Events::open(&self.dir)?;
@@ -105,6 +109,7 @@ impl StoppedRun<'_> {
             "resume",
             json!({"attempt": attempt, "step": step, "from": from, "changes": listed, "reset": setup.state.trainer.reset, "skipped_sequences": skipped, "build": build}),
         )?;
+        // Before `train` opens the logs, which cuts them to this step.
         report_altered_logs(&self.dir, step, &saved.logs, &mut events, self.session.console)?;
         let hardware_change = HardwareChange::between(&saved.build, &build);
         if let Some(change) = &hardware_change {

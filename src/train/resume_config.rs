@@ -44,6 +44,7 @@ impl ResumeConfig {
         let stored = saved.run_config()?;
         let step = saved.state.step;
         let mut config = changed(&stored, &requested.sets)?;
+        // Before a reset and the tail change keys that the user may not change by hand, such as the seed.
         refuse_changes(&config, &stored.differences(&config), step)?;
         reset_config(&mut config, &requested.pieces, step);
         move_tail(&stored, &mut config, step);

@@ -76,6 +76,7 @@ fn no_run(dir: &Path) -> Failure {
 /// Those of the files.
 pub fn newest_checkpoint(run_dir: &Path, session: &Session) -> Result<Option<Valid>> {
     loop {
+        // Once more after each checkpoint that is set aside: the one before it may be no better.
         let found = checkpoint::newest_valid(run_dir)?;
         for (dir, reason) in &found.quarantined {
             session.note(&format!("warning: damaged checkpoint set aside as {}: {reason}", dir.display()));

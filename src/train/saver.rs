@@ -52,7 +52,9 @@ impl Saver {
         let (jobs, todo) = channel::<Job>();
         let (results, done) = channel();
         spawn("saver", move || {
+            // Ends when the run drops its side of the channel.
             for job in todo {
+                // The run has ended and does not wait for the result.
                 if results.send(work(job)).is_err() {
                     return;
                 }
@@ -142,6 +144,7 @@ pub fn write(
     keep: Retention,
     contents: &checkpoint::Contents,
 ) -> Result<PathBuf> {
+    // In the other order a power cut could leave a checkpoint whose logs end before its step.
     logs.iter().try_for_each(Syncer::sync)?;
     checkpoint::save(run_dir, attempt, contents, keep)
 }

@@ -96,6 +96,7 @@ impl Schedule {
     pub fn lr(&self, it: u64) -> f64 {
         let it = it.saturating_sub(self.origin);
         if it < self.warmup_steps {
+            // Counted from 1: the first update already moves, and the last of the warm-up has the full rate.
             return self.lr * (it + 1) as f64 / self.warmup_steps as f64;
         }
         let (start, end) = self.decay();

@@ -91,10 +91,12 @@ pub fn step(state: &mut ModelState, config: &Config, batch: &Batch) -> Result<St
     let passed = forward_and_backward(state, config, batch)?;
     let planted = failpoint("loss", number).or_else(|| failpoint("loss-of-sequence", state.trainer.next_sequence));
     let loss = planted.unwrap_or(passed.nats / trained as f64);
+    // The rate follows the steps attempted, so a refused update does not delay the schedule.
     let lr = state.trainer.schedule.lr(state.trainer.step);
     let started = Instant::now();
     let grad_norm = global_norm(&state.grad)?;
     let uniform = (config.model.vocab_size as f64).ln();
+    // Before the optimizer: a refused update leaves weights and moments untouched.
     let verdict = state.trainer.guard.check(&config.guard, number, loss, grad_norm, uniform);
     if !verdict.refuses() {
         let weights = state.model.trained().1;
@@ -102,7 +104,9 @@ pub fn step(state: &mut ModelState, config: &Config, batch: &Batch) -> Result<St
     }
     let optimizer = started.elapsed();
     plant_weight(state, number)?;
+    // Before `advance` moves it.
     let first = state.trainer.next_sequence;
+    // Refused or not, the batch is used up: taken again it would be refused again.
     advance(state, batch);
     Ok(StepReport {
         loss,
@@ -141,6 +145,7 @@ struct Passed {
 impl Passed {
     fn add(&mut self, pass: TrainOutput, length: usize, targets: &[u32]) -> Result<()> {
         let losses = pass.losses.to_vec1::<f32>()?;
+        // In f64: a step may have hundreds of thousands of losses.
         self.nats += losses.iter().map(|&x| x as f64).sum::<f64>();
         if let Some(sequences) = &mut self.sequences {
             sequences.extend(losses.chunks(length).zip(targets.chunks(length)).map(mean));
@@ -165,6 +170,7 @@ fn mean((losses, targets): (&[f32], &[u32])) -> f64 {
 /// Leaves the gradient of the mean loss in `state.grad`.
 fn forward_and_backward(state: &ModelState, config: &Config, batch: &Batch) -> Result<Passed> {
     let scale = 1.0 / batch.trained() as f32;
+    // At the start of a step and not at the end of the last one, whose gradient is logged after it.
     zero(&state.grad)?;
     let mut passes = Vec::new();
     let mut passed = Passed { sequences: config.log.sequences.then(Vec::new), ..Passed::default() };

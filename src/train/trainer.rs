@@ -112,6 +112,7 @@ impl Trainer {
             None => None,
         };
         Ok(Self {
+            // A state that a checkpoint holds already is not saved again.
             saves: SaveStatus::new(saved.then_some(step))?,
             replay: ReplayCheck::new(replaced_lines),
             progress: Progress::new(context.console, step, config.train.steps, config.log.every),
@@ -142,6 +143,7 @@ impl Trainer {
     /// data and files.
     pub fn train(mut self) -> Result<()> {
         self.print_summary()?;
+        // From here on a signal waits for the end of the step and saves; before, there was nothing new to save.
         self.context.requests.training_starts();
         self.catch_up()?;
         if self.state.trainer.step > 0 && self.saves.last_step.is_none() {
@@ -185,6 +187,7 @@ impl Trainer {
     fn step_within_memory(&mut self, batch: &Batch) -> Result<StepReport> {
         loop {
             match step(&mut self.state, &self.config, batch) {
+                // A failed step has changed nothing but gradients, which it clears itself: it can be taken again.
                 Err(error) if is_out_of_memory(&error) => self.halve_micro_batch(&error)?,
                 result => return result,
             }
@@ -199,6 +202,7 @@ impl Trainer {
             tokens_per_second,
             mfu: self.peak_flops.map_or(f64::NAN, |peak| tokens_per_second * self.flops_per_token / peak),
             data_seconds,
+            // Taken: the marks belong to the first step after a reset or a change of hardware alone.
             reset: std::mem::take(&mut self.state.trainer.reset),
             hardware: hardware_change.map(|change| change.mark()).unwrap_or_default(),
             ..report.record(&self.state.trainer)
@@ -213,6 +217,7 @@ impl Trainer {
         if let (Some(log), Some(sequences)) = (&mut self.logs.sequences, &report.sequences) {
             log.append(sequences)?;
         }
+        // A refused step has made no update to measure.
         if self.config.log.layers_due(step) && !report.skipped() {
             self.log(Record::Layers(layers(&self.state, report)?))?;
         }
@@ -249,6 +254,7 @@ impl Trainer {
 
     /// Validation, samples and checkpoint where they are due, in this order: what belongs to a step is logged before it is saved.
     fn between_steps(&mut self) -> Result<()> {
+        // Asked between steps, or a dead thread would show only when its work is needed.
         if let Some(failure) = thread::dead() {
             return Err(failure.into());
         }
@@ -270,6 +276,7 @@ impl Trainer {
         let step = self.state.trainer.step;
         let log_spaced = self.config.checkpoint.log_spaced && step.is_power_of_two();
         let save = self.context.requests.save_asked() || log_spaced || self.due(self.config.checkpoint.every);
+        // `train` saves the last step, and waits for it.
         if save && step < self.config.train.steps {
             self.save_in_background()?;
         }

@@ -84,6 +84,7 @@ impl Watchdog {
         if self.steps.len() >= ENOUGH {
             let mut sorted: Vec<_> = self.steps.iter().collect();
             sorted.sort();
+            // The median: one slow step among many does not stretch the limit.
             let limit = sorted[sorted.len() / 2].saturating_mul(10).max(self.least);
             self.shared.limit.store(milliseconds(limit), Ordering::Relaxed);
         }
@@ -122,6 +123,7 @@ impl Shared {
 
     /// Ends the process unless the run has ended by itself.
     fn end(&self, what: &str, threads: &[String]) {
+        // Once more: the run may have ended while the report was gathered.
         if self.over.load(Ordering::Relaxed) {
             return;
         }
@@ -131,6 +133,7 @@ impl Shared {
         // The thread that is stuck may hold the events; this is another handle on the same file, and its lines are whole.
         let event = json!({"what": what, "threads": threads});
         let _ = Events::open(&self.run_dir).and_then(|mut events| events.append("hang", event));
+        // `exit` does not unwind: nothing waits for the thread that is stuck.
         std::process::exit(Exit::Internal as i32);
     }
 }

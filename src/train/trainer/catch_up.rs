@@ -27,6 +27,7 @@ impl Trainer {
         if self.config.sample.every > 0 && self.due(self.config.sample.every) {
             let logged: Vec<SampleRecord> = read_log(&self.context.dir)?;
             let prompts = &self.config.sample.prompts;
+            // A stop may have come between two prompts: what is logged is not drawn again.
             let done = logged.iter().filter(|sample| sample.step == step && prompts.contains(&sample.prompt)).count();
             self.sample(done)?;
         }

@@ -54,6 +54,7 @@ impl Trainer {
         if self.saves.last_step == Some(self.state.trainer.step) {
             return Ok(());
         }
+        // Without a copy the live buffers are written, and training waits.
         if !self.has_room_for_a_copy() {
             return self.save_now();
         }
@@ -67,6 +68,7 @@ impl Trainer {
             keep: self.retention(),
             logs: self.logs.syncers()?,
         })?;
+        // Training has waited for the copy alone; the files are written beside it.
         self.saves.pause = started.elapsed();
         self.record_pause("saving", self.config.checkpoint.every, self.saves.pause)
     }
@@ -117,6 +119,7 @@ impl Trainer {
     pub(super) fn wait_for_save(&mut self) -> Result<Option<Done>> {
         let watchdog = &self.watchdog;
         self.saves.saver.wait(|waited| {
+            // After that the watchdog may end the process.
             if waited < LONGEST_SAVE {
                 watchdog.alive();
             }
@@ -206,6 +209,7 @@ impl Trainer {
     /// Whether a copy of weights and moments fits into memory beside what is there.
     fn has_room_for_a_copy(&self) -> bool {
         let copy = checkpoint_bytes(&self.config);
+        // The buffers of an earlier copy are used again. Otherwise there must be room for one, and an eighth to spare.
         let room = memory::available().is_none_or(|free| self.saves.saver.holds_buffers() || free > copy + copy / 8);
         self.config.checkpoint.background && room
     }
@@ -224,6 +228,7 @@ impl Trainer {
             config: self.config.to_checked_toml()?,
             build: self.context.build.clone(),
             base: self.state.base.clone(),
+            // Of this moment: by the time that the file is written, the logs have later lines.
             logs: self.logs.digests(),
         })
     }

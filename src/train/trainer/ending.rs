@@ -12,6 +12,7 @@ impl Trainer {
         self.save_now()?;
         let step = self.state.trainer.step;
         self.logs.events.append("stop", json!({"step": step}))?;
+        // Only when all is saved: if this process dies before, the next one is still asked to stop.
         self.context.requests.clear_stop_file();
         Err(fail(Exit::Stopped, format!("stopped at step {step} of {}, all saved", self.config.train.steps))
             .hint(format!("go on with: llama-lite resume --ckpt {}", quoted(&self.context.dir)))

@@ -133,6 +133,7 @@ impl Trainer {
         let tokenizer = self.data.dataset.tokenizer.clone();
         let limits = Limits { max_tokens: s.max_tokens, ..Default::default() };
         for (i, prompt) in s.prompts.iter().enumerate().skip(logged) {
+            // The same draws for a prompt at every step: its samples differ by the model alone.
             let mut sampler = Sampler::new(self.sampler_config(), tokenizer.vocab_size(), s.seed, i as u64)?;
             let ids = self.prompt(prompt)?;
             let samplers = std::slice::from_mut(&mut sampler);

@@ -58,6 +58,7 @@ impl Trainer {
     pub(super) fn roll_back(&mut self, why: &str) -> Result<()> {
         let step = self.state.trainer.step;
         let next_sequence = self.state.trainer.next_sequence;
+        // Read before `restore` replaces all three.
         let tried = self.state.trainer.guard.rollbacks;
         if tried >= self.config.guard.rollbacks {
             return Err(self.give_up(&format!("{why}, nor do {tried} rollbacks")));
@@ -75,8 +76,10 @@ impl Trainer {
         let source = Opened::open_valid(valid, self.config.adapter_base())?;
         let saved = TrainerStateFile::read(&source)?;
         let to_step = saved.state.step;
+        // Before the state is restored: if the process dies here, the good checkpoint is the newest.
         checkpoint::supersede(&self.context.dir, to_step, self.state.trainer.attempt)?;
         self.state.restore(&source, &saved)?;
+        // The restored guard does not know of this rollback: without the count there would be no end to them.
         self.state.trainer.guard.rollbacks = tried + 1;
         self.state.trainer.jump_to_sequence(next_sequence);
         self.reopen_logs(&saved)?;
@@ -97,6 +100,7 @@ impl Trainer {
         let mut events = Events::open(dir)?;
         report_altered_logs(dir, step, &saved.logs, &mut events, self.context.console)?;
         self.logs = RunLogs::open(dir, &self.config.log, events, Some(step))?;
+        // Other data follow, so the steps taken again need not repeat the old ones.
         self.replay = ReplayCheck::default();
         self.validation_curve.retain(|(at, _)| *at <= step as f64);
         Ok(())
@@ -164,6 +168,7 @@ impl Trainer {
         let sequences = self.config.train.sequences_per_step();
         let new = (1..=old / 2).rev().find(|n| sequences.is_multiple_of(*n)).unwrap_or(1);
         self.config.train.micro_batch_size = new;
+        // Decided anew: a smaller micro-batch may leave room to keep activations.
         self.state.model.recompute = recompute(&self.config, &self.device);
         self.progress.warn(&format!("step {step}: {error}: train.micro_batch_size is {new} from now on"));
         self.logs.events.append(

@@ -41,6 +41,7 @@ impl Trainer {
             proper += usize::from(stopped && is_answer(&text, &markers));
             texts.push(text);
         }
+        // After all are answered: a request to stop leaves no half of an evaluation in the logs.
         let seed = self.config.sample.seed;
         for (question, text) in questions.iter().zip(texts).take(KEPT) {
             self.progress.sample(step, &format!("{} ->", question.question.trim_end()), &text);
@@ -72,6 +73,7 @@ impl Trainer {
 
     /// Logs a share of `n` answers, with its standard error.
     fn log_share(&mut self, name: &str, share: f64, n: usize) -> Result<()> {
+        // With the sample's variance, hence n - 1, as lm-evaluation-harness has it.
         let stderr = if n > 1 { (share * (1.0 - share) / (n - 1) as f64).sqrt() } else { f64::NAN };
         self.log_eval(ANSWERS, name, share, stderr)
     }
