@@ -90,6 +90,7 @@ pub(super) fn config_path(dir: &Path) -> String {
 pub(super) fn base_dir(dir: &Path, json: &Value, given: Option<&Path>) -> Result<PathBuf> {
     let written = json["base_model_name_or_path"].as_str().unwrap_or_default();
     let places = match given {
+        // Nowhere else: a mistyped path must not lead to another model.
         Some(given) => vec![given.to_owned()],
         None => vec![PathBuf::from(written), dir.join(written)],
     };

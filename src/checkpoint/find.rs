@@ -51,6 +51,7 @@ pub(super) struct Listing {
 /// The step that the name of a checkpoint's directory claims; none for foreign names.
 fn named_step(path: &Path) -> Option<u64> {
     let digits = name_of(path).strip_prefix("step-")?;
+    // Eight as they are written, more after 99,999,999 steps.
     let plain = digits.len() >= 8 && digits.bytes().all(|b| b.is_ascii_digit());
     let real_dir = path.symlink_metadata().is_ok_and(|meta| meta.is_dir());
     if plain && real_dir { digits.parse().ok() } else { None }
@@ -73,6 +74,7 @@ pub(super) fn list(root: &Path) -> Result<Listing> {
             Err(Fault::Other(error)) => return Err(error),
         }
     }
+    // By name where steps are equal: the order must not be that of the file system.
     listing.valid.sort_by(|a, b| (b.manifest.step, &b.dir).cmp(&(a.manifest.step, &a.dir)));
     Ok(listing)
 }
@@ -86,6 +88,7 @@ pub fn list_valid(run_dir: &Path) -> Result<Vec<Valid>> {
 /// Moves newer ones found damaged to `listing.damaged` until the newest left is wholly verified.
 fn verify_newest(listing: &mut Listing) -> Result<Option<Valid>> {
     while !listing.valid.is_empty() {
+        // Newest first, and no more of them are hashed than it takes to find a good one.
         let candidate = listing.valid.remove(0);
         match manifest::check_hashes(&candidate.dir, &candidate.manifest, |_| true) {
             Ok(()) => return Ok(Some(candidate)),
@@ -107,6 +110,7 @@ pub fn newest_valid(run_dir: &Path) -> Result<NewestValid> {
 pub fn newest_valid_until(run_dir: &Path, last: u64) -> Result<NewestValid> {
     let root = checkpoints_dir(run_dir);
     let mut listing = list(&root)?;
+    // The list is sorted, so those after `last` are in front.
     let newer = listing.valid.iter().filter(|valid| valid.manifest.step > last).count();
     let skipped_newer = listing.valid.drain(..newer).count() > 0;
     let newest = verify_newest(&mut listing)?;
@@ -115,6 +119,7 @@ pub fn newest_valid_until(run_dir: &Path, last: u64) -> Result<NewestValid> {
         let name = format!(".bad-{}-{kind}", named_step(dir).unwrap_or_default());
         quarantined.push((quarantine(dir, &name)?, format!("{}: {what}", name_of(dir))));
     }
+    // Checkpoints that are only too new say nothing about damage.
     if newest.is_none() && !skipped_newer && (listing.has_quarantined || !quarantined.is_empty()) {
         return Err(nothing_good(run_dir, quarantined.iter().map(|(_, what)| what.as_str())));
     }

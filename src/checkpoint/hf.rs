@@ -25,6 +25,8 @@ pub fn tensor_specs(model: &ModelConfig) -> Vec<(String, Vec<usize>)> {
 
 /// `config.json`. Several `eos` ids are written as a list.
 pub fn config_json(model: &ModelConfig, bos: Option<u32>, eos: &[u32], dtype: Dtype) -> Value {
+    // Two things stand here twice: newer versions of transformers read `dtype` and `rope_parameters`, older ones
+    // `torch_dtype` and `rope_theta`.
     let mut config = json!({
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -172,6 +174,7 @@ impl Reader<'_> {
             num_hidden_layers: self.size("num_hidden_layers", None),
             num_attention_heads,
             num_key_value_heads: self.size("num_key_value_heads", Some(num_attention_heads)),
+            // 2 only stands in until the problem noted above is reported.
             head_dim: self.size("head_dim", Some(even_split.unwrap_or(2))),
             vocab_size: self.size("vocab_size", None),
             // The defaults that transformers' LlamaConfig has for absent keys.

@@ -87,12 +87,14 @@ impl Manifest {
     pub fn parse(text: &[u8]) -> Result<Manifest, Fault> {
         let tail_len = CHECKSUM.len() + 64 + END.len();
         let split = text.len().checked_sub(tail_len).ok_or_else(|| Fault::bad_manifest("it is cut short"))?;
+        // The checksum stands last and covers all before it: nothing is parsed that was not verified.
         let (body, tail) = text.split_at(split);
         if tail != format!("{CHECKSUM}{}{END}", blake3::hash(body).to_hex()).as_bytes() {
             return Err(Fault::bad_manifest("its content does not match its checksum"));
         }
         let body = String::from_utf8_lossy(body);
         let body = format!("{}}}", body.trim_end_matches([',', '\n']));
+        // Before the fields: a newer version may have others, which does not make it damaged.
         check_version(&body).map_err(Fault::Other)?;
         let manifest: Manifest =
             serde_json::from_str(&body).map_err(|e| Fault::bad_manifest(&format!("it is malformed: {e}")))?;

@@ -68,6 +68,7 @@ impl Opened {
             return Opened::read(ckpt.to_owned(), None, true, base);
         }
         let checked = check_sizes(ckpt).and_then(|manifest| {
+            // The optimizer's state is most of the bytes, and only a resume reads it.
             check_hashes(ckpt, &manifest, |name| name != names::OPTIMIZER)?;
             Ok(manifest)
         });
@@ -218,6 +219,7 @@ impl Opened {
         }
         let (_, embed) = self.weight(EMBED)?;
         let (_, head) = self.weight(LM_HEAD)?;
+        // As bits, so that a NaN equals itself.
         if embed.iter().map(|v| v.to_bits()).eq(head.iter().map(|v| v.to_bits())) {
             return Ok(());
         }

@@ -49,6 +49,7 @@ pub fn prune(run_dir: &Path, keep: Retention, fresh: &Path) -> Result<Vec<PathBu
         if enough && (due || valid.dir == fresh) {
             continue;
         }
+        // Counted only if it can be read back: a damaged checkpoint is no reserve.
         match reread(&valid.dir, &valid.manifest, fresh) {
             Ok(()) if enough => to_delete.push(valid.dir),
             Ok(()) => kept += 1,

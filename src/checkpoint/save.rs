@@ -64,9 +64,11 @@ pub fn save_sharded(
     keep: Retention,
     shard_bytes: usize,
 ) -> Result<PathBuf> {
+    // First: a mistake of the caller must leave no trace on the disk.
     check(contents)?;
     let root = checkpoints_dir(run_dir);
     files::create_dirs(&root)?;
+    // Before the free space is measured, some of which leftovers take.
     sweep_leftovers(&root)?;
     let tensors = contents.weights.iter().chain(&contents.optimizer_state);
     ensure_space(&root, tensors.map(|t| size_of_val(t.data) as u64).sum::<u64>() + SMALL_FILES)?;
@@ -79,12 +81,15 @@ pub fn save_sharded(
         tokens: contents.tokens,
         files: std::mem::take(&mut writer.entries),
     };
+    // Last: it lists the sizes and hashes of all other files.
     writer.bytes(names::MANIFEST, manifest.render()?.as_bytes())?;
+    // Every file was synced when it was finished, so the name appears over whole contents only.
     writer.txn.commit()?;
     if manifest.total_size() < REREAD_BELOW {
         // Catches a disk that loses what it acknowledged while the older checkpoints still exist.
         manifest::verify(&dir)?;
     }
+    // Only after the new one is durable: at every moment there is a good checkpoint on the disk.
     prune(run_dir, keep, &dir)?;
     Ok(dir)
 }
@@ -208,6 +213,7 @@ impl Writer {
                 written += values.len() * dtype.size();
                 write_values(&mut file, path, tensor, values, dtype)
             })?;
+            // The header is written already, and promises this size.
             if written != data_size(shape, dtype)? {
                 return Err(fail(Exit::Internal, format!("{tensor} was not written whole to {name}")).into());
             }

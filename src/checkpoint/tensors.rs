@@ -177,6 +177,7 @@ impl TensorFile {
         let start = self.data_start + info.data_offsets.0 as u64;
         let end = self.data_start + info.data_offsets.1 as u64;
         let mut values = Vec::with_capacity((end - start) as usize / dtype.size());
+        // A chunk at a time, so that the tensor is in memory once and not twice.
         let mut buffer = vec![0; (CHUNK * dtype.size()).min((end - start) as usize)];
         let mut at = start;
         while at < end {

@@ -18,7 +18,9 @@ use crate::runtime::error::Failure;
 /// The configuration that `entries` describe; all of `problems` and of its own findings if there are any.
 pub(super) fn resolve(mut entries: Entries, mut problems: Problems) -> Result<Config, Failure> {
     refuse_unknown(&entries, &mut problems);
+    // Before any key is read, because what it stands for is read like other keys.
     expand_preset(&mut entries, &mut problems);
+    // Keys first, rules after: a rule that joins several keys is silent where one of them is wrong by itself.
     let mut config = Config::visit(&mut KeyReader { entries: &entries, problems: &mut problems });
     let mut rules = Rules { entries: &entries, problems: &mut problems };
     rules.derive(&mut config);

@@ -113,6 +113,7 @@ impl Entries {
         let key = renamed.map_or(key, |renamed| renamed.new);
         renamed.inspect(|renamed| renamed.note());
         let value = value.trim();
+        // Quotes may be left out of a string: a shell would take them away anyway.
         let value = match DeValue::parse(value) {
             Ok(parsed) => from_toml(parsed.into_inner()),
             Err(_) => Raw::String(value.to_string()),
@@ -122,6 +123,7 @@ impl Entries {
         {
             return self.set_in_table(table, name, value);
         }
+        // The last one counts, as on every command line.
         self.list.retain(|entry| entry.key != key);
         self.list.push(Entry { key: key.to_string(), value, origin: "--set".into() });
     }

@@ -54,6 +54,7 @@ impl Batch {
         let inputs = &self.inputs[range.clone()];
         let targets = &self.targets[range];
         let mut ids = inputs.to_vec();
+        // Targets that are the inputs shifted by one add their last id and nothing else.
         if inputs[1..] == targets[..self.length - 1] {
             ids.extend(targets.last());
         } else {

@@ -15,6 +15,7 @@ impl Boundary {
         let Self { separator, after } = *self;
         let mut start = 0;
         row.iter().enumerate().map(move |(i, &id)| {
+            // A separator that ends documents still belongs to the one before it.
             let begins = if after { i > 0 && row[i - 1] == separator } else { id == separator };
             if begins {
                 start = i as u32;

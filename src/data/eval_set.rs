@@ -163,6 +163,7 @@ impl Packer {
         if self.inputs.len() % self.length + document.len() + 1 > self.length {
             self.pad();
         }
+        // A document is read after a separator, as in training.
         let mut previous = separator;
         for &id in document.iter().chain(std::iter::once(&separator)) {
             self.inputs.push(previous);

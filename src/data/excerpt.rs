@@ -79,6 +79,7 @@ pub fn excerpt(dir: &Path, split: Split, place: ExcerptStart, most: usize) -> Re
     let mut title = format!("{} token {start}: {shard} token {offset}", split.name());
     let document = documents.map(|documents| documents.containing(start)).transpose()?.flatten();
     let begins_document = document.is_some_and(|(_, from)| from == start);
+    // At the beginning of a document, text is written as if nothing stood before it.
     let before = if begins_document { None } else { token_before(&set, start)? };
     if let Some((number, from)) = document {
         title += &match start - from {

@@ -66,6 +66,7 @@ impl Loader {
         let mixture = (sources.len() > 1).then(|| Mixture::new(&config.weights, config.seed)).transpose()?;
         let mut ordered = Vec::with_capacity(sources.len());
         for (i, source) in sources.into_iter().enumerate() {
+            // The last window needs one token more, the target of its last position.
             let windows = source.tokens.total().saturating_sub(1) / config.sequence_length as u64;
             // With one seed, sources of equal length would be read in the same order.
             let seed = config.seed.wrapping_add((i as u64) << 48);
@@ -176,6 +177,7 @@ impl Loader {
             let (source, index) = mixture.map_or((0, k), |mixture| mixture.place(k));
             let (source, order) = &sources[source];
             let (_, window) = order.window(index);
+            // Windows overlap by one token: the last target of one is the first input of the next.
             source.tokens.read(window * self.sequence_length as u64, row)?;
         }
         Ok(rows)

@@ -72,6 +72,7 @@ impl Mixture {
         let source = self.bounds.partition_point(|&b| b <= slot) - 1;
         let low = self.bounds[source];
         let high = self.bounds[source + 1];
+        // A source has as many slots in every block, so nothing is counted up to `k`: a resume can begin anywhere.
         (source, block * (high - low) + slot - low)
     }
 }

@@ -57,6 +57,7 @@ impl Order {
         if !self.shuffle {
             return (epoch, index);
         }
+        // Computed instead of stored: a resume needs `k` alone, and a list of windows would grow with the corpus.
         (epoch, Permutation::new(ORDER, self.n, self.seed, epoch).apply(index))
     }
 }
@@ -72,6 +73,7 @@ pub(super) struct Permutation {
 impl Permutation {
     /// `purpose` is a key of its own: equal seeds give unrelated permutations for different ones.
     pub(super) fn new(purpose: &str, n: u64, seed: u64, epoch: u64) -> Self {
+        // The bits of the largest index, cut into two halves of equal width below.
         let bits = u64::BITS - (n - 1).leading_zeros();
         let mut hasher = blake3::Hasher::new_derive_key(purpose);
         hasher.update(&seed.to_le_bytes()).update(&epoch.to_le_bytes());
@@ -88,6 +90,7 @@ impl Permutation {
     /// latest to `index` itself. Fewer than 4 steps on average from 65 windows on, as the domain is less than 4 n.
     pub(super) fn apply(&self, index: u64) -> u64 {
         let mut x = self.encipher(index);
+        // Cycle walking (Black and Rogaway 2002): values outside the range go through the network again.
         while x >= self.n {
             x = self.encipher(x);
         }
@@ -99,6 +102,7 @@ impl Permutation {
         let mut left = x >> self.half_bits;
         let mut right = x & mask;
         for key in self.keys {
+            // A Feistel round can be undone whatever `mix` is, so the network is a bijection.
             (left, right) = (right, left ^ (mix(right ^ key) & mask));
         }
         left << self.half_bits | right

@@ -70,6 +70,7 @@ impl PackedRows {
         let start = (self.inputs.len() % self.length) as u32;
         self.inputs.resize(whole, filler);
         self.targets.resize(whole, IGNORE);
+        // Filler is a context of its own: no example sees it.
         self.starts.resize(whole, start);
     }
 
@@ -113,6 +114,7 @@ impl PackedRows {
 /// Rows of at most `length` positions, as the indices of `sizes` in each.
 fn best_fit(sizes: &[usize], length: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..sizes.len()).collect();
+    // Largest first, so that small ones fill what is left. The sort is stable: the same data make the same rows.
     order.sort_by_key(|&i| std::cmp::Reverse(sizes[i]));
     let mut rows: Vec<Vec<usize>> = Vec::new();
     // Number of free positions -> the rows that have so many, the oldest last.

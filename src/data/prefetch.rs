@@ -52,12 +52,14 @@ impl Prefetch {
         let ready = match self.ahead.take() {
             Some(asked) => {
                 let result = self.results.recv().map_err(|_| thread_died())?;
+                // After a rollback this answers another question, and is dropped.
                 (asked == (first, count)).then_some(result)
             }
             None => None,
         };
         let batch = ready.unwrap_or_else(|| self.loader.batch(first, count))?;
         let next = (first + count as u64, count);
+        // One request at a time: at most one batch waits in memory.
         self.requests.send(next).map_err(|_| thread_died())?;
         self.ahead = Some(next);
         Ok(batch)

@@ -100,15 +100,18 @@ impl AtomicFile {
     /// Makes the content durable and visible: flush, fsync, rename, fsync of the directory.
     pub fn commit(mut self) -> Result<()> {
         if let Some(mut out) = self.out.take() {
+            // Before the rename: a file system may write a new name to the disk before the data behind it.
             let synced = out.flush().and_then(|()| sync_file(out.get_ref(), &self.temp));
             synced.map_err(|e| self.abandon(io_failure("write", &self.target, &e)))?;
         }
+        // Once more: something may have been put there since `create`.
         if let Err(refused) = refuse_special(&self.target) {
             return Err(self.abandon(refused).into());
         }
         let renamed =
             step(Op::Rename(&self.temp, &self.target)).and_then(|()| std::fs::rename(&self.temp, &self.target));
         renamed.map_err(|e| self.abandon(io_failure("rename the finished file to", &self.target, &e)))?;
+        // The rename has changed the directory: without this, a loss of power may bring the old content back.
         sync_dir(parent_of(&self.target)).map_err(|e| io_failure("write", &self.target, &e))?;
         Ok(())
     }
@@ -142,12 +145,14 @@ impl Drop for AtomicFile {
 /// A regular file opened for reading, and its size. Anything else (FIFO, device, directory) is refused without blocking
 /// on it; a symbolic link at the final component is followed only when `follow`.
 pub fn open_input(path: &Path, follow: bool) -> Result<(File, u64)> {
+    // Opening a FIFO would otherwise wait for someone to write to it.
     let mut flags = OFlags::NONBLOCK;
     if !follow {
         flags |= OFlags::NOFOLLOW;
     }
     let opened = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path);
     let file = opened.map_err(|e| io_failure("open", path, &e))?;
+    // Of the open file: what the path names may change in between.
     let meta = file.metadata().map_err(|e| io_failure("read", path, &e))?;
     if !meta.is_file() {
         let failure = fail(Exit::Io, format!("cannot read {}: it is not a regular file", path.display()));
@@ -201,6 +206,7 @@ pub fn hash_open_file(mut file: File, path: &Path) -> Result<Digest> {
 /// Bytes an unprivileged process may still write on the file system that holds `path` (or will, once it is created); none
 /// where the file system does not count them.
 pub fn free_space(path: &Path) -> Result<Option<u64>> {
+    // What does not exist yet will be on the file system of the directory that it is made in.
     let mut existing = path;
     while !existing.exists() && existing != Path::new(".") {
         existing = parent_of(existing);
@@ -236,6 +242,7 @@ fn temp_beside(path: &Path) -> Result<PathBuf, Failure> {
             fail(Exit::Io, format!("cannot write {}: it names no file", path.display())).hint("give a file name")
         );
     };
+    // Process and serial number: no two writers share a temporary file, be they threads or processes.
     let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
     let mut temp = std::ffi::OsString::from(TEMP_PREFIX);
     temp.push(name);
@@ -247,6 +254,7 @@ fn temp_beside(path: &Path) -> Result<PathBuf, Failure> {
 fn create_new(path: &Path) -> io::Result<File> {
     step(Op::Create(path))?;
     let mut options = OpenOptions::new();
+    // Never over what is there already, be it a file or a link that somebody planted.
     options.write(true).create_new(true).mode(0o644).custom_flags(OFlags::NOFOLLOW.bits() as i32);
     options.open(path)
 }

@@ -11,6 +11,7 @@ thread_local! {
 /// The result of `call`, or the message of its panic, which is not printed.
 pub fn catch_panic<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     static SILENCED: Once = Once::new();
+    // The hook is the whole process's: it is set once, and asks the thread that panics.
     SILENCED.call_once(|| {
         let usual = take_hook();
         set_hook(Box::new(move |panic| {
@@ -19,6 +20,7 @@ pub fn catch_panic<T>(call: impl FnOnce() -> T) -> Result<T, String> {
             }
         }));
     });
+    // The old value comes back below, because guarded calls can be nested.
     let outer = GUARDED.replace(true);
     let result = catch_unwind(AssertUnwindSafe(call));
     GUARDED.set(outer);

@@ -128,6 +128,7 @@ fn val_beside(config: &Config, train: &[PathBuf]) -> Result<Vec<PathBuf>> {
     for path in config.data.train.iter().map(|path| expand_home(Path::new(path))).filter(|p| p.is_dir()) {
         found.extend(split_files(&path, Split::Val)?);
     }
+    // A validation shard may have been named as training data by hand.
     found.retain(|path| !train.contains(path));
     Ok(found)
 }

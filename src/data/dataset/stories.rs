@@ -31,6 +31,7 @@ pub(super) fn open(config: &Config, tokenizer: Option<Tokenizer>) -> Result<Data
         }
     };
     let separator = separator(&tokenizer)?;
+    // One token more: the last window's last target.
     let wanted = config.train.steps.saturating_mul(config.train.tokens_per_step as u64).min(MAX_STORY_TOKENS) + 1;
     let mut ids = vec![];
     let mut count = 0u64;
@@ -41,6 +42,7 @@ pub(super) fn open(config: &Config, tokenizer: Option<Tokenizer>) -> Result<Data
         count += batch;
     }
     let (val, encoded) = validation(config, &stories, &tokenizer)?;
+    // Of the very stories that are scored, or the loss could not be compared with it.
     let floor = floor(val[..encoded.len()].iter());
     let mut rows = EvalSet::packed(&encoded, separator, config.train.sequence_length);
     rows.text_bytes = Some(floor.bytes as u64);

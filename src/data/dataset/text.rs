@@ -33,6 +33,7 @@ pub(super) fn open(config: &Config, tokenizer: Option<Tokenizer>) -> Result<Data
     let val = if config.data.val.is_empty() {
         let mut ids = Vec::new();
         append_encoded(&tokenizer, &held_out, separator, &mut ids)?;
+        // A single token has nothing before it to be predicted from.
         (ids.len() > 1).then(|| Tokens::Memory(Arc::new(ids)))
     } else {
         Some(named_val(config, &tokenizer, &mut notes)?)

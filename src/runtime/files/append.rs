@@ -37,6 +37,7 @@ pub fn append_bytes(path: &Path) -> Result<Appender> {
 }
 
 fn finish(file: File, path: &Path) -> Result<Appender> {
+    // The log may be new: its name must survive a loss of power, too.
     sync_dir(parent_of(path)).map_err(|e| io_failure("prepare the log", path, &e))?;
     Ok(Appender { named: Named::new(file, path), buffer: Vec::new() })
 }
@@ -145,6 +146,7 @@ impl Syncer {
 /// Cuts the file back to the end of its last complete line.
 fn cut_torn_line(file: &File, path: &Path) -> io::Result<()> {
     let size = file.metadata()?.len();
+    // From the end backwards: of a long log only the last stretch is read.
     let mut end = size;
     let mut buffer = [0; 4096];
     while end > 0 {

@@ -65,6 +65,7 @@ impl DirTxn {
     /// An existing directory of that name is replaced in one atomic step and then deleted.
     pub fn commit(mut self) -> Result<()> {
         let DirTxn { temp: Some(temp), target } = &mut self else { return Ok(()) };
+        // The names inside, before the directory gets its own.
         sync_dir(temp).map_err(|e| io_failure("sync", temp, &e))?;
         let replaced = step(Op::Publish(temp, target)).and_then(|()| rename_or_exchange(temp, target));
         let replaced = replaced.map_err(|e| io_failure("rename the finished directory to", target, &e))?;
@@ -102,6 +103,7 @@ impl Write for TxnFile {
         let TxnFile { out, hasher, path } = self;
         let written =
             step(Op::Write(path, bytes)).and_then(|()| out.write(bytes)).map_err(|e| named("write", path, e))?;
+        // What the buffer took, which may be less than it was given.
         hasher.update(&bytes[..written]);
         Ok(written)
     }
@@ -117,6 +119,7 @@ pub fn create_dirs(path: &Path) -> Result<()> {
         return Ok(());
     }
     create_dirs(parent_of(path))?;
+    // Another process may make it at this moment, which is as good.
     match make_dir(path) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists || !path.is_dir() => {
             Err(io_failure("create the directory", path, &e).into())

@@ -46,6 +46,7 @@ impl Growing {
             let message = format!("{}: holds {present} bytes, {len} were written to it", path.display());
             return Err(fail(Exit::Data, message).hint("delete the unfinished output and begin again").into());
         }
+        // What follows was written after the last recorded state, by a process that died: it is written again.
         if present > len {
             step(Op::Truncate(path, len)).and_then(|()| file.set_len(len)).map_err(|e| io_failure("open", path, &e))?;
         }
@@ -70,6 +71,7 @@ impl Growing {
     /// # Errors
     /// [`Exit::Io`].
     pub fn overwrite(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
+        // The buffer first, because the bytes to be replaced may still be in it.
         let written = self.write_out().and_then(|()| step(Op::WriteAt(&self.path, at, bytes)));
         let written = written.and_then(|()| self.file.write_all_at(bytes, at));
         Ok(written.map_err(|e| io_failure("write", &self.path, &e))?)
@@ -114,6 +116,7 @@ impl Growing {
         let at = self.len - self.buffer.len() as u64;
         step(Op::WriteAt(&self.path, at, &self.buffer))?;
         self.file.write_all_at(&self.buffer, at)?;
+        // Only after the write: one that failed is tried again, at the same place in the file.
         self.buffer.clear();
         Ok(())
     }

@@ -23,6 +23,7 @@ impl Named {
     /// `file`, which was opened as `path` just now.
     pub(super) fn new(file: File, path: &Path) -> Self {
         let named = Self { file, path: path.to_owned(), comparable: true };
+        // It was opened a moment ago: if it differs already, the numbers of this file system mean nothing.
         let comparable = named.is_in_place();
         if !comparable {
             warn_missing(Ability::InodeNumbers, path, None);

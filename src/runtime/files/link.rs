@@ -22,6 +22,7 @@ pub fn link(target: &Path, path: &Path) -> Result<()> {
         let failure = fail(Exit::Io, format!("cannot make the link {}: it is a directory", path.display()));
         return Err(failure.hint("move the directory away").into());
     }
+    // A system call that makes links replaces nothing; a rename does.
     let temp = temp_beside(path)?;
     let made = step(Op::Symlink(&temp)).and_then(|()| symlink(target, &temp));
     made.map_err(|e| unmade(path, &e))?;

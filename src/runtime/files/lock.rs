@@ -62,6 +62,7 @@ impl Drop for Lock {
 pub fn lock(path: &Path) -> Result<Lock> {
     for _ in 1..TRIES {
         let file = open_locked(path)?;
+        // The file may have been deleted between opening and locking: its lock would guard nothing.
         if stands_for(path, &file) {
             return finish(file, path);
         }
@@ -88,6 +89,7 @@ fn open_locked(path: &Path) -> Result<File> {
 
 fn finish(mut file: File, path: &Path) -> Result<Lock> {
     let note = serde_json::json!({ "pid": std::process::id(), "host": machine::host(), "boot_id": boot_id(), "started_unix": now() });
+    // For the message that another process prints; what excludes that process is the kernel's lock.
     let written = file.set_len(0).and_then(|()| writeln!(file, "{note}"));
     written.map_err(|e| io_failure("write the lock file", path, &e))?;
     Ok(Lock { named: Named::new(file, path) })
