@@ -139,6 +139,7 @@ impl ChatTemplate {
                 .hint(format!("templates of up to {MAX_SOURCE} bytes are run"))
                 .into());
         }
+        // Compiled once now, so that a wrong template fails here and not at the first conversation.
         template.program()?;
         Ok(template)
     }

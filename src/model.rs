@@ -177,6 +177,7 @@ impl Llama {
         self.precision = precision;
         self.blocks.iter_mut().for_each(|block| block.precision = precision);
         if precision == Precision::Bf16 && is_on_gpu(&self.flat) {
+            // Norms included, though their exact weights are used: every tensor keeps its offset.
             let copy = Tensor::zeros(self.layout.total, DType::BF16, self.flat.device())?;
             self.weights = Weights::views(&copy, &self.config, &self.layout)?.with_norms_of(&self.weights);
             for (block, weights) in self.blocks.iter_mut().zip(&self.weights.blocks) {
@@ -272,17 +273,20 @@ impl Llama {
             residual = above;
         }
         let Normed { h, y, rstd } = self.final_norm(&residual)?;
+        // `h` is its sum; the addends would only take memory through the backward pass.
         drop(residual);
         let rows = y.flatten_to(1)?;
         times.forward = started.elapsed();
         let head = &self.weights.lm_head;
         let head_grad = weight_grads.map(|grads| &grads.lm_head);
         let (losses, dy) = cross_entropy_and_backward(&rows, head, targets, scale, head_grad, self.precision)?;
+        // It multiplies by the head once more, so only steps that are observed pay for it.
         let observed = observe.then(|| self.observed(&rows, logit_max)).transpose()?;
         times.head = started.elapsed() - times.forward;
         let dy = dy.reshape(y.shape())?;
         let norm_grad = weight_grads.map(|grads| &grads.norm);
         let mut dx = rms_norm_backward(&dy, &h, &rstd, &self.weights.norm, None, norm_grad)?;
+        // Now, because memory peaks in the backward pass of the blocks.
         drop((h, y, rows, dy));
         for (i, (block, saved)) in self.blocks.iter().zip(saved).enumerate().rev() {
             dx = block.backward(saved, dx, cx, grads.block(i))?;

@@ -129,6 +129,7 @@ pub fn generate(
 ) -> Result<Vec<Generated>> {
     let started = Instant::now();
     let context = model.config.max_position_embeddings;
+    // The end of it, which the text continues.
     let prompt = &prompt[prompt.len().saturating_sub(context)..];
     // The last token of the continuation is never fed back.
     let room = limits.max_tokens.min(context - prompt.len() + 1);
@@ -156,6 +157,7 @@ pub fn generate(
         }
         let inputs = Tensor::from_vec(feed.clone(), (rows, feed.len() / rows), &Device::Cpu)?;
         let mut logits = model.next_logits(&inputs, &mut cache)?.to_vec2::<f32>()?;
+        // The prompt was computed once; from here on each sample goes its own way.
         if rows < width {
             cache = cache.repeated(width)?;
             logits = vec![logits.swap_remove(0); width];
@@ -201,6 +203,7 @@ impl Draft<'_> {
         started: Instant,
         mut on_text: impl FnMut(&str) -> Result<()>,
     ) -> Result<()> {
+        // Copied first, because the sampler's penalties change the logits.
         let table = limits.logprobs.map(|top| (logits.to_vec(), top));
         let id = self.sampler.next(logits, &self.history)?;
         if self.first_token.is_zero() {

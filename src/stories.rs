@@ -41,6 +41,7 @@ pub enum StorySplit {
 impl StorySplit {
     /// The split that `text` belongs to: a function of the text alone.
     pub fn for_text(text: &str) -> Self {
+        // By the text and not by its number: a text that is drawn twice is on the same side both times.
         let bucket = blake3::hash(text.as_bytes()).as_bytes()[0] % VALIDATION_BUCKETS;
         if bucket == 0 { Self::Val } else { Self::Train }
     }

@@ -72,6 +72,7 @@ fn fetch(inputs: &Inputs, first: usize) -> Result<Receiver<Result<PathBuf>>> {
         for file in first..inputs.list.len() {
             let path = (inputs.fetch)(file);
             let failed = path.is_err();
+            // The reader stops at a failure, so there is no point in fetching on.
             if sender.send(path).is_err() || failed {
                 return;
             }
@@ -104,6 +105,7 @@ impl Cutter {
                 batch.end.position = raw.next;
                 batch.records.push((file, raw));
                 if bytes >= self.grain.batch_bytes || batch.records.len() >= self.grain.batch_records {
+                    // A file that has grown since it was listed must not bring the progress above its end.
                     batch.bytes_read = bytes_before + reader.file_bytes().min(input.bytes);
                     let rest = RecordBatch { end: batch.end, ..RecordBatch::default() };
                     bytes = 0;

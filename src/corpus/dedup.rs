@@ -102,6 +102,7 @@ impl Dedup {
         let whole = self.len() / self.segment;
         let mut older = Vec::new();
         let mut first = 0;
+        // The binary digits of `whole`: few segments to search, and a key is rewritten once for each doubling.
         for group in (0..u64::BITS).rev().map(|bit| whole & 1 << bit).filter(|&group| group != 0) {
             let count = group * self.segment;
             let known = self.older.iter().position(|s| (s.first, s.count) == (first, count));
@@ -122,6 +123,7 @@ impl Dedup {
     /// The sorted keys of `count` texts from `first` on, made if they are not there.
     fn segment(&mut self, first: u64, count: u64) -> Result<Segment> {
         let path = self.dir.join(format!("{HASHES_FILE}-{first}-{count}"));
+        // A file of this size is whole: it gets its name only when it is.
         if path.metadata().map_or(0, |meta| meta.len()) != count * WIDTH {
             if count == self.segment {
                 let mut keys = self.logged(first, count)?;
@@ -130,6 +132,7 @@ impl Dedup {
             } else {
                 let halves = [self.segment(first, count / 2)?, self.segment(first + count / 2, count / 2)?];
                 write_keys(&path, merge(halves.each_ref().map(Segment::keys)))?;
+                // Only now that the merged file is durable.
                 for half in halves {
                     fs::remove_file(&half.path).map_err(|e| files::io_failure("remove", &half.path, &e))?;
                 }
@@ -167,6 +170,7 @@ impl Segment {
         let mut low = 0;
         let mut high = Key::MAX;
         let mut page = [0; (PAGE * WIDTH) as usize];
+        // Interpolation search: keys are hashes and spread evenly, so the guessed page is nearly always the right one.
         for round in 0.. {
             if lo >= hi || key < low || key > high {
                 return Ok(false);
@@ -208,6 +212,7 @@ fn merge(parts: [impl Iterator<Item = Result<Key>>; 2]) -> impl Iterator<Item = 
     let [mut a, mut b] = parts.map(Iterator::peekable);
     std::iter::from_fn(move || match (a.peek(), b.peek()) {
         (Some(Ok(x)), Some(Ok(y))) if y < x => b.next(),
+        // An error goes out at once, before keys that would look complete.
         (None, _) | (_, Some(Err(_))) => b.next(),
         _ => a.next(),
     })

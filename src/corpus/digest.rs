@@ -37,6 +37,7 @@ fn hash(mut reader: File, path: &Path) -> Result<FileHashes> {
         if piece.is_empty() {
             return Ok(FileHashes { blake3: whole.finalize().to_hex().to_string(), blocks });
         }
+        // Both hashes from one reading of the file.
         let (_, hashes) = rayon::join(
             || whole.update(piece).count(),
             || piece.par_chunks(BLOCK_BYTES).map(blake3::hash).collect::<Vec<_>>(),

@@ -65,6 +65,7 @@ impl<'a> Job<'a> {
         // The interruption may have come after the journal listed shards and before they were renamed.
         train.publish()?;
         val.publish()?;
+        // No one reads finished shards again before training: what changed since the interruption must be found now.
         train.check_finished()?;
         val.check_finished()?;
         // At the end of the corpus the log of hashes may have been removed already.
@@ -132,6 +133,7 @@ impl<'a> Job<'a> {
             writer.begin_document(text_bytes)?;
             return parts.into_iter().try_for_each(|ids| writer.tokens(ids));
         }
+        // A document counts in the split where it begins.
         let first = if self.val.room_in_first() > 0 { &mut self.val } else { &mut self.train };
         first.begin_document(text_bytes)?;
         for ids in parts {
@@ -157,6 +159,7 @@ impl<'a> Job<'a> {
     /// Records how far the run has come, after what it counts is durable.
     fn save(&mut self) -> Result<()> {
         let began = Instant::now();
+        // Without its lock another process may write the same files: nothing is recorded any more.
         self.lock.check()?;
         self.train.sync()?;
         self.val.sync()?;
@@ -167,6 +170,7 @@ impl<'a> Job<'a> {
         self.state.quarantine = self.outcomes.quarantine.len();
         self.state.save(&self.opts.out)?;
         self.saved = self.state.clone();
+        // After the journal: a shard with its final name is always one that the journal lists.
         self.train.publish()?;
         self.val.publish()?;
         self.pace.took(began);
@@ -178,6 +182,7 @@ impl<'a> Job<'a> {
         if error.downcast_ref::<Failure>().is_none_or(|failure| failure.exit != Exit::Data) {
             return error;
         }
+        // The state saved last and not the present one, whose counts are not durable.
         self.saved.stopped = true;
         // The quarantine file is made durable as well: the user will read it.
         match self.outcomes.sync().and_then(|()| self.saved.save(&self.opts.out)) {
@@ -213,11 +218,13 @@ impl<'a> Job<'a> {
             left_out: self.inputs.left_out.clone(),
             shards,
         };
+        // Before the manifest, which makes the directory a finished output.
         output_dir::refuse_foreign(out, &manifest.shards)?;
         for (name, bytes) in self.tok.files()? {
             files::write_atomic(&out.join(name), &bytes)?;
         }
         files::write_atomic(&out.join(MANIFEST_FILE), &manifest.to_bytes()?)?;
+        // After the manifest, and the state last: if the process dies in between, the next run finishes once more.
         output_dir::remove_working(out)?;
         Ok(Summary { manifest, notes })
     }
@@ -288,6 +295,7 @@ fn encode(tok: &dyn Encode, pieces: &[(usize, (Split, &str))]) -> Result<Vec<Vec
     }
     let vocab_size = tok.vocab_size();
     let largest = encoded.iter().flatten().copied().fold(0, u32::max);
+    // Here, because the writer narrows ids to 16 bits without looking.
     if largest as usize >= vocab_size {
         let message = format!("the tokenizer gave the id {largest}, but has only {vocab_size}");
         return Err(fail(Exit::Internal, message).into());
@@ -305,6 +313,7 @@ struct Pace {
 
 impl Pace {
     fn is_due(&self) -> bool {
+        // However slow the disk: recording takes a twentieth of the time at most.
         self.last.elapsed() >= self.least.max(if self.least.is_zero() { Duration::ZERO } else { self.cost * 20 })
     }
 

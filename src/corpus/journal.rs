@@ -50,6 +50,7 @@ impl Identity {
 
     /// The first difference because of which a run of `now` cannot resume the output of `self`.
     pub(super) fn difference(&self, now: &Self) -> Result<Option<Difference>> {
+        // Options first: with others the output is another one, while an input may only have been repaired.
         if let Some(what) = self.other_options(now)? {
             return Ok(Some(Difference { what, inputs_only: false }));
         }

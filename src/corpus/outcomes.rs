@@ -63,6 +63,7 @@ impl Outcomes {
         let needs_key = self.dedup.is_some() || state.rule.needs_key();
         let examined = records.into_par_iter().map(|(file, raw)| self.examine(opts, needs_key, file, raw));
         let examined: Vec<ExaminedRecord> = examined.collect::<Result<_>>()?;
+        // All threads have examined the records; decisions follow their order, so that of equal texts the first stays.
         let mut documents = Vec::with_capacity(examined.len());
         for ExaminedRecord { file, record, is_short, key, is_old } in examined {
             let lines = &mut state.lines;
@@ -82,6 +83,7 @@ impl Outcomes {
                 Content::Bad { .. } => self.quarantine(opts, lines, source, record)?,
             }
         }
+        // Between batches only: within one, `is_old` was asked about every record beforehand.
         self.dedup.as_mut().map_or(Ok(()), Dedup::settle)?;
         Ok(documents)
     }

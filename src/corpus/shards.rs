@@ -49,6 +49,7 @@ impl ShardSet {
     /// manifest, for shards of different tokenizers, and if there is no shard at all.
     pub fn open(paths: &[PathBuf]) -> Result<Self> {
         let mut paths: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
+        // The order of the data must not be that in which a shell or a directory lists files.
         paths.sort();
         let mut set = Self { shards: Vec::new(), total: 0, tokenizer: None };
         let mut beside: Option<(&Path, Option<ShardManifest>)> = None;
@@ -125,6 +126,7 @@ impl ShardSet {
         for shard in &self.shards[first..] {
             let offset = (at - shard.start) as usize;
             let (part, rest) = out.split_at_mut((shard.file.len() - offset).min(out.len()));
+            // Before a token is used; each block is hashed once.
             if let Some(blocks) = &shard.blocks {
                 blocks.check(&shard.file, shard.file.bytes_of(offset, part.len()))?;
             }
@@ -157,6 +159,8 @@ impl ShardSet {
                 Some(entry) => entry.blake3.clone(),
                 None => shard.file.blake3()?,
             };
+            // Names without directories: data that were moved are the same data. Each field comes after its length, so
+            // that no two lists of fields run together into the same bytes.
             for field in [shard.name.as_str(), &shard.file.len().to_string(), &hash] {
                 hasher.update(&(field.len() as u64).to_le_bytes()).update(field.as_bytes());
             }

@@ -271,6 +271,7 @@ impl Reader {
             return Ok(Self { cut: Box::new(whole), done: from.records > 0 });
         }
         let is_array = format != Format::Text && input.begins_array(format == Format::JsonLines)?;
+        // Only after the format was decided by the beginning of the file.
         let follows = from.records == 0 || input.skip_to(from.offset)?;
         let cut: Box<dyn Cut> = match format {
             Format::Text => Box::new(Delimited::text(input, separator, from.records)),

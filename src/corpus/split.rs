@@ -76,6 +76,7 @@ impl SplitRule {
             } else {
                 train = true
             }
+            // Each side has a document, so whole documents can be divided: there is no need to read on.
             if (train && val) || i >= MANY {
                 return Ok(Self::Hash(fraction));
             }

@@ -68,6 +68,7 @@ impl GrowingFile {
             let mut reader = part.file.reader()?;
             reader.seek(SeekFrom::Start(header)).map_err(|e| files::io_failure("read", path, &e))?;
             part.hasher.update_reader(reader).map_err(|e| files::io_failure("read", path, &e))?;
+            // The finished shard's hash will be of whatever lies there, so a change must be found now.
             if part.blake3() != blake3 {
                 return Err(changed(path));
             }
@@ -125,12 +126,14 @@ impl ShardWriter {
         }
         let name = format!("{PART_PREFIX}{}-{index:05}", self.split.name());
         let Totals { tokens, documents, .. } = self.written.growing;
+        // Without a token the file may not even have room for its header.
         let len = if tokens == 0 { 0 } else { HEADER_LEN as u64 + tokens * self.dtype.width() as u64 };
         let [tokens_blake3, docs_blake3] = &self.written.growing_blake3;
         let docs = GrowingFile::open(&self.dir.join(format!("{name}.docs")), 0, documents * 8, docs_blake3)?;
         let mut tokens =
             GrowingFile::open(&self.dir.join(format!("{name}.npy")), HEADER_LEN as u64, len, tokens_blake3)?;
         if len == 0 {
+            // Room for the header, which says how many tokens follow: that is known at the end.
             let header = tokens.file.write_all(&[0; HEADER_LEN]);
             header.map_err(|e| files::io_context("write", tokens.file.path())(e))?;
         }
@@ -162,6 +165,7 @@ impl ShardWriter {
             let room = self.shard_tokens - self.written.growing.tokens;
             let (now, later) = ids.split_at(ids.len().min(room as usize));
             self.push(now)?;
+            // The next shard is opened when something goes into it: none is empty.
             if now.len() as u64 == room {
                 self.finish_shard()?;
             }
@@ -173,6 +177,7 @@ impl ShardWriter {
     /// Adds `ids`, for which there is room in the shard.
     fn push(&mut self, ids: &[u32]) -> Result<()> {
         let largest = ids.iter().copied().fold(0, u32::max);
+        // Taken out, because `growing` borrows all of the writer.
         let mut bytes = std::mem::take(&mut self.bytes);
         bytes.clear();
         match self.dtype {
@@ -196,6 +201,7 @@ impl ShardWriter {
         let mut docs = docs.file;
         let Totals { tokens: count, documents, bytes } = std::mem::take(&mut self.written.growing);
         tokens.overwrite(0, &npy_header(self.dtype, count as usize))?;
+        // Durable before the journal lists the shard.
         tokens.sync()?;
         docs.sync()?;
         let content = digest(&mut tokens)?;
@@ -258,6 +264,7 @@ impl ShardWriter {
     /// interruption, are left alone.
     pub(super) fn publish(&mut self) -> Result<()> {
         for entry in &self.written.shards[self.published..] {
+            // Document starts first: a shard that can be seen has them.
             for name in [entry.docs_name(), entry.name.clone()] {
                 let part = self.dir.join(format!("{PART_PREFIX}{name}"));
                 let done = self.dir.join(&name);

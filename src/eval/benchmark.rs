@@ -97,6 +97,7 @@ impl Prepared {
     /// Those of the data; [`Exit::Data`] for a row that is not what the task's rows are.
     pub fn new(task: Task, extent: Extent, library: &Library, tokenizer: &Tokenizer, context: usize) -> Result<Self> {
         let rows = library.rows(&task, task.split)?;
+        // One generator for all documents in their order, as in the harness: each draw depends on those before it.
         let mut drawer = Drawer::new(&task, extent.num_fewshot, library)?;
         let encoder = RequestEncoder::new(tokenizer, context)?;
         let mut documents = Vec::new();
@@ -169,6 +170,7 @@ pub fn evaluate(
     mut done: impl FnMut(usize, usize) -> Result<()>,
 ) -> Result<Vec<TaskResult>> {
     let requests: Vec<&LikelihoodRequest> = tasks.iter().flat_map(|task| task.requests.iter().flatten()).collect();
+    // All tasks together: prompts that begin alike are computed once, and batches are full.
     let all = likelihoods(model, &requests, |n| done(n, requests.len()))?;
     let mut rest = all.as_slice();
     let mut results = Vec::with_capacity(tasks.len());
@@ -216,6 +218,7 @@ impl DocumentScore {
         let lls: Vec<f64> = found.iter().map(|l| l.log_likelihood).collect();
         match document {
             Document::Choices { choices, gold, .. } => {
+                // For each character of the choice, as the harness's acc_norm has it.
                 let norm: Vec<f64> = lls.iter().zip(choices).map(|(ll, c)| ll / python::len(c) as f64).collect();
                 let acc_norm = Some(accuracy(&norm, *gold));
                 Self {

@@ -64,6 +64,7 @@ impl<'a> RequestEncoder<'a> {
     fn alone(&self, continuation: &str) -> Result<(Vec<u32>, Vec<u32>)> {
         let mut target = self.tokenizer.encode_ordinary(continuation)?;
         if target.first() == Some(&self.prefix) {
+            // The prefix would otherwise stand there twice.
             target.remove(0);
         }
         Ok((vec![self.prefix], target))
@@ -78,6 +79,7 @@ impl<'a> RequestEncoder<'a> {
                 .into());
         }
         tokens.extend(target);
+        // One more than the context, because the last token is predicted and never fed.
         let excess = tokens.len().saturating_sub(self.context + 1);
         tokens.drain(..excess);
         Ok(LikelihoodRequest { first: tokens.len() - target.len(), tokens, cut: excess })
@@ -98,6 +100,7 @@ impl<'a> RequestEncoder<'a> {
                 window.push(self.prefix);
                 window.extend(&tokens[..to]);
             } else {
+                // Counted back from its end, so that the last window has as much context as the others.
                 window.extend(&tokens[to - self.context - 1..to]);
             }
             windows.push(LikelihoodRequest { first: window.len() - (to - from), tokens: window, cut: 0 });

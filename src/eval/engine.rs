@@ -127,6 +127,7 @@ impl Plan<'_> {
                 .last()
                 .map_or(from + 1, |last| last + 1);
             let end = if to - from == 1 { first.len() } else { common(first, self.batch[to - 1].fed()) };
+            // The path is cut back to this length before the next group.
             let parts = path.len();
             if end > depth {
                 let node = self.tree.push(end - depth, path.last().map(|part| part.node))?;
@@ -148,6 +149,7 @@ impl Plan<'_> {
     fn want(&mut self, request: usize, path: &[Part]) {
         let LikelihoodRequest { tokens, first, .. } = self.batch[request];
         for (before, &target) in (first - 1..).zip(&tokens[*first..]) {
+            // The deepest part that begins at or before the token holds it.
             let part = path.iter().rev().find(|part| part.depth <= before);
             let place = part.map_or(0, |part| part.place + before - part.depth);
             self.wanted.push(TargetToken { place: place as u32, target });

@@ -55,12 +55,14 @@ impl Drawer {
         match self.rule {
             Shots::First(_) => pool.iter().take(n).collect(),
             Shots::DrawnWithout(_) => {
+                // One more, because the document itself may be among them.
                 let drawn = self.random.sample(size, n + 1);
                 let others: Vec<&Value> =
                     drawn.iter().map(|&i| &pool[i]).filter(|row| *row != document).take(n).collect();
                 if others.len() == n {
                     return others;
                 }
+                // Only if several rows of the pool equal the document.
                 let rest: Vec<&Value> = pool.iter().filter(|row| *row != document).collect();
                 self.random.sample(rest.len(), n).iter().map(|&i| rest[i]).collect()
             }

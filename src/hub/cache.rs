@@ -94,6 +94,7 @@ impl RepoCache {
 
     /// The path of the content `etag`, which need not exist.
     pub(super) fn blob(&self, etag: &str) -> Result<PathBuf> {
+        // It becomes a file name: nothing in it may lead elsewhere.
         let is_plain = etag.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
         if !(1..=128).contains(&etag.len()) || !is_plain || etag.starts_with('.') {
             return Err(untrusted("ETag", etag).into());
@@ -131,6 +132,7 @@ impl RepoCache {
 
     /// Links `pointer`, which is that of the file `path`, to the content `etag`.
     pub(super) fn link_pointer(&self, etag: &str, path: &str, pointer: &Path) -> Result<()> {
+        // Relative, as Python's library makes them, so that the cache can be moved.
         let up = "../".repeat(2 + path.matches('/').count());
         link(Path::new(&format!("{up}blobs/{etag}")), pointer)
     }

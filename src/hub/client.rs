@@ -90,6 +90,7 @@ impl Client {
             .proxy(settings.proxy.clone())
             .user_agent(concat!("llama-lite/", env!("CARGO_PKG_VERSION")))
             .http_status_as_error(false)
+            // `send` follows them itself: the token must not travel to another origin.
             .max_redirects(0)
             .max_redirects_will_error(false)
             .timeout_resolve(Some(settings.silence))
@@ -130,6 +131,7 @@ impl Client {
     fn json_once(&self, url: &str, subject: &Subject) -> Result<(Vec<u8>, Option<String>), AttemptError> {
         let mut answer = self.send(url, Request::default(), subject)?;
         let next = answer.header("link").and_then(next_page).map(|next| self.own_address(next));
+        // A connection that is cut off looks like the end of the answer, if its length is not compared.
         let promised = answer.length();
         let mut bytes = Vec::new();
         let read = answer.response.body_mut().with_config().limit(ANSWER).reader().read_to_end(&mut bytes);
@@ -160,11 +162,13 @@ impl Client {
                     }
                 };
             };
+            // Never from https back to http.
             let Some(next) = join(&url, location).filter(|next| url.starts_with("http:") || next.starts_with("https:"))
             else {
                 let message = format!("{subject}: {} redirects to no usable address", host(&url));
                 return Err(AttemptError::Final(fail(Exit::Io, message).hint("check HF_ENDPOINT").into()));
             };
+            // Only headers were asked for, and the Hub has given those that count: the storage need not be asked.
             if request.head && linked_etag.is_some() && origin(&next) != Some(&self.origin) {
                 return Ok(Answer { response, linked_etag, own });
             }

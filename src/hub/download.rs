@@ -48,6 +48,7 @@ enum Outcome {
 pub(super) fn fetch(hub: &Hub, file: &RemoteFile, progress: &(dyn Fn(u64) + Sync)) -> Result<PathBuf> {
     let cache = RepoCache::new(&hub.settings.cache, &file.repo)?;
     let pointer = cache.pointer(&file.commit, &file.path)?;
+    // A link is made only to complete content, so its size is enough.
     if length(&pointer) == Some(file.size) {
         progress(file.size);
         return Ok(pointer);
@@ -90,6 +91,7 @@ fn describe(hub: &Hub, file: &RemoteFile, subject: &Subject, url: &str) -> Resul
     if answer.header("x-repo-commit").is_some_and(|commit| commit != file.commit) {
         return Err(not_a_hub(subject, "the server answers with another commit").into());
     }
+    // For a large file this header has its SHA-256, while the ETag is that of the storage behind the Hub.
     let raw = answer.linked_etag.as_deref().or_else(|| answer.header("etag"));
     let Some(etag) = raw.map(bare_etag).filter(|etag| !etag.is_empty()) else {
         return Err(not_a_hub(subject, "the server does not say which content it is (no ETag)").into());
@@ -102,6 +104,7 @@ fn describe(hub: &Hub, file: &RemoteFile, subject: &Subject, url: &str) -> Resul
         let what = format!("it is listed with {} bytes and served with {size}", file.size);
         return Err(not_a_hub(subject, &what).into());
     }
+    // Another storage has ETags of its own, which cannot be compared with this one.
     let strong = raw.filter(|raw| answer.linked_etag.is_none() && raw.starts_with('"')).map(str::to_owned);
     Ok(Content { etag: etag.to_owned(), strong, size: file.size })
 }
@@ -142,6 +145,7 @@ impl<'a> Download<'a> {
     ) -> Result<Self> {
         let part = blob.with_file_name(format!("{}.incomplete", content.etag));
         let verifiable = is_sha256(&content.etag);
+        // Bytes of an earlier process are only used if the finished file can be checked against a SHA-256.
         let inherited = length(&part).filter(|kept| verifiable && *kept <= content.size).unwrap_or(0);
         let room = free_space(&part)?.unwrap_or(u64::MAX);
         if room < content.size - inherited {
@@ -153,6 +157,7 @@ impl<'a> Download<'a> {
         let out = Growing::open(&part, inherited)?;
         let mut hash = Context::new(&SHA256);
         let mut buffer = vec![0; CHUNK];
+        // The hash must cover what is there already.
         let mut kept = open_input(&part, false)?.0;
         loop {
             match kept.read(&mut buffer) {
@@ -176,6 +181,7 @@ impl<'a> Download<'a> {
             let found = std::mem::replace(&mut self.hash, Context::new(&SHA256)).finish();
             let found: String = found.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
             if !is_sha256(&self.content.etag) || found == self.content.etag {
+                // Other programs look for this name: it stands for complete and, with a SHA-256, verified content.
                 self.out.publish(blob)?;
                 return Ok(Outcome::Done);
             }
@@ -217,6 +223,7 @@ impl<'a> Download<'a> {
     /// One request for all that is missing.
     fn attempt(&mut self) -> Result<Outcome, AttemptError> {
         let from = self.out.len();
+        // If the content has changed, a server that is asked this way sends the new one whole (If-Range, RFC 9110).
         let request = Request { head: false, from, same: self.content.strong.as_deref() };
         let mut answer = self.hub.client.send(self.url, request, self.subject)?;
         if self.changed(&answer) {

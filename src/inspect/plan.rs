@@ -178,8 +178,10 @@ pub fn probe(config: Config, session: &Session) -> Result<(Config, Probe)> {
         score(&setup.state.model, rows, &lengths, config.train.micro_batch_size, |_| Ok(()))
             .map(|_| started.elapsed().as_secs_f64())
     });
+    // Before samples and tasks, whose memory is not that of training.
     let peak = memory::peak();
     let probe = Probe {
+        // The median without the first step, which warms up.
         step_seconds: median(seconds.split_off(1)),
         validation_seconds: validation.transpose()?,
         sample_seconds: sample_seconds(&config, &setup.state.model, &setup.data.dataset.tokenizer)?,

@@ -86,6 +86,7 @@ impl Records {
         let mut files = vec![run_dir.join("metrics.jsonl")];
         if let Ok(entries) = std::fs::read_dir(run_dir.join("replaced")) {
             let paths = entries.flatten().map(|entry| entry.path());
+            // Lines that a resume has cut are records of the same steps, and must agree as well.
             let mut tails: Vec<_> = paths.filter(|p| !p.to_string_lossy().ends_with(".samples.jsonl")).collect();
             tails.sort();
             files.extend(tails);

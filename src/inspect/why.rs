@@ -115,6 +115,7 @@ fn find_sequences(
     let each = config.train.tokens_per_step as u64;
     let start = before.1 + (step - 1 - before.0) * each;
     let count = tokens_after.map_or(each, |tokens| tokens.saturating_sub(start)) / length;
+    // Rollbacks and resets have moved the data against the count of tokens.
     let moved: i128 = saved
         .state
         .data_offsets
@@ -147,6 +148,7 @@ fn explain(loader: &Loader, tokenizer: &Tokenizer, sequence: u64, loss: f64) -> 
     };
     let mut ids = batch.inputs.clone();
     ids.extend(batch.targets.last().filter(|&&id| id != IGNORE));
+    // Some decoders write a token differently at the beginning of a text.
     let before: Vec<u32> = loader.token_before(sequence)?.into_iter().collect();
     let text = tokenizer.decode_after(&before, &ids, false)?;
     Ok(ExplainedSequence { sequence, place, text, loss })

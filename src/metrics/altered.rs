@@ -64,6 +64,7 @@ fn beginning(path: &Path, bytes: u64) -> Result<LogDigest> {
         return Ok(digest.digest());
     }
     each_line(path, |line| {
+        // Lines after the checkpoint were never part of what it recorded.
         let room = usize::try_from(bytes.saturating_sub(digest.bytes())).unwrap_or(usize::MAX);
         let part = &line[..line.len().min(room)];
         if !part.is_empty() {

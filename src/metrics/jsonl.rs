@@ -100,6 +100,7 @@ impl<T: Logged> StepLog<T> {
     pub fn append(&mut self, record: &T) -> Result<()> {
         let mut line = serde_json::to_string(record)
             .map_err(|error| fail(Exit::Internal, format!("a log record that is no JSON: {error}")))?;
+        // Before the digest: a line that could not be written is not in it.
         self.log.line(&line)?;
         line.push('\n');
         self.digest.push(line.as_bytes());
@@ -211,6 +212,7 @@ fn cut_to(run_dir: &Path, name: &str, tail_suffix: &str, resume_step: Option<u64
     })?;
     if cut != Cut::default() {
         let tail = unused_tail_name(&run_dir.join("replaced"), tail_suffix)?;
+        // The tail is safe before the log is cut: if the process dies in between, its lines are there twice, not lost.
         copy_lines(&path, &tail, |line| LineClass::new(line, resume_step) != LineClass::Kept)?;
         copy_lines(&path, &path, |line| LineClass::new(line, resume_step) == LineClass::Kept)?;
         cut.kept_in = Some(tail);

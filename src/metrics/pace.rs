@@ -38,6 +38,7 @@ impl Pace {
         let tokens = if tokens.is_finite() { tokens } else { 0.0 };
         self.seconds = MEMORY * self.seconds + (1.0 - MEMORY) * training.as_secs_f64();
         self.tokens = MEMORY * self.tokens + (1.0 - MEMORY) * tokens;
+        // The averages began at 0; dividing by this takes the zeros out again, as Adam's bias correction does.
         self.weight = MEMORY * self.weight + (1.0 - MEMORY);
     }
 

@@ -41,6 +41,7 @@ impl TensorBoard {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         let mut clock = Clock { seconds: 0.0, tokens: 0 };
         records.iter().for_each(|record| clock.advance(record));
+        // The logs hold no time of day: the run is placed so that it ends now.
         let mut clock = Clock { seconds: now - clock.seconds, tokens: 0 };
         let mut bytes = framed(&event(clock.seconds, 0, &field(3, b"brain.Event:2")));
         let mut samples = samples.iter().peekable();
@@ -195,6 +196,7 @@ fn framed(data: &[u8]) -> Vec<u8> {
 
 fn masked_crc(data: &[u8]) -> [u8; 4] {
     let crc = crc32c(data);
+    // Masked as TFRecord files have it.
     (crc.rotate_right(15).wrapping_add(0xa282_ead8)).to_le_bytes()
 }
 

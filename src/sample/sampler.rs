@@ -134,6 +134,7 @@ impl Sampler {
             )
             .hint("the model's weights are damaged or its training diverged: use an earlier checkpoint"));
         }
+        // Counted for every token, greedy ones too: a draw belongs to a position, whatever the settings.
         let draw = self.draws;
         self.draws += 1;
         self.penalise(logits, history);
@@ -183,6 +184,7 @@ impl Sampler {
     fn filter(&mut self, logits: &[f32]) {
         let SamplerConfig { temperature, top_k, top_p, min_p, .. } = self.config;
         let max = f64::from(logits.iter().copied().fold(f32::MIN, f32::max));
+        // Top-k, then top-p of what is left, then min-p: the order of transformers.
         keep_top_k(&mut self.ids, logits, top_k);
         if top_p < 1.0 {
             keep_top_p(&mut self.ids, logits, top_p, |id| unnormalised(logits, id, max, temperature));
@@ -258,6 +260,7 @@ pub fn uniform(seed: u64, sample: u64, draw: u64) -> f64 {
     rng.set_stream(sample);
     // A draw takes two 32-bit words.
     rng.set_word_pos(2 * u128::from(draw));
+    // 53 bits are what an f64 holds exactly.
     (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64
 }
 

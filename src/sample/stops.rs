@@ -19,12 +19,14 @@ impl Stops {
             return (String::new(), true);
         }
         self.held.push_str(piece);
+        // The earliest, because one piece may complete several.
         let first = self.strings.iter().filter_map(|s| self.held.find(s.as_str())).min();
         if let Some(at) = first {
             self.found = true;
             self.held.truncate(at);
             return (std::mem::take(&mut self.held), true);
         }
+        // An end that may be the beginning of a stop string is held back until more text decides.
         let keep = self.strings.iter().map(|s| overlap(&self.held, s)).max().unwrap_or(0);
         let rest = self.held.split_off(self.held.len() - keep);
         (std::mem::replace(&mut self.held, rest), false)

@@ -121,6 +121,7 @@ impl MaskEncoder<'_> {
         let mut ids: Vec<u32> = tokens.into_iter().map(|(id, _)| id).collect();
         ids.truncate(self.longest);
         trained.truncate(self.longest);
+        // Nothing stands before the first id to predict it from.
         if let Some(first) = trained.first_mut() {
             *first = false;
         }

@@ -35,6 +35,7 @@ pub(super) fn compile(words: &str, rules: &[&str], start: &str) -> Result<Gramma
         grammar: Grammar { tables, columns, nodes: Vec::new(), start: 0, slots: Vec::new() },
     };
     compiler.grammar.start = compiler.rule(start)?;
+    // A rule that nothing uses is most likely a misspelt name.
     match compiler.compiled.iter().position(|progress| *progress == RuleState::Untouched) {
         Some(unused) => Err(format!("rule {} is never used", compiler.sources[unused].0)),
         None => Ok(compiler.grammar),

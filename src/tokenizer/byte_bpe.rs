@@ -103,6 +103,7 @@ impl ByteBpe {
 
     /// The encoding of `text`, in which the special tokens' strings stand for their ids.
     pub(super) fn encode(&self, text: &str) -> Vec<u32> {
+        // The next place of each special token; it is searched for again only once it has been passed.
         let mut next: Vec<Option<usize>> = self.specials.iter().map(|(_, s)| text.find(s)).collect();
         let mut ids = Vec::new();
         let mut done = 0;

@@ -94,6 +94,7 @@ impl Cache {
             if pair[1].key != key {
                 return None;
             }
+            // The word found last stands first; a new one takes the place of the other.
             pair.swap(0, 1);
         }
         pair[0].ids.get(..pair[0].count as usize)

@@ -73,6 +73,7 @@ impl Encoder {
             Some(at) => pool.caches.swap_remove(at).1,
             None => {
                 pool.made += 1;
+                // A cache has megabytes: it is made outside the lock.
                 drop(pool);
                 Cache::new()
             }

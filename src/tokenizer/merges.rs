@@ -38,6 +38,7 @@ const LOG_BITS_PER_SLOT: u32 = 2;
 impl Pairs {
     /// An empty table with room for `count` merges.
     pub(super) fn with_capacity(count: usize) -> Self {
+        // Half empty, so that a search meets an empty slot after a step or two.
         let slots = (2 * count).next_power_of_two().max(64);
         let empty = Merge { left: NONE, right: NONE, id: NONE };
         let bits = vec![0; (slots << LOG_BITS_PER_SLOT) / 64];
@@ -81,6 +82,7 @@ impl Pairs {
             if (held.left, held.right) == (left, right) || held.id == NONE {
                 return at;
             }
+            // The next slot, because it is usually in the same line of the cache.
             at = (at + 1) & (self.slots.len() - 1);
         }
     }
@@ -88,6 +90,7 @@ impl Pairs {
 
 #[inline]
 fn hash(left: u32, right: u32) -> u64 {
+    // Fibonacci hashing: only the high bits of the product are used, which depend on all bits of the pair.
     (u64::from(left) << 32 | u64::from(right)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
@@ -139,6 +142,7 @@ impl Merges {
     }
 
     fn encode_short(&self, word: &[u8], ids: &mut Vec<u32>) {
+        // On the stack, because nearly all words are short.
         let mut parts = [WordPart { id: NONE, rank: NONE }; LONG];
         let mut count = word.len();
         for (part, (at, byte)) in parts.iter_mut().zip(word.iter().enumerate()) {
@@ -156,6 +160,7 @@ impl Merges {
             }
             parts.copy_within(at + 2..count, at + 1);
             count -= 1;
+            // Only the pairs on both sides of the new part have changed.
             let rank = if at + 1 < count { self.pairs.rank(id, parts[at + 1].id) } else { NONE };
             parts[at] = WordPart { id, rank };
             if at > 0 {
@@ -178,6 +183,7 @@ impl Merges {
             })
             .collect();
         let first = word.windows(2).zip(0u32..).map(|(pair, at)| (self.rank_of_bytes(pair[0], pair[1]), at));
+        // Of equal ranks the smaller position comes first: the leftmost pair is merged first, as in `encode_short`.
         let mut heap: BinaryHeap<_> = first.filter(|(rank, _)| *rank != NONE).map(Reverse).collect();
         while let Some(Reverse((rank, at))) = heap.pop() {
             if self.rank_at(&links, at) != rank {

@@ -59,6 +59,7 @@ impl Pretokenizer {
         {
             return end;
         }
+        // The ` ?` of GPT-2's pattern: one space belongs to the word after it.
         let body = start + usize::from(first == b' ');
         match self.class_at(text, body) {
             None => body,
@@ -81,6 +82,7 @@ impl Pretokenizer {
         if lead < 0x80 {
             return Some((self.pages[0][usize::from(lead)], 1));
         }
+        // It is the text of a `str`, so its UTF-8 needs no check.
         let (bits, length) = match lead {
             ..=0xdf => (lead & 0x1f, 2),
             0xe0..=0xef => (lead & 0x0f, 3),
@@ -98,6 +100,7 @@ impl Pretokenizer {
             let letters = leading_letters(u64::from_le_bytes(*eight));
             at += letters;
             if letters < 8 {
+                // ASCII that is no letter ends the word. For anything else the table decides.
                 if eight[letters] < 0x80 {
                     return at;
                 }

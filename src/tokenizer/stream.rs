@@ -132,11 +132,13 @@ impl DecodeStream {
     /// The text that the last id has added, for decoders that do not work token by token; empty if it may still change.
     fn newly_certain(&mut self) -> String {
         let whole = self.decode_context();
+        // A replacement character at the end may be the first part of a character that the next id completes.
         let Some(new) = whole.get(self.returned..).filter(|_| !whole.ends_with(char::REPLACEMENT_CHARACTER)) else {
             return String::new();
         };
         let new = new.to_owned();
         self.returned = whole.len();
+        // Only when they have doubled, so that decoding them anew costs little for each id.
         if self.ids.len() >= 2 * CONTEXT {
             self.ids.drain(..self.ids.len() - CONTEXT);
             self.returned = self.decode_context().len();
@@ -171,6 +173,7 @@ impl HeldBytes {
         loop {
             let end = match std::str::from_utf8(rest) {
                 Ok(_) => rest.len(),
+                // An error without a length is a character that the next id may complete: it stays.
                 Err(error) => error.valid_up_to() + error.error_len().unwrap_or(0),
             };
             if end == 0 {
@@ -186,6 +189,7 @@ impl HeldBytes {
     /// Moves everything into `text`, malformed bytes as U+FFFD.
     fn release(&mut self, text: &mut String) {
         match std::str::from_utf8(&self.bytes) {
+            // As Hugging Face's ByteFallback does.
             Err(_) if self.is_run => text.extend(std::iter::repeat_n(char::REPLACEMENT_CHARACTER, self.bytes.len())),
             _ => text.push_str(&String::from_utf8_lossy(&self.bytes)),
         }

@@ -46,6 +46,7 @@ pub(super) fn train<'a>(texts: impl Iterator<Item = &'a str>, vocab_size: usize)
     }
     let trainer = BpeTrainer::builder()
         .show_progress(false)
+        // One id is left for the end of text, which no merge makes.
         .vocab_size(vocab_size - 1)
         .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
         .build();
@@ -90,6 +91,7 @@ fn count_words<'a>(texts: impl Iterator<Item = &'a str>) -> Result<BTreeMap<&'a 
             }
             counts
         })
+        // Sums do not depend on their order, and the map sorts the words: the number of threads changes nothing.
         .reduce(BTreeMap::new, |mut all: BTreeMap<&str, u64>, some| {
             for (word, count) in some {
                 *all.entry(word).or_default() += count;

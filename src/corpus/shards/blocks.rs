@@ -36,6 +36,7 @@ impl Blocks {
         let last = bytes.end.saturating_sub(1) / BLOCK_BYTES as u64;
         for block in first..=last {
             let checked = self.checked.get(block as usize);
+            // Relaxed: at worst two threads check the same block.
             if checked.is_some_and(|checked| checked.load(Ordering::Relaxed)) {
                 continue;
             }

@@ -97,6 +97,7 @@ impl Input {
         let buffer = vec![0; CHUNK];
         let kind = Kind::Empty;
         let mut input = Self { path, stream, size, buffer, start: 0, end: 0, offset: 0, fault, kind };
+        // A decompressor may give a few bytes at a time, too few to tell what they are.
         while input.data().len() < HEAD && input.refill()? {}
         input.kind = Kind::of_head(input.data());
         if input.data().starts_with("\u{feff}".as_bytes()) {
@@ -187,6 +188,7 @@ impl Input {
     /// Goes to byte `target` of the content; false if nothing follows there since the file has ended early before it.
     pub(super) fn skip_to(&mut self, target: u64) -> Result<bool> {
         if let Stream::Plain(file) = &mut self.stream {
+            // A plain file need not be read to get there; a compressed one must be, in the loop below.
             let to = target.min(self.size);
             file.seek(SeekFrom::Start(to)).map_err(|e| files::io_failure("read", &self.path, &e))?;
             (self.start, self.end, self.offset) = (0, 0, to);

@@ -104,6 +104,7 @@ impl Rows {
     /// Opens `path` before row `from.records`; the text is in the column `field`.
     pub(super) fn open(path: &Path, field: &str, from: Position) -> Result<Self> {
         let (mut file, size) = files::open_input(path, true)?;
+        // A file that was cut off while it was copied has no end; one that has it is damaged elsewhere.
         let whole = has_magic(&mut file, size).map_err(|e| files::io_failure("read", path, &e))?;
         let mut rows =
             Self { path: path.to_path_buf(), size, table: None, rows: 0, fault: None, advice: None, at: from };
@@ -184,6 +185,7 @@ impl Rows {
 
     /// The record that stands for the rest of the file; its end is the end of the file.
     fn last(&mut self, fault: Fault) -> RawRecord {
+        // All rows that cannot be read count as bad, or a damaged file would look like one bad record.
         let left = self.rows.saturating_sub(self.at.records).max(1);
         let Fault { reason, detail } = fault;
         let body = Body::Bad { reason, detail, advice: self.advice.take(), bytes: Vec::new(), last: true };

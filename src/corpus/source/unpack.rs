@@ -87,6 +87,7 @@ impl Read for Gzip {
             if n > 0 || into.is_empty() {
                 return Ok(n);
             }
+            // The end of a member: what follows is another member, padding, or nothing.
             let Some(decoder) = self.0.take() else { break };
             let mut rest = decoder.into_inner();
             if skip_zeros(&mut rest)? {
