@@ -123,21 +123,26 @@ pub struct ActivationStats {
     pub attention_logit_max: Vec<f32>,
     /// Sum of the squares of the head's logits.
     pub logit_squares: f64,
-    pub logits: f64,
+    /// Number of those logits.
+    pub logit_count: f64,
 }
 
 impl ActivationStats {
-    /// This and `other`, of other rows.
-    pub fn and(mut self, other: Self) -> Self {
+    /// The statistics of the rows of both.
+    pub fn merged(mut self, other: Self) -> Self {
         for (a, b) in self.attention_logit_max.iter_mut().zip(other.attention_logit_max) {
             *a = a.max(b);
         }
-        Self { logit_squares: self.logit_squares + other.logit_squares, logits: self.logits + other.logits, ..self }
+        Self {
+            logit_squares: self.logit_squares + other.logit_squares,
+            logit_count: self.logit_count + other.logit_count,
+            ..self
+        }
     }
 
     /// Root of the mean square of the head's logits.
     pub fn logit_rms(&self) -> f64 {
-        (self.logit_squares / self.logits).sqrt()
+        (self.logit_squares / self.logit_count).sqrt()
     }
 }
 
@@ -184,14 +189,14 @@ impl Llama {
                 block.weights = weights.clone();
             }
             self.copy = Some(copy);
-            self.refresh()?;
+            self.round_copies()?;
         }
         Ok(self)
     }
 
     /// Rounds weights and adapters to bf16 again, where products use rounded copies. Every change of the weights needs it but the
     /// optimizer's, which updates the copy itself.
-    pub fn refresh(&self) -> Result<()> {
+    pub fn round_copies(&self) -> Result<()> {
         #[cfg(any(test, feature = "cuda"))]
         {
             let flats = [Some(&self.flat), self.adapters.as_ref().map(|adapters| &adapters.flat)];
@@ -205,7 +210,7 @@ impl Llama {
     }
 
     /// The rounded copy of what is trained, which an update must update as well.
-    pub fn copy(&self) -> Option<&Tensor> {
+    pub fn trained_copy(&self) -> Option<&Tensor> {
         if self.adapters.is_some() { self.adapters_copy.as_ref() } else { self.copy.as_ref() }
     }
 
@@ -222,7 +227,7 @@ impl Llama {
             block.adapters = Some((adapters.clone(), scale));
         }
         self.adapters = Some(Adapters { config, layout, flat, blocks });
-        self.refresh()?;
+        self.round_copies()?;
         Ok(self)
     }
 
@@ -303,7 +308,7 @@ impl Llama {
         Ok(ActivationStats {
             attention_logit_max,
             logit_squares,
-            logits: (rows.dim(0)? * self.config.vocab_size) as f64,
+            logit_count: (rows.dim(0)? * self.config.vocab_size) as f64,
         })
     }
 

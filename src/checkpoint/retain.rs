@@ -33,9 +33,9 @@ impl Retention {
     }
 }
 
-/// Deletes the checkpoints of a run that `keep` does not retain; `fresh` is the one just made durable. Returns what was
+/// Deletes the checkpoints of a run that `retention` does not keep; `fresh` is the one just made durable. Returns what was
 /// deleted.
-pub fn prune(run_dir: &Path, keep: Retention, fresh: &Path) -> Result<Vec<PathBuf>> {
+pub fn prune(run_dir: &Path, retention: Retention, fresh: &Path) -> Result<Vec<PathBuf>> {
     let valid_ones = list(&checkpoints_dir(run_dir))?.valid;
     if !valid_ones.iter().any(|valid| valid.dir == fresh) {
         let message = format!("{} is not a valid checkpoint: nothing older was deleted", fresh.display());
@@ -44,13 +44,13 @@ pub fn prune(run_dir: &Path, keep: Retention, fresh: &Path) -> Result<Vec<PathBu
     let mut kept = 0;
     let mut to_delete = Vec::new();
     for valid in valid_ones {
-        let due = keep.for_good(valid.manifest.step);
-        let enough = kept >= keep.keep.max(1);
-        if enough && (due || valid.dir == fresh) {
+        let for_good = retention.for_good(valid.manifest.step);
+        let enough = kept >= retention.keep.max(1);
+        if enough && (for_good || valid.dir == fresh) {
             continue;
         }
         // Counted only if it can be read back: a damaged checkpoint is no reserve.
-        match reread(&valid.dir, &valid.manifest, fresh) {
+        match reread_if_small(&valid.dir, &valid.manifest, fresh) {
             Ok(()) if enough => to_delete.push(valid.dir),
             Ok(()) => kept += 1,
             Err(Fault::Bad { .. }) => {} // Neither counted nor deleted: the next resume quarantines it.
@@ -65,7 +65,7 @@ pub fn prune(run_dir: &Path, keep: Retention, fresh: &Path) -> Result<Vec<PathBu
     Ok(to_delete)
 }
 
-fn reread(dir: &Path, manifest: &super::Manifest, fresh: &Path) -> Result<(), Fault> {
+fn reread_if_small(dir: &Path, manifest: &super::Manifest, fresh: &Path) -> Result<(), Fault> {
     if dir == fresh || manifest.total_size() >= REREAD_BELOW {
         return Ok(());
     }

@@ -17,7 +17,7 @@ use crate::train::run_data::RunData;
 use crate::train::schedule::Schedule;
 use crate::train::session::Session;
 use crate::train::setup::{RunSetup, prepare_benchmarks};
-use crate::train::step::step;
+use crate::train::step::take_step;
 use anyhow::Result;
 use candle_core::Device;
 use std::time::{Duration, Instant};
@@ -126,10 +126,10 @@ fn largest_fit(config: &Config, limit: u64, device: &Device) -> Option<Fit> {
 #[derive(Clone, Debug)]
 pub struct Probe {
     pub step_seconds: f64,
-    /// Of a validation; none without validation data.
+    /// Seconds of one validation; none without validation data.
     pub validation_seconds: Option<f64>,
     pub sample_seconds: f64,
-    /// Of all benchmark tasks, extrapolated from some documents of each.
+    /// Seconds of all benchmark tasks, extrapolated from some documents of each.
     pub task_seconds: f64,
     /// Most memory this process has held.
     pub peak: Option<u64>,
@@ -168,8 +168,8 @@ pub fn probe(config: Config, session: &Session) -> Result<(Config, Probe)> {
     let mut seconds = Vec::new();
     while seconds.len() < PROBED || (started.elapsed() < PROBE_TIME && (seconds.len() as u64) < config.train.steps) {
         let started = Instant::now();
-        let batch = setup.loader.batch(setup.state.trainer.next_sequence, count)?;
-        step(&mut setup.state, &config, &batch)?;
+        let batch = setup.loader.batch(setup.state.run.next_sequence, count)?;
+        take_step(&mut setup.state, &config, &batch)?;
         seconds.push(started.elapsed().as_secs_f64());
     }
     let started = Instant::now();

@@ -12,7 +12,7 @@ use crate::train::replay::{Mismatch, train_mismatch};
 use crate::train::run_data::RunData;
 use crate::train::run_dir::locate;
 use crate::train::session::Session;
-use crate::train::step::step;
+use crate::train::step::take_step;
 use crate::train::trainer_state::TrainerStateFile;
 use anyhow::Result;
 use serde_json::Value;
@@ -160,9 +160,9 @@ fn replay(
     let count = config.train.sequences_per_step();
     let mut compared = 0;
     for at in steps.clone() {
-        let batch = loader.batch(state.trainer.next_sequence, count)?;
-        let report = step(&mut state, &config, &batch)?;
-        let now = report.record(&state.trainer);
+        let batch = loader.batch(state.run.next_sequence, count)?;
+        let report = take_step(&mut state, &config, &batch)?;
+        let now = report.record(&state.run);
         for then in &records.0[&at] {
             if let Some(mismatch) = train_mismatch(then, &now) {
                 return Ok(Verification::Fail(

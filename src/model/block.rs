@@ -6,7 +6,8 @@
 //! ```
 //! The residual stream travels as a pair (h, pending = out), so that each addition happens inside the next norm's pass. Training,
 //! evaluation over prefix trees and generation over a cache share this forward pass; [`Attend`] is all that differs. What backward finds
-//! saved and what it computes again, to the same bits, is [`Recompute`]'s choice.
+//! saved and what it computes again, to the same bits, is [`Recompute`]'s choice. Letters of shapes are those of `ops.rs`, but H and K
+//! for the numbers of query and of key/value heads, since `h` is the stream.
 
 use super::layer_cache::LayerCache;
 use super::lora::BlockAdapters;
@@ -30,9 +31,9 @@ use candle_core::{Result, Tensor, bail};
 pub struct BlockWeights {
     /// (c)
     pub input_layernorm: Tensor,
-    /// q ‖ k ‖ v, ((h + 2k)·d, c)
+    /// q ‖ k ‖ v, ((H + 2K)·d, c)
     pub qkv_proj: Tensor,
-    /// (c, h·d)
+    /// (c, H·d)
     pub o_proj: Tensor,
     /// (c)
     pub post_attention_layernorm: Tensor,
@@ -148,7 +149,7 @@ pub struct Activations {
     n1: Option<Tensor>,
     qkv: Tensor,
     attn: Tensor,
-    /// Of [`Attend::Batch`] alone.
+    /// Log-sum-exp of attention; only with [`Attend::Batch`].
     lse: Option<Tensor>,
     h: Tensor,
     rstd2: Tensor,
@@ -265,7 +266,7 @@ impl Block {
         Ok((Activations { x, rstd1, n1, qkv, attn, lse, h, rstd2, n2, gate_up, act: None }, act))
     }
 
-    /// Output (b, t, h·d) of attention from rotated `qkv`, and the log-sum-exp where there is a backward pass.
+    /// Output (b, t, H·d) of attention from rotated `qkv`, and the log-sum-exp where there is a backward pass.
     fn attention(&self, qkv: &Tensor, cx: Context, attend: Attend) -> Result<(Tensor, Option<Tensor>)> {
         match attend {
             Attend::Batch => {

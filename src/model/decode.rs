@@ -16,9 +16,9 @@ use std::sync::Arc;
 pub(super) struct Decoder {
     recorder: Recorder,
     buffers: Buffers,
-    /// Of all positions there is room for: what is recorded reads these, also when the model has longer ones by then.
+    /// RoPE tables of all positions there is room for: what is recorded reads these, also when the model has longer ones by then.
     tables: Arc<Tables>,
-    /// Of the model whose launches are recorded.
+    /// Identifies the weights of the model whose launches are recorded.
     weights: TensorId,
 }
 

@@ -1,6 +1,6 @@
 //! All parameters in one flat f32 buffer, under Hugging Face's names.
 //!
-//! One buffer each for weights, gradients and the two moments makes the optimizer one pass, the global norm one reduction and a
+//! One buffer each for weights, gradients and each state of the optimizer makes the optimizer one pass, the global norm one reduction and a
 //! checkpoint a walk over slices.
 
 use crate::config::ModelConfig;

@@ -20,20 +20,21 @@ pub struct Range {
     pub decay: bool,
 }
 
-/// Sums over a piece, a tensor or a layer.
+/// Sums of squares over a piece, a tensor or a layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Squares {
     pub grad: f64,
     pub weight: f64,
     pub update: f64,
-    /// Of `m̂ / (√v̂ + ε)`.
+    /// Sum of the squares of AdamW's step before the learning rate, `m̂ / (√v̂ + ε)`.
     pub adam: f64,
+    /// Number of values.
     pub n: f64,
 }
 
 impl Squares {
-    /// This and `other` together.
-    pub fn and(self, other: &Self) -> Self {
+    /// The sums over both.
+    pub fn merged(self, other: &Self) -> Self {
         Self {
             grad: self.grad + other.grad,
             weight: self.weight + other.weight,

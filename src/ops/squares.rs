@@ -23,7 +23,7 @@ pub fn squares(flats: [&Tensor; 4], ranges: &[Range], rule: &LastUpdate) -> Resu
     // In the order of the pieces, whatever the number of threads.
     let ranges = ranges.iter().map(|range| {
         let pieces = sums.by_ref().take(range.len.div_ceil(PIECE));
-        pieces.fold(Squares::default(), |sum, piece| sum.and(piece))
+        pieces.fold(Squares::default(), |sum, piece| sum.merged(piece))
     });
     Ok(ranges.collect())
 }

@@ -127,7 +127,7 @@ impl DevicePolicy {
 }
 
 impl Footprint {
-    /// Of training with `config` on `device`.
+    /// The memory of training with `config` on `device`.
     pub fn new(config: &Config, device: &Device) -> Self {
         Self::with(config, recompute(config, device), device)
     }
@@ -137,7 +137,7 @@ impl Footprint {
         Self::estimate(config, recompute, DevicePolicy::new(config, device))
     }
 
-    /// Of training with `config` where it may take `room` bytes, as little computed again as that allows. It fits if
+    /// The memory of training with `config` where it may take `room` bytes, as little computed again as that allows. It fits if
     /// [`needed`](Self::needed) does: the copy of a checkpoint is made if there is room for it, and otherwise saving interrupts
     /// training.
     pub fn within(config: &Config, room: u64, device: &Device) -> Self {

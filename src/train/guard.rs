@@ -11,20 +11,20 @@ use std::fmt;
 /// Accepted values that a new one is compared with.
 const WINDOW: usize = 128;
 
-/// With fewer, nothing is called a spike.
+/// With fewer accepted values, deviations are not computed.
 const ENOUGH: usize = 64;
 
-/// Before that, a loss so many times the largest one so far is an explosion: it is above that of guessing all tokens alike, and above
-/// all that the run has shown.
+/// While there are fewer than [`ENOUGH`] values, a loss of this many times the largest so far, or times the loss of guessing if that is
+/// larger, is an explosion.
 const EXPLODING: f64 = 2.0;
 
-/// So many refused updates in a row end the attempt to go on from these weights ...
+/// Refused updates in a row that lead to a rollback.
 const MOST_IN_A_ROW: u64 = 3;
 
-/// ... as do so many ...
-const MOST_SKIPPED: usize = 10;
+/// Refused updates within [`SPAN`] steps that lead to a rollback.
+const MOST_REFUSED: usize = 10;
 
-/// ... within so many steps.
+/// Steps over which refused updates are counted.
 const SPAN: u64 = 1000;
 
 /// The guard's decision about a step.
@@ -42,17 +42,20 @@ pub enum Verdict {
 /// How far a value lies above those before it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Excess {
-    /// So many standard deviations above their mean.
+    /// Standard deviations above their mean.
     Deviations(f64),
-    /// So many times the largest of them, or the loss of guessing.
-    Times(f64),
+    /// The loss as a multiple of the largest of them.
+    TimesLargest(f64),
+    /// The loss as a multiple of that of guessing, which is larger than all of them.
+    TimesGuessing(f64),
 }
 
 impl fmt::Display for Excess {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Deviations(z) => write!(f, "{z:.1} deviations above its mean"),
-            Self::Times(times) => write!(f, "{times:.1} times the largest so far"),
+            Self::TimesLargest(times) => write!(f, "{times:.1} times the largest so far"),
+            Self::TimesGuessing(times) => write!(f, "{times:.1} times the loss of guessing"),
         }
     }
 }
@@ -69,10 +72,12 @@ impl Verdict {
 pub struct Guard {
     losses: VecDeque<f64>,
     grad_norms: VecDeque<f64>,
-    /// Refused updates in a row up to the last step.
-    pub skipped_in_a_row: u64,
-    /// The steps of the refused updates within the last thousand.
-    skipped: VecDeque<u64>,
+    /// Refused updates in a row up to the last step. Files call a refused update skipped.
+    #[serde(rename = "skipped_in_a_row")]
+    pub refused_in_a_row: u64,
+    /// The steps of the refused updates within the last [`SPAN`].
+    #[serde(rename = "skipped")]
+    refused: VecDeque<u64>,
     /// Rollbacks of the run so far.
     pub rollbacks: u64,
 }
@@ -82,14 +87,14 @@ impl Guard {
     pub fn check(&mut self, config: &GuardConfig, step: u64, loss: f64, grad_norm: f64, uniform: f64) -> Verdict {
         // Before the windows take the values in: a value is compared with those before it.
         let verdict = self.verdict(config, loss, grad_norm, uniform);
-        while self.skipped.front().is_some_and(|&old| old + SPAN <= step) {
-            self.skipped.pop_front();
+        while self.refused.front().is_some_and(|&old| old + SPAN <= step) {
+            self.refused.pop_front();
         }
         if verdict.refuses() {
-            self.skipped_in_a_row += 1;
-            self.skipped.push_back(step);
+            self.refused_in_a_row += 1;
+            self.refused.push_back(step);
         } else {
-            self.skipped_in_a_row = 0;
+            self.refused_in_a_row = 0;
             // Refused values stay out: a window that held spikes would find the next one ordinary.
             for (window, value) in [(&mut self.losses, loss), (&mut self.grad_norms, grad_norm)] {
                 if window.len() == WINDOW {
@@ -116,37 +121,39 @@ impl Guard {
         }
     }
 
-    /// Deviations say nothing of the first steps, in which a learning rate that is far too high shows.
+    /// Whether `loss` explodes in the first steps: there are no deviations yet, but a learning rate that is far too high shows already.
     fn explosion(&self, loss: f64, uniform: f64) -> Option<Excess> {
         if self.losses.is_empty() || self.losses.len() >= ENOUGH {
             return None;
         }
-        let times = loss / self.losses.iter().fold(uniform, |largest, &loss| largest.max(loss));
-        (times > EXPLODING).then_some(Excess::Times(times))
+        let largest = self.losses.iter().fold(uniform, |largest, &loss| largest.max(loss));
+        let times = loss / largest;
+        let excess = if largest > uniform { Excess::TimesLargest(times) } else { Excess::TimesGuessing(times) };
+        (times > EXPLODING).then_some(excess)
     }
 
     /// Whether refusing has not helped: the weights themselves, or a stretch of data, must be left.
     pub fn should_roll_back(&self) -> bool {
-        self.skipped_in_a_row >= MOST_IN_A_ROW || self.skipped.len() >= MOST_SKIPPED
+        self.refused_in_a_row >= MOST_IN_A_ROW || self.refused.len() >= MOST_REFUSED
     }
 
-    /// Whether the last update was refused: what is saved now is not known to be well.
-    pub fn suspicious(&self) -> bool {
-        self.skipped_in_a_row > 0
+    /// Whether the last update was refused: the present weights may be bad.
+    pub fn last_was_refused(&self) -> bool {
+        self.refused_in_a_row > 0
     }
 
-    /// Forgets refused updates and rollbacks.
-    pub fn reset(&mut self) {
-        self.skipped_in_a_row = 0;
+    /// Forgets refused updates and rollbacks, but not the accepted values.
+    pub fn forget_refusals(&mut self) {
+        self.refused_in_a_row = 0;
         self.rollbacks = 0;
-        self.skipped.clear();
+        self.refused.clear();
     }
 
     /// The step before the first of the present refusals.
     pub fn last_good_step(&self, step: u64) -> u64 {
-        let row_begins = step.saturating_sub(self.skipped_in_a_row);
+        let row_begins = step.saturating_sub(self.refused_in_a_row);
         // Either count may have led to the rollback; the earlier beginning is right for both.
-        self.skipped.front().map_or(row_begins, |&first| row_begins.min(first.saturating_sub(1)))
+        self.refused.front().map_or(row_begins, |&first| row_begins.min(first.saturating_sub(1)))
     }
 }
 
@@ -196,7 +203,7 @@ mod tests {
             let mut guard = guard.clone();
             assert_eq!(guard.check(&config(SpikePolicy::Off), 101, loss, norm, UNIFORM), Verdict::RefuseNonFinite);
             assert_eq!((&guard.losses, &guard.grad_norms), (&before.losses, &before.grad_norms));
-            assert_eq!((guard.skipped_in_a_row, guard.last_good_step(101)), (1, 100));
+            assert_eq!((guard.refused_in_a_row, guard.last_good_step(101)), (1, 100));
         }
         // A spike after it is still seen.
         guard.check(&config(SpikePolicy::Warn), 101, f64::NAN, f64::NAN, UNIFORM);
@@ -234,7 +241,7 @@ mod tests {
             if policy == SpikePolicy::Warn {
                 let seen = verdicts.map(|verdict| verdict != Verdict::Accept);
                 assert_eq!(seen, [false, true, true, false], "{verdicts:?}");
-                assert!(matches!(verdicts[1], Verdict::Spike("loss", Excess::Times(times)) if times > 3000.0));
+                assert!(matches!(verdicts[1], Verdict::Spike("loss", Excess::TimesLargest(times)) if times > 3000.0));
             }
         }
         // A fine-tuned model's losses vary from batch to batch: below that of guessing that is no explosion.
@@ -262,7 +269,7 @@ mod tests {
                 guard.check(&config(SpikePolicy::Off), step + 1, 3.0, 1.0, UNIFORM);
             }
             assert_eq!(guard.should_roll_back(), roll_back, "every {gap} steps");
-            assert!(!guard.suspicious());
+            assert!(!guard.last_was_refused());
         }
     }
 
@@ -271,6 +278,7 @@ mod tests {
         let mut guard = seasoned(90);
         guard.check(&config(SpikePolicy::Off), 91, f64::NAN, 1.0, UNIFORM);
         let text = serde_json::to_string(&guard).unwrap();
+        assert!(text.contains(r#""skipped_in_a_row":1,"skipped":[91]"#), "the names in files: {text}");
         assert_eq!(serde_json::from_str::<Guard>(&text).unwrap(), guard);
         assert_eq!(serde_json::from_str::<Guard>("{}").unwrap(), Guard::default());
     }

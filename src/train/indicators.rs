@@ -13,8 +13,8 @@ use anyhow::Result;
 /// Those of reading the buffers.
 pub fn layers(state: &ModelState, report: &StepReport) -> Result<Layers> {
     let (layout, flat) = state.model.trained();
-    let sums = state.optimizer.squares(flat, &state.grad, report.lr)?;
-    let mut all = Layers { step: state.trainer.step, logit_rms: f64::NAN, ..Layers::default() };
+    let sums = state.optimizer.sums_of_squares(flat, &state.grad, report.lr)?;
+    let mut all = Layers { step: state.run.step, logit_rms: f64::NAN, ..Layers::default() };
     if let Some(observed) = &report.observed {
         all.attention_logit_max = observed.attention_logit_max.iter().map(|&x| f64::from(x)).collect();
         all.logit_rms = observed.logit_rms();
@@ -22,7 +22,7 @@ pub fn layers(state: &ModelState, report: &StepReport) -> Result<Layers> {
     let mut at = Squares::default();
     let names: Vec<String> = layout.specs.iter().map(|spec| group(&spec.name)).collect();
     for (i, sum) in sums.iter().enumerate() {
-        at = at.and(sum);
+        at = at.merged(sum);
         // The tensors of a layer follow each other in the layout.
         if names.get(i + 1) != Some(&names[i]) {
             all.names.push(names[i].clone());
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::data::batch::Batch;
-    use crate::train::step::step;
+    use crate::train::step::take_step;
     use candle_core::{Device, Tensor};
 
     /// What is reckoned back is what the weights have moved by.
@@ -70,7 +70,7 @@ mod tests {
             let inputs = Tensor::from_slice(&batch.inputs, (4, 16), &Device::Cpu).unwrap();
             let squares = state.model.logits(&inputs).unwrap().sqr().unwrap();
             let rms = squares.mean_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
-            let report = step(&mut state, &config, &batch).unwrap();
+            let report = take_step(&mut state, &config, &batch).unwrap();
             let found = layers(&state, &report).unwrap();
             assert_eq!(found.names, ["embedding", "0", "1", "2", "norm", "head"]);
             let after = state.model.flat.to_vec1::<f32>().unwrap();

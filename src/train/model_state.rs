@@ -30,7 +30,8 @@ pub struct ModelState {
     /// Views of `grad` under the names of what is trained.
     pub grads: Grads,
     pub optimizer: Optimizer,
-    pub trainer: TrainerState,
+    /// What the steps so far have changed beside weights and optimizer: counters, guard, schedule.
+    pub run: TrainerState,
     /// Identifies the frozen weights beside adapters.
     pub base: Option<String>,
 }
@@ -81,13 +82,10 @@ impl ModelState {
             read_into(&state.flat, &state.layout, &suffix, |sink| source.read_optimizer_state(sink))?;
         }
         // The rounded copies that a GPU multiplies with must follow the weights just read.
-        self.model.refresh()?;
+        self.model.round_copies()?;
         self.optimizer.updates = saved.state.updates;
-        self.trainer = TrainerState {
-            attempt: self.trainer.attempt,
-            schedule: self.trainer.schedule.clone(),
-            ..saved.state.clone()
-        };
+        self.run =
+            TrainerState { attempt: self.run.attempt, schedule: self.run.schedule.clone(), ..saved.state.clone() };
         self.base = saved.base.clone();
         Ok(())
     }
@@ -98,7 +96,7 @@ impl ModelState {
         let optimizer = Optimizer::new(&config.optimizer, layout, flat, config.train.seed)?;
         let grad = layout.zeros(flat.device())?;
         let grads = model.grads(&grad)?;
-        Ok(Self { model, grad, grads, optimizer, trainer: TrainerState::new(schedule), base: None })
+        Ok(Self { model, grad, grads, optimizer, run: TrainerState::new(schedule), base: None })
     }
 }
 

@@ -92,14 +92,14 @@ impl Optimizer {
             OptimizerKind::AdamW => {
                 let [exp_avg, exp_avg_sq] = self.adamw_state()?;
                 let flat = Flat { param: params, grad, exp_avg, exp_avg_sq, copy };
-                adamw(&flat, &self.ranges, &self.adamw_hyper(norm, lr))
+                adamw(&flat, &self.ranges, &self.adamw_hyper(self.clip_factor(norm), lr))
             }
         }
     }
 
     /// The sums of squares of every parameter: of the weights in `params`, of their gradients in `grad`, and of the last update, which
     /// had the learning rate `lr`.
-    pub fn squares(&self, params: &Tensor, grad: &Tensor, lr: f64) -> Result<Vec<Squares>> {
+    pub fn sums_of_squares(&self, params: &Tensor, grad: &Tensor, lr: f64) -> Result<Vec<Squares>> {
         match self.config.kind {
             OptimizerKind::AdamW => {
                 let [exp_avg, exp_avg_sq] = self.adamw_state()?;
@@ -115,16 +115,20 @@ impl Optimizer {
         }
     }
 
-    fn adamw_hyper(&self, norm: f64, lr: f64) -> Hyper {
+    /// What a gradient of global norm `norm` is multiplied by, as in torch.nn.utils.clip_grad_norm_.
+    fn clip_factor(&self, norm: f64) -> f64 {
         let limit = self.config.grad_clip;
+        if limit > 0.0 { (limit / (norm + 1e-6)).min(1.0) } else { 1.0 }
+    }
+
+    fn adamw_hyper(&self, clip: f64, lr: f64) -> Hyper {
         Hyper {
             lr,
             betas: (self.config.betas[0], self.config.betas[1]),
             eps: self.config.eps,
             weight_decay: self.config.weight_decay,
             t: self.updates,
-            // As torch.nn.utils.clip_grad_norm_.
-            clip: if limit > 0.0 { (limit / (norm + 1e-6)).min(1.0) } else { 1.0 },
+            clip,
             rounding: (self.config.moments == MomentsDtype::Bf16)
                 // "mome": apart from other draws of the seed; and other draws at every update.
                 .then(|| draw(draw(0x6d6f_6d65, self.seed), self.updates)),

@@ -60,16 +60,16 @@ pub fn reset_state(state: &mut ModelState, pieces: &BTreeSet<Piece>) -> Result<(
             Piece::OptimizerStep => {
                 state.optimizer.updates = 0;
                 // The trainer's count is the one that a checkpoint saves, also before the next step.
-                state.trainer.updates = 0;
+                state.run.updates = 0;
             }
-            Piece::Data => state.trainer.jump_to_sequence(0),
+            Piece::Data => state.run.jump_to_sequence(0),
             Piece::Rng | Piece::Schedule => {} // in the configuration, from which `state` was built
         }
     }
     if pieces.is_empty() {
         return Ok(()); // a mark that the checkpoint carries stays
     }
-    state.trainer.reset = pieces.iter().map(|piece| piece.name().to_owned()).collect();
+    state.run.reset = pieces.iter().map(|piece| piece.name().to_owned()).collect();
     Ok(())
 }
 

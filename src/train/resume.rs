@@ -89,14 +89,14 @@ impl StoppedRun<'_> {
         let changes_numbers = changes.iter().any(alters_numbers);
         if changes_numbers {
             // The user has changed something because of past refusals, and wants the change to be tried.
-            setup.state.trainer.guard.reset();
+            setup.state.run.guard.forget_refusals();
         }
         reset_state(&mut setup.state, &requested.pieces)?;
-        let skipped = (requested.skip > 0).then(|| setup.state.trainer.skip_sequences(requested.skip));
-        let step = setup.state.trainer.step;
+        let skipped = (requested.skip > 0).then(|| setup.state.run.skip_sequences(requested.skip));
+        let step = setup.state.run.step;
         // Both, because an attempt may have left events and no checkpoint.
         let attempt = saved.state.attempt.max(StartHistory::read(&self.dir)?.attempt).saturating_add(1);
-        setup.state.trainer.attempt = attempt;
+        setup.state.run.attempt = attempt;
         // Only now that data and state have been read: a resume that fails leaves the run as it was. Later checkpoints
         // are of steps that will be taken again; left in place, the next resume would begin with them.
         checkpoint::supersede(&self.dir, step, attempt)?;
@@ -107,7 +107,7 @@ impl StoppedRun<'_> {
         let from = source.dir.file_name().map(|n| n.to_string_lossy().into_owned());
         events.append(
             "resume",
-            json!({"attempt": attempt, "step": step, "from": from, "changes": listed, "reset": setup.state.trainer.reset, "skipped_sequences": skipped, "build": build}),
+            json!({"attempt": attempt, "step": step, "from": from, "changes": listed, "reset": setup.state.run.reset, "skipped_sequences": skipped, "build": build}),
         )?;
         // Before `train` opens the logs, which cuts them to this step.
         report_altered_logs(&self.dir, step, &saved.logs, &mut events, self.session.console)?;
@@ -152,11 +152,11 @@ impl StoppedRun<'_> {
 
     fn report_hardware_change(&self, change: &HardwareChange, setup: &RunSetup, events: &mut Events) -> Result<()> {
         let state = &setup.state;
-        let step = state.trainer.step;
+        let step = state.run.step;
         // The estimate perturbs weights in the machine's memory.
         let measured = change.changes_bits() && setup.device.is_cpu();
         let rounding = if measured {
-            let batch = setup.loader.batch(state.trainer.next_sequence, setup.config.train.micro_batch_size)?;
+            let batch = setup.loader.batch(state.run.next_sequence, setup.config.train.micro_batch_size)?;
             Some(rounding_of_loss(state, &batch, change.unit())?)
         } else {
             None
@@ -186,7 +186,7 @@ impl StoppedRun<'_> {
         let init_from = config.sft.base.as_ref().map(PathBuf::from).or(history.init_from);
         let (mut setup, source) = RunSetup::initial(config, init_from.as_deref(), session)?;
         let attempt = history.attempt.saturating_add(1);
-        setup.state.trainer.attempt = attempt;
+        setup.state.run.attempt = attempt;
         write_atomic(&path, setup.config.to_checked_toml()?.as_bytes())?;
         let mut events = Events::open(&self.dir)?;
         let build = identity(&setup.config.train, &setup.device);

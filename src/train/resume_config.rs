@@ -36,7 +36,7 @@ pub struct ResumeConfig {
 }
 
 impl ResumeConfig {
-    /// Of the run whose checkpoint is `saved`.
+    /// The configuration of the run whose checkpoint is `saved`.
     ///
     /// # Errors
     /// [`Exit::Config`] for changes that cannot be made.
@@ -51,7 +51,7 @@ impl ResumeConfig {
         Ok(Self { changes: stored.differences(&config), config })
     }
 
-    /// Of a run that has no checkpoint.
+    /// The configuration of a run that has no checkpoint.
     ///
     /// # Errors
     /// [`Exit::Config`] for changes that cannot be made.

@@ -18,7 +18,8 @@ pub use remarks::{Remark, Standstill, check_new_run, remark, standstill};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Schedule {
     kind: ScheduleKind,
-    lr: f64,
+    #[serde(rename = "lr")]
+    peak_lr: f64,
     min_lr: f64,
     warmup_steps: u64,
     decay_steps: u64,
@@ -43,7 +44,7 @@ impl Schedule {
         let decay_steps = config.decay_steps.unwrap_or(0);
         let schedule = Self {
             kind: config.kind,
-            lr,
+            peak_lr: lr,
             min_lr: config.min_lr,
             warmup_steps: config.warmup_steps,
             decay_steps,
@@ -55,12 +56,12 @@ impl Schedule {
     }
 
     fn check(&self) -> Result<(), Failure> {
-        let Self { lr, min_lr, warmup_steps, .. } = *self;
+        let Self { peak_lr: lr, min_lr, warmup_steps, .. } = *self;
         if !(lr.is_finite() && min_lr.is_finite() && 0.0 <= min_lr && min_lr <= lr) {
             return Err(fail(Exit::Config, format!("schedule.min_lr is {min_lr:?} and optimizer.lr is {lr:?}"))
                 .hint("both must be finite, with 0 <= schedule.min_lr <= optimizer.lr"));
         }
-        let (start, end) = self.decay();
+        let (start, end) = self.decay_range();
         let too_long = self.kind == ScheduleKind::Wsd && self.decay_steps > self.horizon;
         if self.kind != ScheduleKind::Constant && (start < warmup_steps || end <= start || too_long) {
             return Err(fail(
@@ -75,8 +76,8 @@ impl Schedule {
         Ok(())
     }
 
-    /// The update indices at which the decay starts (rate `lr`) and ends (rate `min_lr`).
-    fn decay(&self) -> (u64, u64) {
+    /// The update indices at which the decay starts (the peak rate) and ends (rate `min_lr`).
+    fn decay_range(&self) -> (u64, u64) {
         match self.kind {
             ScheduleKind::Wsd => (self.horizon.saturating_sub(self.decay_steps), self.horizon),
             ScheduleKind::Cosine | ScheduleKind::Linear | ScheduleKind::Constant => {
@@ -88,20 +89,20 @@ impl Schedule {
     /// The rate of update `it`, counted from 0: step n of a run uses `lr(n - 1)`.
     ///
     /// ```text
-    /// it < warmup:          lr * (it + 1) / warmup
+    /// it < warmup:          peak * (it + 1) / warmup
     /// it > end of decay:    min_lr
-    /// otherwise:            min_lr + c(r) * (lr - min_lr),   r = (it - start) / (end - start)
+    /// otherwise:            min_lr + c(r) * (peak - min_lr),   r = (it - start) / (end - start)
     ///                       cosine: c = (1 + cos(pi r)) / 2      linear, wsd: c = 1 - r
     /// ```
     pub fn lr(&self, it: u64) -> f64 {
         let it = it.saturating_sub(self.origin);
         if it < self.warmup_steps {
             // Counted from 1: the first update already moves, and the last of the warm-up has the full rate.
-            return self.lr * (it + 1) as f64 / self.warmup_steps as f64;
+            return self.peak_lr * (it + 1) as f64 / self.warmup_steps as f64;
         }
-        let (start, end) = self.decay();
+        let (start, end) = self.decay_range();
         if self.kind == ScheduleKind::Constant || it < start {
-            return self.lr;
+            return self.peak_lr;
         }
         if it > end {
             return self.min_lr;
@@ -111,26 +112,26 @@ impl Schedule {
             ScheduleKind::Cosine => 0.5 * (1.0 + (PI * ratio).cos()),
             ScheduleKind::Linear | ScheduleKind::Wsd | ScheduleKind::Constant => 1.0 - ratio,
         };
-        self.min_lr + coefficient * (self.lr - self.min_lr)
+        self.min_lr + coefficient * (self.peak_lr - self.min_lr)
     }
 
     /// The number of the first step whose rate is `min_lr` and stays so; none if the rate never falls.
     pub fn floor_step(&self) -> Option<u64> {
-        let falls = self.kind != ScheduleKind::Constant && self.min_lr < self.lr;
-        falls.then(|| self.origin.saturating_add(self.decay().1).saturating_add(1))
+        let falls = self.kind != ScheduleKind::Constant && self.min_lr < self.peak_lr;
+        falls.then(|| self.origin.saturating_add(self.decay_range().1).saturating_add(1))
     }
 
-    /// The number of the step whose rate is the first to be `lr`, the peak.
+    /// The number of the step that is the first at the peak rate.
     pub fn peak_step(&self) -> u64 {
         self.origin.saturating_add(self.warmup_steps.max(1))
     }
 
     /// Steps of the run before the tail, for a schedule that has one.
     pub fn tail_start(&self) -> Option<u64> {
-        (self.kind == ScheduleKind::Wsd).then(|| self.origin.saturating_add(self.decay().0))
+        (self.kind == ScheduleKind::Wsd).then(|| self.origin.saturating_add(self.decay_range().0))
     }
 
-    /// Of a checkpoint: what its configuration calls `total_steps` and `start_step`, which older versions kept only here.
+    /// Fills in `total_steps` and `start_step` of a checkpoint's configuration; older versions kept them only here.
     pub fn complete(&self, config: &mut ScheduleConfig) {
         config.total_steps = (self.kind == ScheduleKind::Wsd).then_some(self.horizon);
         config.start_step = (self.origin > 0).then_some(self.origin);
@@ -213,7 +214,9 @@ mod tests {
             anew,
         ] {
             let first = Schedule::new(&config, 3e-4).unwrap();
-            let restored: Schedule = serde_json::from_str(&serde_json::to_string(&first).unwrap()).unwrap();
+            let text = serde_json::to_string(&first).unwrap();
+            assert!(text.contains(r#""lr":0.0003"#), "the name in files: {text}");
+            let restored: Schedule = serde_json::from_str(&text).unwrap();
             let mut older = ScheduleConfig { total_steps: None, start_step: None, ..config.clone() };
             restored.complete(&mut older);
             assert_eq!(older, config);

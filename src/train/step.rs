@@ -30,17 +30,17 @@ pub struct StepReport {
     pub trained: Option<u64>,
     /// Statistics of activations, if `log.layers_every` asks for it.
     pub observed: Option<ActivationStats>,
-    /// Of every sequence, if `log.sequences` asks for it.
+    /// The loss of every sequence, if `log.sequences` asks for it.
     pub sequences: Option<Sequences>,
-    /// Of the forward and backward passes.
+    /// Time of the forward and backward passes.
     pub passes: PassTimes,
-    /// Of gradient norm and update.
+    /// Time of the gradient norm and the update.
     pub optimizer: Duration,
 }
 
 impl StepReport {
     /// Whether the update was refused.
-    pub fn skipped(&self) -> bool {
+    pub fn refused(&self) -> bool {
         self.verdict.refuses()
     }
 
@@ -62,7 +62,7 @@ impl StepReport {
     pub fn record(&self, state: &TrainerState) -> Train {
         Train {
             step: state.step,
-            loss: if self.skipped() { f64::NAN } else { self.loss },
+            loss: if self.refused() { f64::NAN } else { self.loss },
             grad_norm: self.grad_norm,
             lr: self.lr,
             tokens: state.tokens,
@@ -71,7 +71,7 @@ impl StepReport {
             mfu: f64::NAN,
             data_seconds: f64::NAN,
             chain: state.data_hash.to_string(),
-            skipped: self.skipped(),
+            skipped: self.refused(),
             hardware: Vec::new(),
             reset: Vec::new(),
         }
@@ -85,27 +85,27 @@ impl StepReport {
 ///
 /// # Errors
 /// Those of the device. The state is then what it was: only the gradient, which the next step clears, has been touched.
-pub fn step(state: &mut ModelState, config: &Config, batch: &Batch) -> Result<StepReport> {
-    let number = state.trainer.step + 1;
+pub fn take_step(state: &mut ModelState, config: &Config, batch: &Batch) -> Result<StepReport> {
+    let number = state.run.step + 1;
     let trained = batch.trained();
-    let passed = forward_and_backward(state, config, batch)?;
-    let planted = failpoint("loss", number).or_else(|| failpoint("loss-of-sequence", state.trainer.next_sequence));
-    let loss = planted.unwrap_or(passed.nats / trained as f64);
+    let sums = forward_and_backward(state, config, batch)?;
+    let planted = failpoint("loss", number).or_else(|| failpoint("loss-of-sequence", state.run.next_sequence));
+    let loss = planted.unwrap_or(sums.nats / trained as f64);
     // The rate follows the steps attempted, so a refused update does not delay the schedule.
-    let lr = state.trainer.schedule.lr(state.trainer.step);
+    let lr = state.run.schedule.lr(state.run.step);
     let started = Instant::now();
     let grad_norm = global_norm(&state.grad)?;
     let uniform = (config.model.vocab_size as f64).ln();
     // Before the optimizer: a refused update leaves weights and moments untouched.
-    let verdict = state.trainer.guard.check(&config.guard, number, loss, grad_norm, uniform);
+    let verdict = state.run.guard.check(&config.guard, number, loss, grad_norm, uniform);
     if !verdict.refuses() {
         let weights = state.model.trained().1;
-        state.optimizer.update(weights, state.model.copy(), &state.grad, grad_norm, lr)?;
+        state.optimizer.update(weights, state.model.trained_copy(), &state.grad, grad_norm, lr)?;
     }
     let optimizer = started.elapsed();
     plant_weight(state, number)?;
     // Before `advance` moves it.
-    let first = state.trainer.next_sequence;
+    let first = state.run.next_sequence;
     // Refused or not, the batch is used up: taken again it would be refused again.
     advance(state, batch);
     Ok(StepReport {
@@ -114,35 +114,35 @@ pub fn step(state: &mut ModelState, config: &Config, batch: &Batch) -> Result<St
         lr,
         verdict,
         trained: config.is_sft().then_some(trained as u64),
-        observed: passed.observed,
-        sequences: passed.sequences.map(|losses| Sequences { step: number, first, losses }),
-        passes: passed.times,
+        observed: sums.observed,
+        sequences: sums.sequences.map(|losses| Sequences { step: number, first, losses }),
+        passes: sums.times,
         optimizer,
     })
 }
 
 /// Counts the step and the data of `batch`.
 fn advance(state: &mut ModelState, batch: &Batch) {
-    let trainer = &mut state.trainer;
+    let run = &mut state.run;
     for row in 0..batch.rows() {
-        trainer.data_hash.extend(&batch.identity(row));
+        run.data_hash.extend(&batch.identity(row));
     }
-    trainer.step += 1;
-    trainer.tokens += batch.inputs.len() as u64;
-    trainer.next_sequence += batch.rows() as u64;
-    trainer.updates = state.optimizer.updates;
+    run.step += 1;
+    run.tokens += batch.inputs.len() as u64;
+    run.next_sequence += batch.rows() as u64;
+    run.updates = state.optimizer.updates;
 }
 
-/// All passes of a step.
+/// What the passes of a step add up to.
 #[derive(Default)]
-struct Passed {
+struct PassSums {
     nats: f64,
     sequences: Option<Vec<f64>>,
     observed: Option<ActivationStats>,
     times: PassTimes,
 }
 
-impl Passed {
+impl PassSums {
     fn add(&mut self, pass: TrainOutput, length: usize, targets: &[u32]) -> Result<()> {
         let losses = pass.losses.to_vec1::<f32>()?;
         // In f64: a step may have hundreds of thousands of losses.
@@ -151,7 +151,7 @@ impl Passed {
             sequences.extend(losses.chunks(length).zip(targets.chunks(length)).map(mean));
         }
         self.observed = match (self.observed.take(), pass.observed) {
-            (Some(a), Some(b)) => Some(a.and(b)),
+            (Some(a), Some(b)) => Some(a.merged(b)),
             (a, b) => a.or(b),
         };
         self.times.forward += pass.times.forward;
@@ -168,19 +168,19 @@ fn mean((losses, targets): (&[f32], &[u32])) -> f64 {
 }
 
 /// Leaves the gradient of the mean loss in `state.grad`.
-fn forward_and_backward(state: &ModelState, config: &Config, batch: &Batch) -> Result<Passed> {
+fn forward_and_backward(state: &ModelState, config: &Config, batch: &Batch) -> Result<PassSums> {
     let scale = 1.0 / batch.trained() as f32;
     // At the start of a step and not at the end of the last one, whose gradient is logged after it.
     zero(&state.grad)?;
     let mut passes = Vec::new();
-    let mut passed = Passed { sequences: config.log.sequences.then(Vec::new), ..Passed::default() };
-    let observe = config.log.layers_due(state.trainer.step + 1);
+    let mut sums = PassSums { sequences: config.log.sequences.then(Vec::new), ..PassSums::default() };
+    let observe = config.log.layers_due(state.run.step + 1);
     for (i, first) in (0..batch.rows()).step_by(config.train.micro_batch_size).enumerate() {
         let Batch { length, inputs, targets, starts } = batch.part(first, config.train.micro_batch_size);
         let rows = inputs.len() / length;
         plant_faults(state, i, rows)?;
         let documents = starts.map(|starts| DocumentStarts::new(starts, length)).transpose()?;
-        let noise = noise(config, state.trainer.step, (first * length) as u64);
+        let noise = noise(config, state.run.step, (first * length) as u64);
         let inputs = Tensor::from_vec(inputs, (rows, length), &Device::Cpu)?;
         let wanted = Tensor::from_slice(&targets, rows * length, &Device::Cpu)?;
         let feed = TrainInput { documents: documents.as_ref(), noise: noise.as_ref(), observe };
@@ -188,9 +188,9 @@ fn forward_and_backward(state: &ModelState, config: &Config, batch: &Batch) -> R
     }
     // Read back only now, so that a GPU need not wait between micro-batches.
     for (pass, length, targets) in passes {
-        passed.add(pass, length, &targets)?;
+        sums.add(pass, length, &targets)?;
     }
-    Ok(passed)
+    Ok(sums)
 }
 
 /// Dropout and NEFTune noise of the step after `step`, from its token `first_token` on.
@@ -206,14 +206,14 @@ fn plant_weight(state: &mut ModelState, number: u64) -> Result<()> {
     if let Some(value) = failpoint("weight", number) {
         let weights = state.model.trained().1;
         weights.slice_set(&Tensor::from_vec(vec![value as f32], 1, weights.device())?, 0, 0)?;
-        state.model.refresh()?;
+        state.model.round_copies()?;
     }
     Ok(())
 }
 
 /// In tests: one element of the gradient set before micro-batch `i`, a device too small for `rows` rows, a step that hangs.
 fn plant_faults(state: &ModelState, i: usize, rows: usize) -> Result<()> {
-    let number = state.trainer.step + 1;
+    let number = state.run.step + 1;
     if let Some(value) = failpoint("gradient", 1000 * number + i as u64) {
         let value = Tensor::from_vec(vec![value as f32], 1, state.grad.device())?;
         state.grad.slice_set(&value, 0, state.model.trained().0.total / 2)?;

@@ -28,7 +28,7 @@ use super::replay::ReplayCheck;
 use super::requests::Requests;
 use super::run_data::RunData;
 use super::setup::RunSetup;
-use super::step::{StepReport, is_out_of_memory, step};
+use super::step::{StepReport, is_out_of_memory, take_step};
 use super::watchdog::Watchdog;
 use crate::config::Config;
 use crate::data::batch::Batch;
@@ -89,7 +89,7 @@ pub struct Trainer {
     /// Set while the speeds before and after a change of hardware are compared.
     speed_comparison: Option<SpeedComparison>,
     byte_lengths: ByteLengths,
-    /// Of training, by the convention of `model.flops_per_token`.
+    /// FLOPs that training takes per token, by the convention of `model.flops_per_token`.
     flops_per_token: f64,
     /// FLOP/s that the device can do at most, if that is known.
     peak_flops: Option<f64>,
@@ -104,7 +104,7 @@ impl Trainer {
     /// Those of reading its logs and of starting threads.
     pub fn new(setup: RunSetup, context: RunContext, logs: RunLogs) -> Result<Self> {
         let RunSetup { config, device, data, loader, state, data_fingerprint, benchmarks } = setup;
-        let step = state.trainer.step;
+        let step = state.run.step;
         let StartPoint { saved, replays, hardware_change } = &context.start;
         let replaced_lines = logs.metrics.cut.kept_in.as_deref().filter(|_| *replays);
         let speed_comparison = match hardware_change {
@@ -146,23 +146,23 @@ impl Trainer {
         // From here on a signal waits for the end of the step and saves; before, there was nothing new to save.
         self.context.requests.training_starts();
         self.catch_up()?;
-        if self.state.trainer.step > 0 && self.saves.last_step.is_none() {
+        if self.state.run.step > 0 && self.saves.last_step.is_none() {
             self.save_now()?; // pieces of state were given up: that must not be undone by a crash
         }
         loop {
-            while self.state.trainer.step < self.config.train.steps {
+            while self.state.run.step < self.config.train.steps {
                 if self.context.requests.stop_asked() {
                     return self.stop_early();
                 }
                 self.one_step()?;
                 self.between_steps()?;
             }
-            if self.context.requests.stop_asked() && self.saves.last_step != Some(self.state.trainer.step) {
+            if self.context.requests.stop_asked() && self.saves.last_step != Some(self.state.run.step) {
                 return self.stop_early();
             }
             self.save_now()?;
             // Weights that could not be saved have caused a rollback.
-            if self.state.trainer.step == self.config.train.steps {
+            if self.state.run.step == self.config.train.steps {
                 return self.finish();
             }
         }
@@ -170,10 +170,10 @@ impl Trainer {
 
     fn one_step(&mut self) -> Result<()> {
         let started = Instant::now();
-        let number = self.state.trainer.step + 1;
+        let number = self.state.run.step + 1;
         self.watchdog.start_phase(format!("waiting for the data of step {number}"));
         let count = self.config.train.sequences_per_step();
-        let batch = self.prefetch.batch(self.state.trainer.next_sequence, count)?;
+        let batch = self.prefetch.batch(self.state.run.next_sequence, count)?;
         let data_seconds = started.elapsed().as_secs_f64();
         self.watchdog.start_phase(format!("step {number}"));
         let report = self.step_within_memory(&batch)?;
@@ -186,7 +186,7 @@ impl Trainer {
     /// One step, with smaller and smaller micro-batches if the device has no memory for it.
     fn step_within_memory(&mut self, batch: &Batch) -> Result<StepReport> {
         loop {
-            match step(&mut self.state, &self.config, batch) {
+            match take_step(&mut self.state, &self.config, batch) {
                 // A failed step has changed nothing but gradients, which it clears itself: it can be taken again.
                 Err(error) if is_out_of_memory(&error) => self.halve_micro_batch(&error)?,
                 result => return result,
@@ -195,7 +195,7 @@ impl Trainer {
     }
 
     fn log_step(&mut self, report: &StepReport, data_seconds: f64, took: Duration) -> Result<()> {
-        let step = self.state.trainer.step;
+        let step = self.state.run.step;
         let tokens_per_second = self.config.train.tokens_per_step as f64 / took.as_secs_f64();
         let hardware_change = self.context.start.hardware_change.take();
         let record = Train {
@@ -203,9 +203,9 @@ impl Trainer {
             mfu: self.peak_flops.map_or(f64::NAN, |peak| tokens_per_second * self.flops_per_token / peak),
             data_seconds,
             // Taken: the marks belong to the first step after a reset or a change of hardware alone.
-            reset: std::mem::take(&mut self.state.trainer.reset),
+            reset: std::mem::take(&mut self.state.run.reset),
             hardware: hardware_change.map(|change| change.mark()).unwrap_or_default(),
-            ..report.record(&self.state.trainer)
+            ..report.record(&self.state.run)
         };
         self.progress.step(&record, took);
         if let Some(event) = self.speed_comparison.as_mut().and_then(|comparison| comparison.add(&record)) {
@@ -218,7 +218,7 @@ impl Trainer {
             log.append(sequences)?;
         }
         // A refused step has made no update to measure.
-        if self.config.log.layers_due(step) && !report.skipped() {
+        if self.config.log.layers_due(step) && !report.refused() {
             self.log(Record::Layers(layers(&self.state, report)?))?;
         }
         Ok(())
@@ -228,7 +228,7 @@ impl Trainer {
     fn record_pause(&mut self, cause: &'static str, every: u64, took: Duration) -> Result<()> {
         self.progress.interruption(cause, every, took);
         let seconds = BTreeMap::from([(cause.to_owned(), took.as_secs_f64())]);
-        self.logs.times.append(&Times { step: self.state.trainer.step, seconds })
+        self.logs.times.append(&Times { step: self.state.run.step, seconds })
     }
 
     /// Appends to the metrics; a repeated record that differs from the first one is an event.
@@ -273,7 +273,7 @@ impl Trainer {
         if self.context.requests.stop_asked() {
             return Ok(()); // stopping saves
         }
-        let step = self.state.trainer.step;
+        let step = self.state.run.step;
         let log_spaced = self.config.checkpoint.log_spaced && step.is_power_of_two();
         let save = self.context.requests.save_asked() || log_spaced || self.due(self.config.checkpoint.every);
         // `train` saves the last step, and waits for it.
@@ -285,7 +285,7 @@ impl Trainer {
 
     /// Whether what happens every `every` steps (0: only at the ends of the run) happens after the present one.
     fn due(&self, every: u64) -> bool {
-        let step = self.state.trainer.step;
+        let step = self.state.run.step;
         step == 0 || step == self.config.train.steps || (every > 0 && step.is_multiple_of(every))
     }
 }

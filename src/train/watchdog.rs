@@ -15,13 +15,13 @@ use std::time::{Duration, Instant};
 
 const TICK: Duration = Duration::from_millis(200);
 
-/// Steps that the usual one is the median of.
+/// Number of recent steps; the median of their durations is the usual one.
 const REMEMBERED: usize = 31;
 
-/// Until so many steps have been timed, the usual duration of one is unknown ...
+/// Timed steps before the usual duration is known.
 const ENOUGH: usize = 3;
 
-/// ... and the limit is so many times the configured one.
+/// Until then, the limit as a multiple of the configured one.
 const PATIENCE: u32 = 30;
 
 /// A dead thread's failure normally ends the loop at the next step; after this long the watchdog ends the process.
@@ -46,7 +46,8 @@ struct Shared {
 }
 
 impl Watchdog {
-    /// Watches the run in `run_dir`, which counts as stuck without progress for ten usual steps, and never before `least`.
+    /// Watches the run in `run_dir`, which counts as stuck after ten usual steps without progress, and never before `least`; while the
+    /// usual duration is unknown, after [`PATIENCE`] times `least`.
     ///
     /// # Errors
     /// [`Exit::Io`] if the system gives no thread.

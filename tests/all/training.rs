@@ -6,7 +6,7 @@ use llama_lite::config::Config;
 use llama_lite::data::batch::Batch;
 use llama_lite::ops::precision::Precision;
 use llama_lite::train::model_state::ModelState;
-use llama_lite::train::step::step;
+use llama_lite::train::step::take_step;
 
 fn losses(run: &std::path::Path) -> Vec<f64> {
     let train = records(&run.join("metrics.jsonl")).into_iter().filter(|r| r["kind"] == "train");
@@ -63,7 +63,7 @@ fn an_update_that_is_not_finite_changes_nothing() {
     let mut state = ModelState::initial(&config, None, &Device::Cpu).unwrap();
     let sequences: Vec<u32> = (0..4 * 33).map(|i| i * 7 % 320).collect();
     let batch = Batch::windows(&sequences, 32, None);
-    step(&mut state, &config, &batch).unwrap();
+    take_step(&mut state, &config, &batch).unwrap();
     let mut poisoned = state.model.flat.to_vec1::<f32>().unwrap();
     let healthy = poisoned.clone();
     poisoned[5000] = f32::NAN;
@@ -73,13 +73,13 @@ fn an_update_that_is_not_finite_changes_nothing() {
     };
     set(&state, poisoned);
     let before = state.optimizer.state[0].flat.to_vec1::<f32>().unwrap();
-    let report = step(&mut state, &config, &batch).unwrap();
-    assert!(report.skipped());
-    assert_eq!((state.trainer.step, state.trainer.updates, state.trainer.tokens), (2, 1, 256));
+    let report = take_step(&mut state, &config, &batch).unwrap();
+    assert!(report.refused());
+    assert_eq!((state.run.step, state.run.updates, state.run.tokens), (2, 1, 256));
     assert_eq!(state.optimizer.state[0].flat.to_vec1::<f32>().unwrap(), before);
     set(&state, healthy);
-    assert!(!step(&mut state, &config, &batch).unwrap().skipped());
-    assert_eq!((state.trainer.step, state.trainer.updates), (3, 2));
+    assert!(!take_step(&mut state, &config, &batch).unwrap().refused());
+    assert_eq!((state.run.step, state.run.updates), (3, 2));
 }
 
 #[test]

@@ -158,7 +158,7 @@ fn run(dir: &Path) -> Result<ReportedRun> {
         finished: has_finished(&events),
         val: val.into_iter().map(|v| Point { seen: tokens_at(&train, v.step), record: v }).collect(),
         evals: evals.into_iter().map(|e| Point { seen: tokens_at(&train, e.step), record: e }).collect(),
-        layers: thinned(layers).map(|l| Point { seen: tokens_at(&train, l.step), record: l }).collect(),
+        layers: thin_records(layers).map(|l| Point { seen: tokens_at(&train, l.step), record: l }).collect(),
         samples,
         spent: spent(&times),
         parts: parts(&times, &train),
@@ -170,7 +170,7 @@ fn run(dir: &Path) -> Result<ReportedRun> {
         began: train
             .first()
             .map(|first| format!("{} {} {:?} {:?}", first.step, first.chain, first.loss, first.grad_norm)),
-        train: thin(&train),
+        train: curve(&train),
     })
 }
 
@@ -181,7 +181,7 @@ fn has_finished(events: &[Event]) -> bool {
 }
 
 /// Some of `records`, equally spaced: as many as a curve can show.
-fn thinned<T>(records: Vec<T>) -> impl Iterator<Item = T> {
+fn thin_records<T>(records: Vec<T>) -> impl Iterator<Item = T> {
     let every = records.len().div_ceil(POINTS / 4).max(1);
     records.into_iter().step_by(every)
 }
@@ -276,7 +276,7 @@ fn flat(text: &str) -> BTreeMap<String, String> {
 }
 
 /// The steps as at most [`POINTS`] points.
-fn thin(train: &[Train]) -> Curve {
+fn curve(train: &[Train]) -> Curve {
     let mut curve = Curve::default();
     let mut smooth = 0.0;
     let mut weight = 0.0;

@@ -11,7 +11,7 @@ use crate::ops::cuda::emulated;
 use crate::ops::precision::Precision;
 use crate::ops::prefix_tree::PrefixTree;
 use crate::train::model_state::ModelState;
-use crate::train::step::step;
+use crate::train::step::take_step;
 use candle_core::{Device, Tensor};
 
 const STEPS: u32 = 4;
@@ -34,7 +34,7 @@ fn trained_with(config: &Config) -> (Vec<(f64, f64)>, Vec<f32>, Vec<f32>) {
     let mut state = ModelState::initial(config, None, &Device::Cpu).unwrap();
     let one = |i: u32| {
         let ids: Vec<u32> = (0..4 * 21).map(|place| (place * 7 + i % 3 * 31) % 320).collect();
-        let report = step(&mut state, config, &Batch::windows(&ids, 20, None)).unwrap();
+        let report = take_step(&mut state, config, &Batch::windows(&ids, 20, None)).unwrap();
         (report.loss, report.grad_norm)
     };
     let steps = (0..STEPS).map(one).collect();

@@ -9,7 +9,7 @@ use anyhow::Result;
 impl Trainer {
     /// Before the first step of this process: what belongs to the present step and is not in the logs.
     pub(super) fn catch_up(&mut self) -> Result<()> {
-        let step = self.state.trainer.step;
+        let step = self.state.run.step;
         if self.due(self.config.eval.every) && !self.validation_curve.iter().any(|(at, _)| *at == step as f64) {
             self.validate()?;
         }

@@ -51,7 +51,7 @@ impl Trainer {
         let started = self.start_phase("saving");
         self.settle_save()?;
         self.check_place()?;
-        if self.saves.last_step == Some(self.state.trainer.step) {
+        if self.saves.last_step == Some(self.state.run.step) {
             return Ok(());
         }
         // Without a copy the live buffers are written, and training waits.
@@ -64,7 +64,7 @@ impl Trainer {
         self.saves.saver.start(Job {
             snapshot,
             run_dir: self.context.dir.clone(),
-            attempt: self.state.trainer.attempt,
+            attempt: self.state.run.attempt,
             keep: self.retention(),
             logs: self.logs.syncers()?,
         })?;
@@ -77,7 +77,7 @@ impl Trainer {
     pub(super) fn save_now(&mut self) -> Result<()> {
         self.settle_save()?;
         self.check_place()?;
-        let step = self.state.trainer.step;
+        let step = self.state.run.step;
         if self.saves.last_step == Some(step) {
             return Ok(());
         }
@@ -96,7 +96,7 @@ impl Trainer {
         let file = self.trainer_state_file()?;
         let keep = self.retention();
         with_contents(&self.state, &file, self.base_dir(), &self.data.dataset.tokenizer, |contents| {
-            write(&self.context.dir, self.state.trainer.attempt, &logs, keep, contents)
+            write(&self.context.dir, self.state.run.attempt, &logs, keep, contents)
         })
     }
 
@@ -159,7 +159,7 @@ impl Trainer {
         // On a full disk this may fail as well, and says nothing that stderr does not.
         let event = json!({"step": step, "error": format!("{error:#}"), "in_a_row": failed});
         let _ = self.logs.events.append("save_failed", event);
-        let present = self.state.trainer.step;
+        let present = self.state.run.step;
         let ending = present == self.config.train.steps || self.context.requests.stop_asked();
         // An older state that was refused while the run ends does not matter: the present one is about to be tried.
         let needed = failed >= MOST_FAILED || (ending && step == present);
@@ -171,7 +171,7 @@ impl Trainer {
     }
 
     fn pause_until_saved(&mut self) -> Result<()> {
-        let step = self.state.trainer.step;
+        let step = self.state.run.step;
         self.progress.warn(&format!("paused at step {step} until the disk takes a checkpoint"));
         loop {
             self.wait_before_retry()?;
@@ -191,7 +191,7 @@ impl Trainer {
             self.watchdog.alive();
             std::thread::sleep(Duration::from_millis(200));
             if self.context.requests.stop_asked() && self.saves.failed_in_a_row > MOST_FAILED {
-                let message = format!("stopped while paused: step {} could not be saved", self.state.trainer.step);
+                let message = format!("stopped while paused: step {} could not be saved", self.state.run.step);
                 let hint = "free disk space and resume: the last checkpoint is whole";
                 return Err(fail(Exit::Io, message).hint(hint).into());
             }
@@ -202,7 +202,7 @@ impl Trainer {
     /// A run whose last updates were refused deletes nothing: any of its checkpoints may be the one to go back to.
     pub(super) fn retention(&self) -> Retention {
         let c = &self.config.checkpoint;
-        let keep = if self.state.trainer.guard.suspicious() { usize::MAX } else { c.keep };
+        let keep = if self.state.run.guard.last_was_refused() { usize::MAX } else { c.keep };
         Retention { keep, keep_every: c.keep_every, log_spaced: c.log_spaced }
     }
 
@@ -222,7 +222,7 @@ impl Trainer {
     pub(super) fn trainer_state_file(&self) -> Result<TrainerStateFile> {
         Ok(TrainerStateFile {
             version: VERSION,
-            state: self.state.trainer.clone(),
+            state: self.state.run.clone(),
             rng: Seeds { train_seed: self.config.train.seed, data_seed: self.config.data.seed },
             data_fingerprint: self.data_fingerprint.clone(),
             config: self.config.to_checked_toml()?,

@@ -46,7 +46,7 @@ impl Trainer {
     }
 
     fn leave(&mut self, what: &str) -> anyhow::Error {
-        let step = self.state.trainer.step;
+        let step = self.state.run.step;
         // The other directory may be anywhere: what is in flight is no checkpoint of this run any more.
         let settled = self.wait_for_save().map(drop);
         match settled.and_then(|()| self.save_elsewhere(what)) {
@@ -87,9 +87,9 @@ impl Trainer {
         let file = self.trainer_state_file()?;
         let keep = self.retention();
         let written = with_contents(&self.state, &file, self.base_dir(), &self.data.dataset.tokenizer, |contents| {
-            write(dir, self.state.trainer.attempt, &[], keep, contents)
+            write(dir, self.state.run.attempt, &[], keep, contents)
         })?;
-        let step = self.state.trainer.step;
+        let step = self.state.run.step;
         let mut events = Events::open(dir)?;
         let name = written.file_name().map(|n| n.to_string_lossy().into_owned());
         events.append("save", json!({"step": step, "checkpoint": name}))?;

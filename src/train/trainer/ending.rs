@@ -10,7 +10,7 @@ use serde_json::json;
 impl Trainer {
     pub(super) fn stop_early(&mut self) -> Result<()> {
         self.save_now()?;
-        let step = self.state.trainer.step;
+        let step = self.state.run.step;
         self.logs.events.append("stop", json!({"step": step}))?;
         // Only when all is saved: if this process dies before, the next one is still asked to stop.
         self.context.requests.clear_stop_file();
@@ -20,8 +20,8 @@ impl Trainer {
     }
 
     pub(super) fn finish(mut self) -> Result<()> {
-        let step = self.state.trainer.step;
-        let usage = self.prefetch.loader().drawn(self.state.trainer.next_sequence);
+        let step = self.state.run.step;
+        let usage = self.prefetch.loader().drawn(self.state.run.next_sequence);
         let sources: Vec<_> = usage
             .iter()
             .map(|source| json!({"name": source.name, "sequences": source.sequences, "passes": source.passes}))

@@ -38,7 +38,7 @@ impl Trainer {
     /// Shows in the progress line and to the watchdog what training pauses for.
     pub(super) fn start_phase(&mut self, phase: &str) -> Instant {
         self.progress.doing(phase);
-        self.watchdog.start_phase(format!("{phase} at step {}", self.state.trainer.step));
+        self.watchdog.start_phase(format!("{phase} at step {}", self.state.run.step));
         Instant::now()
     }
 
@@ -50,7 +50,7 @@ impl Trainer {
         let Some(rows) = &self.data.dataset.val else { return Ok(()) };
         let Some(score) = self.score(rows)? else { return Ok(()) };
         let val = Val {
-            step: self.state.trainer.step,
+            step: self.state.run.step,
             loss: score.loss,
             bits_per_byte: score.bits_per_byte(),
             tokens: score.tokens,
@@ -64,7 +64,7 @@ impl Trainer {
 
     /// The present model on `rows`; none if it was cut short by a request to stop.
     pub(super) fn score(&self, rows: &EvalSet) -> Result<Option<Score>> {
-        let step = self.state.trainer.step;
+        let step = self.state.run.step;
         let rows_at_once = self.config.train.micro_batch_size;
         unless_stopped(score(&self.state.model, rows, &self.byte_lengths, rows_at_once, |_| {
             self.watchdog.alive();
@@ -94,7 +94,7 @@ impl Trainer {
             self.context.requests.check()
         });
         let Some(results) = unless_stopped(results)? else { return Ok(()) };
-        let step = self.state.trainer.step;
+        let step = self.state.run.step;
         for line in lines(&self.benchmarks, &results) {
             for metric in &line.metrics {
                 self.log(Record::Eval(Eval {
@@ -128,7 +128,7 @@ impl Trainer {
     /// Continues every prompt but the first `logged` ones.
     pub(super) fn sample(&mut self, logged: usize) -> Result<()> {
         let started = self.start_phase("sampling");
-        let step = self.state.trainer.step;
+        let step = self.state.run.step;
         let s = self.config.sample.clone();
         let tokenizer = self.data.dataset.tokenizer.clone();
         let limits = Limits { max_tokens: s.max_tokens, ..Default::default() };

@@ -27,7 +27,7 @@ fn finite(x: f64) -> Option<f64> {
 impl Trainer {
     /// Reports what the guard has decided about the last step, and rolls back if refusing updates does not help.
     pub(super) fn handle_verdict(&mut self, report: StepReport) -> Result<()> {
-        let step = self.state.trainer.step;
+        let step = self.state.run.step;
         let numbers = format!("loss {}, gradient norm {}", report.loss, report.grad_norm);
         let why = match report.verdict {
             Verdict::Accept => return Ok(()),
@@ -35,7 +35,7 @@ impl Trainer {
                 self.progress.warn(&format!("step {step}: {numbers}: the {what} is {excess}"));
                 let (measure, value) = match excess {
                     Excess::Deviations(z) => ("deviations", z),
-                    Excess::Times(times) => ("times", times),
+                    Excess::TimesLargest(times) | Excess::TimesGuessing(times) => ("times", times),
                 };
                 let event = json!({"step": step, "quantity": what, measure: value, "loss": report.loss, "grad_norm": report.grad_norm});
                 return self.logs.events.append("spike", event);
@@ -47,7 +47,7 @@ impl Trainer {
         let event =
             json!({"step": step, "loss": finite(report.loss), "grad_norm": finite(report.grad_norm), "why": why});
         self.logs.events.append("skip", event)?;
-        if self.state.trainer.guard.should_roll_back() {
+        if self.state.run.guard.should_roll_back() {
             return self.roll_back(&format!("refusing updates does not help ({numbers})"));
         }
         Ok(())
@@ -56,10 +56,10 @@ impl Trainer {
     /// Continues from the last checkpoint before the refusals, with the data after those seen since; gives up if that was tried often
     /// enough.
     pub(super) fn roll_back(&mut self, why: &str) -> Result<()> {
-        let step = self.state.trainer.step;
-        let next_sequence = self.state.trainer.next_sequence;
+        let step = self.state.run.step;
+        let next_sequence = self.state.run.next_sequence;
         // Read before `restore` replaces all three.
-        let tried = self.state.trainer.guard.rollbacks;
+        let tried = self.state.run.guard.rollbacks;
         if tried >= self.config.guard.rollbacks {
             return Err(self.give_up(&format!("{why}, nor do {tried} rollbacks")));
         }
@@ -69,7 +69,7 @@ impl Trainer {
         {
             self.record_save(done.step, dir, done.took)?;
         }
-        let last_good_step = self.state.trainer.guard.last_good_step(step);
+        let last_good_step = self.state.run.guard.last_good_step(step);
         let Some(valid) = checkpoint::newest_valid_until(&self.context.dir, last_good_step)?.newest else {
             return Err(self.give_up(&format!("{why}, and there is no checkpoint from before it")));
         };
@@ -77,11 +77,11 @@ impl Trainer {
         let saved = TrainerStateFile::read(&source)?;
         let to_step = saved.state.step;
         // Before the state is restored: if the process dies here, the good checkpoint is the newest.
-        checkpoint::supersede(&self.context.dir, to_step, self.state.trainer.attempt)?;
+        checkpoint::supersede(&self.context.dir, to_step, self.state.run.attempt)?;
         self.state.restore(&source, &saved)?;
         // The restored guard does not know of this rollback: without the count there would be no end to them.
-        self.state.trainer.guard.rollbacks = tried + 1;
-        self.state.trainer.jump_to_sequence(next_sequence);
+        self.state.run.guard.rollbacks = tried + 1;
+        self.state.run.jump_to_sequence(next_sequence);
         self.reopen_logs(&saved)?;
         self.saves.last_step = Some(to_step);
         self.progress.warn(&format!(
@@ -109,7 +109,7 @@ impl Trainer {
     /// Leaves a report and what can be saved.
     fn give_up(&mut self, why: &str) -> anyhow::Error {
         let started = Instant::now();
-        let step = self.state.trainer.step;
+        let step = self.state.run.step;
         let report = self.context.dir.join(format!("diverged-step-{step:08}.json"));
         let written = self
             .findings(why)
@@ -130,27 +130,27 @@ impl Trainer {
 
     /// The report of the step at which the run ends.
     fn findings(&self, why: &str) -> Result<Value> {
-        let trainer = &self.state.trainer;
+        let run = &self.state.run;
         let count = self.config.train.sequences_per_step() as u64;
         let (layout, weights) = self.state.model.trained();
         let tensors: Vec<Value> = layout.with_slices([weights, &self.state.grad], |layout, [weights, gradients]| {
             layout.specs.iter().map(|spec| tensor_summary(spec, weights, gradients)).collect()
         })?;
         Ok(json!({
-            "step": trainer.step,
+            "step": run.step,
             "why": why,
-            "sequences": {"first": trainer.next_sequence.saturating_sub(count), "count": count},
-            "chain": trainer.data_hash.to_string(),
-            "updates": trainer.updates,
-            "guard": trainer.guard,
-            "data_offsets": trainer.data_offsets,
+            "sequences": {"first": run.next_sequence.saturating_sub(count), "count": count},
+            "chain": run.data_hash.to_string(),
+            "updates": run.updates,
+            "guard": run.guard,
+            "data_offsets": run.data_offsets,
             "tensors": tensors,
         }))
     }
 
     /// The step is taken again with half as many sequences at once, or fewer; their number and order stay.
     pub(super) fn halve_micro_batch(&mut self, error: &anyhow::Error) -> Result<()> {
-        let step = self.state.trainer.step + 1;
+        let step = self.state.run.step + 1;
         let old = self.config.train.micro_batch_size;
         // A device's errors may come with backtraces.
         let text = format!("{error:#}");

@@ -30,7 +30,7 @@ impl Trainer {
         let questions = sft.eval_prompts.clone();
         let markers = sft.markers.clone();
         let started = self.start_phase("answering held-out prompts");
-        let step = self.state.trainer.step;
+        let step = self.state.run.step;
         let mut ended = 0;
         let mut proper = 0;
         let mut texts = Vec::new();
@@ -79,7 +79,7 @@ impl Trainer {
     }
 
     fn log_eval(&mut self, task: &str, metric: &str, value: f64, stderr: f64) -> Result<()> {
-        let step = self.state.trainer.step;
+        let step = self.state.run.step;
         self.log(Record::Eval(Eval { step, task: task.to_owned(), metric: metric.to_owned(), value, stderr }))
     }
 
@@ -95,7 +95,7 @@ impl Trainer {
         for (metric, value) in metrics.into_iter().filter(|(_, value)| value.is_finite()) {
             self.log_eval(BASE, metric, value, f64::NAN)?;
         }
-        self.progress.task(self.state.trainer.step, BASE, &metrics);
+        self.progress.task(self.state.run.step, BASE, &metrics);
         self.record_pause("base validation", self.config.eval.every, started.elapsed())
     }
 }

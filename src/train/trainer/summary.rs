@@ -17,7 +17,7 @@ impl Trainer {
     pub(super) fn print_summary(&mut self) -> Result<()> {
         let parts = [self.size(), self.mixture(), self.files(), self.floor(), self.validation(), self.truncated()];
         let lines = parts.concat();
-        let at = self.state.trainer.step;
+        let at = self.state.run.step;
         let steps = self.config.train.steps;
         let verb = match at {
             0 => "starting".into(),
@@ -38,7 +38,7 @@ impl Trainer {
     /// The settings with which a finished run continues and learns.
     fn settings_to_extend(&self) -> Result<String> {
         let mut longer = self.config.clone();
-        let at = self.state.trainer.step;
+        let at = self.state.run.step;
         longer.train.steps = at.saturating_add(1);
         let stands_still = standstill(&longer, at)?.is_some();
         let key = if longer.schedule.total_steps.is_some() { "total_steps" } else { "decay_steps" };

@@ -17,7 +17,7 @@ use llama_lite::model::Llama;
 use llama_lite::tokenizer::Tokenizer;
 use llama_lite::train::footprint::{Footprint, checkpoint_bytes};
 use llama_lite::train::model_state::{ModelState, load_model};
-use llama_lite::train::step::step;
+use llama_lite::train::step::take_step;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -324,7 +324,7 @@ fn steps_of_fine_tuning_count_trained_tokens_and_draw_anew() {
         let mut state = ModelState::initial(config, None, &Device::Cpu).unwrap();
         let weights = state.model.flat.copy().unwrap();
         let both = [0, 1].map(|_| {
-            let report = step(&mut state, config, &batch).unwrap();
+            let report = take_step(&mut state, config, &batch).unwrap();
             // The same weights again: what differs is the step.
             state.model.flat.slice_set(&weights, 0, 0).unwrap();
             let trained: Vec<f64> =
@@ -336,7 +336,7 @@ fn steps_of_fine_tuning_count_trained_tokens_and_draw_anew() {
             assert_eq!(report.trained, Some(rows.trained()));
             report.loss
         });
-        assert_eq!(state.trainer.tokens, 2 * 4 * 16, "all that was read");
+        assert_eq!(state.run.tokens, 2 * 4 * 16, "all that was read");
         both
     };
     let [first, second] = losses(&config);

@@ -35,7 +35,7 @@ pub(super) fn spent(times: &[Times]) -> BTreeMap<String, f64> {
     spent
 }
 
-/// The parts of the steps, thinned.
+/// The parts of the steps, averaged over as many steps as one point of the plot stands for.
 pub(super) fn parts(times: &[Times], train: &[Train]) -> StepParts {
     let steps: Vec<_> = times.iter().filter_map(|times| Some((times.step, parts_of_step(times)?))).collect();
     let mut parts = StepParts::default();
