@@ -59,7 +59,7 @@ pub enum Command {
     Resume(ResumeArgs),
     /// Fine-tune a model on conversations
     Sft(SftArgs),
-    /// Measure loss, bits per byte and perplexity of a model on text
+    /// Measure a model: its loss on text, benchmark tasks
     Eval(EvalArgs),
     /// Generate text
     Sample(SampleArgs),

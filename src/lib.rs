@@ -31,7 +31,7 @@
 //!
 //! Invariants: `ops` knows no Llama; `model` does no I/O and knows no optimizer; only `runtime::files` writes files; `unsafe` only in
 //! `ops` and for the allocator in `main.rs`; stdout is for data, all else goes to stderr; no iteration over hash maps; results do not depend on the number of
-//! threads. `tests/tidy.rs` holds the code to these.
+//! threads. `tests/all/tidy.rs` holds the code to these.
 
 pub mod chat;
 pub mod checkpoint;

@@ -28,7 +28,7 @@ use std::time::Instant;
 
 If it is interrupted, the same command continues where it stopped.")]
 pub struct PrepareArgs {
-    /// Text: .txt, .jsonl, .json or .parquet files, plain or .gz or .zst; directories or globs of them; data sets of the Hub as
+    /// Text: .txt, .jsonl and .json files, each plain, .gz or .zst, and .parquet files; directories or globs of them; data sets of the Hub as
     /// hub:OWNER/NAME[@REVISION][:SUBSET[:SPLIT]] or hub:OWNER/NAME[@REVISION]/PATH
     #[arg(long, value_name = "PATH", num_args = 1.., required = true, value_parser = path_or_name())]
     pub input: Vec<String>,

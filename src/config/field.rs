@@ -40,9 +40,9 @@ pub(super) enum Check {
     /// `a <= x <= b`
     Within(f64, f64),
     /// `a < x <= b`
-    AboveTo(f64, f64),
+    LeftOpen(f64, f64),
     /// `a <= x < b`
-    FromBelow(f64, f64),
+    RightOpen(f64, f64),
     /// One of these names; follows from the type of the key.
     Choice(&'static [&'static str]),
 }
@@ -64,8 +64,8 @@ impl Check {
             Check::Any | Check::Choice(_) => true,
             Check::AtLeast(low) => low <= number,
             Check::Within(low, high) => low <= number && number <= high,
-            Check::AboveTo(low, high) => low < number && number <= high,
-            Check::FromBelow(low, high) => low <= number && number < high,
+            Check::LeftOpen(low, high) => low < number && number <= high,
+            Check::RightOpen(low, high) => low <= number && number < high,
         }
     }
 
@@ -75,8 +75,8 @@ impl Check {
             Check::Any => String::new(),
             Check::AtLeast(low) => format!("at least {low}"),
             Check::Within(low, high) => format!("{low} to {high}"),
-            Check::AboveTo(low, high) => format!("above {low}, at most {high}"),
-            Check::FromBelow(low, high) => format!("at least {low} and below {high}"),
+            Check::LeftOpen(low, high) => format!("above {low}, at most {high}"),
+            Check::RightOpen(low, high) => format!("at least {low} and below {high}"),
             Check::Choice(words) => words.iter().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(", "),
         }
     }

@@ -43,7 +43,7 @@ impl Problems {
     }
 
     /// Marks a key whose value follows from unusable ones: checks over it would only echo their problems.
-    pub(super) fn spoil(&mut self, key: &str) {
+    pub(super) fn mark_unusable(&mut self, key: &str) {
         self.unusable.insert(key.to_string());
     }
 

@@ -19,7 +19,7 @@ impl KeyReader<'_> {
             let hint = format!("it has no default; {doc}");
             self.problems.add(&self.entries.file, key, "missing", hint);
         }
-        self.problems.spoil(key);
+        self.problems.mark_unusable(key);
     }
 }
 
@@ -56,8 +56,9 @@ impl Visitor for KeyReader<'_> {
                 T::default()
             }
             _ => {
-                let what = format!("expected a {}, found {value}", T::TYPE);
-                self.problems.add(&entry.origin, key, what.replace("a integer", "an integer"), rewrite(T::TYPE, value));
+                let article = if T::TYPE.starts_with('i') { "an" } else { "a" };
+                let what = format!("expected {article} {}, found {value}", T::TYPE);
+                self.problems.add(&entry.origin, key, what, rewrite(T::TYPE, value));
                 T::default()
             }
         }

@@ -1,4 +1,4 @@
-//! The keys as a reference for people: a Markdown table for the README, a plain list for `--help`.
+//! The keys as a reference for people: a Markdown table for docs/configuration.md, a plain list for `--help`.
 
 use std::fmt::Write;
 

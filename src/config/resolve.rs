@@ -29,7 +29,7 @@ pub(super) fn resolve(mut entries: Entries, mut problems: Problems) -> Result<Co
     rules.data(&config);
     rules.train(&config);
     rules.schedule(&config);
-    rules.services(&config);
+    rules.checkpoints_and_logs(&config);
     sft::rules(&mut rules, &config);
     problems.failure().map_or(Ok(config), Err)
 }
@@ -44,7 +44,7 @@ fn refuse_unknown(entries: &Entries, problems: &mut Problems) {
             if problems.usable(&[section]) {
                 let hint = match nearest(section, &sections) {
                     Some(name) => {
-                        problems.spoil(name);
+                        problems.mark_unusable(name);
                         format!("did you mean [{name}]?")
                     }
                     None => format!("the sections are {}", sections.join(", ")),
@@ -55,7 +55,7 @@ fn refuse_unknown(entries: &Entries, problems: &mut Problems) {
         };
         let hint = match nearest_key(&entry.key, &keys) {
             Some(key) => {
-                problems.spoil(key);
+                problems.mark_unusable(key);
                 format!("did you mean {key}?")
             }
             None => {
@@ -74,7 +74,7 @@ fn expand_preset(entries: &mut Entries, problems: &mut Problems) {
     let Some(preset) = preset else {
         if given {
             // What the preset would have given is not missing.
-            problems.spoil("model");
+            problems.mark_unusable("model");
         }
         return;
     };
@@ -135,7 +135,7 @@ impl Rules<'_> {
             return;
         }
         if !self.problems.usable(from) {
-            return self.problems.spoil(key);
+            return self.problems.mark_unusable(key);
         }
         match value() {
             Ok(value) => *target = value,
@@ -348,7 +348,7 @@ impl Rules<'_> {
     }
 
     /// Rules of checkpoints, evaluation, samples and logging.
-    fn services(&mut self, config: &Config) {
+    fn checkpoints_and_logs(&mut self, config: &Config) {
         let every = config.checkpoint.every;
         let keep_every = config.checkpoint.keep_every;
         self.rule(&["checkpoint.keep_every", "checkpoint.every"], || {

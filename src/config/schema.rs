@@ -1,7 +1,7 @@
 //! Every key of a configuration file: its type, default, allowed values and meaning, in one place.
 //!
 //! The doc comment, default and check written beside a field are the only description of that key. Reading and
-//! checking a file, the list of valid keys and the reference table of the README all come from them, so none can fall
+//! checking a file, the list of valid keys and the reference table of docs/configuration.md all come from them, so none can fall
 //! out of step. Rules that join several keys are in `resolve.rs`; the names of a key that is chosen by name are those of
 //! its enum in `choices.rs`.
 
@@ -11,7 +11,7 @@ use super::choices::{
     BuiltinCorpus, DiskFullPolicy, MomentsDtype, NameOrPath, OptimizerKind, PrecisionSetting, Preset, RecomputeSetting,
     ScheduleKind, SpikePolicy, TokenizerName,
 };
-use super::field::Check::{AboveTo, Any, AtLeast, FromBelow, Within};
+use super::field::Check::{Any, AtLeast, LeftOpen, RightOpen, Within};
 use super::field::Default::{Derived, Required, Value};
 use super::field::{Field, Section, Spec, Visitor};
 
@@ -121,7 +121,7 @@ impl Config {
 pub(super) fn preset() -> Spec<Option<Preset>> {
     Spec {
         key: "model.preset",
-        doc: " The shape of a known model; keys given beside it go before it.",
+        doc: " The shape of a known model; keys given beside it override it.",
         default: Derived("none"),
         check: Any,
     }
@@ -148,13 +148,13 @@ section! {
         /// Longest context the model is made for.
         max_position_embeddings: usize = Derived("train.sequence_length"), Within(1.0, 1_073_741_823.0);
         /// Added to the mean square in every RMSNorm.
-        rms_norm_eps: f64 = Value(1e-5), AboveTo(0.0, 0.1);
+        rms_norm_eps: f64 = Value(1e-5), LeftOpen(0.0, 0.1);
         /// Base of the RoPE frequencies.
         rope_theta: f64 = Value(500_000.0), AtLeast(1.0);
         /// Whether the output head is the embedding matrix.
         tie_word_embeddings: bool = Value(false), Any;
         /// Standard deviation of the initial linear and embedding weights.
-        initializer_range: f64 = Value(0.02), AboveTo(0.0, 10.0);
+        initializer_range: f64 = Value(0.02), LeftOpen(0.0, 10.0);
         /// Whether o_proj and down_proj start smaller by 1/sqrt(2 num_hidden_layers), as in GPT-2.
         residual_scaling: bool = Value(false), Any;
     }
@@ -165,11 +165,11 @@ section! {
     DataConfig = "data" {
         /// Built-in corpus, instead of train: "stories" writes its own text and knows its exact entropy.
         source: Option<BuiltinCorpus> = Derived("none"), Any;
-        /// Training data: text (.txt, .jsonl, .json, .parquet, plain or .gz or .zst), token shards, directories or globs
-        /// of them.
+        /// Training data: text (.txt, .jsonl and .json, each plain, .gz or .zst, and .parquet), token shards, directories or
+        /// globs of them.
         train: Vec<String> = Value(Vec::new()), Any;
         /// Shares in which the entries of train are mixed, one number each; empty = every token once per pass.
-        weights: Vec<f64> = Value(Vec::new()), AboveTo(0.0, 1e9);
+        weights: Vec<f64> = Value(Vec::new()), LeftOpen(0.0, 1e9);
         /// Validation data, as train; when empty, the val shards of a prepared directory or val_fraction of raw text.
         val: Vec<String> = Value(Vec::new()), Any;
         /// "gpt2" (built in), "train" (a byte-level BPE of model.vocab_size ids learned from the run's own text), or
@@ -181,7 +181,7 @@ section! {
         text_separator: Option<String> = Derived("none"), Any;
         /// Share of the documents of raw text, or of conversations, held out when val is empty; of few documents, the end of
         /// the text. 0 = none.
-        val_fraction: f64 = Value(0.01), FromBelow(0.0, 1.0);
+        val_fraction: f64 = Value(0.01), RightOpen(0.0, 1.0);
         /// Fixes the order of the data and the text of the built-in corpus.
         seed: u64 = Value(1), Any;
         /// Whether training windows are shuffled; false reads them in file order.
@@ -226,11 +226,11 @@ section! {
         /// Update rule: AdamW with decoupled weight decay.
         kind: OptimizerKind = Value(OptimizerKind::AdamW), Any;
         /// Peak learning rate.
-        lr: f64 = Value(6e-4), AboveTo(0.0, 100.0);
+        lr: f64 = Value(6e-4), LeftOpen(0.0, 100.0);
         /// Decay of the first and of the second moment.
-        betas: [f64; 2] = Value([0.9, 0.95]), FromBelow(0.0, 1.0);
+        betas: [f64; 2] = Value([0.9, 0.95]), RightOpen(0.0, 1.0);
         /// Added to the root of the second moment.
-        eps: f64 = Value(1e-8), AboveTo(0.0, 1.0);
+        eps: f64 = Value(1e-8), LeftOpen(0.0, 1.0);
         /// Decay of tensors with two dimensions, as a multiple of the learning rate; norms have none.
         weight_decay: f64 = Value(0.1), Within(0.0, 10.0);
         /// What AdamW keeps its moments in: "bf16" is rounded up or down by chance, right on average, and saves 4 bytes a parameter
@@ -284,14 +284,15 @@ section! {
     /// What is done about steps that go wrong. An update that is not finite is always refused; three in a row (or ten in
     /// a thousand steps) take the run back to its last good checkpoint and past the data that followed it.
     GuardConfig = "guard" {
-        /// A loss or gradient norm far above the last 128, or in the first steps a loss of twice the largest so far: "warn",
-        /// "skip" its update, or "off".
+        /// What happens to a step whose loss or gradient norm is far above the last 128, or, in the first steps, whose loss is
+        /// more than twice the largest so far and that of guessing: "warn", "skip" its update, or "off".
         spike: SpikePolicy = Value(SpikePolicy::Warn), Any;
-        /// How many standard deviations are far.
-        spike_sigma: f64 = Value(6.0), AboveTo(0.0, 1e6);
+        /// Standard deviations above the mean beyond which a value is a spike.
+        spike_sigma: f64 = Value(6.0), LeftOpen(0.0, 1e6);
         /// Rollbacks after which the run is given up (76).
         rollbacks: u64 = Value(2), Any;
-        /// Seconds without progress (at least; ten steps if those are longer) after which a run is stuck and ends (70).
+        /// Seconds without progress after which a run is stuck and ends (70): at least these, and at least ten usual steps; thirty
+        /// times these until three steps have been timed.
         hang_seconds: u64 = Value(120), Within(1.0, 1e9);
     }
 }
@@ -330,7 +331,7 @@ section! {
         /// Draw among this many most likely tokens. 0 = all.
         top_k: usize = Value(50), Any;
         /// Draw among the most likely tokens that together have this probability.
-        top_p: f64 = Value(1.0), AboveTo(0.0, 1.0);
+        top_p: f64 = Value(1.0), LeftOpen(0.0, 1.0);
         /// Fixes the draws.
         seed: u64 = Value(1), Any;
     }

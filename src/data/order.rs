@@ -1,10 +1,10 @@
 //! The order of the data as a pure function, and the hash of all data seen, which proves it.
 //!
-//! Sequence `k` of a run (counted over all steps and ranks) is window `permutation(seed, k / n)[k % n]` of the `n`
+//! Sequence `k` of a run (counted over all steps) is window `permutation(seed, k / n)[k % n]` of the `n`
 //! windows of the corpus. The permutation is computed, not stored: a Feistel network over the smallest even number of
 //! bits that holds `0..n`, walked until it lands inside (Black and Rogaway, "Ciphers with arbitrary finite domains",
-//! CT-RSA 2002). So a cursor is one integer, resuming costs nothing, and neither the micro-batch nor the number of
-//! ranks can repeat or drop a window.
+//! CT-RSA 2002). So a cursor is one integer, resuming costs nothing, and neither a resume nor the
+//! micro-batch can repeat or drop a window.
 
 use std::fmt;
 use std::str::FromStr;
@@ -120,7 +120,7 @@ fn mix(mut z: u64) -> u64 {
 /// it `chain`.
 ///
 /// Extend it once per sequence, in the order of the global index: then the value at the end of a step does not depend
-/// on the micro-batch size, accumulation or number of ranks, and equal hashes mean equal data in equal order.
+/// on the micro-batch size or accumulation, and equal hashes mean equal data in equal order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DataHash([u8; 32]);
 

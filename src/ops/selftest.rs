@@ -31,7 +31,7 @@ impl Outcome {
 
 type Check = fn(&mut Inputs) -> Result<f64>;
 
-/// Every op of the training path with its check; a new op without an entry fails `tests/tidy.rs`.
+/// Every op of the training path with its check; a new op without an entry fails `tests/all/tidy.rs`.
 const CHECKS: [(&str, Check); 9] = [
     ("embedding", check_embedding),
     ("linear", check_linear),

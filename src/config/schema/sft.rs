@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use crate::config::Config;
 use crate::config::choices::{LoraTarget, NameOrPath, RecordFormat, Role, TemplateName, TrainOn};
-use crate::config::field::Check::{AboveTo, Any, FromBelow, Within};
+use crate::config::field::Check::{Any, LeftOpen, RightOpen, Within};
 use crate::config::field::Default::{Derived, Value};
 use crate::config::field::{Field as _, Section, Spec, Visitor};
 use crate::config::record_shapes::Meaning;
@@ -15,7 +15,7 @@ use crate::config::record_shapes::Meaning;
 section! {
     /// Supervised fine-tuning.
     SftConfig = "sft" {
-        /// Directory of the model that is tuned: --ckpt.
+        /// Directory of the model that is tuned; --ckpt sets it.
         base: Option<String> = Derived("--ckpt"), Any;
         /// What the records look like; "auto" finds out for each of them: see "llama-lite sft --help".
         format: RecordFormat = Value(RecordFormat::Auto), Any;
@@ -31,7 +31,7 @@ section! {
         /// What is trained: every answer, the last answer of a conversation, or its whole text.
         train_on: TrainOn = Value(TrainOn::Answers), Any;
         /// Passes over the data when train.steps is not given.
-        epochs: f64 = Value(3.0), AboveTo(0.0, 1e6);
+        epochs: f64 = Value(3.0), LeftOpen(0.0, 1e6);
         /// Whether several conversations share a row, each with a context of its own; false pads every one to a row.
         packing: bool = Value(true), Any;
         /// Largest share of the records of which the end of an answer may be cut off for being too long.
@@ -54,13 +54,13 @@ section! {
     LoraConfig = "lora" {
         /// Rank of the adapters; 0 trains all weights.
         rank: usize = Derived("16 if there is a [lora], else 0"), Within(0.0, 65536.0);
-        /// The adapters' part is multiplied with alpha / rank.
-        alpha: f64 = Derived("2 x rank"), AboveTo(0.0, 1e6);
+        /// What adapters add is multiplied by alpha / rank.
+        alpha: f64 = Derived("2 x rank"), LeftOpen(0.0, 1e6);
         /// Share of an adapter's inputs that are dropped in training.
-        dropout: f64 = Value(0.0), FromBelow(0.0, 1.0);
+        dropout: f64 = Value(0.0), RightOpen(0.0, 1.0);
         /// The linear layers that have adapters, by Hugging Face's names.
         targets: Vec<LoraTarget> = Value(LoraTarget::ALL.to_vec()), Any;
-        /// Whether it is alpha / sqrt(rank) instead (rsLoRA).
+        /// Whether that factor is alpha / sqrt(rank) instead (rsLoRA).
         rslora: bool = Value(false), Any;
     }
 }
