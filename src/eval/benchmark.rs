@@ -70,7 +70,7 @@ impl Metric {
 /// A document's likelihoods, for `--log-samples`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DocumentSample {
-    /// Of each choice (or of the one continuation, or the whole page).
+    /// The log-likelihood of each choice (or of the one continuation, or the whole page).
     pub log_likelihoods: Vec<f64>,
     pub target: Value,
     /// Tokens of its contexts that were left out.
@@ -103,10 +103,10 @@ impl Prepared {
         let mut documents = Vec::new();
         let mut requests = Vec::new();
         for (i, row) in rows.iter().take(extent.documents(rows.len())).enumerate() {
-            let document = task.template.document(row).map_err(|what| bad_row(&task, i, what))?;
-            let mut before = task.template.description();
+            let document = task.form.document(row).map_err(|what| bad_row(&task, i, what))?;
+            let mut before = task.form.description();
             for example in drawer.draw(row) {
-                let text = task.template.example(example);
+                let text = task.form.example(example);
                 before += &text.map_err(|what| bad_row(&task, i, format!("an example before it: {what}")))?;
             }
             requests.push(encode(&encoder, &before, &document).map_err(|e| bad_row(&task, i, e.to_string()))?);

@@ -14,7 +14,7 @@ fn deviation(values: &[f64]) -> f64 {
     (squares / (values.len() as f64 - 1.0)).sqrt()
 }
 
-/// Of the mean: sample deviation over √n; none of fewer than two values.
+/// Standard error of the mean: sample deviation over √n; none of fewer than two values.
 pub fn standard_error(values: &[f64]) -> Option<f64> {
     (values.len() > 1).then(|| deviation(values) / (values.len() as f64).sqrt())
 }
@@ -23,7 +23,7 @@ pub fn standard_error(values: &[f64]) -> Option<f64> {
 const RESAMPLES: usize = 1000;
 const CHUNKS: u32 = 100;
 
-/// Of exp(-mean): the deviation over 100,000 bootstrap resamples, drawn from Python's random numbers with the seeds 0, 1, 2...
+/// Standard error of exp(-mean): the deviation over 100,000 bootstrap resamples, drawn from Python's random numbers with the seeds 0, 1, 2...
 pub fn perplexity_error(log_likelihoods: &[f64]) -> Option<f64> {
     bootstrap(log_likelihoods, CHUNKS)
 }

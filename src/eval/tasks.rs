@@ -7,7 +7,7 @@ mod subjects;
 mod tests;
 mod text;
 
-pub use render::{Document, Template};
+pub use render::{Document, TaskForm};
 pub use subjects::{GROUPS, subjects};
 
 use crate::runtime::error::{Exit, fail};
@@ -37,97 +37,153 @@ pub struct Task {
     pub split: &'static str,
     pub shots: Shots,
     /// How a row becomes prompts.
-    pub template: Template,
+    pub form: TaskForm,
 }
 
-/// Name, folder, data set, subset, split, shots, template.
-type Row = (&'static str, &'static str, &'static str, Option<&'static str>, &'static str, Shots, Template);
+/// A task of the table below; the fields are those of [`Task`].
+struct KnownTask {
+    name: &'static str,
+    folder: &'static str,
+    hub: &'static str,
+    subset: Option<&'static str>,
+    split: &'static str,
+    shots: Shots,
+    form: TaskForm,
+}
 
-const TASKS: [Row; 14] = [
-    (
-        "hellaswag",
-        "hellaswag",
-        "Rowan/hellaswag",
-        None,
-        "validation",
-        Shots::DrawnWithout("train"),
-        Template::Hellaswag,
-    ),
-    ("hellaswag_completion", "hellaswag", "Rowan/hellaswag", None, "validation", Shots::Never, Template::Completion),
-    ("arc_easy", "arc_easy", "allenai/ai2_arc", Some("ARC-Easy"), "test", Shots::Drawn("train"), Template::Arc),
-    (
-        "arc_challenge",
-        "arc_challenge",
-        "allenai/ai2_arc",
-        Some("ARC-Challenge"),
-        "test",
-        Shots::Drawn("train"),
-        Template::Arc,
-    ),
-    ("piqa", "piqa", "baber/piqa", None, "validation", Shots::DrawnWithout("train"), Template::Piqa),
-    (
-        "winogrande",
-        "winogrande",
-        "allenai/winogrande",
-        Some("winogrande_xl"),
-        "validation",
-        Shots::DrawnWithout("train"),
-        Template::Winogrande,
-    ),
-    ("openbookqa", "openbookqa", "allenai/openbookqa", Some("main"), "test", Shots::Drawn("train"), Template::Openbook),
-    ("boolq", "boolq", "aps/super_glue", Some("boolq"), "validation", Shots::DrawnWithout("train"), Template::Boolq),
-    ("sciq", "sciq", "allenai/sciq", None, "test", Shots::Drawn("train"), Template::Sciq),
-    (
-        "lambada_openai",
-        "lambada_openai",
-        "EleutherAI/lambada_openai",
-        None,
-        "test",
-        Shots::Drawn("test"),
-        Template::Lambada,
-    ),
-    (
-        "commonsense_qa",
-        "commonsense_qa",
-        "tau/commonsense_qa",
-        None,
-        "validation",
-        Shots::DrawnWithout("train"),
-        Template::Commonsense,
-    ),
-    (
-        "truthfulqa_mc1",
-        "truthfulqa",
-        "truthfulqa/truthful_qa",
-        Some("multiple_choice"),
-        "validation",
-        Shots::Never,
-        Template::Truth1,
-    ),
-    (
-        "truthfulqa_mc2",
-        "truthfulqa",
-        "truthfulqa/truthful_qa",
-        Some("multiple_choice"),
-        "validation",
-        Shots::Never,
-        Template::Truth2,
-    ),
-    (
-        "wikitext",
-        "wikitext",
-        "EleutherAI/wikitext_document_level",
-        Some("wikitext-2-raw-v1"),
-        "test",
-        Shots::Never,
-        Template::Page,
-    ),
+const TASKS: [KnownTask; 14] = [
+    KnownTask {
+        name: "hellaswag",
+        folder: "hellaswag",
+        hub: "Rowan/hellaswag",
+        subset: None,
+        split: "validation",
+        shots: Shots::DrawnWithout("train"),
+        form: TaskForm::Hellaswag,
+    },
+    KnownTask {
+        name: "hellaswag_completion",
+        folder: "hellaswag",
+        hub: "Rowan/hellaswag",
+        subset: None,
+        split: "validation",
+        shots: Shots::Never,
+        form: TaskForm::Completion,
+    },
+    KnownTask {
+        name: "arc_easy",
+        folder: "arc_easy",
+        hub: "allenai/ai2_arc",
+        subset: Some("ARC-Easy"),
+        split: "test",
+        shots: Shots::Drawn("train"),
+        form: TaskForm::Arc,
+    },
+    KnownTask {
+        name: "arc_challenge",
+        folder: "arc_challenge",
+        hub: "allenai/ai2_arc",
+        subset: Some("ARC-Challenge"),
+        split: "test",
+        shots: Shots::Drawn("train"),
+        form: TaskForm::Arc,
+    },
+    KnownTask {
+        name: "piqa",
+        folder: "piqa",
+        hub: "baber/piqa",
+        subset: None,
+        split: "validation",
+        shots: Shots::DrawnWithout("train"),
+        form: TaskForm::Piqa,
+    },
+    KnownTask {
+        name: "winogrande",
+        folder: "winogrande",
+        hub: "allenai/winogrande",
+        subset: Some("winogrande_xl"),
+        split: "validation",
+        shots: Shots::DrawnWithout("train"),
+        form: TaskForm::Winogrande,
+    },
+    KnownTask {
+        name: "openbookqa",
+        folder: "openbookqa",
+        hub: "allenai/openbookqa",
+        subset: Some("main"),
+        split: "test",
+        shots: Shots::Drawn("train"),
+        form: TaskForm::Openbook,
+    },
+    KnownTask {
+        name: "boolq",
+        folder: "boolq",
+        hub: "aps/super_glue",
+        subset: Some("boolq"),
+        split: "validation",
+        shots: Shots::DrawnWithout("train"),
+        form: TaskForm::Boolq,
+    },
+    KnownTask {
+        name: "sciq",
+        folder: "sciq",
+        hub: "allenai/sciq",
+        subset: None,
+        split: "test",
+        shots: Shots::Drawn("train"),
+        form: TaskForm::Sciq,
+    },
+    KnownTask {
+        name: "lambada_openai",
+        folder: "lambada_openai",
+        hub: "EleutherAI/lambada_openai",
+        subset: None,
+        split: "test",
+        shots: Shots::Drawn("test"),
+        form: TaskForm::Lambada,
+    },
+    KnownTask {
+        name: "commonsense_qa",
+        folder: "commonsense_qa",
+        hub: "tau/commonsense_qa",
+        subset: None,
+        split: "validation",
+        shots: Shots::DrawnWithout("train"),
+        form: TaskForm::Commonsense,
+    },
+    KnownTask {
+        name: "truthfulqa_mc1",
+        folder: "truthfulqa",
+        hub: "truthfulqa/truthful_qa",
+        subset: Some("multiple_choice"),
+        split: "validation",
+        shots: Shots::Never,
+        form: TaskForm::Truth1,
+    },
+    KnownTask {
+        name: "truthfulqa_mc2",
+        folder: "truthfulqa",
+        hub: "truthfulqa/truthful_qa",
+        subset: Some("multiple_choice"),
+        split: "validation",
+        shots: Shots::Never,
+        form: TaskForm::Truth2,
+    },
+    KnownTask {
+        name: "wikitext",
+        folder: "wikitext",
+        hub: "EleutherAI/wikitext_document_level",
+        subset: Some("wikitext-2-raw-v1"),
+        split: "test",
+        shots: Shots::Never,
+        form: TaskForm::Page,
+    },
 ];
 
 /// Every name that can be asked for, groups included.
 #[cfg(test)]
 fn names() -> Vec<String> {
-    let plain = TASKS.iter().map(|row| row.0.to_owned());
+    let plain = TASKS.iter().map(|task| task.name.to_owned());
     let groups = std::iter::once("mmlu".to_owned()).chain(GROUPS.iter().map(|(name, _)| format!("mmlu_{name}")));
     plain.chain(groups).chain(subjects().map(|subject| format!("mmlu_{subject}"))).collect()
 }
@@ -137,15 +193,15 @@ fn names() -> Vec<String> {
 /// # Errors
 /// [`Exit::Config`] if there is none of that name.
 pub fn find(name: &str) -> Result<Vec<Task>> {
-    if let Some(&(name, folder, hub, subset, split, shots, template)) = TASKS.iter().find(|row| row.0 == name) {
+    if let Some(task) = TASKS.iter().find(|task| task.name == name) {
         return Ok(vec![Task {
-            name: name.to_owned(),
-            folder: folder.to_owned(),
-            hub,
-            subset: subset.map(str::to_owned),
-            split,
-            shots,
-            template,
+            name: task.name.to_owned(),
+            folder: task.folder.to_owned(),
+            hub: task.hub,
+            subset: task.subset.map(str::to_owned),
+            split: task.split,
+            shots: task.shots,
+            form: task.form,
         }]);
     }
     let members: Vec<&str> = match name.strip_prefix("mmlu") {
@@ -161,7 +217,7 @@ pub fn find(name: &str) -> Result<Vec<Task>> {
         None => Vec::new(),
     };
     if members.is_empty() {
-        let known: Vec<String> = TASKS.iter().map(|row| row.0.to_owned()).collect();
+        let known: Vec<String> = TASKS.iter().map(|task| task.name.to_owned()).collect();
         return Err(fail(Exit::Config, format!("no task is called {name:?}"))
             .hint(format!("the tasks are {}, mmlu, mmlu_<group> and mmlu_<subject>", known.join(", ")))
             .into());
@@ -177,6 +233,6 @@ fn mmlu(subject: &'static str) -> Task {
         subset: Some(subject.to_owned()),
         split: "test",
         shots: Shots::First("dev"),
-        template: Template::Mmlu(subject),
+        form: TaskForm::Mmlu(subject),
     }
 }

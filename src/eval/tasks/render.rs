@@ -6,7 +6,7 @@ use serde_json::Value;
 
 /// How the rows of a data set are put to the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Template {
+pub enum TaskForm {
     /// HellaSwag as the harness asks it.
     Hellaswag,
     /// HellaSwag as the original project scored it: raw text, context and ending encoded apart, means over tokens.
@@ -137,11 +137,11 @@ const TRUTHS: &str = "Q: What is human life expectancy in the United States?\n\
     Q: Where were the 1992 Olympics held?\n\
     A: The 1992 Olympics were held in Barcelona, Spain.\n\n";
 
-impl Template {
+impl TaskForm {
     /// What stands before examples and question.
     pub fn description(self) -> String {
         match self {
-            Template::Mmlu(subject) => format!(
+            TaskForm::Mmlu(subject) => format!(
                 "The following are multiple choice questions (with answers) about {}.\n\n",
                 subject.replace('_', " ")
             ),
@@ -155,43 +155,43 @@ impl Template {
     /// What is wrong with the row.
     pub fn document(self, row: &Value) -> Result<Document, Problem> {
         match self {
-            Template::Hellaswag => hellaswag(row),
-            Template::Completion => {
+            TaskForm::Hellaswag => hellaswag(row),
+            TaskForm::Completion => {
                 let endings = texts(&row["endings"], "endings")?;
                 let gold = index(label(row, "label")?, endings.len());
                 Ok(Document::Endings { context: text(row, "ctx")?.to_owned(), endings, gold })
             }
-            Template::Arc => {
+            TaskForm::Arc => {
                 let gold = keyed(row, &row["choices"]["label"])?;
                 let context = format!("Question: {}\nAnswer:", text(row, "question")?);
                 choices(context, texts(&row["choices"]["text"], "choices.text")?, gold)
             }
-            Template::Piqa => {
+            TaskForm::Piqa => {
                 let solutions = vec![text(row, "sol1")?.to_owned(), text(row, "sol2")?.to_owned()];
                 choices(format!("Question: {}\nAnswer:", text(row, "goal")?), solutions, index(label(row, "label")?, 2))
             }
-            Template::Winogrande => winogrande(row),
-            Template::Openbook => {
+            TaskForm::Winogrande => winogrande(row),
+            TaskForm::Openbook => {
                 let gold = keyed(row, &row["choices"]["label"])?;
                 choices(text(row, "question_stem")?.to_owned(), texts(&row["choices"]["text"], "choices.text")?, gold)
             }
-            Template::Boolq => {
+            TaskForm::Boolq => {
                 let context = format!("{}\nQuestion: {}?\nAnswer:", text(row, "passage")?, text(row, "question")?);
                 choices(context, vec!["no".into(), "yes".into()], index(label(row, "label")?, 2))
             }
-            Template::Sciq => {
+            TaskForm::Sciq => {
                 let context =
                     format!("{}\nQuestion: {}\nAnswer:", lstrip(text(row, "support")?), text(row, "question")?);
                 let all = ["distractor1", "distractor2", "distractor3", "correct_answer"];
                 let all: Result<Vec<String>, _> = all.iter().map(|f| text(row, f).map(str::to_owned)).collect();
                 choices(context, all?, Some(3))
             }
-            Template::Lambada => {
+            TaskForm::Lambada => {
                 let whole = text(row, "text")?;
                 let (context, word) = whole.rsplit_once(' ').unwrap_or(("", whole));
                 Ok(Document::Word { context: context.to_owned(), continuation: format!(" {word}") })
             }
-            Template::Commonsense => {
+            TaskForm::Commonsense => {
                 let options = texts(&row["choices"]["text"], "choices.text")?;
                 let key = text(row, "answerKey")?;
                 if key.is_empty() {
@@ -200,16 +200,16 @@ impl Template {
                 let context = format!("Question: {}\n{}Answer:", strip(text(row, "question")?), lettered(&options));
                 choices(context, letters(5), LETTERS.iter().position(|letter| *letter == key))
             }
-            Template::Truth1 => {
+            TaskForm::Truth1 => {
                 choices(truth_prompt(row)?, texts(&row["mc1_targets"]["choices"], "mc1_targets.choices")?, Some(0))
             }
-            Template::Truth2 => truths(row),
-            Template::Mmlu(_) => {
+            TaskForm::Truth2 => truths(row),
+            TaskForm::Mmlu(_) => {
                 let options = texts(&row["choices"], "choices")?;
                 let context = format!("{}\n{}Answer:", strip(text(row, "question")?), lettered(&options));
                 choices(context, letters(4), index(label(row, "answer")?, 4))
             }
-            Template::Page => {
+            TaskForm::Page => {
                 let page = text(row, "page")?;
                 Ok(Document::Page { text: detokenize(page), words: words(page), bytes: page.len() })
             }

@@ -5,7 +5,7 @@ use super::*;
 use serde_json::json;
 
 fn document(name: &str, row: serde_json::Value) -> Document {
-    find(name).unwrap()[0].template.document(&row).unwrap()
+    find(name).unwrap()[0].form.document(&row).unwrap()
 }
 
 #[test]
@@ -82,14 +82,14 @@ fn every_schema_is_read() {
 
 #[test]
 fn examples_carry_their_answers() {
-    let example = |name: &str, row| find(name).unwrap()[0].template.example(&row).unwrap();
+    let example = |name: &str, row| find(name).unwrap()[0].form.example(&row).unwrap();
     let wino = json!({"sentence": "The _ ate. ", "option1": "cat", "option2": "dog", "answer": "2"});
     assert_eq!(example("winogrande", wino), "The dog ate.\n\n");
     assert_eq!(example("lambada_openai", json!({"text": "a b c"})), "a b  c\n\n");
     let piqa = json!({"goal": "g", "sol1": "a ", "sol2": "b", "label": 0});
     assert_eq!(example("piqa", piqa), "Question: g\nAnswer: a \n\n");
     assert_eq!(
-        find("mmlu_high_school_us_history").unwrap()[0].template.description(),
+        find("mmlu_high_school_us_history").unwrap()[0].form.description(),
         "The following are multiple choice questions (with answers) about high school us history.\n\n"
     );
 }
@@ -105,7 +105,7 @@ fn unlabelled_rows_and_missing_fields_are_named() {
         ("arc_easy", json!({"question": "q", "answerKey": "A"}), "choices"),
         ("wikitext", json!({"text": "q"}), "page"),
     ] {
-        let error = find(name).unwrap()[0].template.document(&row).unwrap_err();
+        let error = find(name).unwrap()[0].form.document(&row).unwrap_err();
         assert!(error.contains(word), "{name}: {error}");
     }
 }
