@@ -30,7 +30,8 @@ fn kind(path: &str) -> Option<DataKind> {
     let name = path.rsplit('/').next().unwrap_or(path);
     let plain = name.strip_suffix(".gz").or_else(|| name.strip_suffix(".zst")).unwrap_or(name);
     match plain.rsplit_once('.')?.1 {
-        "parquet" => Some(DataKind::Parquet),
+        // Parquet compresses within: it is not read out of a compressed stream.
+        "parquet" => (plain == name).then_some(DataKind::Parquet),
         "jsonl" | "ndjson" | "json" => Some(DataKind::Json),
         "txt" => Some(DataKind::Text),
         _ => None,
@@ -43,7 +44,7 @@ pub(super) fn by_path<'a>(tree: &'a Tree, name: &HubName, path: &str) -> Result<
         return match kind(file) {
             Some(_) => Ok(vec![file]),
             None => Err(fail(Exit::Config, format!("{name}: this kind of file is not read"))
-                .hint("data are .parquet, .jsonl, .ndjson, .json and .txt files, plain, .gz or .zst")
+                .hint("data are .jsonl, .ndjson, .json and .txt files, each plain, .gz or .zst, and .parquet files")
                 .into()),
         };
     }
@@ -280,6 +281,15 @@ mod tests {
             let tree = tree(files);
             assert_eq!(by_subset(&tree, &hub(&format!("hub:a/b::{split}")), &[]).unwrap(), expected);
         }
+    }
+
+    #[test]
+    fn compressed_parquet_is_left_out_like_other_files_that_are_not_read() {
+        let tree = tree(&["a.parquet", "b.parquet.gz", "c.parquet.zst"]);
+        assert_eq!(by_subset(&tree, &hub("hub:a/b"), &[]).unwrap(), ["a.parquet"]);
+        assert_eq!(by_path(&tree, &hub("hub:a/b"), "*.parquet*").unwrap(), ["a.parquet"]);
+        let refused = by_path(&tree, &hub("hub:a/b"), "b.parquet.gz").unwrap_err();
+        assert!(refused.to_string().contains("this kind of file is not read"), "{refused}");
     }
 
     #[test]
