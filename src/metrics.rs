@@ -40,6 +40,7 @@ pub enum Record {
     Val(Val),
     /// One metric of one benchmark task.
     Eval(Eval),
+    /// Norms and logits, layer by layer.
     Layers(Layers),
 }
 
@@ -48,12 +49,13 @@ pub enum Record {
 pub struct Train {
     /// The number of the step, from 1 on.
     pub step: u64,
-    /// Mean over the step's tokens before the update, in nats; NaN if the step was skipped.
+    /// Mean over the step's tokens before the update, in nats; NaN if the update was refused.
     #[serde(deserialize_with = "null_is_nan")]
     pub loss: f64,
     /// Global norm of the gradient before clipping.
     #[serde(deserialize_with = "null_is_nan")]
     pub grad_norm: f64,
+    /// Learning rate of the step.
     #[serde(deserialize_with = "null_is_nan")]
     pub lr: f64,
     /// Tokens trained on so far, this step included; in fine-tuning, all positions of the batches, padding included.
@@ -61,7 +63,7 @@ pub struct Train {
     /// How many tokens of this step had a loss; written only where that is not all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trained_tokens: Option<u64>,
-    /// Of this step, without evaluation and saving.
+    /// Speed of this step, without evaluation and saving.
     #[serde(deserialize_with = "null_is_nan")]
     pub tokens_per_second: f64,
     /// Model FLOPs utilisation, in [0, 1]; NaN where the device's peak is unknown.
@@ -90,11 +92,11 @@ pub struct Layers {
     pub step: u64,
     /// "embedding", the numbers of the blocks, "norm", "head".
     pub names: Vec<String>,
-    /// Of the gradient before clipping.
+    /// Norms of the gradient before clipping.
     pub grad_norm: Vec<f64>,
-    /// Of the weights after the update.
+    /// Norms of the weights after the update.
     pub weight_norm: Vec<f64>,
-    /// Of what the update has changed.
+    /// Norms of what the update has changed.
     pub update_norm: Vec<f64>,
     /// Root mean square of AdamW's step before the learning rate, `m̂ / (√v̂ + ε)`: 1 where all gradients agree, near 0 where they cancel.
     #[serde(default)]

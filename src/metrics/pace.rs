@@ -52,7 +52,7 @@ impl Pace {
         }
     }
 
-    /// Of training alone; NaN before the first step.
+    /// Speed of training alone; NaN before the first step.
     pub fn tokens_per_second(&self) -> f64 {
         self.tokens / self.seconds
     }

@@ -137,8 +137,8 @@ impl Sampler {
         // Counted for every token, greedy ones too: a draw belongs to a position, whatever the settings.
         let draw = self.draws;
         self.draws += 1;
-        self.penalise(logits, history);
-        self.penalise_chosen(logits);
+        self.penalise_repetition(logits, history);
+        self.penalise_occurrences(logits);
         let id = if self.config.is_greedy() {
             most_likely(logits)
         } else {
@@ -150,7 +150,7 @@ impl Sampler {
     }
 
     /// The frequency and presence penalties of OpenAI's interface: what this sampler has chosen before loses logit.
-    fn penalise_chosen(&mut self, logits: &mut [f32]) {
+    fn penalise_occurrences(&mut self, logits: &mut [f32]) {
         let SamplerConfig { frequency_penalty, presence_penalty, .. } = self.config;
         if frequency_penalty == 0.0 && presence_penalty == 0.0 {
             return;
@@ -163,7 +163,7 @@ impl Sampler {
     }
 
     /// The repetition penalty of CTRL (arXiv 1909.05858) as transformers applies it: once for each distinct token.
-    fn penalise(&mut self, logits: &mut [f32], history: &[u32]) {
+    fn penalise_repetition(&mut self, logits: &mut [f32], history: &[u32]) {
         let penalty = self.config.repetition_penalty as f32;
         if penalty == 1.0 {
             return;

@@ -139,7 +139,7 @@ impl Chat<'_> {
                 Ok(out.flush()?)
             },
         );
-        println_now()?;
+        end_line()?;
         match made {
             Err(error) if !error.is::<Interrupted>() => {
                 self.messages.pop();
@@ -205,7 +205,7 @@ fn too_long(tokens: usize, context: usize, with_instructions: bool) -> anyhow::E
     fail(Exit::Config, format!("{what} {tokens} tokens, but the model's context holds {context}")).hint(hint).into()
 }
 
-fn println_now() -> Result<()> {
+fn end_line() -> Result<()> {
     let mut out = std::io::stdout().lock();
     out.write_all(b"\n")?;
     Ok(out.flush()?)
