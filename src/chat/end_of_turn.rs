@@ -23,6 +23,7 @@ const NEXT: &str = "Nnext";
 impl ChatTemplate {
     /// What ends an answer, found by rendering a conversation and looking behind its answer.
     pub fn end_of_turn(&self, tokenizer: &Tokenizer) -> EndOfTurn {
+        // With and without a turn after it: what both have in common belongs to the answer.
         let last = self.behind_answer(&[]);
         let between = self.behind_answer(&[Message::new("user", NEXT)]);
         let Some(behind) = between.as_deref().or(last.as_deref()) else {

@@ -188,6 +188,7 @@ impl Opened {
             return Ok((shape, adapter.merged(name, weight)?));
         }
         let tied = name == EMBED && self.model.tie_word_embeddings && !self.place.contains_key(EMBED);
+        // Tied weights may be saved under the head's name alone.
         let name = if tied { LM_HEAD } else { name };
         match self.place.get(name) {
             Some(&n) => self.files[n].read(name),

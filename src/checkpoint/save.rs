@@ -238,6 +238,7 @@ impl Writer {
         let mut map = serde_json::Map::new();
         let mut total = 0;
         for (n, shard) in shards.iter().enumerate() {
+            // The names that Hugging Face's libraries write and look for.
             let file = format!("model-{:05}-of-{:05}.safetensors", n + 1, shards.len());
             self.tensor_file(&file, shard, dtype, source)?;
             for (name, shape) in *shard {

@@ -120,6 +120,7 @@ impl TensorFile {
         }
         file.read_exact_at(&mut length, 0).map_err(|e| io_failure("read", path, &e))?;
         let length = u64::from_le_bytes(length);
+        // Before so many bytes are allocated.
         if length > MAX_HEADER || length > size - 8 {
             Kind::of_open(&file, path)?.refuse_unless(Kind::Safetensors, path)?;
             return Err(damaged(path, &format!("its header claims {length} bytes")).into());

@@ -80,6 +80,7 @@ impl Mixture {
 /// How many of [`BLOCK`] slots each source gets, by largest remainders, at least one.
 fn slots_by_weight(weights: &[f64], sum: f64) -> Vec<u64> {
     let ideal: Vec<f64> = weights.iter().map(|w| w / sum * BLOCK as f64).collect();
+    // At least one, or a source with a small weight would never be read.
     let mut slots: Vec<u64> = ideal.iter().map(|x| (*x as u64).max(1)).collect();
     let mut assigned: u64 = slots.iter().sum();
     while assigned < BLOCK {

@@ -75,6 +75,7 @@ fn batch_len(requests: &[&LikelihoodRequest], order: &[usize]) -> usize {
     for (n, &i) in order.iter().enumerate() {
         let fed = requests[i].fed();
         let shared = if n == 0 { 0 } else { common(fed, requests[order[n - 1]].fed()) };
+        // Shared tokens are computed once; in this order the request before shares the most.
         tokens += fed.len() - if shared >= WORTH_SHARING { shared } else { 0 };
         if n > 0 && tokens > TOKENS_AT_ONCE {
             return n;

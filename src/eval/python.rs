@@ -73,6 +73,7 @@ impl Random {
 
     /// An integer below `m`, which is at least 1 and at most 2³².
     fn below(&mut self, m: u64) -> u64 {
+        // `getrandbits` and rejection, as CPython does it: the same state must give the same draws.
         let bits = u64::BITS - m.leading_zeros();
         loop {
             let r = if bits > 32 { u64::from(self.u32()) } else { u64::from(self.u32() >> (32 - bits)) };
@@ -85,6 +86,7 @@ impl Random {
     /// `sample(range(n), k)`; at most n.
     pub fn sample(&mut self, n: usize, k: usize) -> Vec<usize> {
         let k = k.min(n);
+        // CPython's estimate of when a list of all takes less memory than a set; it decides which numbers are drawn.
         let mut small = 21;
         if k > 5 {
             let mut power = 1;

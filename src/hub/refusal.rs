@@ -112,6 +112,7 @@ pub(super) fn refused(
             let hint = "run the command again; if it persists, check the clock and the proxy of this machine";
             AttemptError::transient(refusal.failure(Exit::Io, "the storage refuses access", hint))
         }
+        // A 401 may also mean that there is no valid token: the Hub's own code tells the two apart.
         401 | 403 if code == "GatedRepo" => AttemptError::Final(refusal.gated().into()),
         401 => AttemptError::Final(refusal.unauthorized().into()),
         403 => AttemptError::Final(refusal.gated().into()),

@@ -51,6 +51,7 @@ pub fn embedding_backward(ids: &Tensor, dy: &Tensor, dtable_vc: &Tensor) -> Resu
     on_gpu!(dy, super::cuda::embedding_backward(&id_list, dy, dtable_vc));
     cpu::read("embedding_backward", [dy], |[dy]| {
         cpu::update("embedding_backward", dtable_vc, |dtable| {
+            // Tasks have columns of their own, so that no two of them touch one element.
             let table = SharedMut::new(dtable);
             (0..c.div_ceil(COLUMNS)).into_par_iter().for_each(|block| {
                 let from = block * COLUMNS;

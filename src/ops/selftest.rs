@@ -114,6 +114,7 @@ pub fn difference(got: &Tensor, want: &Tensor) -> Result<f64> {
     let largest = want.iter().fold(1e-30, |m: f64, x| m.max(x.abs()));
     let worst = got.iter().zip(&want).fold(0.0, |m: f64, (g, w)| {
         let d = (g - w).abs() / largest;
+        // `f64::max` would lose a NaN.
         if d.is_nan() { f64::INFINITY } else { m.max(d) }
     });
     Ok(worst)
@@ -162,6 +163,7 @@ fn check_linear(inputs: &mut Inputs) -> Result<f64> {
             let dy = if strided { inputs.strided(n, o)? } else { inputs.tensor(&[n, o])? };
             let want = linear::reference(&x, &w)?;
             let expected = autograd(&want, &dy, &[&x, &w])?;
+            // Not zeros: the op must add to what is there.
             let dw = Tensor::ones_like(&w)?;
             let dx = linear::linear_backward(&dy, &x, &w, &dw, F32)?;
             let dw = (dw - 1.0)?;

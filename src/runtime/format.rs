@@ -39,6 +39,7 @@ pub fn rate(number: f64) -> String {
     }
     let decimals = match scaled.abs() {
         _ if unit.is_empty() => 0,
+        // The bounds are the values that round to one more digit.
         size if size < 9.995 => 2,
         size if size < 99.95 => 1,
         _ => 0,

@@ -319,6 +319,7 @@ fn keep_top_p(ids: &mut Vec<u32>, logits: &[f32], top_p: f64, weight: impl Fn(u3
             ids.select_nth_unstable_by(ranked, by_rank(logits));
         }
         ids[..ranked].sort_unstable_by(by_rank(logits));
+        // The token that reaches the target still belongs to the nucleus: what counts is the weight before it.
         let mut before = 0.0;
         let outside = ids[..ranked].iter().position(|&id| {
             let reached = before >= target;

@@ -63,6 +63,7 @@ pub fn open(config: &Config, resumed: Option<Tokenizer>) -> Result<SftData> {
         tokenizer: &tokenizer,
         template: &template,
         train_on: config.sft.train_on,
+        // One more id than a row has positions: the last one is only predicted.
         longest: config.train.sequence_length + 1,
     };
     let eval_prompts = eval_prompts(config, &encoder, &split.held_out);
@@ -77,6 +78,7 @@ pub fn open(config: &Config, resumed: Option<Tokenizer>) -> Result<SftData> {
     }
     let length = config.train.sequence_length;
     let packing = config.sft.packing;
+    // Any id would do: filler is neither trained nor seen by an example.
     let filler = tokenizer.eos_id().unwrap_or(0);
     let train = PackedRows::new(&examples, length, packing, filler);
     let val = (!val.is_empty()).then(|| PackedRows::new(&val, length, packing, filler));

@@ -92,6 +92,7 @@ impl Pick {
         let taken: Vec<&Row> = self.unlike.iter().filter_map(|&slot| env[slot]).collect();
         let whole = if taken.is_empty() { self.source.total(grammar) } else { None };
         let rows = table.iter().map(|row| (row.weight, row)).chain(bound.into_iter().map(|row| (1, row)));
+        // By address: two entries of a table may have the same text and are two rows all the same.
         let rows = rows.filter(move |(_, row)| !taken.iter().any(|other| std::ptr::eq(*other, *row)));
         let total = whole.unwrap_or_else(|| rows.clone().map(|(weight, _)| weight).sum());
         (rows, total)

@@ -66,6 +66,7 @@ impl ByteBpe {
         let tokens = read_tokens(&model["vocab"], &specials)?;
         let merges = recover_merges(&tokens, &specials).ok()?;
         let listed = model["merges"].as_array()?;
+        // Ours follow from the vocabulary; a file that lists others would encode text differently.
         let agree = listed.len() == merges.len()
             && merges.iter().zip(listed).all(|(merge, listed)| is_listed(*merge, listed, &tokens).unwrap_or(false));
         agree.then(|| Self::new(tokens, specials).ok())?

@@ -45,6 +45,7 @@ impl ModelState {
             Some(source) => read_flat(&layout, "", |sink| source.read_weights(sink))?,
         };
         let model = model(config, flat, device)?;
+        // A resume compares it: adapters are of use only beside the weights that they were trained with.
         let digest = model.adapters.is_some().then(|| base_digest(&model.flat, &model.layout)).transpose()?;
         let mut state = Self::assemble(config, model)?;
         state.base = digest;

@@ -70,6 +70,7 @@ impl Optimizer {
         let dtype = state_dtype(config, is_on_gpu(params));
         let mut state = Vec::new();
         for (name, parameters) in group_by_state_name(config.kind, &layout.specs) {
+            // A layout for each name, because a rule may keep a state tensor for some parameters only.
             let layout = Layout::from_shapes(parameters);
             let flat = Tensor::zeros(layout.total, dtype, params.device())?;
             state.push(OptimizerState { name, layout, flat });

@@ -104,6 +104,7 @@ impl Schedule {
         if self.kind == ScheduleKind::Constant || it < start {
             return self.peak_lr;
         }
+        // The schedule may end before the run does.
         if it > end {
             return self.min_lr;
         }

@@ -53,6 +53,7 @@ impl SftRun {
                 .hint(format!("make a model of them, then fine-tune that: {merge}"))
                 .into());
         }
+        // Absolute, because a resume may be started in another directory.
         let base = std::path::absolute(&source.dir)?;
         let data = request.data.iter().map(|path| Ok(std::path::absolute(path)?.to_string_lossy().into_owned()));
         let data: Vec<String> = data.collect::<Result<_>>()?;

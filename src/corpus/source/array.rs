@@ -140,6 +140,7 @@ impl Scan {
             if self.escaped {
                 self.escaped = false;
             } else if self.in_string {
+                // Inside a string, which is most of a record, only two bytes mean anything.
                 at += memchr2(b'"', b'\\', &data[at..])?;
                 self.escaped = data[at] == b'\\';
                 self.in_string = self.escaped;

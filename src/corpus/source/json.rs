@@ -19,6 +19,7 @@ pub(super) fn parse(bytes: Vec<u8>, ended: bool, field: &str) -> Content {
     let json = match std::str::from_utf8(&bytes) {
         Ok(json) => json,
         Err(e) => {
+            // The last character lacks bytes and no newline follows: the file was cut off here.
             let cut = !ended && e.error_len().is_none();
             return bad(if cut { Reason::CutOff } else { Reason::Utf8 }, e.to_string(), bytes);
         }

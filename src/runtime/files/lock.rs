@@ -74,6 +74,7 @@ fn open_locked(path: &Path) -> Result<File> {
     // NONBLOCK: a FIFO planted under this name must be an error, not a hang.
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let mut options = OpenOptions::new();
+    // Not truncated: until the lock is held, the note in the file is another process's.
     options.read(true).write(true).create(true).truncate(false).mode(0o644).custom_flags(flags.bits() as i32);
     let mut file = options.open(path).map_err(|e| io_failure("create the lock file", path, &e))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(io::Error::from) {

@@ -18,6 +18,7 @@ impl HfTokenizer {
         self.control.sort_unstable();
         self.control.dedup();
         if self.control.len() > before {
+            // It was made for fewer control ids.
             self.ordinary = OnceLock::new();
         }
     }
@@ -28,6 +29,7 @@ impl HfTokenizer {
     }
 
     pub(in super::super) fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        // A short text is not cut, so the crate can add what the file says by itself.
         if text.len() <= PART {
             return catch_errors(|| self.run(text)).map_err(failed);
         }
@@ -65,6 +67,7 @@ impl HfTokenizer {
 
     /// The ids that the file adds before and behind any text; none if it changes the text in another way.
     fn added_around(&self) -> tokenizers::Result<Option<[Vec<u32>; 2]>> {
+        // Found by trial, because a post-processor may be of many kinds.
         let bare = self.tokenizer.encode_fast("a", false)?;
         let bare = bare.get_ids();
         let whole = self.run("a")?;

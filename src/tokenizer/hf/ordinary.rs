@@ -27,6 +27,7 @@ impl Ordinary {
         let not_special = control.iter().filter_map(|id| added.get(id)).filter(|token| !token.special);
         let marked: Vec<AddedToken> = not_special.map(|token| token.clone().special(true)).collect();
         ordinary.add_special_tokens(marked)?;
+        // Their strings are then encoded like any other text.
         ordinary.set_encode_special_tokens(true);
         let cutting = cutting(&ordinary, control)?;
         Ok(Self { tokenizer: ordinary, cutting, control: control.to_vec() })

@@ -68,6 +68,7 @@ impl Trainer {
     fn save_elsewhere(&mut self, why: &str) -> Result<PathBuf> {
         let own = std::path::absolute(&self.context.dir)?;
         let name = own.file_name().context("the run directory has no name")?.to_owned();
+        // Beside its own directory first, where a user looks for it.
         let places = [own, std::env::temp_dir().join(name)];
         let mut result = Err(anyhow::anyhow!("there is no place for it"));
         for place in places {

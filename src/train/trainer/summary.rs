@@ -39,6 +39,7 @@ impl Trainer {
     fn settings_to_extend(&self) -> Result<String> {
         let mut longer = self.config.clone();
         let at = self.state.run.step;
+        // The smallest extension is enough to see whether more steps would learn anything.
         longer.train.steps = at.saturating_add(1);
         let stands_still = standstill(&longer, at)?.is_some();
         let key = if longer.schedule.total_steps.is_some() { "total_steps" } else { "decay_steps" };
