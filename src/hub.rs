@@ -180,6 +180,7 @@ impl Hub {
         while let Some(url) = page {
             let (items, next): (Vec<Item>, _) = self.client.json(&url, &subject)?;
             for item in items.into_iter().filter(|item| item.kind == "file") {
+                // `pointer` refuses such a path: a server that sends one is not to be trusted with the others.
                 if name::leads_out(&item.path) {
                     cache.pointer(commit, &item.path)?;
                 }
@@ -232,6 +233,7 @@ impl Hub {
         let subject = Subject::Revision { repo, revision: commit };
         let url = format!("{}/api/datasets/{repo}/revision/{commit}?expand=cardData", self.client.endpoint);
         let (info, _): (Info, _) = self.client.json(&url, &subject)?;
+        // Not stored: the Hub may read the card another time, and null would mean that there are no subsets.
         let Some(card) = info.card_data else { return Ok(None) };
         cache.write_configs(commit, &card.configs)?;
         Ok(Some(card.configs))

@@ -40,6 +40,7 @@ impl ChatTemplate {
         let program = self.program()?;
         let chat = Chat { program: &program, turns, values };
         let whole = chat.run(turns.len(), false)?;
+        // Before the answers are looked for: what the template leaves out would be missing in training without a word.
         if let Some(what) = chat.unwritten(&whole)? {
             return Err(unwritten(&what).into());
         }
@@ -133,6 +134,7 @@ impl Chat<'_> {
         for i in self.answers().filter(|&i| wanted == TrainOn::All || self.is_trained(i, wanted)) {
             answered.push((i, self.answered(i, &whole)?));
         }
+        // Each text is then a beginning of the whole: later turns change nothing before them, and one text serves all.
         if answered.iter().all(|(_, one)| whole.starts_with(&one.text)) {
             let spans: Vec<Range<usize>> = answered.into_iter().flat_map(|(_, one)| one.trained).collect();
             let trained = if wanted == TrainOn::All { self.trained_ranges(&spans, whole.len(), wanted) } else { spans };
@@ -168,6 +170,7 @@ impl Chat<'_> {
 
     /// Where the content of turn `i`, the last of `text`, begins: where the texts of two contents begin to differ.
     fn content_start(&self, i: usize, text: &str) -> Result<usize> {
+        // Two contents that differ in their first character: what both texts share ends where the content begins.
         let a = self.run_with(i + 1, i, |message| message.content = "Q".to_owned())?;
         let b = self.run_with(i + 1, i, |message| message.content = "Z".to_owned())?;
         let start = common_start(&a, &b);

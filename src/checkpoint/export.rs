@@ -36,6 +36,7 @@ const MAX_SETTINGS: u64 = 64 << 20;
 /// appears whole or not at all; one that exists and is not empty is refused (exit 78).
 pub fn export(source: &Opened, out: &Path, dtype: Dtype, trim_vocab: Option<usize>) -> Result<()> {
     refuse_taken(out)?;
+    // Before the directory is made: nothing wrong is to be published.
     source.check_tied()?;
     source.check_base()?;
     let mut model = source.model.clone();
@@ -61,6 +62,7 @@ pub fn export(source: &Opened, out: &Path, dtype: Dtype, trim_vocab: Option<usiz
     writer.weights(&views, dtype, SHARD_BYTES, &mut |sink| {
         let Some((name, shape)) = next.next() else { return Ok(()) };
         let (_, values) = source.weight(name)?;
+        // Rows beyond the tokenizer's ids are padding and come last, so a shorter slice is the trimmed tensor.
         let rows_cut = name == EMBED || name == LM_HEAD;
         let kept = if rows_cut { shape.iter().product() } else { values.len() };
         sink(&values[..kept])

@@ -58,6 +58,7 @@ pub(super) fn refuse_other_kinds(json: &Value) -> Result<()> {
             .hint("adapters are read as PEFT's save_pretrained writes them")
             .into());
     }
+    // Unknown keys count too: a newer kind of adapter must not be read as plain LoRA.
     let Some((key, value)) = config.iter().find(|(key, value)| !is_plain(key, value)) else { return Ok(()) };
     let mut shown: String = value.to_string().chars().take(80).collect();
     if shown.len() < value.to_string().len() {

@@ -30,6 +30,7 @@ pub(super) fn has_configs(readme: &str) -> bool {
 
 /// The YAML between the first two lines `---`.
 fn front_matter(text: &str) -> Option<&str> {
+    // Some editors put a byte order mark in front.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut lines = text.split_inclusive('\n');
     let first = lines.next().filter(|line| line.trim_end() == "---")?;

@@ -62,6 +62,7 @@ impl HubName {
         let mut parsed =
             Self { repo: format!("{owner}/{name}"), revision: None, subset: None, split: None, path: None };
         if let Some(after) = rest.strip_prefix('@') {
+            // These revisions contain slashes, which would otherwise begin a path.
             let special = SPECIAL.iter().find(|s| after.starts_with(**s)).map_or(0, |s| s.len());
             let length = special + split_before(&after[special..], ":/").0.len();
             let revision = &after[..length];

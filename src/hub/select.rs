@@ -86,6 +86,7 @@ pub(super) fn by_subset<'a>(tree: &'a Tree, name: &HubName, subsets: &[Subset]) 
     }
     chosen.sort_unstable();
     chosen.dedup();
+    // A split may hold its data in several forms; read together they would count twice.
     let chosen = most_frequent_kind(chosen);
     if chosen.is_empty() {
         let hint = format!("its files match {}; only .parquet, .json(l) and .txt are read", list(patterns));
@@ -119,6 +120,7 @@ fn inside(directory: Option<&str>, pattern: &str, name: &HubName) -> Result<Stri
         Some(directory) => format!("{directory}/{pattern}"),
         None => pattern.to_owned(),
     };
+    // Cards write `./data/*`, while the list of files has no `.`.
     let plain: Vec<&str> = joined.split('/').filter(|part| *part != ".").collect();
     let plain = plain.join("/");
     if plain.contains("://") || !is_safe_path(&plain) {

@@ -84,6 +84,7 @@ impl Settings {
         let token = match token.or_else(|| Some(std::fs::read_to_string(&token_file).ok()?.trim().to_owned())) {
             None => None,
             Some(token) if token.is_empty() => None,
+            // It becomes part of a header, where a line break would begin another one.
             Some(token) if token.bytes().all(|b| b.is_ascii_graphic()) => Some(Token(token)),
             Some(_) => {
                 let message = "the Hub's token (HF_TOKEN or the token file) holds characters that no token has";
