@@ -17,11 +17,15 @@ const EXAMPLES: &str = "Examples:
   llama-lite sft --config configs/sft-alpaca.toml --ckpt llama-hf --data hub:yahma/alpaca-cleaned --out runs/tuned
   llama-lite sft --config configs/sft-alpaca.toml --ckpt llama-hf --data chats.jsonl --show-data 3
 
+Without a [lora] section all weights are trained.";
+
+/// Stands for the list of shapes that only the long help has.
+const RECORDS: &str = "\
 Records: conversations or messages, prompt and completion, instruction and output or response, question and answer: see
---help. Without a [lora] section all weights are trained.";
+--help.";
 
 #[derive(Args, Clone, Debug)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = format!("{EXAMPLES}\n\n{RECORDS}"))]
 #[command(after_long_help = format!("{EXAMPLES}\n\n{}\n\n{}", crate::config::record_shapes_text(), crate::config::reference_text()))]
 pub struct SftArgs {
     /// Configuration, TOML or JSON
