@@ -15,6 +15,7 @@ use crate::commands::resume::{self, ResumeArgs};
 use crate::commands::sample::{self, SampleArgs};
 use crate::commands::sft::{self, SftArgs};
 use crate::commands::why::{self, WhyArgs};
+use crate::config::silence_renamed_keys;
 use crate::metrics::{Color, Console};
 use crate::ops::device::{self, DeviceChoice};
 use crate::runtime::error::{Exit, fail};
@@ -89,6 +90,9 @@ pub fn run(cli: Cli) -> Result<()> {
     ignore_file_size_signal();
     device::choose(cli.global.device)?;
     set_threads(cli.global.threads)?;
+    if cli.global.quiet {
+        silence_renamed_keys();
+    }
     let console = Console::stderr(cli.global.quiet, cli.global.color);
     let result = dispatch(cli.command, console);
     // The times are written after a failure too, but the failure of the command is the one to report.

@@ -30,7 +30,7 @@ pub use choices::{
 };
 pub use record_shapes::{Meaning, plain_role, record_shapes_text, usual_role};
 pub use reference::{reference, reference_text};
-pub use renamed::current_key;
+pub use renamed::{current_key, silence_renamed_keys};
 pub use schema::{
     CheckpointConfig, Config, DataConfig, EvalConfig, GuardConfig, LogConfig, LoraConfig, ModelConfig, OptimizerConfig,
     SampleConfig, ScheduleConfig, SftConfig, TrainConfig,

@@ -19,6 +19,11 @@ pub fn current_key(key: &str) -> &str {
     RenamedKey::find(key).map_or(key, |renamed| renamed.new)
 }
 
+/// Says nothing of old names from here on, as `--quiet` asks.
+pub fn silence_renamed_keys() {
+    RENAMED_KEYS.iter().for_each(|renamed| renamed.noted.call_once(|| {}));
+}
+
 const fn renamed(old: &'static str, new: &'static str) -> RenamedKey {
     RenamedKey { old, new, noted: Once::new() }
 }

@@ -255,6 +255,10 @@ impl MaskReport {
         if let Err(failure) = self.check_bad() {
             return failure;
         }
+        if records == 0 {
+            return fail(Exit::Data, "the data hold no records")
+                .hint("give --data files with records; `llama-lite sft --help` lists their shapes");
+        }
         let marked = self.tally.marked;
         if marked > 0 {
             return fail(

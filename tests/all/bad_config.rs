@@ -152,5 +152,7 @@ fn an_old_name_of_a_key_is_read_with_a_note() {
         assert_eq!(notes.matches("note: data.accept_change is now data.allow_change\n").count(), 1, "{notes}");
         let printed = stdout(&output);
         assert!(printed.contains("\nallow_change = true\n") && !printed.contains("accept_change"), "{printed}");
+        let output = ok(&[&["pretrain", "--config", arg(&path), "--print-config", "--quiet"], sets].concat());
+        assert_eq!(stderr(&output), "");
     }
 }

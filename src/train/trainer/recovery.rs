@@ -61,7 +61,9 @@ impl Trainer {
         // Read before `restore` replaces all three.
         let tried = self.state.run.guard.rollbacks;
         if tried >= self.config.guard.rollbacks {
-            return Err(self.give_up(&format!("{why}, nor do {tried} rollbacks")));
+            let rollbacks =
+                if tried == 1 { "nor does 1 rollback".to_owned() } else { format!("nor do {tried} rollbacks") };
+            return Err(self.give_up(&format!("{why}, {rollbacks}")));
         }
         // A save in flight may have been copied before the refusals: then it may be the checkpoint to go back to.
         if let Some(done) = self.wait_for_save()?
