@@ -91,7 +91,7 @@ pub struct Fit {
     /// Its sequences; they divide those of a step.
     pub micro_batch_size: usize,
     pub recompute: Recompute,
-    /// Whether there is room for the copy of a checkpoint as well, from which it is written while training goes on.
+    /// Whether there is room for the copy of a checkpoint as well, from which it is written while training continues.
     pub with_copy: bool,
 }
 

@@ -111,7 +111,7 @@ fn find_sequences(
             loss = Some(train.loss).filter(|loss| loss.is_finite());
         }
     }
-    // Steps that are still to come are taken as the configuration says.
+    // For steps that are still to come, the configuration gives the number of tokens.
     let each = config.train.tokens_per_step as u64;
     let start = before.1 + (step - 1 - before.0) * each;
     let count = tokens_after.map_or(each, |tokens| tokens.saturating_sub(start)) / length;

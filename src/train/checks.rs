@@ -1,4 +1,4 @@
-//! What is checked before a run creates anything: the machine, the disk, and the weights that it is to begin with.
+//! What is checked before a run creates anything: the machine, the disk, and the weights that it starts from.
 
 use super::footprint::{Footprint, checkpoint_bytes};
 use super::identity::precision;

@@ -9,7 +9,7 @@ use crate::runtime::panic::catch_panic;
 use anyhow::Result;
 use std::path::{Path, PathBuf};
 
-/// Panics after which a checkpoint is passed over.
+/// Panics after which a checkpoint is no longer used.
 const MOST: u64 = 2;
 
 fn marker(checkpoint: &Path) -> PathBuf {

@@ -23,7 +23,7 @@ pub struct Footprint {
     pub activations: u64,
     /// The block at work, and the head's chunk of logits.
     pub workspace: u64,
-    /// The copy that a checkpoint is written from while training goes on.
+    /// The copy that a checkpoint is written from while training continues.
     pub snapshot: u64,
     /// The program itself: code, threads, tokenizer, the allocator's slack.
     pub program: u64,

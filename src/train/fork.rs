@@ -71,7 +71,7 @@ impl Branch {
     }
 }
 
-/// Refuses a branch that cannot go on from `saved`, or that would learn nothing.
+/// Refuses a branch that cannot continue from `saved`, or that would learn nothing.
 fn check(branch: &Branch, saved: &TrainerStateFile, steps: u64) -> Result<()> {
     let name = &branch.name;
     let at = saved.state.step;

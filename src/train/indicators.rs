@@ -55,7 +55,7 @@ mod tests {
     use crate::train::step::take_step;
     use candle_core::{Device, Tensor};
 
-    /// What is reckoned back is what the weights have moved by.
+    /// The update norms, computed back from the moments, are the norms of the differences of the weights.
     #[test]
     fn updates_are_the_differences_of_the_weights() {
         let text = "[model]\nhidden_size = 32\nintermediate_size = 48\nnum_hidden_layers = 3\nnum_attention_heads = 4\nvocab_size = 320\n\

@@ -16,10 +16,10 @@ pub struct RunLogs {
     pub metrics: MetricsLog,
     pub samples: SampleLog,
     pub times: StepLog<Times>,
-    /// Losses of sequences, if they are wanted.
+    /// Losses of sequences, if `log.sequences` asks for them.
     pub sequences: Option<StepLog<Sequences>>,
     pub events: Events,
-    /// The same records for TensorBoard, if they are wanted.
+    /// The same records for TensorBoard, if `log.tensorboard` asks for them.
     pub board: Option<TensorBoard>,
 }
 

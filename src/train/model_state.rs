@@ -143,7 +143,7 @@ fn read_flat(layout: &Layout, suffix: &str, read: impl FnOnce(Sink) -> Result<()
     Ok(flat)
 }
 
-/// Fills `flat`, rounded to its type, with all tensors `<name><suffix>` that `read` delivers; others are passed over, missing ones refused.
+/// Fills `flat`, rounded to its type, with all tensors `<name><suffix>` that `read` delivers; others are ignored, missing ones refused.
 fn read_into(flat: &Tensor, layout: &Layout, suffix: &str, read: impl FnOnce(Sink) -> Result<()>) -> Result<()> {
     let by_name: BTreeMap<String, usize> =
         layout.specs.iter().enumerate().map(|(i, s)| (format!("{}{suffix}", s.name), i)).collect();

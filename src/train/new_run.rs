@@ -41,7 +41,7 @@ impl NewRun {
         let build = identity(&setup.config.train, &setup.device);
         let init_from = source.map(|source| std::path::absolute(source.dir)).transpose()?;
         let mut events = Events::open(out)?;
-        // Durable before the configuration makes this a run: a restart must begin with the same weights.
+        // Durable before the configuration makes this a run: a restart must start from the same weights.
         events.append("start", json!({"attempt": 1, "step": 0, "init_from": init_from, "build": build}))?;
         write_atomic(&out.join("config.toml"), config_text.as_bytes())?;
         let logs = RunLogs::open(out, &setup.config.log, events, None)?;

@@ -42,7 +42,7 @@ pub struct Requests {
     file: PathBuf,
 }
 
-/// Exit codes of SIGINT, SIGTERM and SIGHUP before training begins.
+/// Exit codes of SIGINT, SIGTERM and SIGHUP before training starts.
 pub type EarlyExits = [i32; 3];
 
 /// For a run that does not exist yet: as if there were no handler.

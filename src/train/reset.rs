@@ -36,7 +36,7 @@ impl Piece {
 }
 
 /// Gives up those of `pieces` that the configuration holds, at `step`. Before any state is made of it: an optimizer or a model that
-/// has copied a seed or a schedule would go on with the old one, and a resume of its checkpoint with the new one.
+/// has copied a seed or a schedule would continue with the old one, and a resume of its checkpoint with the new one.
 pub fn reset_config(config: &mut Config, pieces: &BTreeSet<Piece>, step: u64) {
     if pieces.contains(&Piece::Rng) {
         let key = [config.train.seed.to_le_bytes(), step.to_le_bytes()].concat();

@@ -168,7 +168,7 @@ impl StoppedRun<'_> {
         Ok(())
     }
 
-    /// A run that was stopped before its first checkpoint: from step 0 again, with the weights it began with.
+    /// A run that was stopped before its first checkpoint: from step 0 again, with the weights that it started from.
     fn restart(self, sets: &[String]) -> Result<()> {
         let session = self.session;
         session.note(&format!("{}: no checkpoint was saved; starting again at step 0", self.dir.display()));

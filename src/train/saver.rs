@@ -1,4 +1,4 @@
-//! Saving beside training: the loop copies the state in memory and goes on, a thread writes the copy.
+//! Saving beside training: the loop copies the state in memory and trains on, a thread writes the copy.
 //!
 //! One save is in flight at a time. The thread sends its result to the loop, which alone writes to the console and the events: a
 //! checkpoint counts only when it is durable, and a failure is reported at the next step.

@@ -1,7 +1,7 @@
 //! The learning rate of every update, as a pure function of the configuration and the update's index.
 //!
-//! `[schedule]` of a resolved configuration says all of it: where it starts, how long it is, where it ends. Whoever wants a rate, be
-//! it the loop, `plan` or a resume, asks [`Schedule::new`], so that what is shown is what runs. Lengths are fixed when a run starts:
+//! `[schedule]` of a resolved configuration determines all of it: where it starts, how long it is, where it ends. The loop, `plan` and a
+//! resume all use [`Schedule::new`], so that what is shown is what runs. Lengths are fixed when a run starts:
 //! extending `train.steps` does not stretch a rate that is already under way (it would jump up in mid-run, and the loss with it).
 //! Nothing else is remembered: a rate is never accumulated, so any step's rate can be recomputed at any time.
 

@@ -58,7 +58,7 @@ impl StepReport {
         Times { step, seconds: seconds.into_iter().chain([("data".to_owned(), data)]).collect() }
     }
 
-    /// The log record of the step that led to `state`, without what a clock says.
+    /// The log record of the step that led to `state`, without times and speeds.
     pub fn record(&self, state: &TrainerState) -> Train {
         Train {
             step: state.step,

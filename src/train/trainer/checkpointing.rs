@@ -46,7 +46,7 @@ fn exit_of(error: &anyhow::Error) -> Option<Exit> {
 }
 
 impl Trainer {
-    /// Copies the state and goes on while it is written. A save still in flight is waited for first.
+    /// Copies the state, and trains on while a thread writes the copy. A save still in flight is waited for first.
     pub(super) fn save_in_background(&mut self) -> Result<()> {
         let started = self.start_phase("saving");
         self.settle_save()?;
