@@ -15,12 +15,12 @@ tests=$("$binary" --list | sed -n 's/^\(torture::.*\): test$/\1/p' | grep -F -- 
 broken=()
 
 # row PROMISE TEST FIGURES
-row() { printf '%-7s  %-44s  %s\n' "$@"; }
+row() { printf '%-8s  %-44s  %s\n' "$@"; }
 
 # What a test reached, from its output; a torture that shows no figures has not taken place.
 judge() { # NAME STATUS
     local name=$1 status=$2 log=$work/$1
-    sed -n 's/^.*torture: \(R[0-9]*\) [^:]*: \(.*\)$/\1\t\2/p' "$log" >"$log.rows"
+    sed -n 's/^.*torture: \([a-z]*\) [^:]*: \(.*\)$/\1\t\2/p' "$log" >"$log.rows"
     if [ "$status" != 0 ] || [ ! -s "$log.rows" ]; then
         broken+=("$name")
         row "BROKEN" "${name#torture::}" "$(grep -m1 -A1 'panicked at' "$log" | tail -1 | cut -c1-160)"
@@ -39,9 +39,9 @@ if [ "$filter" = torture:: ]; then
     status=0
     if command -v python3 >/dev/null; then
         python3 scripts/torture_prepare.py --kills 50 >"$work/prepare" 2>&1 || status=$?
-        sed -i '$s/^\([0-9]* kills\)/torture: R1 prepare: \1/' "$work/prepare"
+        sed -i '$s/^\([0-9]* kills\)/torture: resume prepare: \1/' "$work/prepare"
     else
-        echo "torture: R1 prepare: not run: python3 is not installed" >"$work/prepare"
+        echo "torture: resume prepare: not run: python3 is not installed" >"$work/prepare"
     fi
     judge prepare "$status"
 fi

@@ -109,7 +109,7 @@ fn every_file_damaged() {
     let found: usize = noticed.values().map(|(_, found)| found).sum();
     let kinds: Vec<String> = noticed.iter().map(|(kind, (all, found))| format!("{kind} {found}/{all}")).collect();
     figures(
-        "R3",
+        "fallback",
         "every_file_damaged",
         &format!(
             "{} mutations of {} files, {found} changed a byte and were noticed ({}), all ended equal; seed {SEED}",
@@ -142,7 +142,7 @@ fn times_and_names_decide_nothing() {
     assert_eq!(begins(&out).last(), Some(&12), "{}", ended.stderr);
     subject.assert_same(&out);
     figures(
-        "R3",
+        "fallback",
         "times_and_names",
         "times of 3 checkpoints reversed, the oldest named as the newest: the newest resumed",
     );
@@ -170,7 +170,7 @@ fn nothing_good_left() {
         assert_eq!(set_aside(&out, ".bad-").len(), 3);
     }
     figures(
-        "R3",
+        "fallback",
         "nothing_good_left",
         &format!("{} runs with every checkpoint damaged: exit 65, all kept; seed {SEED}", count(2, 12)),
     );

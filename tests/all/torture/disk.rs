@@ -44,7 +44,7 @@ fn limits_on_file_size() {
         subject.finish(&out);
     }
     figures(
-        "R5",
+        "disk",
         "limits_on_file_size",
         &format!(
             "ulimit -f at {} sizes from {} to {} KiB: {refused} exits 74, earlier checkpoints intact, all resumed to the same end",
@@ -99,7 +99,7 @@ fn full_disks() {
     const SEED: u64 = 7;
     let subject = Subject::new(120, 5, &["checkpoint.keep=100", "eval.every=40", "sample.every=0"]);
     let Some(disk) = Tmpfs::mount(subject.path("small"), 8) else {
-        return figures("R5", "full_disks", "not run: no file system can be mounted here");
+        return figures("disk", "full_disks", "not run: no file system can be mounted here");
     };
     let out = disk.0.join("run");
     let ended = Running::start(&mut subject.pretrain(&out)).end();
@@ -122,7 +122,7 @@ fn full_disks() {
         subject.finish(&out);
     }
     figures(
-        "R5",
+        "disk",
         "full_disks",
         &format!(
             "8 MiB: exit 74, enlarged, same end; filled in mid-run {rounds} times: {felt} exits 74, earlier checkpoints intact, \

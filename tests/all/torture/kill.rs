@@ -76,7 +76,7 @@ fn random_kills() {
     let retained = resume_each(&subject, &out);
     let Tally { runs, kills, most_lost, beyond, .. } = tally;
     figures(
-        "R1",
+        "resume",
         "random_kills",
         &format!(
             "{kills} kills in {runs} runs of {:.2} s, all equal; {share:.0} % after a step, at most {most_lost} steps lost (checkpoints \
@@ -156,7 +156,7 @@ fn kills_of_commands_that_read_a_run() {
     let in_export = kill_reader(3, &export, &model, &subject.whole);
     let kills = count(4, 20);
     figures(
-        "R1",
+        "resume",
         "kills_of_readers",
         &format!(
             "{kills} kills of eval ({in_eval} before its end), {kills} of export ({in_export}): results whole or absent; seeds 2, 3"
@@ -208,7 +208,7 @@ fn kills_of_preparation() {
         assert!(bytes(&out) == bytes(&straight), "{} differs", out.display());
     }
     figures(
-        "R1",
+        "resume",
         "kills_of_preparation",
         &format!("{kills} kills, {unfinished} left a directory that is refused; finished ones equal; seed {SEED}"),
     );
@@ -254,7 +254,7 @@ fn kills_of_fine_tuning() {
         }
     }
     figures(
-        "R1",
+        "resume",
         "kills_of_fine_tuning",
         &format!(
             "{kills} kills of sft and its resumes ({runs} ended before), adapters and whole models: all equal; seed {SEED}"

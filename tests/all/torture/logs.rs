@@ -65,7 +65,7 @@ fn altered_lines_are_noticed() {
     alter(&out, "train", saved + 1, "tokens_per_second", &json!(1.5));
     subject.finish(&out);
     figures(
-        "R9",
+        "logs",
         "altered_lines",
         &format!(
             "{trials} altered lines of repeated steps: {trials} events name the step; none for a changed clock; seed {SEED}"
@@ -91,7 +91,7 @@ fn secrets_of_the_environment_stay_there() {
     let found: Vec<_> = files.iter().filter(|(_, bytes)| holds(bytes)).map(|(path, _)| path).collect();
     assert!(found.is_empty() && !holds(told.as_bytes()), "{found:?}");
     figures(
-        "R10",
+        "logs",
         "secrets",
         &format!("a secret of the environment is in none of {} files, nor in what is said", files.len()),
     );

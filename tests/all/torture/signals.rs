@@ -103,7 +103,7 @@ fn random_signals() {
     }
     let Tally { signals, stops, early, slowest } = tally;
     figures(
-        "R6",
+        "signals",
         "random_signals",
         &format!(
             "{signals} signals in {runs} runs: {stops} exits 75 without a step lost, {early} before training began, the others at its \
@@ -145,7 +145,7 @@ fn a_second_interrupt() {
         subject.finish(&out);
     }
     figures(
-        "R6",
+        "signals",
         "second_interrupt",
         &format!(
             "{trials} times SIGINT twice: {at_once} exits 130 at once, the others 75; all equal after resuming; seed {SEED}"
@@ -171,7 +171,7 @@ fn a_storm_of_requests_to_save() {
     subject.assert_same(&out);
     let extra = announced(&out).iter().filter(|step| !step.is_multiple_of(subject.every)).count();
     figures(
-        "R6",
+        "signals",
         "storm_of_usr1",
         &format!(
             "{sent} SIGUSR1 in {:.2} s: {extra} checkpoints beside those due, the run went on to the same end",
@@ -202,7 +202,7 @@ fn the_file_stop() {
         }
     }
     figures(
-        "R6",
+        "signals",
         "file_stop",
         &format!("{stops} of {trials} runs stopped with 75, no step lost, all equal; seed {SEED}"),
     );
@@ -221,7 +221,7 @@ fn as_first(command: &Command) -> Command {
 fn as_the_first_process() {
     let probe = as_first(&Command::new("true")).stderr(Stdio::null()).status();
     if !probe.is_ok_and(|status| status.success()) {
-        return figures("R6", "first_process", "not run: process namespaces are not allowed here");
+        return figures("signals", "first_process", "not run: process namespaces are not allowed here");
     }
     let subject = subject();
     let names = ["TERM", "INT", "HUP"];
@@ -239,7 +239,7 @@ fn as_the_first_process() {
         assert_nothing_lost(&out, had);
     }
     figures(
-        "R6",
+        "signals",
         "first_process",
         "SIGTERM, SIGINT and SIGHUP to process 1 of a namespace: exit 75, no step lost, all equal",
     );
@@ -287,7 +287,7 @@ fn a_signal_during_validation() {
         assert_nothing_lost(&out, step);
     }
     figures(
-        "R6",
+        "signals",
         "signal_in_validation",
         &format!(
             "SIGTERM in validations of {:.1} s at steps {steps:?}: exit 75 within {:.2} s, metrics equal after resuming",

@@ -129,7 +129,7 @@ impl Scene<'_> {
 #[test]
 fn kills_at_system_calls() {
     if let Some(why) = unable() {
-        return figures("R2", "kills_at_system_calls", why);
+        return figures("atomic", "kills_at_system_calls", why);
     }
     let subject = Subject::new(12, 4, &[]);
     let template = cut_off(&subject, "template");
@@ -150,7 +150,7 @@ fn kills_at_system_calls() {
     }
     let calls: Vec<String> = calls.iter().map(|(call, kills)| format!("{call} {kills}")).collect();
     figures(
-        "R2",
+        "atomic",
         "kills_at_system_calls",
         &format!(
             "{kills} kills of {tried} tried in pretrain and resume ({}), all equal after resuming",
@@ -195,14 +195,14 @@ fn fail_calls(subject: &Subject, templates: &[Option<&Path>]) -> (usize, usize) 
 #[test]
 fn failing_system_calls() {
     if let Some(why) = unable() {
-        return figures("R5", "failing_system_calls", why);
+        return figures("disk", "failing_system_calls", why);
     }
     let subject = Subject::new(12, 4, &[]);
     let template = cut_off(&subject, "template");
     let scenes = [None, Some(template.as_path())];
     let (tried, stopped) = fail_calls(&subject, &scenes[usize::from(!is_full())..]);
     figures(
-        "R5",
+        "disk",
         "failing_system_calls",
         &format!(
             "{tried} calls failed once each: {stopped} exits 74, the others finished; checkpoints intact, all equal in the end"
@@ -215,7 +215,7 @@ fn failing_system_calls() {
 #[test]
 fn a_restart_that_cannot_read() {
     if let Some(why) = unable() {
-        return figures("R5", "restart_that_cannot_read", why);
+        return figures("disk", "restart_that_cannot_read", why);
     }
     let other = Subject::new(4, 4, &["train.seed=2"]);
     let subject = Subject::with_weights(12, 4, &[], Some(&other.whole));
@@ -233,7 +233,7 @@ fn a_restart_that_cannot_read() {
         });
     }
     figures(
-        "R5",
+        "disk",
         "restart_that_cannot_read",
         &format!("{tried} failures to open a file while a run begins again: {stopped} exits 74, all equal in the end"),
     );

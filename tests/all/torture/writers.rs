@@ -62,7 +62,7 @@ fn one_of_eight_writers() {
         assert_eq!(steps, (1..=steps.len() as u64).collect::<Vec<_>>(), "two wrote the log");
     }
     figures(
-        "R8",
+        "writers",
         "one_of_eight_writers",
         &format!(
             "{rounds} rounds of {RACERS}: one winner each, {} losers exit 73 within {:.2} s, every winner killed and followed; seed {SEED}",
@@ -90,7 +90,7 @@ fn readers_beside_a_writer() {
     let steps = reached(&out) - before;
     assert!(writer.kill(), "the writer ended");
     figures(
-        "R8",
+        "writers",
         "readers_beside_a_writer",
         &format!(
             "{reads} times eval and sample beside a writer that took {steps} steps and replaced its checkpoints: all read"
