@@ -220,26 +220,12 @@ impl DocumentScore {
             Document::Choices { choices, gold, .. } => {
                 // For each character of the choice, as the harness's acc_norm has it.
                 let norm: Vec<f64> = lls.iter().zip(choices).map(|(ll, c)| ll / python::len(c) as f64).collect();
-                let acc_norm = Some(accuracy(&norm, *gold));
-                Self {
-                    acc: accuracy(&lls, *gold),
-                    acc_norm,
-                    sample: DocumentSample::new(lls, *gold),
-                    ..Self::default()
-                }
+                Self::of_choices(lls, Some(&norm), *gold)
             }
-            Document::Contexts { gold, .. } => {
-                Self { acc: accuracy(&lls, *gold), sample: DocumentSample::new(lls, *gold), ..Self::default() }
-            }
+            Document::Contexts { gold, .. } => Self::of_choices(lls, None, *gold),
             Document::Endings { gold, .. } => {
                 let means: Vec<f64> = found.iter().map(|l| l.log_likelihood / l.tokens as f64).collect();
-                let acc_norm = Some(accuracy(&means, *gold));
-                Self {
-                    acc: accuracy(&lls, *gold),
-                    acc_norm,
-                    sample: DocumentSample::new(lls, *gold),
-                    ..Self::default()
-                }
+                Self::of_choices(lls, Some(&means), *gold)
             }
             Document::Word { continuation, .. } => {
                 let greedy = found.iter().all(|l| l.greedy);
@@ -256,6 +242,16 @@ impl DocumentScore {
                 let sample = DocumentSample::new(vec![lls.iter().sum()], Value::Null);
                 Self { acc: f64::NAN, size: Some((*words, *bytes)), sample, ..Self::default() }
             }
+        }
+    }
+
+    /// A question whose answers have the log-likelihoods `lls`, and `normalised` by their lengths where the task asks for that.
+    fn of_choices(lls: Vec<f64>, normalised: Option<&[f64]>, gold: Option<usize>) -> Self {
+        Self {
+            acc: accuracy(&lls, gold),
+            acc_norm: normalised.map(|normalised| accuracy(normalised, gold)),
+            sample: DocumentSample::new(lls, gold),
+            ..Self::default()
         }
     }
 }
@@ -276,10 +272,14 @@ fn argmax(values: &[f64]) -> Option<usize> {
     best.map(|(i, _)| i)
 }
 
+/// The log-likelihoods of documents that have one each: pages and words.
+fn first_likelihoods(scores: &[DocumentScore]) -> impl Iterator<Item = f64> {
+    scores.iter().filter_map(|score| score.sample.log_likelihoods.first().copied())
+}
+
 fn metrics(scores: &[DocumentScore]) -> Vec<Metric> {
-    let lls: Vec<f64> = scores.iter().map(|score| score.sample.log_likelihoods[0]).collect();
     if scores.iter().any(|score| score.size.is_some()) {
-        let total: f64 = lls.iter().sum();
+        let total: f64 = first_likelihoods(scores).sum();
         let (words, bytes) = scores.iter().filter_map(|s| s.size).fold((0, 0), |(w, b), (x, y)| (w + x, b + y));
         return vec![
             Metric { name: "word_perplexity", value: (-total / words as f64).exp(), stderr: None },
@@ -289,6 +289,7 @@ fn metrics(scores: &[DocumentScore]) -> Vec<Metric> {
     }
     let mut all = Vec::new();
     if scores.iter().any(|score| score.word) {
+        let lls: Vec<f64> = first_likelihoods(scores).collect();
         all.push(Metric { name: "perplexity", value: (-mean(&lls)).exp(), stderr: perplexity_error(&lls) });
     }
     let acc: Vec<f64> = scores.iter().map(|score| score.acc).collect();
@@ -328,6 +329,13 @@ mod tests {
         assert_eq!((score.acc, score.acc_norm), (1.0, Some(1.0)));
         let unanswerable = Document::Choices { context: String::new(), choices: vec!["a".into()], gold: None };
         assert_eq!(DocumentScore::new(&unanswerable, &[likelihood(-1.0, 1)]).acc, 0.0);
+    }
+
+    #[test]
+    fn a_question_without_choices_counts_as_wrong() {
+        let empty = Document::Choices { context: String::new(), choices: vec![], gold: None };
+        let metrics = metrics(&[DocumentScore::new(&empty, &[])]);
+        assert_eq!(metrics.iter().map(|m| (m.name, m.value)).collect::<Vec<_>>(), [("acc", 0.0), ("acc_norm", 0.0)]);
     }
 
     #[test]
