@@ -74,7 +74,7 @@ pub struct Guard {
     grad_norms: VecDeque<f64>,
     /// Refused updates in a row up to the last step. Files call a refused update skipped.
     #[serde(rename = "skipped_in_a_row")]
-    pub refused_in_a_row: u64,
+    refused_in_a_row: u64,
     /// The steps of the refused updates within the last [`SPAN`].
     #[serde(rename = "skipped")]
     refused: VecDeque<u64>,
@@ -244,6 +244,10 @@ mod tests {
                 assert!(matches!(verdicts[1], Verdict::Spike("loss", Excess::TimesLargest(times)) if times > 3000.0));
             }
         }
+        // The divisor is named: here the loss of guessing is above all losses so far.
+        let mut guard = Guard::default();
+        let verdicts = [10.0, 32_906.0].map(|loss| guard.check(&config(SpikePolicy::Warn), 1, loss, 1.0, 10.8));
+        assert!(matches!(verdicts[1], Verdict::Spike("loss", Excess::TimesGuessing(times)) if times > 3000.0));
         // A fine-tuned model's losses vary from batch to batch: below that of guessing that is no explosion.
         let mut guard = Guard::default();
         for loss in [0.2, 0.9, 0.1, 4.0, 12.0] {

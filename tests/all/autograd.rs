@@ -97,7 +97,7 @@ fn loss_and_every_gradient_agree_with_autograd() {
             let (inputs, targets) = batch(b, t, 101);
             let vars = named(&flat, &layout);
             let want = reference_losses(&vars, &config, &inputs, &targets).unwrap();
-            let oracle = want.mean_all().unwrap().backward().unwrap();
+            let expected = want.mean_all().unwrap().backward().unwrap();
             let flat_grads = layout.zeros(&Device::Cpu).unwrap();
             let grads = model.grads(&flat_grads).unwrap();
             let losses = model
@@ -114,7 +114,7 @@ fn loss_and_every_gradient_agree_with_autograd() {
                     assert!(largest < 1e-6, "gradient of {} is {largest:.1e}, not 0", spec.name);
                     continue;
                 }
-                let d = difference(&got, oracle.get(&vars[&spec.name]).unwrap()).unwrap();
+                let d = difference(&got, expected.get(&vars[&spec.name]).unwrap()).unwrap();
                 assert!(d < 1e-4, "gradient of {} (b {b}, t {t}) differs by {d:.1e}", spec.name);
             }
         }

@@ -68,7 +68,7 @@ fn a_killed_preparation_goes_on_to_the_same_bytes() {
     }
     if !killed.join("shards.json").exists() {
         let output = ok(&prepare(&text, &killed, &options));
-        assert!(went_on == 0 || stderr(&output).contains("resumed"), "{}", stderr(&output));
+        assert!(went_on == 0 || stderr(&output).contains("resumed an interrupted run"), "{}", stderr(&output));
     }
     assert!(contents(&killed) == contents(&straight));
     ok(&["data", "verify", arg(&killed)]);
@@ -214,7 +214,7 @@ fn the_chain_depends_on_the_tokens_alone() {
         assert_eq!(chain(name, sets), base, "{name}");
     }
     // Resumed with another batch: no gap.
-    let run = pretrain(dir.path(), "resumed", &["train.steps=4"]);
+    let run = pretrain(dir.path(), "resumed an interrupted run", &["train.steps=4"]);
     ok(&["resume", "--ckpt", arg(&run), "--set", "train.steps=8", "--set", "train.tokens_per_step=64"]);
     let all = records(&run.join("metrics.jsonl"));
     assert_eq!(all.iter().find(|r| r["kind"] == "train" && r["tokens"] == 768).unwrap()["chain"], base);

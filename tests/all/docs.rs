@@ -5,14 +5,14 @@
 use crate::support::root;
 use std::path::{Path, PathBuf};
 
-struct Page {
+pub(crate) struct Page {
     path: PathBuf,
-    name: String,
-    text: String,
+    pub(crate) name: String,
+    pub(crate) text: String,
 }
 
 /// README.md and the pages of docs/.
-fn pages() -> Vec<Page> {
+pub(crate) fn pages() -> Vec<Page> {
     let docs = std::fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path());
     let mut paths: Vec<PathBuf> = docs.filter(|path| path.extension().is_some_and(|e| e == "md")).collect();
     paths.push(root().join("README.md"));

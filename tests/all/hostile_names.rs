@@ -253,7 +253,7 @@ fn remove(path: &Path) {
 #[test]
 fn the_files_of_a_checkpoint_are_its_own() {
     let Twins { inside, outside, _dir } = twins();
-    // Every checkpoint has a trainer's state, which says whose the directory is where the manifest cannot.
+    // A checkpoint has a trainer state: it identifies the directory when the manifest is replaced.
     let state =
         "{\n  \"next_sequence\": 1,\n  \"chain\": \"00\",\n  \"updates\": 1,\n  \"data_fingerprint\": \"00\"\n}\n";
     for dir in [&inside, &outside] {

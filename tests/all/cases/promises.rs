@@ -62,7 +62,7 @@ fn validation_and_references(run: &Path, separator_ends: bool) -> [f64; 3] {
 #[test]
 fn validation_keeps_documents_apart_where_training_does() {
     let dir = tempfile::tempdir().unwrap();
-    // EvalSet that hold several stories.
+    // Rows that hold several stories.
     let long = [
         ["train.sequence_length=704", "train.tokens_per_step=704", "train.micro_batch_size=1", "data.val_stories=4"],
         ["optimizer.lr=5e-2", "eval.val_tokens=100000", "sample.every=0", "eval.every=12"],

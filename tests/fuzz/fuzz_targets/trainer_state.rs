@@ -5,14 +5,13 @@ mod shared;
 
 use libfuzzer_sys::fuzz_target;
 use llama_lite::config::Config;
-use llama_lite::data::order::DataHash;
 use llama_lite::train::trainer_state::TrainerStateFile;
 
 fuzz_target!(|input: &[u8]| {
     let Ok(value) = serde_json::from_slice::<serde_json::Value>(input) else { return };
+    let chain = value["chain"].as_str().map(str::to_lowercase);
     let Ok(saved) = serde_json::from_value::<TrainerStateFile>(value) else { return };
-    let data_hash = saved.state.data_hash;
-    assert_eq!(data_hash.to_string().parse::<DataHash>().expect("a hash is read back"), data_hash);
+    assert_eq!(Some(saved.state.data_hash.to_string()), chain);
     for update in [0, 1, saved.state.step, u64::MAX - 1] {
         saved.state.schedule.lr(update);
     }
