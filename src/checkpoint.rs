@@ -34,7 +34,6 @@ pub(crate) mod tests;
 pub use dtype::Dtype;
 pub use export::export;
 pub use find::{NewestValid, Valid, list_valid, newest_valid, newest_valid_until, quarantine, resolve, supersede};
-pub use hf::tensor_specs;
 pub use manifest::{Manifest, verify};
 pub use open::Opened;
 pub use recognize::is_checkpoint;

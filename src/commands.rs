@@ -68,7 +68,7 @@ fn exit_of(error: &anyhow::Error) -> Option<Exit> {
     Some(failure_in(error).map_or(unclassified, |failure| failure.exit))
 }
 
-/// What training is handed down: the device, which is read here and nowhere below, and the console.
+/// What training is handed down: the device and the console. Only commands read `device::used`.
 fn session(console: Console) -> Session {
     Session::new(device::used(), console)
 }

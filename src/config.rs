@@ -101,7 +101,7 @@ impl Config {
         Self::complete(entries, &[], &[], problems)
     }
 
-    /// The configuration of a file's `entries`, over which `sets` go and which go over what is `supplied`.
+    /// The configuration of a file: `sets` override its `entries`, and `supplied` fills what neither gives.
     fn complete(mut entries: Entries, sets: &[String], supplied: &[Supplied], mut problems: Problems) -> Result<Self> {
         apply_sets(&mut entries, sets, &mut problems);
         for (key, value, origin) in supplied {
@@ -202,7 +202,7 @@ impl SftInputs<'_> {
         let base = Raw::String(self.base.to_string_lossy().into_owned());
         let data = Raw::List(self.data.iter().cloned().map(Raw::String).collect());
         let mut entries = Vec::new();
-        m.write(&mut |key, value| entries.extend(value.map(|text| (key, raw_number_or_flag(&text), ckpt))));
+        m.write(&mut |key, value| entries.extend(value.map(|text| (key, Raw::from_text(&text), ckpt))));
         entries.extend([
             ("train.sequence_length", integer(m.max_position_embeddings.min(LONGEST_ROW)), ckpt),
             ("train.steps", Raw::Integer(steps), "--data"),
@@ -211,16 +211,6 @@ impl SftInputs<'_> {
             ("sft.base", base, ckpt),
         ]);
         entries
-    }
-}
-
-/// A value of `[model]` from the TOML that a section writes: all of them are numbers or flags.
-fn raw_number_or_flag(text: &str) -> Raw {
-    match (text.parse(), text.parse(), text.parse()) {
-        (Ok(flag), _, _) => Raw::Bool(flag),
-        (_, Ok(integer), _) => Raw::Integer(integer),
-        (_, _, Ok(number)) => Raw::Float(number),
-        _ => Raw::String(text.to_owned()),
     }
 }
 

@@ -109,8 +109,8 @@ fn unfinished(out: &Path, identity: &Identity) -> Result<(Option<State>, Option<
             let note = format!("resumed an interrupted run after {} records", state.lines.read);
             Ok((Some(state), Some(note)))
         }
-        // After a stop for bad input the user repairs a file, so other inputs are expected. Other options are not: those
-        // would throw work away that was wanted.
+        // After a stop for bad input the user repairs a file, so other inputs are expected. Other options start
+        // again only if no record was used yet: otherwise they would throw work away.
         Some(difference) if state.stopped && (difference.inputs_only || state.lines.used == 0) => {
             let note = format!("started again: {}", difference.what);
             Ok((None, Some(note)))

@@ -2,7 +2,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `mod.rs` | loss in nats per token and bits per byte |
+//! | `eval.rs` | loss in nats per token and bits per byte |
 //! | `tasks.rs` | what the tasks are; `tasks/`: how a row becomes prompts |
 //! | `dataset.rs`, `fewshot.rs` | rows and examples |
 //! | `encode.rs`, `engine.rs` | prompts to tokens to log-likelihoods |

@@ -208,7 +208,7 @@ impl Hub {
         match (card::has_configs(&String::from_utf8_lossy(&bytes)), self.settings.offline) {
             (false, _) => Ok(Vec::new()),
             (true, true) => Err(self.offline(&format!("{name}: its list of subsets")).into()),
-            (true, false) => Err(malformed_card(name, "the Hub does not read it either").into()),
+            (true, false) => Err(malformed_card(name, "the Hub cannot read it").into()),
         }
     }
 
@@ -233,7 +233,7 @@ impl Hub {
         let subject = Subject::Revision { repo, revision: commit };
         let url = format!("{}/api/datasets/{repo}/revision/{commit}?expand=cardData", self.client.endpoint);
         let (info, _): (Info, _) = self.client.json(&url, &subject)?;
-        // Not stored: the Hub may read the card another time, and null would mean that there are no subsets.
+        // Not stored: the Hub may be able to read the card later, and a stored null would mean that there are no subsets.
         let Some(card) = info.card_data else { return Ok(None) };
         cache.write_configs(commit, &card.configs)?;
         Ok(Some(card.configs))

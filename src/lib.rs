@@ -2,7 +2,7 @@
 //!
 //! One idea carries the crate: **explicit forward and backward on candle tensors**. Every operation of the training path is a pair of
 //! functions (`ops`); a block's forward returns what its backward consumes by value (`model`); candle's autograd is not in
-//! the training path but the oracle of the tests and of `doctor`.
+//! the training path: the tests and `doctor` compare with it.
 //!
 //! Data flow, one way: config → text → tokenizer → tokens → [`data::loader::Loader`] → sequences → [`model`] and [`ops`] → losses and
 //! gradients → [`train::optimizer`] → [`metrics`] and [`checkpoint`].

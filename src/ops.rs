@@ -20,7 +20,8 @@
 //! Invariants: an op knows shapes, never a Llama. Gradients of weights are ACCUMULATED into the tensor given for them.
 //! Every reduction runs in an order fixed by the shapes alone, matrix products included ([`gemm`]), so the bits do not depend on the
 //! number of threads. The code for a GPU is in `cuda/`: each op calls its CUDA twin first where its
-//! tensors are on a GPU. What both need (`heads`, `flat`, `adapter`, `targets`, `positions`) is in files that import neither. candle's
+//! tensors are on a GPU. Most of what both need is in files that import neither
+//! (`heads`, `flat`, `adapter`, `targets`, `positions`, `prefix_tree`). candle's
 //! autograd appears only in [`selftest`], as the reference.
 
 use candle_core::Tensor;
@@ -50,7 +51,7 @@ pub mod squares;
 pub mod swiglu;
 pub(crate) mod targets;
 
-/// Whether `t` is computed with by the kernels of a GPU, a real or an emulated one.
+/// Whether the kernels of a GPU, real or emulated, compute with `t`.
 pub fn is_on_gpu(t: &Tensor) -> bool {
     #[cfg(test)]
     if cuda::is_emulated() {

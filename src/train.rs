@@ -11,12 +11,12 @@
 //! | `setup.rs`, `resume_config.rs` | everything a run needs, built from its final configuration |
 //! | `checks.rs`, `paths.rs` | what is checked and made absolute before a run creates anything |
 //! | `saver.rs`, `snapshot.rs`, `logs.rs` | checkpoints written beside training; logs cut and synced with them |
-//! | `step.rs` | one optimizer step |
 //! | `indicators.rs`, `reset.rs`, `hardware_change.rs` | norms of every layer; state given up on purpose; a run on another machine |
+//! | `step.rs` | one optimizer step |
 //! | `model_state.rs` | model, gradients, optimizer and `TrainerState` |
 //! | `trainer_state.rs` | what a step changes and a checkpoint keeps beside its tensors |
-//! | `optimizer.rs`, `schedule.rs`, `guard.rs` | AdamW's rules, the learning rate, the check of every step |
 //! | `footprint.rs` | the memory that a run takes |
+//! | `optimizer.rs`, `schedule.rs`, `guard.rs` | AdamW's rules, the learning rate, the check of every step |
 //! | `identity.rs`, `arithmetic_fingerprint.rs` | build and machine; whether they compute the same bits |
 //! | `requests.rs`, `watchdog.rs`, `crash_loop.rs`, `replay.rs` | signals; a run that is stuck; a checkpoint whose loading panics; repeated steps must give the same bits |
 //! | `session.rs`, `run_data.rs` | device and console; all that a run reads |

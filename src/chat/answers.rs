@@ -34,8 +34,8 @@ impl ChatTemplate {
     /// it, what each answer adds to the prompt before it. The template gets `values` too.
     ///
     /// # Errors
-    /// [`Exit::Data`] as for [`render`](Self::render), if the template leaves out a turn or a field that means something, and if an
-    /// answer does not begin as its prompt ends.
+    /// [`Exit::Data`] as for [`render`](Self::render), if the template leaves out a turn or a field that means something, and if
+    /// the text with an answer does not begin with the prompt for that answer.
     pub fn texts(&self, turns: &[Turn], values: &Map<String, Json>, wanted: TrainOn) -> Result<Texts> {
         let program = self.program()?;
         let chat = Chat { program: &program, turns, values };

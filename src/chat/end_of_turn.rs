@@ -1,4 +1,4 @@
-//! The end of an answer as a template writes it: a model that was tuned with the template writes it at the end of its answer.
+//! How a template ends an answer: a model that was tuned with it writes the same when it has finished.
 //!
 //! It may differ from the tokenizer's end of text: Llama 3's first instruction models name `<|end_of_text|>` and end their
 //! turns with `<|eot_id|>` (vllm-project/vllm#4180).

@@ -72,7 +72,7 @@ impl Adapter {
     pub(super) fn merged(&self, name: &str, weight: Vec<f32>) -> Result<Vec<f32>> {
         let module = format!("{PREFIX}{}", name.trim_end_matches(".weight"));
         let a_name = format!("{module}{A}");
-        if lora::module(name).is_none() || self.file.shape(&a_name).is_none() {
+        if self.file.shape(&a_name).is_none() {
             return Ok(weight);
         }
         let (_, a) = self.file.read(&a_name)?;

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::dtype::Dtype;
-use super::hf::{self, EMBED, LM_HEAD, tensor_specs};
+use super::hf::{self, EMBED, LM_HEAD};
 use super::names;
 use super::open::Opened;
 use super::save::{SHARD_BYTES, Writer, ensure_space};
@@ -49,7 +49,7 @@ pub fn export(source: &Opened, out: &Path, dtype: Dtype, trim_vocab: Option<usiz
         }
         model.vocab_size = rows;
     }
-    let specs = tensor_specs(&model);
+    let specs = model.tensor_shapes();
     let sizes: Result<Vec<usize>> = specs.iter().map(|(_, shape)| data_size(shape, dtype)).collect();
     let parent = out.parent().unwrap_or(Path::new("."));
     files::create_dirs(parent)?;

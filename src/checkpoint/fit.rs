@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::hf::{EMBED, LM_HEAD, tensor_specs};
+use super::hf::{EMBED, LM_HEAD};
 use super::names;
 use super::tensors::TensorFile;
 use crate::config::ModelConfig;
@@ -19,7 +19,7 @@ pub(super) fn check_tensors(
     files: &[TensorFile],
     place: &BTreeMap<String, usize>,
 ) -> Result<()> {
-    let mut wanted: BTreeMap<String, Vec<usize>> = tensor_specs(model).into_iter().collect();
+    let mut wanted: BTreeMap<String, Vec<usize>> = model.tensor_shapes().into_iter().collect();
     let mut extra = Vec::new();
     let mut wrong = Vec::new();
     if model.tie_word_embeddings && place.contains_key(LM_HEAD) {

@@ -18,11 +18,6 @@ pub const LM_HEAD: &str = "lm_head.weight";
 /// Name of the token embedding.
 pub const EMBED: &str = "model.embed_tokens.weight";
 
-/// Name and shape of every tensor of a model, in the order of its files.
-pub fn tensor_specs(model: &ModelConfig) -> Vec<(String, Vec<usize>)> {
-    model.tensor_shapes()
-}
-
 /// `config.json`. Several `eos` ids are written as a list.
 pub fn config_json(model: &ModelConfig, bos: Option<u32>, eos: &[u32], dtype: Dtype) -> Value {
     // Two things stand here twice: newer versions of transformers read `dtype` and `rope_parameters`, older ones

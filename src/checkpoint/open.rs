@@ -10,7 +10,7 @@ use super::adapter::{self, Adapter};
 use super::advice::{no_adapters, no_weights};
 use super::find::{Valid, resolve_verified};
 use super::fit::check_tensors;
-use super::hf::{self, EMBED, HfConfig, LM_HEAD, tensor_specs};
+use super::hf::{self, EMBED, HfConfig, LM_HEAD};
 use super::manifest::{Manifest, check_hashes, check_sizes, valid_name};
 use super::names;
 use super::peft_keys::refuse_other_kinds;
@@ -170,11 +170,11 @@ impl Opened {
         }
     }
 
-    /// Hands every weight to `sink` as f32, in the order of [`tensor_specs`], one in memory at a time.
+    /// Hands every weight to `sink` as f32, in the order of [`ModelConfig::tensor_shapes`], one in memory at a time.
     pub fn read_weights(&self, sink: &mut TensorSink<'_>) -> Result<()> {
         self.check_tied()?;
         self.check_base()?;
-        for (name, _) in tensor_specs(&self.model) {
+        for (name, _) in self.model.tensor_shapes() {
             let (shape, values) = self.weight(&name)?;
             sink(&name, &shape, values)?;
         }

@@ -49,7 +49,7 @@ pub fn prune(run_dir: &Path, retention: Retention, fresh: &Path) -> Result<Vec<P
         if enough && (for_good || valid.dir == fresh) {
             continue;
         }
-        // Counted only if it can be read back: a damaged checkpoint is no reserve.
+        // Small ones are read back first: a damaged checkpoint is no reserve.
         match reread_if_small(&valid.dir, &valid.manifest, fresh) {
             Ok(()) if enough => to_delete.push(valid.dir),
             Ok(()) => kept += 1,

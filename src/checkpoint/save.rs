@@ -29,7 +29,7 @@ pub struct Contents<'a> {
     pub step: u64,
     /// Tokens consumed up to and including that step.
     pub tokens: u64,
-    /// The f32 master weights: the tensors of [`hf::tensor_specs`], in any order; or adapters.
+    /// The f32 master weights: the tensors of [`ModelConfig::tensor_shapes`], in any order; or adapters.
     pub weights: Vec<TensorRef<'a>>,
     /// The optimizer's state, `<weight>.<name>`: for AdamW `exp_avg` and `exp_avg_sq`.
     pub optimizer_state: Vec<TensorRef<'a>>,
@@ -134,7 +134,7 @@ fn check(contents: &Contents<'_>) -> Result<()> {
     }
     let mut given: Vec<_> = contents.weights.iter().map(|t| (t.name.clone(), t.shape.clone())).collect();
     let mut wanted = match contents.adapter {
-        None => hf::tensor_specs(contents.model),
+        None => contents.model.tensor_shapes(),
         Some((config, _)) => lora::specs(contents.model, config),
     };
     given.sort();

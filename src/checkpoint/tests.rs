@@ -13,7 +13,7 @@ use anyhow::Result;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{Contents, Opened, Retention, TensorRef, save_sharded, tensor_specs};
+use super::{Contents, Opened, Retention, TensorRef, save_sharded};
 use crate::config::ModelConfig;
 use crate::runtime::error::{Exit, Failure};
 
@@ -62,7 +62,7 @@ impl Toy {
     fn drawn(model: ModelConfig, step: u64, seed: u64) -> Toy {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut draw = |shape: &[usize]| (0..shape.iter().product()).map(|_| rng.random_range(-2.0_f32..2.0)).collect();
-        let specs = tensor_specs(&model);
+        let specs = model.tensor_shapes();
         let weights: Vec<Tensor> =
             specs.iter().map(|(name, shape)| (name.clone(), shape.clone(), draw(shape))).collect();
         let mut moments = Vec::new();

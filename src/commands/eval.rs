@@ -129,8 +129,8 @@ fn evaluate_model(args: &EvalArgs, ckpt: &Path, console: Console) -> Result<(Val
         let (result, context) = score_text(args, &loaded, console)?;
         let bits_per_byte = result.bits_per_byte();
         report["results"]["data"] = json!({
-            "loss": finite(result.loss), "bits_per_byte": finite(bits_per_byte),
-            "perplexity": finite(result.loss.exp()),
+            "loss": result.loss, "bits_per_byte": bits_per_byte,
+            "perplexity": result.loss.exp(),
             "tokens": result.tokens, "bytes": result.bytes,
         });
         report["config"]["data"] = args.data.iter().map(|path| path.display().to_string()).collect();
@@ -146,11 +146,6 @@ fn evaluate_model(args: &EvalArgs, ckpt: &Path, console: Console) -> Result<(Val
     report["config"]["ckpt"] = loaded.source.dir.display().to_string().into();
     report["config"]["version"] = crate::VERSION.into();
     Ok((report, text))
-}
-
-/// JSON has no NaN and no infinity: they are null.
-fn finite(x: f64) -> Option<f64> {
-    x.is_finite().then_some(x)
 }
 
 /// The score of the text of `--data`, and the length of the windows that it was cut into.

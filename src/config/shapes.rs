@@ -1,7 +1,7 @@
 //! Every parameter of a Llama: Hugging Face's name, shape and role, in the one order of flat buffers and files.
 //!
-//! Sizes, plans, initialisation, adapters, files and the views of a flat buffer are computed from this table, so a new parameter is one
-//! new row. The projections of one [`Product`] stand side by side, so that each product is also ONE matrix of a flat buffer: the packed
+//! Sizes, plans, initialisation, adapters and files are computed from this table. The views of `model/block.rs` take its rows in order,
+//! so a new row needs its view there, too. The projections of one [`Product`] stand side by side, so that each product is also ONE matrix of a flat buffer: the packed
 //! projections of `model/block.rs` are views, not copies.
 
 use super::schema::ModelConfig;

@@ -1,11 +1,18 @@
 //! What follows from a model's shape alone: its parameters and the arithmetic of one token.
 
-use super::schema::{LogConfig, ModelConfig, TrainConfig};
+use super::schema::{EvalConfig, LogConfig, ModelConfig, TrainConfig};
 
 impl TrainConfig {
     /// Sequences in one optimizer step.
     pub fn sequences_per_step(&self) -> usize {
         self.tokens_per_step / self.sequence_length
+    }
+}
+
+impl EvalConfig {
+    /// Steps between runs of the benchmark tasks: `tasks_every`, where 0 means with every validation.
+    pub fn steps_between_tasks(&self) -> u64 {
+        if self.tasks_every > 0 { self.tasks_every } else { self.every }
     }
 }
 

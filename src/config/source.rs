@@ -26,6 +26,16 @@ pub(super) enum Raw {
     Other(&'static str),
 }
 
+impl Raw {
+    /// A value as TOML writes it. Quotes may be left out of a string: a shell would take them away anyway.
+    pub(super) fn from_text(text: &str) -> Self {
+        match DeValue::parse(text) {
+            Ok(parsed) => from_toml(parsed.into_inner()),
+            Err(_) => Self::String(text.to_string()),
+        }
+    }
+}
+
 /// Byte offset in the text, where the parser tells it (TOML).
 type Spot = Option<usize>;
 
@@ -112,12 +122,7 @@ impl Entries {
         let renamed = RenamedKey::find(key);
         let key = renamed.map_or(key, |renamed| renamed.new);
         renamed.inspect(|renamed| renamed.note());
-        let value = value.trim();
-        // Quotes may be left out of a string: a shell would take them away anyway.
-        let value = match DeValue::parse(value) {
-            Ok(parsed) => from_toml(parsed.into_inner()),
-            Err(_) => Raw::String(value.to_string()),
-        };
+        let value = Raw::from_text(value.trim());
         if let Some((table, name)) =
             tables.iter().find_map(|table| Some((*table, key.strip_prefix(*table)?.strip_prefix('.')?)))
         {

@@ -60,18 +60,18 @@ impl Dataset {
     /// [`Exit::Io`] and [`Exit::Data`] from the files, [`Exit::Config`] where data and configuration do not fit.
     pub fn open(config: &Config, tokenizer: Option<Tokenizer>) -> Result<Self> {
         let mut notes = Vec::new();
-        let corpus = if config.data.source.is_some() {
+        let dataset = if config.data.source.is_some() {
             stories::open(config, tokenizer)?
         } else if let Some(train) = shards::paths_of_each(&config.data.train, ShardSplit::Train, &mut notes)? {
             shards::open(config, tokenizer, train, notes)?
         } else {
             text::open(config, tokenizer)?
         };
-        if config.data.document_mask && corpus.boundary.is_none() {
+        if config.data.document_mask && dataset.boundary.is_none() {
             return Err(mixed_separators().into());
         }
-        corpus.check_vocabulary(config)?;
-        Ok(corpus)
+        dataset.check_vocabulary(config)?;
+        Ok(dataset)
     }
 
     /// Refuses a tokenizer with more ids than the model has rows.

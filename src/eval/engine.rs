@@ -225,20 +225,20 @@ mod tests {
         }
     }
 
-    /// The id that the model finds likeliest after `tokens`, and one that it does not.
+    /// The id that the model finds most likely after `tokens`, and one that it does not.
     fn best_and_other(model: &Llama, tokens: &[u32]) -> (u32, u32) {
         let requests: Vec<LikelihoodRequest> = (0..33)
             .map(|id| LikelihoodRequest { tokens: [tokens, &[id]].concat(), first: tokens.len(), cut: 0 })
             .collect();
         let found = likelihoods(model, &requests.iter().collect::<Vec<_>>(), |_| Ok(())).unwrap();
         let best: Vec<u32> = (0..33).filter(|&id| found[id as usize].greedy).collect();
-        let likeliest = (0..33).max_by(|&a, &b| found[a].log_likelihood.total_cmp(&found[b].log_likelihood)).unwrap();
-        assert_eq!(best, [likeliest as u32]);
+        let most_likely = (0..33).max_by(|&a, &b| found[a].log_likelihood.total_cmp(&found[b].log_likelihood)).unwrap();
+        assert_eq!(best, [most_likely as u32]);
         (best[0], (best[0] + 1) % 33)
     }
 
     #[test]
-    fn a_continuation_is_greedy_if_each_of_its_tokens_is_the_likeliest() {
+    fn a_continuation_is_greedy_if_each_of_its_tokens_is_the_most_likely() {
         let (model, context) = (model(), vec![3, 1, 4, 1, 5]);
         let with = |more: &[u32]| [&context[..], more].concat();
         let (first, other) = best_and_other(&model, &context);

@@ -62,7 +62,7 @@ impl Drawer {
                 if others.len() == n {
                     return others;
                 }
-                // Only if several rows of the pool equal the document.
+                // Too few are left: several rows equal the document, or the pool has only `n` rows.
                 let rest: Vec<&Value> = pool.iter().filter(|row| *row != document).collect();
                 self.random.sample(rest.len(), n).iter().map(|&i| rest[i]).collect()
             }

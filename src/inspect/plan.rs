@@ -142,11 +142,10 @@ impl Probe {
     pub fn total(&self, config: &Config) -> f64 {
         let steps = config.train.steps;
         let samples = if config.sample.every > 0 { times_in_run(steps, config.sample.every) } else { 0.0 };
-        let tasks_every = if config.eval.tasks_every > 0 { config.eval.tasks_every } else { config.eval.every };
         steps as f64 * self.step_seconds
             + times_in_run(steps, config.eval.every) * self.validation_seconds.unwrap_or(0.0)
             + samples * self.sample_seconds
-            + times_in_run(steps, tasks_every) * self.task_seconds
+            + times_in_run(steps, config.eval.steps_between_tasks()) * self.task_seconds
     }
 }
 

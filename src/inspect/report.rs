@@ -6,7 +6,7 @@
 //! | `page.rs` | the page: `page.css` and `page.js` with the data in it |
 //! | `text.rs` | the terminal form |
 //!
-//! Everything is read from `metrics.jsonl`, `samples.jsonl`, `events.jsonl` and `config.toml`; a run in progress is read like one that has
+//! Everything is read from `metrics.jsonl`, `times.jsonl`, `samples.jsonl`, `events.jsonl` and `config.toml`; a run in progress is read like one that has
 //! ended.
 
 mod collect;

@@ -156,15 +156,12 @@ impl Progress {
 
     /// A generated text. The prompt is set apart by colour; characters that could control the terminal are escaped.
     pub fn sample(&mut self, step: u64, prompt: &str, text: &str) {
-        // A tab would take more columns than the one that is counted for it.
-        let prompt = escape_control(&prompt.replace('\t', " "));
-        let text = escape_control(&text.replace('\t', " "));
-        let shown = format!("{}{text}", self.dim(&prompt));
+        let shown = format!("{}{}", self.dim(&printable(prompt)), printable(text));
         self.print(&format!("{}  sample\n  {}", self.at_step(step), shown.replace('\n', "\n  ")));
     }
 
     pub fn saved(&mut self, step: u64, path: &Path, time: Duration) {
-        let path = escape_control(&path.display().to_string());
+        let path = printable(&path.display().to_string());
         self.print(&format!("{}  saved {path} {}", self.at_step(step), self.dim(&format!("in {}", duration(time)))));
     }
 
@@ -205,6 +202,11 @@ impl Drop for Progress {
             live.finish_and_clear();
         }
     }
+}
+
+/// `text` without control characters, and with spaces for tabs, whose width differs from terminal to terminal.
+fn printable(text: &str) -> String {
+    escape_control(&text.replace('\t', " "))
 }
 
 fn live_line() -> ProgressBar {

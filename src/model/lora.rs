@@ -4,7 +4,7 @@
 //! norm and checkpoints work on them as they do on a whole model. The model's own weights are frozen.
 
 use super::params::{Cursor, Layout, ParamSpec};
-use crate::config::{Choice as _, LoraConfig, LoraTarget, ModelConfig, Parameter, ParameterRole, Product};
+use crate::config::{Choice as _, LoraConfig, ModelConfig, Parameter, ParameterRole, Product};
 pub use crate::ops::lora::merged;
 use crate::ops::lora::{LoraAdapter, LoraPart};
 use candle_core::{Device, Result, Tensor};
@@ -48,18 +48,6 @@ impl Adapters {
 pub fn scale(config: &LoraConfig) -> f64 {
     let rank = config.rank as f64;
     config.alpha / if config.rslora { rank.sqrt() } else { rank }
-}
-
-/// Name of the module that the weight `name` belongs to, such as `self_attn.q_proj`; none for embeddings, norms and the head, which
-/// cannot have an adapter.
-pub fn module(name: &str) -> Option<&str> {
-    let inner = name.strip_prefix("model.layers.")?.split_once('.')?.1.strip_suffix(".weight")?;
-    LoraTarget::ALL.iter().any(|target| is_module(inner, target.name())).then_some(inner)
-}
-
-/// Whether `module` is the `target` of one of its layer's parts, as in `self_attn.q_proj` and `q_proj`.
-fn is_module(module: &str, target: &str) -> bool {
-    module.split_once('.').is_some_and(|(_, name)| name == target)
 }
 
 /// The weights of a layer that are projections of `product`, in their order.

@@ -53,15 +53,6 @@ impl Layout {
         Tensor::zeros(self.total, DType::F32, device)
     }
 
-    /// Gives `f` the elements of flat buffers of this layout, without a copy where they are f32 on the CPU.
-    pub fn with_slices<const N: usize, R>(
-        &self,
-        flats: [&Tensor; N],
-        f: impl FnOnce(&Self, [&[f32]; N]) -> R,
-    ) -> Result<R> {
-        with_host_slices(&flats, |slices| f(self, std::array::from_fn(|i| slices[i])))
-    }
-
     /// The ranges of the optimizer: weight decay on tensors with two dimensions, none on norms.
     pub fn decay_ranges(&self) -> Vec<Range> {
         self.specs.iter().map(|s| Range { start: s.start, len: s.len, decay: s.shape.len() >= 2 }).collect()
@@ -86,7 +77,7 @@ impl<'a> Cursor<'a> {
     /// At the beginning of `flat`, which must have `layout.total` elements.
     pub(super) fn new(flat: &'a Tensor, layout: &'a Layout) -> Result<Self> {
         if flat.dims() != [layout.total] {
-            bail!("the model has {} parameters, the flat buffer {:?}", layout.total, flat.shape());
+            bail!("a flat buffer of {} elements is needed, not {:?}", layout.total, flat.shape());
         }
         Ok(Self { flat, specs: layout.specs.iter() })
     }
@@ -103,8 +94,7 @@ impl<'a> Cursor<'a> {
 
     /// The next tensor, of one dimension.
     pub(super) fn take_vector(&mut self) -> Result<Tensor> {
-        let Some(spec) = self.specs.next() else { bail!("the layout has too few tensors") };
-        self.flat.narrow(0, spec.start, spec.len)
+        self.take(1)?.flatten_all()
     }
 }
 

@@ -112,7 +112,7 @@ fn ignored_targets_train_nothing_and_micro_batches_add_up() {
     assert!(run(2, &none).to_vec1::<f32>().unwrap().iter().all(|&g| g == 0.0));
 }
 
-/// Losses and gradients of documents in one row with documents are those of the documents in rows of their own.
+/// Losses and gradients of documents in one row, kept apart by their starts, are those of the documents in rows of their own.
 #[test]
 fn documents_kept_apart_are_documents_alone() {
     use crate::ops::cross_entropy::IGNORE;

@@ -54,7 +54,7 @@ impl Coefficients {
 impl Hyper {
     fn coefficients(&self, decay: bool) -> Coefficients {
         let (beta1, beta2) = self.betas;
-        // `powi` takes an i32; long before that power of a beta is 0.
+        // `powi` takes an i32; by then a power of beta is 0 anyway.
         let exponent = self.t.min(i32::MAX as u64) as i32;
         let correction1 = 1.0 - beta1.powi(exponent);
         let correction2 = 1.0 - beta2.powi(exponent);
@@ -160,7 +160,7 @@ fn rounded(x: f32, bits: u32) -> f32 {
         // Cut to its upper half, a NaN could become infinite or, by a carry, zero.
         return x;
     }
-    // The addition carries into the upper half as often as the lost part is large: that is the rounding by chance.
+    // The addition carries into the upper half with a probability proportional to the part that is cut off.
     f32::from_bits(x.to_bits().wrapping_add(bits & 0xffff) & 0xffff_0000)
 }
 

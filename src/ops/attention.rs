@@ -203,7 +203,7 @@ pub fn attention_cached(q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads, start:
             let sequence = task / heads.q;
             let head = task % heads.q;
             let place = (sequence * t * q_width + head * d, q_width);
-            let q = Rows { data: q, from: place.0, stride: q_width, dim: d };
+            let q = Rows::output(q, heads, t, sequence, head);
             let kv = sequence * heads.kv + head / heads.group();
             match packed.get(kv) {
                 Some(kv) => forward_head(q, kv, (t, start, heads.scale(), None), shared, place, lse),

@@ -23,11 +23,6 @@ impl<'a> Positions<'a> {
         documents.map_or(Self::From(0), Self::Documents)
     }
 
-    /// The documents of the rows, if they are cut into documents.
-    pub fn documents(self) -> Option<&'a DocumentStarts> {
-        if let Self::Documents(documents) = self { Some(documents) } else { None }
-    }
-
     /// Position of token `i` of the whole batch, whose rows have `t` tokens.
     #[inline(always)]
     pub(super) fn position(self, i: usize, t: usize) -> usize {

@@ -65,7 +65,8 @@ pub fn duration(time: Duration) -> String {
     }
 }
 
-/// `text` with its control characters escaped, newlines and tabs excepted: names, texts and values from files must not move the cursor, clear the screen or retitle the window.
+/// `text` with its control characters escaped, newlines and tabs excepted: names, texts and values from files must not move the
+/// cursor, clear the screen or retitle the window.
 pub fn escape_control(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {

@@ -44,7 +44,7 @@ fn choose(found: &[LoadedConversation], fraction: f64, key: impl Fn(&Conversatio
     let hashes: Vec<u64> = hashes.collect();
     let mut sizes: BTreeMap<u64, usize> = BTreeMap::new();
     hashes.iter().for_each(|hash| *sizes.entry(*hash).or_default() += 1);
-    // By chance more than the share may fall below the limit; twice the share is the most.
+    // Chance may put more than the share below the limit: at most twice the share is held out, or FEW if that is more.
     let count = found.len();
     let most = ((2.0 * fraction * count as f64).ceil() as usize).max(FEW.min(count / 2)).clamp(1, count - 1);
     let limit = (fraction * 2f64.powi(64)) as u64;

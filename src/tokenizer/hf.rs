@@ -57,9 +57,9 @@ impl HfTokenizer {
         let control = specials.clone();
         let parts = TextParts::new(root);
         let ordinary = OnceLock::new();
-        let hub = Self { tokenizer, ordinary, control, parts, decoder, pieces, specials, json };
-        hub.try_out()?;
-        Ok(hub)
+        let loaded = Self { tokenizer, ordinary, control, parts, decoder, pieces, specials, json };
+        loaded.try_out()?;
+        Ok(loaded)
     }
 
     /// Encodes and decodes some text, so that a file that cannot work fails when it is loaded.

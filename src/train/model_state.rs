@@ -10,7 +10,7 @@ use crate::checkpoint::adapter::{base_hasher, hash_weights, other_base};
 use crate::config::Config;
 use crate::model::init::init;
 use crate::model::lora;
-use crate::model::params::Layout;
+use crate::model::params::{Layout, with_host_slices};
 use crate::model::{Grads, Llama};
 use crate::ops::attention::GPU_BF16_DIMS;
 use crate::ops::precision::Precision;
@@ -46,7 +46,7 @@ impl ModelState {
         };
         let model = model(config, flat, device)?;
         // A resume compares it: adapters are of use only beside the weights that they were trained with.
-        let digest = model.adapters.is_some().then(|| base_digest(&model.flat, &model.layout)).transpose()?;
+        let digest = model.adapters.is_some().then(|| base_digest(&model.flat)).transpose()?;
         let mut state = Self::assemble(config, model)?;
         state.base = digest;
         Ok(state)
@@ -114,10 +114,10 @@ fn model(config: &Config, flat: Tensor, device: &Device) -> Result<Llama> {
 }
 
 /// A hash that identifies frozen weights.
-fn base_digest(flat: &Tensor, layout: &Layout) -> Result<String> {
-    let digest = layout.with_slices([flat], |_, [values]| {
+fn base_digest(flat: &Tensor) -> Result<String> {
+    let digest = with_host_slices(&[flat], |values| {
         let mut hasher = base_hasher();
-        hash_weights(&mut hasher, values);
+        hash_weights(&mut hasher, values[0]);
         hasher.finalize().to_hex().to_string()
     })?;
     Ok(digest)
@@ -126,8 +126,7 @@ fn base_digest(flat: &Tensor, layout: &Layout) -> Result<String> {
 /// Adapters mean nothing beside other weights than those they were trained with.
 fn check_base(flat: &Tensor, known: Option<&str>, dir: &Path) -> Result<()> {
     let Some(known) = known else { return Ok(()) };
-    let n = flat.elem_count();
-    if base_digest(flat, &Layout { specs: Vec::new(), total: n })? == known {
+    if base_digest(flat)? == known {
         return Ok(());
     }
     Err(other_base(dir).into())

@@ -2,7 +2,7 @@
 //!
 //! A rule keeps state tensors for every parameter, such as AdamW's `exp_avg` and `exp_avg_sq`. All that saves, restores, resets, copies
 //! or counts them goes over [`Optimizer::state`] and knows no rule. A new rule is an op, a variant of [`OptimizerKind`], the names of
-//! its state in [`state_names`], and an arm in [`Optimizer::update`] and in [`Optimizer::squares`].
+//! its state in [`state_names`], and an arm in [`Optimizer::update`] and in [`Optimizer::sums_of_squares`].
 
 use crate::config::{MomentsDtype, OptimizerConfig, OptimizerKind};
 use crate::model::params::{Layout, ParamSpec};

@@ -24,7 +24,7 @@ pub enum Piece {
 
 impl Piece {
     /// As on the command line, in metrics and events.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Piece::Moments => "moments",
             Piece::OptimizerStep => "optimizer_step",

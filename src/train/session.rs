@@ -4,7 +4,8 @@ use crate::metrics::Console;
 use crate::runtime::error::note;
 use candle_core::Device;
 
-/// Handed down from the command to all that trains: nothing below asks the process which device it uses.
+/// Handed down from the command to all that trains: nothing below asks the process which device it uses. Only the free memory,
+/// in `footprint`, is still that of the device of the process.
 #[derive(Clone, Debug)]
 pub struct Session {
     pub device: Device,

@@ -25,7 +25,7 @@ pub struct RunSetup {
     /// The order of its training sequences.
     pub loader: Loader,
     pub state: ModelState,
-    /// Identifies the training tokens. Computed once, because it may read all shards.
+    /// Identifies the training and validation tokens. Computed once, because it may read all shards.
     pub data_fingerprint: String,
     /// Benchmark tasks that are run along the way.
     pub benchmarks: Vec<Prepared>,

@@ -119,7 +119,7 @@ impl SftRun {
     /// Trains, in the new run directory `out`.
     ///
     /// # Errors
-    /// Those of data that should not be trained on, and of [`Run::train`](super::trainer::Trainer::train).
+    /// Those of data that should not be trained on, and of [`Trainer::train`](super::trainer::Trainer::train).
     pub fn train(self, out: &Path) -> Result<()> {
         let requests = Requests::listen(out, NOTHING_TO_RESUME)?;
         if !self.session.console.quiet {

@@ -72,7 +72,7 @@ impl Snapshot {
         let live_flats = live_flats(state);
         flats.resize_with(live_flats.len(), Vec::new);
         for (copy, live) in flats.iter_mut().zip(live_flats) {
-            // The memory of the last snapshot has this size already: nothing is asked for or cleared.
+            // After the first snapshot the memory has this size: nothing is asked for or cleared.
             copy.resize(live.elem_count(), 0.0);
             copy_flat(live, copy)?;
         }
@@ -99,9 +99,8 @@ impl Snapshot {
 /// Piece by piece where it comes from a GPU: there is no second copy of a buffer on the way.
 fn copy_flat(flat: &Tensor, to: &mut [f32]) -> Result<()> {
     if flat.device().is_cpu() && flat.dtype() == DType::F32 {
-        let layout = Layout { specs: Vec::new(), total: to.len() };
-        layout.with_slices([flat], |_, [live]| {
-            let pieces = to.par_chunks_mut(PIECE).zip(live.par_chunks(PIECE));
+        with_host_slices(&[flat], |live| {
+            let pieces = to.par_chunks_mut(PIECE).zip(live[0].par_chunks(PIECE));
             // On all threads, because training stands still meanwhile.
             pieces.for_each(|(copy, live)| copy.copy_from_slice(live));
         })?;

@@ -4,8 +4,7 @@ use super::guard::Verdict;
 use super::model_state::ModelState;
 use super::trainer_state::TrainerState;
 use crate::config::Config;
-use crate::data::batch::Batch;
-use crate::data::batch::IGNORE;
+use crate::data::batch::{Batch, IGNORE};
 use crate::metrics::{Sequences, Times, Train};
 use crate::model::noise::Noise;
 use crate::model::{ActivationStats, PassTimes, TrainInput, TrainOutput};
@@ -84,7 +83,7 @@ impl StepReport {
 /// by itself, so the result does not depend on the micro-batch size beyond rounding.
 ///
 /// # Errors
-/// Those of the device. The state is then what it was: only the gradient, which the next step clears, has been touched.
+/// Those of the device. If a pass or the norm fails, the state is what it was but for the gradient, which the next step clears.
 pub fn take_step(state: &mut ModelState, config: &Config, batch: &Batch) -> Result<StepReport> {
     let number = state.run.step + 1;
     let trained = batch.trained();

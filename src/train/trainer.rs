@@ -35,7 +35,7 @@ use crate::data::batch::Batch;
 use crate::data::prefetch::Prefetch;
 use crate::eval::ByteLengths;
 use crate::eval::benchmark::Prepared;
-use crate::metrics::{Console, Progress, Record, SampleRecord, Times, Train};
+use crate::metrics::{Console, Eval, Progress, Record, SampleRecord, Times, Train};
 use crate::ops::device::peak_flops;
 use crate::runtime::files::Lock;
 use crate::runtime::thread;
@@ -187,7 +187,7 @@ impl Trainer {
     fn step_within_memory(&mut self, batch: &Batch) -> Result<StepReport> {
         loop {
             match take_step(&mut self.state, &self.config, batch) {
-                // A failed step has changed nothing but gradients, which it clears itself: it can be taken again.
+                // A step that fails in its passes, where the memory is needed, has changed nothing but gradients, which it clears itself.
                 Err(error) if is_out_of_memory(&error) => self.halve_micro_batch(&error)?,
                 result => return result,
             }
@@ -245,6 +245,11 @@ impl Trainer {
         self.logs.metrics.append(&record)
     }
 
+    fn log_eval(&mut self, task: &str, metric: &str, value: f64, stderr: f64) -> Result<()> {
+        let step = self.state.run.step;
+        self.log(Record::Eval(Eval { step, task: task.to_owned(), metric: metric.to_owned(), value, stderr }))
+    }
+
     fn log_sample(&mut self, sample: &SampleRecord) -> Result<()> {
         if let Some(board) = &mut self.logs.board {
             board.append_sample(sample)?;
@@ -264,7 +269,7 @@ impl Trainer {
             self.validate()?;
             self.evaluate_sft()?;
         }
-        if self.due(self.tasks_every()) {
+        if self.due(self.config.eval.steps_between_tasks()) {
             self.run_benchmarks()?;
         }
         if self.config.sample.every > 0 && self.due(self.config.sample.every) {

@@ -3,7 +3,7 @@
 //! Ctrl-C stops an answer, Ctrl-D (or /quit) ends the conversation. When it grows beyond the model's context, the oldest exchange is
 //! left out of what the model sees; the system message stays. A message that is too long by itself is refused.
 
-use super::SampleArgs;
+use super::{SampleArgs, write_now};
 use crate::chat::{ChatTemplate, EndOfTurn, Message};
 use crate::commands::{self, Loaded, load};
 use crate::metrics::Console;
@@ -16,7 +16,6 @@ use anyhow::Result;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 use serde_json::json;
-use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -134,12 +133,10 @@ impl Chat<'_> {
                 // The space between the prompt and the answer is neither shown nor kept.
                 let shown = if answer.is_empty() { piece.trim_start() } else { piece };
                 answer.push_str(shown);
-                let mut out = std::io::stdout().lock();
-                out.write_all(shown.as_bytes())?;
-                Ok(out.flush()?)
+                write_now(shown)
             },
         );
-        end_line()?;
+        write_now("\n")?;
         match made {
             Err(error) if !error.is::<Interrupted>() => {
                 self.messages.pop();
@@ -203,10 +200,4 @@ fn too_long(tokens: usize, context: usize, with_instructions: bool) -> anyhow::E
         ("the message takes", "shorten it")
     };
     fail(Exit::Config, format!("{what} {tokens} tokens, but the model's context holds {context}")).hint(hint).into()
-}
-
-fn end_line() -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(b"\n")?;
-    Ok(out.flush()?)
 }

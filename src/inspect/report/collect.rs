@@ -265,7 +265,7 @@ fn flops_per_token(text: &str) -> Option<u64> {
 
 fn flat(text: &str) -> BTreeMap<String, String> {
     let mut flat = BTreeMap::new();
-    // The keys of an older version are shown as they are: a report does not validate a configuration.
+    // Renamed keys have their present names; beyond that a report shows what the file holds and validates nothing.
     let table: toml::Table = text.parse().unwrap_or_default();
     for (section, keys) in &table {
         for (key, value) in keys.as_table().into_iter().flatten() {

@@ -292,7 +292,7 @@ fn cross_entropies_of(bench: &mut Bench, (n, c, v): (usize, usize, usize)) -> Re
     let targets_are_best = score(&x, &w, &targets)?.into_iter().map(|scored| scored.best);
     let as_expected = targets_are_best.eq(argmax.iter().zip(&targets).map(|(a, b)| a == b));
     if !as_expected || score(&x, &w, &argmax)?.iter().any(|scored| !scored.best) {
-        bail!("cross_entropy: whether a target is the most likely token is wrong");
+        bail!("score: `best` is wrong for a target");
     }
     let squares = [logit_squares(&x, &w)?, cpu_cross_entropy::logit_squares(&wide_x, &wide_w, Precision::F32)?];
     bench.numbers(1e-4, "logit squares", squares)

@@ -130,7 +130,7 @@ mod x86 {
                 let from = run.as_ptr().add(at);
                 let low = _mm512_maskz_loadu_ps(lane_mask(left), from);
                 let high = _mm512_maskz_loadu_ps(lane_mask(left.saturating_sub(16)), from.wrapping_add(16));
-                // The instruction's second operand goes into the low halves, so terms keep their order.
+                // The instruction's second operand becomes the lower half of the register, so terms keep their order.
                 let both = std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(high, low));
                 _mm512_mask_storeu_ps(words.as_mut_ptr().add(at / 2), lane_mask(left.div_ceil(2)), both);
             }

@@ -181,7 +181,7 @@ impl Story {
         RunLogs::open(&self.run, &LOGS, events, resume_step)
     }
 
-    /// RunLogs the present step.
+    /// Logs the present step.
     fn log(&self, logs: &mut RunLogs) -> Result<()> {
         let (at, step) = (self.at, self.at.step);
         at.records_at(step).iter().try_for_each(|record| logs.metrics.append(record))?;

@@ -21,7 +21,10 @@ impl Trainer {
                 self.evaluate_answers()?;
             }
         }
-        if !self.benchmarks.is_empty() && self.due(self.tasks_every()) && !self.logged_tasks(step)? {
+        if !self.benchmarks.is_empty()
+            && self.due(self.config.eval.steps_between_tasks())
+            && !self.logged_tasks(step)?
+        {
             self.run_benchmarks()?;
         }
         if self.config.sample.every > 0 && self.due(self.config.sample.every) {

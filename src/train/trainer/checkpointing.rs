@@ -4,6 +4,7 @@ use super::Trainer;
 use crate::checkpoint::Retention;
 use crate::config::DiskFullPolicy;
 use crate::runtime::error::{Exit, fail, failure_in};
+use crate::runtime::files::Syncer;
 use crate::runtime::memory;
 use crate::train::footprint::checkpoint_bytes;
 use crate::train::saver::{Done, Job, Saver, write};
@@ -92,11 +93,15 @@ impl Trainer {
 
     /// Writes a checkpoint from the live buffers, without a copy.
     pub(super) fn write_live(&mut self) -> Result<PathBuf> {
-        let logs = self.logs.syncers()?;
+        self.write_live_into(&self.context.dir, &self.logs.syncers()?)
+    }
+
+    /// The same in the run directory `dir`; `logs` are synced first.
+    pub(super) fn write_live_into(&self, dir: &Path, logs: &[Syncer]) -> Result<PathBuf> {
         let file = self.trainer_state_file()?;
         let keep = self.retention();
         with_contents(&self.state, &file, self.base_dir(), &self.data.dataset.tokenizer, |contents| {
-            write(&self.context.dir, self.state.run.attempt, &logs, keep, contents)
+            write(dir, self.state.run.attempt, logs, keep, contents)
         })
     }
 

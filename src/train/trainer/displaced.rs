@@ -6,8 +6,6 @@ use crate::metrics::Events;
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::{create_dirs, lock, write_atomic};
 use crate::runtime::shell::quoted;
-use crate::train::saver::write;
-use crate::train::snapshot::with_contents;
 use anyhow::{Context, Result};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -85,11 +83,7 @@ impl Trainer {
         let _lock = lock(&dir.join("run.lock"))?;
         self.logs.copy_to(dir)?;
         write_atomic(&dir.join("config.toml"), self.config.to_toml().as_bytes())?;
-        let file = self.trainer_state_file()?;
-        let keep = self.retention();
-        let written = with_contents(&self.state, &file, self.base_dir(), &self.data.dataset.tokenizer, |contents| {
-            write(dir, self.state.run.attempt, &[], keep, contents)
-        })?;
+        let written = self.write_live_into(dir, &[])?;
         let step = self.state.run.step;
         let mut events = Events::open(dir)?;
         let name = written.file_name().map(|n| n.to_string_lossy().into_owned());

@@ -6,7 +6,7 @@ use crate::data::eval_set::EvalSet;
 use crate::eval::benchmark::evaluate;
 use crate::eval::report::lines;
 use crate::eval::{Score, score};
-use crate::metrics::{Eval, Record, SampleRecord, Val, read_log};
+use crate::metrics::{Record, SampleRecord, Val, read_log};
 use crate::runtime::failpoint::failpoint;
 use crate::sample::sampler::{Sampler, SamplerConfig};
 use crate::sample::{Limits, encode_prompt, generate};
@@ -76,14 +76,6 @@ impl Trainer {
         }))
     }
 
-    /// Steps between runs of the benchmark tasks.
-    pub(super) fn tasks_every(&self) -> u64 {
-        match self.config.eval.tasks_every {
-            0 => self.config.eval.every,
-            every => every,
-        }
-    }
-
     pub(super) fn run_benchmarks(&mut self) -> Result<()> {
         if self.benchmarks.is_empty() {
             return Ok(());
@@ -97,17 +89,11 @@ impl Trainer {
         let step = self.state.run.step;
         for line in lines(&self.benchmarks, &results) {
             for metric in &line.metrics {
-                self.log(Record::Eval(Eval {
-                    step,
-                    task: line.name.clone(),
-                    metric: metric.name.to_owned(),
-                    value: metric.value,
-                    stderr: metric.stderr.unwrap_or(f64::NAN),
-                }))?;
+                self.log_eval(&line.name, metric.name, metric.value, metric.stderr.unwrap_or(f64::NAN))?;
             }
             self.progress.task(step, &line.name, &line.metrics.iter().map(|m| (m.name, m.value)).collect::<Vec<_>>());
         }
-        self.record_pause("tasks", self.tasks_every(), started.elapsed())
+        self.record_pause("tasks", self.config.eval.steps_between_tasks(), started.elapsed())
     }
 
     /// How tokens are drawn in this run.

@@ -6,7 +6,7 @@
 use super::Trainer;
 use crate::checkpoint::{self, Opened};
 use crate::metrics::Events;
-use crate::model::params::ParamSpec;
+use crate::model::params::{ParamSpec, with_host_slices};
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::write_atomic;
 use crate::train::footprint::{Footprint, recompute};
@@ -18,11 +18,6 @@ use crate::train::trainer_state::TrainerStateFile;
 use anyhow::Result;
 use serde_json::{Value, json};
 use std::time::Instant;
-
-/// JSON has no other numbers.
-fn finite(x: f64) -> Option<f64> {
-    x.is_finite().then_some(x)
-}
 
 impl Trainer {
     /// Reports what the guard has decided about the last step, and rolls back if refusing updates does not help.
@@ -44,8 +39,7 @@ impl Trainer {
             Verdict::RefuseNonFinite => "not finite".into(),
         };
         self.progress.warn(&format!("step {step}: {numbers}: update refused ({why})"));
-        let event =
-            json!({"step": step, "loss": finite(report.loss), "grad_norm": finite(report.grad_norm), "why": why});
+        let event = json!({"step": step, "loss": report.loss, "grad_norm": report.grad_norm, "why": why});
         self.logs.events.append("skip", event)?;
         if self.state.run.guard.should_roll_back() {
             return self.roll_back(&format!("refusing updates does not help ({numbers})"));
@@ -135,8 +129,8 @@ impl Trainer {
         let run = &self.state.run;
         let count = self.config.train.sequences_per_step() as u64;
         let (layout, weights) = self.state.model.trained();
-        let tensors: Vec<Value> = layout.with_slices([weights, &self.state.grad], |layout, [weights, gradients]| {
-            layout.specs.iter().map(|spec| tensor_summary(spec, weights, gradients)).collect()
+        let tensors: Vec<Value> = with_host_slices(&[weights, &self.state.grad], |flats| {
+            layout.specs.iter().map(|spec| tensor_summary(spec, flats[0], flats[1])).collect()
         })?;
         Ok(json!({
             "step": run.step,

@@ -1,7 +1,7 @@
 //! What fine-tuning is for, measured along the way: do answers end by themselves, are they answers, and what has the model forgotten.
 
 use super::Trainer;
-use crate::metrics::{Eval, Record, SampleRecord};
+use crate::metrics::SampleRecord;
 use crate::sample::sampler::Sampler;
 use crate::sample::{FinishReason, Limits, generate};
 use crate::sft::EvalPrompt;
@@ -76,11 +76,6 @@ impl Trainer {
         // With the sample's variance, hence n - 1, as lm-evaluation-harness has it.
         let stderr = if n > 1 { (share * (1.0 - share) / (n - 1) as f64).sqrt() } else { f64::NAN };
         self.log_eval(ANSWERS, name, share, stderr)
-    }
-
-    fn log_eval(&mut self, task: &str, metric: &str, value: f64, stderr: f64) -> Result<()> {
-        let step = self.state.run.step;
-        self.log(Record::Eval(Eval { step, task: task.to_owned(), metric: metric.to_owned(), value, stderr }))
     }
 
     /// The loss on the validation rows of the data that the base model was trained on.

@@ -33,7 +33,6 @@ pub(super) fn timed(
     let before = stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).w()?;
     work()?;
     let after = stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).w()?;
-    // Every launch is waited for, so that a run as a whole is slower while it is measured.
     after.synchronize().w()?;
     let (name, flops) = what();
     let mut times = TIMES.lock().unwrap_or_else(PoisonError::into_inner);
