@@ -10,16 +10,20 @@ use crate::commands::export::{self, ExportArgs};
 use crate::commands::fork::{self, ForkArgs};
 use crate::commands::plan::{self, PlanArgs};
 use crate::commands::pretrain::{self, PretrainArgs};
+use crate::commands::ranks::{self, Ranks, Role};
 use crate::commands::report::{self, ReportArgs};
 use crate::commands::resume::{self, ResumeArgs};
 use crate::commands::sample::{self, SampleArgs};
 use crate::commands::sft::{self, SftArgs};
 use crate::commands::why::{self, WhyArgs};
 use crate::config::silence_renamed_keys;
+use crate::distributed::environment;
+use crate::distributed::launch::supervisor;
 use crate::metrics::{Color, Console};
 use crate::ops::device::{self, DeviceChoice};
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::write_atomic;
+use crate::runtime::shell::quoted;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use std::num::NonZeroUsize;
@@ -88,12 +92,66 @@ pub enum Command {
 /// Those of the command; see [`Exit`].
 pub fn run(cli: Cli) -> Result<()> {
     ignore_file_size_signal();
-    device::choose(cli.global.device)?;
+    if supervisor::is_wanted() {
+        std::process::exit(supervisor::supervise()?);
+    }
+    supervisor::watch_own()?;
+    let choice = cli.global.device;
+    let console = Console::stderr(cli.global.quiet, cli.global.color);
+    // Before a GPU is opened: the parent of ranks needs none.
+    match ranks::role(environment::launched(), ranks_of(&cli.command), choice)? {
+        Role::Alone => {
+            device::choose(choice, 0)?;
+            run_command(cli, console)
+        }
+        Role::Rank(launched) => {
+            ranks::choose_device(choice, &launched)?;
+            let threads = cli.global.threads.or_else(|| ranks::threads(&launched));
+            ranks::join(&launched, device::used())?;
+            let console = Console { quiet: console.quiet || !ranks::group().is_first(), ..console };
+            let global = Global { threads, quiet: console.quiet, ..cli.global };
+            ranks::end(|| run_command(Cli { global, ..cli }, console))
+        }
+        Role::Parent(number) => std::process::exit(ranks::start(number, choice, what_helps(&cli.command, number))?),
+    }
+}
+
+/// What to do when one of `number` ranks has died.
+fn what_helps(command: &Command, number: usize) -> String {
+    let run = match command {
+        Command::Pretrain(args) => args.run_dir(),
+        Command::Resume(args) => args.ckpt.clone(),
+        Command::Sft(args) => args.run_dir(),
+        _ => return "run the command again".into(),
+    };
+    let resume = format!("llama-lite resume --ckpt {} --ranks {number}", quoted(&run));
+    format!("what was saved is whole; if there is a checkpoint, resume from it: {resume}")
+}
+
+/// Which ranks the command can have.
+fn ranks_of(command: &Command) -> Ranks {
+    match command {
+        Command::Pretrain(args) => Ranks::Several(args.ranks),
+        Command::Resume(args) => Ranks::Several(args.ranks),
+        Command::Sft(args) => Ranks::Several(args.ranks),
+        Command::Eval(args) => Ranks::Several(args.ranks),
+        Command::Sample(_) => Ranks::One("sample"),
+        Command::Data(_) => Ranks::One("data"),
+        Command::Fork(_) => Ranks::One("fork"),
+        Command::Why(_) => Ranks::One("why"),
+        Command::Plan(_) => Ranks::One("plan"),
+        Command::Report(_) => Ranks::One("report"),
+        Command::Export(_) => Ranks::One("export"),
+        // It looks at the machine it runs on: on each of many hosts that is another one.
+        Command::Doctor => Ranks::Any,
+    }
+}
+
+fn run_command(cli: Cli, console: Console) -> Result<()> {
     set_threads(cli.global.threads)?;
     if cli.global.quiet {
         silence_renamed_keys();
     }
-    let console = Console::stderr(cli.global.quiet, cli.global.color);
     let result = dispatch(cli.command, console);
     // The times are written after a failure too, but the failure of the command is the one to report.
     let written = device::op_times().map(|(path, times)| write_atomic(&path, format!("{times:#}\n").as_bytes()));

@@ -10,6 +10,7 @@ pub(crate) mod fork;
 pub(crate) mod plan;
 pub(crate) mod prepare;
 pub(crate) mod pretrain;
+pub(crate) mod ranks;
 pub(crate) mod report;
 pub(crate) mod resume;
 pub(crate) mod sample;
@@ -20,7 +21,7 @@ use crate::checkpoint::Opened;
 use crate::metrics::Console;
 use crate::model::Llama;
 use crate::ops::device;
-use crate::runtime::error::{Exit, fail, failure_in, note};
+use crate::runtime::error::{Exit, alarm, fail, failure_in};
 use crate::runtime::files::{Access, io_hint};
 use crate::runtime::format::escape_control;
 use crate::runtime::memory;
@@ -28,6 +29,8 @@ use crate::tokenizer::Tokenizer;
 use crate::train::model_state::load_model;
 use crate::train::session::Session;
 use anyhow::Result;
+use ranks::Voice;
+pub use ranks::panicked;
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
@@ -49,8 +52,13 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
         _ => "see llama-lite --help",
     };
     let hint = failure.and_then(|f| f.hint.as_deref()).unwrap_or(general);
+    let text = match ranks::voice() {
+        Voice::ForAll => text,
+        Voice::AsRank(rank) => format!("rank {rank}: {text}"),
+        Voice::Silent => return ExitCode::from(exit as u8),
+    };
     // The message can quote names and values from files that came from elsewhere.
-    note(&escape_control(&format!("{text}\nhint: {hint}")));
+    alarm(&escape_control(&format!("{text}\nhint: {hint}")));
     ExitCode::from(exit as u8)
 }
 
@@ -68,9 +76,9 @@ fn exit_of(error: &anyhow::Error) -> Option<Exit> {
     Some(failure_in(error).map_or(unclassified, |failure| failure.exit))
 }
 
-/// What training is handed down: the device and the console. Only commands read `device::used`.
+/// What training is handed down: the device, the console and the ranks. Only commands read `device::used`.
 fn session(console: Console) -> Session {
-    Session::new(device::used(), console)
+    Session { group: ranks::group(), ..Session::new(device::used(), console) }
 }
 
 /// A model directory ready for use.
@@ -99,8 +107,11 @@ fn load(ckpt: &Path, base: Option<&Path>) -> Result<Loaded> {
     Ok(Loaded { source, tokenizer, model })
 }
 
-/// Writes `text` to stdout, with a newline at its end.
+/// Writes `text` to stdout, with a newline at its end; of several ranks only the first does.
 fn print(text: &str) -> Result<()> {
+    if !ranks::group().is_first() {
+        return Ok(());
+    }
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes())?;
     if !text.ends_with('\n') {

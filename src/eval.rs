@@ -21,12 +21,14 @@ pub mod tasks;
 
 use crate::data::batch::{Batch, IGNORE};
 use crate::data::eval_set::EvalSet;
+use crate::distributed::group::ProcessGroup;
 use crate::model::Llama;
 use crate::ops::cross_entropy;
 use crate::ops::positions::DocumentStarts;
 use crate::tokenizer::Tokenizer;
 use anyhow::Result;
 use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
 use std::f64::consts::LN_2;
 
 // The data layer marks unscored positions without knowing the op that skips them.
@@ -86,61 +88,59 @@ pub fn total_loss(model: &Llama, batch: Batch) -> Result<f64> {
     Ok(losses.to_vec1::<f32>()?.iter().map(|&x| f64::from(x)).sum())
 }
 
-/// Scores all `rows`, `batch` at a time; the result does not depend on `batch` beyond rounding. `done` hears the rows so far
-/// and can end it.
+/// The losses of one batch.
+#[derive(Serialize, Deserialize)]
+struct BatchLoss {
+    #[serde(with = "crate::distributed::exact")]
+    nats: f64,
+    tokens: u64,
+    bytes: Option<u64>,
+}
+
+impl BatchLoss {
+    /// Of the `count` rows from `first` on.
+    fn new(model: &Llama, rows: &EvalSet, lengths: &ByteLengths, first: usize, count: usize) -> Result<Self> {
+        let (inputs, targets) = rows.read(first, count)?;
+        let tokens = targets.iter().filter(|&&t| t != IGNORE).count() as u64;
+        let bytes = lengths.count(&targets);
+        let starts = rows.starts(first, count, &inputs);
+        let nats = total_loss(model, Batch { length: rows.length(), inputs, targets, starts })?;
+        Ok(Self { nats, tokens, bytes })
+    }
+}
+
+/// Scores all `rows`, `batch` at a time; the result does not depend on `batch` beyond rounding, and not at all on the number of ranks,
+/// among which the batches are dealt out. `done` hears the rows so far, those of all ranks as far as this one can tell, and can end
+/// the scoring on all of them.
 ///
 /// # Errors
 /// Those of reading the rows, of the model's ops and of `done`.
 pub fn score(
+    group: &ProcessGroup,
     model: &Llama,
     rows: &EvalSet,
     lengths: &ByteLengths,
     batch: usize,
     mut done: impl FnMut(usize) -> Result<()>,
 ) -> Result<Score> {
+    let batch = batch.max(1);
+    let batches = rows.len().div_ceil(batch);
+    let losses = group.deal("losses", batches, |i| {
+        let first = i * batch;
+        let loss = BatchLoss::new(model, rows, lengths, first, batch.min(rows.len() - first))?;
+        done(rows.len().min(group.dealt(i, batches) * batch))?;
+        Ok(loss)
+    })?;
     let mut nats = 0f64;
     let mut tokens = 0u64;
     let mut bytes = Some(0u64);
-    for first in (0..rows.len()).step_by(batch.max(1)) {
-        let count = batch.max(1).min(rows.len() - first);
-        let (inputs, targets) = rows.read(first, count)?;
-        tokens += targets.iter().filter(|&&t| t != IGNORE).count() as u64;
-        bytes = bytes.zip(lengths.count(&targets)).map(|(a, b)| a + b);
-        let starts = rows.starts(first, count, &inputs);
-        nats += total_loss(model, Batch { length: rows.length(), inputs, targets, starts })?;
-        done(first + count)?;
+    for loss in losses {
+        nats += loss.nats;
+        tokens += loss.tokens;
+        bytes = bytes.zip(loss.bytes).map(|(a, b)| a + b);
     }
     Ok(Score { loss: nats / tokens as f64, tokens, bytes: rows.text_bytes.or(bytes) })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::data::Tokens;
-    use crate::model::init::init;
-    use crate::model::params::Layout;
-    use crate::model::tests::tiny;
-    use std::sync::Arc;
-
-    /// A model of zeros finds every token equally likely, so the bits are known: log2 of the vocabulary for each target, the
-    /// ends of text among them, over the bytes of the text, to which the ends of text add none.
-    #[test]
-    fn bits_per_byte_of_a_known_text_are_exact() {
-        let tokenizer = Tokenizer::gpt2().unwrap();
-        let texts =
-            ["The river ran over stones.", "D\u{e9}j\u{e0} vu \u{1f642}, 12 times", "", "<|endoftext|> is text here"];
-        let end = tokenizer.eos_id().unwrap();
-        let documents = tokenizer.encode_documents(&texts).unwrap();
-        let ids: Vec<u32> = documents.iter().flat_map(|ids| [&[end][..], ids].concat()).chain([end]).collect();
-        let mut config = tiny(true);
-        (config.vocab_size, config.max_position_embeddings, config.initializer_range) = (50_304, 16, 0.0);
-        let model = Llama::new(&config, init(&config, &Layout::new(&config), 3).unwrap()).unwrap();
-        let targets = ids.len() as u64 - 1;
-        let rows = EvalSet::windows(Tokens::Memory(Arc::new(ids)), 16, u64::MAX);
-        let found = score(&model, &rows, &ByteLengths::new(&tokenizer), 2, |_| Ok(())).unwrap();
-        let bytes: usize = texts.iter().map(|text| text.len()).sum();
-        assert_eq!((found.tokens, found.bytes), (targets, Some(bytes as u64)));
-        let expected = targets as f64 * 50_304f64.log2() / bytes as f64;
-        assert!((found.bits_per_byte() / expected - 1.0).abs() < 1e-6, "{} {expected}", found.bits_per_byte());
-    }
-}
+mod tests;

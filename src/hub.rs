@@ -1,4 +1,4 @@
-//! Data sets of the Hugging Face Hub: the only code of the program that uses the network.
+//! Data sets of the Hugging Face Hub: the only code of the program that uses the internet.
 //!
 //! A thin client over `ureq`. Why not the `hf-hub` crate: its version 1 brings an asynchronous runtime and a storage
 //! protocol of its own, and starts an interrupted download from the beginning. 0.5 does resume, but appends a whole file to

@@ -13,6 +13,7 @@
 //! |---|---|
 //! | `runtime` | nothing |
 //! | `config`, `ops` | `runtime` |
+//! | `distributed` | `ops`, `runtime` |
 //! | `model` | `config`, `ops`, `runtime` |
 //! | `tokenizer`, `hub`, `stories`, `metrics` | `config`, `runtime` |
 //! | `corpus` | `config`, `hub`, `runtime`, `tokenizer` |
@@ -21,7 +22,7 @@
 //! | `sft` | `chat`, `config`, `corpus`, `data`, `runtime`, `tokenizer` |
 //! | `checkpoint` | `config`, `hub`, `model`, `ops`, `runtime`, `tokenizer` |
 //! | `sample` | `checkpoint`, `config`, `model`, `ops`, `runtime`, `tokenizer` |
-//! | `eval` | `checkpoint`, `config`, `corpus`, `data`, `hub`, `metrics`, `model`, `ops`, `runtime`, `sample`, `tokenizer` |
+//! | `eval` | `checkpoint`, `config`, `corpus`, `data`, `distributed`, `hub`, `metrics`, `model`, `ops`, `runtime`, `sample`, `tokenizer` |
 //! | `train` | all of the above |
 //! | `inspect` | all of the above |
 //! | `commands` | all of the above |
@@ -40,6 +41,7 @@ pub mod commands;
 pub mod config;
 pub mod corpus;
 pub mod data;
+pub mod distributed;
 pub mod eval;
 pub mod hub;
 pub mod inspect;

@@ -3,7 +3,7 @@
 use clap::Parser;
 use llama_lite::cli::{self, Cli};
 use llama_lite::commands;
-use llama_lite::runtime::error::{Exit, fail};
+use llama_lite::runtime::error::Exit;
 use std::alloc::{GlobalAlloc, Layout};
 use std::io::Write;
 use std::os::fd::BorrowedFd;
@@ -71,13 +71,10 @@ fn out_of_memory(size: usize) -> ! {
 
 fn main() -> ExitCode {
     keep_freed_pages();
+    leave_signals_alone();
     let cli = Cli::parse();
     // A panic is a bug and has an exit code of its own. Its message is on stderr already.
-    let result = std::panic::catch_unwind(|| cli::run(cli)).unwrap_or_else(|_| {
-        Err(fail(Exit::Internal, "a panic")
-            .hint("this is a bug; please report it with the command and its output")
-            .into())
-    });
+    let result = std::panic::catch_unwind(|| cli::run(cli)).unwrap_or_else(|_| Err(commands::panicked().into()));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => commands::report(&error),
@@ -90,4 +87,15 @@ fn keep_freed_pages() {
     const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
     // SAFETY: sets an option of the allocator before any other thread exists; a negative delay means never.
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) };
+}
+
+/// Keeps the communication library of some MPIs (UCX) from handling signals as it likes: SIGHUP would have it print what it does, and
+/// a crash would print its stack in place of ending the process.
+fn leave_signals_alone() {
+    for (name, value) in [("UCX_DEBUG_SIGNO", "0"), ("UCX_ERROR_SIGNALS", ""), ("UCX_HANDLE_ERRORS", "none")] {
+        if std::env::var_os(name).is_none() {
+            // SAFETY: no other thread exists that could read or write a variable now.
+            unsafe { std::env::set_var(name, value) };
+        }
+    }
 }

@@ -48,6 +48,7 @@ pub mod rms_norm;
 pub mod rope;
 pub mod selftest;
 pub mod squares;
+pub mod stream;
 pub mod swiglu;
 pub(crate) mod targets;
 

@@ -12,7 +12,8 @@
 //! | `checks.rs`, `paths.rs` | what is checked and made absolute before a run creates anything |
 //! | `saver.rs`, `snapshot.rs`, `logs.rs` | checkpoints written beside training; logs cut and synced with them |
 //! | `indicators.rs`, `reset.rs`, `hardware_change.rs` | norms of every layer; state given up on purpose; a run on another machine |
-//! | `step.rs` | one optimizer step |
+//! | `step.rs`, `passes.rs` | one optimizer step; its forward and backward passes |
+//! | `ranks.rs`, `desync.rs` | lanes and ranks; whether all ranks train the same run |
 //! | `model_state.rs` | model, gradients, optimizer and `TrainerState` |
 //! | `trainer_state.rs` | what a step changes and a checkpoint keeps beside its tensors |
 //! | `footprint.rs` | the memory that a run takes |
@@ -25,6 +26,7 @@
 pub mod arithmetic_fingerprint;
 pub mod checks;
 pub mod crash_loop;
+pub mod desync;
 pub mod footprint;
 pub mod fork;
 pub mod guard;
@@ -35,8 +37,10 @@ pub mod logs;
 pub mod model_state;
 pub mod new_run;
 pub mod optimizer;
+pub mod passes;
 pub mod paths;
 pub mod pretrain;
+pub mod ranks;
 pub mod replay;
 pub mod requests;
 pub mod reset;

@@ -1,19 +1,22 @@
 //! `eval`: loss, bits per byte and perplexity of a model on text or shards; benchmark tasks as the lm-evaluation-harness scores them.
 
 use super::arguments::{path, positive};
-use super::{Loaded, load, print};
+use super::ranks::RanksArgs;
+use super::{Loaded, load, print, session};
 use crate::checkpoint;
 use crate::corpus::source::ReadOptions;
 use crate::data::dataset::evaluation_tokens;
 use crate::data::eval_set::EvalSet;
-use crate::eval::benchmark::{Extent, Prepared, TaskResult, evaluate};
+use crate::eval::benchmark::{Extent, Prepared, TaskResult, evaluate, fingerprint};
 use crate::eval::dataset::Library;
 use crate::eval::report::{harness_json, lines, table};
 use crate::eval::{ByteLengths, Score, score, tasks};
 use crate::hub::Hub;
 use crate::metrics::{Console, fixed};
+use crate::model::params::with_host_slices;
 use crate::runtime::error::{Exit, fail, note};
 use crate::runtime::files::write_atomic;
+use crate::train::session::Session;
 use anyhow::Result;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -63,42 +66,36 @@ pub struct EvalArgs {
     /// Include every document's log-likelihoods in that file
     #[arg(long, requires = "output")]
     pub log_samples: bool,
+    #[command(flatten)]
+    pub ranks: RanksArgs,
 }
 
 /// Tokens scored at a time: bounds the memory of activations.
 const TOKENS_AT_ONCE: usize = 8192;
 
+/// Every rank evaluates its share, and rank 0 tells the results of all.
 pub(crate) fn run(args: &EvalArgs, console: Console) -> Result<()> {
-    match (&args.ckpt, &args.run) {
-        (Some(ckpt), _) => one(args, ckpt, console),
-        (None, Some(run)) => trajectory(args, run, console),
-        (None, None) => Err(fail(Exit::Config, "no model").hint("give --ckpt DIR or --run RUN_DIR").into()),
-    }
-}
-
-fn one(args: &EvalArgs, ckpt: &Path, console: Console) -> Result<()> {
-    let (report, text) = evaluate_model(args, ckpt, console)?;
-    if let Some(path) = &args.output {
+    let session = session(console);
+    let (report, text) = match (&args.ckpt, &args.run) {
+        (Some(ckpt), _) => evaluate_model(args, ckpt, &session)?,
+        (None, Some(run)) => trajectory(args, run, &session)?,
+        (None, None) => return Err(fail(Exit::Config, "no model").hint("give --ckpt DIR or --run RUN_DIR").into()),
+    };
+    if let Some(path) = args.output.as_ref().filter(|_| session.group.is_first()) {
         write_atomic(path, format!("{report:#}\n").as_bytes())?;
     }
     print(&text)
 }
 
 /// Every kept checkpoint of a run, in the order of steps: one table, and one series for each task and metric.
-fn trajectory(args: &EvalArgs, run: &Path, console: Console) -> Result<()> {
-    let mut checkpoints = checkpoint::list_valid(run)?;
-    checkpoints.reverse();
-    if checkpoints.is_empty() {
-        return Err(fail(Exit::Io, format!("{} holds no checkpoints", run.display()))
-            .hint("give the directory of a run that has saved, or --ckpt DIR")
-            .into());
-    }
+fn trajectory(args: &EvalArgs, run: &Path, session: &Session) -> Result<(Value, String)> {
+    // A run that is going on may save and remove some while the ranks look.
+    let checkpoints = session.group.on_first("the checkpoints", || kept_checkpoints(run))?;
     let mut series = serde_json::Map::new();
     let mut reports = serde_json::Map::new();
     let mut text = String::new();
-    for valid in &checkpoints {
-        let step = valid.manifest.step;
-        let (report, table) = evaluate_model(args, &valid.dir, console)?;
+    for (step, dir) in &checkpoints {
+        let (report, table) = evaluate_model(args, dir, session)?;
         text += &format!("step {step}\n{table}\n");
         for (task, metrics) in report["results"].as_object().into_iter().flatten() {
             for (metric, value) in metrics.as_object().into_iter().flatten().filter(|(_, value)| value.is_f64()) {
@@ -110,23 +107,32 @@ fn trajectory(args: &EvalArgs, run: &Path, console: Console) -> Result<()> {
         }
         reports.insert(step.to_string(), report);
     }
-    if let Some(path) = &args.output {
-        let all = json!({"run": run.display().to_string(), "series": series, "checkpoints": reports});
-        write_atomic(path, format!("{all:#}\n").as_bytes())?;
+    Ok((json!({"run": run.display().to_string(), "series": series, "checkpoints": reports}), text))
+}
+
+/// The checkpoints of `run` with their steps, oldest first.
+fn kept_checkpoints(run: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let mut checkpoints = checkpoint::list_valid(run)?;
+    checkpoints.reverse();
+    if checkpoints.is_empty() {
+        return Err(fail(Exit::Io, format!("{} holds no checkpoints", run.display()))
+            .hint("give the directory of a run that has saved, or --ckpt DIR")
+            .into());
     }
-    print(&text)
+    Ok(checkpoints.into_iter().map(|valid| (valid.manifest.step, valid.dir)).collect())
 }
 
 /// The results file of one model, and what is printed.
-fn evaluate_model(args: &EvalArgs, ckpt: &Path, console: Console) -> Result<(Value, String)> {
+fn evaluate_model(args: &EvalArgs, ckpt: &Path, session: &Session) -> Result<(Value, String)> {
     let loaded = load(ckpt, args.base.as_deref())?;
+    session.group.ensure_same("model", || fingerprint_of(&loaded))?;
     let (mut report, mut text) = if args.tasks.is_empty() {
         (json!({"results": {}, "config": {}}), String::new())
     } else {
-        run_tasks(args, &loaded, console)?
+        run_tasks(args, &loaded, session)?
     };
     if !args.data.is_empty() {
-        let (result, context) = score_text(args, &loaded, console)?;
+        let (result, context) = score_text(args, &loaded, session)?;
         let bits_per_byte = result.bits_per_byte();
         report["results"]["data"] = json!({
             "loss": result.loss, "bits_per_byte": bits_per_byte,
@@ -148,8 +154,14 @@ fn evaluate_model(args: &EvalArgs, ckpt: &Path, console: Console) -> Result<(Val
     Ok((report, text))
 }
 
+/// Identifies the weights and the tokenizer.
+fn fingerprint_of(loaded: &Loaded) -> Result<String> {
+    let weights = with_host_slices(&[&loaded.model.flat], |slices| blake3::hash(bytemuck::cast_slice(slices[0])))?;
+    Ok(format!("{weights} {}", loaded.tokenizer.fingerprint()))
+}
+
 /// The score of the text of `--data`, and the length of the windows that it was cut into.
-fn score_text(args: &EvalArgs, loaded: &Loaded, console: Console) -> Result<(Score, usize)> {
+fn score_text(args: &EvalArgs, loaded: &Loaded, session: &Session) -> Result<(Score, usize)> {
     let Loaded { tokenizer, model, .. } = loaded;
     let patterns: Vec<String> = args.data.iter().map(|p| p.to_string_lossy().into_owned()).collect();
     let options = ReadOptions {
@@ -166,9 +178,10 @@ fn score_text(args: &EvalArgs, loaded: &Loaded, console: Console) -> Result<(Sco
             .hint("give a file with text")
             .into());
     }
-    let bar = bar(rows.len(), "windows", console);
+    session.group.ensure_same("text", || rows.fingerprint())?;
+    let bar = bar(rows.len(), "windows", session.console);
     let batch = (TOKENS_AT_ONCE / rows.length()).max(1);
-    let result = score(model, &rows, &ByteLengths::new(tokenizer), batch, |done| {
+    let result = score(&session.group, model, &rows, &ByteLengths::new(tokenizer), batch, |done| {
         bar.set_position(done as u64);
         Ok(())
     })?;
@@ -176,8 +189,8 @@ fn score_text(args: &EvalArgs, loaded: &Loaded, console: Console) -> Result<(Sco
     Ok((result, length))
 }
 
-fn run_tasks(args: &EvalArgs, loaded: &Loaded, console: Console) -> Result<(Value, String)> {
-    let (prepared, results) = score_tasks(args, loaded, console)?;
+fn run_tasks(args: &EvalArgs, loaded: &Loaded, session: &Session) -> Result<(Value, String)> {
+    let (prepared, results) = score_tasks(args, loaded, session)?;
     let config = json!({
         "model": "llama-lite", "dtype": "float32", "limit": args.limit, "num_fewshot": args.num_fewshot,
         "max_length": loaded.model.config.max_position_embeddings,
@@ -186,7 +199,33 @@ fn run_tasks(args: &EvalArgs, loaded: &Loaded, console: Console) -> Result<(Valu
     Ok((report, table(&lines(&prepared, &results))))
 }
 
-fn score_tasks(args: &EvalArgs, loaded: &Loaded, console: Console) -> Result<(Vec<Prepared>, Vec<TaskResult>)> {
+fn score_tasks(args: &EvalArgs, loaded: &Loaded, session: &Session) -> Result<(Vec<Prepared>, Vec<TaskResult>)> {
+    let Session { group, console, .. } = session;
+    let prepared = if args.download {
+        group.first_then_others("the task data", || prepare_tasks(args, loaded))?
+    } else {
+        prepare_tasks(args, loaded)?
+    };
+    group.ensure_same("task data", || Ok(fingerprint(&prepared)))?;
+    prepared.iter().filter_map(Prepared::warning).for_each(|warning| note(&warning));
+    let start = Instant::now();
+    let documents: usize = prepared.iter().map(Prepared::documents).sum();
+    let bar = bar(0, "requests", *console);
+    let results = evaluate(group, &loaded.model, &prepared, |done, all| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+        Ok(())
+    })?;
+    bar.finish_and_clear();
+    if !console.quiet {
+        let seconds = start.elapsed().as_secs_f64();
+        note(&format!("{documents} documents in {seconds:.1} s · {:.1} documents/s", documents as f64 / seconds));
+    }
+    Ok((prepared, results))
+}
+
+/// Reads the data of the tasks, each of them once, and writes their prompts.
+fn prepare_tasks(args: &EvalArgs, loaded: &Loaded) -> Result<Vec<Prepared>> {
     let hub = args.download.then(Hub::from_env).transpose()?;
     let library = Library { dir: args.data_dir.clone(), hub };
     let extent = Extent { num_fewshot: args.num_fewshot, limit: args.limit };
@@ -199,21 +238,7 @@ fn score_tasks(args: &EvalArgs, loaded: &Loaded, console: Console) -> Result<(Ve
             }
         }
     }
-    prepared.iter().filter_map(Prepared::warning).for_each(|warning| note(&warning));
-    let start = Instant::now();
-    let documents: usize = prepared.iter().map(Prepared::documents).sum();
-    let bar = bar(0, "requests", console);
-    let results = evaluate(&loaded.model, &prepared, |done, all| {
-        bar.set_length(all as u64);
-        bar.set_position(done as u64);
-        Ok(())
-    })?;
-    bar.finish_and_clear();
-    if !console.quiet {
-        let seconds = start.elapsed().as_secs_f64();
-        note(&format!("{documents} documents in {seconds:.1} s · {:.1} documents/s", documents as f64 / seconds));
-    }
-    Ok((prepared, results))
+    Ok(prepared)
 }
 
 fn bar(length: usize, what: &str, console: Console) -> ProgressBar {

@@ -1,6 +1,7 @@
 //! `plan`: parameters, memory, time and disk that a run will take.
 
 use super::arguments::path;
+use super::ranks::RanksArgs;
 use super::{print, session};
 use crate::config::Config;
 use crate::inspect::plan::{Probe, disk, fit, flops, kept_checkpoints, parameters, passes, probe, rates};
@@ -9,7 +10,10 @@ use crate::model::Recompute;
 use crate::ops::device::{self, GPUS};
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::memory;
-use crate::train::footprint::{Footprint, bytes, checkpoint_bytes, recompute, recompute_within};
+use crate::train::footprint::{
+    Footprint, HostFootprint, RanksHere, bytes, checkpoint_bytes, recompute, recompute_within, trained_params,
+};
+use crate::train::ranks::{bytes_per_step, describe_lanes, one_of, permitted_ranks, settle_lanes};
 use crate::train::schedule::remark;
 use anyhow::Result;
 use candle_core::Device;
@@ -21,7 +25,8 @@ use std::time::Duration;
 #[command(after_help = "Examples:
   llama-lite plan --config configs/llama-1.7b.toml
   llama-lite plan --config my.toml --probe
-  llama-lite plan --config my.toml --fit 16GB")]
+  llama-lite plan --config my.toml --fit 16GB
+  llama-lite plan --config my.toml --ranks 4")]
 pub struct PlanArgs {
     /// Configuration, TOML or JSON
     #[arg(long, value_name = "FILE", value_parser = path())]
@@ -35,6 +40,8 @@ pub struct PlanArgs {
     /// Propose the largest micro-batch that fits into this much memory, such as 8GB or 8000000000
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub fit: Option<u64>,
+    #[command(flatten)]
+    pub ranks: RanksArgs,
 }
 
 /// The model FLOPs utilisations for which a time is given.
@@ -43,10 +50,18 @@ const MFU: [f64; 2] = [0.4, 0.5];
 pub(crate) fn run(args: &PlanArgs, console: Console) -> Result<()> {
     let session = session(console);
     let mut config = Config::load(&args.config, &args.set)?;
+    let ranks = args.ranks.number(!session.device.is_cpu())?;
+    // Before the lanes are settled, as the number of ranks at the start decides them.
+    let permitted = permitted_ranks(&config);
+    settle_lanes(&mut config, ranks)?;
+    let here = RanksHere::all(ranks as u64);
     let mut out = size(&config);
-    out.push_str(&memory_of(&config, args.fit, &session.device));
+    out.push_str(&memory_of(&config, args.fit, &session.device, here));
     if let Some(limit) = args.fit {
-        out.push_str(&proposal(&config, limit, &session.device)?);
+        out.push_str(&proposal(&config, limit, &session.device, here)?);
+    }
+    if config.train.lanes() > 1 {
+        out.push_str(&ranks_of(&config, ranks, &permitted));
     }
     out.push_str(&work(&config));
     if !args.probe {
@@ -60,6 +75,9 @@ pub(crate) fn run(args: &PlanArgs, console: Console) -> Result<()> {
         let probed;
         (config, probed) = probe(config, &session)?;
         out.push_str(&measured(&config, &probed, &session.device));
+        if ranks > 1 {
+            out.push_str(&steps_of_ranks(&config, &probed, ranks));
+        }
     }
     print(&out)
 }
@@ -74,9 +92,9 @@ fn size(config: &Config) -> String {
 }
 
 /// The memory of the run and of other micro-batches, on this machine or on one with `limit` bytes.
-fn memory_of(config: &Config, limit: Option<u64>, device: &Device) -> String {
-    let policy = recompute_in(config, limit, device);
-    let footprint = Footprint::with(config, policy, device);
+fn memory_of(config: &Config, limit: Option<u64>, device: &Device, ranks: RanksHere) -> String {
+    let policy = recompute_in(config, limit, device, ranks);
+    let footprint = HostFootprint::with(config, policy, device, ranks);
     let here = device::memory().or_else(memory::usable);
     let here = here.map_or_else(String::new, |total| format!(" of {} here", bytes(total)));
     let place = if device.is_cpu() { "CPU" } else { "GPU" };
@@ -86,17 +104,22 @@ fn memory_of(config: &Config, limit: Option<u64>, device: &Device) -> String {
         Recompute::Full => "whole blocks",
     };
     let peak = bytes(footprint.peak());
-    let mut out = format!("\nmemory            {peak}{here} ({place}; {again} computed again in backward)\n");
-    for (class, n) in footprint.classes().iter().filter(|(_, n)| *n > 0) {
-        out.push_str(&format!("  {class:<15} {:>15}\n", bytes(*n)));
-    }
+    let whose = match ranks.ranks {
+        1 => String::new(),
+        _ if !device.is_cpu() => " for the GPU of a rank,".to_owned(),
+        n => format!(" for {n} ranks together,"),
+    };
+    let mut out = format!("\nmemory            {peak}{whose}{here} ({place}; {again} computed again in backward)\n");
+    out.push_str(&classes(&footprint, ranks.ranks > 1));
     let mut other = config.clone();
     let sequences = config.train.sequences_per_step();
-    for micro in [1, 2, 4, 8, 16, 32, 64].into_iter().filter(|micro| sequences.is_multiple_of(*micro)) {
+    // A pass stays within a lane.
+    let most = sequences / config.train.lanes();
+    for micro in [1, 2, 4, 8, 16, 32, 64].into_iter().filter(|n| *n <= most && sequences.is_multiple_of(*n)) {
         other.train.micro_batch_size = micro;
-        let mark = if micro == config.train.micro_batch_size { " <" } else { "" };
-        let again = recompute_in(&other, limit, device);
-        let footprint = Footprint::with(&other, again, device);
+        let mark = if micro == config.train.sequences_per_pass() { " <" } else { "" };
+        let again = recompute_in(&other, limit, device, ranks);
+        let footprint = HostFootprint::with(&other, again, device, ranks);
         let needed = bytes(footprint.needed());
         let peak = bytes(footprint.peak());
         let copy = if needed == peak { String::new() } else { format!(", {peak} with the copy being saved") };
@@ -106,29 +129,95 @@ fn memory_of(config: &Config, limit: Option<u64>, device: &Device) -> String {
     out
 }
 
-fn recompute_in(config: &Config, limit: Option<u64>, device: &Device) -> Recompute {
+/// What the memory goes into; of `several` ranks, on rank 0 and on each of the others.
+fn classes(footprint: &HostFootprint, several: bool) -> String {
+    let HostFootprint { first, other, .. } = footprint;
+    let mut out = String::new();
+    if several {
+        out.push_str(&format!("  {:<15} {:>15} {:>15}\n", "", "rank 0", "each other"));
+    }
+    let peaks = [("peak", first.peak(), other.peak())];
+    let classes =
+        first.classes().into_iter().zip(other.classes()).map(|((class, first), (_, other))| (class, first, other));
+    for (class, first, other) in classes.chain(peaks.into_iter().filter(|_| several)).filter(|(_, n, _)| *n > 0) {
+        let beside = match other {
+            _ if !several => String::new(),
+            0 => format!(" {:>15}", "-"),
+            _ => format!(" {:>15}", bytes(other)),
+        };
+        out.push_str(&format!("  {class:<15} {:>15}{beside}\n", bytes(first)));
+    }
+    out
+}
+
+fn recompute_in(config: &Config, limit: Option<u64>, device: &Device, ranks: RanksHere) -> Recompute {
     match limit {
-        Some(limit) => recompute_within(config, Some(limit), device),
-        None => recompute(config, device),
+        Some(limit) => recompute_within(config, Some(limit), device, ranks),
+        None => recompute(config, device, ranks),
     }
 }
 
-fn proposal(config: &Config, limit: u64, device: &Device) -> Result<String> {
+/// Lanes of the run, the numbers of ranks that can train it, and what `ranks` send.
+fn ranks_of(config: &Config, ranks: usize, permitted: &[usize]) -> String {
+    let lanes = config.train.lanes();
+    let mut out = format!("\nranks             {ranks}, {}\n", describe_lanes(config));
+    let started = if permitted.last() == Some(&lanes) { "" } else { " at the start" };
+    out.push_str(&format!("  permitted       {}{started}\n", numbers(permitted)));
+    if !started.is_empty() {
+        out.push_str(&format!("  later           {}, with the same bits\n", numbers(&permitted_ranks(config))));
+    }
+    if ranks > 1 {
+        let sent = bytes(bytes_per_step(ranks as u64, trained_params(config)));
+        out.push_str(&format!("  exchange        {sent} sent by each rank for each step\n"));
+    }
+    out
+}
+
+/// Powers of two that are permitted, in words.
+fn numbers(permitted: &[usize]) -> String {
+    match permitted {
+        [.., last] if permitted.len() > 6 => format!("powers of two up to {last}"),
+        few => one_of(few),
+    }
+}
+
+/// What links carry one way at most, by their names: bytes a second.
+const LINKS: [(&str, f64); 4] =
+    [("10 Gbit/s Ethernet", 1.25e9), ("100 Gbit/s", 12.5e9), ("400 Gbit/s", 50e9), ("NVLink 4", 450e9)];
+
+/// The time of a step of `ranks`, by what a link carries.
+fn steps_of_ranks(config: &Config, probe: &Probe, ranks: usize) -> String {
+    let sent = bytes_per_step(ranks as u64, trained_params(config));
+    let mut out = format!("with {ranks} ranks, each on a machine like this one, by the full rate of their link\n");
+    for (link, bandwidth) in LINKS {
+        let seconds = probe.step_of_ranks(ranks, sent, bandwidth);
+        let times = probe.step_seconds / seconds;
+        out.push_str(&format!("  {link:<19} {seconds:.3} s a step, {times:.2} times as fast\n"));
+    }
+    out
+}
+
+fn proposal(config: &Config, limit: u64, device: &Device, ranks: RanksHere) -> Result<String> {
     let sequences = config.train.sequences_per_step();
-    let fits = fit(config, limit, device);
+    let lanes = config.train.lanes();
+    let fits = fit(config, limit, device, ranks);
     if fits.is_empty() {
         return Err(fail(Exit::Memory, format!("not even a micro-batch of one sequence fits into {}", bytes(limit)))
             .hint("shorten train.sequence_length or choose a smaller [model]")
             .into());
     }
+    let on_rank = if ranks.ranks > 1 { " on a rank" } else { "" };
     let mut out = format!("\nfits into {:<8}", bytes(limit));
     for (i, fit) in fits.iter().enumerate() {
         let micro = fit.micro_batch_size;
         let or = if i > 0 { "\n          or      " } else { "" };
         let again = if fit.recompute == Recompute::Full { ", train.recompute = \"full\"" } else { "" };
         let copy = if fit.with_copy { "" } else { "; saving then holds training up: there is no room for a copy" };
-        let per_step = sequences / micro;
-        out.push_str(&format!("{or} train.micro_batch_size = {micro}, {per_step} of them for each step{again}{copy}"));
+        // A pass stays within a lane.
+        let per_step = lanes / ranks.ranks as usize * (sequences / lanes).div_ceil(micro);
+        out.push_str(&format!(
+            "{or} train.micro_batch_size = {micro}, {per_step} of them for each step{on_rank}{again}{copy}"
+        ));
     }
     Ok(out + "\n")
 }

@@ -1,6 +1,7 @@
 //! `pretrain`: starts a run from a configuration.
 
 use super::arguments::{path, run_dir};
+use super::ranks::RanksArgs;
 use super::{print, session};
 use crate::checkpoint;
 use crate::config::{Config, print_config};
@@ -38,10 +39,12 @@ pub struct PretrainArgs {
     /// Print the resolved configuration, parameter count and FLOPs per token, and stop
     #[arg(long)]
     pub print_config: bool,
+    #[command(flatten)]
+    pub ranks: RanksArgs,
 }
 
 impl PretrainArgs {
-    pub(super) fn run_dir(&self) -> PathBuf {
+    pub(crate) fn run_dir(&self) -> PathBuf {
         run_dir(self.out.as_ref(), &self.config)
     }
 }

@@ -1,6 +1,7 @@
 //! `resume`: continues a run, or repeats some of its steps and compares them with its log.
 
 use super::arguments::path;
+use super::ranks::RanksArgs;
 use super::{print, session};
 use crate::inspect::verify::{Verification, verify};
 use crate::metrics::Console;
@@ -43,6 +44,8 @@ pub struct ResumeArgs {
     /// Repeat N steps, writing nothing, and compare them with what the run logged
     #[arg(long, value_name = "N", conflicts_with_all = ["set", "reset", "skip"])]
     pub verify: Option<NonZeroU64>,
+    #[command(flatten)]
+    pub ranks: RanksArgs,
 }
 
 /// A value of `--reset`, and the pieces of a run's state that it resets.

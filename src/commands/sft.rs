@@ -1,6 +1,7 @@
 //! `sft`: fine-tuning on conversations, on this machine or from the Hub.
 
 use super::arguments::{path, path_or_name, run_dir};
+use super::ranks::RanksArgs;
 use super::{print, session};
 use crate::hub::{Hub, HubName};
 use crate::metrics::Console;
@@ -46,6 +47,14 @@ pub struct SftArgs {
     /// Print what would be trained of the first N conversations, and the counts, and stop
     #[arg(long, value_name = "N")]
     pub show_data: Option<NonZeroUsize>,
+    #[command(flatten)]
+    pub ranks: RanksArgs,
+}
+
+impl SftArgs {
+    pub(crate) fn run_dir(&self) -> PathBuf {
+        run_dir(self.out.as_ref(), &self.config)
+    }
 }
 
 /// Records that are left out and listed by --show-data.
@@ -55,7 +64,7 @@ pub(crate) fn run(args: &SftArgs, console: Console) -> Result<()> {
     let data = local(&args.data, console)?;
     let request = SftRequest { config: &args.config, sets: &args.set, ckpt: &args.ckpt, data: &data };
     let Some(n) = args.show_data else {
-        return SftRun::open(&request, &session(console))?.train(&run_dir(args.out.as_ref(), &args.config));
+        return SftRun::open(&request, &session(console))?.train(&args.run_dir());
     };
     // What is shown goes to stdout, which may be a file.
     let color = console.color && std::io::stdout().is_terminal();

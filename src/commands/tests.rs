@@ -7,6 +7,7 @@ mod stuck;
 
 use super::*;
 use crate::cli;
+use crate::distributed::environment::VARIABLES;
 use serde_json::Value;
 use std::path::PathBuf;
 use std::process::{Command, Output};
@@ -73,6 +74,9 @@ impl Lab {
     fn command(faults: &str, args: &[&str]) -> Command {
         let mut child = Command::new(std::env::current_exe().unwrap());
         child.args(["--exact", "commands::tests::child_process", "--nocapture", "--test-threads=1"]);
+        for name in VARIABLES {
+            child.env_remove(name);
+        }
         child.env("LLAMA_LITE_CHILD", args.join("\n")).env("LLAMA_LITE_FAULTS", faults);
         child
     }

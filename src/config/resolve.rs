@@ -3,6 +3,7 @@
 //! Every rule names the keys it speaks of and is skipped when one of them has no usable value, so that one mistake is
 //! one message.
 
+mod lanes;
 mod sft;
 
 use super::choices::{Choice, NameOrPath, Preset, ScheduleKind, TokenizerName};
@@ -295,6 +296,7 @@ impl Rules<'_> {
                 broken(what, format!("set it to {near}, or change micro_batch_size"))
             })
         });
+        lanes::rules(self, config);
         self.rule(&[STEPS, "train.tokens_per_step"], || {
             let total = train.steps.checked_mul(train.tokens_per_step as u64);
             let countable = total.is_some_and(|tokens| i64::try_from(tokens).is_ok());

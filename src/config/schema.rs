@@ -206,6 +206,9 @@ section! {
         micro_batch_size: usize = Required, Within(1.0, 1_048_576.0);
         /// Tokens in one optimizer step; a multiple of micro_batch_size x sequence_length.
         tokens_per_step: usize = Derived("micro_batch_size x sequence_length"), AtLeast(1.0);
+        /// Equal parts of a step's sequences whose gradients are summed by themselves, then pairwise: a power of two. As many ranks
+        /// as divide it train with the same bits; each more than one for a rank takes memory for sums.
+        lanes: Option<usize> = Derived("the number of ranks that the run starts with"), Within(1.0, 65_536.0);
         /// Number of optimizer steps of the run.
         steps: u64 = Required, AtLeast(1.0);
         /// Fixes initialisation and sampling.
@@ -346,6 +349,8 @@ section! {
         layers_every: u64 = Value(50), Any;
         /// Whether the loss of every sequence is written, into sequences.jsonl: "why" shows it.
         sequences: bool = Value(false), Any;
+        /// Steps between comparisons of the weights of all ranks: one that differs ends the run before anything is saved. 0 = none.
+        desync_every: u64 = Value(1000), Any;
         /// Whether TensorBoard files are written, into the run's tensorboard/.
         tensorboard: bool = Value(false), Any;
     }

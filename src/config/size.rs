@@ -7,6 +7,16 @@ impl TrainConfig {
     pub fn sequences_per_step(&self) -> usize {
         self.tokens_per_step / self.sequence_length
     }
+
+    /// Parts of a step whose gradients are summed by themselves; 1 where nothing is said.
+    pub fn lanes(&self) -> usize {
+        self.lanes.unwrap_or(1)
+    }
+
+    /// Sequences in one forward and backward pass: a pass stays within a lane.
+    pub fn sequences_per_pass(&self) -> usize {
+        self.micro_batch_size.min(self.sequences_per_step() / self.lanes()).max(1)
+    }
 }
 
 impl EvalConfig {

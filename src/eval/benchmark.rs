@@ -7,6 +7,7 @@ use super::fewshot::Drawer;
 use super::python;
 use super::statistics::{mean, perplexity_error, standard_error};
 use super::tasks::{Document, Task};
+use crate::distributed::group::ProcessGroup;
 use crate::model::Llama;
 use crate::runtime::error::{Exit, Failure, fail};
 use crate::tokenizer::Tokenizer;
@@ -160,18 +161,30 @@ fn bad_row(task: &Task, row: usize, what: String) -> Failure {
         .hint("evaluation needs the data set's own fields and labels")
 }
 
-/// Scores all `tasks` together; `done` hears how many requests are scored, of how many.
+/// Identifies what the model is asked in `tasks`: equal fingerprints, equal requests.
+pub fn fingerprint(tasks: &[Prepared]) -> String {
+    let mut hasher = blake3::Hasher::new_derive_key("llama-lite benchmark requests v1");
+    for request in tasks.iter().flat_map(|task| task.requests.iter().flatten()) {
+        let head = [request.tokens.len() as u32, request.first as u32];
+        let bytes: Vec<u8> = head.iter().chain(&request.tokens).flat_map(|id| id.to_le_bytes()).collect();
+        hasher.update(&bytes);
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+/// Scores all `tasks` together, on all ranks, as [`likelihoods`] does; `done` hears how many requests are scored, of how many.
 ///
 /// # Errors
 /// Those of the model's ops and of `done`.
 pub fn evaluate(
+    group: &ProcessGroup,
     model: &Llama,
     tasks: &[Prepared],
     mut done: impl FnMut(usize, usize) -> Result<()>,
 ) -> Result<Vec<TaskResult>> {
     let requests: Vec<&LikelihoodRequest> = tasks.iter().flat_map(|task| task.requests.iter().flatten()).collect();
     // All tasks together: prompts that begin alike are computed once, and batches are full.
-    let all = likelihoods(model, &requests, |n| done(n, requests.len()))?;
+    let all = likelihoods(group, model, &requests, |n| done(n, requests.len()))?;
     let mut rest = all.as_slice();
     let mut results = Vec::with_capacity(tasks.len());
     for task in tasks {

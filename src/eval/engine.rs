@@ -1,10 +1,13 @@
 //! Log-likelihoods of many continuations at once: what they share is computed once, nothing is padded, and the head sees only the
 //! positions that are asked about.
 
+use crate::distributed::group::ProcessGroup;
 use crate::model::Llama;
 use crate::model::prefix_tree::TargetToken;
 use crate::ops::prefix_tree::PrefixTree;
 use anyhow::Result;
+use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// Tokens computed at a time: enough for full speed, few enough for small memories.
 const TOKENS_AT_ONCE: usize = 4096;
@@ -30,20 +33,23 @@ impl LikelihoodRequest {
 }
 
 /// What the model thinks of a continuation.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Likelihood {
     /// Sum of the log-probabilities of its tokens, in nats.
+    #[serde(with = "crate::distributed::exact")]
     pub log_likelihood: f64,
     /// Whether each of them is the most likely token at its place.
     pub greedy: bool,
     pub tokens: usize,
 }
 
-/// Scores all `requests`; `done` hears how many are, and can end it.
+/// Scores all `requests`: their batches are dealt out to the ranks, and no likelihood depends on how many there are. `done` hears how many
+/// requests are scored, by all ranks as far as this one can tell, and can end the scoring on all of them.
 ///
 /// # Errors
 /// Those of the model's ops and of `done`.
 pub fn likelihoods(
+    group: &ProcessGroup,
     model: &Llama,
     requests: &[&LikelihoodRequest],
     mut done: impl FnMut(usize) -> Result<()>,
@@ -51,18 +57,30 @@ pub fn likelihoods(
     // In the order of their tokens, those that begin alike stand together.
     let mut order: Vec<usize> = (0..requests.len()).collect();
     order.sort_by(|&a, &b| requests[a].tokens.cmp(&requests[b].tokens));
+    let batches = batches(requests, &order);
+    let found = group.deal("likelihoods", batches.len(), |i| {
+        let batch: Vec<&LikelihoodRequest> = order[batches[i].clone()].iter().map(|&i| requests[i]).collect();
+        let found = score_batch(model, &batch)?;
+        done(batches[group.dealt(i, batches.len()) - 1].end)?;
+        Ok(found)
+    })?;
     let mut results = vec![Likelihood { log_likelihood: f64::NAN, greedy: false, tokens: 0 }; requests.len()];
+    for (&i, likelihood) in order.iter().zip(found.into_iter().flatten()) {
+        results[i] = likelihood;
+    }
+    Ok(results)
+}
+
+/// The requests in this order, cut into batches: they do not depend on the number of ranks.
+fn batches(requests: &[&LikelihoodRequest], order: &[usize]) -> Vec<Range<usize>> {
+    let mut batches = Vec::new();
     let mut from = 0;
     while from < order.len() {
         let to = from + batch_len(requests, &order[from..]);
-        let batch: Vec<&LikelihoodRequest> = order[from..to].iter().map(|&i| requests[i]).collect();
-        for (&i, likelihood) in order[from..to].iter().zip(score_batch(model, &batch)?) {
-            results[i] = likelihood;
-        }
+        batches.push(from..to);
         from = to;
-        done(from)?;
     }
-    Ok(results)
+    batches
 }
 
 fn common(a: &[u32], b: &[u32]) -> usize {
@@ -118,7 +136,7 @@ struct Part {
 
 impl Plan<'_> {
     /// Lays out the requests of `range`, which share their first `depth` tokens, laid out as `path`.
-    fn lay_out(&mut self, range: std::ops::Range<usize>, depth: usize, path: &mut Vec<Part>) -> Result<()> {
+    fn lay_out(&mut self, range: Range<usize>, depth: usize, path: &mut Vec<Part>) -> Result<()> {
         let mut from = range.start;
         while from < range.end {
             let first = self.batch[from].fed();
@@ -212,7 +230,7 @@ mod tests {
     fn together_they_are_what_they_are_alone() {
         let (model, requests) = (model(), requests());
         let mut heard = Vec::new();
-        let found = likelihoods(&model, &requests.iter().collect::<Vec<_>>(), |n| {
+        let found = likelihoods(&ProcessGroup::one(), &model, &requests.iter().collect::<Vec<_>>(), |n| {
             heard.push(n);
             Ok(())
         })
@@ -230,7 +248,7 @@ mod tests {
         let requests: Vec<LikelihoodRequest> = (0..33)
             .map(|id| LikelihoodRequest { tokens: [tokens, &[id]].concat(), first: tokens.len(), cut: 0 })
             .collect();
-        let found = likelihoods(model, &requests.iter().collect::<Vec<_>>(), |_| Ok(())).unwrap();
+        let found = likelihoods(&ProcessGroup::one(), model, &requests.iter().collect::<Vec<_>>(), |_| Ok(())).unwrap();
         let best: Vec<u32> = (0..33).filter(|&id| found[id as usize].greedy).collect();
         let most_likely = (0..33).max_by(|&a, &b| found[a].log_likelihood.total_cmp(&found[b].log_likelihood)).unwrap();
         assert_eq!(best, [most_likely as u32]);
@@ -253,7 +271,11 @@ mod tests {
             (vec![other, after_other.1], false),
         ] {
             let request = LikelihoodRequest { tokens: with(&continuation), first: context.len(), cut: 0 };
-            assert_eq!(likelihoods(&model, &[&request], |_| Ok(())).unwrap()[0].greedy, greedy, "{continuation:?}");
+            assert_eq!(
+                likelihoods(&ProcessGroup::one(), &model, &[&request], |_| Ok(())).unwrap()[0].greedy,
+                greedy,
+                "{continuation:?}"
+            );
         }
     }
 

@@ -3,6 +3,7 @@
 use crate::config::{CLASSES, Config, RecomputeSetting};
 use crate::data::dataset::Dataset;
 use crate::data::loader::Loader;
+use crate::distributed::group::ProcessGroup;
 use crate::eval::benchmark::evaluate;
 use crate::eval::{ByteLengths, score};
 use crate::model::{Llama, Recompute};
@@ -11,7 +12,7 @@ use crate::sample::sampler::{Sampler, SamplerConfig};
 use crate::sample::{Limits, encode_prompt, generate};
 use crate::tokenizer::Tokenizer;
 use crate::train::checks::check_machine;
-use crate::train::footprint::{Footprint, checkpoint_bytes, recompute_within};
+use crate::train::footprint::{HostFootprint, RanksHere, checkpoint_bytes, recompute_within};
 use crate::train::hardware_change::median;
 use crate::train::run_data::RunData;
 use crate::train::schedule::Schedule;
@@ -95,27 +96,28 @@ pub struct Fit {
     pub with_copy: bool,
 }
 
-/// The largest micro-batch with which training fits into `limit` bytes, with the same tokens per step, and as a run there would
+/// The largest micro-batch with which training on `ranks` fits into `limit` bytes, with the same tokens per step, and as a run there would
 /// decide it. If whole blocks are then computed again because of `train.recompute = "auto"`, the largest one without that comes
 /// second. Empty if not even one sequence fits.
-pub fn fit(config: &Config, limit: u64, device: &Device) -> Vec<Fit> {
-    let largest = largest_fit(config, limit, device);
+pub fn fit(config: &Config, limit: u64, device: &Device, ranks: RanksHere) -> Vec<Fit> {
+    let largest = largest_fit(config, limit, device, ranks);
     let mut lighter = config.clone();
     lighter.train.recompute = RecomputeSetting::Selective;
     let choice =
         largest.is_some_and(|fit| fit.recompute == Recompute::Full) && config.train.recompute == RecomputeSetting::Auto;
-    let second = if choice { largest_fit(&lighter, limit, device) } else { None };
+    let second = if choice { largest_fit(&lighter, limit, device, ranks) } else { None };
     largest.into_iter().chain(second).collect()
 }
 
-fn largest_fit(config: &Config, limit: u64, device: &Device) -> Option<Fit> {
+fn largest_fit(config: &Config, limit: u64, device: &Device, ranks: RanksHere) -> Option<Fit> {
     let sequences = config.train.sequences_per_step();
+    let most = sequences / config.train.lanes();
     let mut other = config.clone();
-    for micro_batch_size in (1..=sequences).rev().filter(|micro| sequences.is_multiple_of(*micro)) {
+    for micro_batch_size in (1..=most).rev().filter(|micro| sequences.is_multiple_of(*micro)) {
         other.train.micro_batch_size = micro_batch_size;
-        let footprint = Footprint::within(&other, limit, device);
+        let footprint = HostFootprint::within(&other, limit, device, ranks);
         if footprint.needed() <= limit {
-            let recompute = recompute_within(&other, Some(limit), device);
+            let recompute = recompute_within(&other, Some(limit), device, ranks);
             return Some(Fit { micro_batch_size, recompute, with_copy: footprint.peak() <= limit });
         }
     }
@@ -126,6 +128,8 @@ fn largest_fit(config: &Config, limit: u64, device: &Device) -> Option<Fit> {
 #[derive(Clone, Debug)]
 pub struct Probe {
     pub step_seconds: f64,
+    /// Seconds of a step in which it only reads data.
+    pub data_seconds: f64,
     /// Seconds of one validation; none without validation data.
     pub validation_seconds: Option<f64>,
     pub sample_seconds: f64,
@@ -138,6 +142,12 @@ pub struct Probe {
 }
 
 impl Probe {
+    /// Seconds of a step of `ranks`, each with all of a machine like this one or with a GPU of its own, that send `bytes` for each step at
+    /// `bandwidth` bytes a second: passes and update are shared out, data are read by each.
+    pub fn step_of_ranks(&self, ranks: usize, bytes: u64, bandwidth: f64) -> f64 {
+        self.data_seconds + (self.step_seconds - self.data_seconds) / ranks as f64 + bytes as f64 / bandwidth
+    }
+
     /// Seconds that the whole run will take, saving aside.
     pub fn total(&self, config: &Config) -> f64 {
         let steps = config.train.steps;
@@ -159,22 +169,24 @@ fn times_in_run(steps: u64, every: u64) -> f64 {
 /// # Errors
 /// Those of data and memory.
 pub fn probe(config: Config, session: &Session) -> Result<(Config, Probe)> {
-    check_machine(&config, &session.device)?;
+    check_machine(&config, session)?;
     let (mut setup, _) = RunSetup::initial(config, None, session)?;
     let config = setup.config;
     let count = config.train.sequences_per_step();
     let started = Instant::now();
     let mut seconds = Vec::new();
+    let mut data_seconds = Vec::new();
     while seconds.len() < PROBED || (started.elapsed() < PROBE_TIME && (seconds.len() as u64) < config.train.steps) {
         let started = Instant::now();
         let batch = setup.loader.batch(setup.state.run.next_sequence, count)?;
+        data_seconds.push(started.elapsed().as_secs_f64());
         take_step(&mut setup.state, &config, &batch)?;
         seconds.push(started.elapsed().as_secs_f64());
     }
     let started = Instant::now();
     let lengths = ByteLengths::new(&setup.data.dataset.tokenizer);
     let validation = setup.data.dataset.val.as_ref().map(|rows| {
-        score(&setup.state.model, rows, &lengths, config.train.micro_batch_size, |_| Ok(()))
+        score(&session.group, &setup.state.model, rows, &lengths, config.train.micro_batch_size, |_| Ok(()))
             .map(|_| started.elapsed().as_secs_f64())
     });
     // Before samples and tasks, whose memory is not that of training.
@@ -182,6 +194,7 @@ pub fn probe(config: Config, session: &Session) -> Result<(Config, Probe)> {
     let probe = Probe {
         // The median without the first step, which warms up.
         step_seconds: median(seconds.split_off(1)),
+        data_seconds: median(data_seconds.split_off(1)),
         validation_seconds: validation.transpose()?,
         sample_seconds: sample_seconds(&config, &setup.state.model, &setup.data.dataset.tokenizer)?,
         task_seconds: task_seconds(&config, &setup.state.model, &setup.data.dataset.tokenizer)?,
@@ -209,7 +222,7 @@ fn task_seconds(config: &Config, model: &Llama, tokenizer: &Tokenizer) -> Result
     for (part, whole) in prepare_benchmarks(&some, tokenizer)?.into_iter().zip(prepare_benchmarks(config, tokenizer)?) {
         let started = Instant::now();
         let share = whole.documents() as f64 / part.documents().max(1) as f64;
-        evaluate(model, &[part], |_, _| Ok(()))?;
+        evaluate(&ProcessGroup::one(), model, &[part], |_, _| Ok(()))?;
         seconds += started.elapsed().as_secs_f64() * share;
     }
     Ok(seconds)
@@ -231,8 +244,8 @@ mod tests {
         let config = config("");
         let total: u64 = parameters(&config).iter().map(|(_, n)| n).sum();
         assert_eq!(total, config.model.n_params());
-        let classes: u64 = Footprint::new(&config, &Device::Cpu).classes().iter().map(|(_, n)| n).sum();
-        assert_eq!(classes, Footprint::new(&config, &Device::Cpu).peak());
+        let footprint = HostFootprint::new(&config, &Device::Cpu, RanksHere::ONE);
+        assert_eq!(footprint.first.classes().iter().map(|(_, n)| n).sum::<u64>(), footprint.peak());
     }
 
     #[test]
@@ -242,10 +255,12 @@ mod tests {
         let with = |micro, recompute| {
             let mut other = config.clone();
             (other.train.micro_batch_size, other.train.recompute) = (micro, recompute);
-            Footprint::new(&other, &Device::Cpu)
+            HostFootprint::new(&other, &Device::Cpu, RanksHere::ONE)
         };
         let largest = |limit: u64| {
-            fit(&config, limit, &Device::Cpu).first().map(|fit| (fit.micro_batch_size, fit.recompute, fit.with_copy))
+            fit(&config, limit, &Device::Cpu, RanksHere::ONE)
+                .first()
+                .map(|fit| (fit.micro_batch_size, fit.recompute, fit.with_copy))
         };
         assert_eq!(largest(u64::MAX), Some((24, Recompute::Selective, true)));
         assert_eq!(largest(1000), None);
@@ -256,16 +271,16 @@ mod tests {
         assert_eq!(largest(all.needed() - 1).unwrap().1, Recompute::Full);
         // The largest comes first, whatever it computes again; the largest that need not, second.
         assert_eq!(largest(full.needed()).unwrap().0, 24);
-        let [_, lighter] = fit(&config, full.needed(), &Device::Cpu)[..] else { panic!() };
+        let [_, lighter] = fit(&config, full.needed(), &Device::Cpu, RanksHere::ONE)[..] else { panic!() };
         assert!(lighter.recompute == Recompute::Selective && lighter.micro_batch_size < 24);
         assert_eq!(largest(with(1, RecomputeSetting::Full).needed()).unwrap().0, 1);
         assert_eq!(largest(with(1, RecomputeSetting::Full).needed() - 1), None);
         for limit in (0..all.peak()).step_by(100_000) {
-            for found in fit(&config, limit, &Device::Cpu) {
+            for found in fit(&config, limit, &Device::Cpu, RanksHere::ONE) {
                 let mut other = config.clone();
                 other.train.micro_batch_size = found.micro_batch_size;
                 assert!(
-                    Footprint::within(&other, limit, &Device::Cpu).needed() <= limit,
+                    HostFootprint::within(&other, limit, &Device::Cpu, RanksHere::ONE).needed() <= limit,
                     "the run itself refuses {found:?} in {limit}"
                 );
             }
@@ -278,6 +293,7 @@ mod tests {
         config.eval.tasks_every = 0;
         let probe = Probe {
             step_seconds: 0.5,
+            data_seconds: 0.1,
             validation_seconds: Some(3.0),
             sample_seconds: 0.25,
             task_seconds: 0.0,
@@ -286,6 +302,8 @@ mod tests {
         };
         // Validated before the first step, at 100, 200 ... 900, and at the end; sampled at 0, 300, 600, 900 and 1000.
         assert_eq!(probe.total(&config), 1000.0 * 0.5 + 11.0 * 3.0 + 5.0 * 0.25);
+        // Four times less of what is shared out, and 300 bytes at 1,000 a second.
+        assert!((probe.step_of_ranks(4, 300, 1000.0) - (0.1 + 0.1 + 0.3)).abs() < 1e-12);
         let per_token = config.model.flops_per_token(64) as f64;
         assert_eq!(flops(&config), 1000.0 * 1536.0 * per_token);
         // 24 sequences a step over a source of 240.

@@ -8,6 +8,7 @@ use crate::metrics::{AlteredLog, Record, Train, altered_logs, read, read_events}
 use crate::train::hardware_change::HardwareChange;
 use crate::train::identity::identity;
 use crate::train::model_state::ModelState;
+use crate::train::ranks::check_ranks;
 use crate::train::replay::{Mismatch, train_mismatch};
 use crate::train::run_data::RunData;
 use crate::train::run_dir::locate;
@@ -151,12 +152,13 @@ fn replay(
     session: &Session,
 ) -> Result<Verification> {
     let config = saved.run_config()?;
+    check_ranks(config.train.lanes(), session.group.ranks())?;
     let (data, fingerprint) = RunData::open_for_checkpoint(&config, source, session)?;
     if fingerprint != saved.data_fingerprint {
         return Ok(Verification::Unverified("the training or validation data are not those of the run".into()));
     }
     let loader = data.dataset.loader(&config)?;
-    let mut state = ModelState::resumed(&config, source, saved, &session.device)?;
+    let mut state = ModelState::resumed(&config, source, saved, &session.device, &session.group)?;
     let count = config.train.sequences_per_step();
     let mut compared = 0;
     for at in steps.clone() {
@@ -167,7 +169,7 @@ fn replay(
             if let Some(mismatch) = train_mismatch(then, &now) {
                 return Ok(Verification::Fail(
                     mismatch,
-                    explain(&saved.build, &identity(&config.train, &session.device)),
+                    explain(&saved.build, &identity(&config.train, &session.device, &session.group)),
                 ));
             }
             compared += 1;

@@ -14,7 +14,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// `RUN/events.jsonl`, open for appending.
 #[derive(Debug)]
 pub struct Events {
-    log: Appender,
+    /// None: what is appended goes nowhere.
+    log: Option<Appender>,
 }
 
 impl Events {
@@ -23,7 +24,12 @@ impl Events {
     /// # Errors
     /// [`crate::runtime::error::Exit::Io`] if the file cannot be opened.
     pub fn open(run_dir: &Path) -> Result<Self> {
-        Ok(Self { log: append_log(&run_dir.join("events.jsonl"))? })
+        Ok(Self { log: Some(append_log(&run_dir.join("events.jsonl"))?) })
+    }
+
+    /// A history that keeps nothing: of a rank that writes no files.
+    pub fn discard() -> Self {
+        Self { log: None }
     }
 
     /// Appends `{"time":..,"kind":kind, fields..}` durably. `fields` is a JSON object (`json!({..})`) or null; the
@@ -32,13 +38,14 @@ impl Events {
     /// # Errors
     /// [`crate::runtime::error::Exit::Io`] if the file cannot be written.
     pub fn append(&mut self, kind: &str, fields: Value) -> Result<()> {
-        self.log.line(&line(SystemTime::now(), kind, fields))?;
-        self.log.sync()
+        let Some(log) = &mut self.log else { return Ok(()) };
+        log.line(&line(SystemTime::now(), kind, fields))?;
+        log.sync()
     }
 
     /// The open file, to check whether it is still in place.
-    pub fn file(&self) -> &Appender {
-        &self.log
+    pub fn file(&self) -> Option<&Appender> {
+        self.log.as_ref()
     }
 }
 

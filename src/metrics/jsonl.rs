@@ -9,7 +9,7 @@ use crate::metrics::Record;
 use crate::metrics::digest::{LogDigest, RunningDigest};
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::{
-    Appender, AtomicFile, Syncer, append_log, create_dirs, io_context, io_failure, open_input, read_bounded,
+    Appender, AtomicFile, append_log, create_dirs, io_context, io_failure, open_input, read_bounded,
 };
 use anyhow::Result;
 use serde::de::DeserializeOwned;
@@ -74,7 +74,8 @@ pub type SampleLog = StepLog<SampleRecord>;
 /// A log of a run, open for appending.
 #[derive(Debug)]
 pub struct StepLog<T> {
-    log: Appender,
+    /// None: what is appended goes nowhere.
+    log: Option<Appender>,
     digest: RunningDigest,
     /// What was cut when the log was opened.
     pub cut: Cut,
@@ -90,7 +91,12 @@ impl<T: Logged> StepLog<T> {
     /// [`Exit::Io`] if the files cannot be read or written.
     pub fn open(run_dir: &Path, resume_step: Option<u64>) -> Result<Self> {
         let (digest, cut) = cut_to(run_dir, T::FILE, T::TAIL, resume_step)?;
-        Ok(Self { log: append_log(&run_dir.join(T::FILE))?, digest, cut, of: PhantomData })
+        Ok(Self { log: Some(append_log(&run_dir.join(T::FILE))?), digest, cut, of: PhantomData })
+    }
+
+    /// A log that keeps nothing: of a rank that writes no files.
+    pub fn discard() -> Self {
+        Self { log: None, digest: RunningDigest::default(), cut: Cut::default(), of: PhantomData }
     }
 
     /// Appends `record` as one line.
@@ -98,10 +104,11 @@ impl<T: Logged> StepLog<T> {
     /// # Errors
     /// [`Exit::Io`] if the file cannot be written.
     pub fn append(&mut self, record: &T) -> Result<()> {
+        let Some(log) = &mut self.log else { return Ok(()) };
         let mut line = serde_json::to_string(record)
             .map_err(|error| fail(Exit::Internal, format!("a log record that is no JSON: {error}")))?;
         // Before the digest: a line that could not be written is not in it.
-        self.log.line(&line)?;
+        log.line(&line)?;
         line.push('\n');
         self.digest.push(line.as_bytes());
         Ok(())
@@ -112,17 +119,9 @@ impl<T: Logged> StepLog<T> {
         self.digest.digest()
     }
 
-    /// The open file, to check whether it is still in place.
-    pub fn file(&self) -> &Appender {
-        &self.log
-    }
-
-    /// What makes all lines written so far durable. Used before a checkpoint is saved: resuming from it relies on them.
-    ///
-    /// # Errors
-    /// [`Exit::Io`] if the system gives no handle.
-    pub fn syncer(&self) -> Result<Syncer> {
-        self.log.syncer()
+    /// The open file, to check whether it is still in place and to make it durable.
+    pub fn file(&self) -> Option<&Appender> {
+        self.log.as_ref()
     }
 }
 
@@ -281,7 +280,7 @@ mod tests {
                 log.append(&Record::Val(val(step))).unwrap();
             }
         }
-        log.syncer().unwrap().sync().unwrap();
+        log.file().unwrap().syncer().unwrap().sync().unwrap();
     }
 
     fn text(path: &Path) -> String {
@@ -343,7 +342,7 @@ mod tests {
         let mut log = SampleLog::open(dir.path(), Some(1)).unwrap();
         assert_eq!(log.cut.kept_in, Some(dir.path().join("replaced/attempt-1.samples.jsonl")));
         log.append(&sample(7)).unwrap();
-        log.syncer().unwrap().sync().unwrap();
+        log.file().unwrap().syncer().unwrap().sync().unwrap();
         let text = text(&dir.path().join("samples.jsonl"));
         let read: Vec<SampleRecord> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(read, [sample(0), sample(1), sample(7)]);

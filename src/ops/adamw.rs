@@ -3,9 +3,10 @@
 //! With `g` the clipped gradient and `t` the number of APPLIED updates: `m = β₁ m + (1 - β₁) g`, `v = β₂ v + (1 - β₂) g²`,
 //! `p = p (1 - lr · wd)`, `p = p - lr / (1 - β₁ᵗ) · m / (√v / √(1 - β₂ᵗ) + ε)`: the order of operations of PyTorch's AdamW.
 
+use super::flat::GPU_NORM_PIECE;
 pub use super::flat::{Flat, Range};
 use super::noise::draw;
-use super::{cpu, on_gpu};
+use super::{cpu, is_on_gpu, on_gpu};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
@@ -106,7 +107,7 @@ pub fn adamw(flat: &Flat, ranges: &[Range], hyper: &Hyper) -> Result<()> {
                         let k = hyper.coefficients(r.decay);
                         update_range(&mut p[at.clone()], &g[at.clone()], &mut m[at.clone()], &mut v[at.clone()], k);
                         if let Some(key) = hyper.rounding {
-                            round_range(key, r.start as u64, &mut m[at.clone()], &mut v[at]);
+                            round_range(key, (flat.first + r.start) as u64, &mut m[at.clone()], &mut v[at]);
                         }
                     }
                     Ok(())
@@ -167,11 +168,28 @@ fn rounded(x: f32, bits: u32) -> f32 {
 /// Square root of the sum of squares of all elements, summed in f64 over fixed pieces.
 pub fn global_norm(grad: &Tensor) -> Result<f64> {
     on_gpu!(grad, super::cuda::global_norm(grad));
-    cpu::read("global_norm", [grad], |[g]| {
+    norm_of_pieces(&squares_of_pieces(grad)?, grad)
+}
+
+/// Elements of a piece of [`squares_of_pieces`], a multiple of which every part of a buffer must begin at.
+pub fn norm_piece(grad: &Tensor) -> usize {
+    if is_on_gpu(grad) { GPU_NORM_PIECE } else { cpu::PIECE }
+}
+
+/// The sum of squares of every piece.
+pub fn squares_of_pieces(grad: &Tensor) -> Result<Vec<f64>> {
+    on_gpu!(grad, super::cuda::squares_of_pieces(grad));
+    cpu::read("squares_of_pieces", [grad], |[g]| {
         // `collect` keeps the order of the pieces, whichever thread was first.
-        let partials: Vec<f64> = g.par_chunks(cpu::PIECE).map(|piece| cpu::simd!(sum_of_squares(piece))).collect();
-        Ok(partials.iter().sum::<f64>().sqrt())
+        Ok(g.par_chunks(cpu::PIECE).map(|piece| cpu::simd!(sum_of_squares(piece))).collect())
     })
+}
+
+/// [`global_norm`] from the sums of all pieces in order, wherever they were summed; `grad` says by which device.
+pub fn norm_of_pieces(sums: &[f64], grad: &Tensor) -> Result<f64> {
+    on_gpu!(grad, super::cuda::norm_of_pieces(sums, grad.device()));
+    cpu::expect_f32("norm_of_pieces", grad)?;
+    Ok(sums.iter().sum::<f64>().sqrt())
 }
 
 #[inline(always)]
@@ -189,6 +207,18 @@ fn sum_of_squares(piece: &[f32]) -> f64 {
         }
     }
     lanes.iter().sum()
+}
+
+/// Adds `other` to `sum`, element by element.
+pub fn add_assign(sum: &Tensor, other: &Tensor) -> Result<()> {
+    on_gpu!(sum, super::cuda::add_assign(sum, other));
+    cpu::read("add_assign", [other], |[other]| {
+        cpu::update("add_assign", sum, |sum| {
+            let pieces = sum.par_chunks_mut(cpu::PIECE).zip(other.par_chunks(cpu::PIECE));
+            pieces.for_each(|(sum, other)| sum.iter_mut().zip(other).for_each(|(a, b)| *a += b));
+            Ok(())
+        })
+    })
 }
 
 /// Sets every element to 0.

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `gpu.rs` | addresses of tensors, launches, matrix products: only this file and `gpu/` call the driver |
 //! | `gpu/cudnn.rs`, `cudnn.cpp` | attention by cuDNN, if built with the feature `cudnn` |
+//! | `gpu/stream.rs` | the stream, for libraries that queue work on it by themselves |
 //! | `gpu/emulated.rs`, `emulated.h` | the same kernels compiled for the CPU, for tests without a GPU |
 //! | `common.cuh` | what kernels share |
 //! | `NAME.rs`, `NAME.cu` | an op: its launches, its kernels |
@@ -31,15 +32,17 @@ pub(crate) use gpu::emulated::{emulated, is_emulated};
 #[cfg(feature = "cudnn")]
 pub(super) use gpu::cudnn::version as cudnn_version;
 #[cfg(feature = "cuda")]
-pub(super) use gpu::device::{blas_version, describe, free_memory, open};
+pub(super) use gpu::device::{blas_version, count, describe, free_memory, open, unique_name};
+#[cfg(feature = "cuda")]
+pub use gpu::stream::{Mark, Stream};
 #[cfg(feature = "cuda")]
 pub(super) use gpu::times::report as op_times;
 
-pub(super) use adamw::{adamw, global_norm, squares};
+pub(super) use adamw::{adamw, global_norm, norm_of_pieces, squares, squares_of_pieces};
 pub(super) use attention::{attention, attention_backward, attention_cached, attention_prefix_tree, max_logit};
 pub(super) use cross_entropy::{cross_entropy, cross_entropy_and_backward, logit_squares, score};
 pub(crate) use elementwise::round_to_bf16;
-pub(super) use elementwise::{rope, swiglu, swiglu_backward};
+pub(super) use elementwise::{add_assign, rope, swiglu, swiglu_backward};
 pub(super) use embedding::{embedding, embedding_backward};
 pub(super) use linear::{linear, linear_backward_input, linear_backward_weight};
 pub(super) use lora::{lora, lora_backward};

@@ -1,7 +1,7 @@
 //! The device that this process computes on: the CPU or one GPU, chosen once at its start.
 
 use crate::runtime::error::{Exit, Failure, fail};
-use candle_core::Device;
+use candle_core::{Device, DeviceLocation};
 use serde_json::Value;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -19,9 +19,11 @@ static FREE: OnceLock<u64> = OnceLock::new();
 /// What `--device` asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// The first GPU if this build can use one and there is one, else the CPU.
+    /// A GPU if this build can use one and there is one, else the CPU.
     Auto,
     Cpu,
+    /// A GPU: of several processes on a machine, each takes one of its own as long as there are enough.
+    Cuda,
     /// The GPU of this number.
     Gpu(usize),
 }
@@ -34,25 +36,42 @@ impl FromStr for DeviceChoice {
         match (text, number.map(str::parse)) {
             ("auto", _) => Ok(Self::Auto),
             ("cpu", _) => Ok(Self::Cpu),
-            ("cuda", _) => Ok(Self::Gpu(0)),
+            ("cuda", _) => Ok(Self::Cuda),
             (_, Some(Ok(number))) => Ok(Self::Gpu(number)),
             _ => Err("expected auto, cpu, cuda or cuda:N, such as cuda:0".to_owned()),
         }
     }
 }
 
-/// Chooses the device for the rest of the process.
+impl DeviceChoice {
+    /// Whether it means a GPU on this machine, whether or not that can be used.
+    pub fn means_gpu(self) -> bool {
+        match self {
+            Self::Auto => count_gpus() > 0,
+            Self::Cpu => false,
+            Self::Cuda | Self::Gpu(_) => true,
+        }
+    }
+}
+
+/// How many GPUs this process can see; 0 if it can use none.
+pub fn count_gpus() -> usize {
+    #[cfg(feature = "cuda")]
+    return super::cuda::count().unwrap_or(0);
+    #[cfg(not(feature = "cuda"))]
+    0
+}
+
+/// Chooses the device for the rest of the process, which is number `local_rank` of those on this machine that choose alike.
 ///
 /// # Errors
 /// [`Exit::Config`] if a GPU was asked for that is not there or that this build cannot use.
-pub fn choose(choice: DeviceChoice) -> Result<(), Failure> {
+pub fn choose(choice: DeviceChoice, local_rank: usize) -> Result<(), Failure> {
     let device = match choice {
         DeviceChoice::Cpu => Device::Cpu,
-        DeviceChoice::Auto => gpu(0).unwrap_or(Device::Cpu),
-        DeviceChoice::Gpu(number) => gpu(number).map_err(|why| {
-            fail(Exit::Config, format!("--device cuda:{number}: {why}"))
-                .hint("use --device cpu, or see llama-lite doctor")
-        })?,
+        DeviceChoice::Auto => gpu(own_gpu(local_rank)).unwrap_or(Device::Cpu),
+        DeviceChoice::Cuda => required_gpu(own_gpu(local_rank))?,
+        DeviceChoice::Gpu(number) => required_gpu(number)?,
     };
     #[cfg(feature = "cuda")]
     if let Some(free) = super::cuda::free_memory(&device) {
@@ -60,6 +79,17 @@ pub fn choose(choice: DeviceChoice) -> Result<(), Failure> {
     }
     let _ = USED.set(device);
     Ok(())
+}
+
+/// The GPU of a process; more processes than GPUs share them.
+fn own_gpu(local_rank: usize) -> usize {
+    local_rank % count_gpus().max(1)
+}
+
+fn required_gpu(number: usize) -> Result<Device, Failure> {
+    gpu(number).map_err(|why| {
+        fail(Exit::Config, format!("--device cuda:{number}: {why}")).hint("use --device cpu, or see llama-lite doctor")
+    })
 }
 
 /// Bytes of the GPU's memory that were free when it was chosen; none on the CPU.
@@ -78,6 +108,23 @@ pub fn describe(device: &Device) -> Option<(String, String)> {
         #[cfg(feature = "cuda")]
         Device::Cuda(device) => Some(super::cuda::describe(device)),
         _ => None,
+    }
+}
+
+/// `cpu`, or `cuda:` and the number of the GPU.
+pub fn name(device: &Device) -> String {
+    match device.location() {
+        DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        _ => "cpu".into(),
+    }
+}
+
+/// What tells a GPU from all others, on any host; empty on the CPU and where the driver does not say.
+pub fn unique_name(device: &Device) -> String {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => super::cuda::unique_name(device),
+        _ => String::new(),
     }
 }
 

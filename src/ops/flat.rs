@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-/// The four flat f32 buffers, of equal length; on a GPU rounded moments are bf16.
+/// The four flat f32 buffers, of equal length; on a GPU rounded moments are bf16. They may be a part of larger buffers.
 pub struct Flat<'a> {
     pub param: &'a Tensor,
     pub grad: &'a Tensor,
@@ -10,6 +10,8 @@ pub struct Flat<'a> {
     pub exp_avg_sq: &'a Tensor,
     /// The weights rounded to bf16 for the products of a GPU, updated; none on the CPU.
     pub copy: Option<&'a Tensor>,
+    /// Where they begin in the whole buffers: rounding is drawn by the place in those.
+    pub first: usize,
 }
 
 /// A range of the flat buffers with one decay rule.
@@ -18,6 +20,18 @@ pub struct Range {
     pub start: usize,
     pub len: usize,
     pub decay: bool,
+}
+
+/// Elements of one partial sum of the norm on a GPU. Fixed, so that the sum does not depend on the GPU.
+pub(crate) const GPU_NORM_PIECE: usize = 1 << 20;
+
+impl Range {
+    /// What of it lies in `part`, counted from the start of `part`.
+    pub fn within(&self, part: &std::ops::Range<usize>) -> Option<Self> {
+        let start = self.start.max(part.start);
+        let end = (self.start + self.len).min(part.end);
+        (start < end).then(|| Self { start: start - part.start, len: end - start, decay: self.decay })
+    }
 }
 
 /// Sums of squares over a piece, a tensor or a layer.

@@ -346,7 +346,7 @@ fn check_adamw(inputs: &mut Inputs) -> Result<f64> {
         let p = p.copy()?;
         let m = m.copy()?;
         let v = v.copy()?;
-        let flat = adamw::Flat { param: &p, grad: &g, exp_avg: &m, exp_avg_sq: &v, copy: None };
+        let flat = adamw::Flat { param: &p, grad: &g, exp_avg: &m, exp_avg_sq: &v, copy: None, first: 0 };
         adamw::adamw(&flat, &[adamw::Range { start: 0, len: n, decay }], &hyper)?;
         found = found.max(worst(&[(&p, &want[0]), (&m, &want[1]), (&v, &want[2])])?);
     }

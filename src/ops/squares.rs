@@ -19,33 +19,40 @@ pub fn squares(flats: [&Tensor; 4], ranges: &[Range], rule: &LastUpdate) -> Resu
     }
     let pieces: Vec<Range> = ranges.iter().flat_map(pieces).collect();
     let sums = piece_squares(flats, &pieces, rule)?;
-    let mut sums = sums.iter();
-    // In the order of the pieces, whatever the number of threads.
-    let ranges = ranges.iter().map(|range| {
-        let pieces = sums.by_ref().take(range.len.div_ceil(PIECE));
-        pieces.fold(Squares::default(), |sum, piece| sum.merged(piece))
-    });
-    Ok(ranges.collect())
+    Ok(sums_of_ranges(ranges, &sums))
 }
 
-fn pieces(range: &Range) -> impl Iterator<Item = Range> + use<> {
+/// The sums of every range from those of its pieces.
+pub fn sums_of_ranges(ranges: &[Range], pieces: &[Squares]) -> Vec<Squares> {
+    let mut pieces = pieces.iter();
+    // In the order of the pieces, whatever the number of threads.
+    let sums = ranges.iter().map(|range| {
+        let pieces = pieces.by_ref().take(range.len.div_ceil(PIECE));
+        pieces.fold(Squares::default(), |sum, piece| sum.merged(piece))
+    });
+    sums.collect()
+}
+
+/// The pieces over which a range is summed, in order.
+pub fn pieces(range: &Range) -> impl Iterator<Item = Range> + use<> {
     let Range { start, len, decay } = *range;
     (0..len).step_by(PIECE).map(move |from| Range { start: start + from, len: PIECE.min(len - from), decay })
 }
 
-/// The sums of every piece.
-fn piece_squares(flats: [&Tensor; 4], pieces: &[Range], rule: &LastUpdate) -> Result<Vec<Squares>> {
+/// The sums of every piece, from flat buffers of weights, gradients and both moments.
+pub fn piece_squares(flats: [&Tensor; 4], pieces: &[Range], rule: &LastUpdate) -> Result<Vec<Squares>> {
     on_gpu!(flats[0], super::cuda::squares(flats, pieces, rule));
     cpu::read("squares", flats, |slices| {
         let sums = pieces.par_iter().map(|piece| {
             let keep = if piece.decay { rule.keep } else { 1.0 };
-            sum_squares(slices.map(|slice| &slice[piece.start..piece.start + piece.len]), keep, rule)
+            let parts = slices.map(|slice| &slice[piece.start..piece.start + piece.len]);
+            squares_of(parts, keep, rule)
         });
         Ok(sums.collect())
     })
 }
 
-fn sum_squares([w, g, m, v]: [&[f32]; 4], keep: f64, rule: &LastUpdate) -> Squares {
+fn squares_of([w, g, m, v]: [&[f32]; 4], keep: f64, rule: &LastUpdate) -> Squares {
     let mut sums = Squares { n: w.len() as f64, ..Squares::default() };
     for ((w, g), (m, v)) in w.iter().zip(g).zip(m.iter().zip(v)) {
         let w = f64::from(*w);

@@ -4,6 +4,7 @@
 //! [`fail`]), possibly wrapped in context. `main` finds it in the chain and exits with its code.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Exit codes of the program (sysexits where one fits). Clap's own wrong-usage code 2 is not listed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +26,15 @@ pub enum Exit {
     Interrupted = 130,
     /// Terminated outside training (128 + SIGTERM).
     Terminated = 143,
+}
+
+impl Exit {
+    /// The class with this exit code.
+    pub fn from_code(code: i32) -> Option<Self> {
+        use Exit::*;
+        let all = [Data, Internal, Memory, Busy, Io, Stopped, Diverged, Config, Interrupted, Terminated];
+        all.into_iter().find(|&exit| exit as i32 == code)
+    }
 }
 
 /// A classified failure. `Display` prints the message alone; the hint is printed by `main`.
@@ -68,8 +78,36 @@ fn failure_of_writer<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option
     error.downcast_ref::<std::io::Error>()?.get_ref()?.downcast_ref::<Failure>()
 }
 
-/// Writes a line to stderr. There is nowhere to report that stderr itself fails, and a run must not end because of it.
+/// A request to stop cut something short that is not worth finishing: a validation, a sample.
+#[derive(Debug)]
+pub struct StopAsked;
+
+impl fmt::Display for StopAsked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("asked to stop")
+    }
+}
+
+impl std::error::Error for StopAsked {}
+
+/// Whether [`note`] is to say nothing.
+static SILENT: AtomicBool = AtomicBool::new(false);
+
+/// From now on [`note`] says nothing in this process: of several ranks one speaks for all.
+pub fn silence_notes() {
+    SILENT.store(true, Ordering::Relaxed);
+}
+
+/// Writes a line to stderr, unless notes are silenced.
 pub fn note(text: &str) {
+    if !SILENT.load(Ordering::Relaxed) {
+        alarm(text);
+    }
+}
+
+/// Writes a line to stderr in any case: why this process ends. There is nowhere to report that stderr itself fails, and a run must not end
+/// because of it.
+pub fn alarm(text: &str) {
     use std::io::Write;
     let _ = writeln!(std::io::stderr(), "{text}");
 }

@@ -29,6 +29,7 @@ mod hint;
 mod identity;
 mod link;
 mod lock;
+mod temp;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -38,6 +39,7 @@ pub use growing::Growing;
 pub use hint::{Access, io_hint};
 pub use link::link;
 pub use lock::{Lock, lock};
+pub use temp::{TempDir, open_for_output};
 
 use ability::{Ability, if_able, warn_missing};
 use fault::{Op, step};

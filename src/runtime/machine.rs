@@ -33,6 +33,18 @@ pub fn ignores(signal: i32) -> bool {
     (1..=64).contains(&signal) && mask >> (signal - 1) & 1 == 1
 }
 
+/// How many processors the process `pid` may use (a number, or `self`), where the system says.
+pub fn processors(pid: &str) -> Option<usize> {
+    let status = std::fs::read_to_string(Path::new("/proc").join(pid).join("status")).ok()?;
+    let mask = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed:"))?;
+    Some(mask.chars().filter_map(|digit| digit.to_digit(16)).map(|digit| digit.count_ones() as usize).sum())
+}
+
+/// The process that has started this one, or that has taken it over since.
+pub fn parent() -> u32 {
+    std::os::unix::process::parent_id()
+}
+
 /// One line per thread of this process: its name, its state and the system call it is in.
 pub fn threads() -> Vec<String> {
     let Ok(tasks) = std::fs::read_dir("/proc/self/task") else { return Vec::new() };
@@ -60,6 +72,7 @@ mod tests {
         assert!(!host().is_empty() && kernel().contains(' '));
         if cfg!(target_os = "linux") {
             assert!(threads().iter().any(|line| line.contains("running")), "{:?}", threads());
+            assert!(processors("self").is_some_and(|own| own > 0) && processors(&parent().to_string()).is_some());
             assert!(!ignores(signal_hook::consts::SIGTERM) && !ignores(0) && !ignores(65));
         }
     }

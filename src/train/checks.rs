@@ -1,7 +1,8 @@
 //! What is checked before a run creates anything: the machine, the disk, and the weights that it starts from.
 
-use super::footprint::{Footprint, checkpoint_bytes};
+use super::footprint::{HostFootprint, RanksHere, checkpoint_bytes};
 use super::identity::precision;
+use super::session::Session;
 use crate::checkpoint::{self, Opened};
 use crate::config::Config;
 use crate::ops::attention::GPU_BF16_DIMS;
@@ -16,7 +17,8 @@ use std::path::Path;
 ///
 /// # Errors
 /// [`Exit::Config`] for what has no implementation here, [`Exit::Memory`] for a run that does not fit.
-pub fn check_machine(config: &Config, device: &Device) -> Result<()> {
+pub fn check_machine(config: &Config, session: &Session) -> Result<()> {
+    let device = &session.device;
     if !device.is_cpu() {
         return check_gpu(config, device);
     }
@@ -25,10 +27,16 @@ pub fn check_machine(config: &Config, device: &Device) -> Result<()> {
             .hint("use \"auto\" or \"f32\"")
             .into());
     }
-    let footprint = Footprint::new(config, device);
-    let what = "training this model (weights, gradients, moments, activations of a micro-batch)";
+    let ranks = RanksHere::of(&session.group);
+    let parts = "weights, gradients, moments, activations of a micro-batch";
     let remedy = "lower train.micro_batch_size or train.sequence_length, or choose a smaller [model]";
-    memory::check(footprint.needed(), what, remedy)?;
+    let needed = HostFootprint::new(config, device, ranks).needed();
+    if ranks.ranks == 1 {
+        memory::check(needed, &format!("training this model ({parts})"), remedy)?;
+    } else {
+        let what = format!("training this model on {} of {} ranks ({parts})", ranks.here, ranks.ranks);
+        memory::check(needed, &what, &format!("start fewer ranks on this machine, {remedy}"))?;
+    }
     Ok(())
 }
 

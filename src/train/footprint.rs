@@ -1,30 +1,38 @@
 //! How much memory a run takes, known before it takes any.
 
+mod host;
+
 use super::identity::precision;
 use super::optimizer::{state_element_size, state_elements};
 use crate::config::{Config, ModelConfig, RecomputeSetting};
+use crate::distributed::tree::CHUNK;
 use crate::model::{Recompute, lora};
 use crate::ops::device;
 use crate::ops::precision::Precision;
 use crate::runtime::memory;
 use candle_core::Device;
-use std::fmt;
+pub use host::{HostFootprint, RanksHere};
 use std::sync::OnceLock;
 
-/// Bytes that training takes, by purpose.
+/// Bytes that training takes in one process, by purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Footprint {
     /// Weights that are trained or frozen, f32.
     pub weights: u64,
     /// Gradients of what is trained, f32.
     pub gradients: u64,
+    /// Of the parameters that the rank updates.
     pub moments: u64,
+    /// Gradients of lanes that wait to be joined with others: none where a rank has one lane.
+    pub lane_sums: u64,
     /// What forward saves for the backward pass of one micro-batch.
     pub activations: u64,
     /// The block at work, and the head's chunk of logits.
     pub workspace: u64,
-    /// The copy that a checkpoint is written from while training continues.
+    /// The copy that a checkpoint is written from: whole, and on rank 0 alone.
     pub snapshot: u64,
+    /// Whether there is no saving without the copy: with several ranks it is where their parts come together.
+    copy_is_needed: bool,
     /// The program itself: code, threads, tokenizer, the allocator's slack.
     pub program: u64,
 }
@@ -81,19 +89,19 @@ fn room() -> Option<u64> {
     *ROOM.get_or_init(|| device::memory().map(|free| free / 20 * 19).or_else(memory::available))
 }
 
-/// `train.recompute`, where "auto" is decided by the memory of this machine or GPU.
-pub fn recompute(config: &Config, device: &Device) -> Recompute {
-    recompute_within(config, room(), device)
+/// `train.recompute` for `ranks`, where "auto" is decided by the memory of this machine or GPU.
+pub fn recompute(config: &Config, device: &Device, ranks: RanksHere) -> Recompute {
+    recompute_within(config, room(), device, ranks)
 }
 
 /// The same where training may take `room` bytes.
-pub fn recompute_within(config: &Config, room: Option<u64>, device: &Device) -> Recompute {
+pub fn recompute_within(config: &Config, room: Option<u64>, device: &Device, ranks: RanksHere) -> Recompute {
     match config.train.recompute {
         RecomputeSetting::None => Recompute::None,
         RecomputeSetting::Selective => Recompute::Selective,
         RecomputeSetting::Full => Recompute::Full,
         RecomputeSetting::Auto => {
-            let selective = Footprint::with(config, Recompute::Selective, device).needed();
+            let selective = HostFootprint::with(config, Recompute::Selective, device, ranks).needed();
             if room.is_none_or(|room| selective <= room) { Recompute::Selective } else { Recompute::Full }
         }
     }
@@ -124,74 +132,96 @@ impl DevicePolicy {
     fn gpu(element: u64, copy: u64) -> Self {
         Self { element, copy, logits: GPU_LOGITS * element, program: GPU_PROGRAM, gpu: true }
     }
+
+    /// Bytes of the buffers through which `trained` gradients and weights go to other ranks: `distributed/tree.rs`.
+    fn exchange(&self, trained: u64, ranks: u64) -> u64 {
+        // On a GPU what is sent, what is received, what it is added to and their sum are tensors of their own.
+        let buffers = if self.gpu { 4 } else { 1 };
+        // The first round is of half of all.
+        if ranks > 1 { 4 * buffers * trained.div_ceil(2).min(CHUNK as u64) } else { 0 }
+    }
+}
+
+/// Bytes of the block at work, of which `made` are its activations, and of the head's chunk of logits, for `tokens` at once.
+fn workspace(config: &Config, recompute: Recompute, policy: DevicePolicy, tokens: u64, made: u64) -> u64 {
+    let m = &config.model;
+    let logits = tokens.saturating_mul(policy.element * m.vocab_size as u64).min(policy.logits);
+    // The block at work holds about as much again twice, in gradients and recomputed values; half of it more is lost between
+    // buffers of different sizes after some steps (measured); a little less where few buffers are kept.
+    let quarters = if recompute == Recompute::Full { 9 } else { 10 };
+    let at_work = made.saturating_mul(quarters).saturating_div(4);
+    // Of cuDNN's gradient of attention with a fixed order of sums.
+    let library = if policy.gpu && cfg!(feature = "cudnn") && policy.element == 2 {
+        tokens.saturating_mul(2 * (m.num_attention_heads * config.train.sequence_length) as u64)
+    } else {
+        0
+    };
+    at_work.saturating_add(logits).saturating_add(library)
+}
+
+/// One of how many ranks a footprint is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    ranks: u64,
+    is_first: bool,
+}
+
+impl Place {
+    const ALONE: Self = Self { ranks: 1, is_first: true };
 }
 
 impl Footprint {
-    /// The memory of training with `config` on `device`.
+    /// The memory of training with `config` on `device` in one process.
     pub fn new(config: &Config, device: &Device) -> Self {
-        Self::with(config, recompute(config, device), device)
+        let recompute = recompute(config, device, RanksHere::ONE);
+        Self::estimate(config, recompute, DevicePolicy::new(config, device), Place::ALONE)
     }
 
-    /// The same with `recompute`, whatever the configuration says.
-    pub fn with(config: &Config, recompute: Recompute, device: &Device) -> Self {
-        Self::estimate(config, recompute, DevicePolicy::new(config, device))
-    }
-
-    /// The memory of training with `config` where it may take `room` bytes, as little computed again as that allows. It fits if
-    /// [`needed`](Self::needed) does: the copy of a checkpoint is made if there is room for it, and otherwise saving interrupts
-    /// training.
-    pub fn within(config: &Config, room: u64, device: &Device) -> Self {
-        Self::with(config, recompute_within(config, Some(room), device), device)
-    }
-
-    fn estimate(config: &Config, recompute: Recompute, policy: DevicePolicy) -> Self {
+    fn estimate(config: &Config, recompute: Recompute, policy: DevicePolicy, place: Place) -> Self {
         let m = &config.model;
         let train = &config.train;
-        let tokens = (train.micro_batch_size as u64).saturating_mul(train.sequence_length as u64);
-        let (kept_per_token, made_per_token) = per_token(m, recompute, policy.element);
-        let kept = tokens.saturating_mul(kept_per_token);
-        let made = tokens.saturating_mul(made_per_token);
-        let logits = tokens.saturating_mul(policy.element * m.vocab_size as u64).min(policy.logits);
         let trained = trained_params(config);
         let frozen = if config.lora.is_absent() { 0 } else { m.n_params() };
-        // The block at work holds about as much again twice, in gradients and recomputed values; half of it more is lost between
-        // buffers of different sizes after some steps (measured); a little less where few buffers are kept.
-        let quarters = if recompute == Recompute::Full { 9 } else { 10 };
-        let at_work = made.saturating_mul(quarters).saturating_div(4);
-        // Of cuDNN's gradient of attention with a fixed order of sums.
-        let library = if policy.gpu && cfg!(feature = "cudnn") && policy.element == 2 {
-            tokens.saturating_mul(2 * (m.num_attention_heads * train.sequence_length) as u64)
-        } else {
-            0
-        };
+        let gradients = trained.saturating_mul(4);
+        let (kept_per_token, made_per_token) = per_token(m, recompute, policy.element);
+        let tokens = (train.sequences_per_pass() as u64).saturating_mul(train.sequence_length as u64);
+        let activations = tokens.saturating_mul(kept_per_token).saturating_mul(m.num_hidden_layers as u64);
+        let passes = workspace(config, recompute, policy, tokens, tokens.saturating_mul(made_per_token));
+        let exchange = policy.exchange(trained, place.ranks);
+        let lanes = (train.lanes() as u64 / place.ranks).max(1);
+        let state = optimizer_state_elements(config);
+        // The copy of a GPU's buffers lies in the machine's memory.
+        let is_copied = place.is_first && !policy.gpu && (config.checkpoint.background || place.ranks > 1);
         Self {
             weights: trained.saturating_add(frozen).saturating_mul(4 + policy.copy),
-            gradients: trained.saturating_mul(4),
-            moments: optimizer_state_elements(config).saturating_mul(state_element_size(&config.optimizer, policy.gpu)),
-            activations: kept.saturating_mul(m.num_hidden_layers as u64),
-            workspace: at_work.saturating_add(logits).saturating_add(library),
-            // The copy of a GPU's buffers lies in the machine's memory.
-            snapshot: if config.checkpoint.background && !policy.gpu { checkpoint_bytes(config) } else { 0 },
+            gradients,
+            moments: state.div_ceil(place.ranks).saturating_mul(state_element_size(&config.optimizer, policy.gpu)),
+            lane_sums: gradients.saturating_mul(lanes.ilog2().into()),
+            activations,
+            // The allocator keeps what passes have freed, in pieces too small for what is received.
+            workspace: passes.saturating_add(exchange),
+            snapshot: if is_copied { checkpoint_bytes(config) } else { 0 },
+            copy_is_needed: place.ranks > 1,
             program: policy.program,
         }
     }
 
     /// What training cannot do without.
     pub fn needed(&self) -> u64 {
-        let parts = [self.weights, self.gradients, self.moments, self.activations, self.workspace, self.program];
-        parts.into_iter().fold(0, u64::saturating_add)
+        if self.copy_is_needed { self.peak() } else { self.peak().saturating_sub(self.snapshot) }
     }
 
     pub fn peak(&self) -> u64 {
-        self.needed().saturating_add(self.snapshot)
+        self.classes().iter().fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes))
     }
 
     /// Every class with its name.
-    pub fn classes(&self) -> [(&'static str, u64); 7] {
+    pub fn classes(&self) -> [(&'static str, u64); 8] {
         [
             ("weights", self.weights),
             ("gradients", self.gradients),
             ("moments", self.moments),
+            ("lane sums", self.lane_sums),
             ("activations", self.activations),
             ("workspace", self.workspace),
             ("copy being saved", self.snapshot),
@@ -208,15 +238,13 @@ pub fn bytes(n: u64) -> String {
     }
 }
 
-impl fmt::Display for Footprint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "about {}", bytes(self.peak()))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn alone(config: &Config, recompute: Recompute, policy: DevicePolicy) -> Footprint {
+        Footprint::estimate(config, recompute, policy, Place::ALONE)
+    }
 
     /// Beside frozen weights only adapters have gradients, moments and a copy to be saved.
     #[test]
@@ -224,12 +252,12 @@ mod tests {
         let text = "[model]\nhidden_size = 64\nintermediate_size = 128\nnum_hidden_layers = 2\nnum_attention_heads = 4\nvocab_size = 512\n\
                     [data]\nsource = \"stories\"\ntokenizer = \"train\"\n[train]\nsequence_length = 64\nmicro_batch_size = 2\nsteps = 9\n";
         let mut config = Config::from_toml_str(text, "a.toml").unwrap();
-        let whole = Footprint::with(&config, Recompute::Selective, &Device::Cpu);
+        let whole = alone(&config, Recompute::Selective, DevicePolicy::new(&config, &Device::Cpu));
         let targets = vec![crate::config::LoraTarget::QProj];
         config.lora = crate::config::LoraConfig { rank: 4, alpha: 8.0, dropout: 0.0, targets, rslora: false };
         // Two layers, each with a 4 x 64 and a 64 x 4 matrix.
         let (adapters, frozen) = (2 * 2 * 4 * 64, config.model.n_params());
-        let part = Footprint::with(&config, Recompute::Selective, &Device::Cpu);
+        let part = alone(&config, Recompute::Selective, DevicePolicy::new(&config, &Device::Cpu));
         assert_eq!(trained_params(&config), adapters);
         assert_eq!((part.weights, whole.weights), (4 * (frozen + adapters), 4 * frozen));
         assert_eq!((part.gradients, part.moments, part.snapshot), (4 * adapters, 8 * adapters, 12 * adapters));
@@ -240,14 +268,14 @@ mod tests {
     fn the_large_model_is_known_to_fit() {
         let text = "[model]\npreset = \"1.7b\"\n[data]\nsource = \"stories\"\n[train]\nsequence_length = 1024\nmicro_batch_size = 16\nsteps = 9\n";
         let config = Config::from_toml_str(text, "a.toml").unwrap();
-        let in_bf16 = |recompute| Footprint::estimate(&config, recompute, DevicePolicy::gpu(2, 2));
+        let in_bf16 = |recompute| alone(&config, recompute, DevicePolicy::gpu(2, 2));
         let selective = in_bf16(Recompute::Selective);
         assert_eq!(selective.weights + selective.gradients + selective.moments, 18 * config.model.n_params());
         assert!((selective.activations as f64 / 16384.0 / 1.41e6 - 1.0).abs() < 0.01, "{selective:?}");
         assert!(selective.peak() < 60_000_000_000, "{selective:?}");
         assert!((in_bf16(Recompute::None).activations as f64 / 16384.0 / 2.07e6 - 1.0).abs() < 0.01);
         assert!((in_bf16(Recompute::Full).activations as f64 / 16384.0 / 0.15e6 - 1.0).abs() < 0.02);
-        let f32 = Footprint::estimate(&config, Recompute::Selective, DevicePolicy::gpu(4, 0));
+        let f32 = alone(&config, Recompute::Selective, DevicePolicy::gpu(4, 0));
         assert!(f32.activations > selective.activations && f32.weights < selective.weights);
     }
 }

@@ -17,7 +17,7 @@ use std::path::Path;
 const BITS: [&str; 10] = ["version", "arch", "os", "cpu", "simd", "device", "gpu", "attention", "dtype", "numerics"];
 
 /// Keys whose change affects the speed alone.
-const SPEED: [&str; 2] = ["threads", "driver"];
+const SPEED: [&str; 3] = ["threads", "ranks", "driver"];
 
 /// Steps whose speeds are compared, before and after; the first one warms up and does not count.
 const COMPARED: usize = 20;
@@ -72,7 +72,13 @@ impl HardwareChange {
     pub fn event(&self, step: u64, rounding: Option<f64>) -> Value {
         let changes: Vec<_> = self.changes.iter().map(|(key, a, b)| json!({"key": key, "old": a, "new": b})).collect();
         let expected = rounding.map(|rounding| if self.same_arithmetic { 0.0 } else { rounding });
-        json!({"step": step, "changes": changes, "same_arithmetic": self.same_arithmetic, "expected_loss_difference": expected})
+        json!({
+            "step": step,
+            "changes": changes,
+            "affects": if self.changes_bits() { "bits" } else { "speed" },
+            "same_arithmetic": self.same_arithmetic,
+            "expected_loss_difference": expected,
+        })
     }
 
     pub fn note(&self, step: u64, rounding: Option<f64>) -> String {
@@ -82,6 +88,12 @@ impl HardwareChange {
             None => String::new(),
         };
         format!("note: bit-exactness is not promised from step {step} on: {}{ending}", self.describe())
+    }
+
+    /// That other ranks train from here on: the one change of speed that a user makes on purpose and may be unsure about.
+    pub fn ranks_note(&self) -> Option<String> {
+        let (_, then, now) = self.changes.iter().find(|(key, ..)| *key == "ranks")?;
+        Some(format!("note: the number of ranks was {then}, is {now}: that changes the speed alone"))
     }
 
     /// The differences that may change bits, in words.
@@ -177,6 +189,7 @@ pub fn median(mut values: Vec<f64>) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::distributed::group::ProcessGroup;
     use candle_core::Device;
 
     #[test]
@@ -191,11 +204,18 @@ mod tests {
         );
         let threads =
             HardwareChange::between(&then, &json!({"cpu": "A", "simd": "x", "threads": 4, "numerics": "12"})).unwrap();
-        assert!(!threads.changes_bits() && threads.keys().is_empty());
+        assert!(!threads.changes_bits() && threads.keys().is_empty() && threads.ranks_note().is_none());
+        assert_eq!(threads.event(3, None)["affects"], "speed");
+        let ranks =
+            HardwareChange::between(&json!({"ranks": 4, "numerics": "1"}), &json!({"ranks": 2, "numerics": "1"}));
+        let ranks = ranks.unwrap();
+        assert!(!ranks.changes_bits() && ranks.mark().is_empty());
+        assert_eq!(ranks.ranks_note().unwrap(), "note: the number of ranks was 4, is 2: that changes the speed alone");
         let same =
             HardwareChange::between(&then, &json!({"cpu": "B", "simd": "x", "threads": 4, "numerics": "12"})).unwrap();
         assert_eq!((same.keys(), same.describe().as_str()), (vec!["cpu".to_owned()], "cpu was \"A\", is \"B\""));
         assert_eq!(same.event(3, Some(1e-7))["expected_loss_difference"], 0.0);
+        assert_eq!(same.event(3, Some(1e-7))["affects"], "bits");
         let other = HardwareChange::between(&then, &json!({"cpu": "B", "numerics": "34"})).unwrap();
         assert_eq!(other.event(3, Some(1e-7))["expected_loss_difference"], 1e-7);
         assert!(other.note(3, Some(1e-7)).contains("by about 1.0e-7"));
@@ -224,7 +244,7 @@ mod tests {
         let text = "[model]\nhidden_size = 32\nintermediate_size = 48\nnum_hidden_layers = 2\nnum_attention_heads = 4\nvocab_size = 320\n\
             [data]\nsource = \"stories\"\ntokenizer = \"train\"\n[train]\nsequence_length = 16\nmicro_batch_size = 4\nsteps = 9\n";
         let config = crate::config::Config::from_toml_str(text, "a.toml").unwrap();
-        let state = ModelState::initial(&config, None, &Device::Cpu).unwrap();
+        let state = ModelState::initial(&config, None, &Device::Cpu, &ProcessGroup::one()).unwrap();
         let ids: Vec<u32> = (0..4 * 17).map(|i| (i * 7) % 320).collect();
         let batch = Batch::windows(&ids, 16, None);
         let before = state.model.flat.to_vec1::<f32>().unwrap();

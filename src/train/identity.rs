@@ -2,6 +2,7 @@
 
 use super::arithmetic_fingerprint::fingerprint;
 use crate::config::{PrecisionSetting, TrainConfig};
+use crate::distributed::group::ProcessGroup;
 use crate::ops::device;
 use crate::ops::precision::Precision;
 use crate::runtime::machine;
@@ -18,7 +19,7 @@ pub fn precision(config: &TrainConfig, device: &Device) -> Precision {
 }
 
 /// Build and machine, from an allow-list (never the environment): what a later attempt compares itself with.
-pub fn identity(config: &TrainConfig, device: &Device) -> Value {
+pub fn identity(config: &TrainConfig, device: &Device, group: &ProcessGroup) -> Value {
     let (gpu, driver) = device::describe(device).unzip();
     serde_json::json!({
         "version": crate::VERSION,
@@ -29,6 +30,7 @@ pub fn identity(config: &TrainConfig, device: &Device) -> Value {
         "cpu": machine::cpu(),
         "simd": crate::ops::simd_level(),
         "threads": rayon::current_num_threads(),
+        "ranks": group.ranks(),
         "device": if device.is_cpu() { "cpu" } else { "cuda" },
         "gpu": gpu,
         "driver": driver,

@@ -13,7 +13,7 @@ use anyhow::Result;
 /// Those of reading the buffers.
 pub fn layers(state: &ModelState, report: &StepReport) -> Result<Layers> {
     let (layout, flat) = state.model.trained();
-    let sums = state.optimizer.sums_of_squares(flat, &state.grad, report.lr)?;
+    let sums = state.optimizer.sums_of_squares(&state.sharding, layout, flat, &state.grad, report.lr)?;
     let mut all = Layers { step: state.run.step, logit_rms: f64::NAN, ..Layers::default() };
     if let Some(observed) = &report.observed {
         all.attention_logit_max = observed.attention_logit_max.iter().map(|&x| f64::from(x)).collect();
@@ -52,6 +52,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::data::batch::Batch;
+    use crate::distributed::group::ProcessGroup;
     use crate::train::step::take_step;
     use candle_core::{Device, Tensor};
 
@@ -62,7 +63,7 @@ mod tests {
             [data]\nsource = \"stories\"\ntokenizer = \"train\"\n[log]\nlayers_every = 1\n[train]\nsequence_length = 16\nmicro_batch_size = 4\nsteps = 9\n\
             [optimizer]\nlr = 1e-2\n";
         let config = Config::from_toml_str(text, "a.toml").unwrap();
-        let mut state = ModelState::initial(&config, None, &Device::Cpu).unwrap();
+        let mut state = ModelState::initial(&config, None, &Device::Cpu, &ProcessGroup::one()).unwrap();
         for seed in 0..4u32 {
             let before = state.model.flat.to_vec1::<f32>().unwrap();
             let ids: Vec<u32> = (0..4 * 17).map(|i| (i * 7 + seed * 31) % 320).collect();

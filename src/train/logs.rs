@@ -42,6 +42,18 @@ impl RunLogs {
         })
     }
 
+    /// Logs that keep nothing: of a rank that writes no files.
+    pub fn discard(config: &LogConfig) -> Self {
+        Self {
+            metrics: StepLog::discard(),
+            samples: StepLog::discard(),
+            times: StepLog::discard(),
+            sequences: config.sequences.then(StepLog::discard),
+            events: Events::discard(),
+            board: None,
+        }
+    }
+
     /// What makes durable every log that a resume cuts to a checkpoint: the checkpoint relies on them.
     ///
     /// # Errors
@@ -65,8 +77,8 @@ impl RunLogs {
 
     /// A log that is no longer the file of its name: what is appended to it is lost.
     pub fn displaced(&self) -> Option<&Path> {
-        let logs = self.step_logs().into_iter().chain([self.events.file()]);
-        logs.into_iter().find(|log| !log.is_in_place()).map(Appender::path)
+        let mut logs = self.step_logs().into_iter().chain(self.events.file());
+        logs.find(|log| !log.is_in_place()).map(Appender::path)
     }
 
     /// Writes all that they hold into `dir`, also if their files were deleted.
@@ -74,14 +86,13 @@ impl RunLogs {
     /// # Errors
     /// Those of reading and writing.
     pub fn copy_to(&self, dir: &Path) -> Result<()> {
-        let logs = self.step_logs().into_iter().chain([self.events.file()]);
-        logs.into_iter().try_for_each(|log| log.copy_to(&dir.join(log.path().file_name().unwrap_or_default())))
+        let mut logs = self.step_logs().into_iter().chain(self.events.file());
+        logs.try_for_each(|log| log.copy_to(&dir.join(log.path().file_name().unwrap_or_default())))
     }
 
     fn step_logs(&self) -> Vec<&Appender> {
-        let mut logs = vec![self.metrics.file(), self.samples.file(), self.times.file()];
-        logs.extend(self.sequences.as_ref().map(StepLog::file));
-        logs
+        let logs = [self.metrics.file(), self.samples.file(), self.times.file()];
+        logs.into_iter().chain([self.sequences.as_ref().and_then(StepLog::file)]).flatten().collect()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Model, gradients, optimizer and [`TrainerState`] of a run, new or from a checkpoint.
 
-use super::footprint::recompute;
+use super::footprint::{RanksHere, recompute};
 use super::identity::precision;
 use super::optimizer::Optimizer;
 use super::schedule::Schedule;
@@ -8,6 +8,9 @@ use super::trainer_state::{TrainerState, TrainerStateFile};
 use crate::checkpoint::Opened;
 use crate::checkpoint::adapter::{base_hasher, hash_weights, other_base};
 use crate::config::Config;
+use crate::distributed::group::ProcessGroup;
+use crate::distributed::lanes::Lanes;
+use crate::distributed::sharding::Sharding;
 use crate::model::init::init;
 use crate::model::lora;
 use crate::model::params::{Layout, with_host_slices};
@@ -19,6 +22,7 @@ use crate::runtime::failpoint::failpoint;
 use anyhow::Result;
 use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 
 /// All that a step reads and changes.
@@ -30,6 +34,10 @@ pub struct ModelState {
     /// Views of `grad` under the names of what is trained.
     pub grads: Grads,
     pub optimizer: Optimizer,
+    /// Sums of the gradients of finished lanes.
+    pub lanes: Lanes,
+    /// What of the flat buffers this rank owns.
+    pub sharding: Sharding,
     /// What the steps so far have changed beside weights and optimizer: counters, guard, schedule.
     pub run: TrainerState,
     /// Identifies the frozen weights beside adapters.
@@ -38,23 +46,29 @@ pub struct ModelState {
 
 impl ModelState {
     /// A run at step 0 on `device`: initial weights, or those of `init_from`, and initial adapters if the configuration has any.
-    pub fn initial(config: &Config, init_from: Option<&Opened>, device: &Device) -> Result<Self> {
+    pub fn initial(config: &Config, init_from: Option<&Opened>, device: &Device, group: &ProcessGroup) -> Result<Self> {
         let layout = Layout::new(&config.model);
         let flat = match init_from {
             None => init(&config.model, &layout, config.train.seed)?,
             Some(source) => read_flat(&layout, "", |sink| source.read_weights(sink))?,
         };
-        let model = model(config, flat, device)?;
+        let model = model(config, flat, device, group)?;
         // A resume compares it: adapters are of use only beside the weights that they were trained with.
         let digest = model.adapters.is_some().then(|| base_digest(&model.flat)).transpose()?;
-        let mut state = Self::assemble(config, model)?;
+        let mut state = Self::assemble(config, model, group)?;
         state.base = digest;
         Ok(state)
     }
 
     /// The run of a verified checkpoint, bit for bit. Seeds, rules and schedule are those of `config`, which must be final: the
     /// optimizer copies its seed.
-    pub fn resumed(config: &Config, source: &Opened, saved: &TrainerStateFile, device: &Device) -> Result<Self> {
+    pub fn resumed(
+        config: &Config,
+        source: &Opened,
+        saved: &TrainerStateFile,
+        device: &Device,
+        group: &ProcessGroup,
+    ) -> Result<Self> {
         let layout = Layout::new(&config.model);
         let flat = match source.base() {
             None => layout.zeros(&Device::Cpu)?,
@@ -64,7 +78,7 @@ impl ModelState {
                 flat
             }
         };
-        let mut state = Self::assemble(config, model(config, flat, device)?)?;
+        let mut state = Self::assemble(config, model(config, flat, device, group)?, group)?;
         state.restore(source, saved)?;
         Ok(state)
     }
@@ -75,12 +89,14 @@ impl ModelState {
         assert!(failpoint("panicked-load", saved.state.step).is_none(), "planted");
         let (layout, flat) = self.model.trained();
         match source.adapter() {
-            None => read_into(flat, layout, "", |sink| source.read_weights(sink))?,
-            Some(adapter) => read_into(flat, layout, "", |sink| adapter.read_tensors(sink))?,
+            None => read_into(flat, layout, "", 0..layout.total, |sink| source.read_weights(sink))?,
+            Some(adapter) => read_into(flat, layout, "", 0..layout.total, |sink| adapter.read_tensors(sink))?,
         }
         for state in &self.optimizer.state {
             let suffix = format!(".{}", state.name);
-            read_into(&state.flat, &state.layout, &suffix, |sink| source.read_optimizer_state(sink))?;
+            read_into(&state.flat, &state.layout, &suffix, state.shard.clone(), |sink| {
+                source.read_optimizer_state(sink)
+            })?;
         }
         // The rounded copies that a GPU multiplies with must follow the weights just read.
         self.model.round_copies()?;
@@ -91,21 +107,36 @@ impl ModelState {
         Ok(())
     }
 
-    fn assemble(config: &Config, model: Llama) -> Result<Self> {
+    /// Gives every rank the weights that the others have updated.
+    ///
+    /// # Errors
+    /// Those of the exchange and of the device.
+    pub fn gather_weights(&self) -> Result<()> {
+        if self.sharding.group.ranks() == 1 {
+            return Ok(());
+        }
+        self.sharding.gather(self.model.trained().1)?;
+        // Of the rounded copy, too, each rank has updated its shard alone.
+        Ok(self.model.round_copies()?)
+    }
+
+    fn assemble(config: &Config, model: Llama, group: &ProcessGroup) -> Result<Self> {
         let schedule = Schedule::new(&config.schedule, config.optimizer.lr)?;
         let (layout, flat) = model.trained();
-        let optimizer = Optimizer::new(&config.optimizer, layout, flat, config.train.seed)?;
         let grad = layout.zeros(flat.device())?;
+        let sharding = Sharding::new(group, &grad);
+        let optimizer = Optimizer::new(&config.optimizer, layout, flat, config.train.seed, sharding.own())?;
+        let lanes = Lanes::new(config.train.lanes() / group.ranks(), &grad)?;
         let grads = model.grads(&grad)?;
-        Ok(Self { model, grad, grads, optimizer, run: TrainerState::new(schedule), base: None })
+        Ok(Self { model, grad, grads, optimizer, lanes, sharding, run: TrainerState::new(schedule), base: None })
     }
 }
 
 /// The model of `config` over its weights `flat`, with fresh adapters if it has any.
-fn model(config: &Config, flat: Tensor, device: &Device) -> Result<Llama> {
+fn model(config: &Config, flat: Tensor, device: &Device, group: &ProcessGroup) -> Result<Llama> {
     let flat = flat.to_device(device)?;
     let mut model = Llama::new(&config.model, flat)?.with_precision(precision(&config.train, device))?;
-    model.recompute = recompute(config, device);
+    model.recompute = recompute(config, device, RanksHere::of(group));
     if config.lora.is_absent() {
         return Ok(model);
     }
@@ -138,12 +169,19 @@ type Sink<'a> = &'a mut dyn FnMut(&str, &[usize], Vec<f32>) -> Result<()>;
 /// A flat buffer of all tensors `<name><suffix>` that `read` delivers.
 fn read_flat(layout: &Layout, suffix: &str, read: impl FnOnce(Sink) -> Result<()>) -> Result<Tensor> {
     let flat = layout.zeros(&Device::Cpu)?;
-    read_into(&flat, layout, suffix, read)?;
+    read_into(&flat, layout, suffix, 0..layout.total, read)?;
     Ok(flat)
 }
 
 /// Fills `flat`, rounded to its type, with all tensors `<name><suffix>` that `read` delivers; others are ignored, missing ones refused.
-fn read_into(flat: &Tensor, layout: &Layout, suffix: &str, read: impl FnOnce(Sink) -> Result<()>) -> Result<()> {
+/// `flat` holds the elements `span` of the whole layout.
+fn read_into(
+    flat: &Tensor,
+    layout: &Layout,
+    suffix: &str,
+    span: Range<usize>,
+    read: impl FnOnce(Sink) -> Result<()>,
+) -> Result<()> {
     let by_name: BTreeMap<String, usize> =
         layout.specs.iter().enumerate().map(|(i, s)| (format!("{}{suffix}", s.name), i)).collect();
     let mut seen = vec![false; layout.specs.len()];
@@ -163,10 +201,15 @@ fn read_into(flat: &Tensor, layout: &Layout, suffix: &str, read: impl FnOnce(Sin
                 .hint("the weights are damaged or their training diverged: use others")
                 .into());
         }
-        let data = Tensor::from_vec(data, spec.len, &Device::Cpu)?.to_dtype(flat.dtype())?;
-        flat.slice_set(&data.to_device(flat.device())?, 0, spec.start)?;
         seen[i] = true;
-        Ok(())
+        let start = spec.start.max(span.start);
+        let end = (spec.start + spec.len).min(span.end);
+        if start >= end {
+            return Ok(()); // another rank's
+        }
+        let data = if end - start == spec.len { data } else { data[start - spec.start..end - spec.start].to_vec() };
+        let data = Tensor::from_vec(data, end - start, &Device::Cpu)?.to_dtype(flat.dtype())?;
+        Ok(flat.slice_set(&data.to_device(flat.device())?, 0, start - span.start)?)
     })?;
     if let Some(i) = seen.iter().position(|seen| !seen) {
         let message = format!("tensor {}{suffix} is missing", layout.specs[i].name);

@@ -3,14 +3,18 @@
 //! A rule keeps state tensors for every parameter, such as AdamW's `exp_avg` and `exp_avg_sq`. All that saves, restores, resets, copies
 //! or counts them goes over [`Optimizer::state`] and knows no rule. A new rule is an op, a variant of [`OptimizerKind`], the names of
 //! its state in [`state_names`], and an arm in [`Optimizer::update`] and in [`Optimizer::sums_of_squares`].
+//!
+//! With several ranks each keeps the state of its shard of the parameters alone, and updates that shard.
 
 use crate::config::{MomentsDtype, OptimizerConfig, OptimizerKind};
+use crate::distributed::sharding::Sharding;
 use crate::model::params::{Layout, ParamSpec};
 use crate::ops::adamw::{Flat, Hyper, Range, adamw, zero};
 use crate::ops::is_on_gpu;
 use crate::ops::noise::draw;
 use crate::ops::squares::{LastUpdate, Squares, squares};
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
+use std::ops::Range as Span;
 
 /// Name and shape of a parameter.
 pub type ParameterShape = (String, Vec<usize>);
@@ -46,9 +50,11 @@ fn state_dtype(config: &OptimizerConfig, on_gpu: bool) -> DType {
 pub struct OptimizerState {
     /// `optimizer.safetensors` calls them `<parameter>.<name>`.
     pub name: &'static str,
-    /// Where the state of each parameter lies in `flat`, under the parameter's name and shape.
+    /// Where the state of each parameter lies in the whole buffer, under the parameter's name and shape.
     pub layout: Layout,
-    /// (layout.total), f32, or bf16 on a GPU.
+    /// The elements of the whole buffer that `flat` holds: those of this rank's shard.
+    pub shard: Span<usize>,
+    /// (shard.len()), f32, or bf16 on a GPU.
     pub flat: Tensor,
 }
 
@@ -60,27 +66,39 @@ pub struct Optimizer {
     pub updates: u64,
     /// Key of the draws that round the moments.
     seed: u64,
+    /// The elements of the flat buffers that this rank updates.
+    shard: Span<usize>,
+    /// Those of its ranges that have elements in the shard, counted from its start.
     ranges: Vec<Range>,
     config: OptimizerConfig,
 }
 
 impl Optimizer {
-    /// With zeros as its state, for parameters of this `layout` on the device of `params`.
-    pub fn new(config: &OptimizerConfig, layout: &Layout, params: &Tensor, seed: u64) -> Result<Self> {
+    /// With zeros as its state, for the elements `shard` of parameters of this `layout`, on the device of `params`.
+    pub fn new(
+        config: &OptimizerConfig,
+        layout: &Layout,
+        params: &Tensor,
+        seed: u64,
+        shard: Span<usize>,
+    ) -> Result<Self> {
         let dtype = state_dtype(config, is_on_gpu(params));
         let mut state = Vec::new();
         for (name, parameters) in group_by_state_name(config.kind, &layout.specs) {
             // A layout for each name, because a rule may keep a state tensor for some parameters only.
             let layout = Layout::from_shapes(parameters);
-            let flat = Tensor::zeros(layout.total, dtype, params.device())?;
-            state.push(OptimizerState { name, layout, flat });
+            // A rank of small models may own nothing, and no GPU gives memory for nothing.
+            let device = if shard.is_empty() { &Device::Cpu } else { params.device() };
+            let flat = Tensor::zeros(shard.len(), dtype, device)?;
+            state.push(OptimizerState { name, layout, shard: shard.clone(), flat });
         }
-        Ok(Self { state, updates: 0, seed, ranges: layout.decay_ranges(), config: config.clone() })
+        let ranges = layout.decay_ranges().iter().filter_map(|range| range.within(&shard)).collect();
+        Ok(Self { state, updates: 0, seed, shard, ranges, config: config.clone() })
     }
 
     /// Makes every state tensor zero.
     pub fn zero_state(&self) -> Result<()> {
-        self.state.iter().try_for_each(|state| zero(&state.flat))
+        self.state.iter().filter(|state| !state.shard.is_empty()).try_for_each(|state| zero(&state.flat))
     }
 
     /// Applies one update of `params` (and of `copy`, their rounding, if there is one) with learning rate `lr`; `norm` is the gradient's
@@ -89,22 +107,48 @@ impl Optimizer {
     pub fn update(&mut self, params: &Tensor, copy: Option<&Tensor>, grad: &Tensor, norm: f64, lr: f64) -> Result<()> {
         // Before the update: Adam's bias correction counts from 1.
         self.updates += 1;
+        if self.shard.is_empty() {
+            return Ok(());
+        }
+        let param = self.own_part(params)?;
+        let grad = self.own_part(grad)?;
+        let copy = copy.map(|copy| self.own_part(copy)).transpose()?;
         match self.config.kind {
             OptimizerKind::AdamW => {
                 let [exp_avg, exp_avg_sq] = self.adamw_state()?;
-                let flat = Flat { param: params, grad, exp_avg, exp_avg_sq, copy };
+                let first = self.shard.start;
+                let flat = Flat { param: &param, grad: &grad, exp_avg, exp_avg_sq, copy: copy.as_ref(), first };
                 adamw(&flat, &self.ranges, &self.adamw_hyper(self.clip_factor(norm), lr))
             }
         }
     }
 
-    /// The sums of squares of every parameter: of the weights in `params`, of their gradients in `grad`, and of the last update, which
-    /// had the learning rate `lr`.
-    pub fn sums_of_squares(&self, params: &Tensor, grad: &Tensor, lr: f64) -> Result<Vec<Squares>> {
+    /// The elements of a flat buffer that this rank updates.
+    fn own_part(&self, flat: &Tensor) -> Result<Tensor> {
+        flat.narrow(0, self.shard.start, self.shard.len())
+    }
+
+    /// The sums of squares of every parameter of `layout`: of the weights in `params`, of their gradients in `grad`, and of the last
+    /// update, which had the learning rate `lr`. Every rank gets all of them.
+    pub fn sums_of_squares(
+        &self,
+        sharding: &Sharding,
+        layout: &Layout,
+        params: &Tensor,
+        grad: &Tensor,
+        lr: f64,
+    ) -> anyhow::Result<Vec<Squares>> {
+        let ranges = layout.decay_ranges();
         match self.config.kind {
             OptimizerKind::AdamW => {
                 let [exp_avg, exp_avg_sq] = self.adamw_state()?;
-                squares([params, grad, exp_avg, exp_avg_sq], &self.ranges, &self.last_adamw_update(lr))
+                let rule = self.last_adamw_update(lr);
+                if sharding.group.ranks() == 1 {
+                    return Ok(squares([params, grad, exp_avg, exp_avg_sq], &ranges, &rule)?);
+                }
+                let params = sharding.own_part(params)?;
+                let grad = sharding.own_part(grad)?;
+                sharding.squares([&params, &grad, exp_avg, exp_avg_sq], &ranges, &rule)
             }
         }
     }
@@ -168,7 +212,6 @@ fn group_by_state_name(kind: OptimizerKind, parameters: &[ParamSpec]) -> Vec<(&'
 mod tests {
     use super::*;
     use crate::config::{Choice as _, Config};
-    use candle_core::Device;
 
     const N: usize = 4096;
 
@@ -178,7 +221,7 @@ mod tests {
                     [optimizer]\ngrad_clip = 0\n";
         let config = Config::from_toml_str(&format!("{text}moments = {:?}\n", moments.name()), "a.toml").unwrap();
         let layout = Layout::from_shapes(vec![("w".into(), vec![N])]);
-        Optimizer::new(&config.optimizer, &layout, &layout.zeros(&Device::Cpu).unwrap(), seed).unwrap()
+        Optimizer::new(&config.optimizer, &layout, &layout.zeros(&Device::Cpu).unwrap(), seed, 0..N).unwrap()
     }
 
     /// First moments after each of `n` updates with a gradient that is `g` everywhere.

@@ -3,6 +3,7 @@
 use super::checks::{check_disk, check_machine};
 use super::new_run::{NewRun, refuse_existing_run};
 use super::paths::make_paths_absolute;
+use super::ranks::settle_lanes;
 use super::requests::{NOTHING_TO_RESUME, Requests};
 use super::schedule::check_new_run;
 use super::session::Session;
@@ -17,12 +18,15 @@ use std::path::Path;
 /// Those of configuration, data, and [`Trainer::train`](super::trainer::Trainer::train).
 pub fn pretrain(mut config: Config, out: &Path, init_from: Option<&Path>, session: &Session) -> Result<()> {
     let requests = Requests::listen(out, NOTHING_TO_RESUME)?;
-    refuse_existing_run(out)?;
+    // Each step of the way ends on all ranks if it fails on one.
+    let group = &session.group;
+    group.on_first("the run directory", || refuse_existing_run(out))?;
     check_new_run(&config)?;
+    settle_lanes(&mut config, group.ranks())?;
     make_paths_absolute(&mut config)?;
-    check_machine(&config, &session.device)?;
-    check_disk(&config, out)?;
+    group.agree("the machine", check_machine(&config, session))?;
+    group.on_first("the disk", || check_disk(&config, out))?;
     // Last, because it reads data and weights: what is refused above costs no time.
     let (setup, source) = RunSetup::initial(config, init_from, session)?;
-    NewRun { setup, source, requests, console: session.console }.train(out, |_| Ok(()))
+    NewRun { setup, source, requests }.train(out, |_| Ok(()))
 }

@@ -4,6 +4,7 @@
 //! The handlers are installed before anything else is done. Until training starts there is nothing new to save, and the process simply
 //! ends with the signal's exit code.
 
+use crate::runtime::error::StopAsked;
 use crate::runtime::files::io_context;
 use crate::runtime::machine::ignores;
 use anyhow::Result;
@@ -12,18 +13,6 @@ use signal_hook::flag;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-/// A request to stop cut something short that is not worth finishing: a validation, a sample.
-#[derive(Debug)]
-pub struct StopAsked;
-
-impl std::fmt::Display for StopAsked {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("asked to stop")
-    }
-}
-
-impl std::error::Error for StopAsked {}
 
 /// None if the work was only cut short by [`StopAsked`]; all other errors stay.
 pub fn unless_stopped<T>(result: Result<T>) -> Result<Option<T>> {

@@ -33,7 +33,8 @@ impl RunData {
     /// Those of [`open`](Self::open).
     pub fn open_for_checkpoint(config: &Config, source: &Opened, session: &Session) -> Result<(Self, String)> {
         session.note("preparing the data ...");
-        let data = Self::open(config, Some(Tokenizer::from_dir(&source.dir)?))?;
+        let tokenizer = Tokenizer::from_dir(&source.dir)?;
+        let data = session.group.first_then_others("the data", || Self::open(config, Some(tokenizer)))?;
         let fingerprint = data.dataset.fingerprint()?;
         Ok((data, fingerprint))
     }

@@ -68,6 +68,11 @@ impl Saver {
         std::mem::take(&mut self.flats)
     }
 
+    /// Keeps the memory of a snapshot for the next one.
+    pub fn keep_buffers(&mut self, flats: Flats) {
+        self.flats = flats;
+    }
+
     /// Whether there is such memory.
     pub fn holds_buffers(&self) -> bool {
         self.flats.iter().any(|flat| !flat.is_empty())

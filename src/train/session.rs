@@ -1,5 +1,6 @@
-//! What a command has chosen for the whole of its run: the device and the console.
+//! What a command has chosen for the whole of its run: the device, the console and the processes that take part.
 
+use crate::distributed::group::ProcessGroup;
 use crate::metrics::Console;
 use crate::runtime::error::note;
 use candle_core::Device;
@@ -10,11 +11,14 @@ use candle_core::Device;
 pub struct Session {
     pub device: Device,
     pub console: Console,
+    /// The processes that train together.
+    pub group: ProcessGroup,
 }
 
 impl Session {
+    /// This process alone.
     pub fn new(device: &Device, console: Console) -> Self {
-        Self { device: device.clone(), console }
+        Self { device: device.clone(), console, group: ProcessGroup::one() }
     }
 
     /// Writes a line to stderr unless the user has asked for silence.

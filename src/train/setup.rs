@@ -1,6 +1,7 @@
 //! A run that is ready to train but has no directory yet.
 
 use super::checks::check_same_model;
+use super::desync::Beginning;
 use super::model_state::ModelState;
 use super::run_data::RunData;
 use super::session::Session;
@@ -14,13 +15,14 @@ use crate::eval::tasks::{self, Task};
 use crate::runtime::error::{Exit, fail};
 use crate::tokenizer::Tokenizer;
 use anyhow::Result;
-use candle_core::Device;
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// Everything that training needs, read and allocated. `config` is final: what is made of it has copied its seeds and rules.
 pub struct RunSetup {
     pub config: Config,
-    pub device: Device,
+    /// Device, console and processes.
+    pub session: Session,
     pub data: RunData,
     /// The order of its training sequences.
     pub loader: Loader,
@@ -47,21 +49,27 @@ impl RunSetup {
             Some(source) if !config.is_sft() => model_tokenizer(&config, source)?,
             _ => None,
         };
-        let data = RunData::open(&config, tokenizer)?;
+        // One rank after the other: what the first one caches or downloads, the others find.
+        let data = session.group.first_then_others("the data", || RunData::open(&config, tokenizer))?;
         config.data.stories = data.dataset.stories.or(config.data.stories);
-        Ok((Self::with_data(config, data, source.as_ref(), &session.device)?, source))
+        Ok((Self::with_data(config, data, source.as_ref(), session)?, source))
+    }
+
+    /// What all ranks of the run in `run_dir` must begin with.
+    pub fn beginning<'a>(&'a self, run_dir: &'a Path, config: &'a str, build: &'a Value) -> Beginning<'a> {
+        Beginning { run_dir, config, data_fingerprint: &self.data_fingerprint, build, state: &self.state }
     }
 
     /// A run at step 0 whose data are open.
     ///
     /// # Errors
     /// Those of the data, of the weights and of memory.
-    pub fn with_data(config: Config, data: RunData, source: Option<&Opened>, device: &Device) -> Result<Self> {
+    pub fn with_data(config: Config, data: RunData, source: Option<&Opened>, session: &Session) -> Result<Self> {
         let loader = data.dataset.loader(&config)?;
         let benchmarks = prepare_benchmarks(&config, &data.dataset.tokenizer)?;
-        let state = ModelState::initial(&config, source, device)?;
+        let state = ModelState::initial(&config, source, &session.device, &session.group)?;
         let data_fingerprint = data.dataset.fingerprint()?;
-        Ok(Self { config, device: device.clone(), data, loader, state, data_fingerprint, benchmarks })
+        Ok(Self { config, session: session.clone(), data, loader, state, data_fingerprint, benchmarks })
     }
 }
 

@@ -3,6 +3,7 @@
 use super::checks::{check_disk, check_machine, check_same_model};
 use super::new_run::NewRun;
 use super::paths::make_paths_absolute;
+use super::ranks::settle_lanes;
 use super::requests::{NOTHING_TO_RESUME, Requests};
 use super::run_data::RunData;
 use super::schedule::check_new_run;
@@ -61,10 +62,12 @@ impl SftRun {
         let config = load_config(request, &tuned)?;
         check_same_model(&config, &source)?;
         session.note("preparing the data ...");
-        let data = RunData::open(&config, None)?;
+        // One rank after the other: what the first one caches or downloads, the others find.
+        let data = session.group.first_then_others("the data", || RunData::open(&config, None))?;
         // The length of a run may follow from its number of rows, which is known only now.
         tuned.steps = Some(steps(&config, &data));
-        let config = load_config(request, &tuned)?;
+        let mut config = load_config(request, &tuned)?;
+        settle_lanes(&mut config, session.group.ranks())?;
         Ok(Self { config, data, source, session: session.clone() })
     }
 
@@ -132,11 +135,12 @@ impl SftRun {
         if let Some(warning) = self.warning() {
             note(&format!("{warning} (all of them: {})", out.join(QUARANTINE).display()));
         }
-        check_machine(&self.config, &self.session.device)?;
-        check_disk(&self.config, out)?;
+        let group = &self.session.group;
+        group.agree("the machine", check_machine(&self.config, &self.session))?;
+        group.on_first("the disk", || check_disk(&self.config, out))?;
         let bad = self.data.sft.as_ref().map(|sft| sft.bad.clone()).unwrap_or_default();
-        let setup = RunSetup::with_data(self.config, self.data, Some(&self.source), &self.session.device)?;
-        let run = NewRun { setup, source: Some(self.source), requests, console: self.session.console };
+        let setup = RunSetup::with_data(self.config, self.data, Some(&self.source), &self.session)?;
+        let run = NewRun { setup, source: Some(self.source), requests };
         run.train(out, |dir| write_quarantine(dir, &bad))
     }
 }

@@ -56,8 +56,17 @@ pub fn with_contents<R>(
     with_host_slices(&live_flats(state), |slices| write(&frame.contents(slices)))?
 }
 
+/// What a rank other than the first does while that takes a [`Snapshot`]: it sends its shards of the optimizer's state.
+///
+/// # Errors
+/// Those of the exchange.
+pub fn send_shards(state: &ModelState) -> Result<()> {
+    state.optimizer.state.iter().try_for_each(|own| state.sharding.gather_on_first(&own.flat, None))
+}
+
 impl Snapshot {
-    /// Copies `state` into `flats`, whose memory is used again.
+    /// Copies `state` into `flats`, whose memory is used again. Where several ranks keep the optimizer's state, the others do
+    /// [`send_shards`] meanwhile.
     ///
     /// # Errors
     /// Those of reading the tokenizer's files.
@@ -71,10 +80,17 @@ impl Snapshot {
         let frame = Frame::new(state, file, base_dir, tokenizer)?;
         let live_flats = live_flats(state);
         flats.resize_with(live_flats.len(), Vec::new);
-        for (copy, live) in flats.iter_mut().zip(live_flats) {
+        let lengths = frame.lengths();
+        let is_sharded = state.sharding.group.ranks() > 1;
+        for (i, (copy, live)) in flats.iter_mut().zip(live_flats).enumerate() {
             // After the first snapshot the memory has this size: nothing is asked for or cleared.
-            copy.resize(live.elem_count(), 0.0);
-            copy_flat(live, copy)?;
+            copy.resize(lengths[i], 0.0);
+            // The weights come first, and every rank has all of them.
+            if i > 0 && is_sharded {
+                state.sharding.gather_on_first(live, Some(copy))?;
+            } else {
+                copy_flat(live, copy)?;
+            }
         }
         Ok(Self { frame, flats })
     }
@@ -138,6 +154,12 @@ impl Frame {
             adapter,
             trainer_state: file.to_checked_json()?,
         })
+    }
+
+    /// Elements of each buffer, in the order of [`Flats`].
+    fn lengths(&self) -> Vec<usize> {
+        let state = self.optimizer_state.iter().map(|(_, layout)| layout.total);
+        std::iter::once(self.layout.total).chain(state).collect()
     }
 
     /// The contents of a checkpoint whose values are `slices`, in the order of [`Flats`].

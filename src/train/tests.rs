@@ -6,6 +6,7 @@
 mod failing_disk;
 mod gpu;
 mod power_loss;
+mod ranks;
 mod story;
 
 /// Whether the thorough versions of the tests were asked for: `LLAMA_LITE_TORTURE=full`.

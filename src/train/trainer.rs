@@ -20,37 +20,44 @@ mod recovery;
 mod sft_eval;
 mod summary;
 
+use super::desync::compare_states;
 use super::hardware_change::{HardwareChange, SpeedComparison};
 use super::indicators::layers;
 use super::logs::RunLogs;
 use super::model_state::ModelState;
+use super::passes::is_out_of_memory;
+use super::ranks::ranks_event;
 use super::replay::ReplayCheck;
 use super::requests::Requests;
 use super::run_data::RunData;
+use super::session::Session;
 use super::setup::RunSetup;
-use super::step::{StepReport, is_out_of_memory, take_step};
+use super::step::{StepReport, take_step};
 use super::watchdog::Watchdog;
 use crate::config::Config;
 use crate::data::batch::Batch;
 use crate::data::prefetch::Prefetch;
+use crate::distributed::group::ProcessGroup;
 use crate::eval::ByteLengths;
 use crate::eval::benchmark::Prepared;
 use crate::metrics::{Console, Eval, Progress, Record, SampleRecord, Times, Train};
 use crate::ops::device::peak_flops;
 use crate::runtime::files::Lock;
-use crate::runtime::thread;
 use anyhow::Result;
 use candle_core::Device;
 use checkpointing::SaveStatus;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// The directory of a run, locked for this process, and what this process is to it.
+/// The directory of a run, locked for rank 0, and what this process is to it.
 pub struct RunContext {
     pub dir: PathBuf,
-    pub lock: Lock,
+    /// None on ranks that write nothing.
+    pub lock: Option<Lock>,
     pub requests: Requests,
     pub console: Console,
     /// Build and machine, see [`identity`](super::identity::identity).
@@ -73,6 +80,7 @@ pub struct StartPoint {
 pub struct Trainer {
     config: Config,
     device: Device,
+    group: ProcessGroup,
     context: RunContext,
     data: RunData,
     data_fingerprint: String,
@@ -95,6 +103,8 @@ pub struct Trainer {
     peak_flops: Option<f64>,
     /// Validation losses, for the plot at the end.
     validation_curve: Vec<(f64, f64)>,
+    /// All ranks have been asked to stop.
+    stopping: bool,
 }
 
 impl Trainer {
@@ -103,7 +113,8 @@ impl Trainer {
     /// # Errors
     /// Those of reading its logs and of starting threads.
     pub fn new(setup: RunSetup, context: RunContext, logs: RunLogs) -> Result<Self> {
-        let RunSetup { config, device, data, loader, state, data_fingerprint, benchmarks } = setup;
+        let RunSetup { config, session, data, loader, state, data_fingerprint, benchmarks } = setup;
+        let Session { device, group, .. } = session;
         let step = state.run.step;
         let StartPoint { saved, replays, hardware_change } = &context.start;
         let replaced_lines = logs.metrics.cut.kept_in.as_deref().filter(|_| *replays);
@@ -111,21 +122,27 @@ impl Trainer {
             Some(_) => SpeedComparison::new(&context.dir, step)?,
             None => None,
         };
+        let validation_curve = if group.is_first() { periodic::validation_curve(&context.dir)? } else { Vec::new() };
+        let hang = Duration::from_secs(config.guard.hang_seconds);
+        let watchdog = Watchdog::start(&context.dir, group.is_first(), hang)?;
+        group.on_waiting(watchdog.heartbeat());
         Ok(Self {
             // A state that a checkpoint holds already is not saved again.
             saves: SaveStatus::new(saved.then_some(step))?,
             replay: ReplayCheck::new(replaced_lines),
             progress: Progress::new(context.console, step, config.train.steps, config.log.every),
-            watchdog: Watchdog::start(&context.dir, Duration::from_secs(config.guard.hang_seconds))?,
+            watchdog,
             prefetch: Prefetch::new(loader)?,
             last_seen_in_place: Instant::now(),
             speed_comparison,
             byte_lengths: ByteLengths::new(&data.dataset.tokenizer),
             flops_per_token: config.model.flops_per_token(config.train.sequence_length) as f64,
             peak_flops: peak_flops(&device),
-            validation_curve: periodic::validation_curve(&context.dir)?,
+            validation_curve,
+            stopping: false,
             config,
             device,
+            group,
             context,
             data,
             data_fingerprint,
@@ -143,6 +160,7 @@ impl Trainer {
     /// data and files.
     pub fn train(mut self) -> Result<()> {
         self.print_summary()?;
+        self.report_ranks()?;
         // From here on a signal waits for the end of the step and saves; before, there was nothing new to save.
         self.context.requests.training_starts();
         self.catch_up()?;
@@ -151,13 +169,13 @@ impl Trainer {
         }
         loop {
             while self.state.run.step < self.config.train.steps {
-                if self.context.requests.stop_asked() {
+                if self.stop_asked()? {
                     return self.stop_early();
                 }
                 self.one_step()?;
                 self.between_steps()?;
             }
-            if self.context.requests.stop_asked() && self.saves.last_step != Some(self.state.run.step) {
+            if self.stop_asked()? && !self.is_saved()? {
                 return self.stop_early();
             }
             self.save_now()?;
@@ -166,6 +184,32 @@ impl Trainer {
                 return self.finish();
             }
         }
+    }
+
+    /// Writes down which processes train, where there are several.
+    fn report_ranks(&mut self) -> Result<()> {
+        if self.group.ranks() == 1 {
+            return Ok(());
+        }
+        let parameters = self.state.model.trained().0.total as u64;
+        let event = ranks_event(&self.group, self.state.run.step, self.config.train.lanes(), parameters);
+        self.logs.events.append("ranks", event)
+    }
+
+    /// The result of `work` on rank 0, on all ranks: what only the rank that writes files can know.
+    fn on_first<T>(&mut self, about: &str, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T>
+    where
+        T: Serialize + DeserializeOwned,
+    {
+        let group = self.group.clone();
+        group.on_first(about, || work(self))
+    }
+
+    /// Whether any rank was asked to stop.
+    fn stop_asked(&mut self) -> Result<bool> {
+        let asked = self.stopping || self.context.requests.stop_asked();
+        self.stopping = self.group.any("a request to stop", asked)?;
+        Ok(self.stopping)
     }
 
     fn one_step(&mut self) -> Result<()> {
@@ -179,6 +223,8 @@ impl Trainer {
         let report = self.step_within_memory(&batch)?;
         let took = started.elapsed();
         self.watchdog.record_step(took);
+        // Longer than a rank that hangs is left alone by its own watchdog, which can say more about it.
+        self.group.set_patience(self.watchdog.limit().saturating_mul(2));
         self.log_step(&report, data_seconds, took)?;
         self.handle_verdict(report)
     }
@@ -213,7 +259,7 @@ impl Trainer {
             self.speed_comparison = None;
         }
         self.log(Record::Train(record))?;
-        self.logs.times.append(&report.times(step, data_seconds, took))?;
+        self.logs.times.append(&report.times(step, data_seconds, took, self.group.ranks()))?;
         if let (Some(log), Some(sequences)) = (&mut self.logs.sequences, &report.sequences) {
             log.append(sequences)?;
         }
@@ -259,12 +305,12 @@ impl Trainer {
 
     /// Validation, samples and checkpoint where they are due, in this order: what belongs to a step is logged before it is saved.
     fn between_steps(&mut self) -> Result<()> {
-        // Asked between steps, or a dead thread would show only when its work is needed.
-        if let Some(failure) = thread::dead() {
-            return Err(failure.into());
+        self.look_after_saves()?;
+        let step = self.state.run.step;
+        let desync_every = self.config.log.desync_every;
+        if desync_every > 0 && step.is_multiple_of(desync_every) {
+            compare_states(&self.state)?;
         }
-        self.poll_save()?;
-        self.check_place_in_time()?;
         if self.due(self.config.eval.every) {
             self.validate()?;
             self.evaluate_sft()?;
@@ -275,12 +321,12 @@ impl Trainer {
         if self.config.sample.every > 0 && self.due(self.config.sample.every) {
             self.sample(0)?;
         }
-        if self.context.requests.stop_asked() {
+        if self.stop_asked()? {
             return Ok(()); // stopping saves
         }
-        let step = self.state.run.step;
         let log_spaced = self.config.checkpoint.log_spaced && step.is_power_of_two();
-        let save = self.context.requests.save_asked() || log_spaced || self.due(self.config.checkpoint.every);
+        let asked = self.group.any("a request to save", self.context.requests.save_asked())?;
+        let save = asked || log_spaced || self.due(self.config.checkpoint.every);
         // `train` saves the last step, and waits for it.
         if save && step < self.config.train.steps {
             self.save_in_background()?;

@@ -139,6 +139,8 @@ impl TrainerStateFile {
     pub fn run_config(&self) -> Result<Config> {
         let mut config = Config::from_toml_str(&self.config, "the checkpoint's config")?;
         self.state.schedule.complete(&mut config.schedule);
+        // Before there were lanes, a step was one.
+        config.train.lanes.get_or_insert(1);
         Ok(config)
     }
 

@@ -2,7 +2,7 @@
 //! its machine for ever. It also ends a process in which a thread has died.
 
 use crate::metrics::Events;
-use crate::runtime::error::{Exit, note};
+use crate::runtime::error::{Exit, alarm};
 use crate::runtime::shell::quoted;
 use crate::runtime::{machine, thread};
 use anyhow::Result;
@@ -43,6 +43,8 @@ struct Shared {
     phase: Mutex<String>,
     over: AtomicBool,
     run_dir: PathBuf,
+    /// Whether it writes an event into the run's directory; with several ranks, one does.
+    writes: bool,
 }
 
 impl Watchdog {
@@ -51,7 +53,7 @@ impl Watchdog {
     ///
     /// # Errors
     /// [`Exit::Io`] if the system gives no thread.
-    pub fn start(run_dir: &Path, least: Duration) -> Result<Self> {
+    pub fn start(run_dir: &Path, writes: bool, least: Duration) -> Result<Self> {
         let shared = Arc::new(Shared {
             started: Instant::now(),
             alive: AtomicU64::new(0),
@@ -59,6 +61,7 @@ impl Watchdog {
             phase: Mutex::new("starting".into()),
             over: AtomicBool::new(false),
             run_dir: run_dir.to_path_buf(),
+            writes,
         });
         let watched = shared.clone();
         thread::spawn("watchdog", move || watched.watch())?;
@@ -73,7 +76,18 @@ impl Watchdog {
 
     /// Notes that the loop makes progress.
     pub fn alive(&self) {
-        self.shared.alive.store(milliseconds(self.shared.started.elapsed()), Ordering::Relaxed);
+        self.shared.alive();
+    }
+
+    /// [`alive`](Self::alive), for code that does not know the watchdog.
+    pub fn heartbeat(&self) -> impl Fn() + Send + Sync + 'static {
+        let shared = self.shared.clone();
+        move || shared.alive()
+    }
+
+    /// How long the loop may show no sign of life at present.
+    pub fn limit(&self) -> Duration {
+        Duration::from_millis(self.shared.limit.load(Ordering::Relaxed))
     }
 
     /// Adjusts the limit to the duration of a step.
@@ -104,6 +118,10 @@ fn milliseconds(time: Duration) -> u64 {
 }
 
 impl Shared {
+    fn alive(&self) {
+        self.alive.store(milliseconds(self.started.elapsed()), Ordering::Relaxed);
+    }
+
     fn watch(&self) {
         let mut dead_since = None;
         while !self.over.load(Ordering::Relaxed) {
@@ -129,11 +147,13 @@ impl Shared {
             return;
         }
         let lines: String = threads.iter().map(|line| format!("\n  thread {line}")).collect();
-        note(&format!("error: {what}{lines}"));
-        note(&format!("hint: resume it: llama-lite resume --ckpt {}", quoted(&self.run_dir)));
+        alarm(&format!("error: {what}{lines}"));
+        alarm(&format!("hint: resume it: llama-lite resume --ckpt {}", quoted(&self.run_dir)));
         // The thread that is stuck may hold the events; this is another handle on the same file, and its lines are whole.
         let event = json!({"what": what, "threads": threads});
-        let _ = Events::open(&self.run_dir).and_then(|mut events| events.append("hang", event));
+        if self.writes {
+            let _ = Events::open(&self.run_dir).and_then(|mut events| events.append("hang", event));
+        }
         // `exit` does not unwind: nothing waits for the thread that is stuck.
         std::process::exit(Exit::Internal as i32);
     }

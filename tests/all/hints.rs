@@ -4,7 +4,7 @@
 //! commands of the pages; here they are only parsed.
 
 use crate::docs;
-use crate::support::{TINY, arg, config, fails, ok, root, shell_words, stderr};
+use crate::support::{TINY, arg, config, fails, ok, root, shell_words, stderr, without_launcher};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use llama_lite::cli::Cli;
@@ -18,7 +18,7 @@ struct Literal {
 }
 
 /// Flags of other programs that messages may name.
-const FOREIGN_FLAGS: [&str; 3] = ["--local-dir", "--version", "--long"];
+const FOREIGN_FLAGS: [&str; 4] = ["--local-dir", "--version", "--long", "--mpi"];
 
 /// Tensors and fields of other files whose first word is a section's, too, and tables whose keys are the user's.
 const NO_KEYS: [&str; 10] = [
@@ -338,7 +338,8 @@ fn every_key_in_the_readme_and_docs_exists() {
 fn paste(command: &str) {
     let program = Path::new(env!("CARGO_BIN_EXE_llama-lite"));
     let path = format!("{}:{}", program.parent().unwrap().display(), std::env::var("PATH").unwrap());
-    let output = std::process::Command::new("sh").args(["-c", command]).env("PATH", path).output().unwrap();
+    let mut shell = without_launcher(std::process::Command::new("sh"));
+    let output = shell.args(["-c", command]).env("PATH", path).output().unwrap();
     assert!(output.status.success(), "{command}: {}", stderr(&output));
 }
 

@@ -61,6 +61,113 @@ fn a_plan_says_what_a_run_takes() {
     fails(&["plan", "--config", "configs/llama-1.7b.toml", "--set", "train.stepz=1"], 78);
 }
 
+/// The two columns of a plan's line about `class`.
+fn of_ranks(plan: &str, class: &str) -> (String, String) {
+    let line = plan.lines().find(|line| line.trim_start().starts_with(class));
+    let line = line.unwrap_or_else(|| panic!("{class}: {plan}"));
+    let columns: Vec<&str> =
+        line.trim_start()[class.len()..].split("  ").map(str::trim).filter(|c| !c.is_empty()).collect();
+    (columns[0].to_owned(), columns[1].to_owned())
+}
+
+/// 1,716,144,128 parameters: 13.7 GB of weights and gradients on every rank, 13.7 GB of moments over all of them, sums of lanes of 6.9 GB.
+#[test]
+fn a_plan_says_what_each_rank_takes() {
+    let plan = |more: &[&str]| {
+        stdout(&ok(&[&["plan", "--device", "cpu", "--config", "configs/llama-1.7b.toml"], more].concat()))
+    };
+    let alone = plan(&["--fit", "200GB"]);
+    assert!(!alone.contains("lane") && !alone.contains("rank"), "{alone}");
+    let with_lanes = plan(&["--fit", "200GB", "--set", "train.lanes=8"]);
+    assert!(with_lanes.contains("lane sums               20.6 GB"), "three sums on one rank: {with_lanes}");
+    let four = plan(&["--fit", "200GB", "--set", "train.lanes=8", "--ranks", "4"]);
+    let same = |size: &str| (size.to_owned(), size.to_owned());
+    for (class, size) in
+        [("weights", "6.9 GB"), ("gradients", "6.9 GB"), ("moments", "3.4 GB"), ("lane sums", "6.9 GB")]
+    {
+        assert_eq!(of_ranks(&four, class), same(size), "{class}");
+    }
+    assert_eq!(of_ranks(&four, "copy being saved"), ("20.6 GB".to_owned(), "-".to_owned()));
+    for part in [
+        " GB for 4 ranks together, of ",
+        "ranks             4, 8 lanes of 64 sequences",
+        "permitted       1, 2, 4 or 8\n",
+        "10.3 GB sent by each rank for each step",
+        "on a rank",
+    ] {
+        assert!(four.contains(part), "{part}: {four}");
+    }
+    let gigabytes = |text: &str| text.strip_suffix(" GB").unwrap().parse::<f64>().unwrap();
+    let (first, other) = of_ranks(&four, "peak");
+    assert!((gigabytes(&first) - gigabytes(&other) - 20.6).abs() < 0.11, "{four}");
+    let whole = four.lines().find_map(|line| line.strip_prefix("memory")).unwrap().trim().split(" GB").next().unwrap();
+    let sum = gigabytes(&first) + 3.0 * gigabytes(&other);
+    assert!((whole.parse::<f64>().unwrap() - sum).abs() < 0.3, "{four}");
+    // Without lanes they are as many as the ranks, and later numbers must divide those.
+    let two = plan(&["--ranks", "2"]);
+    assert!(two.contains("permitted       powers of two up to 512 at the start"), "{two}");
+    assert!(
+        two.contains("2 lanes of 256 sequences") && two.contains("later           1 or 2, with the same bits"),
+        "{two}"
+    );
+}
+
+#[test]
+fn a_plan_refuses_ranks_that_cannot_share_a_step_out() {
+    let refused = |more: &[&str]| {
+        fails(&[&["plan", "--device", "cpu", "--config", "configs/llama-1.7b.toml"], more].concat(), 78)
+    };
+    let said = refused(&["--ranks", "16", "--set", "train.lanes=8"]);
+    assert!(
+        said.contains("16 ranks cannot share out train.lanes = 8") && said.contains("use 1, 2, 4 or 8 of them"),
+        "{said}"
+    );
+    assert!(refused(&["--ranks", "3"]).contains("power of two"));
+    let said = refused(&["--ranks", "1024"]);
+    assert!(said.contains("the 512 sequences of a step") && said.contains("train.tokens_per_step=1048576"), "{said}");
+}
+
+/// What a probe of one process says of several.
+#[test]
+fn a_probe_predicts_the_steps_of_ranks() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = config(dir.path(), TINY);
+    let said = stdout(&ok(&["plan", "--device", "cpu", "--config", arg(&file), "--probe", "--ranks", "2", "--quiet"]));
+    let step = |line: &str| line.split(" s a step").next().unwrap().rsplit(' ').next().unwrap().parse::<f64>().unwrap();
+    let alone = step(said.lines().find(|line| line.starts_with("probe")).unwrap());
+    let links = ["10 Gbit/s Ethernet", "100 Gbit/s", "400 Gbit/s", "NVLink 4"];
+    let steps = links.map(|link| step(said.lines().find(|line| line.trim_start().starts_with(link)).unwrap()));
+    assert!(steps.is_sorted_by(|a, b| a >= b), "{said}");
+    // Half of it at best, to the digits that are shown.
+    assert!(steps.iter().all(|&step| step >= alone / 2.0 - 1e-3), "{said}");
+}
+
+/// Other lanes on purpose: the terminal, the events and the report say from where on results are equal within rounding alone.
+#[test]
+fn other_lanes_leave_a_mark() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = pretrain(dir.path(), "run", &[]);
+    let output = ok(&["resume", "--ckpt", arg(&run), "--set", "train.lanes=2", "--set", "train.steps=16"]);
+    let said = crate::support::stderr(&output);
+    assert!(
+        said.contains("train.lanes was 1, is 2") && said.contains("after step 12") && said.contains("1 rank, 2 lanes"),
+        "{said}"
+    );
+    let events = crate::support::records(&run.join("events.jsonl"));
+    let event = events.iter().find(|event| event["kind"] == "lanes").unwrap();
+    assert_eq!(
+        (event["step"].as_u64(), event["old"].as_str(), event["new"].as_str()),
+        (Some(12), Some("1"), Some("2"))
+    );
+    assert!(events.last().unwrap().get("bytes_sent").is_none(), "a process alone sends nothing");
+    let report = stdout(&ok(&["report", arg(&run), "--text"]));
+    assert!(report.contains("lanes  old 1, new 2, equal within rounding"), "{report}");
+    // The same lanes again are no change.
+    ok(&["resume", "--ckpt", arg(&run), "--set", "train.lanes=2", "--set", "train.steps=18", "--quiet"]);
+    let events = crate::support::records(&run.join("events.jsonl"));
+    assert_eq!(events.iter().filter(|event| event["kind"] == "lanes").count(), 1);
+}
+
 /// Records of an event file, as far as their frames tell.
 fn frames(run: &Path) -> usize {
     let mut files = std::fs::read_dir(run.join("tensorboard")).unwrap();

@@ -15,7 +15,9 @@
 //! | `sft.rs` | fine-tuning: proof, adapters, resume to the bit, formats |
 //! | `benchmarks.rs` | benchmark tasks against the harness's numbers |
 //! | `torture.rs` | the promises of reliability, each broken on purpose many times |
+//! | `ranks.rs` | several processes as the ranks of one run |
 //! | `cases.rs` | inputs from public bug reports, by the kind of mistake |
+//! | `launcher.rs` | ranks: what launchers say, and what is refused |
 //! | `commands.rs` | every command as a user meets it: output, files, exit codes, hints |
 //! | `bad_config.rs` | a configuration that is refused leaves nothing behind |
 //! | `damaged.rs`, `damaged_data.rs` | every file that is read, damaged: no panic, no memory out of proportion |
@@ -45,7 +47,9 @@ mod hints;
 mod hostile_names;
 mod huggingface;
 mod insight;
+mod launcher;
 mod messages;
+mod ranks;
 mod replay;
 mod resume;
 mod sft;

@@ -1,5 +1,6 @@
 //! Running the program, and reading what it wrote.
 
+use llama_lite::distributed::environment::VARIABLES;
 use serde_json::Value;
 use signal_hook::consts::{SIGHUP, SIGINT};
 use std::path::{Path, PathBuf};
@@ -8,17 +9,41 @@ use std::process::{Command, Output};
 /// The program, to be run on two threads: tests run beside each other.
 pub(crate) fn program(args: &[&str]) -> Command {
     let path = env!("CARGO_BIN_EXE_llama-lite");
+    let mut env = Vec::new();
     // Tests that run in the background or under nohup ignore signals, and the program would too.
-    let ignored = [SIGINT, SIGHUP].into_iter().any(llama_lite::runtime::machine::ignores);
-    let mut command = if ignored {
-        let mut env = Command::new("env");
-        env.args(["--default-signal=INT,HUP", path]);
-        env
-    } else {
-        Command::new(path)
-    };
+    if [SIGINT, SIGHUP].into_iter().any(llama_lite::runtime::machine::ignores) {
+        env.push("--default-signal=INT,HUP".to_owned());
+    }
+    // The tests may themselves be a step of Slurm or run under mpiexec.
+    env.extend(launcher_variables().map(|name| format!("--unset={name}")));
+    let mut command = if env.is_empty() { Command::new(path) } else { Command::new("env") };
+    if !env.is_empty() {
+        command.args(&env).arg(path);
+    }
     command.args(args).env_remove("NO_COLOR").current_dir(root());
     command.args(["--threads", "2"]);
+    command
+}
+
+/// The variables of a launcher that has started these tests.
+fn launcher_variables() -> impl Iterator<Item = &'static str> {
+    VARIABLES.into_iter().filter(|name| std::env::var_os(name).is_some())
+}
+
+/// `command` as if no launcher had started these tests.
+pub(crate) fn without_launcher(mut command: Command) -> Command {
+    for name in launcher_variables() {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// The program as `ranks` processes that the `mpiexec` of the build starts, each on one thread.
+pub(crate) fn program_on_ranks(ranks: usize, args: &[&str]) -> Command {
+    let mut command = without_launcher(Command::new(env!("LLAMA_LITE_MPIEXEC")));
+    command.args(["-n", &ranks.to_string(), env!("CARGO_BIN_EXE_llama-lite")]).args(args);
+    // Hydra would wait for the end of the input.
+    command.args(["--threads", "1"]).env_remove("NO_COLOR").current_dir(root()).stdin(std::process::Stdio::null());
     command
 }
 

@@ -1,9 +1,12 @@
 //! What training must not depend on, and what it must refuse.
 
-use crate::support::{TINY, arg, assert_same_checkpoint, checkpoint, config, fails, ok, pretrain, records, run};
+use crate::support::{
+    TINY, arg, assert_same_checkpoint, checkpoint, config, fails, ok, pretrain, records, run, without_launcher,
+};
 use candle_core::Device;
 use llama_lite::config::Config;
 use llama_lite::data::batch::Batch;
+use llama_lite::distributed::group::ProcessGroup;
 use llama_lite::ops::precision::Precision;
 use llama_lite::train::model_state::ModelState;
 use llama_lite::train::step::take_step;
@@ -36,7 +39,7 @@ fn the_number_of_threads_changes_nothing() {
     let mut files = Vec::new();
     for threads in ["1", "2", "4"] {
         let out = dir.path().join(threads);
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_llama-lite"));
+        let mut command = without_launcher(std::process::Command::new(env!("CARGO_BIN_EXE_llama-lite")));
         command.args(["pretrain", "--quiet", "--threads", threads, "--config", arg(&path), "--out", arg(&out)]);
         assert!(command.status().unwrap().success());
         files.push(std::fs::read(checkpoint(&out, 12).join("model.safetensors")).unwrap());
@@ -60,7 +63,7 @@ fn the_loss_falls_and_validation_names_the_floor() {
 #[test]
 fn an_update_that_is_not_finite_changes_nothing() {
     let config = Config::from_toml_str(TINY, "tiny.toml").unwrap();
-    let mut state = ModelState::initial(&config, None, &Device::Cpu).unwrap();
+    let mut state = ModelState::initial(&config, None, &Device::Cpu, &ProcessGroup::one()).unwrap();
     let sequences: Vec<u32> = (0..4 * 33).map(|i| i * 7 % 320).collect();
     let batch = Batch::windows(&sequences, 32, None);
     take_step(&mut state, &config, &batch).unwrap();

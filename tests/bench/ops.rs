@@ -165,7 +165,8 @@ impl Bench {
         let ranges = layout.decay_ranges();
         self.time("zero gradients", 1, 0.0, layout.total, || zero(&grad))?;
         self.time("gradient norm", 1, 0.0, layout.total, || global_norm(&grad).map(drop))?;
-        let flat = Flat { param: &param, grad: &grad, exp_avg: &exp_avg, exp_avg_sq: &exp_avg_sq, copy: None };
+        let flat =
+            Flat { param: &param, grad: &grad, exp_avg: &exp_avg, exp_avg_sq: &exp_avg_sq, copy: None, first: 0 };
         self.time("AdamW", 1, 0.0, 7 * layout.total, || adamw(&flat, &ranges, &hyper))
     }
 
@@ -186,7 +187,14 @@ impl Bench {
             zero(&grad)?;
             model.loss_and_backward(&x, &y, TrainInput::default(), 1e-3, &grads)?;
             global_norm(&grad)?;
-            let flat = Flat { param: &model.flat, grad: &grad, exp_avg: &exp_avg, exp_avg_sq: &exp_avg_sq, copy: None };
+            let flat = Flat {
+                param: &model.flat,
+                grad: &grad,
+                exp_avg: &exp_avg,
+                exp_avg_sq: &exp_avg_sq,
+                copy: None,
+                first: 0,
+            };
             adamw(&flat, &layout.decay_ranges(), &hyper)
         })
     }

@@ -68,7 +68,7 @@ fn global_flags_stand_before_or_behind_the_command() {
     }
     let global = parse("doctor").unwrap().global;
     assert_eq!(global, Global { device: DeviceChoice::Auto, threads: None, quiet: false, color: Color::Auto });
-    assert_eq!("cuda".parse(), Ok(DeviceChoice::Gpu(0)));
+    assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda));
 }
 
 #[test]

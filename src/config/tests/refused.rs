@@ -22,7 +22,11 @@ fn refuses_unknown_keys_and_sections() {
         ("train.learning_rate=1.0", "train.learning_rate", "did you mean optimizer.lr?"),
         ("optimizer.weight_dacay=0", "optimizer.weight_dacay", "did you mean optimizer.weight_decay?"),
         ("train.batch_size=1", "train.batch_size", "did you mean train.micro_batch_size?"),
-        ("log.xyzzyplugh=1", "log.xyzzyplugh", "the keys of [log] are every, layers_every, sequences, tensorboard"),
+        (
+            "log.xyzzyplugh=1",
+            "log.xyzzyplugh",
+            "the keys of [log] are every, layers_every, sequences, desync_every, tensorboard",
+        ),
         ("train.steps.more=1", "train.steps.more", "did you mean train.steps?"),
     ] {
         refuses(&[set], key, "unknown key", hint);

@@ -2,6 +2,7 @@
 
 mod clock;
 mod compare;
+mod event;
 
 use crate::config::{Config, current_key};
 use crate::metrics::{Eval, Layers, Record, SampleRecord, Times, Train, Val, read, read_events, read_log};
@@ -10,6 +11,7 @@ use crate::runtime::files::read_bounded;
 use anyhow::Result;
 use clock::{StepParts, parts, spent};
 use compare::{Difference, differences, given_up, replicas, tell_apart};
+use event::Event;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -23,20 +25,6 @@ const SMOOTHING: f64 = 0.05;
 
 /// A configuration is text written by people.
 const MAX_CONFIG: u64 = 1 << 20;
-
-/// Events that change what the curves mean.
-const MARKED: [&str; 10] = [
-    "resume",
-    "hardware",
-    "skip",
-    "spike",
-    "rollback",
-    "out_of_memory",
-    "replay_mismatch",
-    "diverged",
-    "quarantine",
-    "finish",
-];
 
 #[derive(Debug, Serialize)]
 pub struct RunReport {
@@ -85,19 +73,6 @@ pub struct Point<T> {
     pub seen: u64,
     #[serde(flatten)]
     pub record: T,
-}
-
-#[derive(Debug, Serialize)]
-pub struct Event {
-    pub time: String,
-    /// The last step before it.
-    pub step: u64,
-    /// Tokens trained on up to that step.
-    pub tokens: u64,
-    pub kind: String,
-    pub text: String,
-    /// Whether the curves show it.
-    pub marked: bool,
 }
 
 /// The steps of a run: each point stands for one step or several.
@@ -190,63 +165,6 @@ fn thin_records<T>(records: Vec<T>) -> impl Iterator<Item = T> {
 fn tokens_at(train: &[Train], step: u64) -> u64 {
     let until = train.partition_point(|record| record.step <= step);
     until.checked_sub(1).map_or(0, |i| train[i].tokens)
-}
-
-impl Event {
-    fn new(event: &Value, train: &[Train]) -> Self {
-        let kind = event["kind"].as_str().unwrap_or_default().to_owned();
-        let step = event["step"].as_u64().or_else(|| event["to_step"].as_u64()).unwrap_or(0);
-        let mut rest = event.as_object().cloned().unwrap_or_default();
-        for key in ["time", "kind", "step", "build"] {
-            rest.shift_remove(key);
-        }
-        Self {
-            time: event["time"]
-                .as_str()
-                .map_or_else(String::new, |time| time.split('.').next().unwrap_or(time).replace('T', " ")),
-            tokens: tokens_at(train, step),
-            text: rest
-                .iter()
-                .filter(|(_, value)| !value.is_null() && **value != Value::Array(Vec::new()))
-                .map(|(key, value)| format!("{key} {}", shown(value)))
-                .collect::<Vec<_>>()
-                .join(", "),
-            marked: MARKED.contains(&kind.as_str()),
-            step,
-            kind,
-        }
-    }
-}
-
-/// A value as text: changes with arrows, strings without quotes.
-fn shown(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Array(all) => all.iter().map(shown).collect::<Vec<_>>().join("; "),
-        Value::Object(of) if of.contains_key("key") => {
-            format!("{} {} → {}", shown(&value["key"]), shown(&value["old"]), shown(&value["new"]))
-        }
-        Value::Object(of) => {
-            of.iter().map(|(key, value)| format!("{key} {}", shown(value))).collect::<Vec<_>>().join(" ")
-        }
-        _ => short(value),
-    }
-}
-
-/// Numbers with four digits: more of them say nothing to a reader.
-fn short(value: &Value) -> String {
-    match value.as_f64().filter(|_| value.is_f64()) {
-        Some(x) if x.abs() >= 1e4 => format!("{x:.0}"),
-        Some(x) if (1e-3..1e4).contains(&x.abs()) => {
-            let digits = (3 - x.abs().log10().floor() as i32).clamp(0, 9) as usize;
-            let text = format!("{x:.digits$}");
-            let trimmed = text.trim_end_matches('0').trim_end_matches('.');
-            if text.contains('.') { trimmed.to_owned() } else { text }
-        }
-        Some(x) if x != 0.0 => format!("{x:.3e}"),
-        Some(_) if value.is_f64() => "0.0".into(),
-        _ => value.to_string(),
-    }
 }
 
 /// The resolved configuration of a run; nothing where there is none.

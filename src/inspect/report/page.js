@@ -266,7 +266,7 @@ function layers() {
 }
 
 // What the time went into: in all, and of a step.
-const PARTS = ["data", "forward", "head", "backward", "optimizer", "other"];
+const PARTS = ["data", "forward", "head", "backward", "exchange", "optimizer", "other"];
 function times() {
   const runs = data.runs.filter((run) => Object.keys(run.spent).length), section = document.getElementById("times");
   section.hidden = !runs.length;

@@ -15,10 +15,11 @@ __device__ inline float kept(const bf16 *, float x, uint32_t bits) {
 }
 
 // Ranges lie one after the other, range i up to ends[i]; keeps[i] is 1 - lr · decay of it. copy: null, or the weights rounded to bf16. Buffers
-// are aligned to 16 bytes; a thread has four elements at a time, so that enough of memory is under way.
+// are aligned to 16 bytes; a thread has four elements at a time, so that enough of memory is under way. place: where they begin in the whole
+// buffers, of which they may be a part.
 template <class M>
 __device__ inline void update(float *p, const float *g, M *m, M *v, bf16 *copy, const uint64_t *ends, const float *keeps, int ranges, size_t n,
-                              const Coefficients &k, uint64_t key) {
+                              const Coefficients &k, uint64_t key, size_t place) {
   for (size_t i = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * 4; i < n; i += size_t(gridDim.x) * blockDim.x * 4) {
     const int count = n - i < 4 ? int(n - i) : 4;
     const Four grads = load_some(g + i, count);
@@ -37,7 +38,7 @@ __device__ inline void update(float *p, const float *g, M *m, M *v, bf16 *copy, 
       second.x[j] = k.beta2 * second.x[j] + k.one_minus_beta2 * (grad * grad);
       const float denominator = sqrtf(second.x[j]) * k.inverse_sqrt_correction2 + k.eps;
       weights.x[j] = weights.x[j] * keeps[low] - k.step_size * (first.x[j] / denominator);
-      const uint64_t bits = sizeof(M) == sizeof(bf16) ? draw(key, i + j) : 0;
+      const uint64_t bits = sizeof(M) == sizeof(bf16) ? draw(key, place + i + j) : 0;
       first.x[j] = kept(m, first.x[j], uint32_t(bits)), second.x[j] = kept(v, second.x[j], uint32_t(bits >> 32));
     }
     store_some(p + i, weights, count), store_some(m + i, first, count), store_some(v + i, second, count);
@@ -95,8 +96,8 @@ __device__ inline void squares_of(const float *w, const float *g, const M *m, co
 // Moments are f32 or bf16.
 #define MOMENTS(M, name)                                                                                                                 \
   extern "C" __global__ void adamw_##name(float *p, const float *g, M *m, M *v, bf16 *copy, const uint64_t *ends, const float *keeps,      \
-                                          int ranges, size_t n, Coefficients k, uint64_t key) {                                          \
-    update(p, g, m, v, copy, ends, keeps, ranges, n, k, key);                                                                            \
+                                          int ranges, size_t n, Coefficients k, uint64_t key, size_t place) {                            \
+    update(p, g, m, v, copy, ends, keeps, ranges, n, k, key, place);                                                                     \
   }                                                                                                                                      \
   EXPORT(adamw_##name)                                                                                                                   \
   extern "C" __global__ void squares_##name(const float *w, const float *g, const M *m, const M *v, const int64_t *pieces,               \

@@ -1,16 +1,13 @@
 //! AdamW and the global norm: launches of `adamw.cu`.
 
 use super::gpu::{Arg, Grid, empty, int, launch, list, pointer, pointer_or_null, suffix};
-use crate::ops::flat::{Flat, LastUpdate, Range, Squares};
-use candle_core::{DType, Result, Tensor, bail};
+use crate::ops::flat::{Flat, GPU_NORM_PIECE, LastUpdate, Range, Squares};
+use candle_core::{DType, Device, Result, Tensor, bail};
 
 const THREADS: usize = 256;
 
 /// Most blocks of an update, which share its elements.
 const BLOCKS: usize = 8192;
-
-/// Elements of one partial sum of the norm. Fixed, so that the sum does not depend on the GPU.
-const PIECE: usize = 1 << 20;
 
 /// One update of everything. `ranges` must cover the buffers in order, without gaps; `keep` has the factor on the weights of each;
 /// `coefficients` are in the order of the kernel's struct; `rounding` is the key for moments in bf16.
@@ -41,6 +38,7 @@ pub(in crate::ops) fn adamw(
         Arg::U64(n as u64),
         Arg::F32s(coefficients),
         Arg::U64(rounding.unwrap_or(0)),
+        Arg::U64(flat.first as u64),
     ];
     launch(
         device,
@@ -52,16 +50,34 @@ pub(in crate::ops) fn adamw(
 
 /// See [`global_norm`](crate::ops::adamw::global_norm).
 pub(in crate::ops) fn global_norm(grad: &Tensor) -> Result<f64> {
-    let n = grad.elem_count();
-    let device = grad.device();
-    let pieces = n.div_ceil(PIECE);
-    let partials = empty(&[pieces], DType::F64, device)?;
+    norm_of_partials(&piece_sums(grad)?)
+}
+
+/// See [`norm_of_pieces`](crate::ops::adamw::norm_of_pieces).
+pub(in crate::ops) fn norm_of_pieces(sums: &[f64], device: &Device) -> Result<f64> {
+    norm_of_partials(&list(sums, device)?)
+}
+
+fn norm_of_partials(partials: &Tensor) -> Result<f64> {
     // Summed up on the GPU, so that one number crosses to the host.
-    let total = empty(&[1], DType::F64, device)?;
-    let args = [pointer(grad)?, pointer(&partials)?, Arg::U64(n as u64), Arg::U64(PIECE as u64)];
-    launch(device, "sum_of_squares", Grid::linear(pieces, 1024), &args)?;
-    launch(device, "sum_of_partials", Grid::linear(1, 1024), &[pointer(&partials)?, pointer(&total)?, int(pieces)?])?;
+    let total = empty(&[1], DType::F64, partials.device())?;
+    let args = [pointer(partials)?, pointer(&total)?, int(partials.elem_count())?];
+    launch(partials.device(), "sum_of_partials", Grid::linear(1, 1024), &args)?;
     Ok(total.to_vec1::<f64>()?[0].sqrt())
+}
+
+/// See [`squares_of_pieces`](crate::ops::adamw::squares_of_pieces).
+pub(in crate::ops) fn squares_of_pieces(grad: &Tensor) -> Result<Vec<f64>> {
+    piece_sums(grad)?.to_vec1::<f64>()
+}
+
+fn piece_sums(grad: &Tensor) -> Result<Tensor> {
+    let n = grad.elem_count();
+    let pieces = n.div_ceil(GPU_NORM_PIECE);
+    let partials = empty(&[pieces], DType::F64, grad.device())?;
+    let args = [pointer(grad)?, pointer(&partials)?, Arg::U64(n as u64), Arg::U64(GPU_NORM_PIECE as u64)];
+    launch(grad.device(), "sum_of_squares", Grid::linear(pieces, 1024), &args)?;
+    Ok(partials)
 }
 
 /// Sums over every piece: see [`squares`](crate::ops::squares::squares).

@@ -1,4 +1,4 @@
-// RoPE in place, SwiGLU, rounding of weights: one thread an element or a pair; see ops/rope.rs and ops/swiglu.rs for the formulas.
+// RoPE in place, SwiGLU, rounding of weights, sums: one thread an element or a pair; see ops/rope.rs and ops/swiglu.rs for the formulas.
 #include "common.cuh"
 
 // Rotates the first `heads` heads of packed rows (n, width); cos and sin are (positions, d / 2). positions: of every row, or null: row i
@@ -65,3 +65,9 @@ extern "C" __global__ void round_to_bf16(const float *x, bf16 *y, size_t n) {
   for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += size_t(gridDim.x) * blockDim.x) store(y + i, x[i]);
 }
 EXPORT(round_to_bf16)
+
+// sum[i] += other[i]
+extern "C" __global__ void add_assign(float *sum, const float *other, size_t n) {
+  for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += size_t(gridDim.x) * blockDim.x) sum[i] += other[i];
+}
+EXPORT(add_assign)

@@ -1,4 +1,4 @@
-//! RoPE, SwiGLU and rounding: launches of `elementwise.cu`.
+//! RoPE, SwiGLU, rounding and sums: launches of `elementwise.cu`.
 
 use super::gpu::{Arg, Grid, empty, int, launch, list, pointer, pointer_or_null, suffix};
 use crate::ops::positions::Positions;
@@ -84,4 +84,14 @@ pub(crate) fn round_to_bf16(from: &Tensor, to: &Tensor) -> Result<()> {
     }
     let grid = Grid::linear(n.div_ceil(THREADS).min(BLOCKS), THREADS);
     launch(from.device(), "round_to_bf16", grid, &[pointer(from)?, pointer(to)?, Arg::U64(n as u64)])
+}
+
+/// See [`add_assign`](crate::ops::adamw::add_assign).
+pub(in crate::ops) fn add_assign(sum: &Tensor, other: &Tensor) -> Result<()> {
+    let n = sum.elem_count();
+    if sum.dtype() != DType::F32 || other.dtype() != DType::F32 || other.elem_count() != n {
+        bail!("add_assign: {:?} does not fit {:?}", other.shape(), sum.shape());
+    }
+    let grid = Grid::linear(n.div_ceil(THREADS).min(BLOCKS), THREADS);
+    launch(sum.device(), "add_assign", grid, &[pointer(sum)?, pointer(other)?, Arg::U64(n as u64)])
 }

@@ -229,6 +229,8 @@ pub(super) mod device;
 #[cfg(test)]
 pub(super) mod emulated;
 #[cfg(feature = "cuda")]
+pub(super) mod stream;
+#[cfg(feature = "cuda")]
 pub(super) mod times;
 #[cfg(feature = "cuda")]
 mod upload;

@@ -2,6 +2,7 @@
 
 use crate::config::{Config, LoraConfig, LoraTarget, ModelConfig, MomentsDtype};
 use crate::data::batch::Batch;
+use crate::distributed::group::ProcessGroup;
 use crate::model::init::init;
 use crate::model::noise::Noise;
 use crate::model::params::Layout;
@@ -31,7 +32,7 @@ fn trained(precision: &str) -> (Vec<(f64, f64)>, Vec<f32>, Vec<f32>) {
 }
 
 fn trained_with(config: &Config) -> (Vec<(f64, f64)>, Vec<f32>, Vec<f32>) {
-    let mut state = ModelState::initial(config, None, &Device::Cpu).unwrap();
+    let mut state = ModelState::initial(config, None, &Device::Cpu, &ProcessGroup::one()).unwrap();
     let one = |i: u32| {
         let ids: Vec<u32> = (0..4 * 21).map(|place| (place * 7 + i % 3 * 31) % 320).collect();
         let report = take_step(&mut state, config, &Batch::windows(&ids, 20, None)).unwrap();

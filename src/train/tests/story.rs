@@ -112,7 +112,7 @@ pub(super) struct Story {
 }
 
 /// With all logs that a run can have.
-const LOGS: LogConfig = LogConfig { every: 1, layers_every: 0, sequences: true, tensorboard: false };
+const LOGS: LogConfig = LogConfig { every: 1, layers_every: 0, sequences: true, desync_every: 0, tensorboard: false };
 
 fn config(attempt: u64) -> String {
     format!("# attempt {attempt}\n[train]\nsteps = 100\n")

@@ -5,36 +5,62 @@ use super::Trainer;
 use super::sft_eval;
 use crate::metrics::{Record, SampleRecord, read_log};
 use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+/// What belongs to the present step and is not in the logs.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+struct Missing {
+    validation: bool,
+    base: bool,
+    answers: bool,
+    tasks: bool,
+    /// The prompts whose samples are logged, if others are missing.
+    logged_samples: Option<usize>,
+}
 
 impl Trainer {
     /// Before the first step of this process: what belongs to the present step and is not in the logs.
     pub(super) fn catch_up(&mut self) -> Result<()> {
-        let step = self.state.run.step;
-        if self.due(self.config.eval.every) && !self.validation_curve.iter().any(|(at, _)| *at == step as f64) {
+        let missing = self.on_first("what the logs lack", |trainer| trainer.missing())?;
+        if missing.validation {
             self.validate()?;
         }
-        if self.data.sft.is_some() && self.due(self.config.eval.every) {
-            if !self.logged(step, |task| task == sft_eval::BASE)? {
-                self.validate_base()?;
-            }
-            if !self.logged(step, |task| task == sft_eval::ANSWERS)? {
-                self.evaluate_answers()?;
-            }
+        if missing.base {
+            self.validate_base()?;
         }
-        if !self.benchmarks.is_empty()
-            && self.due(self.config.eval.steps_between_tasks())
-            && !self.logged_tasks(step)?
-        {
+        if missing.answers {
+            self.evaluate_answers()?;
+        }
+        if missing.tasks {
             self.run_benchmarks()?;
         }
-        if self.config.sample.every > 0 && self.due(self.config.sample.every) {
-            let logged: Vec<SampleRecord> = read_log(&self.context.dir)?;
-            let prompts = &self.config.sample.prompts;
-            // A stop may have come between two prompts: what is logged is not drawn again.
-            let done = logged.iter().filter(|sample| sample.step == step && prompts.contains(&sample.prompt)).count();
-            self.sample(done)?;
+        match missing.logged_samples {
+            Some(logged) => self.sample(logged),
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    fn missing(&self) -> Result<Missing> {
+        let step = self.state.run.step;
+        let validation_due = self.due(self.config.eval.every);
+        let answers_due = self.data.sft.is_some() && validation_due;
+        let tasks_due = !self.benchmarks.is_empty() && self.due(self.config.eval.steps_between_tasks());
+        let samples_due = self.config.sample.every > 0 && self.due(self.config.sample.every);
+        Ok(Missing {
+            validation: validation_due && !self.validation_curve.iter().any(|(at, _)| *at == step as f64),
+            base: answers_due && !self.logged(step, |task| task == sft_eval::BASE)?,
+            answers: answers_due && !self.logged(step, |task| task == sft_eval::ANSWERS)?,
+            tasks: tasks_due && !self.logged_tasks(step)?,
+            logged_samples: samples_due.then(|| self.logged_samples(step)).transpose()?,
+        })
+    }
+
+    /// How many of the prompts have a sample of `step` in the log: a stop may have come between two prompts, and what is logged is not
+    /// drawn again.
+    fn logged_samples(&self, step: u64) -> Result<usize> {
+        let logged: Vec<SampleRecord> = read_log(&self.context.dir)?;
+        let prompts = &self.config.sample.prompts;
+        Ok(logged.iter().filter(|sample| sample.step == step && prompts.contains(&sample.prompt)).count())
     }
 
     /// Whether the tasks' metrics at `step` are in the log: they are written all together.

@@ -1,16 +1,21 @@
-//! Checkpoints: beside training when one is due, at once when the run stops or ends; and what happens when the disk refuses one.
+//! Checkpoints: beside training when one is due, at once when the run stops or ends.
+//!
+//! With several ranks rank 0 writes them. The others send it what they keep, and do with it what follows from its success or failure:
+//! what rank 0 has found out is a [`Finding`].
 
 use super::Trainer;
 use crate::checkpoint::Retention;
 use crate::config::DiskFullPolicy;
 use crate::runtime::error::{Exit, fail, failure_in};
 use crate::runtime::files::Syncer;
-use crate::runtime::memory;
+use crate::runtime::{memory, thread};
 use crate::train::footprint::checkpoint_bytes;
 use crate::train::saver::{Done, Job, Saver, write};
-use crate::train::snapshot::{Snapshot, with_contents};
+use crate::train::snapshot::{Snapshot, send_shards, with_contents};
 use crate::train::trainer_state::{Seeds, TrainerStateFile, VERSION};
 use anyhow::Result;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -46,29 +51,40 @@ fn exit_of(error: &anyhow::Error) -> Option<Exit> {
     failure_in(error).map(|failure| failure.exit)
 }
 
+/// What rank 0 has found out about its saves and its directory, for all ranks to act on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Finding {
+    Fine,
+    /// The disk refuses checkpoints, and the run is to wait until it takes one.
+    DiskFull,
+    /// The weights themselves have diverged, as this says.
+    Diverged(String),
+    /// The directory is no longer the run's own, as this says.
+    Displaced(String),
+}
+
 impl Trainer {
     /// Copies the state, and trains on while a thread writes the copy. A save still in flight is waited for first.
     pub(super) fn save_in_background(&mut self) -> Result<()> {
         let started = self.start_phase("saving");
         self.settle_save()?;
         self.check_place()?;
-        if self.saves.last_step == Some(self.state.run.step) {
+        if self.is_saved()? {
             return Ok(());
         }
         // Without a copy the live buffers are written, and training waits.
-        if !self.has_room_for_a_copy() {
+        if !self.on_first("room for a copy", |trainer| Ok(trainer.has_room_for_a_copy()))? {
             return self.save_now();
         }
-        let file = self.trainer_state_file()?;
-        let buffers = self.saves.saver.take_buffers();
-        let snapshot = Snapshot::take(&self.state, &file, self.base_dir(), &self.data.dataset.tokenizer, buffers)?;
-        self.saves.saver.start(Job {
-            snapshot,
-            run_dir: self.context.dir.clone(),
-            attempt: self.state.run.attempt,
-            keep: self.retention(),
-            logs: self.logs.syncers()?,
-        })?;
+        if let Some(snapshot) = self.take_snapshot()? {
+            self.saves.saver.start(Job {
+                snapshot,
+                run_dir: self.context.dir.clone(),
+                attempt: self.state.run.attempt,
+                keep: self.retention(),
+                logs: self.logs.syncers()?,
+            })?;
+        }
         // Training has waited for the copy alone; the files are written beside it.
         self.saves.pause = started.elapsed();
         self.record_pause("saving", self.config.checkpoint.every, self.saves.pause)
@@ -78,47 +94,105 @@ impl Trainer {
     pub(super) fn save_now(&mut self) -> Result<()> {
         self.settle_save()?;
         self.check_place()?;
-        let step = self.state.run.step;
-        if self.saves.last_step == Some(step) {
+        if self.is_saved()? {
             return Ok(());
         }
         let started = self.start_phase("saving");
-        let result = self.write_live();
+        let step = self.state.run.step;
+        let finding = self.write_and_assess(|trainer, result| {
+            let took = started.elapsed();
+            trainer.saves.pause = took;
+            trainer.assess_save(step, result, took)
+        })?;
         let took = started.elapsed();
-        self.saves.pause = took;
-        self.handle_save(step, result, took)?;
+        self.act_on(finding)?;
         // Only then: on a disk that has refused the checkpoint there may be no room for this either.
         self.record_pause("saving", self.config.checkpoint.every, took)
     }
 
-    /// Writes a checkpoint from the live buffers, without a copy.
-    pub(super) fn write_live(&mut self) -> Result<PathBuf> {
-        self.write_live_into(&self.context.dir, &self.logs.syncers()?)
+    /// Whether the present step is in a durable checkpoint.
+    pub(super) fn is_saved(&mut self) -> Result<bool> {
+        self.on_first("the last save", |trainer| Ok(trainer.saves.last_step == Some(trainer.state.run.step)))
+    }
+
+    /// A copy of the state on rank 0; none on the others.
+    fn take_snapshot(&mut self) -> Result<Option<Snapshot>> {
+        if !self.group.is_first() {
+            return send_shards(&self.state).map(|()| None);
+        }
+        let file = self.trainer_state_file()?;
+        let buffers = self.saves.saver.take_buffers();
+        Snapshot::take(&self.state, &file, self.base_dir(), &self.data.dataset.tokenizer, buffers).map(Some)
+    }
+
+    /// What rank 0 writes a checkpoint from while training waits: a copy if other ranks keep parts of it, else nothing, which stands for
+    /// the live buffers.
+    pub(super) fn gather_state(&mut self) -> Result<Option<Snapshot>> {
+        if self.group.ranks() == 1 { Ok(None) } else { self.take_snapshot() }
+    }
+
+    /// Writes a checkpoint on rank 0 and gives all ranks what `assess` makes of the result there.
+    fn write_and_assess<T: Serialize + DeserializeOwned>(
+        &mut self,
+        assess: impl FnOnce(&mut Self, Result<PathBuf>) -> Result<T>,
+    ) -> Result<T> {
+        let gathered = self.gather_state()?;
+        let patience = self.group.set_patience(LONGEST_SAVE);
+        let assessed = self.on_first("saving", |trainer| {
+            let result = trainer.write_gathered(gathered.as_ref());
+            assess(trainer, result)
+        });
+        self.group.set_patience(patience);
+        if let Some(snapshot) = gathered {
+            self.saves.saver.keep_buffers(snapshot.into_flats());
+        }
+        assessed
+    }
+
+    /// Writes a checkpoint from `gathered`, see [`gather_state`](Self::gather_state).
+    pub(super) fn write_gathered(&self, gathered: Option<&Snapshot>) -> Result<PathBuf> {
+        self.write_gathered_into(gathered, &self.context.dir, &self.logs.syncers()?)
     }
 
     /// The same in the run directory `dir`; `logs` are synced first.
-    pub(super) fn write_live_into(&self, dir: &Path, logs: &[Syncer]) -> Result<PathBuf> {
-        let file = self.trainer_state_file()?;
+    pub(super) fn write_gathered_into(
+        &self,
+        gathered: Option<&Snapshot>,
+        dir: &Path,
+        logs: &[Syncer],
+    ) -> Result<PathBuf> {
         let keep = self.retention();
+        let attempt = self.state.run.attempt;
+        if let Some(snapshot) = gathered {
+            return write(dir, attempt, logs, keep, &snapshot.contents());
+        }
+        let file = self.trainer_state_file()?;
         with_contents(&self.state, &file, self.base_dir(), &self.data.dataset.tokenizer, |contents| {
-            write(dir, self.state.run.attempt, logs, keep, contents)
+            write(dir, attempt, logs, keep, contents)
         })
     }
 
-    /// Handles the save in flight if it has ended.
-    pub(super) fn poll_save(&mut self) -> Result<()> {
-        match self.saves.saver.poll()? {
-            Some(done) => self.handle_save(done.step, done.result, done.took),
-            None => Ok(()),
-        }
+    /// Between steps: handles a save in flight that has ended, and a directory that is no longer the run's.
+    pub(super) fn look_after_saves(&mut self) -> Result<()> {
+        // Asked between steps, or a dead thread would show only when its work is needed.
+        self.group.agree("threads", thread::dead().map_or(Ok(()), |failure| Err(failure.into())))?;
+        let ended = self.on_first("saves in flight", |trainer| match trainer.saves.saver.poll()? {
+            Some(done) => trainer.assess_save(done.step, done.result, done.took),
+            None => Ok(Finding::Fine),
+        })?;
+        self.act_on(ended)?;
+        self.check_place_in_time()
     }
 
     /// Waits for the save in flight, if there is one, and handles it.
     fn settle_save(&mut self) -> Result<()> {
-        match self.wait_for_save()? {
-            Some(done) => self.handle_save(done.step, done.result, done.took),
-            None => Ok(()),
-        }
+        let patience = self.group.set_patience(LONGEST_SAVE);
+        let ended = self.on_first("the save in flight", |trainer| match trainer.wait_for_save()? {
+            Some(done) => trainer.assess_save(done.step, done.result, done.took),
+            None => Ok(Finding::Fine),
+        });
+        self.group.set_patience(patience);
+        self.act_on(ended?)
     }
 
     pub(super) fn wait_for_save(&mut self) -> Result<Option<Done>> {
@@ -131,15 +205,27 @@ impl Trainer {
         })
     }
 
-    fn handle_save(&mut self, step: u64, result: Result<PathBuf>, took: Duration) -> Result<()> {
+    /// What follows from the end of a save, on rank 0.
+    fn assess_save(&mut self, step: u64, result: Result<PathBuf>, took: Duration) -> Result<Finding> {
         // What was written into a directory that is no longer the run's is no checkpoint, and its errors are not the disk's.
-        self.check_place()?;
+        if let Some(what) = self.displaced() {
+            return Ok(Finding::Displaced(what));
+        }
         match result {
-            Ok(dir) => self.record_save(step, &dir, took),
-            Err(error) if exit_of(&error) == Some(Exit::Io) => self.handle_failed_save(step, error),
+            Ok(dir) => self.record_save(step, &dir, took).map(|()| Finding::Fine),
+            Err(error) if exit_of(&error) == Some(Exit::Io) => self.assess_failed_save(step, error),
             // A tensor that is not finite: the weights themselves have diverged.
-            Err(error) if exit_of(&error) == Some(Exit::Diverged) => self.roll_back(&error.to_string()),
+            Err(error) if exit_of(&error) == Some(Exit::Diverged) => Ok(Finding::Diverged(error.to_string())),
             Err(error) => Err(error),
+        }
+    }
+
+    pub(super) fn act_on(&mut self, finding: Finding) -> Result<()> {
+        match finding {
+            Finding::Fine => Ok(()),
+            Finding::DiskFull => self.pause_until_saved(),
+            Finding::Diverged(why) => self.roll_back(&why),
+            Finding::Displaced(what) => Err(self.leave(&what)),
         }
     }
 
@@ -157,7 +243,7 @@ impl Trainer {
     }
 
     /// The disk is full or fails. Older checkpoints are as they were; training continues without a new one, but not for long.
-    fn handle_failed_save(&mut self, step: u64, error: anyhow::Error) -> Result<()> {
+    fn assess_failed_save(&mut self, step: u64, error: anyhow::Error) -> Result<Finding> {
         self.saves.failed_in_a_row += 1;
         let failed = self.saves.failed_in_a_row;
         self.progress.warn(&format!("step {step}: not saved (try {failed}): {error:#}"));
@@ -165,12 +251,12 @@ impl Trainer {
         let event = json!({"step": step, "error": format!("{error:#}"), "in_a_row": failed});
         let _ = self.logs.events.append("save_failed", event);
         let present = self.state.run.step;
-        let ending = present == self.config.train.steps || self.context.requests.stop_asked();
+        let ending = present == self.config.train.steps || self.stopping || self.context.requests.stop_asked();
         // An older state that was refused while the run ends does not matter: the present one is about to be tried.
         let needed = failed >= MOST_FAILED || (ending && step == present);
         match (needed, self.config.checkpoint.on_full) {
-            (false, _) => Ok(()),
-            (true, DiskFullPolicy::Pause) => self.pause_until_saved(),
+            (false, _) => Ok(Finding::Fine),
+            (true, DiskFullPolicy::Pause) => Ok(Finding::DiskFull),
             (true, DiskFullPolicy::Exit) => Err(error),
         }
     }
@@ -179,13 +265,19 @@ impl Trainer {
         let step = self.state.run.step;
         self.progress.warn(&format!("paused at step {step} until the disk takes a checkpoint"));
         loop {
-            self.wait_before_retry()?;
+            self.on_first("the next try", |trainer| trainer.wait_before_retry())?;
             self.check_place()?;
             let started = Instant::now();
-            match self.write_live() {
-                Ok(dir) => return self.record_save(step, &dir, started.elapsed()),
-                Err(error) if exit_of(&error) == Some(Exit::Io) => self.saves.failed_in_a_row += 1,
-                Err(error) => return Err(error),
+            let saved = self.write_and_assess(|trainer, result| match result {
+                Ok(dir) => trainer.record_save(step, &dir, started.elapsed()).map(|()| true),
+                Err(error) if exit_of(&error) == Some(Exit::Io) => {
+                    trainer.saves.failed_in_a_row += 1;
+                    Ok(false)
+                }
+                Err(error) => Err(error),
+            })?;
+            if saved {
+                return Ok(());
             }
         }
     }

@@ -2,10 +2,12 @@
 //! another process: the run saves what it has in a directory of its own and ends.
 
 use super::Trainer;
+use super::checkpointing::Finding;
 use crate::metrics::Events;
 use crate::runtime::error::{Exit, fail};
-use crate::runtime::files::{create_dirs, lock, write_atomic};
+use crate::runtime::files::{Lock, create_dirs, lock, write_atomic};
 use crate::runtime::shell::quoted;
+use crate::train::snapshot::Snapshot;
 use anyhow::{Context, Result};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -17,25 +19,34 @@ const CHECK_EVERY: Duration = Duration::from_secs(10);
 impl Trainer {
     /// [`check_place`](Self::check_place), if that was some time ago.
     pub(super) fn check_place_in_time(&mut self) -> Result<()> {
-        if self.last_seen_in_place.elapsed() < CHECK_EVERY { Ok(()) } else { self.check_place() }
+        let finding = self.on_first("the run directory", |trainer| {
+            let is_due = trainer.last_seen_in_place.elapsed() >= CHECK_EVERY;
+            Ok(if is_due { trainer.look_at_place() } else { Finding::Fine })
+        })?;
+        self.act_on(finding)
     }
 
     /// Ends the run, saved elsewhere, if its directory is no longer its own.
     pub(super) fn check_place(&mut self) -> Result<()> {
+        let finding = self.on_first("the run directory", |trainer| Ok(trainer.look_at_place()))?;
+        self.act_on(finding)
+    }
+
+    fn look_at_place(&mut self) -> Finding {
         match self.displaced() {
             None => {
                 self.last_seen_in_place = Instant::now();
-                Ok(())
+                Finding::Fine
             }
-            Some(what) => Err(self.leave(&what)),
+            Some(what) => Finding::Displaced(what),
         }
     }
 
     /// What shows that the run's directory is no longer its own.
     pub(super) fn displaced(&self) -> Option<String> {
         let dir = &self.context.dir;
-        let lost =
-            if self.context.lock.is_in_place() { self.logs.displaced()?.to_owned() } else { dir.join("run.lock") };
+        let lock_is_there = self.context.lock.as_ref().is_none_or(Lock::is_in_place);
+        let lost = if lock_is_there { self.logs.displaced()?.to_owned() } else { dir.join("run.lock") };
         if !dir.is_dir() {
             return Some(format!("{} was removed or renamed", dir.display()));
         }
@@ -43,11 +54,16 @@ impl Trainer {
         Some(format!("{} was {what}", lost.display()))
     }
 
-    fn leave(&mut self, what: &str) -> anyhow::Error {
+    pub(super) fn leave(&mut self, what: &str) -> anyhow::Error {
         let step = self.state.run.step;
         // The other directory may be anywhere: what is in flight is no checkpoint of this run any more.
         let settled = self.wait_for_save().map(drop);
-        match settled.and_then(|()| self.save_elsewhere(what)) {
+        let settled = self.group.agree("the save in flight", settled);
+        let gathered = settled.and_then(|()| self.gather_state());
+        let saved = gathered.and_then(|gathered| {
+            self.on_first("saving elsewhere", |trainer| trainer.save_elsewhere(what, gathered.as_ref()))
+        });
+        match saved {
             Ok(dir) => {
                 let message =
                     format!("{what} while the run was writing to it: step {step} is saved in {}", dir.display());
@@ -63,14 +79,14 @@ impl Trainer {
     }
 
     /// Saves the run, logs and all, in a new directory: beside its own if that can be written to, else where temporary files are.
-    fn save_elsewhere(&mut self, why: &str) -> Result<PathBuf> {
+    fn save_elsewhere(&mut self, why: &str, gathered: Option<&Snapshot>) -> Result<PathBuf> {
         let own = std::path::absolute(&self.context.dir)?;
         let name = own.file_name().context("the run directory has no name")?.to_owned();
         // Beside its own directory first, where a user looks for it.
         let places = [own, std::env::temp_dir().join(name)];
         let mut result = Err(anyhow::anyhow!("there is no place for it"));
         for place in places {
-            result = self.save_in(&unused(&place), why);
+            result = self.save_in(&unused(&place), why, gathered);
             if result.is_ok() {
                 break;
             }
@@ -78,12 +94,12 @@ impl Trainer {
         result
     }
 
-    fn save_in(&mut self, dir: &Path, why: &str) -> Result<PathBuf> {
+    fn save_in(&mut self, dir: &Path, why: &str, gathered: Option<&Snapshot>) -> Result<PathBuf> {
         create_dirs(dir)?;
         let _lock = lock(&dir.join("run.lock"))?;
         self.logs.copy_to(dir)?;
         write_atomic(&dir.join("config.toml"), self.config.to_toml().as_bytes())?;
-        let written = self.write_live_into(dir, &[])?;
+        let written = self.write_gathered_into(gathered, dir, &[])?;
         let step = self.state.run.step;
         let mut events = Events::open(dir)?;
         let name = written.file_name().map(|n| n.to_string_lossy().into_owned());

@@ -14,8 +14,12 @@ impl Trainer {
         self.logs.events.append("stop", json!({"step": step}))?;
         // Only when all is saved: if this process dies before, the next one is still asked to stop.
         self.context.requests.clear_stop_file();
+        let ranks = match self.group.ranks() {
+            1 => String::new(),
+            ranks => format!(" --ranks {ranks}"),
+        };
         Err(fail(Exit::Stopped, format!("stopped at step {step} of {}, all saved", self.config.train.steps))
-            .hint(format!("go on with: llama-lite resume --ckpt {}", quoted(&self.context.dir)))
+            .hint(format!("go on with: llama-lite resume --ckpt {}{ranks}", quoted(&self.context.dir)))
             .into())
     }
 
@@ -26,7 +30,12 @@ impl Trainer {
             .iter()
             .map(|source| json!({"name": source.name, "sequences": source.sequences, "passes": source.passes}))
             .collect();
-        self.logs.events.append("finish", json!({"step": step, "sources": sources}))?;
+        let mut event = json!({"step": step, "sources": sources});
+        if self.group.ranks() > 1 {
+            // Of this process: an attempt before a resume is not counted.
+            event["bytes_sent"] = self.group.traffic().bytes.into();
+        }
+        self.logs.events.append("finish", event)?;
         self.progress.finish();
         if self.validation_curve.len() > 2 && !self.context.console.quiet {
             let floor = self.data.dataset.floor.map(|f| f.bits_per_byte);

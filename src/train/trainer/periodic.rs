@@ -66,7 +66,7 @@ impl Trainer {
     pub(super) fn score(&self, rows: &EvalSet) -> Result<Option<Score>> {
         let step = self.state.run.step;
         let rows_at_once = self.config.train.micro_batch_size;
-        unless_stopped(score(&self.state.model, rows, &self.byte_lengths, rows_at_once, |_| {
+        unless_stopped(score(&self.group, &self.state.model, rows, &self.byte_lengths, rows_at_once, |_| {
             self.watchdog.alive();
             plant_request_to_save("save-asked-in-validation", step)?;
             if let Some(seconds) = failpoint("slow-validation", step) {
@@ -81,7 +81,7 @@ impl Trainer {
             return Ok(());
         }
         let started = self.start_phase("running benchmark tasks");
-        let results = evaluate(&self.state.model, &self.benchmarks, |_, _| {
+        let results = evaluate(&self.group, &self.state.model, &self.benchmarks, |_, _| {
             self.watchdog.alive();
             self.context.requests.check()
         });
@@ -116,23 +116,35 @@ impl Trainer {
         let started = self.start_phase("sampling");
         let step = self.state.run.step;
         let s = self.config.sample.clone();
-        let tokenizer = self.data.dataset.tokenizer.clone();
-        let limits = Limits { max_tokens: s.max_tokens, ..Default::default() };
-        for (i, prompt) in s.prompts.iter().enumerate().skip(logged) {
-            // The same draws for a prompt at every step: its samples differ by the model alone.
-            let mut sampler = Sampler::new(self.sampler_config(), tokenizer.vocab_size(), s.seed, i as u64)?;
-            let ids = self.prompt(prompt)?;
-            let samplers = std::slice::from_mut(&mut sampler);
-            let generated = generate(&self.state.model, &tokenizer, &ids, samplers, &limits, |_, _| {
-                self.watchdog.alive();
-                plant_request_to_save("save-asked-in-sample", step)?;
-                self.context.requests.check()
-            });
-            let Some(generated) = unless_stopped(generated)? else { return Ok(()) };
-            let text = generated.into_iter().map(|sample| sample.text).next().unwrap_or_default();
-            self.progress.sample(step, prompt, &text);
-            self.log_sample(&SampleRecord { step, prompt: prompt.clone(), text, seed: s.seed })?;
+        // As many at a time as there are ranks, and each logged before the next: a request to stop loses no more than those.
+        let at_once = self.group.ranks();
+        for first in (logged..s.prompts.len()).step_by(at_once) {
+            let count = at_once.min(s.prompts.len() - first);
+            let texts = self.group.deal("samples", count, |i| self.continue_prompt(first + i));
+            let Some(texts) = unless_stopped(texts)? else { return Ok(()) };
+            for (prompt, text) in s.prompts[first..].iter().zip(texts) {
+                self.progress.sample(step, prompt, &text);
+                self.log_sample(&SampleRecord { step, prompt: prompt.clone(), text, seed: s.seed })?;
+            }
         }
         self.record_pause("samples", s.every, started.elapsed())
+    }
+
+    /// The continuation of prompt number `i`.
+    fn continue_prompt(&self, i: usize) -> Result<String> {
+        let s = &self.config.sample;
+        let step = self.state.run.step;
+        let tokenizer = &self.data.dataset.tokenizer;
+        let limits = Limits { max_tokens: s.max_tokens, ..Default::default() };
+        // The same draws for a prompt at every step: its samples differ by the model alone.
+        let mut sampler = Sampler::new(self.sampler_config(), tokenizer.vocab_size(), s.seed, i as u64)?;
+        let ids = self.prompt(&s.prompts[i])?;
+        let samplers = std::slice::from_mut(&mut sampler);
+        let generated = generate(&self.state.model, tokenizer, &ids, samplers, &limits, |_, _| {
+            self.watchdog.alive();
+            plant_request_to_save("save-asked-in-sample", step)?;
+            self.context.requests.check()
+        })?;
+        Ok(generated.into_iter().map(|sample| sample.text).next().unwrap_or_default())
     }
 }

@@ -9,7 +9,7 @@ use crate::metrics::Events;
 use crate::model::params::{ParamSpec, with_host_slices};
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::write_atomic;
-use crate::train::footprint::{Footprint, recompute};
+use crate::train::footprint::{HostFootprint, RanksHere, recompute};
 use crate::train::guard::{Excess, Verdict};
 use crate::train::logs::{RunLogs, report_altered_logs};
 use crate::train::replay::ReplayCheck;
@@ -17,6 +17,7 @@ use crate::train::step::StepReport;
 use crate::train::trainer_state::TrainerStateFile;
 use anyhow::Result;
 use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 impl Trainer {
@@ -59,21 +60,18 @@ impl Trainer {
                 if tried == 1 { "nor does 1 rollback".to_owned() } else { format!("nor do {tried} rollbacks") };
             return Err(self.give_up(&format!("{why}, {rollbacks}")));
         }
-        // A save in flight may have been copied before the refusals: then it may be the checkpoint to go back to.
-        if let Some(done) = self.wait_for_save()?
-            && let Ok(dir) = &done.result
-        {
-            self.record_save(done.step, dir, done.took)?;
-        }
         let last_good_step = self.state.run.guard.last_good_step(step);
-        let Some(valid) = checkpoint::newest_valid_until(&self.context.dir, last_good_step)?.newest else {
+        let Some(dir) = self.on_first("a checkpoint to go back to", |trainer| trainer.newest_until(last_good_step))?
+        else {
             return Err(self.give_up(&format!("{why}, and there is no checkpoint from before it")));
         };
-        let source = Opened::open_valid(valid, self.config.adapter_base())?;
+        let source = Opened::open_beside(&dir, self.config.adapter_base())?;
         let saved = TrainerStateFile::read(&source)?;
         let to_step = saved.state.step;
         // Before the state is restored: if the process dies here, the good checkpoint is the newest.
-        checkpoint::supersede(&self.context.dir, to_step, self.state.run.attempt)?;
+        self.on_first("later checkpoints", |trainer| {
+            checkpoint::supersede(&trainer.context.dir, to_step, trainer.state.run.attempt)
+        })?;
         self.state.restore(&source, &saved)?;
         // The restored guard does not know of this rollback: without the count there would be no end to them.
         self.state.run.guard.rollbacks = tried + 1;
@@ -89,13 +87,26 @@ impl Trainer {
         self.logs.events.append("rollback", event)
     }
 
+    /// The newest good checkpoint of a step up to `last`.
+    fn newest_until(&mut self, last: u64) -> Result<Option<PathBuf>> {
+        // A save in flight may have been copied before the refusals: then it may be the checkpoint to go back to.
+        if let Some(done) = self.wait_for_save()?
+            && let Ok(dir) = &done.result
+        {
+            self.record_save(done.step, dir, done.took)?;
+        }
+        Ok(checkpoint::newest_valid_until(&self.context.dir, last)?.newest.map(|valid| valid.dir))
+    }
+
     /// Cuts the logs to the checkpoint `saved`: the steps after it are taken again, with other data.
     fn reopen_logs(&mut self, saved: &TrainerStateFile) -> Result<()> {
-        let dir = &self.context.dir;
         let step = saved.state.step;
-        let mut events = Events::open(dir)?;
-        report_altered_logs(dir, step, &saved.logs, &mut events, self.context.console)?;
-        self.logs = RunLogs::open(dir, &self.config.log, events, Some(step))?;
+        if self.group.is_first() {
+            let dir = &self.context.dir;
+            let mut events = Events::open(dir)?;
+            report_altered_logs(dir, step, &saved.logs, &mut events, self.context.console)?;
+            self.logs = RunLogs::open(dir, &self.config.log, events, Some(step))?;
+        }
         // Other data follow, so the steps taken again need not repeat the old ones.
         self.replay = ReplayCheck::default();
         self.validation_curve.retain(|(at, _)| *at <= step as f64);
@@ -107,21 +118,32 @@ impl Trainer {
         let started = Instant::now();
         let step = self.state.run.step;
         let report = self.context.dir.join(format!("diverged-step-{step:08}.json"));
-        let written = self
-            .findings(why)
-            .and_then(|findings| write_atomic(&report, format!("{findings:#}\n").as_bytes()))
-            .and_then(|()| self.logs.events.append("diverged", json!({"step": step, "why": why})));
-        // Weights that are finite are worth keeping: every bad update was refused. Others are never published.
-        if self.saves.last_step != Some(step)
-            && self.displaced().is_none()
-            && let Ok(dir) = self.write_live()
-        {
-            let _ = self.record_save(step, &dir, started.elapsed());
-        }
-        let ending = if written.is_ok() { format!("; see {}", report.display()) } else { String::new() };
+        // With several ranks each has the summed gradient of its shard alone.
+        let gradient = self.state.sharding.gather(&self.state.grad);
+        let gathered = gradient.and_then(|()| self.gather_state());
+        let written = gathered.and_then(|gathered| {
+            self.on_first("the report", |trainer| {
+                let written = trainer.write_findings(&report, why);
+                // Weights that are finite are worth keeping: every bad update was refused. Others are never published.
+                if trainer.saves.last_step != Some(step)
+                    && trainer.displaced().is_none()
+                    && let Ok(dir) = trainer.write_gathered(gathered.as_ref())
+                {
+                    let _ = trainer.record_save(step, &dir, started.elapsed());
+                }
+                Ok(written.is_ok())
+            })
+        });
+        let ending = if written.unwrap_or(false) { format!("; see {}", report.display()) } else { String::new() };
         fail(Exit::Diverged, format!("step {step}: {why}{ending}"))
             .hint("resume an earlier checkpoint with a lower optimizer.lr or a longer schedule.warmup_steps")
             .into()
+    }
+
+    fn write_findings(&mut self, report: &Path, why: &str) -> Result<()> {
+        let findings = self.findings(why)?;
+        write_atomic(report, format!("{findings:#}\n").as_bytes())?;
+        self.logs.events.append("diverged", json!({"step": self.state.run.step, "why": why}))
     }
 
     /// The report of the step at which the run ends.
@@ -147,14 +169,14 @@ impl Trainer {
     /// The step is taken again with half as many sequences at once, or fewer; their number and order stay.
     pub(super) fn halve_micro_batch(&mut self, error: &anyhow::Error) -> Result<()> {
         let step = self.state.run.step + 1;
-        let old = self.config.train.micro_batch_size;
+        let old = self.config.train.sequences_per_pass();
         // A device's errors may come with backtraces.
         let text = format!("{error:#}");
         let error = text.lines().next().unwrap_or_default();
         if old == 1 {
             let message = format!(
                 "step {step}: {error}, with one sequence at a time; {} were expected",
-                Footprint::new(&self.config, &self.device)
+                HostFootprint::new(&self.config, &self.device, RanksHere::of(&self.group))
             );
             return Err(fail(Exit::Memory, message)
                 .hint("shorten train.sequence_length or choose a smaller model")
@@ -165,7 +187,7 @@ impl Trainer {
         let new = (1..=old / 2).rev().find(|n| sequences.is_multiple_of(*n)).unwrap_or(1);
         self.config.train.micro_batch_size = new;
         // Decided anew: a smaller micro-batch may leave room to keep activations.
-        self.state.model.recompute = recompute(&self.config, &self.device);
+        self.state.model.recompute = recompute(&self.config, &self.device, RanksHere::of(&self.group));
         self.progress.warn(&format!("step {step}: {error}: train.micro_batch_size is {new} from now on"));
         self.logs.events.append(
             "out_of_memory",

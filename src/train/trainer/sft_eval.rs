@@ -31,19 +31,13 @@ impl Trainer {
         let markers = sft.markers.clone();
         let started = self.start_phase("answering held-out prompts");
         let step = self.state.run.step;
-        let mut ended = 0;
-        let mut proper = 0;
-        let mut texts = Vec::new();
-        for (i, question) in questions.iter().enumerate() {
-            let Some((text, reason)) = self.answer(question, i as u64)? else { return Ok(()) };
-            let stopped = reason == FinishReason::Stop;
-            ended += usize::from(stopped);
-            proper += usize::from(stopped && is_answer(&text, &markers));
-            texts.push(text);
-        }
+        let answers = self.group.deal("answers", questions.len(), |i| self.answer(&questions[i], i as u64));
+        let Some(answers) = unless_stopped(answers)? else { return Ok(()) };
+        let ended = answers.iter().filter(|(_, stopped)| *stopped).count();
+        let proper = answers.iter().filter(|(text, stopped)| *stopped && is_answer(text, &markers)).count();
         // After all are answered: a request to stop leaves no half of an evaluation in the logs.
         let seed = self.config.sample.seed;
-        for (question, text) in questions.iter().zip(texts).take(KEPT) {
+        for (question, (text, _)) in questions.iter().zip(answers).take(KEPT) {
             self.progress.sample(step, &format!("{} ->", question.question.trim_end()), &text);
             self.log_sample(&SampleRecord { step, prompt: question.question.clone(), text, seed })?;
         }
@@ -56,9 +50,9 @@ impl Trainer {
         self.record_pause("answers", self.config.eval.every, started.elapsed())
     }
 
-    /// An answer drawn as `[sample]` says, the same at every run; none if it was cut short by a request to stop. Greedy answers would
-    /// be less informative: small models repeat themselves when nothing is left to chance.
-    fn answer(&self, question: &EvalPrompt, number: u64) -> Result<Option<(String, FinishReason)>> {
+    /// An answer drawn as `[sample]` says, the same at every run, and whether it ended by itself. Greedy answers would be less
+    /// informative: small models repeat themselves when nothing is left to chance.
+    fn answer(&self, question: &EvalPrompt, number: u64) -> Result<(String, bool)> {
         let tokenizer = &self.data.dataset.tokenizer;
         let mut sampler = Sampler::new(self.sampler_config(), tokenizer.vocab_size(), self.config.sample.seed, number)?;
         let limits = Limits { max_tokens: self.config.sft.judged_tokens, ..Default::default() };
@@ -66,9 +60,9 @@ impl Trainer {
         let generated = generate(&self.state.model, tokenizer, &question.prompt, samplers, &limits, |_, _| {
             self.watchdog.alive();
             self.context.requests.check()
-        });
-        let answer = unless_stopped(generated)?.and_then(|generated| generated.into_iter().next());
-        Ok(answer.map(|answer| (answer.text, answer.finish_reason)))
+        })?;
+        let answer = generated.into_iter().next();
+        Ok(answer.map_or((String::new(), false), |answer| (answer.text, answer.finish_reason == FinishReason::Stop)))
     }
 
     /// Logs a share of `n` answers, with its standard error.

@@ -4,7 +4,8 @@ use super::Trainer;
 use crate::data::eval_set::EvalSet;
 use crate::eval::benchmark::Prepared;
 use crate::metrics::thousands;
-use crate::train::footprint::{Footprint, trained_params};
+use crate::train::footprint::{HostFootprint, RanksHere, trained_params};
+use crate::train::ranks::describe_ranks;
 use crate::train::schedule::{remark, standstill};
 use anyhow::Result;
 
@@ -15,7 +16,15 @@ impl Trainer {
     /// # Errors
     /// Those of the schedule.
     pub(super) fn print_summary(&mut self) -> Result<()> {
-        let parts = [self.size(), self.mixture(), self.files(), self.floor(), self.validation(), self.truncated()];
+        let parts = [
+            self.size(),
+            self.ranks(),
+            self.mixture(),
+            self.files(),
+            self.floor(),
+            self.validation(),
+            self.truncated(),
+        ];
         let lines = parts.concat();
         let at = self.state.run.step;
         let steps = self.config.train.steps;
@@ -68,8 +77,14 @@ impl Trainer {
             thousands(train.steps),
             thousands(train.tokens_per_step as u64),
             thousands(self.data.dataset.train_tokens()),
-            Footprint::new(&self.config, &self.device),
+            HostFootprint::new(&self.config, &self.device, RanksHere::of(&self.group)),
         )
+    }
+
+    /// The processes that train, and the parts of a step that they share out.
+    fn ranks(&self) -> String {
+        let line = describe_ranks(self.group.members(), self.config.train.lanes());
+        line.map_or_else(String::new, |line| format!("\n{line}"))
     }
 
     fn mixture(&self) -> String {

@@ -1,7 +1,9 @@
 //! Model directories as people have them: recognised by content, adapters by an allow-list, weights under other names told apart.
 
 use crate::sft::Bench;
-use crate::support::{arg, assert_same_checkpoint, checkpoint, fails, ok, program, run, stderr, stdout};
+use crate::support::{
+    arg, assert_same_checkpoint, checkpoint, fails, ok, program, run, stderr, stdout, without_launcher,
+};
 use serde_json::{Value, json};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -375,7 +377,8 @@ fn settings_written_by_transformers_5_are_handed_on_for_4_as_well() {
 fn in_four_gigabytes(args: &[&str]) {
     let script = r#"ulimit -v 4000000; "$0" "$@" >/dev/null"#;
     let program = env!("CARGO_BIN_EXE_llama-lite");
-    let status = std::process::Command::new("sh").args(["-c", script, program]).args(args).status().unwrap();
+    let mut shell = without_launcher(std::process::Command::new("sh"));
+    let status = shell.args(["-c", script, program]).args(args).status().unwrap();
     assert!(status.success(), "{args:?} takes more than 4 GB");
 }
 

@@ -11,6 +11,7 @@ use llama_lite::data::batch::IGNORE;
 use llama_lite::data::dataset::{Dataset, separator};
 use llama_lite::data::eval_set::EvalSet;
 use llama_lite::data::packed_rows::{Example, PackedRows};
+use llama_lite::distributed::group::ProcessGroup;
 use llama_lite::eval::{ByteLengths, score, total_loss};
 use llama_lite::inspect::plan::rates;
 use llama_lite::model::Llama;
@@ -293,10 +294,10 @@ fn tuning() -> Config {
 /// Held-out conversations that share a row are scored as each would be alone, and by their trained tokens.
 #[test]
 fn held_out_conversations_do_not_see_each_other() {
-    let model = ModelState::initial(&tuning(), None, &Device::Cpu).unwrap().model;
+    let model = ModelState::initial(&tuning(), None, &Device::Cpu, &ProcessGroup::one()).unwrap().model;
     let loss = |rows: PackedRows| {
         let lengths = ByteLengths::new(&Tokenizer::gpt2().unwrap());
-        score(&model, &EvalSet::examples(rows), &lengths, 2, |_| Ok(())).unwrap()
+        score(&ProcessGroup::one(), &model, &EvalSet::examples(rows), &lengths, 2, |_| Ok(())).unwrap()
     };
     let packed = PackedRows::new(&examples(), 16, true, 0);
     assert!(packed.len() < 4);
@@ -321,7 +322,7 @@ fn steps_of_fine_tuning_count_trained_tokens_and_draw_anew() {
     let [inputs, targets, starts] = rows.read(0, rows.len()).map(<[u32]>::to_vec);
     let batch = Batch { length: 16, inputs, targets, starts: Some(starts) };
     let losses = |config: &Config| {
-        let mut state = ModelState::initial(config, None, &Device::Cpu).unwrap();
+        let mut state = ModelState::initial(config, None, &Device::Cpu, &ProcessGroup::one()).unwrap();
         let weights = state.model.flat.copy().unwrap();
         let both = [0, 1].map(|_| {
             let report = take_step(&mut state, config, &batch).unwrap();

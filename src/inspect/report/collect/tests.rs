@@ -1,3 +1,4 @@
+use super::event::short;
 use super::*;
 use crate::inspect::report::{page, text};
 
@@ -169,4 +170,43 @@ fn numbers_of_events_are_short() {
     let all = [30351.56973, 0.58894638, 1.5, 2.0, 1234.56, 12.0, 1e-7, 0.0, -0.25, 100.0].map(said);
     assert_eq!(all, ["30352", "0.5889", "1.5", "2", "1235", "12", "1.000e-7", "0.0", "-0.25", "100"]);
     assert_eq!(short(&serde_json::json!(1200)), "1200");
+}
+
+/// A run that goes on with other ranks: every part of a step has a value for every point, and the events say who trained and what it means.
+#[test]
+fn ranks_of_a_run_are_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = made(&dir.path().join("a"), 4, "0.1");
+    let times = [
+        r#"{"step":1,"seconds":{"forward":1.0,"exchange":0.5,"step":2.0}}"#,
+        r#"{"step":2,"seconds":{"forward":1.0,"exchange":0.25,"step":2.0}}"#,
+        r#"{"step":3,"seconds":{"forward":1.0,"step":2.0}}"#,
+    ];
+    std::fs::write(run.join("times.jsonl"), times.map(|line| line.to_owned() + "\n").concat()).unwrap();
+    let members: Vec<Value> = (0..4)
+        .map(|rank| serde_json::json!({"rank": rank, "host": if rank < 2 { "a" } else { "b" }, "pid": 10 + rank, "device": "cpu"}))
+        .collect();
+    let events = [
+        serde_json::json!({"time": "t", "kind": "ranks", "step": 0, "ranks": 4, "lanes": 8, "members": members, "bytes_per_step": 6000}),
+        serde_json::json!({"time": "t", "kind": "hardware", "step": 2, "changes": [{"key": "ranks", "old": 4, "new": 1}], "affects": "speed",
+            "same_arithmetic": true, "expected_loss_difference": null}),
+        serde_json::json!({"time": "t", "kind": "lanes", "step": 2, "old": "8", "new": "1", "equal": "within rounding"}),
+    ];
+    std::fs::write(run.join("events.jsonl"), events.map(|event| event.to_string() + "\n").concat()).unwrap();
+    let report = collect(&[run]).unwrap();
+    let parts = &report.runs[0].parts;
+    assert_eq!((parts.step.as_slice(), parts.seconds["exchange"].as_slice()), (&[1, 2, 3][..], &[0.5, 0.25, 0.0][..]));
+    assert_eq!((report.runs[0].spent["exchange"], parts.seconds["other"].as_slice()), (0.75, &[0.5, 0.75, 1.0][..]));
+    let events: Vec<_> = report.runs[0].events.iter().map(|event| (event.text.as_str(), event.marked)).collect();
+    assert_eq!(
+        events,
+        [
+            ("ranks 4, lanes 8, bytes_per_step 6000, hosts a (2 x cpu); b (2 x cpu)", false),
+            ("changes ranks 4 → 1, affects the speed alone, no bits", true),
+            ("old 8, new 1, equal within rounding", true),
+        ]
+    );
+    assert!(text(&report).contains("exchange 12.5 %"), "{}", text(&report));
+    let html = page(&report, None).unwrap();
+    assert!(html.contains("a (2 x cpu); b (2 x cpu)") && html.contains("\"exchange\""));
 }

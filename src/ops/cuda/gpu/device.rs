@@ -4,7 +4,9 @@ use super::times::timed;
 use super::{Grid, Matrix};
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cuda_backend::cudarc::cublas::{result::CublasError, result::gemm_ex, sys as blas};
-use candle_core::cuda_backend::cudarc::driver::{CudaFunction, CudaGraph, DevicePtr, DeviceRepr, result, sys};
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaContext, CudaFunction, CudaGraph, DevicePtr, DeviceRepr, result, sys,
+};
 use candle_core::cuda_backend::{CudaDType, CudaDevice, CudaStorage, WrapErr};
 use candle_core::{DType, Device, DeviceLocation, Result as CandleResult, bail};
 use half::bf16;
@@ -28,6 +30,18 @@ pub(in crate::ops) fn open(number: usize) -> Result<Device, String> {
     keep_memory(&device).map_err(|error| plain(&error.to_string()))?;
     sum_in_f32(&device).map_err(|error| plain(&error.to_string()))?;
     Ok(Device::Cuda(device))
+}
+
+/// How many GPUs this process can see. Unlike [`open`] it takes no memory of any of them.
+pub(in crate::ops) fn count() -> Result<usize, String> {
+    let count = CudaContext::device_count().map_err(|error| plain(&error.to_string()))?;
+    usize::try_from(count).map_err(|e| e.to_string())
+}
+
+/// What tells a GPU from all others, on any host: UUID in hexadecimal; empty if the driver does not say.
+pub(in crate::ops) fn unique_name(device: &CudaDevice) -> String {
+    let uuid = device.cuda_stream().context().uuid();
+    uuid.map_or_else(|_| String::new(), |uuid| uuid.bytes.iter().map(|byte| format!("{:02x}", *byte as u8)).collect())
 }
 
 /// cuBLAS may otherwise add partial sums of a product in the type of its result.
@@ -116,6 +130,7 @@ pub(super) fn base(storage: &CudaStorage) -> CandleResult<u64> {
         DType::U32 => base_of::<u32>(storage),
         DType::I64 => base_of::<i64>(storage),
         DType::F64 => base_of::<f64>(storage),
+        DType::U8 => base_of::<u8>(storage),
         other => bail!("no kernel takes elements of {other:?}"),
     }
 }

@@ -3,19 +3,21 @@
 // once, or recorded while a stream is captured; memory begins as NaNs, and what is written beyond an allocation ends the program.
 //
 // scripts/pretend_gpu.sh builds it as libcuda.so.1 and runs a program with it. LLAMA_LITE_PRETEND_REPORT=FILE gets the launches and the most
-// memory that was in use; LLAMA_LITE_PRETEND_BYTES is how much there is.
+// memory that was in use; LLAMA_LITE_PRETEND_BYTES is how much there is, LLAMA_LITE_PRETEND_GPUS how many GPUs (1).
 #include "pretend.h"
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <dlfcn.h>
 #include <functional>
 #include <map>
 #include <mutex>
 #include <regex>
 #include <string>
+#include <unistd.h>
 #include <utility>
 #include <vector>
 
@@ -37,6 +39,12 @@ struct Graph {
 };
 struct Event {
   std::chrono::steady_clock::time_point at;
+  size_t after = 0;  // what other libraries had queued
+};
+// What another library does by itself, when the stream has got there.
+struct Foreign {
+  int (*go_on)(void *);
+  void *what;
 };
 
 std::mutex guard;
@@ -44,6 +52,15 @@ std::map<uintptr_t, size_t> blocks;
 size_t in_use, most_in_use;
 std::map<std::string, size_t> launches;
 Graph *capturing;
+std::mutex foreign_guard;
+std::deque<Foreign> foreign;
+size_t foreign_queued, foreign_done;
+int opened;  // the GPU of this process
+
+int gpus() {
+  const char *const said = std::getenv("LLAMA_LITE_PRETEND_GPUS");
+  return said ? std::atoi(said) : 1;
+}
 
 size_t total() {
   static const char *const said = std::getenv("LLAMA_LITE_PRETEND_BYTES");
@@ -53,6 +70,17 @@ size_t total() {
 [[noreturn]] void fail(const char *what, const char *which = "") {
   std::fprintf(stderr, "pretended driver: %s %s\n", what, which);
   std::abort();
+}
+
+// Whether the stream has passed the first `until` works of other libraries.
+bool has_passed(size_t until) {
+  const std::lock_guard<std::mutex> lock(foreign_guard);
+  for (; foreign_done < until && foreign.front().go_on(foreign.front().what); foreign_done++) foreign.pop_front();
+  return foreign_done >= until;
+}
+// What is done at once here comes after them.
+void settle(size_t until = foreign_queued) {
+  while (!has_passed(until)) usleep(20);
 }
 
 void report() {
@@ -141,10 +169,16 @@ extern "C" void pretend_queue(void (*work)(void *), const void *arguments, size_
   std::vector<unsigned char> copy(static_cast<const unsigned char *>(arguments), static_cast<const unsigned char *>(arguments) + bytes);
   Work run = [=]() mutable { work(copy.data()); };
   if (capturing) capturing->works.push_back(run);
-  else run();
+  else settle(), run();
 }
 extern "C" void pretend_check(uintptr_t at, size_t bytes, const char *what) { check(at, bytes, what); }
 extern "C" void pretend_count(const char *name) { launches[name]++; }
+extern "C" void pretend_follow(int (*go_on)(void *), void *what) {
+  if (capturing) fail("another library queues work while a stream is captured");
+  const std::lock_guard<std::mutex> lock(foreign_guard);
+  foreign.push_back({go_on, what}), foreign_queued++;
+}
+extern "C" int pretend_device() { return opened; }
 
 #define API extern "C" __attribute__((visibility("default"))) int
 using Pointer = unsigned long long;
@@ -152,24 +186,28 @@ using Pointer = unsigned long long;
 // ---- Device, context, streams ----------------------------------------------------------------------------------------------------------
 API cuInit(unsigned) { return atexit(report), 0; }
 API cuDriverGetVersion(int *version) { return *version = 13000, 0; }
-API cuDeviceGetCount(int *n) { return *n = 1, 0; }
-API cuDeviceGet(int *device, int) { return *device = 0, 0; }
+API cuDeviceGetCount(int *n) { return *n = gpus(), 0; }
+API cuDeviceGet(int *device, int number) { return *device = number, number < gpus() ? 0 : 101; }  // CUDA_ERROR_INVALID_DEVICE
+API cuDeviceGetUuid_v2(void *uuid, int device) {
+  std::memset(uuid, 0, 16);
+  return static_cast<unsigned char *>(uuid)[15] = static_cast<unsigned char>(device), 0;
+}
 API cuDeviceGetName(char *name, int n, int) { return std::snprintf(name, n, "a pretended GPU"), 0; }
 API cuDeviceTotalMem_v2(size_t *bytes, int) { return *bytes = total(), 0; }
 // Of the attributes the program asks for the generation, and whether memory can be had in stream order.
 API cuDeviceGetAttribute(int *value, int attribute, int) { return *value = attribute == 75 ? 9 : attribute == 76 ? 0 : 1, 0; }
-API cuDevicePrimaryCtxRetain(void **context, int) { return *context = &guard, 0; }
+API cuDevicePrimaryCtxRetain(void **context, int device) { return opened = device, *context = &guard, 0; }
 API cuDevicePrimaryCtxRelease_v2(int) { return 0; }
 API cuCtxSetCurrent(void *) { return 0; }
 API cuCtxGetCurrent(void **context) { return *context = &guard, 0; }
-API cuCtxGetDevice(int *device) { return *device = 0, 0; }
-API cuCtxSynchronize() { return 0; }
+API cuCtxGetDevice(int *device) { return *device = opened, 0; }
+API cuCtxSynchronize() { return settle(), 0; }
 API cuCtxSetFlags(unsigned) { return 0; }
 API cuStreamCreate(void **stream, unsigned) { return *stream = &in_use, 0; }
 API cuStreamCreateWithPriority(void **stream, unsigned, int) { return *stream = &in_use, 0; }
 API cuStreamDestroy_v2(void *) { return 0; }
 API cuStreamSynchronize(void *) {
-  return capturing ? 900 : 0;  // CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
+  return capturing ? 900 : (settle(), 0);  // CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
 }
 API cuStreamWaitEvent(void *, void *, unsigned) { return 0; }
 API cuGetErrorName(int error, const char **text) { return *text = error == 2 ? "CUDA_ERROR_OUT_OF_MEMORY" : "PRETENDED_ERROR", 0; }
@@ -181,34 +219,35 @@ API cuDeviceGetDefaultMemPool(void **pool, int) { return *pool = &blocks, 0; }
 API cuMemPoolSetAttribute(void *, int, void *) { return 0; }
 API cuMemAllocAsync(Pointer *at, size_t bytes, void *) {
   if (capturing) fail("memory is allocated while a stream is captured");
+  if (bytes == 0) return 1;  // CUDA_ERROR_INVALID_VALUE
   if (in_use + bytes > total()) return 2;
   return *at = Pointer(allocate(bytes)), 0;
 }
 API cuMemAlloc_v2(Pointer *at, size_t bytes) { return cuMemAllocAsync(at, bytes, nullptr); }
 API cuMemFreeAsync(Pointer at, void *) {
   if (capturing) fail("memory is freed while a stream is captured");
-  return release(at), 0;
+  return settle(), release(at), 0;
 }
-API cuMemFree_v2(Pointer at) { return release(at), 0; }
+API cuMemFree_v2(Pointer at) { return settle(), release(at), 0; }
 API cuMemHostAlloc(void **at, size_t bytes, unsigned) { return *at = std::malloc(bytes), 0; }
 API cuMemsetD8Async(Pointer at, unsigned char byte, size_t n, void *) {
   if (capturing) fail("memory is set while a stream is captured");
-  return check(at, n, "memset"), std::memset(reinterpret_cast<void *>(at), byte, n), 0;
+  return check(at, n, "memset"), settle(), std::memset(reinterpret_cast<void *>(at), byte, n), 0;
 }
 API cuMemsetD8_v2(Pointer at, unsigned char byte, size_t n) { return cuMemsetD8Async(at, byte, n, nullptr); }
 API cuMemcpyHtoDAsync_v2(Pointer to, const void *from, size_t n, void *) {
   if (capturing) fail("memory is copied while a stream is captured");
-  return check(to, n, "copy to the GPU"), std::memcpy(reinterpret_cast<void *>(to), from, n), 0;
+  return check(to, n, "copy to the GPU"), settle(), std::memcpy(reinterpret_cast<void *>(to), from, n), 0;
 }
 API cuMemcpyHtoD_v2(Pointer to, const void *from, size_t n) { return cuMemcpyHtoDAsync_v2(to, from, n, nullptr); }
 API cuMemcpyDtoHAsync_v2(void *to, Pointer from, size_t n, void *) {
   if (capturing) fail("memory is copied while a stream is captured");
-  return check(from, n, "copy from the GPU"), std::memcpy(to, reinterpret_cast<void *>(from), n), 0;
+  return check(from, n, "copy from the GPU"), settle(), std::memcpy(to, reinterpret_cast<void *>(from), n), 0;
 }
 API cuMemcpyDtoH_v2(void *to, Pointer from, size_t n) { return cuMemcpyDtoHAsync_v2(to, from, n, nullptr); }
 API cuMemcpyDtoDAsync_v2(Pointer to, Pointer from, size_t n, void *) {
   if (capturing) fail("memory is copied while a stream is captured");
-  check(from, n, "copy"), check(to, n, "copy");
+  check(from, n, "copy"), check(to, n, "copy"), settle();
   return std::memmove(reinterpret_cast<void *>(to), reinterpret_cast<void *>(from), n), 0;
 }
 
@@ -216,10 +255,11 @@ API cuMemcpyDtoDAsync_v2(Pointer to, Pointer from, size_t n, void *) {
 API cuEventCreate(void **event, unsigned) { return *event = new Event, 0; }
 API cuEventRecord(void *event, void *) {
   if (capturing) return 900;
-  return static_cast<Event *>(event)->at = std::chrono::steady_clock::now(), 0;
+  static_cast<Event *>(event)->at = std::chrono::steady_clock::now();
+  return static_cast<Event *>(event)->after = foreign_queued, 0;
 }
-API cuEventSynchronize(void *) { return 0; }
-API cuEventQuery(void *) { return 0; }
+API cuEventSynchronize(void *event) { return settle(static_cast<Event *>(event)->after), 0; }
+API cuEventQuery(void *event) { return has_passed(static_cast<Event *>(event)->after) ? 0 : 600; }  // CUDA_ERROR_NOT_READY
 API cuEventDestroy_v2(void *event) { return delete static_cast<Event *>(event), 0; }
 API cuEventElapsedTime_v2(float *ms, void *from, void *to) {
   return *ms = std::chrono::duration<float, std::milli>(static_cast<Event *>(to)->at - static_cast<Event *>(from)->at).count(), 0;
@@ -262,7 +302,7 @@ API cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsign
     if (kernel->run(grid, block, shared, pointers.data())) fail("a launch that no GPU takes:", kernel->name.c_str());
   };
   if (capturing) capturing->works.push_back(work);
-  else work();
+  else settle(), work();
   return 0;
 }
 
@@ -273,6 +313,7 @@ API cuStreamIsCapturing(void *, int *status) { return *status = capturing ? 1 : 
 API cuGraphInstantiateWithFlags(void **executable, void *graph, unsigned long long) { return *executable = new Graph(*static_cast<Graph *>(graph)), 0; }
 API cuGraphLaunch(void *executable, void *) {
   pretend_count("graph");
+  settle();
   for (Work &work : static_cast<Graph *>(executable)->works) work();
   return 0;
 }

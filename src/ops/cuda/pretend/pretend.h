@@ -24,3 +24,7 @@ extern "C" void pretend_queue(void (*work)(void *), const void *arguments, size_
 // Ends the program unless [at, at + bytes) lies in one allocation.
 extern "C" void pretend_check(uintptr_t at, size_t bytes, const char *what);
 extern "C" void pretend_count(const char *name);
+// Queues what another library does by itself: `go_on` is called again and again, until it returns other than 0.
+extern "C" void pretend_follow(int (*go_on)(void *), void *what);
+// The number of the GPU of this process.
+extern "C" int pretend_device();

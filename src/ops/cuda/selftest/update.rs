@@ -26,10 +26,17 @@ pub(super) fn updates(bench: &mut Bench) -> Result<()> {
     };
     let host = [wide(&p)?.copy()?, wide(&m)?.copy()?, wide(&v)?.copy()?];
     let rounded = Tensor::zeros(n, DType::BF16, bench.device)?;
-    let flat = cpu_adamw::Flat { param: &p, grad: &g, exp_avg: &m, exp_avg_sq: &v, copy: Some(&rounded) };
+    let flat = cpu_adamw::Flat { param: &p, grad: &g, exp_avg: &m, exp_avg_sq: &v, copy: Some(&rounded), first: 0 };
     cpu_adamw::adamw_on_gpu(&flat, &ranges, &hyper)?;
     let host_g = wide(&g)?;
-    let flat = cpu_adamw::Flat { param: &host[0], grad: &host_g, exp_avg: &host[1], exp_avg_sq: &host[2], copy: None };
+    let flat = cpu_adamw::Flat {
+        param: &host[0],
+        grad: &host_g,
+        exp_avg: &host[1],
+        exp_avg_sq: &host[2],
+        copy: None,
+        first: 0,
+    };
     cpu_adamw::adamw(&flat, &ranges, &hyper)?;
     for (what, got, want) in [("adamw p", &p, &host[0]), ("adamw m", &m, &host[1]), ("adamw v", &v, &host[2])] {
         bench.within(bench.f32(), what, got, want)?;
@@ -63,10 +70,17 @@ fn round_moments(bench: &mut Bench, hyper: &cpu_adamw::Hyper, ranges: &[cpu_adam
     let m = m?;
     let v = v?;
     let host = [wide(&p)?.copy()?, wide(&m)?.copy()?, wide(&v)?.copy()?];
-    let flat = cpu_adamw::Flat { param: &p, grad: &g, exp_avg: &m, exp_avg_sq: &v, copy: None };
+    let flat = cpu_adamw::Flat { param: &p, grad: &g, exp_avg: &m, exp_avg_sq: &v, copy: None, first: 0 };
     cpu_adamw::adamw_on_gpu(&flat, ranges, &hyper)?;
     let host_g = wide(&g)?;
-    let flat = cpu_adamw::Flat { param: &host[0], grad: &host_g, exp_avg: &host[1], exp_avg_sq: &host[2], copy: None };
+    let flat = cpu_adamw::Flat {
+        param: &host[0],
+        grad: &host_g,
+        exp_avg: &host[1],
+        exp_avg_sq: &host[2],
+        copy: None,
+        first: 0,
+    };
     cpu_adamw::adamw(&flat, ranges, &hyper)?;
     bench.within(bench.f32(), "adamw p, rounded moments", &p, &host[0])?;
     for (what, got, want) in [("adamw m in bf16", &m, &host[1]), ("adamw v in bf16", &v, &host[2])] {
