@@ -5,8 +5,9 @@
   python3 scripts/bench.py cpu --json FILE               a training step on the CPU beside PyTorch eager and torch.compile, in turns
   python3 scripts/bench.py decode --json FILE            generation beside transformers' `generate`, in turns
   python3 scripts/bench.py prepare --text FILE.jsonl     `data prepare` beside tiktoken and Hugging Face's tokenizers
+  python3 scripts/bench.py ranks --json FILE             two ranks beside one rank with two threads and PyTorch's DDP, in turns
   python3 scripts/bench.py indicators                    what log.layers_every costs
-  python3 scripts/bench.py torch ...                     PyTorch's side alone; cpu, decode and gpu_check.py start it
+  python3 scripts/bench.py torch ...                     PyTorch's side alone; cpu, decode, ranks and gpu_check.py start it
 
 `bench.py NAME --help` tells how a benchmark measures and lists its flags. Measure on Linux, on a machine that does nothing else. Needs Python 3.11
 and, for torch.compile, a C++ compiler. Environment:
@@ -36,6 +37,7 @@ BENCHMARKS = {
     "decode": ("benches.decode", ["numpy", "safetensors", "tokenizers", "torch", "transformers"]),
     "indicators": ("benches.indicators", []),
     "prepare": ("benches.prepare", ["numpy", "tiktoken", "tokenizers"]),
+    "ranks": ("benches.ranks", ["numpy", "safetensors", "torch"]),
     "torch": ("benches.contender", []),
 }
 

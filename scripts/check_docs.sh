@@ -9,6 +9,7 @@
 #
 #   <!-- check: parse -->               for what a small machine cannot run (1.7B, a GPU, a network, a build): the block must be valid shell, its
 #                                       llama-lite lines must pass the program's own argument parser, and the files it names must exist
+#   <!-- check: mpi -->                 run where there is an mpiexec (on PATH or in target/mpi, see scripts/mpi.sh), otherwise parsed
 #   <!-- check: skip: WHY -->           the block is neither run nor parsed
 #   <!-- check: table -->               before a table: the commands in its rows are run as well
 #   <!-- check: given quickstart my --> anywhere on the page: the runs runs/quickstart, runs/my are already there
@@ -30,19 +31,23 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir "$work/bin"
 ln -s "$program" "$work/bin/llama-lite"
-export PATH=$work/bin:$PATH NO_COLOR=1 COLUMNS=110
+export PATH=$work/bin:$PATH:$root/target/mpi/bin NO_COLOR=1 COLUMNS=110
 export HF_HOME=$work/hub HF_HUB_OFFLINE=1
 ran=0 parsed=0 skipped=0
 failures=()
 
-# A configuration with a model and batches that take no time; the number of steps stays, so that checkpoints have the names that pages say.
+# A configuration with a model and batches that take no time; the number of steps stays, so that checkpoints have the names that pages say,
+# and the lanes, each of one sequence.
 shrink() {
+    local text lanes
+    text=$(cat)
+    lanes=$(sed -nE 's/^lanes *= *([0-9]+).*/\1/p' <<<"$text")
     sed -E -e '/^(head_dim|tokens_per_step) *=/d' \
         -e 's/^hidden_size *=.*/hidden_size = 16/' -e 's/^intermediate_size *=.*/intermediate_size = 32/' \
         -e 's/^num_hidden_layers *=.*/num_hidden_layers = 1/' -e 's/^num_attention_heads *=.*/num_attention_heads = 2/' \
         -e 's/^num_key_value_heads *=.*/num_key_value_heads = 1/' -e 's/^vocab_size *=.*/vocab_size = 320/' \
-        -e 's/^micro_batch_size *=.*/micro_batch_size = 1/' -e 's/^val_stories *=.*/val_stories = 20/' \
-        -e 's/^epochs *=.*/epochs = 1/' -e 's/^max_tokens *=.*/max_tokens = 8/'
+        -e "s/^micro_batch_size *=.*/micro_batch_size = ${lanes:-1}/" -e 's/^val_stories *=.*/val_stories = 20/' \
+        -e 's/^epochs *=.*/epochs = 1/' -e 's/^max_tokens *=.*/max_tokens = 8/' <<<"$text"
 }
 
 # What the pages' examples read, in DIR.
@@ -148,6 +153,10 @@ for page in "${pages[@]}"; do
         [[ -f $block ]] || continue
         line=$(basename "${block%.*}") kind=${block##*.} status=0 start=$SECONDS
         line=$((10#$line))
+        if [[ $kind == mpi ]]; then
+            kind=parse
+            command -v mpiexec >/dev/null && kind=run
+        fi
         case $kind in
         run)
             ran=$((ran + 1))

@@ -42,6 +42,10 @@ SKIPPED = {"times.jsonl", "run.lock", "prepare.lock"}
 BUILD = re.compile(r"\b\d+\.\d+\.\d+ \([0-9a-f]+(?:, modified)?\)")
 # Keys that have another name since the record may have been made.
 RENAMED = {"accept_change": "allow_change"}
+# What records of older programs do not have, with the one value that it may have here: that of a run in one process, by default.
+ADDED_KEYS = {"train.lanes": "1", "log.desync_every": "1000"}
+ADDED_FIELDS = {"build": {"ranks"}}
+ADDED_FLAGS = {"--ranks"}
 # In what is printed: dates, durations, speeds, this machine's memory and disk, and the shares of the time.
 VOLATILE_TEXT = re.compile(
     r"\d{4}-\d\d-\d\d[T ][\d:.]+Z?|^time  .*$|seconds [\d.e-]+|\d[\d,.]* (?:ms|s|min|h|d|days?|tokens/s)\b"
@@ -243,18 +247,27 @@ def damage(work: Path) -> None:
 def stable(value: object, work: str) -> object:
     """A JSON value without what changes from run to run."""
     if isinstance(value, dict):
-        return {key: stable(shortened(key, item), work) for key, item in value.items() if key not in VOLATILE}
+        kept = {key for key, item in value.items() if key not in VOLATILE and (key, item) not in ADDED_KEYS.items()}
+        return {key: stable(shortened(key, item), work) for key, item in value.items() if key in kept}
     if isinstance(value, list):
         return [stable(item, work) for item in value]
     if isinstance(value, str):
-        return BUILD.sub("BUILD", value).replace(work, "WORK").replace(str(ROOT), "ROOT")
+        return without_added(BUILD.sub("BUILD", value).replace(work, "WORK").replace(str(ROOT), "ROOT"))
     return value
+
+
+def without_added(text: str) -> str:
+    """A text without the lines of a configuration that records of older programs do not have."""
+    for key, value in ADDED_KEYS.items():
+        name = key.split(".")[1]
+        text = re.sub(rf"^{name} = {value}\n", "", text, flags=re.M)
+    return text
 
 
 def shortened(key: str, item: object) -> object:
     """Of the machine and the build only which fields there are, and of a checkpoint's logs, which hold times, only the number of lines."""
     if key == "build" and isinstance(item, dict):
-        return sorted(item)
+        return sorted(item.keys() - ADDED_FIELDS[key])
     if key == "logs" and isinstance(item, dict):
         return {name: log["lines"] for name, log in item.items()}
     return item
@@ -263,7 +276,7 @@ def shortened(key: str, item: object) -> object:
 def stable_text(data: bytes, work: Path) -> bytes:
     """Printed text without what changes from run to run."""
     text = data.decode(errors="replace").replace(str(work), "WORK").replace(str(ROOT), "ROOT")
-    return VOLATILE_TEXT.sub("", BUILD.sub("BUILD", text)).encode()
+    return without_added(VOLATILE_TEXT.sub("", BUILD.sub("BUILD", text))).encode()
 
 
 def content(path: Path, work: Path) -> bytes:
@@ -281,7 +294,8 @@ def content(path: Path, work: Path) -> bytes:
         # The page itself may be reworded; what it shows may not change.
         page = re.search(rb'<script type="application/json" id="data">(.*?)</script>', data, re.S)
         return stable_text(json.dumps(stable(json.loads(page[1]), str(work))).encode(), work)
-    return data.replace(str(work).encode(), b"WORK").replace(str(ROOT).encode(), b"ROOT")
+    data = data.replace(str(work).encode(), b"WORK").replace(str(ROOT).encode(), b"ROOT")
+    return without_added(data.decode()).encode() if path.suffix == ".toml" else data
 
 
 def counts(path: Path) -> bool:
@@ -332,7 +346,7 @@ def flags(program: Path) -> dict[str, str]:
     for command in HELP:
         done = subprocess.run([program, *command.split(), "-h"], capture_output=True, check=True)
         names = re.findall(r"^ +(?:-\w, )?(--[a-z-]+)(?: [<\[][^\n]*?[>\]])?", done.stdout.decode(), re.M)
-        found[f"flags: {command or 'llama-lite'}"] = " ".join(sorted(set(names)))
+        found[f"flags: {command or 'llama-lite'}"] = " ".join(sorted(set(names) - ADDED_FLAGS))
     return found
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs a program that was built with the feature cuda on a pretended GPU: its own kernels emulated, the driver and cuBLAS played by
+# Runs a program that was built with the feature cuda on a pretended GPU: its own kernels emulated, the driver, cuBLAS and NCCL played by
 # src/ops/cuda/pretend. What candle and cudarc do with the driver is then the real thing; speed is not.
 #
 #   scripts/pretend_gpu.sh PROGRAM ARGUMENTS...
@@ -19,6 +19,7 @@ if [[ "$(cat "$made/digest" 2>/dev/null)" != "$digest" ]]; then
   library "$sources/pretend/candle.cpp" -o "$made/kernels_candle.so"
   library -Wl,-soname,libcuda.so.1 "$sources/pretend/driver.cpp" -o "$made/libcuda.so.1" -ldl
   library -Wl,-soname,libcublas.so.13 "$sources/pretend/blas.cpp" "$made/libcuda.so.1" -o "$made/libcublas.so.13"
+  library -Wl,-soname,libnccl.so.2 "$sources/pretend/nccl.cpp" "$made/libcuda.so.1" -o "$made/libnccl.so.2" -lrt
   for name in libcublasLt.so.13 libcurand.so.10; do ln -sf libcublas.so.13 "$made/$name"; done
   echo "$digest" >"$made/digest"
 fi

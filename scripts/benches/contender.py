@@ -2,12 +2,15 @@
 
   prepare --dir DIR [--no-weights]   writes what all implementations begin with, as DIR/case.json says: weights in a Hugging Face
                                      directory, a tokenizer, tokens
-  train   --dir DIR --log FILE [--steps N] [--device cuda] [--bf16] [--compile whole|blocks] [--fresh]
+  train   --dir DIR --log FILE [--steps N] [--device cuda] [--bf16] [--compile whole|blocks] [--fresh] [--ranks N]
                                      trains, without --steps until it is killed; writes a line of JSON per step {step, loss, seconds}
   gemm    [--bf16]                   prints the rate of large matrix products in GFLOP/s
 
 --fresh draws the weights instead of reading them. `--compile whole` compiles the model in one piece, which takes minutes for many layers;
 `blocks` compiles one layer, whose code all of them share, and the loss.
+
+With --ranks, `mpiexec -n N` starts this: DistributedDataParallel over gloo, where each process trains on its part of a step's sequences and
+logs their loss. Rank 0 writes FILE, the others FILE.1, FILE.2, ...
 """
 
 from __future__ import annotations
@@ -26,8 +29,9 @@ import numpy as np
 import torch
 from pytorch_llama import END_OF_TEXT, FastLlama, markov_tokens, write_byte_tokenizer
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="train: where")
     parser.add_argument("--compile", choices=["whole", "blocks"], help="train: what torch.compile compiles")
     parser.add_argument("--fresh", action="store_true", help="train: draw the weights")
+    parser.add_argument("--ranks", type=int, default=1, help="train: how many processes mpiexec has started (default 1)")
 
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
@@ -103,14 +108,16 @@ def train(case: SimpleNamespace, args: argparse.Namespace) -> None:
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=case.lr, betas=tuple(case.betas), eps=case.eps, fused=True)
-    compute_loss = compiled(model, args.compile)
+    rank = join(args)
+    compute_loss = compiled(model if args.ranks == 1 else data_parallel(model), args.compile)
     batches = read_batches(args.dir / "train.npy", case)
+    own = rows_of(rank, case.tokens_per_step // case.sequence_length // args.ranks)
     kind = args.device.split(":")[0]
-    with args.log.open("w", buffering=1) as out:
+    with log_of(rank, args.log).open("w", buffering=1) as out:
         print(json.dumps({"kind": "start", "baseline_mb": baseline, "torch": torch.__version__}), file=out)
         for step in itertools.count(1) if args.steps is None else range(1, args.steps + 1):
             begun = time.perf_counter()
-            inputs, targets = (x.to(args.device, non_blocking=True) for x in next(batches))
+            inputs, targets = (x[own].to(args.device, non_blocking=True) for x in next(batches))
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast(kind, torch.bfloat16, enabled=args.bf16), attention_kernels(kind):
                 loss = compute_loss(inputs, targets)
@@ -120,6 +127,30 @@ def train(case: SimpleNamespace, args: argparse.Namespace) -> None:
             value = loss.item()
             seconds = time.perf_counter() - begun
             print(json.dumps({"kind": "train", "step": step, "loss": value, "seconds": seconds}), file=out)
+
+
+def join(args: argparse.Namespace) -> int:
+    """Meets the other processes; returns the number of this one."""
+    if args.ranks == 1:
+        return 0
+    rank = int(os.environ["PMI_RANK"])
+    # A file is enough on one machine, and no port can be taken.
+    meeting = f"file://{args.log.resolve()}.meeting"
+    distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=args.ranks)
+    return rank
+
+
+def data_parallel(model: nn.Module) -> nn.Module:
+    """With views of its buckets as gradients, which saves a copy of them in every step."""
+    return DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+
+def rows_of(rank: int, rows: int) -> slice:
+    return slice(rank * rows, (rank + 1) * rows)
+
+
+def log_of(rank: int, log: Path) -> Path:
+    return log if rank == 0 else log.with_name(f"{log.name}.{rank}")
 
 
 def make_model(case: SimpleNamespace, args: argparse.Namespace) -> FastLlama:

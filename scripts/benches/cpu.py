@@ -129,7 +129,8 @@ def check_memory(workers: list[Worker], parameters: int) -> None:
         raise Failed(f"{message}: give fewer --implementations at a time, or smaller --shapes")
 
 
-def llama_lite_config(case: dict, work: Path) -> str:
+def llama_lite_config(case: dict, work: Path, **changes: dict) -> str:
+    """The configuration of a case, with other keys or other values of some sections."""
     sections = {
         "model": case["model"],
         "data": {
@@ -149,7 +150,7 @@ def llama_lite_config(case: dict, work: Path) -> str:
         "eval": {"every": 0},
         "sample": {"every": 0},
     }
-    return config_text(sections)
+    return config_text(sections | {name: sections.get(name, {}) | keys for name, keys in changes.items()})
 
 
 def gemm_flops(case: dict) -> float:

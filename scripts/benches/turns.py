@@ -48,18 +48,25 @@ class Worker:
             )
         self.pid = self.process.pid
 
+    def pids(self) -> list[int]:
+        """The processes that are let run and stopped."""
+        return [self.pid]
+
+    def send(self, number: signal.Signals) -> None:
+        os.killpg(self.pid, number)
+
     def kill(self) -> None:
         """Ends it whatever its state: SIGKILL does not need a stopped process to go on."""
         if self.process.poll() is None:  # else the number may be another's by now
-            os.killpg(self.pid, signal.SIGKILL)
+            self.send(signal.SIGKILL)
             self.process.wait()
 
     def resume(self) -> None:
-        os.killpg(self.pid, signal.SIGCONT)
+        self.send(signal.SIGCONT)
 
     def pause(self) -> None:
         """Returns when every thread has stopped."""
-        os.killpg(self.pid, signal.SIGSTOP)
+        self.send(signal.SIGSTOP)
         deadline = time.monotonic() + 10
         while not all(state in "TtZX" for state in self._states()):
             if time.monotonic() > deadline:
@@ -67,17 +74,17 @@ class Worker:
             time.sleep(0.001)
 
     def _states(self) -> Iterator[str]:
-        for stat in Path(f"/proc/{self.pid}/task").glob("*/stat"):
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                yield stat_fields(stat)[0]
+        for pid in self.pids():
+            for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                    yield stat_fields(stat)[0]
 
     def cpu_seconds(self) -> float:
-        fields = stat_fields(Path(f"/proc/{self.pid}/stat"))
-        return (int(fields[11]) + int(fields[12])) * TICK
+        every = [stat_fields(Path(f"/proc/{pid}/stat")) for pid in self.pids()]
+        return sum(int(fields[11]) + int(fields[12]) for fields in every) * TICK
 
     def peak_mb(self) -> float:
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) * 1024 / 1e6
+        return sum(map(peak_mb_of, self.pids()))
 
     def look(self) -> int:
         """Reads what is new in the log; returns the number of steps seen so far."""
@@ -131,6 +138,58 @@ class Worker:
             "cpu_seconds_per_step": cpu / len(seconds),
             "foreign_cores": max(0.0, busy - cpu) / wall,
         }
+
+
+class Team(Worker):
+    """An implementation of several processes: all that `command` has started by the time it is warm, and none later.
+
+    A launcher may put each of them in a session of its own, so they are signalled one by one.
+    """
+
+    _pids: list[int] | None = None
+    _guardian: subprocess.Popen | None = None
+
+    def pids(self) -> list[int]:
+        return self._pids or [self.pid, *descendants(self.pid)]
+
+    def send(self, number: signal.Signals) -> None:
+        for pid in self.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def warm_up(self, steps: int) -> None:
+        super().warm_up(steps)
+        self._pids = self.pids()
+        # Only the launcher is the driver's child and dies with it. The others would stay, stopped: this one ends them when the driver's
+        # end of the pipe is gone.
+        command = f"cat; kill -9 {' '.join(map(str, self._pids))}"
+        self._guardian = subprocess.Popen(["sh", "-c", command], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
+
+    def kill(self) -> None:
+        if self._guardian:
+            self._guardian.kill()
+            self._guardian.wait()
+            self._guardian.stdin.close()
+        super().kill()
+
+
+def descendants(pid: int) -> list[int]:
+    """The children of a process, and theirs."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            children.setdefault(int(stat_fields(stat)[1]), []).append(int(stat.parent.name))
+    found, open_ends = [], [pid]
+    while open_ends:
+        new = children.get(open_ends.pop(), [])
+        found += new
+        open_ends += new
+    return found
+
+
+def peak_mb_of(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) * 1024 / 1e6
 
 
 def die_with_parent() -> None:
