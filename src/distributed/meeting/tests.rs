@@ -49,7 +49,7 @@ fn failure(met: Met) -> Failure {
 fn watched(link: &Link) -> Receiver<Ending> {
     let (ended, endings) = channel();
     // The test may be over by then: a thread that panics would count as dead in the whole process.
-    link.watch(move |ending| drop(ended.send(ending))).unwrap();
+    link.watch(move |ending| _ = ended.send(ending)).unwrap();
     endings
 }
 
