@@ -120,7 +120,7 @@ pub fn run(cli: Cli) -> Result<()> {
 fn what_helps(command: &Command, number: usize) -> String {
     let run = match command {
         Command::Pretrain(args) => args.run_dir(),
-        Command::Resume(args) => args.ckpt.clone(),
+        Command::Resume(args) if args.verify.is_none() => args.ckpt.clone(),
         Command::Sft(args) => args.run_dir(),
         _ => return "run the command again".into(),
     };

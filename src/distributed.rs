@@ -39,7 +39,7 @@ pub mod tree;
 mod work;
 
 use anyhow::Result;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use std::sync::Arc;
 
 /// Called over and over while a rank waits for another one; its error ends the wait.
@@ -66,16 +66,14 @@ pub trait Collective: Send + Sync {
     /// # Errors
     /// Those of [`exchange`](Self::exchange) and of the device.
     fn exchange_tensors(&self, peer: usize, send: &Tensor, receive: &Tensor, wait: WhileWaiting) -> Result<()> {
-        let values = send.flatten_all()?.to_device(&Device::Cpu)?.to_vec1::<f32>()?;
-        let sent: Vec<u8> = values.iter().flat_map(|x| x.to_ne_bytes()).collect();
-        let mut received = vec![0; receive.elem_count() * size_of::<f32>()];
-        self.exchange(peer, &sent, &mut received, wait)?;
+        let sent = send.flatten_all()?.to_device(&Device::Cpu)?.to_vec1::<f32>()?;
+        let mut received = vec![0f32; receive.elem_count()];
+        self.exchange(peer, bytemuck::cast_slice(&sent), bytemuck::cast_slice_mut(&mut received), wait)?;
         if received.is_empty() {
             return Ok(());
         }
-        let values = received.chunks_exact(size_of::<f32>()).map(|x| f32::from_ne_bytes([x[0], x[1], x[2], x[3]]));
-        let values = Tensor::from_iter(values, &Device::Cpu)?.to_dtype(DType::F32)?.to_device(receive.device())?;
-        Ok(receive.slice_set(&values.reshape(receive.shape())?, 0, 0)?)
+        let received = Tensor::from_vec(received, receive.shape(), &Device::Cpu)?.to_device(receive.device())?;
+        Ok(receive.slice_set(&received, 0, 0)?)
     }
 
     /// Parts from the other ranks, which do the same: afterwards each ends by itself. Nothing can be exchanged any more.

@@ -20,7 +20,7 @@ use std::sync::{Mutex, PoisonError};
 /// For commands that several processes can do together.
 #[derive(Args, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RanksArgs {
-    /// Processes that share the work, a power of two, or auto: one for each GPU; 1 on a CPU
+    /// Processes that share the work, a power of two, or auto: as many as there are GPUs for; 1 on a CPU
     #[arg(long, value_name = "N")]
     pub ranks: Option<RanksChoice>,
 }

@@ -9,10 +9,10 @@ use crate::runtime::error::{Exit, Failure, StopAsked, alarm, fail, failure_in};
 use crate::runtime::{machine, thread};
 use anyhow::Result;
 use candle_core::Tensor;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Bytes of a message that travel with its length; more follow in an exchange of their own. No tensor has an odd number of bytes: a rank
@@ -39,28 +39,20 @@ impl std::fmt::Display for Member {
     }
 }
 
-/// What was exchanged so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Traffic {
-    /// Bytes that this rank has sent.
-    pub bytes: u64,
-    /// Time in exchanges, waiting included.
-    pub time: Duration,
-}
-
 /// All processes that train one model, as one of them sees it. Clones are the same group.
 #[derive(Clone)]
 pub struct ProcessGroup(Arc<Inner>);
 
 struct Inner {
     collective: Box<dyn Collective>,
-    members: Vec<Member>,
+    /// All processes by rank, once they have introduced themselves.
+    members: OnceLock<Vec<Member>>,
     /// Milliseconds that a rank waits for another one.
     patience: AtomicU64,
     /// A failure that all ranks know of.
     ended_together: AtomicBool,
-    traffic: Mutex<Traffic>,
-    /// Told again and again while this rank waits.
+    bytes_sent: AtomicU64,
+    /// Called again and again while this rank waits.
     waiting: Mutex<Option<Arc<dyn Fn() + Send + Sync>>>,
 }
 
@@ -79,7 +71,7 @@ impl Default for ProcessGroup {
 impl ProcessGroup {
     /// This process alone.
     pub fn one() -> Self {
-        Self::with_members(Box::new(OneRank), Vec::new())
+        Self::of_strangers(Box::new(OneRank))
     }
 
     /// The processes that `collective` joins; `device` is what this one computes on.
@@ -93,23 +85,20 @@ impl ProcessGroup {
             pid: std::process::id(),
             device: device.to_owned(),
         };
-        let ranks = collective.ranks();
-        let unknown = (0..ranks).map(|rank| Member { rank, host: "?".into(), pid: 0, device: "?".into() }).collect();
-        let group = Self::with_members(collective, unknown);
+        let group = Self::of_strangers(collective);
         let members = group.gather("members", &own)?;
-        match Arc::try_unwrap(group.0) {
-            Ok(inner) => Ok(Self(Arc::new(Inner { members, ..inner }))),
-            Err(_) => Err(fail(Exit::Internal, "a group of processes is in use before it is complete").into()),
-        }
+        // No clone exists yet: they are set this once.
+        let _ = group.0.members.set(members);
+        Ok(group)
     }
 
-    fn with_members(collective: Box<dyn Collective>, members: Vec<Member>) -> Self {
+    fn of_strangers(collective: Box<dyn Collective>) -> Self {
         Self(Arc::new(Inner {
             collective,
-            members,
+            members: OnceLock::new(),
             patience: AtomicU64::new(PATIENCE.as_millis() as u64),
             ended_together: AtomicBool::new(false),
-            traffic: Mutex::default(),
+            bytes_sent: AtomicU64::new(0),
             waiting: Mutex::default(),
         }))
     }
@@ -129,17 +118,18 @@ impl ProcessGroup {
 
     /// All processes, by rank; empty for one that is alone.
     pub fn members(&self) -> &[Member] {
-        &self.0.members
+        self.0.members.get().map_or(&[], Vec::as_slice)
     }
 
     /// How many of the processes share this machine, this one included.
     pub fn ranks_on_this_host(&self) -> usize {
-        let own = self.0.members.get(self.rank()).map(|member| &member.host);
-        self.0.members.iter().filter(|member| Some(&member.host) == own).count().max(1)
+        let own = self.members().get(self.rank()).map(|member| &member.host);
+        self.members().iter().filter(|member| Some(&member.host) == own).count().max(1)
     }
 
-    pub fn traffic(&self) -> Traffic {
-        *self.0.traffic.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Bytes that this rank has sent so far.
+    pub fn bytes_sent(&self) -> u64 {
+        self.0.bytes_sent.load(Ordering::Relaxed)
     }
 
     /// From now on this rank waits for another one for `patience` at most; returns how long it did so far.
@@ -230,6 +220,9 @@ impl ProcessGroup {
     /// # Errors
     /// Those of [`gather`](Self::gather).
     pub fn any(&self, about: &str, flag: bool) -> Result<bool> {
+        if self.ranks() == 1 {
+            return Ok(flag);
+        }
         Ok(self.gather(about, &flag)?.contains(&true))
     }
 
@@ -280,9 +273,7 @@ impl ProcessGroup {
             }
             Ok(())
         });
-        let mut traffic = self.0.traffic.lock().unwrap_or_else(PoisonError::into_inner);
-        traffic.bytes += bytes as u64;
-        traffic.time += started.elapsed();
+        self.0.bytes_sent.fetch_add(bytes as u64, Ordering::Relaxed);
         result
     }
 
@@ -292,12 +283,13 @@ impl ProcessGroup {
     }
 
     pub(super) fn name_of(&self, rank: usize) -> String {
-        self.0.members.get(rank).map_or_else(|| format!("rank {rank}"), Member::to_string)
+        self.members().get(rank).map_or_else(|| format!("rank {rank}"), Member::to_string)
     }
 
     fn gather_messages<T: DeserializeOwned>(&self, about: &str, own: impl Serialize) -> Result<Vec<T>> {
         let texts = self.all_gather(serde_json::to_vec(&own)?)?;
-        let messages = texts.iter().map(|text| Ok(serde_json::from_slice::<Message<serde_json::Value>>(text)?));
+        // Without the values: they may be of another kind where ranks have got out of step.
+        let messages = texts.iter().map(|text| Ok(serde_json::from_slice::<Message<IgnoredAny>>(text)?));
         let messages: Vec<_> = messages.collect::<Result<_>>()?;
         // Before all else: a rank that fails tells so where the others tell something else.
         for (rank, message) in messages.iter().enumerate() {
@@ -314,9 +306,10 @@ impl ProcessGroup {
         if messages.iter().any(|message| matches!(message, Message::Stopped(_))) {
             return Err(StopAsked.into());
         }
-        let values = messages.into_iter().filter_map(|message| match message {
-            Message::Value(_, value) => Some(serde_json::from_value(value).map_err(anyhow::Error::from)),
-            Message::Stopped(_) | Message::Failed { .. } => None,
+        let values = texts.iter().filter_map(|text| match serde_json::from_slice(text) {
+            Ok(Message::Value(_, value)) => Some(Ok(value)),
+            Ok(Message::Stopped(_) | Message::Failed { .. }) => None,
+            Err(error) => Some(Err(error.into())),
         });
         values.collect()
     }

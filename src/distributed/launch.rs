@@ -18,6 +18,7 @@ mod protocol;
 pub mod supervisor;
 mod verdict;
 
+use crate::distributed::message::send_line;
 use crate::runtime::error::{Exit, Failure, fail, note};
 use crate::runtime::files::{TempDir, io_failure};
 use crate::runtime::machine::ignores;
@@ -137,7 +138,7 @@ fn accept(listener: UnixListener, for_rank: ToRank, events: Sender<Event>) -> Re
     crate::runtime::thread::spawn("ranks", move || {
         for mut stream in listener.incoming().flatten() {
             let events = events.clone();
-            let greeted = protocol::send(&mut stream, &for_rank);
+            let greeted = send_line(&mut stream, &for_rank);
             let hear = move || hear(stream, &events);
             // A supervisor that is not heard ends its rank.
             if greeted.is_ok() && std::thread::Builder::new().name("rank".into()).spawn(hear).is_err() {
@@ -268,7 +269,7 @@ impl Parent {
             let Some(stream) = &mut rank.stream else { continue };
             for signal in &self.received[rank.signalled..] {
                 // One that is gone needs no signal.
-                let _ = protocol::send(stream, &ToRank::Signal(*signal));
+                let _ = send_line(stream, &ToRank::Signal(*signal));
             }
             rank.signalled = self.received.len();
         }
@@ -298,7 +299,7 @@ impl Parent {
         }
         self.killed = true;
         for stream in self.ranks.iter_mut().filter_map(|rank| rank.stream.as_mut()) {
-            let _ = protocol::send(stream, &ToRank::Signal(SIGKILL));
+            let _ = send_line(stream, &ToRank::Signal(SIGKILL));
         }
         let unheard = (0..self.ranks.len()).filter(|&rank| self.ranks[rank].pid.is_none());
         self.processes.kill(unheard);

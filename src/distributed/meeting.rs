@@ -10,6 +10,7 @@ mod tests;
 
 pub use link::{Ending, Link};
 
+use crate::distributed::message::send_line;
 use crate::runtime::error::{Exit, Failure, fail};
 use anyhow::Result;
 use link::Peer;
@@ -92,7 +93,7 @@ pub fn meet(meeting: &Meeting, greeting: impl FnOnce() -> Result<Vec<u8>>) -> Re
     let mut peers = meeting.receive(&listener, deadline)?;
     for peer in &mut peers {
         // One that is gone is noticed by its link.
-        let _ = send(peer.writer(), &Answer::Welcome { greeting: greeting.clone() });
+        let _ = send_line(peer.writer(), &Answer::Welcome { greeting: greeting.clone() });
     }
     Ok((greeting, Link::new(peers)))
 }
@@ -180,7 +181,8 @@ impl Meeting {
             Ok((mut connection, hello)) if hello.run != self.run => {
                 let message = "rank 0, which listens there, belongs to another run".to_owned();
                 let hint = Some("give each run a MASTER_PORT of its own".to_owned());
-                let _ = send(&mut connection.writer, &Answer::Refused { exit: Exit::Config as i32, message, hint });
+                let _ =
+                    send_line(&mut connection.writer, &Answer::Refused { exit: Exit::Config as i32, message, hint });
                 Guest::Stray(format!("{} of another run has come from {from}", hello.name))
             }
             Ok((connection, hello)) => Guest::Rank(Peer::new(hello.rank, connection.reader, connection.writer), hello),
@@ -221,7 +223,7 @@ impl Meeting {
     fn refuse_all(&self, mut peers: Vec<Peer>, failure: Failure) -> Failure {
         for peer in &mut peers {
             let Failure { exit, message, hint } = failure.clone();
-            let _ = send(peer.writer(), &Answer::Refused { exit: exit as i32, message, hint });
+            let _ = send_line(peer.writer(), &Answer::Refused { exit: exit as i32, message, hint });
         }
         failure
     }
@@ -240,7 +242,7 @@ impl Meeting {
                 }
             }
         };
-        send(&mut connection.writer, &self.hello()).map_err(|e| self.lost(&e))?;
+        send_line(&mut connection.writer, &self.hello()).map_err(|e| self.lost(&e))?;
         // Rank 0 answers when all are there, or when its own time is over.
         let patience = deadline.saturating_duration_since(Instant::now()) + FIRST_WORDS;
         let line = read_line(&mut connection.reader, patience).map_err(|e| self.lost(&e))?;
@@ -315,12 +317,6 @@ fn prepare(stream: &TcpStream) -> std::io::Result<Connection> {
     stream.set_nodelay(true)?;
     stream.set_write_timeout(Some(FIRST_WORDS))?;
     Ok(Connection { reader: BufReader::new(stream.try_clone()?), writer: stream.try_clone()? })
-}
-
-fn send(writer: &mut TcpStream, message: &impl Serialize) -> std::io::Result<()> {
-    let mut line = serde_json::to_vec(message)?;
-    line.push(b'\n');
-    writer.write_all(&line)
 }
 
 /// A line without its end; empty where the other end has hung up.

@@ -3,6 +3,7 @@
 use crate::runtime::error::{Exit, Failure, fail};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
+use std::io::Write;
 
 /// What a rank sends where all tell each other something.
 #[derive(Serialize, Deserialize)]
@@ -54,4 +55,14 @@ pub(super) fn take_length(bytes: &[u8]) -> Result<(usize, &[u8])> {
 
 pub(super) fn garbled() -> Failure {
     fail(Exit::Internal, "a message between ranks is garbled").hint("use the same program on every host")
+}
+
+/// Writes `message` as a line, to a socket between two processes.
+///
+/// # Errors
+/// Those of the socket: the other end is gone.
+pub(super) fn send_line(stream: &mut impl Write, message: &impl Serialize) -> std::io::Result<()> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    stream.write_all(&line)
 }

@@ -127,8 +127,7 @@ impl Nccl {
         if theirs == opening.mirrored() {
             return Ok(received[OPENING..].to_vec());
         }
-        self.is_broken.store(true, Ordering::Relaxed);
-        self.communicator.abort();
+        self.give_up();
         // Who tells something where gradients are due has failed, and will end all with its own words.
         let started = Instant::now();
         while opening.is_tensors && !theirs.is_tensors && started.elapsed() < OTHERS_FAILURE {
@@ -182,10 +181,14 @@ impl Nccl {
         let queued = unsafe { self.communicator.queue(peer, sent, received, stream) };
         let done = queued.and_then(|()| self.wait(wait));
         if done.is_err() {
-            self.is_broken.store(true, Ordering::Relaxed);
-            within(ABORTING, "NCCL cannot be stopped", || self.communicator.abort());
+            self.give_up();
         }
         done
+    }
+
+    fn give_up(&self) {
+        self.is_broken.store(true, Ordering::Relaxed);
+        within(ABORTING, "NCCL cannot be stopped", || self.communicator.abort());
     }
 
     fn memory(&self, tensor: Option<&Tensor>) -> Result<Memory> {

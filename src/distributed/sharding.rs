@@ -2,6 +2,7 @@
 
 use super::exact::Exact;
 use super::group::ProcessGroup;
+use super::message::garbled;
 use super::shards::Shards;
 use super::tree;
 use crate::ops::adamw::{global_norm, norm_of_pieces, norm_piece, squares_of_pieces};
@@ -86,58 +87,41 @@ impl Sharding {
     /// Those of the exchange and of the device.
     pub fn squares(&self, own: [&Tensor; 4], ranges: &[Range], rule: &LastUpdate) -> Result<Vec<Squares>> {
         let pieces: Vec<Range> = ranges.iter().flat_map(pieces).collect();
-        let span = self.own();
-        let whole = |piece: &Range| span.start <= piece.start && piece.start + piece.len <= span.end;
-        let inner: Vec<Range> =
-            pieces.iter().filter(|piece| whole(piece)).filter_map(|piece| piece.within(&span)).collect();
+        let owners: Vec<Vec<usize>> = pieces.iter().map(|piece| self.owners_of_parts(piece)).collect();
+        let inner = pieces.iter().zip(&owners).filter(|(_, owners)| **owners == [self.group.rank()]);
+        let inner: Vec<Range> = inner.filter_map(|(piece, _)| piece.within(&self.own())).collect();
         let inner = if inner.is_empty() { Vec::new() } else { piece_squares(own, &inner, rule)? };
-        let inner: Vec<ExactSquares> = inner.iter().map(ExactSquares::from).collect();
-        let mut all =
-            self.group.gather("the norms of layers", &inner)?.into_iter().map(Vec::into_iter).collect::<Vec<_>>();
-        let cut = self.cut_pieces(own, &pieces, rule)?;
-        let mut cut = cut.into_iter();
-        let sums: Option<Vec<Squares>> = pieces
-            .iter()
-            .map(|piece| match self.owner_of_whole(piece) {
-                Some(rank) => all[rank].next().map(Squares::from),
-                None => cut.next(),
-            })
-            .collect();
-        Ok(sums_of_ranges(ranges, &sums.unwrap_or_default()))
+        let mut cut = Vec::new();
+        for (piece, owners) in pieces.iter().zip(&owners).filter(|(_, owners)| owners.len() > 1) {
+            cut.extend(self.cut_piece(own, piece, owners, rule)?);
+        }
+        let own_sums = [inner, cut].map(|sums| sums.iter().map(ExactSquares::from).collect::<Vec<_>>());
+        let all = self.group.gather("the norms of layers", &own_sums)?;
+        let mut all: Vec<_> = all.into_iter().map(|sums| sums.map(Vec::into_iter)).collect();
+        let sums = owners.iter().map(|owners| {
+            let is_cut = owners.len() > 1;
+            all[*owners.first()?][usize::from(is_cut)].next().map(Squares::from)
+        });
+        let sums: Vec<Squares> = sums.collect::<Option<_>>().ok_or_else(garbled)?;
+        Ok(sums_of_ranges(ranges, &sums))
     }
 
-    /// The rank whose shard has all of `piece`, if there is one.
-    fn owner_of_whole(&self, piece: &Range) -> Option<usize> {
-        self.shards.owners().find(|&rank| {
-            let span = self.shards.of_rank(rank);
-            span.start <= piece.start && piece.start + piece.len <= span.end
-        })
-    }
-
-    /// The sums of the pieces that lie in several shards, in order. The owner of a piece's beginning gets the rest of its elements, because
-    /// sums of parts would be other bits: a GPU adds the elements of a piece in an order of its own.
-    fn cut_pieces(&self, own: [&Tensor; 4], pieces: &[Range], rule: &LastUpdate) -> Result<Vec<Squares>> {
-        let cut: Vec<&Range> = pieces.iter().filter(|piece| self.owner_of_whole(piece).is_none()).collect();
-        if cut.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut sums = Vec::new();
-        let mut summed_by: Vec<usize> = Vec::new();
-        for piece in cut {
-            let owners: Vec<usize> = self.owners_of_parts(piece);
-            let wholes = own.map(|flat| self.whole_piece(flat, piece, &owners));
-            let [weight, grad, exp_avg, exp_avg_sq] = wholes;
-            if let [Some(weight), Some(grad), Some(exp_avg), Some(exp_avg_sq)] = [weight?, grad?, exp_avg?, exp_avg_sq?]
-            {
-                let all = Range { start: 0, ..*piece };
-                let squares = piece_squares([&weight, &grad, &exp_avg, &exp_avg_sq], &[all], rule)?;
-                sums.extend(squares.iter().map(ExactSquares::from));
-            }
-            summed_by.extend(owners.first());
-        }
-        let all = self.group.gather("the norms of layers over shards", &sums)?;
-        let mut all: Vec<_> = all.into_iter().map(Vec::into_iter).collect();
-        Ok(summed_by.into_iter().filter_map(|rank| all[rank].next().map(Squares::from)).collect())
+    /// The sums of a piece that lies in the shards of several `owners`, on the first of them alone. That one gets the elements of the
+    /// others, because sums of parts would be other bits: a GPU adds the elements of a piece in an order of its own.
+    fn cut_piece(
+        &self,
+        own: [&Tensor; 4],
+        piece: &Range,
+        owners: &[usize],
+        rule: &LastUpdate,
+    ) -> Result<Option<Squares>> {
+        let [weight, grad, exp_avg, exp_avg_sq] = own.map(|flat| self.whole_piece(flat, piece, owners));
+        let [Some(weight), Some(grad), Some(exp_avg), Some(exp_avg_sq)] = [weight?, grad?, exp_avg?, exp_avg_sq?]
+        else {
+            return Ok(None);
+        };
+        let all = Range { start: 0, ..*piece };
+        Ok(piece_squares([&weight, &grad, &exp_avg, &exp_avg_sq], &[all], rule)?.into_iter().next())
     }
 
     /// The ranks that own elements of `piece`, in the order of the elements.

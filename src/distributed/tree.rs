@@ -6,11 +6,10 @@
 
 use super::group::ProcessGroup;
 use super::shards::Shards;
-use crate::ops::adamw::add_assign;
+use crate::ops::adamw::{add_assign, add_floats};
 use crate::ops::{cpu, is_on_gpu};
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
-use rayon::prelude::*;
 use std::ops::Range;
 
 /// Elements exchanged at a time: 64 MB, so that what is received needs no second gradient buffer.
@@ -112,8 +111,7 @@ fn exchange_and_add(
     with_slice(flat, |flat| {
         let mut received = cpu::output(kept.len());
         group.exchange_floats(peer, &flat[given], &mut received)?;
-        let pieces = flat[kept].par_chunks_mut(cpu::PIECE).zip(received.par_chunks(cpu::PIECE));
-        pieces.for_each(|(sum, received)| sum.iter_mut().zip(received).for_each(|(a, b)| *a += b));
+        add_floats(&mut flat[kept], &received);
         Ok(())
     })
 }

@@ -214,11 +214,16 @@ pub fn add_assign(sum: &Tensor, other: &Tensor) -> Result<()> {
     on_gpu!(sum, super::cuda::add_assign(sum, other));
     cpu::read("add_assign", [other], |[other]| {
         cpu::update("add_assign", sum, |sum| {
-            let pieces = sum.par_chunks_mut(cpu::PIECE).zip(other.par_chunks(cpu::PIECE));
-            pieces.for_each(|(sum, other)| sum.iter_mut().zip(other).for_each(|(a, b)| *a += b));
+            add_floats(sum, other);
             Ok(())
         })
     })
+}
+
+/// The same in the memory of the machine.
+pub(crate) fn add_floats(sum: &mut [f32], other: &[f32]) {
+    let pieces = sum.par_chunks_mut(cpu::PIECE).zip(other.par_chunks(cpu::PIECE));
+    pieces.for_each(|(sum, other)| sum.iter_mut().zip(other).for_each(|(a, b)| *a += b));
 }
 
 /// Sets every element to 0.

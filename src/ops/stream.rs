@@ -23,7 +23,7 @@ mod without_cuda {
     impl NoStream {
         /// # Errors
         /// Always.
-        pub fn of(_: &Device) -> Result<Self> {
+        pub fn on(_: &Device) -> Result<Self> {
             bail!("this build has no CUDA support")
         }
 

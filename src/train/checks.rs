@@ -27,7 +27,7 @@ pub fn check_machine(config: &Config, session: &Session) -> Result<()> {
             .hint("use \"auto\" or \"f32\"")
             .into());
     }
-    let ranks = RanksHere::of(&session.group);
+    let ranks = RanksHere::in_group(&session.group);
     let parts = "weights, gradients, moments, activations of a micro-batch";
     let remedy = "lower train.micro_batch_size or train.sequence_length, or choose a smaller [model]";
     let needed = HostFootprint::new(config, device, ranks).needed();

@@ -136,7 +136,7 @@ impl ModelState {
 fn model(config: &Config, flat: Tensor, device: &Device, group: &ProcessGroup) -> Result<Llama> {
     let flat = flat.to_device(device)?;
     let mut model = Llama::new(&config.model, flat)?.with_precision(precision(&config.train, device))?;
-    model.recompute = recompute(config, device, RanksHere::of(group));
+    model.recompute = recompute(config, device, RanksHere::in_group(group));
     if config.lora.is_absent() {
         return Ok(model);
     }

@@ -3,7 +3,7 @@
 use super::model_state::ModelState;
 use crate::config::Config;
 use crate::data::batch::{Batch, IGNORE};
-use crate::distributed::exact::Exact;
+use crate::distributed::exact::{self, Exact};
 use crate::distributed::group::ProcessGroup;
 use crate::model::noise::Noise;
 use crate::model::{ActivationStats, PassTimes, TrainInput, TrainOutput};
@@ -16,11 +16,13 @@ use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// What one micro-batch gives besides gradients.
+#[derive(Serialize, Deserialize)]
 pub(super) struct Pass {
+    #[serde(with = "exact")]
     nats: f64,
     /// Mean loss of every sequence, if they are logged.
-    sequences: Vec<f64>,
-    observed: Option<ActivationStats>,
+    sequences: Vec<Exact>,
+    observed: Option<Observed>,
 }
 
 /// What the passes of a step add up to.
@@ -42,12 +44,13 @@ pub fn forward_and_backward(state: &ModelState, config: &Config, batch: &Batch) 
     let mut times = PassTimes::default();
     let own = own_passes(state, config, batch, &mut times);
     let passes = of_all_ranks(&state.sharding.group, own)?;
-    let sequences = config.log.sequences.then(|| passes.iter().flat_map(|pass| &pass.sequences).copied().collect());
+    let sequences =
+        config.log.sequences.then(|| passes.iter().flat_map(|pass| &pass.sequences).map(|loss| loss.0).collect());
     let mut sums = PassSums { sequences, times, ..PassSums::default() };
     // One after the other, in the order of the micro-batches, whichever rank they were on.
     for pass in passes {
         sums.nats += pass.nats;
-        sums.observed = match (sums.observed.take(), pass.observed) {
+        sums.observed = match (sums.observed.take(), pass.observed.map(ActivationStats::from)) {
             (Some(a), Some(b)) => Some(a.merged(b)),
             (a, b) => a.or(b),
         };
@@ -110,8 +113,8 @@ fn finish(output: TrainOutput, length: usize, targets: &[u32], config: &Config, 
     Ok(Pass {
         // In f64: a step may have hundreds of thousands of losses.
         nats: losses.iter().map(|&x| x as f64).sum(),
-        sequences: sequences.collect(),
-        observed: output.observed,
+        sequences: sequences.map(Exact).collect(),
+        observed: output.observed.map(Observed::from),
     })
 }
 
@@ -132,24 +135,33 @@ fn noise(config: &Config, step: u64, first_token: u64) -> Option<Noise> {
 /// What a rank sends the others of its passes.
 #[derive(Serialize, Deserialize)]
 enum PassMessage {
-    Passes(Vec<SentPass>),
+    Passes(Vec<Pass>),
     /// Its device has no memory for them: all ranks try again with less at once.
     OutOfMemory(String),
 }
 
-/// A [`Pass`] as it travels.
+/// [`ActivationStats`] as they travel.
 #[derive(Serialize, Deserialize)]
-struct SentPass {
-    nats: Exact,
-    sequences: Vec<Exact>,
-    observed: Option<SentStats>,
+struct Observed {
+    attention_logit_max: Vec<Exact>,
+    #[serde(with = "exact")]
+    logit_squares: f64,
+    #[serde(with = "exact")]
+    logit_count: f64,
 }
 
-#[derive(Serialize, Deserialize)]
-struct SentStats {
-    attention_logit_max: Vec<Exact>,
-    logit_squares: Exact,
-    logit_count: Exact,
+impl From<ActivationStats> for Observed {
+    fn from(stats: ActivationStats) -> Self {
+        let attention_logit_max = stats.attention_logit_max.iter().map(|&x| Exact(x.into())).collect();
+        Self { attention_logit_max, logit_squares: stats.logit_squares, logit_count: stats.logit_count }
+    }
+}
+
+impl From<Observed> for ActivationStats {
+    fn from(observed: Observed) -> Self {
+        let attention_logit_max = observed.attention_logit_max.iter().map(|max| max.0 as f32).collect();
+        Self { attention_logit_max, logit_squares: observed.logit_squares, logit_count: observed.logit_count }
+    }
 }
 
 /// The passes of all ranks, in their order.
@@ -158,46 +170,18 @@ pub(super) fn of_all_ranks(group: &ProcessGroup, own: Result<Vec<Pass>>) -> Resu
         return own;
     }
     let own = match own {
-        Ok(passes) => PassMessage::Passes(passes.into_iter().map(SentPass::from).collect()),
+        Ok(passes) => PassMessage::Passes(passes),
         Err(error) if is_out_of_memory(&error) => PassMessage::OutOfMemory(format!("{error:#}")),
         Err(error) => return group.agree("the losses", Err(error)),
     };
     let mut passes = Vec::new();
     for (rank, sent) in group.gather("the losses", &own)?.into_iter().enumerate() {
         match sent {
-            PassMessage::Passes(sent) => passes.extend(sent.into_iter().map(Pass::from)),
+            PassMessage::Passes(theirs) => passes.extend(theirs),
             PassMessage::OutOfMemory(what) => return Err(fail(Exit::Memory, format!("rank {rank}: {what}")).into()),
         }
     }
     Ok(passes)
-}
-
-impl From<Pass> for SentPass {
-    fn from(pass: Pass) -> Self {
-        Self {
-            nats: Exact(pass.nats),
-            sequences: pass.sequences.into_iter().map(Exact).collect(),
-            observed: pass.observed.map(|stats| SentStats {
-                attention_logit_max: stats.attention_logit_max.iter().map(|&x| Exact(x.into())).collect(),
-                logit_squares: Exact(stats.logit_squares),
-                logit_count: Exact(stats.logit_count),
-            }),
-        }
-    }
-}
-
-impl From<SentPass> for Pass {
-    fn from(sent: SentPass) -> Self {
-        Self {
-            nats: sent.nats.0,
-            sequences: sent.sequences.iter().map(|loss| loss.0).collect(),
-            observed: sent.observed.map(|stats| ActivationStats {
-                attention_logit_max: stats.attention_logit_max.iter().map(|max| max.0 as f32).collect(),
-                logit_squares: stats.logit_squares.0,
-                logit_count: stats.logit_count.0,
-            }),
-        }
-    }
 }
 
 /// In tests: one element of the gradient set before micro-batch `i`, a device too small for `rows` rows, a step that hangs.

@@ -94,7 +94,7 @@ pub fn ranks_event(group: &ProcessGroup, step: u64, lanes: usize, parameters: u6
 }
 
 /// Bytes that a rank sends for each step, on average over ranks: its part of the gradients in f32, and of the weights that it has
-/// updated. Messages of some hundred bytes come on top.
+/// updated. Messages of some kilobytes come on top.
 pub fn bytes_per_step(ranks: u64, parameters: u64) -> u64 {
     2 * 4 * parameters.saturating_mul(ranks - 1) / ranks
 }

@@ -113,7 +113,15 @@ impl StoppedRun<'_> {
         let config_text = setup.config.to_checked_toml()?;
         compare_at_start(group, &setup.beginning(&self.dir, &config_text, &build))?;
         let hardware_change = HardwareChange::between(&saved.build, &build);
-        let resumption = Resumption { source, saved: &saved, requested, changes: &changes, skipped, build: &build };
+        let resumption = Resumption {
+            source,
+            saved: &saved,
+            requested,
+            changes: &changes,
+            skipped,
+            build: &build,
+            config_text: &config_text,
+        };
         let prepared =
             group.is_first().then(|| self.prepare(&setup, &resumption, hardware_change.as_ref())).transpose();
         let events = group.agree("the run directory", prepared)?;
@@ -129,12 +137,12 @@ impl StoppedRun<'_> {
     /// Makes the directory that of the run from this checkpoint on. Only when data and state have been read: a resume that fails leaves
     /// the run as it was.
     fn prepare(&self, setup: &RunSetup, resumption: &Resumption, change: Option<&HardwareChange>) -> Result<Events> {
-        let Resumption { source, saved, requested, changes, skipped, build } = resumption;
+        let Resumption { source, saved, requested, changes, skipped, build, config_text } = resumption;
         let step = setup.state.run.step;
         let attempt = setup.state.run.attempt;
         // Later checkpoints are of steps that will be taken again; left in place, the next resume would begin with them.
         checkpoint::supersede(&self.dir, step, attempt)?;
-        write_atomic(&self.dir.join("config.toml"), setup.config.to_checked_toml()?.as_bytes())?;
+        write_atomic(&self.dir.join("config.toml"), config_text.as_bytes())?;
         let mut events = Events::open(&self.dir)?;
         let listed: Vec<_> = changes.iter().map(|c| json!({"key": c.key, "old": c.old, "new": c.new})).collect();
         let from = source.dir.file_name().map(|n| n.to_string_lossy().into_owned());
@@ -279,6 +287,8 @@ struct Resumption<'a> {
     changes: &'a [Change],
     skipped: Option<[u64; 2]>,
     build: &'a Value,
+    /// The final configuration, as it is written.
+    config_text: &'a str,
 }
 
 fn refuse_standstill(config: &Config, step: u64) -> Result<()> {

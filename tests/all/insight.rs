@@ -134,10 +134,12 @@ fn a_probe_predicts_the_steps_of_ranks() {
     let file = config(dir.path(), TINY);
     let said = stdout(&ok(&["plan", "--device", "cpu", "--config", arg(&file), "--probe", "--ranks", "2", "--quiet"]));
     let step = |line: &str| line.split(" s a step").next().unwrap().rsplit(' ').next().unwrap().parse::<f64>().unwrap();
+    let faster = |line: &str| line.rsplit(", ").next().unwrap().split(' ').next().unwrap().parse::<f64>().unwrap();
     let alone = step(said.lines().find(|line| line.starts_with("probe")).unwrap());
     let links = ["10 Gbit/s Ethernet", "100 Gbit/s", "400 Gbit/s", "NVLink 4"];
     let steps = links.map(|link| step(said.lines().find(|line| line.trim_start().starts_with(link)).unwrap()));
     assert!(steps.is_sorted_by(|a, b| a >= b), "{said}");
+    assert!(said.lines().any(|line| line.trim_start().starts_with("NVLink 4") && faster(line) > 1.0), "{said}");
     // Half of it at best, to the digits that are shown.
     assert!(steps.iter().all(|&step| step >= alone / 2.0 - 1e-3), "{said}");
 }

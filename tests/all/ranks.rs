@@ -1,23 +1,10 @@
 //! Several processes as the ranks of one run, on one machine. `src/distributed/mpi/tests.rs` tests what moves their messages.
 
-use crate::support::{TINY, arg, memory_dir, ok, program, program_on_ranks, root, stderr, stdout};
+use crate::support::{TINY, arg, memory_dir, ok, program, program_on_ranks, records, root, stderr, stdout};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
-
-/// Lines of a log without what clocks say.
-fn without_clocks(path: &Path) -> Vec<Value> {
-    let text = std::fs::read_to_string(path).unwrap();
-    let lines = text.lines().map(|line| {
-        let mut record: Value = serde_json::from_str(line).unwrap();
-        for key in ["tokens_per_second", "mfu", "data_seconds"] {
-            record.as_object_mut().unwrap().remove(key);
-        }
-        record
-    });
-    lines.collect()
-}
 
 /// The files that must have the same bits in both run directories after step `step`.
 fn assert_same_run(one: &Path, other: &Path, step: u64) {
@@ -26,7 +13,7 @@ fn assert_same_run(one: &Path, other: &Path, step: u64) {
         assert!(std::fs::read(one.join(&path)).unwrap() == std::fs::read(other.join(&path)).unwrap(), "{path}");
     }
     for log in ["metrics.jsonl", "samples.jsonl", "sequences.jsonl"] {
-        assert_eq!(without_clocks(&one.join(log)), without_clocks(&other.join(log)), "{log}");
+        assert_eq!(records(&one.join(log)), records(&other.join(log)), "{log}");
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 
 /// The variable that names the socket: a process that has it is a supervisor.
@@ -39,16 +39,6 @@ pub(super) enum FromRank {
 pub(super) enum Outcome {
     Code(i32),
     Signal(i32),
-}
-
-/// Sends a message.
-///
-/// # Errors
-/// Those of the socket: the other end is gone.
-pub(super) fn send(stream: &mut impl Write, message: &impl Serialize) -> std::io::Result<()> {
-    let mut line = serde_json::to_vec(message)?;
-    line.push(b'\n');
-    stream.write_all(&line)
 }
 
 /// The messages that arrive, until the other end is gone or says what is none.

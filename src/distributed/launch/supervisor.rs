@@ -3,6 +3,7 @@
 
 use super::protocol::{self, FromRank, Outcome, SOCKET, SUPERVISOR, ToRank};
 use crate::distributed::environment;
+use crate::distributed::message::send_line;
 use crate::runtime::error::{Exit, Failure, alarm, fail};
 use crate::runtime::files::{io_failure, open_for_output, remove_tree};
 use crate::runtime::{machine, thread};
@@ -57,6 +58,8 @@ pub fn watch_own() -> Result<()> {
 /// [`Exit::Config`] if mpiexec does not say which rank this is; [`Exit::Io`] if the rank cannot be started.
 pub fn supervise() -> Result<i32> {
     let launched = environment::launched().ok_or_else(unknown_launcher)?;
+    // A signal may be sent to every process of a job. The rank answers it; a supervisor that died of it would end the rank amid its save.
+    let _caught = super::listen()?;
     let socket = PathBuf::from(std::env::var_os(SOCKET).unwrap_or_default());
     let stream = UnixStream::connect(&socket).map_err(|e| io_failure("reach the parent at", &socket, &e))?;
     let mut commands = protocol::receive(stream.try_clone()?);
@@ -111,7 +114,7 @@ fn open_output(command: &mut Command, stdout: &Path, stderr: &Path) -> Option<()
 
 fn tell(stream: &Mutex<UnixStream>, message: &FromRank) {
     // If the parent is gone, the thread that listens to it ends the rank.
-    let _ = protocol::send(&mut *stream.lock().unwrap_or_else(PoisonError::into_inner), message);
+    let _ = send_line(&mut *stream.lock().unwrap_or_else(PoisonError::into_inner), message);
 }
 
 /// Passes on the lines of `stderr`; what is returned ends when they do.

@@ -2,7 +2,7 @@
 //!
 //! Every rank is connected with rank 0, which passes on what concerns all. Nothing else is sent.
 
-use super::send;
+use crate::distributed::message::send_line;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader};
@@ -141,7 +141,7 @@ impl Shared {
         let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
         for (_, writer) in writers.iter_mut().filter(|(rank, _)| Some(*rank) != except) {
             // One that is gone needs no message.
-            let _ = send(writer, message);
+            let _ = send_line(writer, message);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::abi::{Api, Communicator, UniqueId};
 use super::{Control, Nccl, library};
+use crate::distributed::Collective as _;
 use crate::distributed::environment::Launched;
 use crate::distributed::group::{Member, ProcessGroup};
 use crate::distributed::launch::own_launch;
@@ -65,7 +66,12 @@ fn join_over_mpi(launched: &Launched, device: &Device) -> Result<ProcessGroup> {
     };
     let id = group.on_first("NCCL's id", || Ok(api.unique_id()?.to_bytes()))?;
     let joined = communicator(&api, &id, group.rank(), group.ranks(), device);
-    let (communicator, stream) = group.agree("NCCL", joined)?;
+    let joined = group.agree("NCCL", joined);
+    if joined.is_err() {
+        // All ranks know, and nothing ends the group in their place: it is not complete.
+        mpi.leave();
+    }
+    let (communicator, stream) = joined?;
     let nccl = Nccl::new(communicator, stream, Control::Mpi(mpi), group.rank(), group.ranks());
     ProcessGroup::new(Box::new(nccl), &name)
 }
@@ -126,7 +132,7 @@ fn card_name(device: &Device) -> String {
 }
 
 fn communicator(api: &Api, id: &[u8], rank: usize, ranks: usize, device: &Device) -> Result<(Communicator, Stream)> {
-    let stream = Stream::of(device)?;
+    let stream = Stream::on(device)?;
     // The GPU of this thread is the one that NCCL takes.
     stream.handle()?;
     let id = UniqueId::from_bytes(id)?;

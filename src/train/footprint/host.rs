@@ -26,7 +26,7 @@ impl RanksHere {
     }
 
     /// The ranks of `group`.
-    pub fn of(group: &ProcessGroup) -> Self {
+    pub fn in_group(group: &ProcessGroup) -> Self {
         let members = group.members();
         let own = members.get(group.rank());
         Self {

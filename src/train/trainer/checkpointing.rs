@@ -175,13 +175,17 @@ impl Trainer {
     /// Between steps: handles a save in flight that has ended, and a directory that is no longer the run's.
     pub(super) fn look_after_saves(&mut self) -> Result<()> {
         // Asked between steps, or a dead thread would show only when its work is needed.
-        self.group.agree("threads", thread::dead().map_or(Ok(()), |failure| Err(failure.into())))?;
-        let ended = self.on_first("saves in flight", |trainer| match trainer.saves.saver.poll()? {
-            Some(done) => trainer.assess_save(done.step, done.result, done.took),
-            None => Ok(Finding::Fine),
+        if let Some(failure) = thread::dead() {
+            return Err(failure.into());
+        }
+        let finding = self.on_first("saves and the run directory", |trainer| {
+            let ended = match trainer.saves.saver.poll()? {
+                Some(done) => trainer.assess_save(done.step, done.result, done.took)?,
+                None => Finding::Fine,
+            };
+            Ok(if ended == Finding::Fine { trainer.look_at_place_in_time() } else { ended })
         })?;
-        self.act_on(ended)?;
-        self.check_place_in_time()
+        self.act_on(finding)
     }
 
     /// Waits for the save in flight, if there is one, and handles it.

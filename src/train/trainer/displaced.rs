@@ -17,13 +17,9 @@ use std::time::{Duration, Instant};
 const CHECK_EVERY: Duration = Duration::from_secs(10);
 
 impl Trainer {
-    /// [`check_place`](Self::check_place), if that was some time ago.
-    pub(super) fn check_place_in_time(&mut self) -> Result<()> {
-        let finding = self.on_first("the run directory", |trainer| {
-            let is_due = trainer.last_seen_in_place.elapsed() >= CHECK_EVERY;
-            Ok(if is_due { trainer.look_at_place() } else { Finding::Fine })
-        })?;
-        self.act_on(finding)
+    /// [`look_at_place`](Self::look_at_place), if that was some time ago.
+    pub(super) fn look_at_place_in_time(&mut self) -> Finding {
+        if self.last_seen_in_place.elapsed() < CHECK_EVERY { Finding::Fine } else { self.look_at_place() }
     }
 
     /// Ends the run, saved elsewhere, if its directory is no longer its own.

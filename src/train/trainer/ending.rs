@@ -33,7 +33,7 @@ impl Trainer {
         let mut event = json!({"step": step, "sources": sources});
         if self.group.ranks() > 1 {
             // Of this process: an attempt before a resume is not counted.
-            event["bytes_sent"] = self.group.traffic().bytes.into();
+            event["bytes_sent"] = self.group.bytes_sent().into();
         }
         self.logs.events.append("finish", event)?;
         self.progress.finish();

@@ -176,7 +176,7 @@ impl Trainer {
         if old == 1 {
             let message = format!(
                 "step {step}: {error}, with one sequence at a time; {} were expected",
-                HostFootprint::new(&self.config, &self.device, RanksHere::of(&self.group))
+                HostFootprint::new(&self.config, &self.device, RanksHere::in_group(&self.group))
             );
             return Err(fail(Exit::Memory, message)
                 .hint("shorten train.sequence_length or choose a smaller model")
@@ -187,7 +187,7 @@ impl Trainer {
         let new = (1..=old / 2).rev().find(|n| sequences.is_multiple_of(*n)).unwrap_or(1);
         self.config.train.micro_batch_size = new;
         // Decided anew: a smaller micro-batch may leave room to keep activations.
-        self.state.model.recompute = recompute(&self.config, &self.device, RanksHere::of(&self.group));
+        self.state.model.recompute = recompute(&self.config, &self.device, RanksHere::in_group(&self.group));
         self.progress.warn(&format!("step {step}: {error}: train.micro_batch_size is {new} from now on"));
         self.logs.events.append(
             "out_of_memory",

@@ -77,7 +77,7 @@ impl Trainer {
             thousands(train.steps),
             thousands(train.tokens_per_step as u64),
             thousands(self.data.dataset.train_tokens()),
-            HostFootprint::new(&self.config, &self.device, RanksHere::of(&self.group)),
+            HostFootprint::new(&self.config, &self.device, RanksHere::in_group(&self.group)),
         )
     }
 

@@ -148,6 +148,23 @@ fn a_request_to_stop_reaches_all_ranks() {
     assert!(!said.contains("error:"), "{said}");
 }
 
+/// A batch system may signal every process of a job: a supervisor that dies of it would end its rank amid the last save.
+#[test]
+#[cfg_attr(not(has_mpi), ignore = "no MPI: run scripts/mpi.sh")]
+fn a_signal_to_supervisors_leaves_their_ranks_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = Running::start(dir.path());
+    let family = family(running.child.id());
+    let supervisors: Vec<_> = family.iter().filter(|(is_rank, rank, _)| !is_rank && !rank.is_empty()).collect();
+    assert_eq!(supervisors.len(), 2);
+    supervisors.iter().for_each(|(.., process)| kill("TERM", *process));
+    // Longer than a rank takes to notice that its supervisor is gone.
+    std::thread::sleep(Duration::from_secs(2));
+    kill("TERM", running.child.id());
+    let (status, said) = running.end();
+    assert_eq!(status.code(), Some(75), "{said}");
+}
+
 #[test]
 #[cfg_attr(not(has_mpi), ignore = "no MPI: run scripts/mpi.sh")]
 fn ranks_do_not_outlive_their_parent_or_supervisor() {

@@ -20,7 +20,7 @@ pub struct Mark(CudaEvent);
 impl Stream {
     /// # Errors
     /// `device` is no GPU.
-    pub fn of(device: &Device) -> Result<Self> {
+    pub fn on(device: &Device) -> Result<Self> {
         match device {
             Device::Cuda(cuda) => Ok(Self { cuda: cuda.clone(), device: device.clone() }),
             _ => bail!("a CPU has no stream"),

@@ -29,15 +29,7 @@ pub(super) fn updates(bench: &mut Bench) -> Result<()> {
     let flat = cpu_adamw::Flat { param: &p, grad: &g, exp_avg: &m, exp_avg_sq: &v, copy: Some(&rounded), first: 0 };
     cpu_adamw::adamw_on_gpu(&flat, &ranges, &hyper)?;
     let host_g = wide(&g)?;
-    let flat = cpu_adamw::Flat {
-        param: &host[0],
-        grad: &host_g,
-        exp_avg: &host[1],
-        exp_avg_sq: &host[2],
-        copy: None,
-        first: 0,
-    };
-    cpu_adamw::adamw(&flat, &ranges, &hyper)?;
+    update_on_host(&host, &host_g, &ranges, &hyper)?;
     for (what, got, want) in [("adamw p", &p, &host[0]), ("adamw m", &m, &host[1]), ("adamw v", &v, &host[2])] {
         bench.within(bench.f32(), what, got, want)?;
     }
@@ -72,16 +64,7 @@ fn round_moments(bench: &mut Bench, hyper: &cpu_adamw::Hyper, ranges: &[cpu_adam
     let host = [wide(&p)?.copy()?, wide(&m)?.copy()?, wide(&v)?.copy()?];
     let flat = cpu_adamw::Flat { param: &p, grad: &g, exp_avg: &m, exp_avg_sq: &v, copy: None, first: 0 };
     cpu_adamw::adamw_on_gpu(&flat, ranges, &hyper)?;
-    let host_g = wide(&g)?;
-    let flat = cpu_adamw::Flat {
-        param: &host[0],
-        grad: &host_g,
-        exp_avg: &host[1],
-        exp_avg_sq: &host[2],
-        copy: None,
-        first: 0,
-    };
-    cpu_adamw::adamw(&flat, ranges, &hyper)?;
+    update_on_host(&host, &wide(&g)?, ranges, &hyper)?;
     bench.within(bench.f32(), "adamw p, rounded moments", &p, &host[0])?;
     for (what, got, want) in [("adamw m in bf16", &m, &host[1]), ("adamw v in bf16", &v, &host[2])] {
         bench.within(2.0 * BF16, what, got, want)?;
@@ -91,4 +74,15 @@ fn round_moments(bench: &mut Bench, hyper: &cpu_adamw::Hyper, ranges: &[cpu_adam
         }
     }
     Ok(())
+}
+
+/// The update of the CPU on `host`, which holds weights and both moments.
+fn update_on_host(
+    host: &[Tensor; 3],
+    grad: &Tensor,
+    ranges: &[cpu_adamw::Range],
+    hyper: &cpu_adamw::Hyper,
+) -> Result<()> {
+    let [param, exp_avg, exp_avg_sq] = host.each_ref();
+    cpu_adamw::adamw(&cpu_adamw::Flat { param, grad, exp_avg, exp_avg_sq, copy: None, first: 0 }, ranges, hyper)
 }
