@@ -277,16 +277,6 @@ def kill_all(pids) -> None:
             pass
 
 
-def finish(process: subprocess.Popen, seconds: float) -> int | None:
-    """The exit code of a process, or none if it has not ended after so many seconds: then it is killed."""
-    try:
-        return process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        return None
-
-
 # A run that is disturbed
 
 STEPS = 120

@@ -51,7 +51,7 @@ CASES = [("10m", 256, 1024), ("10m", 1024, 2048), ("34m", 256, 1024)]
 QUICK = [("quick", 64, 512)]
 LOSS_TOLERANCE = 1e-4
 TURN_SECONDS = 5.0
-# The files of a pretended run for the count of bytes.
+# Steps of the two runs whose difference is what a step sends.
 COUNTED_STEPS = (4, 12)
 
 
