@@ -21,6 +21,7 @@ use crate::distributed::environment;
 use crate::distributed::launch::supervisor;
 use crate::metrics::{Color, Console};
 use crate::ops::device::{self, DeviceChoice};
+use crate::ops::simd;
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::write_atomic;
 use crate::runtime::shell::quoted;
@@ -148,6 +149,7 @@ fn ranks_of(command: &Command) -> Ranks {
 }
 
 fn run_command(cli: Cli, console: Console) -> Result<()> {
+    check_simd()?;
     set_threads(cli.global.threads)?;
     if cli.global.quiet {
         silence_renamed_keys();
@@ -157,6 +159,14 @@ fn run_command(cli: Cli, console: Console) -> Result<()> {
     let written = device::op_times().map(|(path, times)| write_atomic(&path, format!("{times:#}\n").as_bytes()));
     result?;
     written.unwrap_or(Ok(()))
+}
+
+fn check_simd() -> Result<()> {
+    simd::permitted().map(drop).map_err(|value| {
+        fail(Exit::Config, format!("{}={value}: no such instructions", simd::VARIABLE))
+            .hint(format!("one of {}", simd::level_names()))
+            .into()
+    })
 }
 
 fn dispatch(command: Command, console: Console) -> Result<()> {

@@ -30,6 +30,7 @@ pub mod weights;
 
 use crate::config::ModelConfig;
 use crate::ops::attention::Heads;
+use crate::ops::cpu::on_first_of_pool;
 use crate::ops::cross_entropy::{cross_entropy, cross_entropy_and_backward, logit_squares};
 use crate::ops::embedding::{embedding, embedding_backward};
 use crate::ops::is_on_gpu;
@@ -52,6 +53,7 @@ pub struct Llama {
     pub config: ModelConfig,
     /// Where each named tensor lies.
     pub layout: Layout,
+    /// In f32, or bf16 ([`held_in_bf16`](Self::held_in_bf16)).
     pub flat: Tensor,
     weights: Weights,
     blocks: Vec<Block>,
@@ -149,8 +151,19 @@ impl ActivationStats {
 impl Llama {
     /// A model over `flat` (see [`Layout`]), which it shares: an update of the buffer is an update of the model.
     pub fn new(config: &ModelConfig, flat: Tensor) -> Result<Self> {
+        let weights = Weights::views(&flat, config, &Layout::new(config))?;
+        Self::with_weights(config, flat, weights)
+    }
+
+    /// A model for reading alone, on the CPU, over weights that are held in bf16: `flat`, as in [`new`](Self::new). `norms` are the exact
+    /// weights of the norms, in the order of the layout.
+    pub fn held_in_bf16(config: &ModelConfig, flat: Tensor, norms: Vec<Tensor>) -> Result<Self> {
+        let weights = Weights::views(&flat, config, &Layout::new(config))?.with_norms(norms)?;
+        Self::with_weights(config, flat, weights)?.with_precision(Precision::Bf16)
+    }
+
+    fn with_weights(config: &ModelConfig, flat: Tensor, weights: Weights) -> Result<Self> {
         let layout = Layout::new(config);
-        let weights = Weights::views(&flat, config, &layout)?;
         let heads = Heads { q: config.num_attention_heads, kv: config.num_key_value_heads, dim: config.head_dim };
         let blocks = weights.blocks.iter().enumerate().map(|(index, weights)| Block {
             weights: weights.clone(),
@@ -177,6 +190,11 @@ impl Llama {
         })
     }
 
+    /// Whether products take weights that are in bf16 in memory.
+    pub fn is_in_bf16(&self) -> bool {
+        self.weights.lm_head.dtype() == DType::BF16
+    }
+
     /// The same model with matrix products in `precision`; on a GPU, bf16 is also the type of weights and activations.
     pub fn with_precision(mut self, precision: Precision) -> Result<Self> {
         self.precision = precision;
@@ -184,7 +202,7 @@ impl Llama {
         if precision == Precision::Bf16 && is_on_gpu(&self.flat) {
             // Norms included, though their exact weights are used: every tensor keeps its offset.
             let copy = Tensor::zeros(self.layout.total, DType::BF16, self.flat.device())?;
-            self.weights = Weights::views(&copy, &self.config, &self.layout)?.with_norms_of(&self.weights);
+            self.weights = Weights::views(&copy, &self.config, &self.layout)?.with_norms(self.weights.norms())?;
             for (block, weights) in self.blocks.iter_mut().zip(&self.weights.blocks) {
                 block.weights = weights.clone();
             }
@@ -244,6 +262,12 @@ impl Llama {
         }
     }
 
+    /// Runs a pass where its ops compute. From another thread each of them would move to a computing thread and back, and its tensors
+    /// from one core's cache to another's.
+    fn on_computing_thread<R: Send>(&self, pass: impl FnOnce() -> R + Send) -> R {
+        if is_on_gpu(&self.flat) { pass() } else { on_first_of_pool(pass) }
+    }
+
     /// A training pass: losses of every position, and the gradients of `scale · Σ losses` ADDED to `grads`.
     ///
     /// `inputs` (b, t) u32; `targets` (b·t) u32, [`IGNORE`](crate::ops::cross_entropy::IGNORE) where nothing is trained; a row
@@ -256,8 +280,24 @@ impl Llama {
         scale: f32,
         grads: &Grads,
     ) -> Result<TrainOutput> {
-        let TrainInput { documents, noise, observe } = feed;
         let started = Instant::now();
+        let mut output =
+            self.on_computing_thread(|| self.training_pass(started, inputs, targets, feed, scale, grads))?;
+        // Waking the other threads up is a part of forward, and waiting for them of backward.
+        output.times.backward = started.elapsed() - output.times.forward - output.times.head;
+        Ok(output)
+    }
+
+    fn training_pass(
+        &self,
+        started: Instant,
+        inputs: &Tensor,
+        targets: &Tensor,
+        feed: TrainInput,
+        scale: f32,
+        grads: &Grads,
+    ) -> Result<TrainOutput> {
+        let TrainInput { documents, noise, observe } = feed;
         let mut times = PassTimes::default();
         let mut logit_max = Vec::new();
         let cx = Context { rope: &self.rope, documents, noise };
@@ -299,7 +339,6 @@ impl Llama {
         if let Some(grads) = weight_grads {
             embedding_backward(inputs, &dx, &grads.embed_tokens)?;
         }
-        times.backward = started.elapsed() - times.forward - times.head;
         Ok(TrainOutput { losses, times, observed })
     }
 
@@ -314,8 +353,10 @@ impl Llama {
 
     /// Losses of every position (b·t), without gradients and without saving activations.
     pub fn losses(&self, inputs: &Tensor, targets: &Tensor, documents: Option<&DocumentStarts>) -> Result<Tensor> {
-        let hidden = self.hidden(inputs, documents)?.flatten_to(1)?;
-        cross_entropy(&hidden, &self.weights.lm_head, targets, self.precision)
+        self.on_computing_thread(|| {
+            let hidden = self.hidden(inputs, documents)?.flatten_to(1)?;
+            cross_entropy(&hidden, &self.weights.lm_head, targets, self.precision)
+        })
     }
 
     /// Logits of every position (b, t, v): for tests and small inputs; training and evaluation never hold them.
@@ -338,7 +379,8 @@ impl Llama {
     }
 
     fn final_norm(&self, residual: &Residual) -> Result<Normed> {
-        add_rms_norm(&residual.h, residual.pending.as_ref(), &self.weights.norm, self.config.rms_norm_eps)
+        let eps = self.config.rms_norm_eps;
+        add_rms_norm(&residual.h, residual.pending.as_ref(), &self.weights.norm, eps, self.precision)
     }
 }
 

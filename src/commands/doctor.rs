@@ -1,22 +1,23 @@
 //! `doctor`: what this machine and build offer, and whether every op computes what it should here.
 
 use super::print;
-use crate::ops::precision::Precision;
-use crate::ops::{device, selftest, simd_level};
+use crate::ops::product_rate::{ProductRates, ProductShape};
+use crate::ops::simd::SimdLevel;
+use crate::ops::{device, selftest};
 use crate::runtime::error::{Exit, fail};
 use crate::train::footprint::bytes;
 use anyhow::Result;
 
 pub(crate) fn run() -> Result<()> {
     let mut text = format!(
-        "llama-lite {}\nplatform   {} {}\ncpu        {} threads, {}, bf16 products: {}\ngpu        {}\n{}\nself-test  (largest relative difference \
+        "llama-lite {}\nplatform   {} {}\ncpu        {} threads, {}\nproducts   {}\ngpu        {}\n{}\nself-test  (largest relative difference \
          from candle's autograd, at most {:.0e})\n",
         crate::VERSION,
         std::env::consts::OS,
         std::env::consts::ARCH,
         rayon::current_num_threads(),
-        simd_level(),
-        if Precision::Bf16.supported() { "yes" } else { "no" },
+        SimdLevel::in_use(),
+        products()?,
         gpu(),
         attention(),
         selftest::TOLERANCE,
@@ -34,6 +35,18 @@ pub(crate) fn run() -> Result<()> {
     Err(fail(Exit::Internal, format!("self-test failed: {}", failed.join(", ")))
         .hint("do not trust training on this machine; please report this output")
         .into())
+}
+
+/// The precisions of the CPU's products, with their rates where no GPU computes them.
+fn products() -> Result<String> {
+    let bf16 = SimdLevel::in_use().bf16_products();
+    if !device::used().is_cpu() {
+        return Ok(format!("f32, bf16 ({bf16})"));
+    }
+    let rates = ProductRates::measure(ProductShape::LARGE)?;
+    let threads = rayon::current_num_threads();
+    let plural = if threads == 1 { "" } else { "s" };
+    Ok(format!("{rates}, {threads} thread{plural}; bf16: {bf16}"))
 }
 
 fn gpu() -> String {

@@ -15,7 +15,7 @@ use super::noise::Noise;
 use super::params::Cursor;
 use crate::config::{ModelConfig, Product};
 use crate::ops::attention::{Heads, attention, attention_backward, attention_cached, attention_prefix_tree, max_logit};
-use crate::ops::linear::{linear, linear_backward, linear_backward_input};
+use crate::ops::linear::{linear, linear_backward, linear_backward_input, linear_saved};
 use crate::ops::lora::{LoraAdapter, lora, lora_backward};
 use crate::ops::noise::Dropout;
 use crate::ops::positions::{DocumentStarts, Positions};
@@ -57,13 +57,14 @@ impl BlockWeights {
         })
     }
 
-    /// The same with the weights of the norms as `exact` has them.
-    pub(super) fn with_norms_of(self, exact: &Self) -> Self {
-        Self {
-            input_layernorm: exact.input_layernorm.clone(),
-            post_attention_layernorm: exact.post_attention_layernorm.clone(),
-            ..self
-        }
+    /// The weights of the norms, in the order of the flat buffer.
+    pub(super) fn norms(&self) -> [&Tensor; 2] {
+        [&self.input_layernorm, &self.post_attention_layernorm]
+    }
+
+    /// The places of [`norms`](Self::norms).
+    pub(super) fn norms_mut(&mut self) -> [&mut Tensor; 2] {
+        [&mut self.input_layernorm, &mut self.post_attention_layernorm]
     }
 
     /// The weight of a product, or the gradient of it.
@@ -196,6 +197,11 @@ impl Block {
         self.heads.q + self.heads.kv
     }
 
+    /// The type in memory of what only products read. Adapters read it as well, in f32.
+    fn stored(&self) -> Precision {
+        if self.adapters.is_some() { Precision::F32 } else { self.precision }
+    }
+
     fn adapter(&self, product: Product) -> Option<(&LoraAdapter, f64)> {
         let (adapters, scale) = self.adapters.as_ref()?;
         adapters[product as usize].as_ref().map(|adapter| (adapter, *scale))
@@ -207,6 +213,10 @@ impl Block {
 
     /// One of the block's products of `x`, adapters included.
     fn project(&self, product: Product, x: &Tensor, noise: Option<&Noise>) -> Result<Tensor> {
+        if product == Product::GateUp && self.adapters.is_none() {
+            // The largest of what forward saves.
+            return linear_saved(x, self.weights.product(product), self.precision);
+        }
         let y = linear(x, self.weights.product(product), self.precision)?;
         if let Some((adapter, scale)) = self.adapter(product) {
             lora(&y, x, adapter, scale, self.dropout(product, x, noise).as_ref(), self.precision)?;
@@ -241,7 +251,7 @@ impl Block {
     /// The stream above this block, and what was computed on the way.
     pub fn forward(&self, residual: Residual, cx: Context, attend: Attend) -> Result<(Residual, Activations)> {
         let w = &self.weights;
-        let normed = add_rms_norm(&residual.h, residual.pending.as_ref(), &w.input_layernorm, self.eps)?;
+        let normed = add_rms_norm(&residual.h, residual.pending.as_ref(), &w.input_layernorm, self.eps, self.stored())?;
         let (activations, act) = self.up_to_activation(normed, cx, attend)?;
         // The next norm adds this while it reads the stream anyway: one pass over memory less.
         let pending = Some(self.project(Product::Down, &act, cx.noise)?);
@@ -258,9 +268,9 @@ impl Block {
         let (attn, lse) = self.attention(&qkv, cx, attend)?;
         let o = self.project(Product::O, &attn, cx.noise)?;
         let Normed { h, y: n2, rstd: rstd2 } =
-            add_rms_norm(&x, Some(&o), &self.weights.post_attention_layernorm, self.eps)?;
+            add_rms_norm(&x, Some(&o), &self.weights.post_attention_layernorm, self.eps, self.stored())?;
         let gate_up = self.project(Product::GateUp, &n2, cx.noise)?;
-        let act = swiglu(&gate_up)?;
+        let act = swiglu(&gate_up, self.stored())?;
         let n1 = Some(n1);
         let n2 = Some(n2);
         Ok((Activations { x, rstd1, n1, qkv, attn, lse, h, rstd2, n2, gate_up, act: None }, act))
@@ -289,7 +299,7 @@ impl Block {
     /// What was computed on the way, once more from the block's input: the same bits.
     fn activations_again(&self, x: &Tensor, cx: Context) -> Result<Activations> {
         // `x` was saved after the addition, so nothing is pending.
-        let normed = add_rms_norm(x, None, &self.weights.input_layernorm, self.eps)?;
+        let normed = add_rms_norm(x, None, &self.weights.input_layernorm, self.eps, self.stored())?;
         let (activations, act) = self.up_to_activation(normed, cx, Attend::Batch)?;
         Ok(Activations { act: Some(act), ..activations })
     }
@@ -317,12 +327,12 @@ impl Block {
         };
 
         // Each tensor is dropped after its last use: at the peak a block's activations and their gradients are there together.
-        let act = act.map_or_else(|| swiglu(&gate_up), Ok)?;
+        let act = act.map_or_else(|| swiglu(&gate_up, self.stored()), Ok)?;
         let ds = self.project_backward(Product::Down, &dy, &act, cx.noise, grads)?;
         drop(act);
-        let dgate_up = swiglu_backward(&gate_up, &ds)?;
+        let dgate_up = swiglu_backward(&gate_up, &ds, self.stored())?;
         drop((gate_up, ds));
-        let n2 = n2.map_or_else(|| rms_norm_recompute(&h, &rstd2, &w.post_attention_layernorm), Ok)?;
+        let n2 = n2.map_or_else(|| rms_norm_recompute(&h, &rstd2, &w.post_attention_layernorm, self.stored()), Ok)?;
         let dn2 = self.project_backward(Product::GateUp, &dgate_up, &n2, cx.noise, grads)?;
         drop((dgate_up, n2));
         // The stream's gradient reaches `h` twice: through the feed-forward, and past it as `dy`.
@@ -334,7 +344,7 @@ impl Block {
         let dqkv = attention_backward(&qkv, &attn, &lse, &dattn, self.heads, cx.documents, self.precision)?;
         drop((qkv, attn, dattn));
         rope_backward(&dqkv, cx.rope, self.rotated(), Positions::of_documents(cx.documents))?;
-        let n1 = n1.map_or_else(|| rms_norm_recompute(&x, &rstd1, &w.input_layernorm), Ok)?;
+        let n1 = n1.map_or_else(|| rms_norm_recompute(&x, &rstd1, &w.input_layernorm, self.stored()), Ok)?;
         let dn1 = self.project_backward(Product::Qkv, &dqkv, &n1, cx.noise, grads)?;
         rms_norm_backward(&dn1, &x, &rstd1, &w.input_layernorm, Some(&dh), norms.map(|(input, _)| input))
     }

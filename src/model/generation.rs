@@ -4,8 +4,8 @@ use super::Llama;
 use super::block::{Attend, Context, Residual};
 #[cfg(any(test, feature = "cuda"))]
 use super::decode::Decoder;
-use super::kv_cache::KvCache;
-#[cfg(any(test, feature = "cuda"))]
+use super::kv_cache::{KvCache, LayerCache};
+use crate::ops::cpu::in_pool;
 use crate::ops::is_on_gpu;
 use crate::ops::linear::linear;
 use candle_core::{DType, Result, Tensor, bail};
@@ -20,8 +20,7 @@ impl Llama {
 
     /// Feeds `inputs` (b, t) after what the cache holds; f32 logits (b, v) of the last position.
     pub fn next_logits(&self, inputs: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
-        let t = inputs.dim(1)?;
-        if t == 0 {
+        if inputs.dim(1)? == 0 {
             bail!("nothing to feed");
         }
         #[cfg(any(test, feature = "cuda"))]
@@ -30,9 +29,16 @@ impl Llama {
         {
             return Ok(logits);
         }
+        let layers = &mut cache.layers;
+        if is_on_gpu(&self.flat) { self.over(inputs, layers) } else { in_pool(|| self.over(inputs, layers)) }
+    }
+
+    /// [`next_logits`](Self::next_logits), op by op.
+    fn over(&self, inputs: &Tensor, layers: &mut [LayerCache]) -> Result<Tensor> {
+        let t = inputs.dim(1)?;
         let cx = Context { rope: &self.rope, documents: None, noise: None };
         let mut residual = self.embed(inputs)?;
-        for (block, layer) in self.blocks.iter().zip(&mut cache.layers) {
+        for (block, layer) in self.blocks.iter().zip(layers) {
             residual = block.forward(residual, cx, Attend::Cache(layer))?.0;
         }
         // Only the last position goes through the head.

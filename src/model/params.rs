@@ -5,8 +5,9 @@
 
 use crate::config::ModelConfig;
 use crate::ops::adamw::Range;
-use crate::ops::cpu;
+use crate::ops::{cpu, large_pages};
 use candle_core::{DType, Device, Result, Tensor, bail};
+use half::bf16;
 
 /// One named tensor inside the flat buffer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,7 +51,15 @@ impl Layout {
     }
 
     pub fn zeros(&self, device: &Device) -> Result<Tensor> {
+        if device.is_cpu() {
+            return Tensor::from_vec(large_pages::filled(0f32, self.total), self.total, device);
+        }
         Tensor::zeros(self.total, DType::F32, device)
+    }
+
+    /// The same in bf16, on the CPU: for weights that are only read.
+    pub fn zeros_bf16(&self) -> Result<Tensor> {
+        Tensor::from_vec(large_pages::filled(bf16::ZERO, self.total), self.total, &Device::Cpu)
     }
 
     /// The ranges of the optimizer: weight decay on tensors with two dimensions, none on norms.

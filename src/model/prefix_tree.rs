@@ -21,6 +21,10 @@ impl Llama {
         if row.len() != tree.len() || row.is_empty() {
             bail!("{} tokens for a prefix tree of {}", row.len(), tree.len());
         }
+        self.on_computing_thread(|| self.prefix_tree_pass(row, tree, targets))
+    }
+
+    fn prefix_tree_pass(&self, row: Vec<u32>, tree: &PrefixTree, targets: &[TargetToken]) -> Result<Vec<Scored>> {
         let device = self.flat.device();
         let cx = Context { rope: &self.rope, documents: None, noise: None };
         let mut residual = self.embed(&Tensor::from_vec(row, (1, tree.len()), &Device::Cpu)?)?;

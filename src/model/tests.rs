@@ -1,3 +1,5 @@
+mod bf16_weights;
+
 use super::*;
 use candle_core::Device;
 
@@ -204,9 +206,12 @@ fn recomputing_changes_no_bit() {
     };
     let expected = pass(Recompute::Selective, Precision::F32);
     assert!(expected.1.0.iter().any(|&x| x != 0.0));
+    let rounded_on_cpu = pass(Recompute::Selective, Precision::Bf16);
+    assert!(rounded_on_cpu != expected);
     let rounded = crate::ops::cuda::emulated(|| pass(Recompute::Selective, Precision::Bf16));
     for recompute in [Recompute::None, Recompute::Full] {
         assert!(pass(recompute, Precision::F32) == expected, "{recompute:?}");
+        assert!(pass(recompute, Precision::Bf16) == rounded_on_cpu, "{recompute:?} in bf16 on the CPU");
         let again = crate::ops::cuda::emulated(|| pass(recompute, Precision::Bf16));
         assert!(again == rounded, "{recompute:?} in bf16");
     }

@@ -5,7 +5,7 @@
 use super::block::BlockWeights;
 use super::params::{Cursor, Layout};
 use crate::config::ModelConfig;
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 
 /// Views of all weights (or gradients) of a model in a flat buffer.
 #[derive(Clone, Debug)]
@@ -33,10 +33,21 @@ impl Weights {
         Ok(Self { embed_tokens, blocks, norm, lm_head })
     }
 
-    /// The same with the weights of the norms as `exact` has them.
-    pub fn with_norms_of(self, exact: &Self) -> Self {
-        let blocks = self.blocks.into_iter().zip(&exact.blocks).map(|(block, exact)| block.with_norms_of(exact));
-        Self { norm: exact.norm.clone(), blocks: blocks.collect(), ..self }
+    /// The weights of all norms, in the order of the flat buffer.
+    pub fn norms(&self) -> Vec<Tensor> {
+        let all = self.blocks.iter().flat_map(BlockWeights::norms).chain([&self.norm]);
+        all.cloned().collect()
+    }
+
+    /// The same with these [`norms`](Self::norms).
+    pub fn with_norms(mut self, norms: Vec<Tensor>) -> Result<Self> {
+        let places: Vec<&mut Tensor> =
+            self.blocks.iter_mut().flat_map(BlockWeights::norms_mut).chain([&mut self.norm]).collect();
+        if norms.len() != places.len() || norms.iter().zip(&places).any(|(norm, place)| norm.dims() != place.dims()) {
+            bail!("{} weights of norms for a model of {}, or other shapes", norms.len(), places.len());
+        }
+        places.into_iter().zip(norms).for_each(|(place, norm)| *place = norm);
+        Ok(self)
     }
 }
 

@@ -5,6 +5,7 @@
 //! NEON builds of the same loop add the same numbers in the same order.
 
 use std::cell::RefCell;
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Shape, Storage, Tensor, bail};
 
@@ -19,13 +20,30 @@ pub(crate) fn rows_per_piece(columns: usize) -> usize {
     (PIECE / columns.max(1)).max(1)
 }
 
+/// Runs `work` on one of the threads that compute. Each op that is called from elsewhere wakes one of them and waits for it, and products of one
+/// thread alone run where they are called: work would go to and fro between cores.
+pub(crate) fn in_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    rayon::scope(|_| work())
+}
+
+/// [`in_pool`] for work that allocates much: always on the same thread, because each one's allocator keeps what was freed there for the next
+/// time. All threads wake up for it, which they will have to anyway.
+pub(crate) fn on_first_of_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    let work = Mutex::new(Some(work));
+    let results = rayon::broadcast(|thread| {
+        let work = if thread.index() == 0 { work.lock().unwrap_or_else(PoisonError::into_inner).take() } else { None };
+        work.map(|work| work())
+    });
+    results.into_iter().flatten().next().expect("a pool has a first thread")
+}
+
 /// Evaluates an expression compiled for the widest instruction set this processor has (AVX-512, AVX2 + FMA, NEON or the baseline).
 ///
 /// A macro, because only code that is INLINED into the dispatch is compiled this way, and the compiler does not inline large closures by
 /// itself.
 macro_rules! simd {
     ($body:expr) => {
-        pulp::Arch::new().dispatch($crate::ops::cpu::Inlined(
+        $crate::ops::simd::arch().dispatch($crate::ops::cpu::Inlined(
             #[inline(always)]
             || $body,
         ))
@@ -198,7 +216,7 @@ fn fold(mut lanes: [f32; LANES]) -> f32 {
 
 /// `Σ f(aᵢ, bᵢ)` with lane accumulators; call inside [`simd!`].
 #[inline(always)]
-pub(crate) fn sum2(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
+pub(crate) fn sum2<B: Copy>(a: &[f32], b: &[B], f: impl Fn(f32, B) -> f32) -> f32 {
     let mut lanes = [0f32; LANES];
     let a_chunks = a.chunks_exact(LANES);
     let b_chunks = b.chunks_exact(LANES);
@@ -209,16 +227,22 @@ pub(crate) fn sum2(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
             lanes[l] += f(x[l], y[l]);
         }
     }
-    for (l, (x, y)) in a_rest.iter().zip(b_rest).enumerate() {
-        lanes[l] += f(*x, *y);
-    }
-    fold(lanes)
+    add_rest(lanes, a_rest, b_rest, f)
 }
 
 /// `Σ aᵢ bᵢ`; call inside [`simd!`].
 #[inline(always)]
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     sum2(a, b, |x, y| x * y)
+}
+
+/// The end of a [`sum2`] whose whole chunks of [`LANES`] elements are summed up in `lanes`.
+#[inline(always)]
+pub(crate) fn add_rest<B: Copy>(mut lanes: [f32; LANES], a: &[f32], b: &[B], f: impl Fn(f32, B) -> f32) -> f32 {
+    for (l, (x, y)) in a.iter().zip(b).enumerate() {
+        lanes[l] += f(*x, *y);
+    }
+    fold(lanes)
 }
 
 /// The largest element, -inf for none; NaN loses. Call inside [`simd!`].

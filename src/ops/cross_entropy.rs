@@ -5,7 +5,8 @@
 //! gradient accumulation gives the mean over the step whatever the micro-batch. Rows whose target is [`IGNORE`] cost nothing and
 //! train nothing.
 
-use super::gemm::{Into, Mat, matmul};
+use super::elements::{self, Elements};
+use super::gemm::{Into, Mat, Operand, matmul};
 use super::precision::Precision;
 pub use super::targets::{IGNORE, Scored};
 use super::{cpu, on_gpu};
@@ -28,8 +29,8 @@ pub fn reference(x_nc: &Tensor, w_vc: &Tensor, targets_n: &Tensor) -> Result<Ten
 }
 
 struct Head<'a> {
-    x: &'a [f32],
-    w: &'a [f32],
+    x: Elements<'a>,
+    w: Elements<'a>,
     targets: &'a [u32],
     channels: usize,
     vocab: usize,
@@ -49,8 +50,8 @@ impl Head<'_> {
         let rows = losses.len();
         let c = self.channels;
         let v = self.vocab;
-        let x = Mat::new(&self.x[from * c..], rows, c, c);
-        matmul(logits, v, Into::Overwrite, 1.0, x, Mat::new(self.w, v, c, c).t(), self.precision);
+        let x = Operand::new(self.x.after(from * c), rows, c);
+        matmul(logits, v, Into::Overwrite, 1.0, x, Operand::new(self.w, v, c).t(), self.precision);
         let per_piece = cpu::rows_per_piece(v);
         let targets = &self.targets[from..from + rows];
         logits
@@ -99,7 +100,7 @@ fn check(op: &str, x: &Tensor, w: &Tensor, targets: &Tensor) -> Result<(usize, u
 pub fn cross_entropy(x_nc: &Tensor, w_vc: &Tensor, targets_n: &Tensor, precision: Precision) -> Result<Tensor> {
     let (n, channels, vocab, targets) = check("cross_entropy", x_nc, w_vc, targets_n)?;
     on_gpu!(x_nc, super::cuda::cross_entropy(x_nc, w_vc, &targets));
-    let losses = cpu::read("cross_entropy", [x_nc, w_vc], |[x, w]| {
+    let losses = elements::read("cross_entropy", [x_nc, w_vc], |[x, w]| {
         let head = Head { x, w, targets: &targets, channels, vocab, precision };
         let step = head.rows_per_chunk();
         let mut losses = cpu::output(n);
@@ -122,7 +123,7 @@ pub fn cross_entropy(x_nc: &Tensor, w_vc: &Tensor, targets_n: &Tensor, precision
 pub fn score(x_nc: &Tensor, w_vc: &Tensor, targets_n: &Tensor, precision: Precision) -> Result<Vec<Scored>> {
     let (n, channels, vocab, targets) = check("score", x_nc, w_vc, targets_n)?;
     on_gpu!(x_nc, super::cuda::score(x_nc, w_vc, &targets));
-    cpu::read("score", [x_nc, w_vc], |[x, w]| {
+    elements::read("score", [x_nc, w_vc], |[x, w]| {
         let head = Head { x, w, targets: &targets, channels, vocab, precision };
         let step = head.rows_per_chunk();
         let mut scored = vec![Scored { loss: 0.0, best: false }; n];
@@ -148,7 +149,7 @@ pub fn logit_squares(x_nc: &Tensor, w_vc: &Tensor, precision: Precision) -> Resu
     on_gpu!(x_nc, super::cuda::logit_squares(x_nc, w_vc));
     // Every row of a chunk has a target; these are never looked at.
     let targets = vec![IGNORE; n];
-    cpu::read("logit_squares", [x_nc, w_vc], |[x, w]| {
+    elements::read("logit_squares", [x_nc, w_vc], |[x, w]| {
         let head = Head { x, w, targets: &targets, channels, vocab, precision };
         let step = head.rows_per_chunk();
         // One sum for each row, added in their order: the number of threads changes nothing.
@@ -175,7 +176,7 @@ pub fn cross_entropy_and_backward(
     let (n, c, vocab, targets) = check("cross_entropy", x_nc, w_vc, targets_n)?;
     on_gpu!(x_nc, super::cuda::cross_entropy_and_backward(x_nc, w_vc, &targets, scale, dw_vc));
     let mut losses = cpu::output(n);
-    let dx = cpu::read("cross_entropy", [x_nc, w_vc], |[x, w]| {
+    let dx = elements::read("cross_entropy", [x_nc, w_vc], |[x, w]| {
         let head = Head { x, w, targets: &targets, channels: c, vocab, precision };
         let step = head.rows_per_chunk();
         let mut dx = cpu::output(n * c);
@@ -187,10 +188,10 @@ pub fn cross_entropy_and_backward(
             head.chunk(logits, from, losses, |z, target| row_loss_and_gradient(z, target, scale));
             // Gradients have replaced the logits in place: one buffer of a chunk's size serves both.
             let dz = Mat::new(logits, rows, vocab, vocab);
-            matmul(dx, c, Into::Overwrite, 1.0, dz, Mat::new(w, vocab, c, c), precision);
+            matmul(dx, c, Into::Overwrite, 1.0, dz, Operand::new(w, vocab, c), precision);
             let Some(dw_vc) = dw_vc else { continue };
             cpu::update("cross_entropy", dw_vc, |dw| {
-                matmul(dw, c, Into::Accumulate, 1.0, dz.t(), Mat::new(&x[from * c..], rows, c, c), precision);
+                matmul(dw, c, Into::Accumulate, 1.0, dz.t(), Operand::new(x.after(from * c), rows, c), precision);
                 Ok(())
             })?;
         }

@@ -4,7 +4,7 @@
 //! all tokens in order over its own columns, and no sum depends on scheduling.
 
 use super::cpu::{self, SharedMut};
-use super::on_gpu;
+use super::{elements, on_gpu};
 use candle_core::{D, Result, Tensor, bail};
 use rayon::prelude::*;
 
@@ -31,10 +31,10 @@ pub fn embedding(ids: &Tensor, table_vc: &Tensor) -> Result<Tensor> {
     let mut shape = ids.dims().to_vec();
     shape.push(c);
     on_gpu!(table_vc, super::cuda::embedding(&id_list, &shape, table_vc));
-    let rows = cpu::read("embedding", [table_vc], |[table]| {
+    let rows = elements::read("embedding", [table_vc], |[table]| {
         let mut out = Vec::with_capacity(id_list.len() * c);
         for &id in &id_list {
-            out.extend_from_slice(&table[id as usize * c..][..c]);
+            table.extend_into(&mut out, id as usize * c, c);
         }
         Ok(out)
     })?;

@@ -8,59 +8,37 @@
 //!
 //! rayon distributes blocks of the destination to threads by work stealing; idle threads sleep, and there are no spin barriers.
 
-mod bf16;
+mod arithmetic;
 mod kernel;
+mod mat;
 mod pack;
+mod packed;
+#[cfg(target_arch = "x86_64")]
+mod pairs;
+mod rounded;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
+#[cfg(target_arch = "x86_64")]
+mod transpose;
+mod words;
 
 use super::cpu::SharedMut;
+use super::elements::Element;
 use super::precision::Precision;
-use kernel::{KC, Kernels, MR, NR, Order, Tile};
+use arithmetic::Arithmetic;
+use half::bf16;
+use kernel::{KC, Kernels, MR, NR, Tile};
+use mat::span;
+pub(crate) use mat::{Mat, Operand};
+use packed::Buffer;
+pub(crate) use packed::{PANEL, Packed, Panels};
 use rayon::prelude::*;
+pub(crate) use rounded::matmul_rounded;
 use std::cell::RefCell;
-use std::ops::Range;
 use std::sync::OnceLock;
-
-/// A matrix inside a slice: element `(i, j)` is `data[i * row_stride + j * col_stride]`.
-#[derive(Clone, Copy)]
-pub(crate) struct Mat<'a> {
-    data: &'a [f32],
-    rows: usize,
-    cols: usize,
-    row_stride: usize,
-    col_stride: usize,
-}
-
-/// Index one past the last element of a strided matrix; 0 if it is empty.
-fn span(rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> usize {
-    if rows == 0 || cols == 0 { 0 } else { (rows - 1) * row_stride + (cols - 1) * col_stride + 1 }
-}
-
-impl<'a> Mat<'a> {
-    /// Row-major `rows x cols` whose rows are `row_stride` apart.
-    pub(crate) fn new(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
-        assert!(span(rows, cols, row_stride, 1) <= data.len(), "matrix {rows}x{cols} does not fit its buffer");
-        Self { data, rows, cols, row_stride, col_stride: 1 }
-    }
-
-    pub(crate) fn t(self) -> Self {
-        Self {
-            data: self.data,
-            rows: self.cols,
-            cols: self.rows,
-            row_stride: self.col_stride,
-            col_stride: self.row_stride,
-        }
-    }
-
-    /// A tile of it where it lies in memory, and the distance of its rows or columns.
-    fn tile(&self, row: usize, rows: usize, term: usize, terms: usize, order: Order) -> (&'a [f32], usize) {
-        let data = &self.data[row * self.row_stride + term * self.col_stride..];
-        assert!(span(rows, terms, self.row_stride, self.col_stride) <= data.len());
-        (data, if order == Order::Rows { self.row_stride } else { self.col_stride })
-    }
-}
+use words::Pack;
 
 /// Whether the product replaces the destination's values or is added to them.
 #[derive(Clone, Copy, PartialEq)]
@@ -69,90 +47,12 @@ pub(crate) enum Into {
     Accumulate,
 }
 
-/// A right operand in packed form, or a part of one. Packed operands consist of 32-bit words: an f32, or two bf16 of successive terms.
-#[derive(Clone, Copy)]
-pub(crate) struct Panels<'a> {
-    data: &'a [f32],
-    precision: Precision,
-    /// Words of a panel's column.
-    len: usize,
-    /// The terms of the inner dimension that are used.
-    terms: (usize, usize),
-    cols: usize,
-}
-
-impl<'a> Panels<'a> {
-    /// The terms `range` of the inner dimension only.
-    pub(crate) fn terms(self, range: Range<usize>) -> Self {
-        assert!(range.end <= self.terms.1 && self.precision.terms_fit(range.start));
-        Self { terms: (self.terms.0 + range.start, range.len()), ..self }
-    }
-
-    /// The columns `range` only, which begins with a panel.
-    pub(crate) fn columns(self, range: Range<usize>) -> Self {
-        assert!(range.start.is_multiple_of(NR) && range.end <= self.cols);
-        Self { data: &self.data[range.start * self.len..], cols: range.len(), ..self }
-    }
-}
-
-/// The columns of a packed panel: where [`Panels::columns`] may begin.
-pub(crate) const PANEL: usize = NR;
-
-/// A right operand, packed once to be used several times.
-#[derive(Default)]
-pub(crate) struct Packed {
-    data: Vec<f32>,
-    rows: usize,
-    cols: usize,
-    precision: Precision,
-}
-
-impl Packed {
-    /// Packs `rhs` into memory of its own.
-    pub(crate) fn new(rhs: Mat, precision: Precision) -> Self {
-        let mut packed = Self::default();
-        packed.pack(rhs, precision);
-        packed
-    }
-
-    /// Packs `rhs`, reusing the memory of what was packed here before.
-    pub(crate) fn pack(&mut self, rhs: Mat, precision: Precision) {
-        (self.rows, self.cols, self.precision) = (rhs.rows, rhs.cols, precision);
-        let len = rhs.cols.div_ceil(NR) * NR * precision.words(rhs.rows);
-        grow(&mut self.data, len);
-        if len > 0 {
-            pack::rhs(&mut self.data[..len], &rhs, 0, (0, rhs.rows), precision);
-        }
-    }
-
-    /// The type that it was rounded to.
-    pub(crate) fn precision(&self) -> Precision {
-        self.precision
-    }
-
-    pub(crate) fn panels(&self) -> Panels<'_> {
-        Panels {
-            data: &self.data,
-            precision: self.precision,
-            len: self.precision.words(self.rows),
-            terms: (0, self.rows),
-            cols: self.cols,
-        }
-    }
-}
-
-fn grow(buffer: &mut Vec<f32>, len: usize) {
-    // Never shrinks: the next product is most likely as large. What an earlier one left is overwritten or not read.
-    if buffer.len() < len {
-        buffer.resize(len, 0.0);
-    }
-}
-
 /// Buffers that a thread keeps for its next product.
 #[derive(Default)]
 struct Scratch {
-    lhs: Vec<f32>,
+    lhs: Buffer,
     rhs: Packed,
+    sums: Buffer,
 }
 
 thread_local! {
@@ -185,18 +85,41 @@ struct Target {
 /// Below this many multiply-adds a product runs on the calling thread.
 const PARALLEL_FROM: usize = 1 << 18;
 
+/// The number of threads that a product of these sizes is spread over.
+fn threads_for(m: usize, n: usize, k: usize) -> usize {
+    if m * n * k >= PARALLEL_FROM { rayon::current_num_threads() } else { 1 }
+}
+
 /// Floats of the right operand that are packed at once: 4 MiB, a part of the last cache.
 const STRIPE: usize = 1 << 20;
 
 /// `dst (rows of dst_stride) = [dst +] alpha · lhs · rhs`, spread over the threads when it pays.
-pub(crate) fn matmul(
+pub(crate) fn matmul<'a>(
     dst: &mut [f32],
     dst_stride: usize,
     into: Into,
     alpha: f32,
-    lhs: Mat,
-    rhs: Mat,
+    lhs: impl std::convert::Into<Operand<'a>>,
+    rhs: impl std::convert::Into<Operand<'a>>,
     precision: Precision,
+) {
+    let arithmetic = Arithmetic::new(precision);
+    match (lhs.into(), rhs.into()) {
+        (Operand::F32(l), Operand::F32(r)) => matmul_as(dst, dst_stride, into, alpha, l, r, arithmetic),
+        (Operand::F32(l), Operand::Bf16(r)) => matmul_as(dst, dst_stride, into, alpha, l, r, arithmetic),
+        (Operand::Bf16(l), Operand::F32(r)) => matmul_as(dst, dst_stride, into, alpha, l, r, arithmetic),
+        (Operand::Bf16(l), Operand::Bf16(r)) => matmul_as(dst, dst_stride, into, alpha, l, r, arithmetic),
+    }
+}
+
+fn matmul_as<L: Pack, R: Pack>(
+    dst: &mut [f32],
+    dst_stride: usize,
+    into: Into,
+    alpha: f32,
+    lhs: Mat<L>,
+    rhs: Mat<R>,
+    arithmetic: Arithmetic,
 ) {
     assert_eq!(lhs.cols, rhs.rows, "inner dimensions differ");
     assert!(span(lhs.rows, rhs.cols, dst_stride, 1) <= dst.len(), "product does not fit its buffer");
@@ -208,14 +131,15 @@ pub(crate) fn matmul(
         (0..m).for_each(|i| dst[i * dst_stride..][..n].fill(0.0));
     }
     let target = Target { dst: SharedMut::new(dst), stride: dst_stride, into, alpha };
-    let threads = if m * n * k >= PARALLEL_FROM { rayon::current_num_threads() } else { 1 };
+    let threads = threads_for(m, n, k);
     // As many terms as leave room for a stripe of all columns, but not so few of either that packing outweighs the product.
-    let terms = (STRIPE / n.next_multiple_of(NR).max(1) / KC * KC).max(4 * KC).min(k.max(1));
-    // Whole multiples of KC and of panels: where a stripe is cut does not change which terms form one chain.
+    let chain = arithmetic.chain();
+    let terms = (STRIPE / n.next_multiple_of(NR).max(1) / chain * chain).max(4 * KC).min(k.max(1));
+    // Whole chains and panels: where a stripe is cut does not change which terms form one chain.
     let columns = (STRIPE / terms / NR * NR).max(NR);
     // Taken out of the scratch: while this thread waits for the others it may steal a task that multiplies as well.
     let mut packed = with_scratch(|s| std::mem::take(&mut s.rhs));
-    packed.precision = precision;
+    packed.arithmetic = arithmetic;
     for from in (0..k).step_by(terms) {
         let depth = terms.min(k - from);
         for col in (0..n).step_by(columns) {
@@ -230,32 +154,32 @@ pub(crate) fn matmul(
 }
 
 /// Packs terms `from..from + depth` and columns `col..col + width` of `rhs`.
-fn pack_stripe(
+fn pack_stripe<T: Pack>(
     packed: &mut Packed,
-    rhs: &Mat,
+    rhs: &Mat<T>,
     (from, depth): (usize, usize),
     (col, width): (usize, usize),
     threads: usize,
 ) {
     (packed.rows, packed.cols) = (depth, width);
-    let precision = packed.precision;
+    let arithmetic = packed.arithmetic;
     let panels = width.div_ceil(NR);
-    let panel = precision.words(depth) * NR;
-    grow(&mut packed.data, panels * panel);
-    let data = &mut packed.data[..panels * panel];
+    let panel = arithmetic.words(depth) * NR;
+    packed.data.grow(panels * panel);
+    let data = &mut packed.data.words_mut()[..panels * panel];
     let rhs = Mat { cols: col + width, ..*rhs };
     if threads == 1 {
-        return pack::rhs(data, &rhs, col / NR, (from, depth), precision);
+        return pack::rhs(data, &rhs, col / NR, (from, depth), arithmetic);
     }
     // Two groups for each thread, so that a slow thread leaves one for another to take.
     let group = panels.div_ceil(2 * threads);
     data.par_chunks_mut(group * panel)
         .enumerate()
-        .for_each(|(i, data)| pack::rhs(data, &rhs, col / NR + i * group, (from, depth), precision));
+        .for_each(|(i, data)| pack::rhs(data, &rhs, col / NR + i * group, (from, depth), arithmetic));
 }
 
 /// Multiplies terms `from..` of `lhs` by a packed stripe of columns that begins at column `col` of the destination.
-fn stripe(target: Target, lhs: Mat, from: usize, col: usize, rhs: Panels, threads: usize) {
+fn stripe<T: Pack>(target: Target, lhs: Mat<T>, from: usize, col: usize, rhs: Panels, threads: usize) {
     let rows = lhs.rows;
     let panels = rhs.cols.div_ceil(NR);
     if threads == 1 {
@@ -264,11 +188,12 @@ fn stripe(target: Target, lhs: Mat, from: usize, col: usize, rhs: Panels, thread
         }
         return;
     }
-    // Enough blocks for the threads to share evenly. Rows are divided before columns: a block's left operand is packed for it alone.
-    let wanted = 4 * threads;
-    let height = rows.div_ceil(wanted).next_multiple_of(MR).clamp(4 * MR, MOST_ROWS);
+    // Rows are divided before columns: a block's left operand is packed for it alone.
+    let wanted = BLOCKS_PER_THREAD * threads;
+    let height = height_of_blocks(rows, threads, rhs.arithmetic);
     // About eight panels repay the packing of a block's rows; few rows are packed so quickly that one panel does.
-    let groups = wanted.div_ceil(rows.div_ceil(height)).min(panels.div_ceil(if rows > 2 * MR { 8 } else { 1 }));
+    let few_rows = rows <= 2 * rhs.arithmetic.tile_rows();
+    let groups = wanted.div_ceil(rows.div_ceil(height)).min(panels.div_ceil(if few_rows { 1 } else { 8 }));
     let group = panels.div_ceil(groups) * NR;
     let row_blocks = rows.div_ceil(height);
     (0..row_blocks * groups).into_par_iter().for_each(|task| {
@@ -283,41 +208,61 @@ fn stripe(target: Target, lhs: Mat, from: usize, col: usize, rhs: Panels, thread
     });
 }
 
+/// Rows of the blocks of `rows` that `threads` share evenly: whole tiles, but not so few rows that packing outweighs the product.
+fn height_of_blocks(rows: usize, threads: usize, arithmetic: Arithmetic) -> usize {
+    let tile = arithmetic.tile_rows();
+    rows.div_ceil(BLOCKS_PER_THREAD * threads).next_multiple_of(tile).clamp((4 * MR).next_multiple_of(tile), MOST_ROWS)
+}
+
+/// Enough blocks for the threads to share evenly.
+const BLOCKS_PER_THREAD: usize = 4;
+
 /// Rows of the largest block: 192 KiB of left operand per 256 terms, a part of the second cache.
 const MOST_ROWS: usize = 16 * MR;
 
+/// Rounds each value to bf16.
+fn round_to_bf16(values: &mut [f32]) {
+    super::cpu::simd!(values.iter_mut().for_each(|x| *x = Element::to_f32(<bf16 as Element>::from_f32(*x))))
+}
+
 /// One block of the destination on this thread: rows `first..first + rows`, the columns of `rhs` from `col` on.
-fn block(target: Target, lhs: Mat, (first, rows): (usize, usize), from: usize, col: usize, rhs: Panels) {
+fn block<T: Pack>(target: Target, lhs: Mat<T>, (first, rows): (usize, usize), from: usize, col: usize, rhs: Panels) {
     if rows == 0 || rhs.cols == 0 || rhs.terms.1 == 0 {
         return;
     }
     let dst = target.dst.address(first * target.stride + col, span(rows, rhs.cols, target.stride, 1));
-    // A left operand is copied if it must be rounded, or if it is transposed and several panels use it. Copying contiguous rows never
-    // pays (measured).
-    let precision = rhs.precision;
+    let arithmetic = rhs.arithmetic;
+    #[cfg(target_arch = "x86_64")]
+    if arithmetic == Arithmetic::Tiles {
+        // SAFETY: the block lies inside the destination and is this task's alone; this arithmetic is chosen only where tiles may be used.
+        return unsafe { tiles::block(target, lhs, (first, rows), from, dst, rhs) };
+    }
+    // A left operand is copied if it must be rounded or widened, or if it is transposed and several panels use it. Copying contiguous rows
+    // never pays (measured).
     let transposed = lhs.col_stride != 1;
-    let pack = precision == Precision::Bf16 || (transposed && (lhs.row_stride != 1 || rhs.cols > 3 * NR));
+    let as_it_is = arithmetic == Arithmetic::F32 && T::as_f32(lhs.data).is_some();
+    let pack = !as_it_is || (transposed && (lhs.row_stride != 1 || rhs.cols > 3 * NR));
     let order = pack::order(&lhs);
     let kernels = kernels();
     let mut packed = with_scratch(|s| std::mem::take(&mut s.lhs));
     if pack {
-        grow(&mut packed, pack::lhs_len(rows));
+        packed.grow(pack::lhs_len(rows));
     }
     for term in (0..rhs.terms.1).step_by(KC) {
         let kc = KC.min(rhs.terms.1 - term);
         if pack {
-            pack::lhs(&mut packed, &lhs, (first, rows), (from + term, kc), precision);
+            pack::lhs(packed.words_mut(), &lhs, (first, rows), (from + term, kc), arithmetic);
         }
-        let words = precision.words(kc);
+        let words = arithmetic.words(kc);
         // KC terms are one chain in registers. Chains are added up in memory, in their order: this fixes the bits.
         let accumulate = term > 0 || target.into == Into::Accumulate;
         // All tiles of the block meet a panel while it is in a near cache.
         for (panel, at) in (0..rhs.cols).step_by(NR).enumerate() {
-            let b = panel * rhs.len * NR + precision.words(rhs.terms.0 + term) * NR;
+            let b = panel * rhs.len * NR + arithmetic.words(rhs.terms.0 + term) * NR;
             let b = &rhs.data[b..][..words * NR];
             for (tile, (row, height)) in pack::heights(rows).enumerate() {
                 let (a, a_stride) = match pack {
-                    true => pack::tile(&packed, tile, order),
+                    true => pack::tile(packed.words(), tile, order),
                     false => lhs.tile(first + row, height, from + term, kc, order),
                 };
                 let tile = Tile {
@@ -334,7 +279,7 @@ fn block(target: Target, lhs: Mat, (first, rows): (usize, usize), from: usize, c
                 };
                 // SAFETY: both operands hold kc terms, the tile lies inside the block, which is this task's alone; the kernel is for
                 // this processor.
-                unsafe { kernels.get(height, order, precision)(&tile) };
+                unsafe { kernels.get(height, order, arithmetic == Arithmetic::Pairs)(&tile) };
             }
         }
     }
@@ -345,7 +290,14 @@ fn block(target: Target, lhs: Mat, (first, rows): (usize, usize), from: usize, c
 ///
 /// # Safety
 /// `dst` points to `lhs.rows` rows of `rhs.cols` elements, `stride` apart, which nothing else reads or writes meanwhile.
-pub(crate) unsafe fn matmul_packed(dst: *mut f32, stride: usize, into: Into, alpha: f32, lhs: Mat, rhs: Panels) {
+pub(crate) unsafe fn matmul_packed<T: Pack>(
+    dst: *mut f32,
+    stride: usize,
+    into: Into,
+    alpha: f32,
+    lhs: Mat<T>,
+    rhs: Panels,
+) {
     assert_eq!(lhs.cols, rhs.terms.1, "inner dimensions differ");
     // SAFETY: the caller's promise.
     let dst = unsafe { SharedMut::from_raw(dst, span(lhs.rows, rhs.cols, stride, 1)) };

@@ -5,8 +5,11 @@
 //! `dh = dres + r (g - ĥ · mean(g · ĥ))`, where `dres` is the gradient over the residual path, and `dw += Σ_rows dy · ĥ`, summed first
 //! inside fixed pieces of rows, then over the pieces in order.
 
+use super::elements::{self, Element};
+use super::precision::Precision;
 use super::{cpu, on_gpu};
 use candle_core::{D, Result, Tensor, bail};
+use half::bf16;
 use rayon::prelude::*;
 
 /// The same in candle's differentiable primitives.
@@ -19,7 +22,7 @@ pub fn reference(x: &Tensor, w_c: &Tensor, eps: f64) -> Result<Tensor> {
 pub struct Normed {
     /// The sum `x + delta` (…, c): the residual stream.
     pub h: Tensor,
-    /// The normalised rows (…, c).
+    /// The normalised rows (…, c), which are operands of products: bf16 where these are.
     pub y: Tensor,
     /// `1 / sqrt(mean(h²) + eps)` of each row (n).
     pub rstd: Tensor,
@@ -38,17 +41,31 @@ fn reciprocal_rms(h: &[f32], eps: f32) -> f32 {
     1.0 / (cpu::dot(h, h) / h.len() as f32 + eps).sqrt()
 }
 
-/// RMSNorm of `x + delta` (or of `x` alone), both (…, c), with weight `w` (c).
-pub fn add_rms_norm(x: &Tensor, delta: Option<&Tensor>, w_c: &Tensor, eps: f64) -> Result<Normed> {
+/// RMSNorm of `x + delta` (or of `x` alone), both (…, c), with weight `w` (c); `precision` is that of the products of the result.
+pub fn add_rms_norm(
+    x: &Tensor,
+    delta: Option<&Tensor>,
+    w_c: &Tensor,
+    eps: f64,
+    precision: Precision,
+) -> Result<Normed> {
     let c = channels("rms_norm", x, w_c)?;
     if let Some(delta) = delta.filter(|delta| x.dims() != delta.dims()) {
         bail!("rms_norm: x {:?} and delta {:?} differ in shape", x.shape(), delta.shape());
     }
     on_gpu!(x, super::cuda::add_rms_norm(x, delta, w_c, eps));
-    let Some(delta) = delta else { return norm_alone(x, w_c, eps as f32, c) };
+    match (delta, precision) {
+        (None, Precision::F32) => norm_alone::<f32>(x, w_c, eps as f32, c),
+        (None, Precision::Bf16) => norm_alone::<bf16>(x, w_c, eps as f32, c),
+        (Some(delta), Precision::F32) => norm_of_sum::<f32>(x, delta, w_c, eps as f32, c),
+        (Some(delta), Precision::Bf16) => norm_of_sum::<bf16>(x, delta, w_c, eps as f32, c),
+    }
+}
+
+fn norm_of_sum<T: Element>(x: &Tensor, delta: &Tensor, w_c: &Tensor, eps: f32, c: usize) -> Result<Normed> {
     let (h, y, rstd) = cpu::read("rms_norm", [x, delta, w_c], |[x, delta, w]| {
         let mut h = cpu::output(x.len());
-        let mut y = cpu::output(x.len());
+        let mut y = elements::output::<T>(x.len());
         let mut rstd = cpu::output(x.len() / c);
         let rows = cpu::rows_per_piece(c);
         let results = h.par_chunks_mut(rows * c).zip(y.par_chunks_mut(rows * c)).zip(rstd.par_chunks_mut(rows));
@@ -59,31 +76,31 @@ pub fn add_rms_norm(x: &Tensor, delta: Option<&Tensor>, w_c: &Tensor, eps: f64) 
                     *h = x + d;
                 }
                 // Piece by piece, while the sum is still in the cache.
-                norm_rows(y, rstd, h, w, eps as f32);
+                norm_rows(y, rstd, h, w, eps);
             })
         });
         Ok((h, y, rstd))
     })?;
     let rows = x.elem_count() / c;
-    Ok(Normed { h: cpu::tensor(h, x.dims())?, y: cpu::tensor(y, x.dims())?, rstd: cpu::tensor(rstd, rows)? })
+    Ok(Normed { h: cpu::tensor(h, x.dims())?, y: elements::tensor(y, x.dims())?, rstd: cpu::tensor(rstd, rows)? })
 }
 
-fn norm_alone(h: &Tensor, w_c: &Tensor, eps: f32, c: usize) -> Result<Normed> {
+fn norm_alone<T: Element>(h: &Tensor, w_c: &Tensor, eps: f32, c: usize) -> Result<Normed> {
     let (y, rstd) = cpu::read("rms_norm", [h, w_c], |[h, w]| {
-        let mut y = cpu::output(h.len());
+        let mut y = elements::output::<T>(h.len());
         let mut rstd = cpu::output(h.len() / c);
         let rows = cpu::rows_per_piece(c);
         let pieces = y.par_chunks_mut(rows * c).zip(rstd.par_chunks_mut(rows)).zip(h.par_chunks(rows * c));
         pieces.for_each(|((y, rstd), h)| cpu::simd!(norm_rows(y, rstd, h, w, eps)));
         Ok((y, rstd))
     })?;
-    let y = cpu::tensor(y, h.dims())?;
+    let y = elements::tensor(y, h.dims())?;
     let rstd = cpu::tensor(rstd, h.elem_count() / c)?;
     Ok(Normed { h: h.clone(), y, rstd })
 }
 
 #[inline(always)]
-fn norm_rows(y: &mut [f32], rstd: &mut [f32], h: &[f32], w: &[f32], eps: f32) {
+fn norm_rows<T: Element>(y: &mut [T], rstd: &mut [f32], h: &[f32], w: &[f32], eps: f32) {
     let c = w.len();
     for ((y, r), h) in y.chunks_exact_mut(c).zip(rstd).zip(h.chunks_exact(c)) {
         *r = reciprocal_rms(h, eps);
@@ -92,18 +109,25 @@ fn norm_rows(y: &mut [f32], rstd: &mut [f32], h: &[f32], w: &[f32], eps: f32) {
 }
 
 #[inline(always)]
-fn scale_row(y: &mut [f32], h: &[f32], r: f32, w: &[f32]) {
+fn scale_row<T: Element>(y: &mut [T], h: &[f32], r: f32, w: &[f32]) {
     for ((y, h), w) in y.iter_mut().zip(h).zip(w) {
-        *y = h * r * w;
+        *y = T::from_f32(h * r * w);
     }
 }
 
 /// The normalised rows again, from the saved `h` and `rstd`.
-pub fn rms_norm_recompute(h: &Tensor, rstd_n: &Tensor, w_c: &Tensor) -> Result<Tensor> {
+pub fn rms_norm_recompute(h: &Tensor, rstd_n: &Tensor, w_c: &Tensor, precision: Precision) -> Result<Tensor> {
     let c = channels("rms_norm_recompute", h, w_c)?;
     on_gpu!(h, super::cuda::rms_norm_recompute(h, rstd_n, w_c));
+    match precision {
+        Precision::F32 => norm_again::<f32>(h, rstd_n, w_c, c),
+        Precision::Bf16 => norm_again::<bf16>(h, rstd_n, w_c, c),
+    }
+}
+
+fn norm_again<T: Element>(h: &Tensor, rstd_n: &Tensor, w_c: &Tensor, c: usize) -> Result<Tensor> {
     let y = cpu::read("rms_norm_recompute", [h, rstd_n, w_c], |[h, rstd, w]| {
-        let mut y = cpu::output(h.len());
+        let mut y = elements::output::<T>(h.len());
         let rows = cpu::rows_per_piece(c);
         let pieces = y.par_chunks_mut(rows * c).zip(rstd.par_chunks(rows)).zip(h.par_chunks(rows * c));
         pieces.for_each(|((y, rstd), h)| {
@@ -115,7 +139,7 @@ pub fn rms_norm_recompute(h: &Tensor, rstd_n: &Tensor, w_c: &Tensor) -> Result<T
         });
         Ok(y)
     })?;
-    cpu::tensor(y, h.dims())
+    elements::tensor(y, h.dims())
 }
 
 /// Gradient of `h` (…, c): the norm's share plus `dres`, the gradient that reaches `h` past the norm. Accumulates `dw` (c); without

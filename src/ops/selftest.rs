@@ -5,7 +5,7 @@
 
 use super::attention::Heads;
 use super::noise::Dropout;
-use super::precision::Precision::F32;
+use super::precision::Precision::{Bf16, F32};
 use super::rope::Rope;
 use super::{adamw, attention, cross_entropy, embedding, linear, lora, rms_norm, rope, swiglu};
 use crate::ops::positions::{DocumentStarts, Positions};
@@ -32,9 +32,10 @@ impl Outcome {
 type Check = fn(&mut Inputs) -> Result<f64>;
 
 /// Every op of the training path with its check; a new op without an entry fails `tests/all/tidy.rs`.
-const CHECKS: [(&str, Check); 9] = [
+const CHECKS: [(&str, Check); 10] = [
     ("embedding", check_embedding),
     ("linear", check_linear),
+    ("linear in bf16", check_linear_in_bf16),
     ("lora", check_lora),
     ("rms_norm", check_rms_norm),
     ("rope", check_rope),
@@ -180,6 +181,25 @@ fn adapter(a: &Tensor, rows: &[std::ops::Range<usize>], bs: &[Tensor]) -> lora::
     lora::LoraAdapter { a: a.clone(), parts: parts.collect() }
 }
 
+/// Products in bf16, by whichever instructions, against those in f32 of operands that rounding leaves as they are.
+fn check_linear_in_bf16(inputs: &mut Inputs) -> Result<f64> {
+    let mut found = 0.0f64;
+    for (n, i, o) in [(9, 5, 3), (65, 33, 17), (128, 600, 96)] {
+        let rounded = [[n, i], [o, i], [n, o]].map(|shape| inputs.tensor(&shape)?.to_dtype(DType::BF16));
+        let [x, w, dy] = rounded.map(|x| x?.to_dtype(DType::F32));
+        let (x, w, dy) = (x?, w?, dy?);
+        let [dw, exact_dw] = [zeros_like(&w)?, zeros_like(&w)?];
+        linear::linear_backward_weight(&dy, &x, &dw, Bf16)?;
+        linear::linear_backward_weight(&dy, &x, &exact_dw, F32)?;
+        let y = linear::linear(&x, &w, Bf16)?;
+        let dx = linear::linear_backward_input(&dy, &w, Bf16)?;
+        let exact_y = linear::linear(&x, &w, F32)?;
+        let exact_dx = linear::linear_backward_input(&dy, &w, F32)?;
+        found = found.max(worst(&[(&y, &exact_y), (&dx, &exact_dx), (&dw, &exact_dw)])?);
+    }
+    Ok(found)
+}
+
 /// One, two and three projections with an adapter each inside a packed one, some rows without any; with and without dropout.
 fn check_lora(inputs: &mut Inputs) -> Result<f64> {
     let mut found = 0.0f64;
@@ -229,11 +249,11 @@ fn check_rms_norm(inputs: &mut Inputs) -> Result<f64> {
         let want = rms_norm::reference(&h, &w, eps)?;
         let through_both = ((&want * &dy)? + (&h * &dres)?)?;
         let expected = autograd(&through_both, &through_both.ones_like()?, &[&x, &w])?;
-        let normed = rms_norm::add_rms_norm(&x, Some(&delta), &w, eps)?;
+        let normed = rms_norm::add_rms_norm(&x, Some(&delta), &w, eps, F32)?;
         let dw = zeros_like(&w)?;
         let dx = rms_norm::rms_norm_backward(&dy, &normed.h, &normed.rstd, &w, Some(&dres), Some(&dw))?;
-        let again = rms_norm::rms_norm_recompute(&normed.h, &normed.rstd, &w)?;
-        let alone = rms_norm::add_rms_norm(&h, None, &w, eps)?.y;
+        let again = rms_norm::rms_norm_recompute(&normed.h, &normed.rstd, &w, F32)?;
+        let alone = rms_norm::add_rms_norm(&h, None, &w, eps, F32)?.y;
         let pairs = [(&normed.y, &want), (&normed.h, &h), (&again, &want), (&alone, &want)];
         found = found.max(worst(&pairs)?).max(worst(&[(&dx, &expected[0]), (&dw, &expected[1])])?);
     }
@@ -268,8 +288,8 @@ fn check_swiglu(inputs: &mut Inputs) -> Result<f64> {
         let dy = inputs.tensor(&[n, f])?;
         let want = swiglu::reference(&packed)?;
         let expected = autograd(&want, &dy, &[&packed])?;
-        let got = swiglu::swiglu(&packed)?;
-        let grad = swiglu::swiglu_backward(&packed, &dy)?;
+        let got = swiglu::swiglu(&packed, F32)?;
+        let grad = swiglu::swiglu_backward(&packed, &dy, F32)?;
         found = found.max(worst(&[(&got, &want), (&grad, &expected[0])])?);
     }
     Ok(found)

@@ -25,16 +25,17 @@ const MODEL: ModelConfig = ModelConfig {
     ..ModelConfig::MINIMAL
 };
 
-/// The first 16 hex digits of the hash of losses and gradients in f32, on a GPU also in bf16; empty if they cannot be computed here.
-pub fn fingerprint(device: &Device) -> String {
-    compute(device).unwrap_or_default()
+/// The first 16 hex digits of the hash of losses and gradients in f32, and in bf16 for runs in bf16 and on a GPU; empty if they cannot be
+/// computed here.
+pub fn fingerprint(precision: Precision, device: &Device) -> String {
+    compute(precision, device).unwrap_or_default()
 }
 
-fn compute(device: &Device) -> Result<String> {
+fn compute(precision: Precision, device: &Device) -> Result<String> {
     let mut hasher = blake3::Hasher::new_derive_key("llama-lite numerics v1");
     add_pass(&mut hasher, &MODEL, Precision::F32, device)?;
-    if !device.is_cpu() {
-        // A GPU trains in bf16, with other kernels.
+    // bf16 products have kernels of their own. A GPU's are in use for evaluation even where a run trains in f32.
+    if precision == Precision::Bf16 || !device.is_cpu() {
         add_pass(&mut hasher, &ModelConfig { head_dim: 64, ..MODEL }, Precision::Bf16, device)?;
     }
     Ok(hasher.finalize().to_hex()[..16].to_owned())
@@ -63,12 +64,15 @@ mod tests {
 
     #[test]
     fn the_same_arithmetic_gives_the_same_hash_for_any_threads() {
-        fn with_threads(threads: usize) -> String {
+        fn with_threads(precision: Precision, threads: usize) -> String {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| compute(&Device::Cpu).unwrap())
+            pool.install(|| compute(precision, &Device::Cpu).unwrap())
         }
-        assert_eq!(with_threads(1), with_threads(3));
-        assert_eq!(fingerprint(&Device::Cpu), with_threads(2));
-        assert_eq!(with_threads(2).len(), 16);
+        for precision in [Precision::F32, Precision::Bf16] {
+            assert_eq!(with_threads(precision, 1), with_threads(precision, 3));
+            assert_eq!(fingerprint(precision, &Device::Cpu), with_threads(precision, 2));
+            assert_eq!(with_threads(precision, 2).len(), 16);
+        }
+        assert_ne!(with_threads(Precision::F32, 1), with_threads(Precision::Bf16, 1));
     }
 }

@@ -22,11 +22,6 @@ pub fn check_machine(config: &Config, session: &Session) -> Result<()> {
     if !device.is_cpu() {
         return check_gpu(config, device);
     }
-    if !precision(&config.train, device).supported() {
-        return Err(fail(Exit::Config, "train.precision = \"bf16\": this processor has no AVX512_BF16")
-            .hint("use \"auto\" or \"f32\"")
-            .into());
-    }
     let ranks = RanksHere::in_group(&session.group);
     let parts = "weights, gradients, moments, activations of a micro-batch";
     let remedy = "lower train.micro_batch_size or train.sequence_length, or choose a smaller [model]";

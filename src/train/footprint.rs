@@ -66,16 +66,17 @@ pub fn checkpoint_bytes(config: &Config) -> u64 {
 }
 
 /// Bytes of one token that a block keeps for backward, and those that it makes, as `model/block.rs` has it: x; h; qkv; attention's output
-/// and log-sum; gate and up; and what is computed again otherwise, n1, n2 and the activation. `element` is the size of a number.
-fn per_token(m: &ModelConfig, recompute: Recompute, element: u64) -> (u64, u64) {
+/// and log-sum; gate and up; and what is computed again otherwise, n1, n2 and the activation.
+fn per_token(m: &ModelConfig, recompute: Recompute, policy: DevicePolicy) -> (u64, u64) {
+    let DevicePolicy { element, rounded, .. } = policy;
     let c = m.hidden_size as u64;
     let f = m.intermediate_size as u64;
     let heads = m.num_attention_heads as u64;
     let head_dim = m.head_dim as u64;
     let qkv = (heads + 2 * m.num_key_value_heads as u64) * head_dim;
-    let made = element * (2 * c + qkv + heads * head_dim + 2 * f) + 4 * heads;
+    let made = element * (2 * c + qkv + heads * head_dim) + rounded * 2 * f + 4 * heads;
     let kept = match recompute {
-        Recompute::None => made + element * (2 * c + f),
+        Recompute::None => made + rounded * (2 * c + f),
         Recompute::Selective => made,
         Recompute::Full => element * c,
     };
@@ -112,6 +113,8 @@ pub fn recompute_within(config: &Config, room: Option<u64>, device: &Device, ran
 struct DevicePolicy {
     /// Bytes of a number that forward saves.
     element: u64,
+    /// Bytes of one that is kept as bf16 products take it: norms, gate and up, the activation.
+    rounded: u64,
     /// Bytes of a rounded weight beside the exact one.
     copy: u64,
     /// Bytes of the largest chunk of logits.
@@ -123,14 +126,18 @@ struct DevicePolicy {
 impl DevicePolicy {
     fn new(config: &Config, device: &Device) -> Self {
         match (device.is_cpu(), precision(&config.train, device)) {
-            (true, _) => Self { element: 4, copy: 0, logits: LOGITS, program: PROGRAM, gpu: false },
+            (true, of_products) => {
+                let is_rounded = of_products == Precision::Bf16 && config.lora.is_absent();
+                let rounded = if is_rounded { 2 } else { 4 };
+                Self { element: 4, rounded, copy: 0, logits: LOGITS, program: PROGRAM, gpu: false }
+            }
             (false, Precision::F32) => Self::gpu(4, 0),
             (false, Precision::Bf16) => Self::gpu(2, 2),
         }
     }
 
     fn gpu(element: u64, copy: u64) -> Self {
-        Self { element, copy, logits: GPU_LOGITS * element, program: GPU_PROGRAM, gpu: true }
+        Self { element, rounded: element, copy, logits: GPU_LOGITS * element, program: GPU_PROGRAM, gpu: true }
     }
 
     /// Bytes of the buffers through which `trained` gradients and weights go to other ranks: `distributed/tree.rs`.
@@ -183,7 +190,7 @@ impl Footprint {
         let trained = trained_params(config);
         let frozen = if config.lora.is_absent() { 0 } else { m.n_params() };
         let gradients = trained.saturating_mul(4);
-        let (kept_per_token, made_per_token) = per_token(m, recompute, policy.element);
+        let (kept_per_token, made_per_token) = per_token(m, recompute, policy);
         let tokens = (train.sequences_per_pass() as u64).saturating_mul(train.sequence_length as u64);
         let activations = tokens.saturating_mul(kept_per_token).saturating_mul(m.num_hidden_layers as u64);
         let passes = workspace(config, recompute, policy, tokens, tokens.saturating_mul(made_per_token));

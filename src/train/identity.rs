@@ -5,6 +5,7 @@ use crate::config::{PrecisionSetting, TrainConfig};
 use crate::distributed::group::ProcessGroup;
 use crate::ops::device;
 use crate::ops::precision::Precision;
+use crate::ops::simd::SimdLevel;
 use crate::runtime::machine;
 use candle_core::Device;
 use serde_json::Value;
@@ -28,7 +29,7 @@ pub fn identity(config: &TrainConfig, device: &Device, group: &ProcessGroup) -> 
         "kernel": machine::kernel(),
         "host": machine::host(),
         "cpu": machine::cpu(),
-        "simd": crate::ops::simd_level(),
+        "simd": simd(precision(config, device), device),
         "threads": rayon::current_num_threads(),
         "ranks": group.ranks(),
         "device": if device.is_cpu() { "cpu" } else { "cuda" },
@@ -39,6 +40,15 @@ pub fn identity(config: &TrainConfig, device: &Device, group: &ProcessGroup) -> 
             Precision::F32 => "f32",
             Precision::Bf16 => "bf16",
         },
-        "numerics": fingerprint(device),
+        "numerics": fingerprint(precision(config, device), device),
     })
+}
+
+/// The vector instructions of the operations on the CPU, and how they multiply bf16 where a run does.
+fn simd(precision: Precision, device: &Device) -> String {
+    let level = SimdLevel::in_use();
+    match precision {
+        Precision::Bf16 if device.is_cpu() => format!("{level}, bf16 products: {}", level.bf16_products()),
+        _ => level.to_string(),
+    }
 }

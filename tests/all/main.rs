@@ -53,6 +53,7 @@ mod ranks;
 mod replay;
 mod resume;
 mod sft;
+mod simd;
 mod support;
 mod tidy;
 mod torture;

@@ -136,12 +136,14 @@ impl Bench {
             rope_backward(&qkv, &tables, turned, Positions::From(0))
         })?;
         let (gate_up, act) = (self.random(&[n, 2 * f])?, self.random(&[n, f])?);
-        self.time("swiglu, recompute", 2 * layers, 0.0, 3 * n * f, || swiglu(&gate_up).map(drop))?;
-        self.time("swiglu backward", layers, 0.0, 5 * n * f, || swiglu_backward(&gate_up, &act).map(drop))?;
+        self.time("swiglu, recompute", 2 * layers, 0.0, 3 * n * f, || swiglu(&gate_up, p).map(drop))?;
+        self.time("swiglu backward", layers, 0.0, 5 * n * f, || swiglu_backward(&gate_up, &act, p).map(drop))?;
         let (x, d, w, dw) = (self.random(&[n, c])?, self.random(&[n, c])?, self.random(&[c])?, self.random(&[c])?);
-        let rstd = add_rms_norm(&x, Some(&d), &w, 1e-5)?.rstd;
-        self.time("add + rms_norm", 2 * layers + 1, 0.0, 4 * n * c, || add_rms_norm(&x, Some(&d), &w, 1e-5).map(drop))?;
-        self.time("rms_norm recompute", 2 * layers, 0.0, 2 * n * c, || rms_norm_recompute(&x, &rstd, &w).map(drop))?;
+        let rstd = add_rms_norm(&x, Some(&d), &w, 1e-5, p)?.rstd;
+        self.time("add + rms_norm", 2 * layers + 1, 0.0, 4 * n * c, || {
+            add_rms_norm(&x, Some(&d), &w, 1e-5, p).map(drop)
+        })?;
+        self.time("rms_norm recompute", 2 * layers, 0.0, 2 * n * c, || rms_norm_recompute(&x, &rstd, &w, p).map(drop))?;
         self.time("rms_norm backward", 2 * layers + 1, 0.0, 4 * n * c, || {
             rms_norm_backward(&d, &x, &rstd, &w, Some(&d), Some(&dw)).map(drop)
         })

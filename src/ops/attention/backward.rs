@@ -13,6 +13,7 @@ const PART: usize = 256;
 
 /// Buffers and packed operands of one task.
 struct Work {
+    precision: Precision,
     p: Vec<f32>,
     ds: Vec<f32>,
     /// `rowsum(dO · O)` of the block's queries.
@@ -57,6 +58,7 @@ pub(super) fn backward_kv_head(
     let v = v_rows.mat(0, t);
     let size = BLOCK.min(t) * PART.min(t);
     let mut work = Work {
+        precision,
         p: cpu::output(size),
         ds: cpu::output(size),
         delta: [0.0; BLOCK],
@@ -94,9 +96,8 @@ pub(super) fn backward_kv_head(
 
 impl Work {
     fn begin_block(&mut self, block: Span, q: Rows, o: Rows, d_o: Rows) {
-        let precision = self.keys.precision();
-        self.q.pack(q.mat(block.first, block.rows), precision);
-        self.d_o.pack(d_o.mat(block.first, block.rows), precision);
+        self.q.pack(q.mat(block.first, block.rows), self.precision);
+        self.d_o.pack(d_o.mat(block.first, block.rows), self.precision);
         for (i, delta) in self.delta[..block.rows].iter_mut().enumerate() {
             // dO · O equals the row's sum of P · dP, and needs no probabilities (Dao 2023, FlashAttention-2).
             *delta = cpu::simd!(cpu::dot(o.row(block.first + i), d_o.row(block.first + i)));

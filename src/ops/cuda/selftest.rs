@@ -169,7 +169,7 @@ fn norms(bench: &mut Bench) -> Result<()> {
                 Some(delta) => (wide(&x)? + wide(delta)?)?.to_dtype(bench.dtype)?.to_dtype(DType::F32)?,
                 None => wide(&x)?,
             };
-            let want = cpu_rms_norm::add_rms_norm(&sum, None, &wide(&w)?, 1e-5)?;
+            let want = cpu_rms_norm::add_rms_norm(&sum, None, &wide(&w)?, 1e-5, Precision::F32)?;
             bench.near("rms_norm h", &got.h, &sum)?;
             bench.near("rms_norm y", &got.y, &want.y)?;
             bench.within(bench.f32(), "rms_norm rstd", &got.rstd, &want.rstd)?;
@@ -221,8 +221,8 @@ fn rope_and_swiglu(bench: &mut Bench) -> Result<()> {
     for (rows, f) in bench.shapes([(1, 8), (3, 2056), (5, 24), (1500, 5120)]) {
         let gate_up = bench.tensor(&[rows, 2 * f])?;
         let dact = bench.tensor(&[rows, f])?;
-        bench.near("swiglu", &swiglu(&gate_up)?, &cpu_swiglu::swiglu(&wide(&gate_up)?)?)?;
-        let want = cpu_swiglu::swiglu_backward(&wide(&gate_up)?, &wide(&dact)?)?;
+        bench.near("swiglu", &swiglu(&gate_up)?, &cpu_swiglu::swiglu(&wide(&gate_up)?, Precision::F32)?)?;
+        let want = cpu_swiglu::swiglu_backward(&wide(&gate_up)?, &wide(&dact)?, Precision::F32)?;
         bench.near("swiglu dgate_up", &swiglu_backward(&gate_up, &dact)?, &want)?;
     }
     Ok(())

@@ -3,7 +3,7 @@
 //! Every element of a tile is one chain of fused multiply-adds over `k` in order, whatever the width of the registers: AVX-512, AVX2 +
 //! FMA and NEON give the same bits. (Processors without a fused multiply-add round twice per term.)
 
-use crate::ops::precision::Precision;
+use crate::ops::simd::SimdLevel;
 
 /// Rows of a tile: 12 x 32 accumulators are 24 of AVX-512's 32 registers.
 pub(super) const MR: usize = 12;
@@ -75,20 +75,20 @@ macro_rules! table {
 }
 
 impl Kernels {
-    /// For the widest instruction set that this processor has.
     pub(super) fn new() -> Self {
         #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx512f") {
-                let bf16 = Precision::Bf16.supported();
+        match SimdLevel::in_use() {
+            SimdLevel::Baseline => {}
+            SimdLevel::Avx2 => {
+                return Self { by_rows: table!(avx2, true), by_columns: table!(avx2, false), bf16: None };
+            }
+            level => {
+                let bf16 = (table!(avx512_bf16, true), table!(avx512_bf16, false));
                 return Self {
                     by_rows: table!(avx512, true),
                     by_columns: table!(avx512, false),
-                    bf16: bf16.then_some((table!(avx512_bf16, true), table!(avx512_bf16, false))),
+                    bf16: level.multiplies_bf16().then_some(bf16),
                 };
-            }
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                return Self { by_rows: table!(avx2, true), by_columns: table!(avx2, false), bf16: None };
             }
         }
         Self { by_rows: table!(portable, true), by_columns: table!(portable, false), bf16: None }
@@ -97,18 +97,18 @@ impl Kernels {
     /// Kernels for registers half as wide as this processor's widest: tests compare the bits of both.
     #[cfg(all(test, target_arch = "x86_64"))]
     pub(super) fn narrower() -> Option<Self> {
-        let both = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("fma");
+        let both = SimdLevel::in_use() >= SimdLevel::Avx512;
         both.then_some(Self { by_rows: table!(avx2, true), by_columns: table!(avx2, false), bf16: None })
     }
 
-    /// The kernel for `rows` rows, 1 to [`MR`].
+    /// The kernel for `rows` rows, 1 to [`MR`], whose words are f32 or, with `pairs`, pairs of bf16.
     ///
     /// # Panics
-    /// If this processor does not support the precision.
-    pub(super) fn get(&self, rows: usize, order: Order, precision: Precision) -> Kernel {
-        let (by_rows, by_columns) = match precision {
-            Precision::F32 => (&self.by_rows, &self.by_columns),
-            Precision::Bf16 => self.bf16.as_ref().map(|(r, c)| (r, c)).expect("a processor with AVX512_BF16"),
+    /// For pairs, if this processor does not multiply them.
+    pub(super) fn get(&self, rows: usize, order: Order, pairs: bool) -> Kernel {
+        let (by_rows, by_columns) = match pairs {
+            false => (&self.by_rows, &self.by_columns),
+            true => self.bf16.as_ref().map(|(r, c)| (r, c)).expect("a processor with AVX512_BF16"),
         };
         match order {
             Order::Rows => by_rows[rows - 1],

@@ -27,15 +27,15 @@ pub(super) fn products(bench: &mut Bench) -> Result<()> {
         product(&input, &w, &logits, ProductKind::Logits)?;
         let added = (wide(&x)? + wide(&pending)?)?.to_dtype(bench.dtype)?.to_dtype(DType::F32)?;
         bench.within(0.0, "decoding: sum", &sum, &added)?;
-        let normed = rms_norm::add_rms_norm(&added, None, &wide(&weight)?, 1e-5)?.y;
+        let normed = rms_norm::add_rms_norm(&added, None, &wide(&weight)?, 1e-5, F32)?.y;
         let want = linear::linear(&normed, &wide(&w)?, F32)?;
         bench.within(bench.twice(), "decoding: logits of a norm", &logits, &want)?;
 
         let gated = buffer(&[rows, outputs], bench.dtype, bench.device)?;
         let input = ProductInput::Normed { x: &x, pending: None, sum: None, weight: &weight, eps: 1e-5 };
         product(&input, &w, &gated, ProductKind::Gated)?;
-        let normed = rms_norm::add_rms_norm(&wide(&x)?, None, &wide(&weight)?, 1e-5)?.y;
-        let want = swiglu::swiglu(&linear::linear(&normed, &wide(&w)?, F32)?)?;
+        let normed = rms_norm::add_rms_norm(&wide(&x)?, None, &wide(&weight)?, 1e-5, F32)?.y;
+        let want = swiglu::swiglu(&linear::linear(&normed, &wide(&w)?, F32)?, F32)?;
         bench.within(bench.twice(), "decoding: gated product", &gated, &want)?;
     }
     Ok(())
