@@ -4,10 +4,11 @@ use super::arguments::path;
 use super::ranks::RanksArgs;
 use super::{print, session};
 use crate::config::Config;
-use crate::inspect::plan::{Probe, disk, fit, flops, kept_checkpoints, parameters, passes, probe, rates};
+use crate::inspect::plan::{OtherPrecision, Probe, disk, fit, kept_checkpoints, parameters, passes, probe, rates};
 use crate::metrics::{Console, ascii_plot, duration, rate, thousands};
 use crate::model::Recompute;
 use crate::ops::device::{self, GPUS};
+use crate::ops::precision::Precision;
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::memory;
 use crate::train::footprint::{
@@ -238,9 +239,10 @@ fn work(config: &Config) -> String {
         kept_checkpoints(config),
         bytes(disk(config))
     ));
-    out.push_str(&format!("FLOPs             {:.3e}\n", flops(config)));
+    out.push_str(&format!("FLOPs             {:.3e}\n", config.flops_after(0)));
     for (name, peak) in GPUS {
-        let times = MFU.map(|mfu| format!("{} at {:.0} % MFU", time(flops(config) / (peak * mfu)), 100.0 * mfu));
+        let times =
+            MFU.map(|mfu| format!("{} at {:.0} % MFU", time(config.flops_after(0) / (peak * mfu)), 100.0 * mfu));
         out.push_str(&format!("  {name:<15} {}\n", times.join(", ")));
     }
     out
@@ -284,6 +286,9 @@ fn measured(config: &Config, probe: &Probe, device: &Device) -> String {
     for (what, seconds) in others.into_iter().filter(|(_, seconds)| *seconds > 1e-3) {
         out.push_str(&format!(", {seconds:.3} s a {what}"));
     }
+    if let Some(other) = &probe.other_precision {
+        out.push_str(&in_other_precision(other, probe.step_seconds));
+    }
     let total = probe.total(config);
     out.push_str(&format!(
         "\ntime              {} ({total:.0} s) in all, reading data and saving aside\n",
@@ -298,6 +303,21 @@ fn measured(config: &Config, probe: &Probe, device: &Device) -> String {
         ));
     }
     out
+}
+
+/// What a step would take in the precision that the run does not use, where it takes `step_seconds` in its own.
+fn in_other_precision(other: &OtherPrecision, step_seconds: f64) -> String {
+    let name = match other.precision {
+        Precision::F32 => "f32",
+        Precision::Bf16 => "bf16",
+    };
+    format!(
+        "\n  {:<15} {:.3} s a step, {:.2} times as fast (train.precision = \"{name}\")\nproducts          {}",
+        format!("in {name}"),
+        other.step_seconds,
+        step_seconds / other.step_seconds,
+        other.rates
+    )
 }
 
 /// A number of bytes, with MB, GB, MiB or GiB behind it if it has a unit.
@@ -323,7 +343,23 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::parse_bytes;
+    use super::{in_other_precision, parse_bytes};
+    use crate::inspect::plan::OtherPrecision;
+    use crate::ops::precision::Precision;
+    use crate::ops::product_rate::ProductRates;
+
+    #[test]
+    fn the_other_precision_is_compared_with_the_runs_own() {
+        let rates = ProductRates { f32: 190e9, bf16: 380e9 };
+        let other = OtherPrecision { precision: Precision::Bf16, step_seconds: 0.3, rates };
+        assert_eq!(
+            in_other_precision(&other, 0.42),
+            "\n  in bf16         0.300 s a step, 1.40 times as fast (train.precision = \"bf16\")\n\
+             products          f32 190 GFLOP/s, bf16 380 GFLOP/s (2.0 times as fast)"
+        );
+        let other = OtherPrecision { precision: Precision::F32, step_seconds: 0.42, rates };
+        assert!(in_other_precision(&other, 0.3).starts_with("\n  in f32          0.420 s a step, 0.71 times as fast"));
+    }
 
     #[test]
     fn sizes_have_units() {

@@ -213,8 +213,8 @@ section! {
         steps: u64 = Required, AtLeast(1.0);
         /// Fixes initialisation and sampling.
         seed: u64 = Value(1), Any;
-        /// Operands of matrix products: "auto" is f32 on CPU and bf16 on CUDA; bf16 on a CPU needs AVX512_BF16. Master
-        /// weights and sums are f32 always.
+        /// Operands of matrix products: "auto" is f32 on every CPU and bf16 on CUDA. Whether bf16 is faster on a CPU depends on its
+        /// instructions: `plan --probe` and `doctor` measure it. Master weights and sums are f32 always.
         precision: PrecisionSetting = Value(PrecisionSetting::Auto), Any;
         /// What backward computes again, to the same bits, to save memory: "none", "selective" (norms and SwiGLU: a third
         /// of the activations, nearly free) or "full" (blocks: nearly all of them, a quarter more work); "auto" is "full" if

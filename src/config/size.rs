@@ -1,6 +1,16 @@
-//! What follows from a model's shape alone: its parameters and the arithmetic of one token.
+//! What follows from a configuration alone: a model's parameters, the arithmetic of a token and of a run.
 
+use super::Config;
 use super::schema::{EvalConfig, LogConfig, ModelConfig, TrainConfig};
+
+impl Config {
+    /// Floating-point operations of the run's steps after `step`.
+    pub fn flops_after(&self, step: u64) -> f64 {
+        let steps = self.train.steps.saturating_sub(step);
+        let tokens = steps as f64 * self.train.tokens_per_step as f64;
+        tokens * self.model.flops_per_token(self.train.sequence_length) as f64
+    }
+}
 
 impl TrainConfig {
     /// Sequences in one optimizer step.
@@ -58,7 +68,7 @@ impl ModelConfig {
 
 #[cfg(test)]
 mod tests {
-    use crate::config::{Config, ParameterRole};
+    use crate::config::ParameterRole;
 
     use super::*;
 

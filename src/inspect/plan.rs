@@ -1,36 +1,17 @@
 //! `plan`: what a run will take, before it starts; and, with a probe, measured on a few of its steps.
 
+mod probe;
+
 use crate::config::{CLASSES, Config, RecomputeSetting};
 use crate::data::dataset::Dataset;
 use crate::data::loader::Loader;
-use crate::distributed::group::ProcessGroup;
-use crate::eval::benchmark::evaluate;
-use crate::eval::{ByteLengths, score};
-use crate::model::{Llama, Recompute};
-use crate::runtime::memory;
-use crate::sample::sampler::{Sampler, SamplerConfig};
-use crate::sample::{Limits, encode_prompt, generate};
-use crate::tokenizer::Tokenizer;
-use crate::train::checks::check_machine;
+use crate::model::Recompute;
 use crate::train::footprint::{HostFootprint, RanksHere, checkpoint_bytes, recompute_within};
-use crate::train::hardware_change::median;
 use crate::train::run_data::RunData;
 use crate::train::schedule::Schedule;
-use crate::train::session::Session;
-use crate::train::setup::{RunSetup, prepare_benchmarks};
-use crate::train::step::take_step;
 use anyhow::Result;
 use candle_core::Device;
-use std::time::{Duration, Instant};
-
-/// Steps of a probe; the first one warms up and does not count.
-const PROBED: usize = 4;
-
-/// Short steps are taken more often, for this long.
-const PROBE_TIME: Duration = Duration::from_secs(5);
-
-/// Documents of each benchmark task that a probe evaluates.
-const PROBED_DOCUMENTS: u64 = 16;
+pub use probe::{OtherPrecision, Probe, probe};
 
 /// Parts of a model's parameters by what they do.
 pub fn parameters(config: &Config) -> Vec<(&'static str, u64)> {
@@ -52,12 +33,6 @@ pub fn passes(config: &Config) -> Result<Option<Vec<(String, f64)>>> {
 fn passes_of(config: &Config, loader: &Loader) -> Vec<(String, f64)> {
     let all = config.train.steps * config.train.sequences_per_step() as u64;
     loader.drawn(all).iter().map(|drawn| (drawn.name.to_owned(), drawn.passes)).collect()
-}
-
-/// Floating-point operations of the whole run.
-pub fn flops(config: &Config) -> f64 {
-    let tokens = config.train.steps as f64 * config.train.tokens_per_step as f64;
-    tokens * config.model.flops_per_token(config.train.sequence_length) as f64
 }
 
 /// Checkpoints on the disk when the run has ended, one being written included.
@@ -122,110 +97,6 @@ fn largest_fit(config: &Config, limit: u64, device: &Device, ranks: RanksHere) -
         }
     }
     None
-}
-
-/// Measurements of a few steps.
-#[derive(Clone, Debug)]
-pub struct Probe {
-    pub step_seconds: f64,
-    /// Seconds of a step in which it only reads data.
-    pub data_seconds: f64,
-    /// Seconds of one validation; none without validation data.
-    pub validation_seconds: Option<f64>,
-    pub sample_seconds: f64,
-    /// Seconds of all benchmark tasks, extrapolated from some documents of each.
-    pub task_seconds: f64,
-    /// Most memory this process has held.
-    pub peak: Option<u64>,
-    /// How often the run passes over each of its sources.
-    pub passes: Vec<(String, f64)>,
-}
-
-impl Probe {
-    /// Seconds of a step of `ranks`, each with all of a machine like this one or with a GPU of its own, that send `bytes` for each step at
-    /// `bandwidth` bytes a second: passes and update are shared out, data are read by each.
-    pub fn step_of_ranks(&self, ranks: usize, bytes: u64, bandwidth: f64) -> f64 {
-        self.data_seconds + (self.step_seconds - self.data_seconds) / ranks as f64 + bytes as f64 / bandwidth
-    }
-
-    /// Seconds that the whole run will take, saving aside.
-    pub fn total(&self, config: &Config) -> f64 {
-        let steps = config.train.steps;
-        let samples = if config.sample.every > 0 { times_in_run(steps, config.sample.every) } else { 0.0 };
-        steps as f64 * self.step_seconds
-            + times_in_run(steps, config.eval.every) * self.validation_seconds.unwrap_or(0.0)
-            + samples * self.sample_seconds
-            + times_in_run(steps, config.eval.steps_between_tasks()) * self.task_seconds
-    }
-}
-
-/// How often something happens that is due at both ends of a run and every `every` steps between them.
-fn times_in_run(steps: u64, every: u64) -> f64 {
-    (steps.saturating_sub(1).checked_div(every).unwrap_or(0) + 2) as f64
-}
-
-/// Takes a few steps of the run of `config`, on its own data, and writes nothing.
-///
-/// # Errors
-/// Those of data and memory.
-pub fn probe(config: Config, session: &Session) -> Result<(Config, Probe)> {
-    check_machine(&config, session)?;
-    let (mut setup, _) = RunSetup::initial(config, None, session)?;
-    let config = setup.config;
-    let count = config.train.sequences_per_step();
-    let started = Instant::now();
-    let mut seconds = Vec::new();
-    let mut data_seconds = Vec::new();
-    while seconds.len() < PROBED || (started.elapsed() < PROBE_TIME && (seconds.len() as u64) < config.train.steps) {
-        let started = Instant::now();
-        let batch = setup.loader.batch(setup.state.run.next_sequence, count)?;
-        data_seconds.push(started.elapsed().as_secs_f64());
-        take_step(&mut setup.state, &config, &batch)?;
-        seconds.push(started.elapsed().as_secs_f64());
-    }
-    let started = Instant::now();
-    let lengths = ByteLengths::new(&setup.data.dataset.tokenizer);
-    let validation = setup.data.dataset.val.as_ref().map(|rows| {
-        score(&session.group, &setup.state.model, rows, &lengths, config.train.micro_batch_size, |_| Ok(()))
-            .map(|_| started.elapsed().as_secs_f64())
-    });
-    // Before samples and tasks, whose memory is not that of training.
-    let peak = memory::peak();
-    let probe = Probe {
-        // The median without the first step, which warms up.
-        step_seconds: median(seconds.split_off(1)),
-        data_seconds: median(data_seconds.split_off(1)),
-        validation_seconds: validation.transpose()?,
-        sample_seconds: sample_seconds(&config, &setup.state.model, &setup.data.dataset.tokenizer)?,
-        task_seconds: task_seconds(&config, &setup.state.model, &setup.data.dataset.tokenizer)?,
-        peak,
-        passes: passes_of(&config, &setup.loader),
-    };
-    Ok((config, probe))
-}
-
-fn sample_seconds(config: &Config, model: &Llama, tokenizer: &Tokenizer) -> Result<f64> {
-    let started = Instant::now();
-    let limits = Limits { max_tokens: config.sample.max_tokens, ..Default::default() };
-    for prompt in config.sample.prompts.iter().filter(|_| config.sample.every > 0) {
-        let mut sampler = Sampler::new(SamplerConfig::default(), tokenizer.vocab_size(), config.sample.seed, 0)?;
-        let ids = encode_prompt(tokenizer, prompt)?;
-        generate(model, tokenizer, &ids, std::slice::from_mut(&mut sampler), &limits, |_, _| Ok(()))?;
-    }
-    Ok(started.elapsed().as_secs_f64())
-}
-
-fn task_seconds(config: &Config, model: &Llama, tokenizer: &Tokenizer) -> Result<f64> {
-    let mut some = config.clone();
-    some.eval.limit = Some(config.eval.limit.map_or(PROBED_DOCUMENTS, |limit| limit.min(PROBED_DOCUMENTS)));
-    let mut seconds = 0.0;
-    for (part, whole) in prepare_benchmarks(&some, tokenizer)?.into_iter().zip(prepare_benchmarks(config, tokenizer)?) {
-        let started = Instant::now();
-        let share = whole.documents() as f64 / part.documents().max(1) as f64;
-        evaluate(&ProcessGroup::one(), model, &[part], |_, _| Ok(()))?;
-        seconds += started.elapsed().as_secs_f64() * share;
-    }
-    Ok(seconds)
 }
 
 #[cfg(test)]
@@ -293,6 +164,7 @@ mod tests {
         config.eval.tasks_every = 0;
         let probe = Probe {
             step_seconds: 0.5,
+            other_precision: None,
             data_seconds: 0.1,
             validation_seconds: Some(3.0),
             sample_seconds: 0.25,
@@ -305,7 +177,10 @@ mod tests {
         // Four times less of what is shared out, and 300 bytes at 1,000 a second.
         assert!((probe.step_of_ranks(4, 300, 1000.0) - (0.1 + 0.1 + 0.3)).abs() < 1e-12);
         let per_token = config.model.flops_per_token(64) as f64;
-        assert_eq!(flops(&config), 1000.0 * 1536.0 * per_token);
+        assert_eq!(
+            [0, 600, 2000].map(|step| config.flops_after(step)),
+            [1000.0, 400.0, 0.0].map(|n| n * 1536.0 * per_token)
+        );
         // 24 sequences a step over a source of 240.
         let source = crate::data::loader::TokenSource {
             name: "text".into(),

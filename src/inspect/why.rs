@@ -4,7 +4,7 @@
 //! the tokens logged so far and the offsets that rollbacks have left. So it works for any step of any run whose data are still there.
 
 use crate::checkpoint::{self, Opened};
-use crate::config::Config;
+use crate::config::{Config, PrecisionSetting};
 use crate::corpus::shards::manifest::Split;
 use crate::data::batch::IGNORE;
 use crate::data::excerpt::{ExcerptStart, excerpt};
@@ -80,7 +80,7 @@ pub fn why(run_dir: &Path, step: u64, base: Option<&Path>, session: &Session) ->
     let known = logs.into_iter().find(|log| (log.step, log.first, log.losses.len()) == (step, first, count));
     let losses = match known {
         Some(ref log) => log.losses.clone(),
-        None => losses(&load_model(&before, &session.device)?, &loader, first, count)?,
+        None => losses(&load_model(&before, &session.device, PrecisionSetting::Auto)?, &loader, first, count)?,
     };
     let mut sequences = (first..)
         .zip(losses)

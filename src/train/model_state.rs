@@ -7,7 +7,7 @@ use super::schedule::Schedule;
 use super::trainer_state::{TrainerState, TrainerStateFile};
 use crate::checkpoint::Opened;
 use crate::checkpoint::adapter::{base_hasher, hash_weights, other_base};
-use crate::config::Config;
+use crate::config::{Config, PrecisionSetting};
 use crate::distributed::group::ProcessGroup;
 use crate::distributed::lanes::Lanes;
 use crate::distributed::sharding::Sharding;
@@ -218,14 +218,42 @@ fn read_into(
     Ok(())
 }
 
-/// The model of a checkpoint or Hugging Face directory on `device`, weights alone.
+/// The model of a checkpoint or Hugging Face directory on `device`, weights alone. "auto" is f32 on a CPU, and bf16 on a GPU that has
+/// kernels for it.
 ///
 /// # Errors
-/// Those of reading the files.
-pub fn load_model(source: &Opened, device: &Device) -> Result<Llama> {
+/// Those of reading the files; [`Exit::Config`] if a GPU has no bf16 kernels for the model.
+pub fn load_model(source: &Opened, device: &Device, precision: PrecisionSetting) -> Result<Llama> {
     let layout = Layout::new(&source.model);
+    if device.is_cpu() && precision == PrecisionSetting::Bf16 {
+        return load_in_bf16(source, &layout);
+    }
+    let head_dim = source.model.head_dim;
+    let has_kernels = !device.is_cpu() && GPU_BF16_DIMS.contains(&head_dim);
+    let precision = match precision {
+        PrecisionSetting::F32 => Precision::F32,
+        PrecisionSetting::Auto | PrecisionSetting::Bf16 if has_kernels => Precision::Bf16,
+        PrecisionSetting::Auto => Precision::F32,
+        PrecisionSetting::Bf16 => {
+            let message = format!("{}: no GPU kernels in bf16 for heads of {head_dim}", source.dir.display());
+            return Err(fail(Exit::Config, message).hint("add --precision f32").into());
+        }
+    };
     let flat = read_flat(&layout, "", |sink| source.read_weights(sink))?.to_device(device)?;
-    let rounded = !device.is_cpu() && GPU_BF16_DIMS.contains(&source.model.head_dim);
-    let precision = if rounded { Precision::Bf16 } else { Precision::F32 };
     Ok(Llama::new(&source.model, flat)?.with_precision(precision)?)
+}
+
+/// The model with its weights rounded to bf16 while they are read: at no time are all of them in memory in f32.
+fn load_in_bf16(source: &Opened, layout: &Layout) -> Result<Llama> {
+    let flat = layout.zeros_bf16()?;
+    let mut norms = Vec::new();
+    read_into(&flat, layout, "", 0..layout.total, |sink| {
+        source.read_weights(&mut |name, shape, values| {
+            if let [n] = *shape {
+                norms.push(Tensor::from_vec(values.clone(), n, &Device::Cpu)?);
+            }
+            sink(name, shape, values)
+        })
+    })?;
+    Ok(Llama::held_in_bf16(&source.model, flat, norms)?)
 }

@@ -12,7 +12,7 @@ use crate::runtime::error::{Exit, Failure, fail};
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
 
-pub use remarks::{Remark, Standstill, check_new_run, remark, standstill};
+pub use remarks::{Standstill, check_new_run, remark, standstill};
 
 /// A resolved schedule. Equal schedules give bit-equal rates; its JSON form restores it exactly.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

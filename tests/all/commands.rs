@@ -217,6 +217,9 @@ fn doctor_checks_every_op_and_version_names_the_commit() {
     for op in llama_lite::ops::selftest::names() {
         assert!(text.lines().any(|l| l.contains(op) && l.ends_with("ok")), "{op}: {text}");
     }
+    let on_cpu = stdout(&ok(&["doctor", "--device", "cpu"]));
+    let products = on_cpu.lines().find_map(|line| line.strip_prefix("products   f32 ")).unwrap();
+    assert!(products.contains(" GFLOP/s, bf16 ") && products.contains("; bf16: "), "{products}");
     assert!(stdout(&ok(&["--version"])).starts_with(&format!("llama-lite {}", env!("CARGO_PKG_VERSION"))));
     fails(&["doctor", "--device", "cuda"], 78);
 }

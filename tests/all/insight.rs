@@ -144,6 +144,29 @@ fn a_probe_predicts_the_steps_of_ranks() {
     assert!(steps.iter().all(|&step| step >= alone / 2.0 - 1e-3), "{said}");
 }
 
+/// A probe takes steps in both precisions, and says how the run's products compare.
+#[test]
+fn a_probe_compares_the_precisions() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = config(dir.path(), TINY);
+    let lines = |plan: &str| -> Vec<String> {
+        let prefixes = ["probe ", "  in ", "products "];
+        let lines = plan.lines().filter(|line| prefixes.iter().any(|prefix| line.starts_with(prefix)));
+        lines.map(str::to_owned).collect()
+    };
+    for (precision, other) in [("auto", "bf16"), ("f32", "bf16"), ("bf16", "f32")] {
+        let set = format!("train.precision={precision}");
+        let plan = ["plan", "--device", "cpu", "--config", arg(&file), "--quiet", "--set", &set];
+        let said = lines(&stdout(&ok(&[&plan[..], &["--probe"]].concat())));
+        let [probe, in_other, products] = &said[..] else { panic!("{precision}: {said:?}") };
+        assert!(probe.contains(" s a step (") && products.contains("f32 ") && products.contains(", bf16 "), "{said:?}");
+        let remedy = format!("(train.precision = \"{other}\")");
+        assert!(in_other.starts_with(&format!("  in {other} ")) && in_other.ends_with(&remedy), "{said:?}");
+        assert!(in_other.contains(" s a step, ") && in_other.contains(" times as fast "), "{said:?}");
+        assert!(lines(&stdout(&ok(&plan))).is_empty(), "measured without --probe");
+    }
+}
+
 /// Other lanes on purpose: the terminal, the events and the report say from where on results are equal within rounding alone.
 #[test]
 fn other_lanes_leave_a_mark() {

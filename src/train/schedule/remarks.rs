@@ -3,14 +3,7 @@
 use super::Schedule;
 use crate::config::Config;
 use crate::runtime::error::{Exit, Failure, fail};
-
-/// A line about the rates of a run.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Remark {
-    pub text: String,
-    /// Whether the run is probably a mistake.
-    pub warning: bool,
-}
+use crate::train::remark::Remark;
 
 /// Steps that would change nothing, and the setting under which they learn.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,8 +4,11 @@ use super::Trainer;
 use crate::data::eval_set::EvalSet;
 use crate::eval::benchmark::Prepared;
 use crate::metrics::thousands;
+use crate::ops::product_rate::ProductRates;
 use crate::train::footprint::{HostFootprint, RanksHere, trained_params};
+use crate::train::precision_remark::precision_remark;
 use crate::train::ranks::describe_ranks;
+use crate::train::remark::Remark;
 use crate::train::schedule::{remark, standstill};
 use anyhow::Result;
 
@@ -33,15 +36,22 @@ impl Trainer {
             _ if at < steps => format!("resuming at step {at}"),
             _ => format!("nothing to do: it has its {at} steps; for more: {}", self.settings_to_extend()?),
         };
-        let remark = remark(&self.config, at)?;
-        let (warning, line) = match remark {
-            Some(remark) if remark.warning => (Some(remark.text), String::new()),
-            Some(remark) => (None, format!("\n{}", remark.text)),
-            None => (None, String::new()),
-        };
-        self.progress.print(&format!("{lines}{line}\n{verb} · {}", self.context.dir.display()));
-        warning.iter().for_each(|text| self.progress.warn(text));
+        let remarks = [remark(&self.config, at)?, self.precision_remark()?];
+        let (warnings, notes): (Vec<Remark>, Vec<Remark>) =
+            remarks.into_iter().flatten().partition(|remark| remark.warning);
+        let notes: String = notes.iter().map(|note| format!("\n{}", note.text)).collect();
+        self.progress.print(&format!("{lines}{notes}\n{verb} · {}", self.context.dir.display()));
+        warnings.iter().for_each(|warning| self.progress.warn(&warning.text));
         Ok(())
+    }
+
+    /// Only on the terminal: what was measured here and now is nothing of the run, whose files are the same wherever it runs.
+    fn precision_remark(&self) -> Result<Option<Remark>> {
+        // Of several ranks one measures and speaks; the others are quiet as well.
+        if self.context.console.quiet || !self.group.is_first() {
+            return Ok(None);
+        }
+        precision_remark(&self.config, &self.device, self.state.run.step, ProductRates::measure)
     }
 
     /// The settings with which a finished run continues and learns.
