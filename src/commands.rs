@@ -18,10 +18,11 @@ pub(crate) mod sft;
 pub(crate) mod why;
 
 use crate::checkpoint::Opened;
+use crate::config::PrecisionSetting;
 use crate::metrics::Console;
 use crate::model::Llama;
 use crate::ops::device;
-use crate::runtime::error::{Exit, alarm, fail, failure_in};
+use crate::runtime::error::{Exit, Failure, alarm, fail, failure_in};
 use crate::runtime::files::{Access, io_hint};
 use crate::runtime::format::escape_control;
 use crate::runtime::memory;
@@ -89,7 +90,7 @@ struct Loaded {
 }
 
 /// The model of `ckpt`; adapters beside the model in `base`, if that is given.
-fn load(ckpt: &Path, base: Option<&Path>) -> Result<Loaded> {
+fn load(ckpt: &Path, base: Option<&Path>, precision: PrecisionSetting) -> Result<Loaded> {
     let source = Opened::open_beside(ckpt, base)?;
     let tokenizer = Tokenizer::from_dir(source.tokenizer_dir())?;
     let ids = tokenizer.vocab_size();
@@ -102,9 +103,23 @@ fn load(ckpt: &Path, base: Option<&Path>) -> Result<Loaded> {
         .hint("put the tokenizer.json that belongs to the model beside it")
         .into());
     }
-    memory::check(source.model.n_params().saturating_mul(4), "this model in f32", "use a machine with more memory")?;
-    let model = load_model(&source, device::used())?;
+    check_memory(&source, precision)?;
+    let model = load_model(&source, device::used(), precision)?;
     Ok(Loaded { source, tokenizer, model })
+}
+
+/// Refuses a model whose weights cannot fit into memory.
+fn check_memory(source: &Opened, precision: PrecisionSetting) -> Result<(), Failure> {
+    let params = source.model.n_params();
+    if !device::used().is_cpu() {
+        return memory::check(params.saturating_mul(4), "this model in f32", "use a machine with more memory");
+    }
+    match precision {
+        PrecisionSetting::Bf16 => {
+            memory::check(params.saturating_mul(2), "this model in bf16", "use a machine with more memory")
+        }
+        _ => memory::check(params.saturating_mul(4), "this model in f32", "add --precision bf16, which takes half"),
+    }
 }
 
 /// Writes `text` to stdout, with a newline at its end; of several ranks only the first does.

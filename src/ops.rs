@@ -34,19 +34,23 @@ pub mod cross_entropy;
 #[cfg(any(test, feature = "cuda"))]
 pub(crate) mod cuda;
 pub mod device;
+pub(crate) mod elements;
 pub mod embedding;
 pub(crate) mod flat;
 pub(crate) mod gemm;
 pub(crate) mod heads;
+pub(crate) mod large_pages;
 pub mod linear;
 pub mod lora;
 pub mod noise;
 pub mod positions;
 pub mod precision;
 pub mod prefix_tree;
+pub mod product_rate;
 pub mod rms_norm;
 pub mod rope;
 pub mod selftest;
+pub mod simd;
 pub mod squares;
 pub mod stream;
 pub mod swiglu;
@@ -79,15 +83,4 @@ use on_gpu;
 #[cfg(feature = "cuda")]
 pub(crate) fn gpu_selftest(device: &candle_core::Device) -> candle_core::Result<Vec<cuda::selftest::Agreement>> {
     cuda::selftest::run(device)
-}
-
-/// The instruction set that the CPU ops use on this processor.
-pub fn simd_level() -> String {
-    let text = format!("{:?}", pulp::Arch::new());
-    match text.split('(').next().unwrap_or_default() {
-        "V4" => "AVX-512".into(),
-        "V3" => "AVX2 and FMA".into(),
-        "Scalar" => "baseline".into(),
-        other => other.to_string(),
-    }
 }

@@ -18,6 +18,7 @@
 //! | `trainer_state.rs` | what a step changes and a checkpoint keeps beside its tensors |
 //! | `footprint.rs` | the memory that a run takes |
 //! | `optimizer.rs`, `schedule.rs`, `guard.rs` | AdamW's rules, the learning rate, the check of every step |
+//! | `remark.rs`, `precision_remark.rs` | what is said of a run before its first step; whether the other precision is faster here |
 //! | `identity.rs`, `arithmetic_fingerprint.rs` | build and machine; whether they compute the same bits |
 //! | `requests.rs`, `watchdog.rs`, `crash_loop.rs`, `replay.rs` | signals; a run that is stuck; a checkpoint whose loading panics; repeated steps must give the same bits |
 //! | `session.rs`, `run_data.rs` | device and console; all that a run reads |
@@ -39,8 +40,10 @@ pub mod new_run;
 pub mod optimizer;
 pub mod passes;
 pub mod paths;
+pub mod precision_remark;
 pub mod pretrain;
 pub mod ranks;
+pub mod remark;
 pub mod replay;
 pub mod requests;
 pub mod reset;

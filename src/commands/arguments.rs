@@ -1,7 +1,8 @@
 //! Values that several commands take: paths and numbers.
 
+use crate::config::{Choice as _, PrecisionSetting};
 use crate::runtime::home::{expand_home, expand_home_text};
-use clap::builder::{PathBufValueParser, StringValueParser, TypedValueParser};
+use clap::builder::{PathBufValueParser, PossibleValuesParser, StringValueParser, TypedValueParser};
 use std::path::{Path, PathBuf};
 
 /// Reads a path. A leading `~/` is the home directory, also where no shell has seen it: behind the `=` of `--out=~/x`.
@@ -18,6 +19,12 @@ pub(super) fn path_or_name() -> impl TypedValueParser<Value = String> {
 pub(super) fn run_dir(out: Option<&PathBuf>, config: &Path) -> PathBuf {
     let stem = config.file_stem().unwrap_or(config.as_os_str());
     out.cloned().unwrap_or_else(|| PathBuf::from("runs").join(stem))
+}
+
+/// Reads a `--precision`.
+pub(super) fn precision() -> impl TypedValueParser<Value = PrecisionSetting> {
+    PossibleValuesParser::new(PrecisionSetting::NAMES)
+        .map(|name| PrecisionSetting::from_name(&name).unwrap_or_default())
 }
 
 /// A number for which `allowed` holds.

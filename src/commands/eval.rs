@@ -1,9 +1,11 @@
 //! `eval`: loss, bits per byte and perplexity of a model on text or shards; benchmark tasks as the lm-evaluation-harness scores them.
 
-use super::arguments::{path, positive};
+use super::arguments::{path, positive, precision};
 use super::ranks::RanksArgs;
 use super::{Loaded, load, print, session};
-use crate::checkpoint;
+
+use crate::checkpoint::{self, Dtype};
+use crate::config::PrecisionSetting;
 use crate::corpus::source::ReadOptions;
 use crate::data::dataset::evaluation_tokens;
 use crate::data::eval_set::EvalSet;
@@ -36,6 +38,9 @@ pub struct EvalArgs {
     /// For adapters: the directory of their model, if it is no longer where they were trained
     #[arg(long, value_name = "DIR", value_parser = path())]
     pub base: Option<PathBuf>,
+    /// Type of the weights: auto is f32 on a CPU, bf16 on a GPU; bf16 on a CPU takes half the memory and rounds the operands of products
+    #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = precision())]
+    pub precision: PrecisionSetting,
     /// Run directory: every kept checkpoint of it
     #[arg(long, value_name = "RUN_DIR", conflicts_with = "ckpt", value_parser = path())]
     pub run: Option<PathBuf>,
@@ -124,7 +129,7 @@ fn kept_checkpoints(run: &Path) -> Result<Vec<(u64, PathBuf)>> {
 
 /// The results file of one model, and what is printed.
 fn evaluate_model(args: &EvalArgs, ckpt: &Path, session: &Session) -> Result<(Value, String)> {
-    let loaded = load(ckpt, args.base.as_deref())?;
+    let loaded = load(ckpt, args.base.as_deref(), args.precision)?;
     session.group.ensure_same("model", || fingerprint_of(&loaded))?;
     let (mut report, mut text) = if args.tasks.is_empty() {
         (json!({"results": {}, "config": {}}), String::new())
@@ -191,8 +196,9 @@ fn score_text(args: &EvalArgs, loaded: &Loaded, session: &Session) -> Result<(Sc
 
 fn run_tasks(args: &EvalArgs, loaded: &Loaded, session: &Session) -> Result<(Value, String)> {
     let (prepared, results) = score_tasks(args, loaded, session)?;
+    let dtype = if loaded.model.is_in_bf16() { Dtype::Bf16 } else { Dtype::F32 };
     let config = json!({
-        "model": "llama-lite", "dtype": "float32", "limit": args.limit, "num_fewshot": args.num_fewshot,
+        "model": "llama-lite", "dtype": dtype.torch_name(), "limit": args.limit, "num_fewshot": args.num_fewshot,
         "max_length": loaded.model.config.max_position_embeddings,
     });
     let report = harness_json(&prepared, &results, config, args.log_samples);

@@ -36,6 +36,38 @@ fn several_texts_and_prompts_from_a_file() {
     assert_eq!(plain.matches("One").count(), 3, "{plain}");
 }
 
+/// Weights in bf16 change what is written only by their rounding, and a file of bf16 weights has nothing left to round.
+#[test]
+fn weights_in_bf16() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = pretrain(dir.path(), "run", &[]);
+    let file = dir.path().join("file");
+    ok(&["export", "--ckpt", arg(&run), "--dtype", "bf16", "--out", arg(&file)]);
+    let text = dir.path().join("text.txt");
+    std::fs::write(&text, "One day a bird met a cat, and they went home. ".repeat(20)).unwrap();
+    let first = |ckpt: &Path, precision: &[&str]| -> Vec<f64> {
+        let all = ["sample", "--ckpt", arg(ckpt), "--prompt", "One day", "--max-tokens", "4", "--greedy", "--json"];
+        let line = json_lines(&[&all[..], &["--logprobs", "5"], precision].concat()).remove(0);
+        line["logprobs"][0]["top"].as_array().unwrap().iter().map(|top| top["logprob"].as_f64().unwrap()).collect()
+    };
+    let loss = |ckpt: &Path, precision: &[&str]| -> f64 {
+        let out = stdout(&ok(&[&["eval", "--ckpt", arg(ckpt), "--data", arg(&text)][..], precision].concat()));
+        out.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    let bf16 = ["--precision", "bf16"];
+    for ckpt in [&run, &file] {
+        assert_eq!(first(ckpt, &[]), first(ckpt, &["--precision", "f32"]), "f32 is the default on a CPU");
+        let (exact, rounded) = (first(ckpt, &[]), first(ckpt, &bf16));
+        let farthest = exact.iter().zip(&rounded).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(farthest > 0.0 && farthest < 0.05, "{exact:?} {rounded:?}");
+        let (exact, rounded) = (loss(ckpt, &[]), loss(ckpt, &bf16));
+        assert!((exact - rounded).abs() < 0.01, "loss {exact}, in bf16 {rounded}");
+    }
+    let refused = crate::support::run(&["sample", "--ckpt", arg(&run), "--precision", "fp8"]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(crate::support::stderr(&refused).contains("auto, f32, bf16"));
+}
+
 /// A program at a pseudo-terminal.
 pub(crate) struct Terminal {
     pub(crate) child: std::process::Child,

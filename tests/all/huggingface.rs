@@ -3,6 +3,7 @@
 use crate::support::root;
 use candle_core::{DType, Device, Tensor, safetensors};
 use llama_lite::checkpoint::Opened;
+use llama_lite::config::PrecisionSetting;
 use llama_lite::model::TrainInput;
 use llama_lite::ops::selftest::difference;
 use llama_lite::train::model_state::load_model;
@@ -26,7 +27,7 @@ fn ids(t: &Tensor) -> Tensor {
 #[test]
 fn logits_and_loss_equal_transformers() {
     for name in ALL {
-        let model = load_model(&Opened::open(&fixture(name)).unwrap(), &Device::Cpu).unwrap();
+        let model = load_model(&Opened::open(&fixture(name)).unwrap(), &Device::Cpu, PrecisionSetting::Auto).unwrap();
         let want = expected(name);
         let inputs = ids(&want["input_ids"]);
         let logits = model.logits(&inputs).unwrap();
@@ -43,7 +44,7 @@ fn logits_and_loss_equal_transformers() {
 #[test]
 fn every_gradient_equals_torch() {
     for name in ["gqa", "untied", "tied"] {
-        let model = load_model(&Opened::open(&fixture(name)).unwrap(), &Device::Cpu).unwrap();
+        let model = load_model(&Opened::open(&fixture(name)).unwrap(), &Device::Cpu, PrecisionSetting::Auto).unwrap();
         let want = expected(name);
         let (inputs, targets) = (ids(&want["input_ids"]), ids(&want["target_ids"]).flatten_all().unwrap());
         let flat = model.layout.zeros(&Device::Cpu).unwrap();
@@ -62,7 +63,7 @@ fn every_gradient_equals_torch() {
 #[test]
 fn greedy_continuations_equal_generate() {
     for name in ALL {
-        let model = load_model(&Opened::open(&fixture(name)).unwrap(), &Device::Cpu).unwrap();
+        let model = load_model(&Opened::open(&fixture(name)).unwrap(), &Device::Cpu, PrecisionSetting::Auto).unwrap();
         let want = expected(name);
         let theirs = ids(&want["greedy_ids"]).to_vec1::<u32>().unwrap();
         let mut feed = ids(&want["prompt_ids"]).to_vec1::<u32>().unwrap();
@@ -76,6 +77,24 @@ fn greedy_continuations_equal_generate() {
             ours.extend(&feed);
         }
         assert_eq!(ours, theirs, "{name}");
+    }
+}
+
+/// What is stored in bf16 is held as it is; other weights are rounded to the nearest, and those of norms stay exact.
+#[test]
+fn weights_can_be_held_in_bf16() {
+    for name in ALL {
+        let open = |precision| load_model(&Opened::open(&fixture(name)).unwrap(), &Device::Cpu, precision).unwrap();
+        let (exact, held) = (open(PrecisionSetting::F32), open(PrecisionSetting::Bf16));
+        assert!(held.is_in_bf16() && !exact.is_in_bf16() && !open(PrecisionSetting::Auto).is_in_bf16());
+        let bits = |t: &Tensor| -> Vec<u32> {
+            t.to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap().iter().map(|x| x.to_bits()).collect()
+        };
+        assert!(bits(&held.flat) == bits(&exact.flat.to_dtype(DType::BF16).unwrap()), "{name}: rounded otherwise");
+        assert_eq!(bits(&held.flat) == bits(&exact.flat), name == "untied-bf16", "{name}");
+        let inputs = ids(&expected(name)["input_ids"]);
+        let d = difference(&held.logits(&inputs).unwrap(), &exact.logits(&inputs).unwrap()).unwrap();
+        assert!(d > 0.0 && d < 0.08, "{name}: logits differ by {d:.1e}");
     }
 }
 
@@ -100,7 +119,8 @@ fn what_the_model_would_compute_differently_is_refused_by_name() {
         let mut config: serde_json::Value = serde_json::from_str(&good).unwrap();
         config[key] = value;
         std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
-        let opened = Opened::open(dir.path()).and_then(|o| load_model(&o, &Device::Cpu).map(drop));
+        let opened =
+            Opened::open(dir.path()).and_then(|o| load_model(&o, &Device::Cpu, PrecisionSetting::Auto).map(drop));
         let message = format!("{:#}", opened.expect_err(key));
         let names_it = message.contains(key) || (key == "vocab_size" && message.contains("embed_tokens"));
         assert!(names_it || (key == "tie_word_embeddings" && message.contains("lm_head")), "{key}: {message}");

@@ -160,6 +160,12 @@ fn adapters_are_a_model_for_every_command_and_merge_into_one() {
             .contains("no adapters")
     );
     ok(&["export", "--ckpt", arg(&tuned), "--merge-lora", "--out", arg(&merged), "--quiet"]);
+    // Adapters are merged before the sum is rounded.
+    let in_bf16 = |ckpt: &Path| {
+        let args = ["sample", "--ckpt", arg(ckpt), "--prompt", "a", "--max-tokens", "5", "--greedy", "--json"];
+        stdout(&ok(&[&args[..], &["--precision", "bf16", "--logprobs", "3", "--seed", "1"]].concat()))
+    };
+    assert_eq!(in_bf16(&tuned), in_bf16(&merged));
     let sample = |ckpt: &Path| {
         let made = ok(&["sample", "--ckpt", arg(ckpt), "--prompt", "One day", "--greedy", "--json", "--quiet"]);
         let made: serde_json::Value = serde_json::from_str(&stdout(&made)).unwrap();

@@ -6,6 +6,7 @@ use crate::support::{TINY, arg, config, ok, pretrain, stdout};
 use candle_core::Device;
 use llama_lite::checkpoint::Opened;
 use llama_lite::config::Config;
+use llama_lite::config::PrecisionSetting;
 use llama_lite::data::batch::Batch;
 use llama_lite::data::batch::IGNORE;
 use llama_lite::data::dataset::{Dataset, separator};
@@ -51,7 +52,7 @@ fn validation_and_references(run: &Path, separator_ends: bool) -> [f64; 3] {
     let tokenizer = Tokenizer::from_dir(checkpoint.tokenizer_dir()).unwrap();
     let separator = separator(&tokenizer).unwrap();
     let corpus = Dataset::open(&Config::load(&run.join("config.toml"), &[]).unwrap(), Some(tokenizer)).unwrap();
-    let model = load_model(&checkpoint, &Device::Cpu).unwrap();
+    let model = load_model(&checkpoint, &Device::Cpu, PrecisionSetting::Auto).unwrap();
     let rows = corpus.val.unwrap();
     let alone = loss_of_lone_documents(&model, &rows, separator, separator_ends);
     // No id is this one: nothing is cut.
