@@ -2,7 +2,8 @@
 """Measures llama-lite's speed beside that of other programs. Recorded results are in scripts/results/.
 
   python3 scripts/bench.py cpu --quick                   test the harness itself, in about a minute; its figures mean little
-  python3 scripts/bench.py cpu --json FILE               a training step on the CPU beside PyTorch eager and torch.compile, in turns
+  python3 scripts/bench.py cpu                           a training step on the CPU beside PyTorch eager and torch.compile, in turns
+  python3 scripts/bench.py table FILE                    what a file of results of `cpu` holds, as docs/benchmarks.md shows it
   python3 scripts/bench.py decode --json FILE            generation beside transformers' `generate`, in turns
   python3 scripts/bench.py prepare --text FILE.jsonl     `data prepare` beside tiktoken and Hugging Face's tokenizers
   python3 scripts/bench.py ranks --json FILE             two ranks beside one rank with two threads and PyTorch's DDP, in turns
@@ -38,8 +39,11 @@ BENCHMARKS = {
     "indicators": ("benches.indicators", []),
     "prepare": ("benches.prepare", ["numpy", "tiktoken", "tokenizers"]),
     "ranks": ("benches.ranks", ["numpy", "safetensors", "torch"]),
+    "table": ("benches.table", []),
     "torch": ("benches.contender", []),
 }
+# These measure nothing of llama-lite's.
+WITHOUT_PROGRAM = ["table", "torch"]
 
 
 def use_environment_with(packages: list[str]) -> None:
@@ -78,12 +82,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog=f"bench.py {name}", description=benchmark.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    if name != "torch":
+    if name not in WITHOUT_PROGRAM:
         parser.add_argument("--binary", type=Path, metavar="FILE", help="llama-lite (default: BENCH_BINARY, or what cargo builds)")
         parser.add_argument("--json", type=Path, metavar="FILE", help="where the results go, every number of them")
     benchmark.add_arguments(parser)
     args = parser.parse_args(sys.argv[2:])
-    if name != "torch":
+    if name not in WITHOUT_PROGRAM:
         args.binary = (args.binary or built_program()).resolve()
     return run(name, benchmark, args, parser)
 

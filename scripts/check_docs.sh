@@ -10,6 +10,7 @@
 #   <!-- check: parse -->               for what a small machine cannot run (1.7B, a GPU, a network, a build): the block must be valid shell, its
 #                                       llama-lite lines must pass the program's own argument parser, and the files it names must exist
 #   <!-- check: mpi -->                 run where there is an mpiexec (on PATH or in target/mpi, see scripts/mpi.sh), otherwise parsed
+#   <!-- check: python -->              run where python3 is 3.11 or newer, otherwise parsed
 #   <!-- check: skip: WHY -->           the block is neither run nor parsed
 #   <!-- check: table -->               before a table: the commands in its rows are run as well
 #   <!-- check: given quickstart my --> anywhere on the page: the runs runs/quickstart, runs/my are already there
@@ -156,6 +157,10 @@ for page in "${pages[@]}"; do
         if [[ $kind == mpi ]]; then
             kind=parse
             command -v mpiexec >/dev/null && kind=run
+        fi
+        if [[ $kind == python ]]; then
+            kind=parse
+            python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && kind=run
         fi
         case $kind in
         run)

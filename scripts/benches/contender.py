@@ -4,7 +4,7 @@
                                      directory, a tokenizer, tokens
   train   --dir DIR --log FILE [--steps N] [--device cuda] [--bf16] [--compile whole|blocks] [--fresh] [--ranks N]
                                      trains, without --steps until it is killed; writes a line of JSON per step {step, loss, seconds}
-  gemm    [--bf16]                   prints the rate of large matrix products in GFLOP/s
+  rates   [--bf16]                   prints the rates of large matrix products in GFLOP/s, and of a large copy in bytes per second
 
 --fresh draws the weights instead of reading them. `--compile whole` compiles the model in one piece, which takes minutes for many layers;
 `blocks` compiles one layer, whose code all of them share, and the loss.
@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -35,10 +36,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("command", choices=["prepare", "train", "gemm"])
+    parser.add_argument("command", choices=["prepare", "train", "rates"])
     parser.add_argument("--dir", type=Path, help="the case's directory, with its case.json")
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")
-    parser.add_argument("--bf16", action="store_true", help="train in bf16 autocast; gemm: bf16 products")
+    parser.add_argument("--bf16", action="store_true", help="train in bf16 autocast; rates: of bf16 products")
     parser.add_argument("--no-weights", action="store_true", help="prepare: tokenizer and tokens only")
     parser.add_argument("--log", type=Path, help="train: where its lines go")
     parser.add_argument("--steps", type=int, help="train: how many (default: no end)")
@@ -51,8 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
-    if args.command == "gemm":
-        print(json.dumps(gemm_rates(torch.bfloat16 if args.bf16 else torch.float32)))
+    if args.command == "rates":
+        gemm = gemm_rates(torch.bfloat16 if args.bf16 else torch.float32)
+        print(json.dumps({"gemm_gflops_per_second": gemm, "copy_bytes_per_second": copy_bandwidth()}))
         return 0
     if args.dir is None or (args.command == "train" and args.log is None):
         parser.error("--dir (and for train --log) missing")
@@ -212,3 +214,14 @@ def gemm_rates(dtype: torch.dtype, sizes: tuple[int, ...] = (1024, 1536, 2048), 
             seconds.append(time.perf_counter() - begun)
         rates[str(n)] = 2e-9 * n**3 / min(seconds[1:])
     return rates
+
+
+def copy_bandwidth() -> float:
+    """Bytes read and written per second by a large copy, the best of some."""
+    a = torch.rand(64 << 20)
+    b, best = torch.empty_like(a), math.inf
+    for _ in range(6):
+        begun = time.perf_counter()
+        b.copy_(a)
+        best = min(best, time.perf_counter() - begun)
+    return 2 * a.nbytes / best

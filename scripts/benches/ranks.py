@@ -70,7 +70,7 @@ def run_case(name: str, length: int, tokens: int, args: argparse.Namespace) -> d
         result["bytes"] = [count_bytes(ranks, case, work, args, result["parameters"]) for ranks in (2, 4)]
         workers = []
         for implementation in args.implementations:
-            check_memory(workers, result["parameters"])
+            check_memory(workers, 16e-6 * result["parameters"])
             worker = start(implementation, case, work, args)
             stack.callback(worker.kill)
             worker.warm_up(CHECKED_STEPS)
@@ -110,8 +110,7 @@ def pretrain(name: str, case: dict, work: Path, args: argparse.Namespace, lanes:
     """The command of a run in `work / name`: a lane is one micro-batch, as large as what a process of PyTorch has."""
     sequences = case["tokens_per_step"] // case["sequence_length"]
     train = {"lanes": lanes, "tokens_per_step": case["tokens_per_step"], "micro_batch_size": sequences // lanes, "steps": steps}
-    # It is stopped while others compute, for minutes if they compile.
-    text = llama_lite_config(case, work, train=train, guard={"hang_seconds": 100_000})
+    text = llama_lite_config(case, work, train=train)
     config = work / f"{name}.toml"
     config.write_text(text)
     command = [str(args.binary), "pretrain", "--config", str(config), "--init-from", str(work / "model")]

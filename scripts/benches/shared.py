@@ -67,13 +67,24 @@ def write_json(path: Path | None, results: dict | list) -> None:
         path.write_text(json.dumps(results, indent=1) + "\n")
 
 
+def shown(path: Path) -> Path:
+    """As short as it can be typed."""
+    path = path.resolve()
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def cpuinfo(text: str | None = None) -> dict[str, str]:
+    """What /proc/cpuinfo says of the first processor."""
+    text = Path("/proc/cpuinfo").read_text() if text is None else text
+    pairs = (line.partition(":") for line in text.strip().split("\n\n")[0].splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
 def machine(binary: Path) -> dict:
-    facts = Path("/proc/cpuinfo").read_text().splitlines()
-    processor = next((line.partition(":")[2].strip() for line in facts if line.startswith("model name")), "unknown")
     version = subprocess.run([str(binary), "--version"], capture_output=True, text=True, check=True).stdout.strip()
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "processor": processor,
+        "processor": cpuinfo().get("model name", "unknown"),
         "cores": os.cpu_count(),
         "memory_gb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9,
         "kernel": platform.release(),

@@ -30,7 +30,11 @@ impl Llama {
             return Ok(logits);
         }
         let layers = &mut cache.layers;
-        if is_on_gpu(&self.flat) { self.over(inputs, layers) } else { in_pool(|| self.over(inputs, layers)) }
+        if inputs.dim(1)? > 1 || is_on_gpu(&self.flat) {
+            return self.on_computing_thread(|| self.over(inputs, layers));
+        }
+        // A single token allocates little, and does not wait until a certain thread is free.
+        in_pool(|| self.over(inputs, layers))
     }
 
     /// [`next_logits`](Self::next_logits), op by op.
