@@ -30,7 +30,7 @@ pub mod weights;
 
 use crate::config::ModelConfig;
 use crate::ops::attention::Heads;
-use crate::ops::cpu::on_first_of_pool;
+use crate::ops::cpu::on_first_pool_thread;
 use crate::ops::cross_entropy::{cross_entropy, cross_entropy_and_backward, logit_squares};
 use crate::ops::embedding::{embedding, embedding_backward};
 use crate::ops::is_on_gpu;
@@ -265,7 +265,7 @@ impl Llama {
     /// Runs a pass where its ops compute. From another thread each of them would move to a computing thread and back, and its tensors
     /// from one core's cache to another's.
     fn on_computing_thread<R: Send>(&self, pass: impl FnOnce() -> R + Send) -> R {
-        if is_on_gpu(&self.flat) { pass() } else { on_first_of_pool(pass) }
+        if is_on_gpu(&self.flat) { pass() } else { on_first_pool_thread(pass) }
     }
 
     /// A training pass: losses of every position, and the gradients of `scale · Σ losses` ADDED to `grads`.

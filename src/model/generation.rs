@@ -5,7 +5,7 @@ use super::block::{Attend, Context, Residual};
 #[cfg(any(test, feature = "cuda"))]
 use super::decode::Decoder;
 use super::kv_cache::{KvCache, LayerCache};
-use crate::ops::cpu::in_pool;
+use crate::ops::cpu::on_pool_thread;
 use crate::ops::is_on_gpu;
 use crate::ops::linear::linear;
 use candle_core::{DType, Result, Tensor, bail};
@@ -34,7 +34,7 @@ impl Llama {
             return self.on_computing_thread(|| self.over(inputs, layers));
         }
         // A single token allocates little, and does not wait until a certain thread is free.
-        in_pool(|| self.over(inputs, layers))
+        on_pool_thread(|| self.over(inputs, layers))
     }
 
     /// [`next_logits`](Self::next_logits), op by op.

@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Shape, Storage, Tensor, WithDType, bail};
 
 /// Independent accumulators of a reduction: one AVX-512 register of f32.
 pub(crate) const LANES: usize = 16;
@@ -22,13 +22,13 @@ pub(crate) fn rows_per_piece(columns: usize) -> usize {
 
 /// Runs `work` on one of the threads that compute. Each op that is called from elsewhere wakes one of them and waits for it, and products of one
 /// thread alone run where they are called: work would go to and fro between cores.
-pub(crate) fn in_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+pub(crate) fn on_pool_thread<R: Send>(work: impl FnOnce() -> R + Send) -> R {
     rayon::scope(|_| work())
 }
 
-/// [`in_pool`] for work that allocates much: always on the same thread, because each one's allocator keeps what was freed there for the next
+/// [`on_pool_thread`] for work that allocates much: always on the same thread, because each one's allocator keeps what was freed there for the next
 /// time. All threads wake up for it, which they will have to anyway.
-pub(crate) fn on_first_of_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+pub(crate) fn on_first_pool_thread<R: Send>(work: impl FnOnce() -> R + Send) -> R {
     let work = Mutex::new(Some(work));
     let results = rayon::broadcast(|thread| {
         let work = if thread.index() == 0 { work.lock().unwrap_or_else(PoisonError::into_inner).take() } else { None };
@@ -69,12 +69,12 @@ pub(crate) fn zeros(len: usize) -> Vec<f32> {
 
 /// A buffer for an op's output. The op must write every element before one is read. Zeroing them all first was 3 % of a
 /// training step on one thread, and more on several. Tests get NaN, so that a forgotten element is noticed.
-pub(crate) fn output(len: usize) -> Vec<f32> {
+pub(crate) fn output<T: WithDType>(len: usize) -> Vec<T> {
     if cfg!(any(test, debug_assertions)) {
-        return vec![f32::NAN; len];
+        return vec![T::from_f64(f64::NAN); len];
     }
     let mut buffer = Vec::with_capacity(len);
-    // SAFETY: the capacity is there; every bit pattern is an f32, and none is read before it is written (the callers' part, above).
+    // SAFETY: the capacity is there; every bit pattern is an element, and none is read before it is written (the callers' part, above).
     #[allow(clippy::uninit_vec)]
     unsafe {
         buffer.set_len(len);
@@ -83,7 +83,7 @@ pub(crate) fn output(len: usize) -> Vec<f32> {
 }
 
 /// A CPU tensor that owns `data`.
-pub(crate) fn tensor(data: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor> {
+pub(crate) fn tensor<T: WithDType>(data: Vec<T>, shape: impl Into<Shape>) -> Result<Tensor> {
     Tensor::from_vec(data, shape.into(), &Device::Cpu)
 }
 

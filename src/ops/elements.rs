@@ -7,7 +7,7 @@
 mod dot;
 
 use super::cpu;
-use candle_core::{CpuStorage, Device, Result, Shape, Storage, Tensor, WithDType, bail};
+use candle_core::{CpuStorage, Result, Storage, Tensor, WithDType, bail};
 use half::bf16;
 use rayon::prelude::*;
 use std::borrow::Cow;
@@ -145,27 +145,8 @@ pub(crate) fn read<const N: usize, R>(
     f(elements)
 }
 
-/// A buffer for an op's output: [`cpu::output`] of any elements.
-pub(crate) fn output<T: Element>(len: usize) -> Vec<T> {
-    if cfg!(any(test, debug_assertions)) {
-        return vec![T::from_f32(f32::NAN); len];
-    }
-    let mut buffer = Vec::with_capacity(len);
-    // SAFETY: the capacity is there; every bit pattern is an element, and none is read before it is written (the callers' part).
-    #[allow(clippy::uninit_vec)]
-    unsafe {
-        buffer.set_len(len);
-    }
-    buffer
-}
-
-/// A CPU tensor that owns `data`.
-pub(crate) fn tensor<T: Element>(data: Vec<T>, shape: impl Into<Shape>) -> Result<Tensor> {
-    Tensor::from_vec(data, shape.into(), &Device::Cpu)
-}
-
 fn widen(x: &[bf16]) -> Vec<f32> {
-    let mut wide = cpu::output(x.len());
+    let mut wide = cpu::output::<f32>(x.len());
     wide.par_chunks_mut(cpu::PIECE).zip(x.par_chunks(cpu::PIECE)).for_each(|(wide, x)| {
         cpu::simd!(wide.iter_mut().zip(x).for_each(|(wide, x)| *wide = x.to_f32()));
     });

@@ -1,10 +1,12 @@
-//! Products of strided f32 matrices, `dst = [dst +] alpha · lhs · rhs`, from first principles: pack, then multiply tile by tile.
+//! Products of strided matrices, `dst = [dst +] alpha · lhs · rhs`, from first principles: pack, then multiply tile by tile. Elements are f32
+//! or bf16, sums are f32.
 //!
 //! The scheme is that of Goto & van de Geijn (2008): the right operand is packed into panels of 32 columns, the left one into panels of 12
-//! rows x 256 terms that stay in the first cache, and a kernel keeps a 12 x 32 tile in registers. It is not taken from a library because half of a
-//! training step on a CPU is spent in it: packed operands can be used several times, and the bits are ours to define. **Every element is, per 256 terms of the inner dimension, one chain of fused multiply-adds in their order, and the
-//! sum of these chains in their order**: neither the number of threads, nor the sizes of blocks, nor the width of the
-//! processor's registers changes a bit (a processor without fused multiply-add rounds differently).
+//! rows x 256 terms that stay in the first cache, and a kernel keeps a 12 x 32 tile in registers. It is not taken from a library because
+//! half of a training step on a CPU is spent in it: packed operands can be used several times, and the bits are ours to define.
+//! **In f32 every element is, per 256 terms of the inner dimension, one chain of fused multiply-adds in their order, and the sum of these
+//! chains in their order**: neither the number of threads, nor the sizes of blocks, nor the width of the processor's registers changes a
+//! bit (a processor without fused multiply-add rounds differently). `pairs` and `tiles` state the order of their sums in bf16.
 //!
 //! rayon distributes blocks of the destination to threads by work stealing; idle threads sleep, and there are no spin barriers.
 
@@ -30,7 +32,7 @@ use super::precision::Precision;
 use arithmetic::Arithmetic;
 use half::bf16;
 use kernel::{KC, Kernels, MR, NR, Tile};
-use mat::span;
+use mat::{for_operands, span};
 pub(crate) use mat::{Mat, Operand};
 use packed::Buffer;
 pub(crate) use packed::{PANEL, Packed, Panels};
@@ -104,12 +106,8 @@ pub(crate) fn matmul<'a>(
     precision: Precision,
 ) {
     let arithmetic = Arithmetic::new(precision);
-    match (lhs.into(), rhs.into()) {
-        (Operand::F32(l), Operand::F32(r)) => matmul_as(dst, dst_stride, into, alpha, l, r, arithmetic),
-        (Operand::F32(l), Operand::Bf16(r)) => matmul_as(dst, dst_stride, into, alpha, l, r, arithmetic),
-        (Operand::Bf16(l), Operand::F32(r)) => matmul_as(dst, dst_stride, into, alpha, l, r, arithmetic),
-        (Operand::Bf16(l), Operand::Bf16(r)) => matmul_as(dst, dst_stride, into, alpha, l, r, arithmetic),
-    }
+    let (lhs, rhs) = (lhs.into(), rhs.into());
+    for_operands!(|lhs, rhs| matmul_as(dst, dst_stride, into, alpha, lhs, rhs, arithmetic))
 }
 
 fn matmul_as<L: Pack, R: Pack>(

@@ -65,11 +65,11 @@ pub fn linear_saved(x: &Tensor, w_oi: &Tensor, precision: Precision) -> Result<T
         return linear(x, w_oi, precision);
     }
     let y = elements::read("linear_saved", [x, w_oi], |[x, w]| {
-        let mut y = elements::output(rows * o);
+        let mut y = cpu::output(rows * o);
         matmul_rounded(&mut y, Operand::new(x, rows, i), Operand::new(w, o, i).t(), precision);
         Ok(y)
     })?;
-    elements::tensor(y, with_last_dim(x, o))
+    cpu::tensor(y, with_last_dim(x, o))
 }
 
 /// Each row of the weight meets all rows of `x` while it is in the cache.

@@ -5,7 +5,7 @@
 //! `dh = dres + r (g - ĥ · mean(g · ĥ))`, where `dres` is the gradient over the residual path, and `dw += Σ_rows dy · ĥ`, summed first
 //! inside fixed pieces of rows, then over the pieces in order.
 
-use super::elements::{self, Element};
+use super::elements::Element;
 use super::precision::Precision;
 use super::{cpu, on_gpu};
 use candle_core::{D, Result, Tensor, bail};
@@ -65,7 +65,7 @@ pub fn add_rms_norm(
 fn norm_of_sum<T: Element>(x: &Tensor, delta: &Tensor, w_c: &Tensor, eps: f32, c: usize) -> Result<Normed> {
     let (h, y, rstd) = cpu::read("rms_norm", [x, delta, w_c], |[x, delta, w]| {
         let mut h = cpu::output(x.len());
-        let mut y = elements::output::<T>(x.len());
+        let mut y = cpu::output::<T>(x.len());
         let mut rstd = cpu::output(x.len() / c);
         let rows = cpu::rows_per_piece(c);
         let results = h.par_chunks_mut(rows * c).zip(y.par_chunks_mut(rows * c)).zip(rstd.par_chunks_mut(rows));
@@ -82,19 +82,19 @@ fn norm_of_sum<T: Element>(x: &Tensor, delta: &Tensor, w_c: &Tensor, eps: f32, c
         Ok((h, y, rstd))
     })?;
     let rows = x.elem_count() / c;
-    Ok(Normed { h: cpu::tensor(h, x.dims())?, y: elements::tensor(y, x.dims())?, rstd: cpu::tensor(rstd, rows)? })
+    Ok(Normed { h: cpu::tensor(h, x.dims())?, y: cpu::tensor(y, x.dims())?, rstd: cpu::tensor(rstd, rows)? })
 }
 
 fn norm_alone<T: Element>(h: &Tensor, w_c: &Tensor, eps: f32, c: usize) -> Result<Normed> {
     let (y, rstd) = cpu::read("rms_norm", [h, w_c], |[h, w]| {
-        let mut y = elements::output::<T>(h.len());
+        let mut y = cpu::output::<T>(h.len());
         let mut rstd = cpu::output(h.len() / c);
         let rows = cpu::rows_per_piece(c);
         let pieces = y.par_chunks_mut(rows * c).zip(rstd.par_chunks_mut(rows)).zip(h.par_chunks(rows * c));
         pieces.for_each(|((y, rstd), h)| cpu::simd!(norm_rows(y, rstd, h, w, eps)));
         Ok((y, rstd))
     })?;
-    let y = elements::tensor(y, h.dims())?;
+    let y = cpu::tensor(y, h.dims())?;
     let rstd = cpu::tensor(rstd, h.elem_count() / c)?;
     Ok(Normed { h: h.clone(), y, rstd })
 }
@@ -127,7 +127,7 @@ pub fn rms_norm_recompute(h: &Tensor, rstd_n: &Tensor, w_c: &Tensor, precision: 
 
 fn norm_again<T: Element>(h: &Tensor, rstd_n: &Tensor, w_c: &Tensor, c: usize) -> Result<Tensor> {
     let y = cpu::read("rms_norm_recompute", [h, rstd_n, w_c], |[h, rstd, w]| {
-        let mut y = elements::output::<T>(h.len());
+        let mut y = cpu::output::<T>(h.len());
         let rows = cpu::rows_per_piece(c);
         let pieces = y.par_chunks_mut(rows * c).zip(rstd.par_chunks(rows)).zip(h.par_chunks(rows * c));
         pieces.for_each(|((y, rstd), h)| {
@@ -139,7 +139,7 @@ fn norm_again<T: Element>(h: &Tensor, rstd_n: &Tensor, w_c: &Tensor, c: usize) -
         });
         Ok(y)
     })?;
-    elements::tensor(y, h.dims())
+    cpu::tensor(y, h.dims())
 }
 
 /// Gradient of `h` (…, c): the norm's share plus `dres`, the gradient that reaches `h` past the norm. Accumulates `dw` (c); without

@@ -37,14 +37,14 @@ pub fn swiglu(gate_up: &Tensor, precision: Precision) -> Result<Tensor> {
     }
     elements::read("swiglu", [gate_up], |[gate_up]| {
         for_elements!(gate_up, |gate_up| match precision {
-            Precision::F32 => elements::tensor(activation::<_, f32>(gate_up, f), shape),
-            Precision::Bf16 => elements::tensor(activation::<_, bf16>(gate_up, f), shape),
+            Precision::F32 => cpu::tensor(activation::<_, f32>(gate_up, f), shape),
+            Precision::Bf16 => cpu::tensor(activation::<_, bf16>(gate_up, f), shape),
         })
     })
 }
 
 fn activation<I: Element, O: Element>(gate_up: &[I], f: usize) -> Vec<O> {
-    let mut act = elements::output::<O>(gate_up.len() / 2);
+    let mut act = cpu::output::<O>(gate_up.len() / 2);
     let rows = cpu::rows_per_piece(f);
     act.par_chunks_mut(rows * f).zip(gate_up.par_chunks(rows * 2 * f)).for_each(|(act, gate_up)| {
         cpu::simd!({
@@ -71,15 +71,15 @@ pub fn swiglu_backward(gate_up: &Tensor, dact: &Tensor, precision: Precision) ->
     elements::read("swiglu_backward", [gate_up], |[gate_up]| {
         cpu::read("swiglu_backward", [dact], |[dact]| {
             for_elements!(gate_up, |gate_up| match precision {
-                Precision::F32 => elements::tensor(gradient::<_, f32>(gate_up, dact, f), shape),
-                Precision::Bf16 => elements::tensor(gradient::<_, bf16>(gate_up, dact, f), shape),
+                Precision::F32 => cpu::tensor(gradient::<_, f32>(gate_up, dact, f), shape),
+                Precision::Bf16 => cpu::tensor(gradient::<_, bf16>(gate_up, dact, f), shape),
             })
         })
     })
 }
 
 fn gradient<I: Element, O: Element>(gate_up: &[I], dact: &[f32], f: usize) -> Vec<O> {
-    let mut out = elements::output::<O>(gate_up.len());
+    let mut out = cpu::output::<O>(gate_up.len());
     let rows = cpu::rows_per_piece(2 * f);
     out.par_chunks_mut(rows * 2 * f).zip(gate_up.par_chunks(rows * 2 * f)).zip(dact.par_chunks(rows * f)).for_each(
         |((out, gate_up), dact)| {

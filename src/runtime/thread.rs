@@ -31,3 +31,12 @@ pub fn dead() -> Option<Failure> {
     let name = (*DEAD.lock().unwrap_or_else(PoisonError::into_inner))?;
     Some(fail(Exit::Internal, format!("the thread {name:?} has panicked")).hint("please report what it printed above"))
 }
+
+/// Runs `work` on as many threads as compute, which end with it: an allocator keeps what a thread has freed for that thread, until it ends.
+pub fn on_temporary_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    match rayon::ThreadPoolBuilder::new().num_threads(rayon::current_num_threads()).build() {
+        Ok(pool) => pool.install(work),
+        // A system that gives no more threads has those that compute.
+        Err(_) => work(),
+    }
+}

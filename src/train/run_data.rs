@@ -4,6 +4,7 @@ use super::session::Session;
 use crate::checkpoint::Opened;
 use crate::config::Config;
 use crate::data::dataset::Dataset;
+use crate::runtime::thread::on_temporary_pool;
 use crate::sft::{self, SftData};
 use crate::tokenizer::Tokenizer;
 use anyhow::Result;
@@ -20,6 +21,11 @@ impl RunData {
     /// # Errors
     /// Those of [`Dataset::open`] and [`sft::dataset::open`].
     pub fn open(config: &Config, tokenizer: Option<Tokenizer>) -> Result<Self> {
+        // What texts and tokenizer took meanwhile would otherwise stay beside the run's memory (17 % of a small run's).
+        on_temporary_pool(|| Self::open_here(config, tokenizer))
+    }
+
+    fn open_here(config: &Config, tokenizer: Option<Tokenizer>) -> Result<Self> {
         if config.is_sft() {
             let (dataset, sft) = sft::dataset::open(config, tokenizer)?;
             return Ok(Self { dataset, sft: Some(sft) });

@@ -8,6 +8,8 @@
 
 #![allow(clippy::print_stdout)]
 
+mod shapes;
+
 use candle_core::{Device, Result, Tensor};
 use llama_lite::config::ModelConfig;
 use llama_lite::model::params::Layout;
@@ -22,6 +24,7 @@ use llama_lite::ops::precision::Precision;
 use llama_lite::ops::rms_norm::{add_rms_norm, rms_norm_backward, rms_norm_recompute};
 use llama_lite::ops::rope::{Rope, rope, rope_backward};
 use llama_lite::ops::swiglu::{swiglu, swiglu_backward};
+use shapes::shape;
 use std::time::Instant;
 
 // As the program.
@@ -29,31 +32,6 @@ use std::time::Instant;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const TOKENS: usize = 1024;
-
-fn shape(name: &str, sequence: usize) -> ModelConfig {
-    let (c, f, layers, q, kv, vocab) = match name {
-        "10m" => (256, 704, 11, 4, 2, 4096),
-        "30m" => (512, 1408, 9, 8, 4, 4096),
-        "34m" => (256, 704, 11, 4, 2, 50304),
-        "124m" => (768, 3072, 12, 12, 12, 50304),
-        other => panic!("no shape {other}: 10m, 30m, 34m or 124m"),
-    };
-    ModelConfig {
-        hidden_size: c,
-        intermediate_size: f,
-        num_hidden_layers: layers,
-        num_attention_heads: q,
-        num_key_value_heads: kv,
-        head_dim: 64,
-        vocab_size: vocab,
-        max_position_embeddings: sequence,
-        rms_norm_eps: 1e-5,
-        rope_theta: 500_000.0,
-        tie_word_embeddings: false,
-        initializer_range: 0.02,
-        ..ModelConfig::MINIMAL
-    }
-}
 
 fn median(mut f: impl FnMut() -> Result<()>) -> Result<f64> {
     f()?;

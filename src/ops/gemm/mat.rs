@@ -82,6 +82,19 @@ pub(crate) enum Operand<'a> {
     Bf16(Mat<'a, bf16>),
 }
 
+/// Runs `$body` with the matrices of two operands.
+macro_rules! for_operands {
+    (|$lhs:ident, $rhs:ident| $body:expr) => {
+        match ($lhs, $rhs) {
+            (Operand::F32($lhs), Operand::F32($rhs)) => $body,
+            (Operand::F32($lhs), Operand::Bf16($rhs)) => $body,
+            (Operand::Bf16($lhs), Operand::F32($rhs)) => $body,
+            (Operand::Bf16($lhs), Operand::Bf16($rhs)) => $body,
+        }
+    };
+}
+pub(super) use for_operands;
+
 impl<'a> Operand<'a> {
     /// Row-major `rows x cols` without gaps.
     pub(crate) fn new(elements: Elements<'a>, rows: usize, cols: usize) -> Self {

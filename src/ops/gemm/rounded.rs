@@ -2,6 +2,7 @@
 
 use super::arithmetic::Arithmetic;
 use super::kernel::NR;
+use super::mat::for_operands;
 use super::packed::Panels;
 use super::words::Pack;
 use super::{Into, Mat, Operand, STRIPE, Target, block, height_of_blocks, pack_stripe, threads_for, with_scratch};
@@ -18,12 +19,7 @@ const COLUMNS: usize = 2048;
 /// `dst = lhs · rhs`, row-major without gaps: the bits of [`matmul`](super::matmul), rounded.
 pub(crate) fn matmul_rounded(dst: &mut [bf16], lhs: Operand, rhs: Operand, precision: Precision) {
     let arithmetic = Arithmetic::new(precision);
-    match (lhs, rhs) {
-        (Operand::F32(l), Operand::F32(r)) => matmul_as(dst, l, r, arithmetic),
-        (Operand::F32(l), Operand::Bf16(r)) => matmul_as(dst, l, r, arithmetic),
-        (Operand::Bf16(l), Operand::F32(r)) => matmul_as(dst, l, r, arithmetic),
-        (Operand::Bf16(l), Operand::Bf16(r)) => matmul_as(dst, l, r, arithmetic),
-    }
+    for_operands!(|lhs, rhs| matmul_as(dst, lhs, rhs, arithmetic))
 }
 
 pub(super) fn matmul_as<L: Pack, R: Pack>(dst: &mut [bf16], lhs: Mat<L>, rhs: Mat<R>, arithmetic: Arithmetic) {

@@ -118,10 +118,10 @@ impl Part {
             }
             let mut sums = Sums([0.0; ROWS * NR]);
             let to = sums.0.as_mut_ptr();
-            match (self.rows > 16, self.cols > 16) {
-                (false, false) => multiply_16x16(a.as_ptr(), b.as_ptr(), steps, to),
-                (false, true) => multiply_16x32(a.as_ptr(), b.as_ptr(), steps, to),
-                (true, _) => multiply_32x32(a.as_ptr(), b.as_ptr(), steps, to, NR),
+            if self.rows > 16 {
+                multiply_32x32(a.as_ptr(), b.as_ptr(), steps, to, NR);
+            } else {
+                multiply_16x32(a.as_ptr(), b.as_ptr(), steps, to);
             }
             self.write(&sums, c, target, accumulate);
         }
@@ -226,36 +226,6 @@ unsafe fn multiply_16x32(a: *const f32, b: *const f32, steps: usize, c: *mut f32
             b_row = in(reg) 128usize,
             c = in(reg) c,
             out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
-            options(nostack),
-        );
-    }
-}
-
-/// The chain of 16 rows x 16 columns, to rows of [`NR`] elements.
-///
-/// # Safety
-/// As of [`multiply_32x32`].
-unsafe fn multiply_16x16(a: *const f32, b: *const f32, steps: usize, c: *mut f32) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!(
-            "tilezero tmm0",
-            "2:",
-            "tileloadd tmm4, [{a} + {a_row}]",
-            "tileloadd tmm6, [{b} + {b_row}]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "add {a}, 2048",
-            "add {b}, 2048",
-            "sub {steps}, 1",
-            "jnz 2b",
-            "tilestored [{c} + {b_row}], tmm0",
-            a = inout(reg) a => _,
-            b = inout(reg) b => _,
-            steps = inout(reg) steps => _,
-            a_row = in(reg) 64usize,
-            b_row = in(reg) 128usize,
-            c = in(reg) c,
-            out("tmm0") _, out("tmm4") _, out("tmm6") _,
             options(nostack),
         );
     }
