@@ -173,7 +173,8 @@ def doctors_old_and_new() -> None:
 
 
 def warnings_where_another_precision_is_faster() -> None:
-    amd, intel, old = (processor.processor(cpuinfo(text)) for text in (AMD, INTEL, OLD))
+    without_amx = INTEL.replace("amx_bf16 amx_tile amx_int8", "")
+    amd, intel, old, no_amx = (processor.processor(cpuinfo(text)) for text in (AMD, INTEL, OLD, without_amx))
     amx, bf16, neither = ({"bf16_products": said} for said in ("AMX", "AVX512_BF16", "rounded to bf16, multiplied in f32"))
     for cpu_, choice, measured, wanted in [
         (intel, amx, ["f32"], ["--precision bf16"]),
@@ -185,6 +186,7 @@ def warnings_where_another_precision_is_faster() -> None:
         (intel, amx, ["bf16"], []),
         (amd, bf16, ["bf16", "f32"], []),
         (old, neither, ["f32"], []),
+        (no_amx, neither, ["bf16", "f32"], []),
     ]:
         found = processor.warnings(cpu_, choice, measured)
         is_right = len(found) == len(wanted) and all(part in line and "\n" not in line for part, line in zip(wanted, found))

@@ -94,7 +94,9 @@ def warnings(cpu: dict, choice: dict, measured: list[str]) -> list[str]:
         found.append("bf16 is measured, but llama-lite has no bf16 instructions here: --precision f32 measures the faster one")
     if kernel == "AMX" and not cpu["features"]["amx_bf16"]:
         return [*found, "this processor has no AMX: llama-lite emulates it, and its bf16 figures mean nothing"]
-    best = "AMX" if cpu["features"]["amx_bf16"] else "AVX512_BF16" if cpu["features"]["avx512_bf16"] else None
+    # On Intel's processors without AMX operands that are rounded and multiplied in f32 are faster than AVX512_BF16 (src/ops/simd.rs).
+    pairs = cpu["features"]["avx512_bf16"] and cpu["vendor"] != "GenuineIntel"
+    best = "AMX" if cpu["features"]["amx_bf16"] else "AVX512_BF16" if pairs else None
     if best and kernel != best and "bf16" in measured:
         why = f"{SIMD}={choice[SIMD]}" if choice.get(SIMD) else "see llama-lite doctor"
         found.append(f"this processor has {best}, but llama-lite's bf16 products are {choice['bf16_products']!r} ({why})")
