@@ -38,7 +38,7 @@ pub use manifest::{Manifest, verify};
 pub use open::Opened;
 pub use recognize::is_checkpoint;
 pub use retain::{Retention, prune};
-pub use save::{Contents, ensure_space, save, save_sharded};
+pub use save::{Contents, ensure_space, save, save_sharded, space_for};
 pub use tensors::TensorRef;
 
 use std::path::{Path, PathBuf};

@@ -111,15 +111,19 @@ fn load(ckpt: &Path, base: Option<&Path>, precision: PrecisionSetting) -> Result
 /// Refuses a model whose weights cannot fit into memory.
 fn check_memory(source: &Opened, precision: PrecisionSetting) -> Result<(), Failure> {
     let params = source.model.n_params();
-    if !device::used().is_cpu() {
-        return memory::check(params.saturating_mul(4), "this model in f32", "use a machine with more memory");
-    }
-    match precision {
-        PrecisionSetting::Bf16 => {
-            memory::check(params.saturating_mul(2), "this model in bf16", "use a machine with more memory")
-        }
-        _ => memory::check(params.saturating_mul(4), "this model in f32", "add --precision bf16, which takes half"),
-    }
+    let is_cpu = device::used().is_cpu();
+    let (size, what) = match precision {
+        PrecisionSetting::Bf16 if is_cpu => (2, "this model in bf16"),
+        _ => (4, "this model in f32"),
+    };
+    memory::check(params.saturating_mul(size), what, || {
+        let hint = if is_cpu && size == 4 {
+            "add --precision bf16, which takes half"
+        } else {
+            "use a machine with more memory"
+        };
+        hint.to_owned()
+    })
 }
 
 /// Writes `text` to stdout, with a newline at its end; of several ranks only the first does.

@@ -16,7 +16,7 @@
 //! | `ranks.rs`, `desync.rs` | lanes and ranks; whether all ranks train the same run |
 //! | `model_state.rs` | model, gradients, optimizer and `TrainerState` |
 //! | `trainer_state.rs` | what a step changes and a checkpoint keeps beside its tensors |
-//! | `footprint.rs` | the memory that a run takes |
+//! | `footprint.rs`, `disk.rs` | the memory and the disk that a run takes |
 //! | `optimizer.rs`, `schedule.rs`, `guard.rs` | AdamW's rules, the learning rate, the check of every step |
 //! | `remark.rs`, `precision_remark.rs` | what is said of a run before its first step; whether the other precision is faster here |
 //! | `identity.rs`, `arithmetic_fingerprint.rs` | build and machine; whether they compute the same bits |
@@ -28,6 +28,7 @@ pub mod arithmetic_fingerprint;
 pub mod checks;
 pub mod crash_loop;
 pub mod desync;
+pub mod disk;
 pub mod footprint;
 pub mod fork;
 pub mod guard;

@@ -20,7 +20,7 @@ use crate::runtime::files::{self, Digest, DirTxn, io_context};
 /// Above this size the weights are split into shards; 5 GB is what the Hugging Face libraries use.
 pub const SHARD_BYTES: usize = 5_000_000_000;
 
-/// Room for the small files of a checkpoint in the check of free space.
+/// Room for the small files of checkpoints in the check of free space: far more than one has, so that it does for some.
 const SMALL_FILES: u64 = 16 << 20;
 
 #[derive(Debug)]
@@ -71,7 +71,7 @@ pub fn save_sharded(
     // Before the free space is measured, some of which leftovers take.
     sweep_leftovers(&root)?;
     let tensors = contents.weights.iter().chain(&contents.optimizer_state);
-    ensure_space(&root, tensors.map(|t| size_of_val(t.data) as u64).sum::<u64>() + SMALL_FILES)?;
+    ensure_space(&root, space_for(tensors.map(|t| size_of_val(t.data) as u64).sum(), 1))?;
     let dir = root.join(step_name(contents.step));
     let mut writer = Writer::create(&dir, &attempt.to_string())?;
     write_contents(&mut writer, contents, shard_bytes)?;
@@ -152,6 +152,12 @@ fn check(contents: &Contents<'_>) -> Result<()> {
 
 fn cannot_save(step: u64, what: &str) -> Failure {
     fail(Exit::Internal, format!("cannot save step {step}: {what}"))
+}
+
+/// Bytes that must be free for `count` checkpoints with `tensors` bytes of tensors each.
+pub fn space_for(tensors: u64, count: u64) -> u64 {
+    let small_files = if count > 0 { SMALL_FILES } else { 0 };
+    tensors.saturating_mul(count).saturating_add(small_files)
 }
 
 /// Refuses to start what cannot be finished: `needed` bytes on the file system of `dir`, which need not exist yet.

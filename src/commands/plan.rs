@@ -1,23 +1,21 @@
 //! `plan`: parameters, memory, time and disk that a run will take.
 
+mod gpu;
+mod memory;
+
 use super::arguments::path;
 use super::ranks::RanksArgs;
 use super::{print, session};
 use crate::config::Config;
-use crate::inspect::plan::{OtherPrecision, Probe, disk, fit, kept_checkpoints, parameters, passes, probe, rates};
+use crate::inspect::plan::{OtherPrecision, Probe, parameters, passes, probe, rates};
 use crate::metrics::{Console, ascii_plot, duration, rate, thousands};
-use crate::model::Recompute;
-use crate::ops::device::{self, GPUS};
+use crate::ops::device::{GPUS, GpuModel};
 use crate::ops::precision::Precision;
-use crate::runtime::error::{Exit, fail};
-use crate::runtime::memory;
-use crate::train::footprint::{
-    Footprint, HostFootprint, RanksHere, bytes, checkpoint_bytes, recompute, recompute_within, trained_params,
-};
+use crate::train::disk::{kept_bytes, kept_checkpoints};
+use crate::train::footprint::{Fit, Hardware, RanksHere, bytes, checkpoint_bytes, trained_params};
 use crate::train::ranks::{bytes_per_step, describe_lanes, one_of, permitted_ranks, settle_lanes};
 use crate::train::schedule::remark;
 use anyhow::Result;
-use candle_core::Device;
 use clap::Args;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -27,6 +25,7 @@ use std::time::Duration;
   llama-lite plan --config configs/llama-1.7b.toml
   llama-lite plan --config my.toml --probe
   llama-lite plan --config my.toml --fit 16GB
+  llama-lite plan --config configs/llama-1.7b.toml --gpu h200
   llama-lite plan --config my.toml --ranks 4")]
 pub struct PlanArgs {
     /// Configuration, TOML or JSON
@@ -41,8 +40,16 @@ pub struct PlanArgs {
     /// Propose the largest micro-batch that fits into this much memory, such as 8GB or 8000000000
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub fit: Option<u64>,
+    /// Plan for a GPU that need not be here: the micro-batch, its memory, and how long the run will take
+    #[arg(long, value_name = "GPU", value_parser = gpu_named, conflicts_with_all = ["probe", "fit"])]
+    pub gpu: Option<GpuModel>,
     #[command(flatten)]
     pub ranks: RanksArgs,
+}
+
+fn gpu_named(name: &str) -> Result<GpuModel, String> {
+    let known = GPUS.iter().find(|gpu| gpu.key == name.to_ascii_lowercase()).copied();
+    known.ok_or_else(|| format!("expected one of {}", GPUS.map(|gpu| gpu.key).join(", ")))
 }
 
 /// The model FLOPs utilisations for which a time is given.
@@ -51,20 +58,21 @@ const MFU: [f64; 2] = [0.4, 0.5];
 pub(crate) fn run(args: &PlanArgs, console: Console) -> Result<()> {
     let session = session(console);
     let mut config = Config::load(&args.config, &args.set)?;
-    let ranks = args.ranks.number(!session.device.is_cpu())?;
+    let is_gpu = args.gpu.is_some() || !session.device.is_cpu();
+    let ranks = args.ranks.number(is_gpu)?;
     // Before the lanes are settled, as the number of ranks at the start decides them.
     let permitted = permitted_ranks(&config);
     settle_lanes(&mut config, ranks)?;
     let here = RanksHere::all(ranks as u64);
     let mut out = size(&config);
-    out.push_str(&memory_of(&config, args.fit, &session.device, here));
-    if let Some(limit) = args.fit {
-        out.push_str(&proposal(&config, limit, &session.device, here)?);
+    match &args.gpu {
+        Some(gpu) => out.push_str(&gpu::plan(&config, gpu, here)?),
+        None => out.push_str(&memory::plan(&config, args.fit, &Hardware::here(&session.device, here))?),
     }
     if config.train.lanes() > 1 {
         out.push_str(&ranks_of(&config, ranks, &permitted));
     }
-    out.push_str(&work(&config));
+    out.push_str(&work(&config, args.gpu.is_none()));
     if !args.probe {
         out.push_str(&epochs(&config));
     }
@@ -75,7 +83,7 @@ pub(crate) fn run(args: &PlanArgs, console: Console) -> Result<()> {
     if args.probe {
         let probed;
         (config, probed) = probe(config, &session)?;
-        out.push_str(&measured(&config, &probed, &session.device));
+        out.push_str(&measured(&config, &probed, &Hardware::here(&session.device, RanksHere::ONE)));
         if ranks > 1 {
             out.push_str(&steps_of_ranks(&config, &probed, ranks));
         }
@@ -90,72 +98,6 @@ fn size(config: &Config) -> String {
     }
     let per_token = config.model.flops_per_token(config.train.sequence_length);
     out + &format!("FLOPs per token   {}\n", rate(per_token as f64))
-}
-
-/// The memory of the run and of other micro-batches, on this machine or on one with `limit` bytes.
-fn memory_of(config: &Config, limit: Option<u64>, device: &Device, ranks: RanksHere) -> String {
-    let policy = recompute_in(config, limit, device, ranks);
-    let footprint = HostFootprint::with(config, policy, device, ranks);
-    let here = device::memory().or_else(memory::usable);
-    let here = here.map_or_else(String::new, |total| format!(" of {} here", bytes(total)));
-    let place = if device.is_cpu() { "CPU" } else { "GPU" };
-    let again = match policy {
-        Recompute::None => "nothing",
-        Recompute::Selective => "norms and SwiGLU",
-        Recompute::Full => "whole blocks",
-    };
-    let peak = bytes(footprint.peak());
-    let whose = match ranks.ranks {
-        1 => String::new(),
-        _ if !device.is_cpu() => " for the GPU of a rank,".to_owned(),
-        n => format!(" for {n} ranks together,"),
-    };
-    let mut out = format!("\nmemory            {peak}{whose}{here} ({place}; {again} computed again in backward)\n");
-    out.push_str(&classes(&footprint, ranks.ranks > 1));
-    let mut other = config.clone();
-    let sequences = config.train.sequences_per_step();
-    // A pass stays within a lane.
-    let most = sequences / config.train.lanes();
-    for micro in [1, 2, 4, 8, 16, 32, 64].into_iter().filter(|n| *n <= most && sequences.is_multiple_of(*n)) {
-        other.train.micro_batch_size = micro;
-        let mark = if micro == config.train.sequences_per_pass() { " <" } else { "" };
-        let again = recompute_in(&other, limit, device, ranks);
-        let footprint = HostFootprint::with(&other, again, device, ranks);
-        let needed = bytes(footprint.needed());
-        let peak = bytes(footprint.peak());
-        let copy = if needed == peak { String::new() } else { format!(", {peak} with the copy being saved") };
-        let blocks = if again == Recompute::Full { ", whole blocks computed again" } else { "" };
-        out.push_str(&format!("  micro-batch {micro:<3} {needed:>15}{copy}{blocks}{mark}\n"));
-    }
-    out
-}
-
-/// What the memory goes into; of `several` ranks, on rank 0 and on each of the others.
-fn classes(footprint: &HostFootprint, several: bool) -> String {
-    let HostFootprint { first, other, .. } = footprint;
-    let mut out = String::new();
-    if several {
-        out.push_str(&format!("  {:<15} {:>15} {:>15}\n", "", "rank 0", "each other"));
-    }
-    let peaks = [("peak", first.peak(), other.peak())];
-    let classes =
-        first.classes().into_iter().zip(other.classes()).map(|((class, first), (_, other))| (class, first, other));
-    for (class, first, other) in classes.chain(peaks.into_iter().filter(|_| several)).filter(|(_, n, _)| *n > 0) {
-        let beside = match other {
-            _ if !several => String::new(),
-            0 => format!(" {:>15}", "-"),
-            _ => format!(" {:>15}", bytes(other)),
-        };
-        out.push_str(&format!("  {class:<15} {:>15}{beside}\n", bytes(first)));
-    }
-    out
-}
-
-fn recompute_in(config: &Config, limit: Option<u64>, device: &Device, ranks: RanksHere) -> Recompute {
-    match limit {
-        Some(limit) => recompute_within(config, Some(limit), device, ranks),
-        None => recompute(config, device, ranks),
-    }
 }
 
 /// Lanes of the run, the numbers of ranks that can train it, and what `ranks` send.
@@ -198,32 +140,8 @@ fn steps_of_ranks(config: &Config, probe: &Probe, ranks: usize) -> String {
     out
 }
 
-fn proposal(config: &Config, limit: u64, device: &Device, ranks: RanksHere) -> Result<String> {
-    let sequences = config.train.sequences_per_step();
-    let lanes = config.train.lanes();
-    let fits = fit(config, limit, device, ranks);
-    if fits.is_empty() {
-        return Err(fail(Exit::Memory, format!("not even a micro-batch of one sequence fits into {}", bytes(limit)))
-            .hint("shorten train.sequence_length or choose a smaller [model]")
-            .into());
-    }
-    let on_rank = if ranks.ranks > 1 { " on a rank" } else { "" };
-    let mut out = format!("\nfits into {:<8}", bytes(limit));
-    for (i, fit) in fits.iter().enumerate() {
-        let micro = fit.micro_batch_size;
-        let or = if i > 0 { "\n          or      " } else { "" };
-        let again = if fit.recompute == Recompute::Full { ", train.recompute = \"full\"" } else { "" };
-        let copy = if fit.with_copy { "" } else { "; saving then holds training up: there is no room for a copy" };
-        // A pass stays within a lane.
-        let per_step = lanes / ranks.ranks as usize * (sequences / lanes).div_ceil(micro);
-        out.push_str(&format!(
-            "{or} train.micro_batch_size = {micro}, {per_step} of them for each step{on_rank}{again}{copy}"
-        ));
-    }
-    Ok(out + "\n")
-}
-
-fn work(config: &Config) -> String {
+/// Steps and disk, and the time `on_gpus` of those that are known.
+fn work(config: &Config, on_gpus: bool) -> String {
     let train = &config.train;
     let tokens = train.steps * train.tokens_per_step as u64;
     let mut out = format!(
@@ -237,12 +155,12 @@ fn work(config: &Config) -> String {
         "checkpoints       {} each; at most {} of them, {}\n",
         bytes(checkpoint_bytes(config)),
         kept_checkpoints(config),
-        bytes(disk(config))
+        bytes(kept_bytes(config))
     ));
     out.push_str(&format!("FLOPs             {:.3e}\n", config.flops_after(0)));
-    for (name, peak) in GPUS {
+    for GpuModel { name, peak_flops, .. } in GPUS.iter().filter(|_| on_gpus) {
         let times =
-            MFU.map(|mfu| format!("{} at {:.0} % MFU", time(config.flops_after(0) / (peak * mfu)), 100.0 * mfu));
+            MFU.map(|mfu| format!("{} at {:.0} % MFU", time(config.flops_after(0) / (peak_flops * mfu)), 100.0 * mfu));
         out.push_str(&format!("  {name:<15} {}\n", times.join(", ")));
     }
     out
@@ -270,7 +188,7 @@ fn time(seconds: f64) -> String {
     duration(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
 }
 
-fn measured(config: &Config, probe: &Probe, device: &Device) -> String {
+fn measured(config: &Config, probe: &Probe, hardware: &Hardware) -> String {
     let speed = config.train.tokens_per_step as f64 / probe.step_seconds;
     let mut out = format!(
         "\n{}probe             {:.3} s a step ({} tokens/s)",
@@ -295,7 +213,7 @@ fn measured(config: &Config, probe: &Probe, device: &Device) -> String {
         time(total)
     ));
     if let Some(peak) = probe.peak {
-        let needed = Footprint::new(config, device).needed();
+        let needed = Fit::of_config(config, hardware).footprint.needed();
         out.push_str(&format!(
             "peak memory       {} measured, {} predicted without the copy being saved\n",
             bytes(peak),

@@ -78,7 +78,7 @@ choice! {
 
     /// `train.recompute`: what the backward pass computes again to save memory.
     RecomputeSetting {
-        /// Selective if that fits into memory, else full.
+        /// On a GPU the first of none, selective and full that fits into memory, on a CPU of selective and full.
         #[default]
         Auto = "auto",
         None = "none",

@@ -217,8 +217,8 @@ section! {
         /// instructions: `plan --probe` and `doctor` measure it. Master weights and sums are f32 always.
         precision: PrecisionSetting = Value(PrecisionSetting::Auto), Any;
         /// What backward computes again, to the same bits, to save memory: "none", "selective" (norms and SwiGLU: a third
-        /// of the activations, nearly free) or "full" (blocks: nearly all of them, a quarter more work); "auto" is "full" if
-        /// "selective" does not fit into memory.
+        /// of the activations, nearly free) or "full" (blocks: nearly all of them, a quarter more work); "auto" is the first of
+        /// them that fits into memory (on a CPU without "none").
         recompute: RecomputeSetting = Value(RecomputeSetting::Auto), Any;
     }
 }
@@ -268,7 +268,7 @@ section! {
 section! {
     /// What is saved, and what is kept.
     CheckpointConfig = "checkpoint" {
-        /// Steps between checkpoints; the last step is always saved. 0 = only the last.
+        /// Steps between checkpoints, beside the last step. 0 = only the last.
         every: u64 = Value(1000), Any;
         /// Newest checkpoints to keep.
         keep: usize = Value(2), AtLeast(1.0);
@@ -276,6 +276,8 @@ section! {
         keep_every: u64 = Value(0), Any;
         /// Whether the steps 1, 2, 4, 8... are saved as well and kept for good: early training in close-up.
         log_spaced: bool = Value(false), Any;
+        /// Whether the last step is saved. Without it a run that is only measured needs no disk; a request to stop saves all the same.
+        last: bool = Value(true), Any;
         /// Whether training goes on while a checkpoint is written; takes memory for a copy of weights and moments.
         background: bool = Value(true), Any;
         /// When the disk has refused three checkpoints in a row: "exit" (74), or "pause" until it takes one.

@@ -134,7 +134,10 @@ fn alteration(event: &Value) -> Option<(u64, &'static str)> {
         "rollback" => (&event["to_step"], "was rolled back to"),
         "resume" if has_items(&event["changes"]) => (&event["step"], "was resumed with another configuration at"),
         "resume" if has_items(&event["reset"]) => (&event["step"], "was resumed with a reset at"),
-        "out_of_memory" => (&event["step"], "ran out of memory and changed its micro-batch at"),
+        // Activations that are computed again have the same bits.
+        "out_of_memory" if event["micro_batch_size"].is_object() => {
+            (&event["step"], "ran out of memory and changed its micro-batch at")
+        }
         _ => return None,
     };
     Some((step.as_u64()?, what))

@@ -7,9 +7,32 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
-/// Peak of dense bf16 matrix products by the makers' sheets, in FLOP/s.
-pub const GPUS: [(&str, f64); 4] =
-    [("A100 80 GB", 312e12), ("H100", 989.5e12), ("H200", 989.5e12), ("RTX 4090", 165.2e12)];
+/// What is known of a GPU without having one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GpuModel {
+    /// Its name on a command line.
+    pub key: &'static str,
+    pub name: &'static str,
+    /// Bytes of memory, as its driver counts them.
+    pub memory: u64,
+    /// Peak of dense bf16 matrix products by the maker's sheet, in FLOP/s.
+    pub peak_flops: f64,
+    /// Bytes a second that memory delivers by the maker's sheet.
+    pub bandwidth: f64,
+}
+
+const fn gpu_model(key: &'static str, name: &'static str, mebibytes: u64, teraflops: f64, gigabytes: f64) -> GpuModel {
+    GpuModel { key, name, memory: mebibytes << 20, peak_flops: teraflops * 1e12, bandwidth: gigabytes * 1e9 }
+}
+
+pub const GPUS: [GpuModel; 6] = [
+    gpu_model("a100-40", "A100 40 GB", 40_960, 312.0, 1555.0),
+    gpu_model("a100-80", "A100 80 GB", 81_920, 312.0, 2039.0),
+    gpu_model("h100", "H100", 81_559, 989.5, 3350.0),
+    gpu_model("h200", "H200", 143_771, 989.5, 4800.0),
+    gpu_model("a6000", "RTX A6000", 49_140, 154.8, 768.0),
+    gpu_model("4090", "RTX 4090", 24_564, 165.2, 1008.0),
+];
 
 static USED: OnceLock<Device> = OnceLock::new();
 
@@ -134,9 +157,8 @@ pub fn peak_flops(device: &Device) -> Option<f64> {
 }
 
 fn peak_flops_by_name(name: &str) -> Option<f64> {
-    GPUS.iter()
-        .find(|(known, _)| known.split(' ').all(|word| name.contains(word) || word == "GB"))
-        .map(|(_, peak)| *peak)
+    let is_named = |gpu: &&GpuModel| gpu.name.split(' ').all(|word| name.contains(word) || word == "GB");
+    GPUS.iter().find(is_named).map(|gpu| gpu.peak_flops)
 }
 
 /// The times of a GPU's launches and the file that is to have them, if LLAMA_LITE_OP_TIMES names one.

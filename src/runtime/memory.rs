@@ -71,13 +71,13 @@ fn bound() -> Option<Bound> {
 ///
 /// # Errors
 /// [`Exit::Memory`] with both numbers.
-pub fn check(bytes: u64, what: &str, hint: &str) -> Result<(), Failure> {
+pub fn check(bytes: u64, what: &str, hint: impl FnOnce() -> String) -> Result<(), Failure> {
     match bound() {
         Some(bound) if bytes > bound.bytes => {
             let needed = bytes as f64 / 1e9;
             let limit = bound.bytes as f64 / 1e9;
             let message = format!("{what} takes {needed:.1} GB; {} {limit:.1} GB", bound.whose);
-            Err(fail(Exit::Memory, message).hint(hint))
+            Err(fail(Exit::Memory, message).hint(hint()))
         }
         _ => Ok(()),
     }
@@ -91,8 +91,8 @@ mod tests {
     fn what_does_not_fit_is_refused_with_both_numbers() {
         let (Some(total), Some(usable)) = (total(), usable()) else { return };
         assert!(usable <= total && available().is_none_or(|free| free > 0 && free <= usable));
-        assert!(check(usable / 2, "half", "-").is_ok());
-        let refused = check(total.saturating_mul(2), "the model", "make it smaller").unwrap_err();
+        assert!(check(usable / 2, "half", String::new).is_ok());
+        let refused = check(total.saturating_mul(2), "the model", || "make it smaller".to_owned()).unwrap_err();
         assert_eq!(refused.exit, Exit::Memory);
         assert!(refused.message.starts_with("the model takes"), "{}", refused.message);
     }

@@ -1,9 +1,9 @@
-//! What is checked before a run creates anything: the machine, the disk, and the weights that it starts from.
+//! What is checked before a run creates anything: the machine, and the weights that it starts from.
 
-use super::footprint::{HostFootprint, RanksHere, checkpoint_bytes};
+use super::footprint::{Fit, Hardware, RanksHere, largest_fits};
 use super::identity::precision;
 use super::session::Session;
-use crate::checkpoint::{self, Opened};
+use crate::checkpoint::Opened;
 use crate::config::Config;
 use crate::ops::attention::GPU_BF16_DIMS;
 use crate::ops::precision::Precision;
@@ -11,7 +11,6 @@ use crate::runtime::error::{Exit, fail};
 use crate::runtime::memory;
 use anyhow::Result;
 use candle_core::Device;
-use std::path::Path;
 
 /// Refuses what this machine cannot do, with the numbers.
 ///
@@ -23,16 +22,26 @@ pub fn check_machine(config: &Config, session: &Session) -> Result<()> {
         return check_gpu(config, device);
     }
     let ranks = RanksHere::in_group(&session.group);
-    let parts = "weights, gradients, moments, activations of a micro-batch";
-    let remedy = "lower train.micro_batch_size or train.sequence_length, or choose a smaller [model]";
-    let needed = HostFootprint::new(config, device, ranks).needed();
-    if ranks.ranks == 1 {
-        memory::check(needed, &format!("training this model ({parts})"), remedy)?;
-    } else {
-        let what = format!("training this model on {} of {} ranks ({parts})", ranks.here, ranks.ranks);
-        memory::check(needed, &what, &format!("start fewer ranks on this machine, {remedy}"))?;
+    let hardware = Hardware::here(device, ranks);
+    let needed = Fit::of_config(config, &hardware).footprint.needed();
+    let who = match ranks.ranks {
+        1 => String::new(),
+        all => format!(" on {} of {all} ranks", ranks.here),
+    };
+    let what = format!("training this model{who} (weights, gradients, moments, activations of a micro-batch)");
+    memory::check(needed, &what, || remedy(config, &hardware)).map_err(Into::into)
+}
+
+/// What would fit into the memory that this machine can give.
+fn remedy(config: &Config, hardware: &Hardware) -> String {
+    let Some(bytes) = memory::usable() else { return "choose a smaller [model]".to_owned() };
+    let fewer = if hardware.ranks.here > 1 { "start fewer ranks on this machine, or " } else { "" };
+    match largest_fits(config, &hardware.with_room(bytes)).first() {
+        Some(fit) => format!("{fewer}--set train.micro_batch_size={} fits", fit.micro_batch_size),
+        None => format!(
+            "{fewer}choose a smaller [model]: not even one sequence of train.sequence_length tokens at a time fits"
+        ),
     }
-    Ok(())
 }
 
 /// Refuses what the GPU has no kernels for. Its memory is not checked: the micro-batch is halved when it runs out.
@@ -49,17 +58,6 @@ fn check_gpu(config: &Config, device: &Device) -> Result<()> {
         return Ok(());
     };
     Err(fail(Exit::Config, format!("{missing} does not work on a GPU yet")).hint("use --device cpu").into())
-}
-
-/// Refuses a run whose checkpoints do not fit onto the disk.
-///
-/// # Errors
-/// [`Exit::Io`].
-pub fn check_disk(config: &Config, run_dir: &Path) -> Result<()> {
-    let existing = checkpoint::list_valid(run_dir)?.len() as u64;
-    // One more than is kept: the new one is written before the oldest is deleted.
-    let more = (config.checkpoint.keep as u64).saturating_add(1).saturating_sub(existing);
-    checkpoint::ensure_space(run_dir, checkpoint_bytes(config).saturating_mul(more))
 }
 
 /// Refuses weights of another shape than `config` has.

@@ -1,18 +1,18 @@
 //! How much memory a run takes, known before it takes any.
 
+mod fit;
+mod hardware;
 mod host;
 
-use super::identity::precision;
+use super::identity::precision_on;
 use super::optimizer::{state_element_size, state_elements};
-use crate::config::{Config, ModelConfig, RecomputeSetting};
+use crate::config::{Config, ModelConfig};
 use crate::distributed::tree::CHUNK;
 use crate::model::{Recompute, lora};
-use crate::ops::device;
 use crate::ops::precision::Precision;
-use crate::runtime::memory;
-use candle_core::Device;
+pub use fit::{Fit, largest_fits, micro_batches, recompute};
+pub use hardware::Hardware;
 pub use host::{HostFootprint, RanksHere};
-use std::sync::OnceLock;
 
 /// Bytes that training takes in one process, by purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,31 +83,6 @@ fn per_token(m: &ModelConfig, recompute: Recompute, policy: DevicePolicy) -> (u6
     (kept, made)
 }
 
-/// Memory that training may take: of the GPU when it was chosen, or of this machine when first asked.
-fn room() -> Option<u64> {
-    static ROOM: OnceLock<Option<u64>> = OnceLock::new();
-    // A GPU's allocator cannot use the last of it.
-    *ROOM.get_or_init(|| device::memory().map(|free| free / 20 * 19).or_else(memory::available))
-}
-
-/// `train.recompute` for `ranks`, where "auto" is decided by the memory of this machine or GPU.
-pub fn recompute(config: &Config, device: &Device, ranks: RanksHere) -> Recompute {
-    recompute_within(config, room(), device, ranks)
-}
-
-/// The same where training may take `room` bytes.
-pub fn recompute_within(config: &Config, room: Option<u64>, device: &Device, ranks: RanksHere) -> Recompute {
-    match config.train.recompute {
-        RecomputeSetting::None => Recompute::None,
-        RecomputeSetting::Selective => Recompute::Selective,
-        RecomputeSetting::Full => Recompute::Full,
-        RecomputeSetting::Auto => {
-            let selective = HostFootprint::with(config, Recompute::Selective, device, ranks).needed();
-            if room.is_none_or(|room| selective <= room) { Recompute::Selective } else { Recompute::Full }
-        }
-    }
-}
-
 /// What training keeps on a device: the size of its numbers, and what besides tensors takes memory.
 #[derive(Clone, Copy, Debug)]
 struct DevicePolicy {
@@ -121,23 +96,34 @@ struct DevicePolicy {
     logits: u64,
     program: u64,
     gpu: bool,
+    /// Whether attention's gradient takes the workspace of cuDNN.
+    library_workspace: bool,
 }
 
 impl DevicePolicy {
-    fn new(config: &Config, device: &Device) -> Self {
-        match (device.is_cpu(), precision(&config.train, device)) {
-            (true, of_products) => {
-                let is_rounded = of_products == Precision::Bf16 && config.lora.is_absent();
-                let rounded = if is_rounded { 2 } else { 4 };
-                Self { element: 4, rounded, copy: 0, logits: LOGITS, program: PROGRAM, gpu: false }
-            }
-            (false, Precision::F32) => Self::gpu(4, 0),
-            (false, Precision::Bf16) => Self::gpu(2, 2),
+    fn new(config: &Config, hardware: &Hardware) -> Self {
+        let precision = precision_on(&config.train, hardware.is_gpu);
+        if hardware.is_gpu {
+            return Self::gpu(precision, hardware.has_cudnn);
         }
+        let is_rounded = precision == Precision::Bf16 && config.lora.is_absent();
+        let rounded = if is_rounded { 2 } else { 4 };
+        let library_workspace = false;
+        Self { element: 4, rounded, copy: 0, logits: LOGITS, program: PROGRAM, gpu: false, library_workspace }
     }
 
-    fn gpu(element: u64, copy: u64) -> Self {
-        Self { element, rounded: element, copy, logits: GPU_LOGITS * element, program: GPU_PROGRAM, gpu: true }
+    fn gpu(precision: Precision, has_cudnn: bool) -> Self {
+        let is_bf16 = precision == Precision::Bf16;
+        let element = if is_bf16 { 2 } else { 4 };
+        Self {
+            element,
+            rounded: element,
+            copy: if is_bf16 { 2 } else { 0 },
+            logits: GPU_LOGITS * element,
+            program: GPU_PROGRAM,
+            gpu: true,
+            library_workspace: has_cudnn && is_bf16,
+        }
     }
 
     /// Bytes of the buffers through which `trained` gradients and weights go to other ranks: `distributed/tree.rs`.
@@ -158,7 +144,7 @@ fn workspace(config: &Config, recompute: Recompute, policy: DevicePolicy, tokens
     let quarters = if recompute == Recompute::Full { 9 } else { 10 };
     let at_work = made.saturating_mul(quarters).saturating_div(4);
     // Of cuDNN's gradient of attention with a fixed order of sums.
-    let library = if policy.gpu && cfg!(feature = "cudnn") && policy.element == 2 {
+    let library = if policy.library_workspace {
         tokens.saturating_mul(2 * (m.num_attention_heads * config.train.sequence_length) as u64)
     } else {
         0
@@ -173,17 +159,7 @@ struct Place {
     is_first: bool,
 }
 
-impl Place {
-    const ALONE: Self = Self { ranks: 1, is_first: true };
-}
-
 impl Footprint {
-    /// The memory of training with `config` on `device` in one process.
-    pub fn new(config: &Config, device: &Device) -> Self {
-        let recompute = recompute(config, device, RanksHere::ONE);
-        Self::estimate(config, recompute, DevicePolicy::new(config, device), Place::ALONE)
-    }
-
     fn estimate(config: &Config, recompute: Recompute, policy: DevicePolicy, place: Place) -> Self {
         let m = &config.model;
         let train = &config.train;
@@ -249,8 +225,10 @@ pub fn bytes(n: u64) -> String {
 mod tests {
     use super::*;
 
+    const CPU: Hardware = Hardware { is_gpu: false, has_cudnn: false, room: None, ranks: RanksHere::ONE };
+
     fn alone(config: &Config, recompute: Recompute, policy: DevicePolicy) -> Footprint {
-        Footprint::estimate(config, recompute, policy, Place::ALONE)
+        Footprint::estimate(config, recompute, policy, Place { ranks: 1, is_first: true })
     }
 
     /// Beside frozen weights only adapters have gradients, moments and a copy to be saved.
@@ -259,12 +237,12 @@ mod tests {
         let text = "[model]\nhidden_size = 64\nintermediate_size = 128\nnum_hidden_layers = 2\nnum_attention_heads = 4\nvocab_size = 512\n\
                     [data]\nsource = \"stories\"\ntokenizer = \"train\"\n[train]\nsequence_length = 64\nmicro_batch_size = 2\nsteps = 9\n";
         let mut config = Config::from_toml_str(text, "a.toml").unwrap();
-        let whole = alone(&config, Recompute::Selective, DevicePolicy::new(&config, &Device::Cpu));
+        let whole = alone(&config, Recompute::Selective, DevicePolicy::new(&config, &CPU));
         let targets = vec![crate::config::LoraTarget::QProj];
         config.lora = crate::config::LoraConfig { rank: 4, alpha: 8.0, dropout: 0.0, targets, rslora: false };
         // Two layers, each with a 4 x 64 and a 64 x 4 matrix.
         let (adapters, frozen) = (2 * 2 * 4 * 64, config.model.n_params());
-        let part = alone(&config, Recompute::Selective, DevicePolicy::new(&config, &Device::Cpu));
+        let part = alone(&config, Recompute::Selective, DevicePolicy::new(&config, &CPU));
         assert_eq!(trained_params(&config), adapters);
         assert_eq!((part.weights, whole.weights), (4 * (frozen + adapters), 4 * frozen));
         assert_eq!((part.gradients, part.moments, part.snapshot), (4 * adapters, 8 * adapters, 12 * adapters));
@@ -275,14 +253,14 @@ mod tests {
     fn the_large_model_is_known_to_fit() {
         let text = "[model]\npreset = \"1.7b\"\n[data]\nsource = \"stories\"\n[train]\nsequence_length = 1024\nmicro_batch_size = 16\nsteps = 9\n";
         let config = Config::from_toml_str(text, "a.toml").unwrap();
-        let in_bf16 = |recompute| alone(&config, recompute, DevicePolicy::gpu(2, 2));
+        let in_bf16 = |recompute| alone(&config, recompute, DevicePolicy::gpu(Precision::Bf16, false));
         let selective = in_bf16(Recompute::Selective);
         assert_eq!(selective.weights + selective.gradients + selective.moments, 18 * config.model.n_params());
         assert!((selective.activations as f64 / 16384.0 / 1.41e6 - 1.0).abs() < 0.01, "{selective:?}");
         assert!(selective.peak() < 60_000_000_000, "{selective:?}");
         assert!((in_bf16(Recompute::None).activations as f64 / 16384.0 / 2.07e6 - 1.0).abs() < 0.01);
         assert!((in_bf16(Recompute::Full).activations as f64 / 16384.0 / 0.15e6 - 1.0).abs() < 0.02);
-        let f32 = alone(&config, Recompute::Selective, DevicePolicy::gpu(4, 0));
+        let f32 = alone(&config, Recompute::Selective, DevicePolicy::gpu(Precision::F32, false));
         assert!(f32.activations > selective.activations && f32.weights < selective.weights);
     }
 }

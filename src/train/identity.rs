@@ -10,10 +10,15 @@ use crate::runtime::machine;
 use candle_core::Device;
 use serde_json::Value;
 
-/// `train.precision`, where "auto" is f32 on the CPU and bf16 on a GPU.
+/// `train.precision` on `device`.
 pub fn precision(config: &TrainConfig, device: &Device) -> Precision {
+    precision_on(config, !device.is_cpu())
+}
+
+/// `train.precision`, where "auto" is f32 on a CPU and bf16 on a GPU.
+pub fn precision_on(config: &TrainConfig, is_gpu: bool) -> Precision {
     match config.precision {
-        PrecisionSetting::Auto if device.is_cpu() => Precision::F32,
+        PrecisionSetting::Auto if !is_gpu => Precision::F32,
         PrecisionSetting::F32 => Precision::F32,
         PrecisionSetting::Auto | PrecisionSetting::Bf16 => Precision::Bf16,
     }

@@ -1,6 +1,6 @@
 //! Model, gradients, optimizer and [`TrainerState`] of a run, new or from a checkpoint.
 
-use super::footprint::{RanksHere, recompute};
+use super::footprint::{Hardware, RanksHere, recompute};
 use super::identity::precision;
 use super::optimizer::Optimizer;
 use super::schedule::Schedule;
@@ -136,7 +136,7 @@ impl ModelState {
 fn model(config: &Config, flat: Tensor, device: &Device, group: &ProcessGroup) -> Result<Llama> {
     let flat = flat.to_device(device)?;
     let mut model = Llama::new(&config.model, flat)?.with_precision(precision(&config.train, device))?;
-    model.recompute = recompute(config, device, RanksHere::in_group(group));
+    model.recompute = recompute(config, &Hardware::here(device, RanksHere::in_group(group)));
     if config.lora.is_absent() {
         return Ok(model);
     }

@@ -1,6 +1,7 @@
 //! `pretrain`: a new run with new weights, or with those of another model.
 
-use super::checks::{check_disk, check_machine};
+use super::checks::check_machine;
+use super::disk::check_disk;
 use super::new_run::{NewRun, refuse_existing_run};
 use super::paths::make_paths_absolute;
 use super::ranks::settle_lanes;
@@ -25,7 +26,7 @@ pub fn pretrain(mut config: Config, out: &Path, init_from: Option<&Path>, sessio
     settle_lanes(&mut config, group.ranks())?;
     make_paths_absolute(&mut config)?;
     group.agree("the machine", check_machine(&config, session))?;
-    group.on_first("the disk", || check_disk(&config, out))?;
+    group.on_first("the disk", || check_disk(&config, out, 0))?;
     // Last, because it reads data and weights: what is refused above costs no time.
     let (setup, source) = RunSetup::initial(config, init_from, session)?;
     NewRun { setup, source, requests }.train(out, |_| Ok(()))

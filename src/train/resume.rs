@@ -3,9 +3,10 @@
 //! The configuration is final before any state is built from it: an optimizer that had copied the old seed would round otherwise than
 //! the resume of its own checkpoint.
 
-use super::checks::{check_disk, check_machine};
+use super::checks::check_machine;
 use super::crash_loop;
 use super::desync::compare_at_start;
+use super::disk::check_disk;
 use super::hardware_change::{HardwareChange, rounding_of_loss};
 use super::identity::identity;
 use super::logs::{RunLogs, report_altered_logs};
@@ -97,7 +98,7 @@ impl StoppedRun<'_> {
         refuse_standstill(&config, saved.state.step)?;
         self.report_moved_tail(&changes);
         group.agree("the machine", check_machine(&config, self.session))?;
-        group.on_first("the disk", || check_disk(&config, &self.dir))?;
+        group.on_first("the disk", || check_disk(&config, &self.dir, saved.state.step))?;
         let mut setup = self.setup(config, source, &saved)?;
         let changes_numbers = changes.iter().any(alters_numbers);
         if changes_numbers {
@@ -237,7 +238,7 @@ impl StoppedRun<'_> {
         let group = &session.group;
         check_ranks(config.train.lanes(), group.ranks())?;
         group.agree("the machine", check_machine(&config, session))?;
-        group.on_first("the disk", || check_disk(&config, &self.dir))?;
+        group.on_first("the disk", || check_disk(&config, &self.dir, 0))?;
         let history = StartHistory::read(&self.dir)?;
         // The base model of fine-tuning may have been moved, and `sft.base` set to where it is now.
         let init_from = config.sft.base.as_ref().map(PathBuf::from).or(history.init_from);

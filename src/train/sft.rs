@@ -1,6 +1,7 @@
 //! `sft`: a run that starts from a model and conversations, and shows what will be trained; then it is a run like any other.
 
-use super::checks::{check_disk, check_machine, check_same_model};
+use super::checks::{check_machine, check_same_model};
+use super::disk::check_disk;
 use super::new_run::NewRun;
 use super::paths::make_paths_absolute;
 use super::ranks::settle_lanes;
@@ -137,7 +138,7 @@ impl SftRun {
         }
         let group = &self.session.group;
         group.agree("the machine", check_machine(&self.config, &self.session))?;
-        group.on_first("the disk", || check_disk(&self.config, out))?;
+        group.on_first("the disk", || check_disk(&self.config, out, 0))?;
         let bad = self.data.sft.as_ref().map(|sft| sft.bad.clone()).unwrap_or_default();
         let setup = RunSetup::with_data(self.config, self.data, Some(&self.source), &self.session)?;
         let run = NewRun { setup, source: Some(self.source), requests };

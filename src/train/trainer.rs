@@ -7,7 +7,8 @@
 //! | `periodic.rs` | validation, benchmark tasks and samples |
 //! | `sft_eval.rs` | answers of a fine-tuned model, and what it forgets |
 //! | `checkpointing.rs` | saving, failed saves |
-//! | `recovery.rs` | refused updates, rollbacks, a device out of memory |
+//! | `recovery.rs` | refused updates, rollbacks |
+//! | `out_of_memory.rs` | a device out of memory |
 //! | `displaced.rs` | a run directory that is removed or replaced while the run writes to it |
 //! | `ending.rs` | stopping early, the last step |
 
@@ -15,6 +16,7 @@ mod catch_up;
 mod checkpointing;
 mod displaced;
 mod ending;
+mod out_of_memory;
 mod periodic;
 mod recovery;
 mod sft_eval;
@@ -175,10 +177,14 @@ impl Trainer {
                 self.one_step()?;
                 self.between_steps()?;
             }
-            if self.stop_asked()? && !self.is_saved()? {
-                return self.stop_early();
+            if self.config.checkpoint.last {
+                if self.stop_asked()? && !self.is_saved()? {
+                    return self.stop_early();
+                }
+                self.save_now()?;
+            } else {
+                self.settle_save()?;
             }
-            self.save_now()?;
             // Weights that could not be saved have caused a rollback.
             if self.state.run.step == self.config.train.steps {
                 return self.finish();
@@ -229,12 +235,12 @@ impl Trainer {
         self.handle_verdict(report)
     }
 
-    /// One step, with smaller and smaller micro-batches if the device has no memory for it.
+    /// One step, with less and less memory if the device has none for it.
     fn step_within_memory(&mut self, batch: &Batch) -> Result<StepReport> {
         loop {
             match take_step(&mut self.state, &self.config, batch) {
                 // A step that fails in its passes, where the memory is needed, has changed nothing but gradients, which it clears itself.
-                Err(error) if is_out_of_memory(&error) => self.halve_micro_batch(&error)?,
+                Err(error) if is_out_of_memory(&error) => self.use_less_memory(&error)?,
                 result => return result,
             }
         }
@@ -327,7 +333,7 @@ impl Trainer {
         let log_spaced = self.config.checkpoint.log_spaced && step.is_power_of_two();
         let asked = self.group.any("a request to save", self.context.requests.save_asked())?;
         let save = asked || log_spaced || self.due(self.config.checkpoint.every);
-        // `train` saves the last step, and waits for it.
+        // `train` sees to the last step.
         if save && step < self.config.train.steps {
             self.save_in_background()?;
         }

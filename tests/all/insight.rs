@@ -1,6 +1,6 @@
 //! Plans before, pages during and after: `plan`, `report`, TensorBoard's files.
 
-use crate::support::{TINY, arg, config, fails, ok, pretrain, stdout};
+use crate::support::{TINY, arg, config, fails, ok, pretrain, program, stderr, stdout};
 use candle_core::Device;
 use llama_lite::metrics::Console;
 use llama_lite::train::session::Session;
@@ -408,4 +408,31 @@ fn a_run_that_moves_to_another_machine_says_so() {
     assert_eq!(layers.len(), 16);
     assert_eq!(layers[0]["attention_logit_max"].as_array().unwrap().len(), 2);
     assert_eq!(layers[0]["adam_step"].as_array().unwrap().len(), layers[0]["names"].as_array().unwrap().len());
+}
+
+/// For a GPU that is not here: the micro-batch that is proposed is in the table, and is what the run itself would choose there.
+#[test]
+fn a_plan_for_a_gpu_needs_none() {
+    fn plan<'a>(gpu: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+        [&["plan", "--device", "cpu", "--config", "configs/llama-1.7b.toml", "--gpu", gpu], more].concat()
+    }
+    let said = stdout(&ok(&plan("h200", &[])));
+    for part in ["(GPU; nothing computed again in backward)", "main memory", "predicted", "GPU hours"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let proposed = said.split("train.micro_batch_size = ").nth(1).unwrap().split(',').next().unwrap();
+    let row = said.lines().find(|line| line.contains(&format!("micro-batch {proposed} "))).unwrap();
+    assert!(row.contains("tokens/s") && row.contains("% MFU, nothing computed again"), "{said}");
+    let hours = |said: &str| -> f64 {
+        let words: Vec<&str> = said.split(" GPU hours").next().unwrap().split_whitespace().collect();
+        words.last().unwrap().parse().unwrap()
+    };
+    // 10 G tokens at 40,000 to 60,000 tokens a second.
+    assert!((46.0..70.0).contains(&hours(&said)), "{said}");
+    let two = stdout(&ok(&plan("h200", &["--ranks", "2"])));
+    assert!(two.contains("on 2 GPUs") && (hours(&two) / hours(&said) - 1.0).abs() < 0.1, "{two}");
+    assert!(fails(&plan("4090", &[]), 71).contains("not even a micro-batch of one sequence fits"));
+    assert!(fails(&plan("h200", &["--set", "train.precision=f32"]), 78).contains("train.precision=auto"));
+    let unknown = stderr(&program(&plan("h300", &[])).output().unwrap());
+    assert!(unknown.contains("a100-40, a100-80, h100, h200, a6000, 4090"), "{unknown}");
 }

@@ -2,7 +2,7 @@
 
 use llama_lite::config::ModelConfig;
 
-pub fn shape(name: &str, sequence: usize) -> ModelConfig {
+pub(crate) fn shape(name: &str, sequence: usize) -> ModelConfig {
     let (c, f, layers, q, kv, vocab) = match name {
         "10m" => (256, 704, 11, 4, 2, 4096),
         "30m" => (512, 1408, 9, 8, 4, 4096),

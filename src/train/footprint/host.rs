@@ -1,10 +1,9 @@
 //! The memory of all ranks of a run that share it: on CPUs those of one machine.
 
-use super::{DevicePolicy, Footprint, Place, bytes, recompute, recompute_within};
+use super::{DevicePolicy, Footprint, Hardware, Place, bytes};
 use crate::config::Config;
 use crate::distributed::group::ProcessGroup;
 use crate::model::Recompute;
-use candle_core::Device;
 use std::fmt;
 
 /// The ranks of a run, and those of them on this machine.
@@ -50,27 +49,17 @@ pub struct HostFootprint {
 }
 
 impl HostFootprint {
-    /// The memory of training with `config` on `device`.
-    pub fn new(config: &Config, device: &Device, ranks: RanksHere) -> Self {
-        Self::with(config, recompute(config, device, ranks), device, ranks)
-    }
-
-    /// The same with `recompute`, whatever the configuration says.
-    pub fn with(config: &Config, recompute: Recompute, device: &Device, ranks: RanksHere) -> Self {
-        let policy = DevicePolicy::new(config, device);
+    /// The memory of training with `config`, computing again what `recompute` says.
+    pub fn with(config: &Config, recompute: Recompute, hardware: &Hardware) -> Self {
+        let policy = DevicePolicy::new(config, hardware);
+        let ranks = hardware.ranks;
         let place = |is_first| Place { ranks: ranks.ranks, is_first: is_first || ranks.ranks == 1 };
         let of = |is_first| Footprint::estimate(config, recompute, policy, place(is_first));
         Self { first: of(true), other: of(false), ranks, is_apart: policy.gpu }
     }
 
-    /// The memory of training with `config` where it may take `room` bytes, as little computed again as that allows. It fits if
-    /// [`needed`](Self::needed) does: the copy of a checkpoint is made if there is room for it, and otherwise saving interrupts
-    /// training.
-    pub fn within(config: &Config, room: u64, device: &Device, ranks: RanksHere) -> Self {
-        Self::with(config, recompute_within(config, Some(room), device, ranks), device, ranks)
-    }
-
-    /// What training cannot do without, of all ranks that share the memory.
+    /// What training cannot do without, of all ranks that share the memory. The copy of a checkpoint is made if there is room for it,
+    /// and otherwise saving interrupts training.
     pub fn needed(&self) -> u64 {
         self.joint(Footprint::needed)
     }
@@ -101,6 +90,7 @@ impl fmt::Display for HostFootprint {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::train::footprint::recompute;
 
     fn config(more: &str) -> Config {
         let text = "[model]\nhidden_size = 64\nintermediate_size = 128\nnum_hidden_layers = 2\nnum_attention_heads = 4\nvocab_size = 512\n\
@@ -109,8 +99,12 @@ mod tests {
         Config::from_toml_str(&format!("{text}{more}"), "a.toml").unwrap()
     }
 
+    fn on_cpu(ranks: RanksHere) -> Hardware {
+        Hardware { is_gpu: false, has_cudnn: false, room: None, ranks }
+    }
+
     fn of_ranks(config: &Config, ranks: RanksHere) -> HostFootprint {
-        HostFootprint::with(config, Recompute::Selective, &Device::Cpu, ranks)
+        HostFootprint::with(config, Recompute::Selective, &on_cpu(ranks))
     }
 
     /// With 8 lanes: weights and gradients are on every rank, moments once over all of them, and a rank with 8, 4, 2 or 1 lanes keeps
@@ -163,7 +157,7 @@ mod tests {
     fn ranks_that_share_a_machine_have_its_memory_together() {
         let config = config("lanes = 4\n");
         let room = of_ranks(&config, RanksHere::all(2)).needed();
-        let chosen = |ranks| recompute_within(&config, Some(room), &Device::Cpu, RanksHere::all(ranks));
+        let chosen = |ranks| recompute(&config, &on_cpu(RanksHere::all(ranks)).with_room(room));
         assert_eq!([1, 2, 4].map(chosen), [Recompute::Selective, Recompute::Selective, Recompute::Full]);
     }
 }

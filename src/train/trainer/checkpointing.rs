@@ -189,7 +189,7 @@ impl Trainer {
     }
 
     /// Waits for the save in flight, if there is one, and handles it.
-    fn settle_save(&mut self) -> Result<()> {
+    pub(super) fn settle_save(&mut self) -> Result<()> {
         let patience = self.group.set_patience(LONGEST_SAVE);
         let ended = self.on_first("the save in flight", |trainer| match trainer.wait_for_save()? {
             Some(done) => trainer.assess_save(done.step, done.result, done.took),

@@ -44,11 +44,14 @@ impl Trainer {
             note(&ascii_plot(&self.validation_curve, 72, 16, floor, title));
         }
         if !self.context.console.quiet {
-            note(&format!(
-                "done: {} steps. Try: llama-lite sample --ckpt {}",
-                thousands(step),
-                quoted(&self.context.dir)
-            ));
+            let next = match self.saves.last_step {
+                Some(saved) if saved == step => {
+                    format!("Try: llama-lite sample --ckpt {}", quoted(&self.context.dir))
+                }
+                Some(saved) => format!("The last checkpoint is of step {saved} (checkpoint.last = false)"),
+                None => "Nothing was saved (checkpoint.last = false)".to_owned(),
+            };
+            note(&format!("done: {} steps. {next}", thousands(step)));
         }
         Ok(())
     }

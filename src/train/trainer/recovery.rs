@@ -1,4 +1,4 @@
-//! Steps that fail: refused updates, rollbacks to the last good checkpoint, a device out of memory.
+//! Steps that fail: refused updates, rollbacks to the last good checkpoint.
 //!
 //! The ladder: refuse the update; after three in a row (or ten in a thousand steps) go back to the last checkpoint from before the first
 //! of them and past the data that led to them; after `guard.rollbacks` of those, stop and leave a report.
@@ -9,7 +9,6 @@ use crate::metrics::Events;
 use crate::model::params::{ParamSpec, with_host_slices};
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::write_atomic;
-use crate::train::footprint::{HostFootprint, RanksHere, recompute};
 use crate::train::guard::{Excess, Verdict};
 use crate::train::logs::{RunLogs, report_altered_logs};
 use crate::train::replay::ReplayCheck;
@@ -164,35 +163,6 @@ impl Trainer {
             "data_offsets": run.data_offsets,
             "tensors": tensors,
         }))
-    }
-
-    /// The step is taken again with half as many sequences at once, or fewer; their number and order stay.
-    pub(super) fn halve_micro_batch(&mut self, error: &anyhow::Error) -> Result<()> {
-        let step = self.state.run.step + 1;
-        let old = self.config.train.sequences_per_pass();
-        // A device's errors may come with backtraces.
-        let text = format!("{error:#}");
-        let error = text.lines().next().unwrap_or_default();
-        if old == 1 {
-            let message = format!(
-                "step {step}: {error}, with one sequence at a time; {} were expected",
-                HostFootprint::new(&self.config, &self.device, RanksHere::in_group(&self.group))
-            );
-            return Err(fail(Exit::Memory, message)
-                .hint("shorten train.sequence_length or choose a smaller model")
-                .into());
-        }
-        // It divides the step's sequences, or the configuration of the next checkpoint could not be loaded again.
-        let sequences = self.config.train.sequences_per_step();
-        let new = (1..=old / 2).rev().find(|n| sequences.is_multiple_of(*n)).unwrap_or(1);
-        self.config.train.micro_batch_size = new;
-        // Decided anew: a smaller micro-batch may leave room to keep activations.
-        self.state.model.recompute = recompute(&self.config, &self.device, RanksHere::in_group(&self.group));
-        self.progress.warn(&format!("step {step}: {error}: train.micro_batch_size is {new} from now on"));
-        self.logs.events.append(
-            "out_of_memory",
-            json!({"step": step, "error": error, "micro_batch_size": {"old": old, "new": new}}),
-        )
     }
 }
 

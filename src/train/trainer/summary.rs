@@ -5,7 +5,7 @@ use crate::data::eval_set::EvalSet;
 use crate::eval::benchmark::Prepared;
 use crate::metrics::thousands;
 use crate::ops::product_rate::ProductRates;
-use crate::train::footprint::{HostFootprint, RanksHere, trained_params};
+use crate::train::footprint::trained_params;
 use crate::train::precision_remark::precision_remark;
 use crate::train::ranks::describe_ranks;
 use crate::train::remark::Remark;
@@ -87,7 +87,7 @@ impl Trainer {
             thousands(train.steps),
             thousands(train.tokens_per_step as u64),
             thousands(self.data.dataset.train_tokens()),
-            HostFootprint::new(&self.config, &self.device, RanksHere::in_group(&self.group)),
+            self.footprint()
         )
     }
 

@@ -1,7 +1,10 @@
 //! Storage that takes no more: a limit on the size of files, and a disk that is full from the start or fills up in mid-run.
 
-use super::subject::{Ended, Running, Subject, announced, copy_tree, cut_off, resume};
+use super::subject::{Ended, Running, Subject, announced, copy_tree, cut_off, resume, saved, trained};
 use super::{count, draws, figures};
+use crate::support::{TINY, arg, checkpoint, config, program};
+use llama_lite::config::Config;
+use llama_lite::train::footprint::checkpoint_bytes;
 use rand::Rng;
 use std::fs::File;
 use std::io::Write;
@@ -130,4 +133,38 @@ fn full_disks() {
         ),
     );
     assert!(felt > 0, "the disk never filled in time");
+}
+
+/// The room that a run asks for before it starts is that of the checkpoints that it will write: none, one, or one more than it keeps.
+#[test]
+fn room_is_asked_for_what_will_be_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = config(dir.path(), TINY);
+    let large = "model.intermediate_size=4096".to_owned();
+    let one = checkpoint_bytes(&Config::load(&file, std::slice::from_ref(&large)).unwrap()).div_ceil(1 << 20);
+    assert!(one > 6, "too small to tell one checkpoint from two");
+    let run = |disk: &Tmpfs, sets: &[&str]| {
+        let out = disk.0.join("run");
+        let mut command = program(&["pretrain", "--config", arg(&file), "--out", arg(&out), "--set", &large]);
+        sets.iter().for_each(|set| {
+            command.args(["--set", set]);
+        });
+        (Running::start(&mut command).end(), out)
+    };
+    // Room for one checkpoint with its small files, but not for two.
+    let Some(disk) = Tmpfs::mount(dir.path().join("one"), 16 + one + one / 2) else {
+        return figures("disk", "room_is_asked_for", "not run: no file system can be mounted here");
+    };
+    let (refused, out) = run(&disk, &["checkpoint.every=4"]);
+    assert!(ended_as_full(&refused, &out, &["bytes free"]) && !out.exists(), "{}", refused.stderr);
+    let (ended, out) = run(&disk, &["checkpoint.every=0"]);
+    assert!(ended.status.success() && checkpoint(&out, 12).exists(), "{}", ended.stderr);
+    drop(disk);
+    // Room for none.
+    let disk = Tmpfs::mount(dir.path().join("none"), 4).unwrap();
+    let (refused, out) = run(&disk, &["checkpoint.every=0"]);
+    assert!(ended_as_full(&refused, &out, &["bytes free"]) && !out.exists(), "{}", refused.stderr);
+    let (ended, out) = run(&disk, &["checkpoint.every=0", "checkpoint.last=false"]);
+    assert!(ended.status.success() && ended.stderr.contains("Nothing was saved"), "{}", ended.stderr);
+    assert!(trained(&out) == (1..=12).collect::<Vec<_>>() && saved(&out).is_empty());
 }
