@@ -375,7 +375,8 @@ def least_bytes(name: str, m: dict, tokens: int, parameters: int) -> float | Non
     c, f, v = m["hidden_size"], m["intermediate_size"], m["vocab_size"]
     per_token = {
         "rms_norm_bf16": 8 * c, "rms_norm_recompute_bf16": 4 * c, "rms_norm_backward_bf16": 8 * c, "swiglu_bf16": 6 * f, "swiglu_backward_bf16": 10 * f,
-        "rope_bf16": 4 * (m["num_attention_heads"] + m["num_key_value_heads"]) * m["head_dim"], "embedding_bf16": 4 * c, "embedding_backward_bf16": 2 * c,
+        **dict.fromkeys(["rope_bf16", "rope_d64_bf16", "rope_d128_bf16"], 4 * (m["num_attention_heads"] + m["num_key_value_heads"]) * m["head_dim"]),
+        "embedding_bf16": 4 * c, "embedding_backward_bf16": 2 * c,
         "attention_delta_bf16": 4 * m["num_attention_heads"] * m["head_dim"], "cross_entropy_bf16": 4 * v,
     }
     per_parameter = {"adamw_f32": 30, "sum_of_squares": 4}

@@ -4,17 +4,18 @@
 //! stored.
 
 mod decode;
+mod elements;
 mod tune;
 mod update;
 
 use super::*;
 use crate::ops::attention::Heads;
-use crate::ops::positions::{DocumentStarts, Positions};
+use crate::ops::positions::DocumentStarts;
 use crate::ops::precision::Precision;
 use crate::ops::prefix_tree::PrefixTree;
 use crate::ops::selftest::difference;
 use crate::ops::{attention as cpu_attention, cross_entropy as cpu_cross_entropy};
-use crate::ops::{embedding as cpu_embedding, linear as cpu_linear, rms_norm as cpu_rms_norm, swiglu as cpu_swiglu};
+use crate::ops::{embedding as cpu_embedding, linear as cpu_linear, rms_norm as cpu_rms_norm};
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 /// Largest error of a value stored in bf16, relative to the largest one: half a unit in the last place, and a little for the sums before.
@@ -46,7 +47,7 @@ type Check = fn(&mut Bench) -> Result<()>;
 
 const CHECKS: [Check; 13] = [
     norms,
-    rope_and_swiglu,
+    elements::rope_and_swiglu,
     products,
     embeddings,
     cross_entropies,
@@ -193,37 +194,6 @@ fn norms(bench: &mut Bench) -> Result<()> {
                 bench.within(1e-5, "rms_norm dw", &(wide(&dw)? - before)?, &want_dw)?;
             }
         }
-    }
-    Ok(())
-}
-
-fn rope_and_swiglu(bench: &mut Bench) -> Result<()> {
-    let b = 2;
-    let t = 7;
-    let heads = 3;
-    let dim = 8;
-    let tables = crate::ops::rope::Rope::new(dim, 100.0, 40);
-    let (cos, sin) = tables.tensors()?;
-    let cos = cos.to_device(bench.device)?;
-    let sin = sin.to_device(bench.device)?;
-    let documents = DocumentStarts::new(vec![0, 0, 2, 3, 3, 3, 3, 0, 0, 0, 0, 4, 4, 4], t)?;
-    for within in [false, true] {
-        let qkv = bench.tensor(&[b, t, (heads + 2) * dim])?;
-        let want = wide(&qkv)?.copy()?;
-        let positions = if within { Positions::Documents(&documents) } else { Positions::From(5) };
-        rope(&qkv, (&cos, &sin), positions, heads, 1.0)?;
-        crate::ops::rope::rope(&want, &tables, heads, positions)?;
-        bench.near("rope", &qkv, &want)?;
-        rope(&qkv, (&cos, &sin), positions, heads, -1.0)?;
-        crate::ops::rope::rope_backward(&want, &tables, heads, positions)?;
-        bench.within(bench.twice(), "rope back", &qkv, &want)?;
-    }
-    for (rows, f) in bench.shapes([(1, 8), (3, 2056), (5, 24), (1500, 5120)]) {
-        let gate_up = bench.tensor(&[rows, 2 * f])?;
-        let dact = bench.tensor(&[rows, f])?;
-        bench.near("swiglu", &swiglu(&gate_up)?, &cpu_swiglu::swiglu(&wide(&gate_up)?, Precision::F32)?)?;
-        let want = cpu_swiglu::swiglu_backward(&wide(&gate_up)?, &wide(&dact)?, Precision::F32)?;
-        bench.near("swiglu dgate_up", &swiglu_backward(&gate_up, &dact)?, &want)?;
     }
     Ok(())
 }
