@@ -2,8 +2,9 @@
 """Is what bench.py says besides seconds true? `python3 scripts/bench_selftest.py` (half a minute; measures nothing).
 
 Bytes and FLOPs of a step are compared with numbers worked out by hand, with the parameters of PyTorch's model and with the tensors that its autograd
-keeps, in f32 and under autocast. Processors, what `llama-lite doctor` says, warnings, and files of results: what may be merged, what is done already.
-docs/benchmarks.md must show what its files hold. Exit 0 when all of that holds, else 1.
+keeps, in f32 and under autocast. PyTorch's own ways to train must agree: packed, in micro-batches, in bf16 throughout. Processors, what `llama-lite
+doctor` says, warnings, and files of results: what may be merged, what is done already. docs/benchmarks.md must show what its files hold. Exit 0
+when all of that holds, else 1.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ if __name__ == "__main__":
     use_environment_with(["numpy", "safetensors", "torch"])
 
 import torch
-from benches import cpu, floor, processor, results, table
+from benches import contender_selftest, cpu, floor, processor, results, table
+from benches.checks import equal, expect
 from benches.results import Case
 from benches.shared import SHAPES, Failed, cpuinfo
 from pytorch_llama import FastLlama
@@ -58,15 +60,6 @@ DOCTORS = [
 OLD_DOCTOR = "llama-lite 0.1.0\ncpu        2 threads, AVX-512, bf16 products: {}\ngpu        not in this build\n"
 TOY = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
 TOY |= {"head_dim": 4, "vocab_size": 32, "tie_word_embeddings": False}
-
-
-def expect(is_so: bool, what: object) -> None:
-    if not is_so:
-        raise AssertionError(what)
-
-
-def equal(found: object, wanted: object) -> None:
-    expect(found == wanted, f"{found!r} instead of {wanted!r}")
 
 
 def refused(action: Callable[[], object]) -> str:
@@ -271,6 +264,7 @@ TESTS = [
     floors_by_hand,
     parameters_are_pytorchs,
     activations_are_autograds,
+    *contender_selftest.TESTS,
     processors_by_name,
     doctors_old_and_new,
     warnings_where_another_precision_is_faster,

@@ -5,15 +5,17 @@
   losses   200 steps of a small model: CPU f32, GPU f32, GPU bf16, and PyTorch in f32 and bf16 from the same weights and data
   exact    the same run twice has the same bits, and so has one that was stopped and resumed
   bench    the 1.7B model at several micro-batches, llama-lite and PyTorch in turns on the same card, with peak memory; MFU by the convention
-           6 N + 12 L T d of the parameters in products, of the card's dense bf16 peak
+           6 N + 12 L T d of the parameters in products, of the card's dense bf16 peak. Then the fastest of each with 8 micro-batches a step: what
+           a step of the recipe's 32 takes follows, as t(1) + 31 (t(8) - t(1)) / 7
   parts    the same model: time of every kernel and product of a step, against the least that its operations and bytes can take; tokens/s of
            validation and of decoding
   arms     the same again with our own attention instead of cuDNN's, with activations all kept or blocks computed again, and with PyTorch compiled
-           in one piece
+           in one piece or with separate products for q, k, v, gate and up
 
-A micro-batch that does not fit is a row of the table, and so is what the time did not suffice for: what matters most comes first. PyTorch keeps
-the residual stream in f32, as autocast does, llama-lite in bf16; llama-lite's gradients have a fixed order of sums, PyTorch's have not. `--quick`
-takes a tiny model and few steps: it checks this script, with --device cpu even where there is no GPU.
+A micro-batch that does not fit is a row of the table, and so is what the time did not suffice for: what matters most comes first. PyTorch runs
+both with autocast, whose residual stream is f32, and in bf16 throughout, as llama-lite does; its fastest arm is what llama-lite is compared with.
+llama-lite's gradients have a fixed order of sums, PyTorch's have not. `--quick` takes a tiny model and few steps: it checks this script, with
+--device cpu even where there is no GPU.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ import threading
 import time
 from pathlib import Path
 
+from benches import arms as kinds
 from benches.shared import config_text, torch_command
 
 SMALL = dict(hidden_size=256, intermediate_size=704, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=64,
@@ -277,31 +280,28 @@ def card_value(args: argparse.Namespace, known: dict) -> float | None:
     return next((value for gpu, value in known.items() if re.search(rf"^gpu .*{gpu}", doctor(args).stdout, re.M)), None)
 
 
-LLAMA_LITE = ("llama-lite", {}, {}, None)
-TORCH = ("torch, blocks compiled", {}, {}, "blocks")
+def micro_batches(args: argparse.Namespace) -> list[int]:
+    return [2, 4] if args.quick else [int(n) for n in args.micro_batches.split(",")]
 
 
 def bench(args: argparse.Namespace, tmp: Path) -> dict:
     """llama-lite and PyTorch at every micro-batch."""
-    micros = [2, 4] if args.quick else [int(n) for n in args.micro_batches.split(",")]
+    wanted = [(micro, arm) for micro in micro_batches(args) for arm in [kinds.LLAMA_LITE, kinds.TORCH, kinds.TORCH_AUTOCAST]]
     # The other sections take their time, too.
-    return measure_arms(args, tmp, [(micro, arm) for micro in micros for arm in [LLAMA_LITE, TORCH]], 60 * ("parts" in args.only and not args.quick))
+    return measure_arms(args, tmp, wanted, 60 * ("parts" in args.only and not args.quick))
 
 
 def arms(args: argparse.Namespace, tmp: Path) -> dict:
     """Other ways to do the same, while there is time."""
     if args.quick:
-        kept = ("llama-lite, all kept", {"train": {"recompute": "none"}}, {}, None)
-        return measure_arms(args, tmp, [(2, kept)], 0)
-    own = ("llama-lite, own attention", {}, {"LLAMA_LITE_ATTENTION": "own"}, None)
-    kept = ("llama-lite, all kept", {"train": {"recompute": "none"}}, {}, None)
-    again = ("llama-lite, blocks again", {"train": {"recompute": "full"}}, {}, None)
-    return measure_arms(args, tmp, [(16, own), (16, kept), (16, ("torch, compiled whole", {}, {}, "whole")), (8, again), (32, own)], 0)
+        return measure_arms(args, tmp, [(2, kinds.ALL_KEPT)], 0)
+    whole = [(micro, kinds.TORCH_WHOLE) for micro in micro_batches(args)]
+    ours = [(16, kinds.OWN_ATTENTION), (16, kinds.ALL_KEPT)]
+    return measure_arms(args, tmp, [*ours, *whole, (16, kinds.TORCH_UNPACKED), (8, kinds.BLOCKS_AGAIN), (32, kinds.OWN_ATTENTION)], 0)
 
 
 def measure_arms(args: argparse.Namespace, tmp: Path, wanted_arms: list, reserve_s: float) -> dict:
-    """A step = forward and backward of one micro-batch and an update, of each (micro-batch, arm): a name, configuration, environment, and how
-    PyTorch compiles, if it is PyTorch."""
+    """A step = forward and backward of one micro-batch and an update, of each (micro-batch, arm); then of several micro-batches, of the fastest."""
     model, length = (SMALL, 64) if args.quick else (LARGE, 1024)
     flops = 6 * sum_products(model) + 12 * model["num_hidden_layers"] * length * model["num_attention_heads"] * model["head_dim"]
     peak = card_value(args, PEAKS)
@@ -309,13 +309,17 @@ def measure_arms(args: argparse.Namespace, tmp: Path, wanted_arms: list, reserve
     largest = max(micro for micro, _ in wanted_arms)
     write_case(tmp, model, length, length * largest, 40 * length * largest + 1)
     run_command(torch_command("prepare", "--dir", tmp, "--no-weights"))
-    for number, (micro, arm) in enumerate(wanted_arms):
-        row = {"system": arm[0], "micro_batch": micro}
+
+    def measure(micro: int, arm: kinds.Arm, count: int = 1) -> dict:
+        row = {"system": arm.name, "micro_batch": micro}
         try:
             left_s = args.deadline - reserve_s - time.monotonic()
-            row |= measure_arm(args, tmp, number, micro, arm, (model, length), left_s) if left_s > 30 else {"error": "no time left"}
+            return row | (measure_arm(args, tmp, micro, arm, (model, length), left_s, count) if left_s > 30 else {"error": "no time left"})
         except Exception as error:  # a row's trouble must not cost the others
-            row["error"] = f"{type(error).__name__}: {error}"
+            return row | {"error": f"{type(error).__name__}: {error}"}
+
+    for micro, arm in wanted_arms:
+        row = measure(micro, arm)
         if "step_s" in row:
             row["tokens_per_second"] = length * micro / row["step_s"]
             row["mfu"] = row["tokens_per_second"] * flops / peak if peak else None
@@ -333,27 +337,44 @@ def measure_arms(args: argparse.Namespace, tmp: Path, wanted_arms: list, reserve
         found["ratio"] = found["best"]["llama-lite"] / found["best"]["torch"]
         both = [micro for micro in {r["micro_batch"] for r in found["rows"]} if speeds("llama-lite", micro) and speeds("torch", micro)]
         found["ratios"] = {micro: max(speeds("llama-lite", micro)) / max(speeds("torch", micro)) for micro in sorted(both)}
+
+    found["recipe"] = []
+    for system in ["llama-lite", "torch"]:
+        timed = [(r, a) for r, (_, a) in zip(found["rows"], wanted_arms) if r["system"].startswith(system) and "step_s" in r]
+        # Gradients that are kept over micro-batches take memory: the second fastest may fit where the fastest does not.
+        for one, arm in sorted(timed, key=lambda pair: -pair[0]["tokens_per_second"])[:2]:
+            row = measure(one["micro_batch"], arm, kinds.MEASURED)
+            if "step_s" in row:
+                row |= kinds.of_recipe(one["step_s"], row.pop("step_s"), length * row["micro_batch"], flops, peak)
+            found["recipe"].append(row)
+            args.save(found)
+            print(kinds.describe(row), flush=True)
+            if "steps_s" in row:
+                break
     return found
 
 
-def measure_arm(args: argparse.Namespace, tmp: Path, number: int, micro: int, arm: tuple, shape: tuple, left_s: float) -> dict:
-    """One arm at one micro-batch: median step, memory, losses."""
+def measure_arm(args: argparse.Namespace, tmp: Path, micro: int, arm: kinds.Arm, shape: tuple, left_s: float, count: int) -> dict:
+    """One arm, in steps of `count` micro-batches of `micro` sequences: median step, memory, losses."""
     (_, more, environment, compiled), (model, length) = arm, shape
     wanted, limit_s = (6, 20) if args.quick else (14, 40)
-    directory = tmp / f"arm-{number}"
-    values = write_case(directory, model, length, length * micro, 40 * length * micro + 1)
+    if count > 1:
+        wanted, limit_s = 5, 2 * limit_s
+    directory = Path(tempfile.mkdtemp(prefix="arm-", dir=tmp))
+    tokens = length * micro * count
+    values = write_case(directory, model, length, tokens, 40 * tokens + 1)
     (directory / "train.npy").symlink_to(tmp / "train.npy")
     (directory / "model").symlink_to(tmp / "model")
     log, out = directory / "torch.jsonl", directory / "run"
     if compiled:
-        command = torch_command("train", "--dir", directory, "--steps", 1_000_000, "--log", log, "--device", args.device, "--bf16", "--compile", compiled, "--fresh")
+        command = torch_command("train", "--dir", directory, "--steps", 1_000_000, "--log", log, "--device", args.device, "--micro-batch", micro, "--fresh", *compiled)
         environment = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"} | environment
     else:
         path = write_config(values, directory, 1_000_000, micro, "auto", more)
         command = [str(args.binary), "pretrain", "--config", str(path), "--out", str(out), "--quiet", "--device", args.device]
 
     def seconds() -> list[float]:
-        return [r["seconds"] if compiled else length * micro / r["tokens_per_second"] for r in read_steps(log if compiled else out)]
+        return [r["seconds"] if compiled else tokens / r["tokens_per_second"] for r in read_steps(log if compiled else out)]
 
     row = time_steps(command, seconds, wanted, min(limit_s, left_s), min(150, left_s), environment)
     curve = [r["loss"] for r in read_steps(log if compiled else out)]
@@ -459,6 +480,8 @@ def print_table(result: dict) -> None:
             print(f"  {row['system']:<25} micro-batch {row['micro_batch']:<3} {1e3 * row['step_s']:>8.1f} ms  {row['tokens_per_second']:>9,.0f} tokens/s  MFU {mfu:>7}  {row['memory_mib']:>7} MiB")
         else:
             print(f"  {row['system']:<25} micro-batch {row['micro_batch']:<3} {row['error']}")
+    for row in result.get("bench", {}).get("recipe", []) + result.get("arms", {}).get("recipe", []):
+        print(f"  {kinds.describe(row)}")
     for row in result.get("parts", {}).get("launches", [])[:16]:
         floor = f"{100 * row['floor_per_launch'] / row['median']:>4.0f} % of its floor" if row["floor_per_launch"] and row["median"] else ""
         print(f"  {row['name']:<44} {1e3 * row['seconds_per_step']:>8.2f} ms a step {floor}")

@@ -2,9 +2,15 @@
 
   prepare --dir DIR [--no-weights]   writes what all implementations begin with, as DIR/case.json says: weights in a Hugging Face
                                      directory, a tokenizer, tokens
-  train   --dir DIR --log FILE [--steps N] [--device cuda] [--bf16] [--compile whole|blocks] [--fresh] [--ranks N]
+  train   --dir DIR --log FILE [--steps N] [--device cuda] [--bf16|--bf16-model] [--packed] [--compile whole|blocks] [--fresh]
+          [--micro-batch N] [--ranks N]
                                      trains, without --steps until it is killed; writes a line of JSON per step {step, loss, seconds}
   rates   [--bf16]                   prints the rates of large matrix products in GFLOP/s, and of a large copy in bytes per second
+
+--bf16 is autocast: products in bf16, residual stream and weights in f32. --bf16-model is bf16 throughout, as llama-lite's training on a GPU:
+weights of products, activations, the residual stream and their gradients are bf16; norms' weights and statistics, the loss, the masters in the
+optimizer, the sums of gradients over micro-batches and the moments are f32. --packed takes one product for q, k and v and one for gate and up.
+--micro-batch takes a step in micro-batches of N sequences, whose gradients are added up, with one update and one read of the loss.
 
 --fresh draws the weights instead of reading them. `--compile whole` compiles the model in one piece, which takes minutes for many layers;
 `blocks` compiles one layer, whose code all of them share, and the loss.
@@ -28,7 +34,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from pytorch_llama import END_OF_TEXT, FastLlama, markov_tokens, write_byte_tokenizer
+from pytorch_llama import END_OF_TEXT, FastLlama, PackedLlama, markov_tokens, write_byte_tokenizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -40,6 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dir", type=Path, help="the case's directory, with its case.json")
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")
     parser.add_argument("--bf16", action="store_true", help="train in bf16 autocast; rates: of bf16 products")
+    parser.add_argument("--bf16-model", action="store_true", help="train: all of the model in bf16, with f32 masters")
+    parser.add_argument("--packed", action="store_true", help="train: one product for q, k and v, and one for gate and up")
+    parser.add_argument("--micro-batch", type=int, help="train: sequences of a micro-batch (default: all of a step)")
     parser.add_argument("--no-weights", action="store_true", help="prepare: tokenizer and tokens only")
     parser.add_argument("--log", type=Path, help="train: where its lines go")
     parser.add_argument("--steps", type=int, help="train: how many (default: no end)")
@@ -58,6 +67,10 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         return 0
     if args.dir is None or (args.command == "train" and args.log is None):
         parser.error("--dir (and for train --log) missing")
+    if args.bf16 and args.bf16_model:
+        parser.error("--bf16 is autocast, --bf16-model is not: one of them")
+    if args.ranks > 1 and (args.micro_batch or args.bf16_model):
+        parser.error("--micro-batch and --bf16-model are for one process")
     case = SimpleNamespace(**json.loads((args.dir / "case.json").read_text()))
     if args.command == "prepare":
         print(json.dumps(prepare(case, args.dir, weights=not args.no_weights)))
@@ -104,31 +117,74 @@ def train(case: SimpleNamespace, args: argparse.Namespace) -> None:
     """Steps, each with the update and a read of its loss."""
     baseline = resident_mb()  # torch is imported, nothing else has been done
     model = make_model(case, args)
-    parameters = list(model.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": case.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=case.lr, betas=tuple(case.betas), eps=case.eps, fused=True)
+    optimizer = Optimizer(model, case, args.bf16_model)
     rank = join(args)
     compute_loss = compiled(model if args.ranks == 1 else data_parallel(model), args.compile)
     batches = read_batches(args.dir / "train.npy", case)
     own = rows_of(rank, case.tokens_per_step // case.sequence_length // args.ranks)
-    kind = args.device.split(":")[0]
     with log_of(rank, args.log).open("w", buffering=1) as out:
         print(json.dumps({"kind": "start", "baseline_mb": baseline, "torch": torch.__version__}), file=out)
         for step in itertools.count(1) if args.steps is None else range(1, args.steps + 1):
             begun = time.perf_counter()
             inputs, targets = (x[own].to(args.device, non_blocking=True) for x in next(batches))
-            optimizer.zero_grad(set_to_none=True)
-            with torch.autocast(kind, torch.bfloat16, enabled=args.bf16), attention_kernels(kind):
-                loss = compute_loss(inputs, targets)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, case.grad_clip)
+            optimizer.zero_grad()
+            loss = add_gradients(compute_loss, optimizer, inputs, targets, args)
             optimizer.step()
             value = loss.item()
             seconds = time.perf_counter() - begun
             print(json.dumps({"kind": "train", "step": step, "loss": value, "seconds": seconds}), file=out)
+
+
+def add_gradients(compute_loss: nn.Module, optimizer: Optimizer, inputs: Tensor, targets: Tensor, args: argparse.Namespace) -> Tensor:
+    """Forward and backward of every micro-batch; the step's mean loss, still on the device."""
+    rows, kind = args.micro_batch or len(inputs), args.device.split(":")[0]
+    if len(inputs) % rows:
+        raise SystemExit(f"--micro-batch {rows}: a step of {len(inputs)} sequences is not a multiple of it")
+    share, total = rows / len(inputs), torch.zeros((), device=inputs.device)
+    for micro_inputs, micro_targets in zip(inputs.split(rows), targets.split(rows)):
+        with torch.autocast(kind, torch.bfloat16, enabled=args.bf16), attention_kernels(kind):
+            loss = compute_loss(micro_inputs, micro_targets) * share
+        loss.backward()
+        optimizer.collect_gradients()
+        total += loss.detach()
+    return total
+
+
+class Optimizer:
+    """Clipping and AdamW in f32. With `in_bf16` all weights but those of norms become the bf16 roundings of masters that are kept here."""
+
+    def __init__(self, model: nn.Module, case: SimpleNamespace, in_bf16: bool):
+        weights = list(model.parameters())
+        self.masters = [nn.Parameter(p.detach().clone()) if in_bf16 and p.dim() >= 2 else p for p in weights]
+        self.rounded = [(p, master) for p, master in zip(weights, self.masters) if p is not master]
+        for p, _ in self.rounded:
+            p.data = p.data.bfloat16()
+        groups = [
+            {"params": [p for p in self.masters if p.dim() >= 2], "weight_decay": case.weight_decay},
+            {"params": [p for p in self.masters if p.dim() < 2], "weight_decay": 0.0},
+        ]
+        self.adamw = torch.optim.AdamW(groups, lr=case.lr, betas=tuple(case.betas), eps=case.eps, fused=True)
+        self.grad_clip = case.grad_clip
+
+    def zero_grad(self) -> None:
+        self.adamw.zero_grad(set_to_none=True)
+
+    def collect_gradients(self) -> None:
+        """Adds the gradients of weights in bf16 to their masters'. Those of f32 weights are there: autograd adds them up."""
+        for p, master in self.rounded:
+            if master.grad is None:
+                master.grad = p.grad.float()
+            else:
+                master.grad.add_(p.grad)
+            p.grad = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        torch.nn.utils.clip_grad_norm_(self.masters, self.grad_clip)
+        self.adamw.step()
+        if self.rounded:
+            weights, masters = zip(*self.rounded)
+            torch._foreach_copy_(weights, masters)
 
 
 def join(args: argparse.Namespace) -> int:
@@ -159,7 +215,7 @@ def make_model(case: SimpleNamespace, args: argparse.Namespace) -> FastLlama:
     torch.manual_seed(case.seed)
     torch.set_float32_matmul_precision("highest")
     with torch.device(args.device):
-        model = FastLlama(SimpleNamespace(**case.model), case.sequence_length)
+        model = (PackedLlama if args.packed else FastLlama)(SimpleNamespace(**case.model), case.sequence_length)
     if args.fresh:
         draw_weights(list(model.named_parameters()), None)
     else:
