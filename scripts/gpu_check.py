@@ -9,8 +9,8 @@
            a step of the recipe's 32 takes follows, as t(1) + 31 (t(8) - t(1)) / 7
   parts    the same model: time of every kernel and product of a step, against the least that its operations and bytes can take; tokens/s of
            validation and of decoding
-  arms     the same again with our own attention instead of cuDNN's, with activations all kept or blocks computed again, and with PyTorch compiled
-           in one piece or with separate products for q, k, v, gate and up
+  arms     the same again with our own attention instead of cuDNN's, with attention's gradient of 1, 2 and 4 sequences at a time, with activations all
+           kept or blocks computed again, and with PyTorch compiled in one piece or with separate products for q, k, v, gate and up
 
 A micro-batch that does not fit is a row of the table, and so is what the time did not suffice for: what matters most comes first. PyTorch runs
 both with autocast, whose residual stream is f32, and in bf16 throughout, as llama-lite does; its fastest arm is what llama-lite is compared with.
@@ -298,7 +298,7 @@ def arms(args: argparse.Namespace, tmp: Path) -> dict:
     if args.quick:
         return measure_arms(args, tmp, [(2, kinds.ALL_KEPT)], 0)
     whole = [(micro, kinds.TORCH_WHOLE) for micro in micro_batches(args)]
-    ours = [(16, kinds.OWN_ATTENTION), (16, kinds.ALL_KEPT)]
+    ours = [(16, arm) for arm in [kinds.OWN_ATTENTION, kinds.ALL_KEPT, *kinds.SLICES]]
     return measure_arms(args, tmp, [*ours, *whole, (16, kinds.TORCH_UNPACKED), (8, kinds.BLOCKS_AGAIN), (32, kinds.OWN_ATTENTION)], 0)
 
 

@@ -20,6 +20,8 @@ class Arm(NamedTuple):
 LLAMA_LITE = Arm("llama-lite")
 OWN_ATTENTION = Arm("llama-lite, own attention", environment={"LLAMA_LITE_ATTENTION": "own"})
 ALL_KEPT = Arm("llama-lite, all kept", {"train": {"recompute": "none"}})
+# The workspace of attention's backward pass may stay in the card's cache if it is that of few sequences.
+SLICES = [Arm(f"llama-lite, attention of {n}", environment={"LLAMA_LITE_ATTENTION_SLICE": str(n)}) for n in (1, 2, 4)]
 BLOCKS_AGAIN = Arm("llama-lite, blocks again", {"train": {"recompute": "full"}})
 
 # Packed products and bf16 throughout are what a GPU likes best; which of these is PyTorch's best is measured, and the best one is compared.
