@@ -24,8 +24,9 @@ if __name__ == "__main__":
     use_environment_with(["numpy", "safetensors", "torch"])
 
 import torch
-from benches import contender_selftest, cpu, floor, processor, results, table
+from benches import cpu, floor, processor, results, table
 from benches.checks import equal, expect
+from benches.contender_selftest import TESTS as CONTENDER_TESTS
 from benches.results import Case
 from benches.shared import SHAPES, Failed, cpuinfo
 from pytorch_llama import FastLlama
@@ -264,7 +265,7 @@ TESTS = [
     floors_by_hand,
     parameters_are_pytorchs,
     activations_are_autograds,
-    *contender_selftest.TESTS,
+    *CONTENDER_TESTS,
     processors_by_name,
     doctors_old_and_new,
     warnings_where_another_precision_is_faster,

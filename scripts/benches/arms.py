@@ -1,4 +1,4 @@
-"""What gpu_check.py measures against each other, and how it reads a step of many micro-batches from two shorter ones."""
+"""What gpu_check.py measures against each other, its verdict on losses, and how a step of many micro-batches follows from two shorter ones."""
 
 from __future__ import annotations
 
@@ -41,6 +41,13 @@ def of_recipe(one_s: float, several_s: float, tokens: int, flops_per_token: floa
         "tokens_per_second": speed,
         "mfu": speed * flops_per_token / peak if peak else None,
     }
+
+
+def losses_agree(apart: dict[str, float]) -> bool:
+    """The verdict on the largest differences of losses: f32 differs by rounding, which 200 steps amplify; bf16 may differ from f32 as much as
+    PyTorch's does from its own, with autocast or, as llama-lite, in bf16 throughout."""
+    band = max(apart["torch bf16 - torch f32"], apart["torch bf16 throughout - torch f32"])
+    return apart["gpu f32 - cpu f32"] < 0.02 and apart["gpu bf16 - gpu f32"] <= 1.5 * band + 1e-3
 
 
 def describe(row: dict) -> str:

@@ -120,9 +120,36 @@ def a_step_of_the_recipe_by_hand() -> None:
     expect("no time left" in arms.describe({"system": "torch", "micro_batch": 16, "error": "no time left"}), "an error")
 
 
+def losses_agree_within_pytorchs_own_band() -> None:
+    names = ["gpu f32 - cpu f32", "gpu bf16 - gpu f32", "torch bf16 - torch f32", "torch bf16 throughout - torch f32"]
+    for apart, agree in [
+        ([0.019, 0.015, 0.01, 0.0], True),
+        ([0.019, 0.015, 0.0, 0.01], True),
+        ([0.019, 0.017, 0.01, 0.01], False),
+        ([0.021, 0.0, 0.01, 0.01], False),
+        ([0.0, 0.0009, 0.0, 0.0], True),
+    ]:
+        equal((apart, arms.losses_agree(dict(zip(names, apart)))), (apart, agree))
+
+
+def every_arm_is_one_that_pytorchs_side_takes() -> None:
+    parser = argparse.ArgumentParser()
+    contender.add_arguments(parser)
+    found = [arm for arm in vars(arms).values() if isinstance(arm, arms.Arm)]
+    equal(len({arm.name for arm in [*found, *arms.SLICES]}), len(found) + len(arms.SLICES))
+    torch_arms = [arm for arm in found if arm.torch]
+    # gpu_check.py tells the systems apart by the first letters of their names.
+    expect(len(torch_arms) > 2 and all(arm.name.startswith("torch" if arm.torch else "llama-lite") for arm in found), found)
+    for arm in torch_arms:
+        args = parser.parse_args(["train", "--micro-batch", "16", *arm.torch])
+        expect(args.compile and args.bf16 != args.bf16_model, arm)
+
+
 TESTS = [
     packed_products_are_the_separate_ones,
     ways_to_train_agree,
     masters_are_what_is_updated,
     a_step_of_the_recipe_by_hand,
+    losses_agree_within_pytorchs_own_band,
+    every_arm_is_one_that_pytorchs_side_takes,
 ]
