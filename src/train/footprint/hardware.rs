@@ -34,7 +34,7 @@ impl Hardware {
         Self { room: Some(bytes), ..self }
     }
 
-    /// Whether `bytes` are there.
+    /// Whether training may take `bytes` there.
     pub fn fits(&self, bytes: u64) -> bool {
         self.room.is_none_or(|room| bytes <= room)
     }
