@@ -67,7 +67,7 @@ gpu resume --ckpt two
 for file in model optimizer; do same "one/$last/$file.safetensors" "two/$last/$file.safetensors"; done
 echo "training: like the CPU, the same bits twice and over a resume; tokens are replayed"
 
-for recompute in none full; do
+for recompute in none selective full; do
   gpu pretrain --config run.toml --out $recompute --set train.recompute=$recompute
   same "one/$last/model.safetensors" "$recompute/$last/model.safetensors"
 done

@@ -79,6 +79,11 @@ fn a_device_out_of_memory_gets_smaller_micro_batches_and_the_same_data() {
     }
     let said = lab.pretrain("none", "memory-at-once=0", &whole, 71);
     assert!(said.contains("one sequence at a time") && said.contains("expected"), "{said}");
+    // Whole blocks are computed again before it gives up, unless the configuration forbids it.
+    let last = lab.events("none", "out_of_memory").pop().unwrap();
+    assert!(last["recompute"]["old"] == "selective" && last["recompute"]["new"] == "full", "{last}");
+    lab.pretrain("fixed", "memory-at-once=0", &["train.micro_batch_size=1", "train.recompute=selective"], 71);
+    assert!(lab.events("fixed", "out_of_memory").is_empty());
 }
 
 /// What a checkpoint stores must load again: half of five sequences do not make up a step of five.
