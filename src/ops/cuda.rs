@@ -9,6 +9,7 @@
 //! | `common.cuh` | what kernels share |
 //! | `NAME.rs`, `NAME.cu` | an op: its launches, its kernels |
 //! | `selftest.rs` | every op against the CPU |
+//! | `test_tensors.rs` | what the tests of this folder fill tensors with |
 //!
 //! Activations are f32 or bf16; statistics, weights of norms, gradients of weights and moments are f32. The functions take the same
 //! tensors as the CPU versions. Token ids and targets are on the CPU, where batches are made, and are copied to the GPU with each call.
@@ -25,6 +26,8 @@ mod lora;
 mod noise;
 mod rms_norm;
 pub(crate) mod selftest;
+#[cfg(test)]
+mod test_tensors;
 
 #[cfg(test)]
 pub(crate) use gpu::emulated::{emulated, is_emulated};

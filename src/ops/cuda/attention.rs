@@ -298,17 +298,7 @@ pub(in crate::ops) fn attention_cached(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn numbers(shape: &[usize], key: u64, dtype: DType) -> Tensor {
-        let number = |i: u64| (crate::ops::noise::draw(key, i) >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
-        let values: Vec<f32> = (0..shape.iter().product::<usize>() as u64).map(number).collect();
-        Tensor::from_vec(values, shape, &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
-    }
-
-    fn bits(t: &Tensor) -> Vec<u32> {
-        let values = t.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        values.into_iter().map(f32::to_bits).collect()
-    }
+    use crate::ops::cuda::test_tensors::{bits, numbers};
 
     #[test]
     fn backward_in_slices_has_the_bits_of_all_at_once() {
@@ -318,8 +308,8 @@ mod tests {
         let starts = (0..b * t).map(|i| (i % t / (3 + i / t) * (3 + i / t)) as u32).collect();
         let documents = DocumentStarts::new(starts, t).unwrap();
         for dtype in [DType::F32, DType::BF16] {
-            let qkv = numbers(&[b, t, heads.packed()], 1, dtype);
-            let dout = numbers(&[b, t, heads.out()], 2, dtype);
+            let qkv = numbers((b, t, heads.packed()), 1, dtype);
+            let dout = numbers((b, t, heads.out()), 2, dtype);
             for documents in [None, Some(&documents)] {
                 let (out, lse) = attention(&qkv, heads, documents).unwrap();
                 let of_slices = |slice: usize| {

@@ -168,6 +168,7 @@ fn backward_by_chunks(chunks: &Chunks, targets: &[u32], scale: f32, dw: Option<&
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::cuda::test_tensors::{numbers, values};
     use crate::ops::targets::IGNORE;
     use candle_core::Device;
 
@@ -198,16 +199,6 @@ mod tests {
                 assert!(sizes[0] - last < TILE_ROWS * sizes.len(), "{n} rows of {vocab}: {sizes:?}");
             }
         }
-    }
-
-    fn numbers(shape: (usize, usize), key: u64, dtype: DType) -> Tensor {
-        let number = |i: u64| (crate::ops::noise::draw(key, i) >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
-        let values: Vec<f32> = (0..(shape.0 * shape.1) as u64).map(number).collect();
-        Tensor::from_vec(values, shape, &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
-    }
-
-    fn values(t: &Tensor) -> Vec<f32> {
-        t.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
     }
 
     #[test]

@@ -141,23 +141,10 @@ pub(in crate::ops) fn add_assign(sum: &Tensor, other: &Tensor) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::cuda::test_tensors::{bits, numbers};
     use crate::ops::positions::DocumentStarts;
     use crate::ops::rope::Rope;
     use candle_core::Device;
-
-    /// Rows of `heads` heads of `dim` and two more, filled with numbers in [-1, 1).
-    fn packed_rows(shape: (usize, usize, usize), dtype: DType) -> Tensor {
-        let (b, t, width) = shape;
-        let number = |i: u64| (crate::ops::noise::draw(3, i) >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
-        let values: Vec<f32> = (0..(b * t * width) as u64).map(number).collect();
-        Tensor::from_vec(values, shape, &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
-    }
-
-    /// The bits of every element: bf16 in f32 is exact.
-    fn bits(t: &Tensor) -> Vec<u32> {
-        let values = t.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        values.into_iter().map(f32::to_bits).collect()
-    }
 
     #[test]
     fn both_rope_kernels_give_the_same_bits() {
@@ -167,7 +154,7 @@ mod tests {
             for dtype in [DType::F32, DType::BF16] {
                 for positions in [Positions::From(7), Positions::Documents(&documents)] {
                     for sign in [1.0, -1.0] {
-                        let general = packed_rows((3, 5, (heads + extra) * dim), dtype);
+                        let general = numbers((3, 5, (heads + extra) * dim), 3, dtype);
                         let eight = general.copy().unwrap();
                         let before = bits(&general);
                         rope_by(RopeKernel::General, &general, (&cos, &sin), positions, heads, sign).unwrap();
