@@ -28,7 +28,8 @@ pub(super) fn plan(config: &Config, gpu: &GpuModel, ranks: RanksHere) -> Result<
     let mut speeds: Vec<Speed> = fitting.map(|fit| Speed::predict(config, fit, gpu, ranks.ranks)).collect();
     speeds.sort_by(|a, b| b.tokens_per_second.total_cmp(&a.tokens_per_second));
     let Some(best) = speeds.first() else {
-        return Err(nothing_fits(&format!("{room}, which a run may take of the memory of one {}", gpu.name)).into());
+        let room = format!("{room}, which a run may take of the memory of one {}", gpu.name);
+        return Err(nothing_fits(config, &hardware, &room).into());
     };
     let mut out = describe(config, &best.fit, &hardware, &format!("of {room} on one {}", gpu.name));
     out.push_str(&format!("\n{:<17} predicted for bf16 and cuDNN; no speed was measured on a GPU yet\n", gpu.name));

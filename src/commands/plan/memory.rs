@@ -96,7 +96,7 @@ fn others(config: &Config, hardware: &Hardware) -> String {
 fn proposal(config: &Config, limit: u64, hardware: &Hardware) -> Result<String> {
     let fits = largest_fits(config, hardware);
     if fits.is_empty() {
-        return Err(nothing_fits(&bytes(limit)).into());
+        return Err(nothing_fits(config, hardware, &bytes(limit)).into());
     }
     let mut out = format!("\nfits into {:<8}", bytes(limit));
     for (i, fit) in fits.iter().enumerate() {
@@ -107,9 +107,16 @@ fn proposal(config: &Config, limit: u64, hardware: &Hardware) -> Result<String> 
     Ok(out + "\n")
 }
 
-pub(super) fn nothing_fits(room: &str) -> Failure {
-    fail(Exit::Memory, format!("not even a micro-batch of one sequence fits into {room}"))
-        .hint("shorten train.sequence_length or choose a smaller [model]")
+/// That no micro-batch fits into the room of `hardware`, which `room` describes.
+pub(super) fn nothing_fits(config: &Config, hardware: &Hardware, room: &str) -> Failure {
+    let smallest = HostFootprint::with(config, Recompute::Full, hardware).first;
+    let state = smallest.needed() - smallest.activations - smallest.workspace;
+    let hint = if hardware.fits(state) {
+        "shorten train.sequence_length or choose a smaller [model]".to_owned()
+    } else {
+        format!("choose a smaller [model]: weights, gradients and moments alone take {}", bytes(state))
+    };
+    fail(Exit::Memory, format!("not even a micro-batch of one sequence fits into {room}")).hint(hint)
 }
 
 /// The settings of `fit`, and how often its micro-batch is in a step.

@@ -1,7 +1,7 @@
 //! What training will take on a GPU that need not be here, predicted from the model's shape and the maker's figures for the GPU.
 //!
 //! The time of a micro-batch is that of its matrix products, of attention, of the bytes that all else moves, and of the gradient's sum; that of
-//! a step adds the bytes of the update. Launches are left out: they count for small models. How much of a GPU's peaks they reach is an estimate: nothing of it was measured with this program.
+//! a step adds the bytes of the update. A small micro-batch takes as long as its kernels take to be launched. How much of a GPU's peaks they reach is an estimate: nothing of it was measured with this program.
 
 use crate::config::{Config, MomentsDtype};
 use crate::model::Recompute;
@@ -12,6 +12,10 @@ use crate::train::footprint::{Fit, trained_params};
 const PRODUCTS: f64 = 0.69;
 const ATTENTION: f64 = 0.25;
 const BANDWIDTH: f64 = 0.8;
+
+/// Kernels and products of a layer, forward and backward, and what the program takes to queue one of them.
+const LAUNCHES: f64 = 32.0;
+const SECONDS_PER_LAUNCH: f64 = 8e-6;
 
 /// One way to train on a GPU.
 #[derive(Clone, Copy, Debug)]
@@ -28,9 +32,10 @@ impl Speed {
         let train = &config.train;
         let tokens = train.tokens_per_step as f64;
         let passes = (train.sequences_per_step() / fit.micro_batch_size) as f64;
-        let seconds_of_one = seconds_per_token(config, fit.recompute, gpu) * tokens
-            + accumulation_seconds(config, gpu) * passes
-            + update_seconds(config, gpu);
+        let computing = seconds_per_token(config, fit.recompute, gpu) * tokens / passes;
+        let launching = config.model.num_hidden_layers as f64 * LAUNCHES * SECONDS_PER_LAUNCH;
+        let seconds_of_pass = computing.max(launching) + accumulation_seconds(config, gpu);
+        let seconds_of_one = seconds_of_pass * passes + update_seconds(config, gpu);
         let tokens_per_second = ranks as f64 * tokens / seconds_of_one;
         let flops = config.model.flops_per_token(train.sequence_length) as f64;
         let mfu = flops * tokens / seconds_of_one / gpu.peak_flops;
