@@ -6,5 +6,6 @@ cargo fmt --check
 # The release profile throughout: one set of compiled dependencies serves lints, tests and the program.
 cargo clippy --release --all-targets --locked -- -D warnings
 cargo test --release --locked
+python3 scripts/gpu_check_selftest.py
 # The tests have built the program.
 scripts/check_docs.sh

@@ -1,6 +1,19 @@
 #!/usr/bin/env python3
 """The checks of gpu_check.sh, which sets the libraries up and tells the arguments.
 
+The binary comes from a machine with Rust, for x86-64 Linux with glibc 2.34 or newer; a card's machine needs no Rust. A release build has line tables
+and takes 145 MB; stripped, it takes 24 to 38 MB:
+
+  cargo build --profile dist --features cuda,cudnn --locked        target/dist/llama-lite: stripped, minutes of link-time optimisation
+  strip -o llama-lite target/release/llama-lite                    or the same of a release build
+
+Each call takes at most --minutes, so there are two. The second one keeps what the first has found in gpu_check.json:
+
+  scripts/gpu_check.sh ./llama-lite --only kernels,losses,exact
+  scripts/gpu_check.sh ./llama-lite --only bench,parts,arms --micro-batches 16,32
+
+The sections:
+
   kernels  llama-lite doctor: every kernel's values and gradients against the CPU's, in f32 and bf16
   losses   200 steps of a small model: CPU f32, GPU f32, GPU bf16, and PyTorch in f32 and bf16 from the same weights and data
   exact    the same run twice has the same bits, and so has one that was stopped and resumed
@@ -24,6 +37,7 @@ import argparse
 import hashlib
 import json
 import os
+import math
 import re
 import shutil
 import signal
@@ -34,6 +48,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import benches.arms as kinds
 from benches.shared import config_text, torch_command
@@ -45,6 +60,8 @@ LARGE = dict(hidden_size=2048, intermediate_size=5120, num_hidden_layers=36, num
 # Bytes a second that a copy reaches.
 BANDWIDTHS = {"H200": 4.3e12, "H100": 3.0e12, "A100": 1.7e12, "4090": 0.9e12}
 PEAKS = {"H100": 989.5e12, "H200": 989.5e12, "A100": 312e12, "4090": 165.2e12}
+# Seconds that a command may take, and when the last one must have ended.
+LIMITS = SimpleNamespace(command_s=150.0, deadline=math.inf)
 HYPER = dict(lr=1e-3, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.1, grad_clip=1.0)
 
 
@@ -53,51 +70,111 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("binary", type=Path)
     parser.add_argument("--out", type=Path, default=Path("gpu_check"))
-    parser.add_argument("--only", default="kernels,losses,exact,bench,parts,arms")
+    parser.add_argument("--only", default="kernels,losses,exact", help="sections, in this order (default: %(default)s)")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--micro-batches", default="16,32,8,64")
-    parser.add_argument("--minutes", type=float, default=8.5, help="no new measurement begins after so many")
+    parser.add_argument("--micro-batches", default="16,32")
+    parser.add_argument("--minutes", type=float, default=8.5, help="everything has ended after so many (default: %(default)s)")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
     args.binary = args.binary.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
-    sections = {"kernels": kernels, "losses": losses, "exact": exact, "bench": bench, "parts": parts, "arms": arms}
-    args.deadline = time.monotonic() + args.minutes * 60
+    args.deadline = LIMITS.deadline = time.monotonic() + args.minutes * 60
     args.only = args.only.split(",")
-    result: dict = {"machine": machine(args), "begun": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-    failed = []
-    for name in args.only:
-        begun = time.monotonic()
-        with tempfile.TemporaryDirectory(dir=scratch()) as tmp:
-            result[name] = {"ok": False}  # what a section leaves there is kept, whatever becomes of it
-            args.save = lambda found, name=name: save(args, result | {name: found})
-            try:
-                result[name] = sections[name](args, Path(tmp))
-            except Exception as error:  # one section's trouble must not cost the others
-                result[name] = {"ok": False, "error": f"{type(error).__name__}: {error}"}
-        result[name]["seconds"] = time.monotonic() - begun
-        save(args, result)
-        if not result[name].get("ok", True):
-            failed.append(name)
-        print(f"{name}: {'FAILED' if name in failed else 'ok'} in {result[name]['seconds']:.0f} s", flush=True)
+    args.machine = machine(args)
+    print(", ".join(f"{k} {v}" for k, v in args.machine.items()), flush=True)
+    result = earlier_sections(args) | {"machine": args.machine, "begun": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    failed = [name for name in args.only if not run_section(args, result, name)]
     print_table(result)
     return int(bool(failed))
 
 
+def run_section(args: argparse.Namespace, result: dict, name: str) -> bool:
+    """Runs a section and writes down what it finds; whatever becomes of it, the others are not concerned."""
+    begun = time.monotonic()
+    result[name] = {"ok": False}
+
+    def keep(found: dict) -> None:
+        result[name] = found
+        save(args, result)
+
+    args.save = keep
+    try:
+        with tempfile.TemporaryDirectory(dir=scratch(), ignore_cleanup_errors=True) as tmp:
+            result[name] = SECTIONS[name](args, Path(tmp))
+    except Exception as error:
+        # What was found before is kept.
+        result[name] = result[name] | {"ok": False, "error": f"{type(error).__name__}: {error}"}
+    result[name]["seconds"] = time.monotonic() - begun
+    save(args, result)
+    ok = result[name].get("ok", True)
+    print(f"{name}: {'ok' if ok else 'FAILED'} in {result[name]['seconds']:.0f} s", flush=True)
+    return ok
+
+
 def save(args: argparse.Namespace, result: dict) -> None:
-    """What is known so far: the machine may go at any moment."""
-    (args.out / "gpu_check.json").write_text(json.dumps(result, indent=1) + "\n")
+    """What is known so far: the machine may go at any moment. A full disk must not cost the measurements that are still printed."""
+    path = args.out / "gpu_check.json"
+    try:
+        path.with_suffix(".tmp").write_text(json.dumps(result, indent=1) + "\n")
+        path.with_suffix(".tmp").replace(path)
+    except OSError as error:
+        print(f"{path}: {error}", file=sys.stderr, flush=True)
+
+
+def earlier_sections(args: argparse.Namespace) -> dict:
+    """What earlier calls have found with the same program on the same machine."""
+    try:
+        found = json.loads((args.out / "gpu_check.json").read_text())
+        is_same = found["machine"] == args.machine
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return {name: found[name] for name in SECTIONS if is_same and name in found}
 
 
 def scratch() -> str | None:
-    """Memory or disk, whichever has more room: checkpoints of the large model take 41 GB."""
+    """Memory or disk, whichever has more room: a checkpoint of the large model takes 20.6 GB."""
     places = [p for p in ["/dev/shm", os.environ.get("TMPDIR", "/tmp"), str(Path.cwd())] if Path(p).is_dir()]
     return max(places, key=lambda p: shutil.disk_usage(p).free, default=None)
 
 
-def run_command(command: list[str], check: bool = True, timeout: float = 150, environment: dict | None = None) -> subprocess.CompletedProcess:
+def run_to_end(command: list[str], timeout: float | None = None, environment: dict | None = None) -> subprocess.CompletedProcess:
+    """A command to its end, or until its time is over: then it is killed, and what it has said until then is all there is. Its exit status is then
+    negative, as of any process that a signal has ended."""
+    left_s = min(timeout or math.inf, LIMITS.command_s, LIMITS.deadline - time.monotonic())
+    if left_s <= 0:
+        raise RuntimeError("no time left")
+    # In files: whoever holds the other end of a pipe could keep it open after the kill.
+    with tempfile.TemporaryFile("w+", errors="replace") as out, tempfile.TemporaryFile("w+", errors="replace") as words:
+        environment = dict(os.environ, **(environment or {}))
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=words, env=environment, start_new_session=True)
+        over = wait_or_kill(process, left_s)
+        out.seek(0), words.seek(0)
+        said = words.read() + (f"\nkilled: no end within {left_s:.0f} s" if over else "")
+        return subprocess.CompletedProcess(command, -signal.SIGKILL if over else process.returncode, out.read(), said)
+
+
+def wait_or_kill(process: subprocess.Popen, seconds: float) -> bool:
+    """Waits for the end of a process and kills it, with those that it has started, if there is none within `seconds`; whether that was so."""
+    try:
+        process.wait(seconds)
+        return False
+    except subprocess.TimeoutExpired:
+        kill(process)
+        return True
+
+
+def kill(process: subprocess.Popen) -> None:
+    """Ends a process and those that it has started. One that hangs in the driver may not even end then: it is left behind."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(5)
+    except (ProcessLookupError, subprocess.TimeoutExpired):
+        pass
+
+
+def run_command(command: list[str], check: bool = True, timeout: float | None = None, environment: dict | None = None) -> subprocess.CompletedProcess:
     """A command to its end, with its words if it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=dict(os.environ, **(environment or {})))
+    done = run_to_end(command, timeout, environment)
     if check and done.returncode != 0:
         raise RuntimeError(f"{' '.join(command[:3])}: exit {done.returncode}: {done.stderr[-600:]}")
     return done
@@ -109,25 +186,45 @@ def run(args: argparse.Namespace, *command: str, device: str | None = None, chec
 
 
 def machine(args: argparse.Namespace) -> dict:
-    """What this ran on."""
+    """What this ran on. Each of these may fail without harm to the checks."""
     query = "name,driver_version,memory.total,clocks.max.sm,power.limit"
-    found = {"llama_lite": run(args, "--version", check=False).stdout.strip()}
+    found = {"llama_lite": first_words([str(args.binary), "--version"]), "binary_mb": round(args.binary.stat().st_size / 1e6)}
     if shutil.which("nvidia-smi"):
-        text = subprocess.run(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], capture_output=True, text=True).stdout
-        found |= dict(zip(query.split(","), map(str.strip, text.splitlines()[0].split(","))))
-    torch = subprocess.run([sys.executable, "-c", "import torch; print(torch.__version__, torch.version.cuda)"], capture_output=True, text=True)
-    found["torch"] = torch.stdout.strip() or torch.stderr.strip().splitlines()[-1:]
+        line = first_words(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"])
+        values = [value.strip() for value in line.split(",")]
+        found |= dict(zip(query.split(","), values)) if len(values) == query.count(",") + 1 else {"nvidia-smi": line}
+    found["torch"] = first_words([sys.executable, "-c", "import torch; print(torch.__version__, torch.version.cuda)"])
     return found
+
+
+def first_words(command: list[str]) -> str:
+    """The first line that a command prints, or the last one of its complaints."""
+    try:
+        done = run_to_end(command, timeout=60)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    lines = done.stdout.strip().splitlines()[:1] or done.stderr.strip().splitlines()[-1:]
+    return lines[0] if lines else f"exit {done.returncode}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def doctor(args: argparse.Namespace) -> subprocess.CompletedProcess:
-    """What the program says of the card and its kernels: asked once, since on a card it takes a while."""
+    """What the program says of the card and its kernels: asked once, since on a card it takes a while. That it does not end, or crashes, is an
+    answer, too."""
     if "doctor" not in args:
-        args.doctor = run(args, "doctor", check=False)
+        try:
+            args.doctor = run(args, "doctor", check=False)
+        except Exception as error:
+            args.doctor = subprocess.CompletedProcess([], -1, "", f"{type(error).__name__}: {error}")
     return args.doctor
+
+
+def card(args: argparse.Namespace) -> str:
+    """The card's name by nvidia-smi, or else by the program; empty if neither says it."""
+    line = re.search(r"^gpu +(.*)", "" if "name" in args.machine else doctor(args).stdout, re.M)
+    return args.machine.get("name") or (line[1] if line else "")
 
 
 def kernels(args: argparse.Namespace, _: Path) -> dict:
@@ -135,7 +232,10 @@ def kernels(args: argparse.Namespace, _: Path) -> dict:
     done = doctor(args)
     lines = re.findall(r"^  (.+?)  +([\d.e+-]+)(?: of ([\d.e+-]+))?  (ok|FAILED)$", done.stdout, re.M)
     compared = [dict(what=what.strip(), difference=float(d), limit=float(limit or 0), ok=ok == "ok") for what, d, limit, ok in lines]
-    return {"ok": done.returncode == 0, "compared": compared, "said": done.stdout[-4000:] + done.stderr[-1000:]}
+    errors = dict(re.findall(r"^  (.+?)  +FAILED: (.*)$", done.stdout, re.M))
+    failed = [c["what"] for c in compared if not c["ok"]] + list(errors)
+    said = done.stdout[-12000:] + done.stderr[-1000:]
+    return {"ok": done.returncode == 0, "exit": done.returncode, "failed": failed, "errors": errors, "compared": compared, "said": said}
 
 
 def write_case(directory: Path, model: dict, length: int, tokens_per_step: int, data_tokens: int) -> dict:
@@ -155,7 +255,7 @@ def write_config(values: dict, directory: Path, steps: int, micro: int, precisio
                   "steps": steps, "precision": precision},
         "optimizer": {key: values[key] for key in HYPER},
         "schedule": {"kind": "constant"},
-        "checkpoint": {"every": 0, "keep": 1},
+        "checkpoint": {"every": 0, "keep": 1, "last": False},
         "eval": {"every": 0},
         "log": {"layers_every": 0},
     }
@@ -176,7 +276,7 @@ def read_steps(path: Path) -> list[dict]:
             records.append(json.loads(line))
         except ValueError:
             break  # being written
-    return [r for r in records if r["kind"] == "train"]
+    return [r for r in records if r.get("kind") == "train"]
 
 
 def losses(args: argparse.Namespace, tmp: Path) -> dict:
@@ -185,15 +285,20 @@ def losses(args: argparse.Namespace, tmp: Path) -> dict:
     values = write_case(tmp, SMALL, length, length * rows, steps * length * rows + 1)
     run_command(torch_command("prepare", "--dir", tmp))
     curves: dict[str, list[float]] = {}
+
+    def keep(name: str, log: Path) -> None:
+        curves[name] = [r["loss"] for r in read_steps(log)]
+        args.save({"ok": False, "curves": curves})
+
     arms = [("cpu f32", "cpu", "f32"), ("gpu f32", args.device, "f32"), ("gpu bf16", args.device, "bf16")]
     for name, device, precision in arms if args.device != "cpu" else arms[:1]:
         path, out = write_config(values, tmp, steps, rows, precision), tmp / name.replace(" ", "-")
         run(args, "pretrain", "--config", path, "--init-from", tmp / "model", "--out", out, "--quiet", device=device)
-        curves[name] = [r["loss"] for r in read_steps(out)]
+        keep(name, out)
     for name, flags in [("torch f32", []), ("torch bf16", ["--bf16"]), ("torch bf16 throughout", ["--bf16-model"])]:
         log = tmp / f"{name.replace(' ', '-')}.jsonl"
         run_command(torch_command("train", "--dir", tmp, "--steps", steps, "--log", log, "--device", args.device, *flags))
-        curves[name] = [r["loss"] for r in read_steps(log)]
+        keep(name, log)
 
     def apart(a: str, b: str) -> float | None:
         return max(abs(x - y) for x, y in zip(curves[a], curves[b])) if a in curves and b in curves else None
@@ -208,7 +313,7 @@ def exact(args: argparse.Namespace, tmp: Path) -> dict:
     steps, length, rows = 20, 64 if args.quick else 256, 8
     values = write_case(tmp, SMALL, length, length * rows, steps * length * rows + 1)
     run_command(torch_command("prepare", "--dir", tmp))
-    path = write_config(values, tmp, steps, 4, "auto", {"checkpoint": {"every": 10, "keep": 9}})
+    path = write_config(values, tmp, steps, 4, "auto", {"checkpoint": {"every": 10, "keep": 9, "last": True}})
 
     def outcome(out: Path) -> tuple:
         weights = hashlib.sha256((out / "checkpoints" / f"step-{steps:08}" / "model.safetensors").read_bytes()).hexdigest()
@@ -218,10 +323,13 @@ def exact(args: argparse.Namespace, tmp: Path) -> dict:
     common = ["pretrain", "--config", path, "--init-from", tmp / "model", "--quiet"]
     for name in ["one", "two"]:
         run(args, *common, "--out", tmp / name)
+    one, two = outcome(tmp / "one"), outcome(tmp / "two")
+    found = {"ok": False, "twice": one == two, "steps": len(one[0])}
+    args.save(found)
     shutil.copytree(tmp / "one", tmp / "resumed")
     run(args, "resume", "--ckpt", tmp / "resumed" / "checkpoints" / "step-00000010", "--quiet")
-    one, two, resumed = (outcome(tmp / name) for name in ["one", "two", "resumed"])
-    return {"ok": one == two == resumed, "twice": one == two, "resumed": one == resumed, "steps": len(one[0])}
+    resumed = outcome(tmp / "resumed")
+    return found | {"ok": one == two == resumed, "resumed": one == resumed}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -232,24 +340,35 @@ class Memory(threading.Thread):
 
     def __init__(self):
         super().__init__(daemon=True)
-        self.most, self.going = 0, True
+        self.most, self.over = 0, threading.Event()
 
     def run(self) -> None:
-        while self.going and shutil.which("nvidia-smi"):
-            text = subprocess.run(["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"], capture_output=True, text=True).stdout
+        query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+        while shutil.which("nvidia-smi"):
+            try:
+                text = run_to_end(query, timeout=5).stdout
+            except RuntimeError:
+                return  # the time is over
             self.most = max(self.most, *(int(x) for x in text.split() if x.isdigit()), 0)
-            time.sleep(1)
+            if self.over.wait(1):
+                return
+
+    def end(self) -> int:
+        """The most until now."""
+        self.over.set()
+        self.join(10)
+        return self.most
 
 
 def time_steps(command: list[str], count, wanted: int, limit_s: float, first_s: float, environment: dict) -> dict:
     """Runs `command`, with `environment` added, until `count()` gives `wanted` seconds of steps, or for `limit_s` after the first, which may take `first_s`;
     then kills it."""
-    memory, stderr = Memory(), tempfile.TemporaryFile("w+")
+    memory, stderr = Memory(), tempfile.TemporaryFile("w+", errors="replace")
     memory.start()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr, env=dict(os.environ, **environment))
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr, env=dict(os.environ, **environment), start_new_session=True)
     first, begun = None, time.monotonic()
     try:
-        while process.poll() is None and time.monotonic() - begun < first_s + limit_s:
+        while process.poll() is None and time.monotonic() < min(begun + first_s + limit_s, LIMITS.deadline):
             times = count()
             first = first or (time.monotonic() if times else None)
             if len(times) >= wanted or time.monotonic() > (first + limit_s if first else begun + first_s):
@@ -257,16 +376,14 @@ def time_steps(command: list[str], count, wanted: int, limit_s: float, first_s: 
             time.sleep(0.2)
     finally:
         ended = process.poll()
-        if ended is None:
-            process.send_signal(signal.SIGKILL)
-        process.wait()
-        memory.going = False
-        memory.join()
+        kill(process)
+        most = memory.end()
     stderr.seek(0)
     times, said = count()[2:], stderr.read()[-600:]
     if not times:
-        return {"error": "out of memory" if re.search("out of memory|OUT_OF_MEMORY", said, re.I) else f"exit {ended}: {said}"}
-    return {"step_s": statistics.median(times), "steps": len(times), "memory_mib": memory.most}
+        why = "no step in time" if ended is None else f"exit {ended}"
+        return {"error": "out of memory" if re.search("out of memory|OUT_OF_MEMORY", said, re.I) else f"{why}: {said}"}
+    return {"step_s": statistics.median(times), "steps": len(times), "memory_mib": most}
 
 
 def has_time(args: argparse.Namespace, wanted_s: float) -> bool:
@@ -276,7 +393,7 @@ def has_time(args: argparse.Namespace, wanted_s: float) -> bool:
 
 def card_value(args: argparse.Namespace, known: dict) -> float | None:
     """What of `known` the card's name tells."""
-    return next((value for gpu, value in known.items() if re.search(rf"^gpu .*{gpu}", doctor(args).stdout, re.M)), None)
+    return next((value for gpu, value in known.items() if gpu in card(args)), None)
 
 
 def micro_batches(args: argparse.Namespace) -> list[int]:
@@ -304,7 +421,7 @@ def measure_arms(args: argparse.Namespace, tmp: Path, wanted_arms: list, reserve
     model, length = (SMALL, 64) if args.quick else (LARGE, 1024)
     flops = 6 * sum_products(model) + 12 * model["num_hidden_layers"] * length * model["num_attention_heads"] * model["head_dim"]
     peak = card_value(args, PEAKS)
-    found: dict = {"ok": False, "rows": [], "flops_per_token": flops, "peak": peak, "said": doctor(args).stdout[:600]}
+    found: dict = {"ok": False, "rows": [], "flops_per_token": flops, "peak": peak, "card": card(args)}
     largest = max(micro for micro, _ in wanted_arms)
     write_case(tmp, model, length, length * largest, 40 * length * largest + 1)
     run_command(torch_command("prepare", "--dir", tmp, "--no-weights"))
@@ -323,7 +440,7 @@ def measure_arms(args: argparse.Namespace, tmp: Path, wanted_arms: list, reserve
             row["tokens_per_second"] = length * micro / row["step_s"]
             row["mfu"] = row["tokens_per_second"] * flops / peak if peak else None
         found["rows"].append(row)
-        found["ok"] = found["ok"] or "step_s" in row
+        found["ok"] = found["ok"] or ("step_s" in row and row["system"].startswith("llama-lite"))
         args.save(found)
         print(json.dumps(row), flush=True)
 
@@ -375,7 +492,7 @@ def measure_arm(args: argparse.Namespace, tmp: Path, micro: int, arm: kinds.Arm,
     def seconds() -> list[float]:
         return [r["seconds"] if compiled else tokens / r["tokens_per_second"] for r in read_steps(log if compiled else out)]
 
-    row = time_steps(command, seconds, wanted, min(limit_s, left_s), min(150, left_s), environment)
+    row = time_steps(command, seconds, wanted, min(limit_s, left_s), min(LIMITS.command_s, left_s), environment)
     curve = [r["loss"] for r in read_steps(log if compiled else out)]
     if curve:
         # Weights are drawn by each itself: alike, not equal.
@@ -399,63 +516,78 @@ def least_bytes(name: str, m: dict, tokens: int, parameters: int) -> float | Non
         "embedding_bf16": 4 * c, "embedding_backward_bf16": 2 * c,
         "attention_delta_bf16": 4 * m["num_attention_heads"] * m["head_dim"], "cross_entropy_bf16": 4 * v,
     }
-    per_parameter = {"adamw_f32": 30, "sum_of_squares": 4}
+    per_parameter = {"adamw_f32": 30, "sum_of_squares": 4, "zero": 4}
     if name in per_parameter:
         return per_parameter[name] * parameters
     return per_token[name] * tokens if name in per_token else None
 
 
 def parts(args: argparse.Namespace, tmp: Path) -> dict:
-    """Launches of a step against their floors; validation and decoding."""
+    """Launches of a step against their floors; decoding; validation. One that fails leaves the others alone."""
     model, length, micro = (SMALL, 64, 2) if args.quick else (LARGE, 1024, 16)
     values = write_case(tmp, model, length, length * micro, 40 * length * micro + 1)
     run_command(torch_command("prepare", "--dir", tmp, "--no-weights"))
-    found: dict = {"ok": True, "launches": [], "missing": []}
+    found: dict = {"ok": True, "launches": [], "missing": [], "errors": {}}
+    for name, measure in [("launches", measure_launches), ("decoding", measure_decoding), ("validation", measure_validation)]:
+        if not has_time(args, 25):
+            found["missing"].append(name)
+            continue
+        try:
+            measure(args, tmp, values, micro, found)
+        except Exception as error:
+            found["ok"] = False
+            found["errors"][name] = f"{type(error).__name__}: {error}"
+        args.save(found)
+    return found
+
+
+def measure_launches(args: argparse.Namespace, tmp: Path, values: dict, micro: int, found: dict) -> None:
+    """Three steps with the time of every launch; the checkpoint is what decoding starts from."""
+    model, times, steps = values["model"], tmp / "times.json", 3
     peak, bandwidth = card_value(args, PEAKS), card_value(args, BANDWIDTHS)
     parameters = sum_products(model) + model["vocab_size"] * model["hidden_size"]
+    # Where there is no room for 12 bytes a parameter, launches are measured without what decoding needs.
+    has_room = shutil.disk_usage(tmp).free > 14 * parameters
+    path = write_config(values, tmp, steps, micro, "auto", {"checkpoint": {"last": has_room}})
+    command = [str(args.binary), "pretrain", "--config", str(path), "--out", str(tmp / "run"), "--quiet", "--device", args.device]
+    done = run_command(command, check=False, environment={"LLAMA_LITE_OP_TIMES": str(times)})
+    # The program writes them before it saves: one that is killed while it does has still measured.
+    for row in json.loads(times.read_text()) if times.exists() else []:
+        data = least_bytes(row["name"], model, values["sequence_length"] * micro, parameters)
+        floor = row["flops"] / peak if peak and row["flops"] else data / bandwidth if bandwidth and data else None
+        found["launches"].append(row | {"seconds_per_step": row["launches"] * row["median"] / steps, "floor_per_launch": floor})
+    found["launches"].sort(key=lambda r: -r["seconds_per_step"])
+    if done.returncode != 0:
+        raise RuntimeError(f"exit {done.returncode}: {done.stderr[-600:]}")
 
-    if has_time(args, 25):
-        times = tmp / "times.json"
-        path = write_config(values, tmp, 3, micro, "auto", {"checkpoint": {"every": 3}})
-        command = [str(args.binary), "pretrain", "--config", str(path), "--out", str(tmp / "run"), "--quiet", "--device", args.device]
-        done = run_command(command, check=False, environment={"LLAMA_LITE_OP_TIMES": str(times)})
-        found["ok"] = done.returncode == 0
-        found["said"] = done.stderr[-600:]
-        steps = 3
-        for row in json.loads(times.read_text()) if times.exists() else []:
-            data = least_bytes(row["name"], model, length * micro, parameters)
-            floor = row["flops"] / peak if peak and row["flops"] else data / bandwidth if bandwidth and data else None
-            found["launches"].append(row | {"seconds_per_step": row["launches"] * row["median"] / steps, "floor_per_launch": floor})
-        found["launches"].sort(key=lambda r: -r["seconds_per_step"])
-        args.save(found)
-    else:
-        found["missing"].append("launches")
 
-    if has_time(args, 25) and (tmp / "run" / "checkpoints").exists():
-        done = run(args, "sample", "--ckpt", tmp / "run", "--prompt", "a" * 100, "--max-tokens", 32 if args.quick else 256, "--temperature", 1, "--top-k", 0, "--seed", 1, check=False)
-        speed = re.search(r"([\d.]+)(k?) tokens/s", done.stderr)
-        found["decode_tokens_per_second"] = float(speed[1]) * (1000 if speed[2] else 1) if speed else None
-        if speed and bandwidth:
-            # Every token reads all weights but the embedding once.
-            found["decode_of_bandwidth"] = found["decode_tokens_per_second"] * 2 * sum_products(model) / bandwidth
-        found["decode_said"] = done.stderr[-400:]
-        shutil.rmtree(tmp / "run")
-        args.save(found)
-    else:
-        found["missing"].append("decoding")
+def measure_decoding(args: argparse.Namespace, tmp: Path, values: dict, _: int, found: dict) -> None:
+    """Tokens a second of `sample`."""
+    bandwidth = card_value(args, BANDWIDTHS)
+    tokens = 32 if args.quick else 256
+    done = run(args, "sample", "--ckpt", tmp / "run", "--prompt", "a" * 100, "--max-tokens", tokens, "--temperature", 1, "--top-k", 0, "--seed", 1, check=False)
+    shutil.rmtree(tmp / "run", ignore_errors=True)
+    found["decode_said"] = done.stderr[-400:]
+    speed = re.search(r"([\d.]+)(k?) tokens/s", done.stderr)
+    if not speed:
+        raise RuntimeError(f"exit {done.returncode}, no tokens/s: {done.stderr[-200:]}")
+    found["decode_tokens_per_second"] = float(speed[1]) * (1000 if speed[2] else 1)
+    if bandwidth:
+        # Every token reads all weights but the embedding once.
+        found["decode_of_bandwidth"] = found["decode_tokens_per_second"] * 2 * sum_products(values["model"]) / bandwidth
 
-    if has_time(args, 25):
-        more = {"data": {"train": [str(tmp / "train.npy")], "val": [str(tmp / "train.npy")]}, "eval": {"every": 1000, "val_tokens": 262_144}}
-        path = write_config(values, tmp, 1000, micro, "auto", more)
-        done = run(args, "plan", "--config", path, "--probe", "--quiet", check=False)
-        seconds = re.search(r"([\d.]+) s a validation", done.stdout)
-        found["validation_s"] = float(seconds[1]) if seconds else None
-        found["validation_said"] = (done.stdout + done.stderr)[-1500:]
-        if seconds:
-            found["validation_tokens_per_second"] = min(262_144, values["data_tokens"]) / float(seconds[1])
-    else:
-        found["missing"].append("validation")
-    return found
+
+def measure_validation(args: argparse.Namespace, tmp: Path, values: dict, micro: int, found: dict) -> None:
+    """Tokens a second of a validation, as `plan` measures it."""
+    more = {"data": {"train": [str(tmp / "train.npy")], "val": [str(tmp / "train.npy")]}, "eval": {"every": 1000, "val_tokens": 262_144}}
+    path = write_config(values, tmp, 1000, micro, "auto", more)
+    done = run(args, "plan", "--config", path, "--probe", "--quiet", check=False)
+    found["validation_said"] = (done.stdout + done.stderr)[-1500:]
+    seconds = re.search(r"([\d.]+) s a validation", done.stdout)
+    if not seconds:
+        raise RuntimeError(f"exit {done.returncode}, no time of a validation: {done.stderr[-200:]}")
+    found["validation_s"] = float(seconds[1])
+    found["validation_tokens_per_second"] = min(262_144, values["data_tokens"]) / float(seconds[1])
 
 
 def sum_products(m: dict) -> int:
@@ -468,10 +600,10 @@ def sum_products(m: dict) -> int:
 def print_table(result: dict) -> None:
     """The short one."""
     print("\n" + ", ".join(f"{k} {v}" for k, v in result["machine"].items()))
-    for name in ["kernels", "losses", "exact", "bench", "parts", "arms"]:
+    for name in SECTIONS:
         if name in result:
             part = result[name]
-            worst = part.get("largest_difference") or part.get("error") or {k: v for k, v in part.items() if k in ("twice", "resumed", "best", "ratio", "ratios", "missing") or "_per_second" in k or "_of_" in k}
+            worst = part.get("largest_difference") or part.get("error") or {k: v for k, v in part.items() if k in ("failed", "twice", "resumed", "best", "ratio", "ratios", "missing") or "_per_second" in k or "_of_" in k}
             print(f"{name:<8} {'ok' if part.get('ok') else 'FAILED':<7} {worst}")
     for row in result.get("bench", {}).get("rows", []) + result.get("arms", {}).get("rows", []):
         if "step_s" in row:
@@ -485,6 +617,8 @@ def print_table(result: dict) -> None:
         floor = f"{100 * row['floor_per_launch'] / row['median']:>4.0f} % of its floor" if row["floor_per_launch"] and row["median"] else ""
         print(f"  {row['name']:<44} {1e3 * row['seconds_per_step']:>8.2f} ms a step {floor}")
 
+
+SECTIONS = {"kernels": kernels, "losses": losses, "exact": exact, "bench": bench, "parts": parts, "arms": arms}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -22,8 +22,7 @@ use crate::distributed::launch::supervisor;
 use crate::metrics::{Color, Console};
 use crate::ops::device::{self, DeviceChoice};
 use crate::ops::simd;
-use crate::runtime::error::{Exit, fail};
-use crate::runtime::files::write_atomic;
+use crate::runtime::error::{Exit, fail, note};
 use crate::runtime::shell::quoted;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
@@ -103,6 +102,7 @@ pub fn run(cli: Cli) -> Result<()> {
     match ranks::role(environment::launched(), ranks_of(&cli.command), choice)? {
         Role::Alone => {
             device::choose(choice, 0)?;
+            note_fallback(console);
             run_command(cli, console)
         }
         Role::Rank(launched) => {
@@ -110,10 +110,18 @@ pub fn run(cli: Cli) -> Result<()> {
             let threads = cli.global.threads.or_else(|| ranks::threads(&launched));
             ranks::join(&launched, device::used())?;
             let console = Console { quiet: console.quiet || !ranks::group().is_first(), ..console };
+            note_fallback(console);
             let global = Global { threads, quiet: console.quiet, ..cli.global };
             ranks::end(|| run_command(Cli { global, ..cli }, console))
         }
         Role::Parent(number) => std::process::exit(ranks::start(number, choice, what_helps(&cli.command, number))?),
+    }
+}
+
+/// Says why no GPU computes, where there seems to be one.
+fn note_fallback(console: Console) {
+    if let Some(why) = device::fallback().filter(|_| !console.quiet) {
+        note(&format!("note: {why}"));
     }
 }
 
@@ -156,9 +164,9 @@ fn run_command(cli: Cli, console: Console) -> Result<()> {
     }
     let result = dispatch(cli.command, console);
     // The times are written after a failure too, but the failure of the command is the one to report.
-    let written = device::op_times().map(|(path, times)| write_atomic(&path, format!("{times:#}\n").as_bytes()));
+    let written = device::write_op_times();
     result?;
-    written.unwrap_or(Ok(()))
+    written
 }
 
 fn check_simd() -> Result<()> {

@@ -38,6 +38,7 @@ pub(crate) mod tests;
 pub mod tree;
 mod work;
 
+use crate::ops::transfer::to_host;
 use anyhow::Result;
 use candle_core::{Device, Tensor};
 use std::sync::Arc;
@@ -66,7 +67,7 @@ pub trait Collective: Send + Sync {
     /// # Errors
     /// Those of [`exchange`](Self::exchange) and of the device.
     fn exchange_tensors(&self, peer: usize, send: &Tensor, receive: &Tensor, wait: WhileWaiting) -> Result<()> {
-        let sent = send.flatten_all()?.to_device(&Device::Cpu)?.to_vec1::<f32>()?;
+        let sent = to_host(&send.flatten_all()?)?.to_vec1::<f32>()?;
         let mut received = vec![0f32; receive.elem_count()];
         self.exchange(peer, bytemuck::cast_slice(&sent), bytemuck::cast_slice_mut(&mut received), wait)?;
         if received.is_empty() {

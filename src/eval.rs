@@ -25,6 +25,7 @@ use crate::distributed::group::ProcessGroup;
 use crate::model::Llama;
 use crate::ops::cross_entropy;
 use crate::ops::positions::DocumentStarts;
+use crate::ops::transfer::to_host;
 use crate::tokenizer::Tokenizer;
 use anyhow::Result;
 use candle_core::{Device, Tensor};
@@ -85,7 +86,7 @@ pub fn total_loss(model: &Llama, batch: Batch) -> Result<f64> {
     let n = inputs.len();
     let inputs = Tensor::from_vec(inputs, (n / length, length), &Device::Cpu)?;
     let losses = model.losses(&inputs, &Tensor::from_vec(targets, n, &Device::Cpu)?, documents.as_ref())?;
-    Ok(losses.to_vec1::<f32>()?.iter().map(|&x| f64::from(x)).sum())
+    Ok(to_host(&losses)?.to_vec1::<f32>()?.iter().map(|&x| f64::from(x)).sum())
 }
 
 /// The losses of one batch.

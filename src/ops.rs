@@ -55,6 +55,7 @@ pub mod squares;
 pub mod stream;
 pub mod swiglu;
 pub(crate) mod targets;
+pub mod transfer;
 
 /// Whether the kernels of a GPU, real or emulated, compute with `t`.
 pub fn is_on_gpu(t: &Tensor) -> bool {
@@ -76,11 +77,5 @@ macro_rules! on_gpu {
 }
 use on_gpu;
 
-/// Compares every kernel of the GPU `device` with the CPU.
-///
-/// # Errors
-/// Those of the device.
 #[cfg(feature = "cuda")]
-pub(crate) fn gpu_selftest(device: &candle_core::Device) -> candle_core::Result<Vec<cuda::selftest::Agreement>> {
-    cuda::selftest::run(device)
-}
+pub(crate) use cuda::selftest::run as gpu_selftest;

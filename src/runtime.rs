@@ -8,6 +8,7 @@ pub mod format;
 pub mod home;
 pub mod machine;
 pub mod memory;
+pub mod nvidia;
 pub mod panic;
 pub mod python_json;
 pub mod shell;

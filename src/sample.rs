@@ -8,6 +8,7 @@ mod stops;
 
 use crate::model::Llama;
 use crate::model::kv_cache::KvCache;
+use crate::ops::transfer::to_host;
 use crate::runtime::error::{Exit, fail};
 use crate::tokenizer::{DecodeStream, Tokenizer};
 use anyhow::Result;
@@ -156,7 +157,7 @@ pub fn generate(
             feed = feed.split_off(prefill(model, &feed, &mut cache, limits)?);
         }
         let inputs = Tensor::from_vec(feed.clone(), (rows, feed.len() / rows), &Device::Cpu)?;
-        let mut logits = model.next_logits(&inputs, &mut cache)?.to_vec2::<f32>()?;
+        let mut logits = to_host(&model.next_logits(&inputs, &mut cache)?)?.to_vec2::<f32>()?;
         // The prompt was computed once; from here on each sample goes its own way.
         if rows < width {
             cache = cache.repeated(width)?;
@@ -185,7 +186,7 @@ fn prefill(model: &Llama, prompt: &[u32], cache: &mut KvCache, limits: &Limits) 
         let started = Instant::now();
         let inputs = Tensor::from_vec(prompt[at..at + piece].to_vec(), (1, piece), &Device::Cpu)?;
         // Waits for the logits: a GPU works on its own, and the loop would only queue more and more work.
-        model.next_logits(&inputs, cache)?.to_vec2::<f32>()?;
+        to_host(&model.next_logits(&inputs, cache)?)?.to_vec2::<f32>()?;
         at += piece;
         let faster = PIECE_TIME.as_secs_f64() / started.elapsed().as_secs_f64().max(1e-6);
         piece = ((piece as f64 * faster.min(4.0)) as usize).clamp(FIRST_PIECE, LARGEST_PIECE);

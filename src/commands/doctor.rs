@@ -9,7 +9,9 @@ use crate::train::footprint::bytes;
 use anyhow::Result;
 
 pub(crate) fn run() -> Result<()> {
-    let mut text = format!(
+    let products = products();
+    // Line by line as it is known: what takes long or ends the process must not take along what was found before.
+    print(&format!(
         "llama-lite {}\nplatform   {} {}\ncpu        {} threads, {}\nproducts   {}\ngpu        {}\n{}\nself-test  (largest relative difference \
          from candle's autograd, at most {:.0e})\n",
         crate::VERSION,
@@ -17,17 +19,18 @@ pub(crate) fn run() -> Result<()> {
         std::env::consts::ARCH,
         rayon::current_num_threads(),
         SimdLevel::in_use(),
-        products()?,
+        products.as_ref().map_or_else(|error| format!("FAILED: {error:#}"), String::clone),
         gpu(),
         attention(),
         selftest::TOLERANCE,
-    );
-    let outcomes = selftest::run()?;
-    for o in &outcomes {
-        text += &format!("  {:<14} {:.1e}  {}\n", o.op, o.difference, if o.passed() { "ok" } else { "FAILED" });
+    ))?;
+    let mut failed: Vec<String> = products.err().map(|_| "products".to_owned()).into_iter().collect();
+    for outcome in selftest::run() {
+        print(&outcome.to_string())?;
+        if !outcome.passed() {
+            failed.push(outcome.op.to_owned());
+        }
     }
-    print(&text)?;
-    let mut failed: Vec<String> = outcomes.iter().filter(|o| !o.passed()).map(|o| o.op.to_owned()).collect();
     failed.extend(on_gpu()?);
     if failed.is_empty() {
         return print("\nall operations compute what they should");
@@ -55,6 +58,7 @@ fn gpu() -> String {
             let free = device::memory().map_or_else(String::new, |free| format!(", {} free", bytes(free)));
             format!("{name}{free}, driver for {driver}, cuBLAS {}", device::blas_version(device::used()))
         }
+        None if device::fallback().is_some() => format!("none: {}", device::fallback().unwrap_or_default()),
         None if cfg!(feature = "cuda") => "none: no GPU or no driver was found, or --device cpu was given".into(),
         None => "not in this build".into(),
     }
@@ -75,14 +79,15 @@ fn on_gpu() -> Result<Vec<String>> {
     if device::used().is_cpu() {
         return Ok(Vec::new());
     }
-    let mut text = "\nkernels    (largest relative difference from the CPU's results, and the limit)\n".to_owned();
-    let found = crate::ops::gpu_selftest(device::used())?;
-    for a in &found {
-        let verdict = if a.passed() { "ok" } else { "FAILED" };
-        text += &format!("  {:<32} {:.1e} of {:.1e}  {verdict}\n", a.what, a.difference, a.limit);
-    }
-    print(&text)?;
-    Ok(found.iter().filter(|a| !a.passed()).map(|a| a.what.clone()).collect())
+    print("\nkernels    (largest relative difference from the CPU's results, and the limit)\n")?;
+    let mut failed = Vec::new();
+    crate::ops::gpu_selftest(device::used(), |found| {
+        if !found.passed() {
+            failed.push(found.what.clone());
+        }
+        print(&found.to_string())
+    })?;
+    Ok(failed)
 }
 
 #[cfg(not(feature = "cuda"))]

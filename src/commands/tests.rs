@@ -8,6 +8,7 @@ mod stuck;
 use super::*;
 use crate::cli;
 use crate::distributed::environment::VARIABLES;
+use crate::ops::cuda::emulated;
 use serde_json::Value;
 use std::path::PathBuf;
 use std::process::{Command, Output};
@@ -39,12 +40,17 @@ keep = 10
 every = 4
 "#;
 
+/// The variable that has a child compute on the emulated GPU.
+const EMULATED: &str = "LLAMA_LITE_EMULATED_GPU";
+
 /// Does something only as the child of [`Lab::run`].
 #[test]
 fn child_process() {
     let Ok(args) = std::env::var("LLAMA_LITE_CHILD") else { return };
     let args = ["llama-lite", "--threads", "1"].into_iter().chain(args.split('\n'));
-    let result = std::panic::catch_unwind(|| cli::run(clap::Parser::parse_from(args)));
+    let run = || cli::run(clap::Parser::parse_from(args));
+    let on_gpu = std::env::var_os(EMULATED).is_some();
+    let result = std::panic::catch_unwind(|| if on_gpu { emulated(run) } else { run() });
     let result = result.unwrap_or_else(|_| Err(fail(Exit::Internal, "a panic").into()));
     std::process::exit(result.map_or_else(
         |error| {

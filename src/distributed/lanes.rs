@@ -1,6 +1,7 @@
 //! The lanes of one rank: consecutive equal parts of a step's sequences, whose gradients are joined in the lower levels of the tree.
 
 use crate::ops::adamw::add_assign;
+use crate::ops::transfer::copy_flat;
 use candle_core::{Result, Tensor};
 
 /// Partial sums of the lanes that this rank has finished, one for each level of the tree.
@@ -33,7 +34,7 @@ impl Lanes {
             add_assign(grad, sum)?;
         }
         match self.sums.get(waiting) {
-            Some(sum) => sum.slice_set(grad, 0, 0),
+            Some(sum) => copy_flat(grad, sum),
             None => Ok(()),
         }
     }

@@ -15,6 +15,7 @@ use super::meeting::Link;
 use super::mpi::{Mpi, pause, within};
 use super::{Collective, WhileWaiting};
 use crate::ops::stream::Stream;
+use crate::ops::transfer::to_host;
 use crate::runtime::error::{Exit, fail};
 use abi::{Communicator, Memory};
 use anyhow::Result;
@@ -122,7 +123,7 @@ impl Nccl {
         let frame = self.stream.upload(&opening.frame(ahead))?;
         let received = self.stream.empty(FRAME)?;
         self.transfer(peer, &frame, &received, wait)?;
-        let received = received.to_vec1::<u8>()?;
+        let received = to_host(&received)?.to_vec1::<u8>()?;
         let theirs = Opening::read(&received);
         if theirs == opening.mirrored() {
             return Ok(received[OPENING..].to_vec());
@@ -154,7 +155,7 @@ impl Nccl {
             let to_fill = if received.is_empty() { None } else { Some(self.stream.empty(received.len())?) };
             self.transfer_some(peer, to_send.as_ref(), to_fill.as_ref(), wait)?;
             if let Some(filled) = to_fill {
-                receive[received].copy_from_slice(&filled.to_vec1::<u8>()?);
+                receive[received].copy_from_slice(&to_host(&filled)?.to_vec1::<u8>()?);
             }
         }
         Ok(())

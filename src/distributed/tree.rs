@@ -7,6 +7,7 @@
 use super::group::ProcessGroup;
 use super::shards::Shards;
 use crate::ops::adamw::{add_assign, add_floats};
+use crate::ops::transfer::to_host;
 use crate::ops::{cpu, is_on_gpu};
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
@@ -82,8 +83,7 @@ pub(super) fn with_floats(flat: &Tensor, range: &Range<usize>, f: impl FnOnce(&[
         // Without a copy, which would add a shard to the most memory that a rank takes.
         return cpu::read("exchange", [flat], |[flat]| Ok(f(&flat[range.clone()])))?;
     }
-    let floats = copy_of(flat, range)?.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
-    f(&floats.to_vec1::<f32>()?)
+    f(&to_host(&copy_of(flat, range)?)?.to_dtype(DType::F32)?.to_vec1::<f32>()?)
 }
 
 /// The elements of `range` from its element `from` on, at most a chunk of them.

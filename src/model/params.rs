@@ -5,6 +5,7 @@
 
 use crate::config::ModelConfig;
 use crate::ops::adamw::Range;
+use crate::ops::transfer::to_host;
 use crate::ops::{cpu, large_pages};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use half::bf16;
@@ -70,8 +71,7 @@ impl Layout {
 
 /// Gives `f` the elements of flat buffers, without a copy where they are f32 on the CPU.
 pub fn with_host_slices<R>(flats: &[&Tensor], f: impl FnOnce(&[&[f32]]) -> R) -> Result<R> {
-    let host =
-        flats.iter().map(|flat| flat.to_device(&Device::Cpu)?.to_dtype(DType::F32)).collect::<Result<Vec<_>>>()?;
+    let host = flats.iter().map(|flat| to_host(flat)?.to_dtype(DType::F32)).collect::<Result<Vec<_>>>()?;
     let host: Vec<&Tensor> = host.iter().collect();
     cpu::read_all("with_host_slices", &host, |slices| Ok(f(slices)))
 }

@@ -228,7 +228,7 @@ pub(crate) fn add_floats(sum: &mut [f32], other: &[f32]) {
 
 /// Sets every element to 0.
 pub fn zero(t: &Tensor) -> Result<()> {
-    on_gpu!(t, t.zero_set());
+    on_gpu!(t, super::cuda::zero(t));
     cpu::update("zero", t, |x| {
         x.par_chunks_mut(cpu::PIECE).for_each(|x| x.fill(0.0));
         Ok(())

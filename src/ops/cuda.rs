@@ -38,8 +38,8 @@ pub(super) use gpu::cudnn::version as cudnn_version;
 pub(super) use gpu::device::{blas_version, count, describe, free_memory, open, unique_name};
 #[cfg(feature = "cuda")]
 pub use gpu::stream::{Mark, Stream};
-#[cfg(feature = "cuda")]
 pub(super) use gpu::times::report as op_times;
+pub(super) use gpu::zero;
 
 pub(super) use adamw::{adamw, global_norm, norm_of_pieces, squares, squares_of_pieces};
 pub(super) use attention::{attention, attention_backward, attention_cached, attention_prefix_tree, max_logit};

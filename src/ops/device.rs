@@ -1,9 +1,10 @@
 //! The device that this process computes on: the CPU or one GPU, chosen once at its start.
 
 use crate::runtime::error::{Exit, Failure, fail};
+#[cfg(any(test, feature = "cuda"))]
+use crate::runtime::files::write_atomic;
 use candle_core::{Device, DeviceLocation};
-use serde_json::Value;
-use std::path::PathBuf;
+use std::path::Path;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
@@ -38,6 +39,9 @@ static USED: OnceLock<Device> = OnceLock::new();
 
 /// Free bytes of the GPU's memory before anything was allocated there.
 static FREE: OnceLock<u64> = OnceLock::new();
+
+/// Why the CPU computes although a GPU would have been taken.
+static FALLBACK: OnceLock<String> = OnceLock::new();
 
 /// What `--device` asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +96,10 @@ pub fn count_gpus() -> usize {
 pub fn choose(choice: DeviceChoice, local_rank: usize) -> Result<(), Failure> {
     let device = match choice {
         DeviceChoice::Cpu => Device::Cpu,
-        DeviceChoice::Auto => gpu(own_gpu(local_rank)).unwrap_or(Device::Cpu),
+        DeviceChoice::Auto => gpu(own_gpu(local_rank)).unwrap_or_else(|why| {
+            let _ = FALLBACK.set(why);
+            Device::Cpu
+        }),
         DeviceChoice::Cuda => required_gpu(own_gpu(local_rank))?,
         DeviceChoice::Gpu(number) => required_gpu(number)?,
     };
@@ -102,6 +109,19 @@ pub fn choose(choice: DeviceChoice, local_rank: usize) -> Result<(), Failure> {
     }
     let _ = USED.set(device);
     Ok(())
+}
+
+/// Why `--device auto` has taken the CPU on a machine that seems to have a GPU; none if that is as it should be.
+pub fn fallback() -> Option<String> {
+    let hidden = std::env::var("CUDA_VISIBLE_DEVICES").is_ok_and(|list| list.is_empty() || list.starts_with("-1"));
+    FALLBACK.get().filter(|_| !hidden).and_then(|why| fallback_in(Path::new("/dev"), why))
+}
+
+/// `devices` is the folder of device files.
+fn fallback_in(devices: &Path, why: &str) -> Option<String> {
+    // The driver's, and Windows's for Linux guests.
+    let has_gpu = ["nvidiactl", "nvidia0", "dxg"].iter().any(|name| devices.join(name).exists());
+    has_gpu.then(|| format!("this machine seems to have a GPU, but the CPU computes: {why}"))
 }
 
 /// The GPU of a process; more processes than GPUs share them.
@@ -161,12 +181,16 @@ fn peak_flops_by_name(name: &str) -> Option<f64> {
     GPUS.iter().find(is_named).map(|gpu| gpu.peak_flops)
 }
 
-/// The times of a GPU's launches and the file that is to have them, if LLAMA_LITE_OP_TIMES names one.
-pub fn op_times() -> Option<(PathBuf, Value)> {
-    #[cfg(feature = "cuda")]
-    return super::cuda::op_times();
-    #[cfg(not(feature = "cuda"))]
-    None
+/// Writes the times of a GPU's launches until now, if LLAMA_LITE_OP_TIMES names a file for them.
+///
+/// # Errors
+/// Those of writing the file.
+pub fn write_op_times() -> anyhow::Result<()> {
+    #[cfg(any(test, feature = "cuda"))]
+    if let Some((path, times)) = super::cuda::op_times() {
+        return write_atomic(&path, format!("{times:#}\n").as_bytes());
+    }
+    Ok(())
 }
 
 /// cuBLAS's version; empty on the CPU.
@@ -199,6 +223,15 @@ use super::cuda::open as gpu;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fallback_is_told_where_there_seems_to_be_a_gpu() {
+        let devices = tempfile::tempdir().unwrap();
+        assert_eq!(fallback_in(devices.path(), "libcublas.so.13 is missing"), None);
+        std::fs::write(devices.path().join("nvidiactl"), "").unwrap();
+        let told = fallback_in(devices.path(), "libcublas.so.13 is missing").unwrap();
+        assert_eq!(told, "this machine seems to have a GPU, but the CPU computes: libcublas.so.13 is missing");
+    }
 
     #[test]
     fn gpus_are_known_by_their_names() {

@@ -6,6 +6,7 @@ use crate::model::init::init;
 use crate::model::params::Layout;
 use crate::model::{Llama, TrainInput};
 use crate::ops::precision::Precision;
+use crate::ops::transfer::to_host;
 use candle_core::{Device, Result, Tensor};
 
 /// Odd sizes, so that the ends of vectors and tiles are part of it.
@@ -51,7 +52,7 @@ fn add_pass(hasher: &mut blake3::Hasher, config: &ModelConfig, precision: Precis
     let flat = layout.zeros(device)?;
     let grads = model.grads(&flat)?;
     let losses = model.loss_and_backward(&inputs, &targets, TrainInput::default(), 1.0 / 154.0, &grads)?.losses;
-    for values in [losses.to_vec1::<f32>()?, flat.to_vec1::<f32>()?] {
+    for values in [to_host(&losses)?.to_vec1::<f32>()?, to_host(&flat)?.to_vec1::<f32>()?] {
         let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
         hasher.update(&bytes);
     }

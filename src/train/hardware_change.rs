@@ -7,6 +7,7 @@ use crate::eval::total_loss;
 use crate::metrics::{Record, Train, read_log};
 use crate::ops::cpu;
 use crate::ops::noise::draw;
+use crate::ops::transfer::copy_flat;
 use anyhow::Result;
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -113,13 +114,13 @@ impl HardwareChange {
 pub fn rounding_of_loss(state: &ModelState, batch: &Batch, unit: f32) -> Result<f64> {
     let (_, weights) = state.model.trained();
     let exact = mean_loss(state, batch)?;
-    state.grad.slice_set(weights, 0, 0)?;
+    copy_flat(weights, &state.grad)?;
     let mut squares = 0.0;
     for key in 0..DRAWS {
         round(weights, unit, key)?;
         let rounded = mean_loss(state, batch);
         // Restored before an error of the pass is returned.
-        weights.slice_set(&state.grad, 0, 0)?;
+        copy_flat(&state.grad, weights)?;
         squares += (rounded? - exact).powi(2);
     }
     Ok((squares / DRAWS as f64).sqrt())

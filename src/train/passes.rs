@@ -9,6 +9,7 @@ use crate::model::noise::Noise;
 use crate::model::{ActivationStats, PassTimes, TrainInput, TrainOutput};
 use crate::ops::adamw::zero;
 use crate::ops::positions::DocumentStarts;
+use crate::ops::transfer::to_host;
 use crate::runtime::error::{Exit, fail, failure_in};
 use crate::runtime::failpoint::failpoint;
 use anyhow::Result;
@@ -105,7 +106,7 @@ fn lane_passes(
 }
 
 fn finish(output: TrainOutput, length: usize, targets: &[u32], config: &Config, times: &mut PassTimes) -> Result<Pass> {
-    let losses = output.losses.to_vec1::<f32>()?;
+    let losses = to_host(&output.losses)?.to_vec1::<f32>()?;
     times.forward += output.times.forward;
     times.head += output.times.head;
     times.backward += output.times.backward;

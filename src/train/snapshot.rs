@@ -5,9 +5,10 @@ use super::trainer_state::TrainerStateFile;
 use crate::checkpoint::{Contents, TensorRef};
 use crate::config::{LoraConfig, ModelConfig};
 use crate::model::params::{Layout, with_host_slices};
+use crate::ops::transfer::to_host;
 use crate::tokenizer::Tokenizer;
 use anyhow::Result;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
 /// Elements copied by one task.
@@ -125,8 +126,7 @@ fn copy_flat(flat: &Tensor, to: &mut [f32]) -> Result<()> {
     for (i, to) in to.chunks_mut(FROM_GPU).enumerate() {
         // In memory of its own: what crosses to the host is always the whole of it.
         let piece = flat.narrow(0, i * FROM_GPU, to.len())?.force_contiguous()?;
-        let piece = piece.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
-        to.copy_from_slice(&piece.to_vec1::<f32>()?);
+        to.copy_from_slice(&to_host(&piece)?.to_dtype(DType::F32)?.to_vec1::<f32>()?);
     }
     Ok(())
 }

@@ -177,6 +177,7 @@ impl Trainer {
                 self.one_step()?;
                 self.between_steps()?;
             }
+            ending::write_op_times();
             if self.config.checkpoint.last {
                 if self.stop_asked()? && !self.is_saved()? {
                     return self.stop_early();

@@ -89,6 +89,30 @@ fn what_runs_in_simd_is_inlined() {
     }
 }
 
+/// A copy from a GPU is only queued when candle returns, so whoever reads it by another way than `to_host` may see what was there before.
+#[test]
+fn what_comes_from_a_device_is_waited_for() {
+    const ON_HOST: [&str; 7] = [
+        "src/model/generation.rs",  // token ids
+        "src/ops/cpu.rs",           // the CPU's part of the ops
+        "src/ops/selftest.rs",      // the CPU's ops, and what cuda/selftest.rs has fetched
+        "src/ops/cuda/selftest.rs", // logits that `to_host` has fetched
+        "src/ops/cuda/selftest/update.rs",
+        "src/ops/cuda/test_tensors.rs", // tests
+        "src/ops/transfer.rs",
+    ];
+    for (path, text) in all_sources() {
+        if is_test_file(&path) || ON_HOST.contains(&path.as_str()) {
+            continue;
+        }
+        for statement in code(&text).split([';', '{', '}']) {
+            let reads = [".to_vec0", ".to_vec1", ".to_vec2", ".to_vec3", ".to_scalar", ".to_device(&Device::Cpu)"];
+            let is_read = reads.iter().any(|read| statement.contains(read));
+            assert!(!is_read || statement.contains("to_host("), "{path}: use ops::transfer::to_host in{statement}");
+        }
+    }
+}
+
 #[test]
 fn every_preset_loads() {
     let mut names = Vec::new();
@@ -138,7 +162,8 @@ fn every_op_is_in_the_gradient_tests() {
                     "simd",
                     "squares",
                     "stream",
-                    "targets"
+                    "targets",
+                    "transfer"
                 ]
                 .contains(&op),
                 "{path} has no reference"

@@ -1,6 +1,8 @@
 //! Saves beside training: slow ones, refused ones, and repeated steps that must come out the same.
 
-use super::Lab;
+use super::{EMULATED, Lab};
+use serde_json::Value;
+use std::time::{Duration, Instant};
 
 #[test]
 fn training_goes_on_while_a_checkpoint_is_written() {
@@ -123,4 +125,31 @@ fn a_validation_that_was_not_logged_is_made_up_for() {
             .collect()
     };
     assert_eq!(losses("well"), losses("run"));
+}
+
+/// Whoever measures a large model may not wait for its last checkpoint.
+#[test]
+fn times_of_launches_are_written_before_the_last_checkpoint() {
+    let lab = Lab::new();
+    let (config, out, times) = (lab.path("tiny.toml"), lab.path("timed"), lab.path("times.json"));
+    let sets =
+        ["--set", "train.steps=2", "--set", "checkpoint.every=1", "--set", "eval.every=0", "--set", "model.head_dim=8"];
+    let args = ["pretrain", "--config", config.to_str().unwrap(), "--out", out.to_str().unwrap()];
+    // The last checkpoint waits for the one before.
+    let mut command = Lab::command("slow-save@1=60", &[&args[..], &sets].concat());
+    let mut child = command.env(EMULATED, "1").env("LLAMA_LITE_OP_TIMES", &times).spawn().unwrap();
+    let started = Instant::now();
+    while !times.exists() && child.try_wait().unwrap().is_none() && started.elapsed() < Duration::from_secs(50) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let is_saving = child.try_wait().unwrap().is_none();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(
+        is_saving && !out.join("checkpoints/step-00000002").exists(),
+        "the run has ended: times were written too late"
+    );
+    let rows: Value = serde_json::from_slice(&std::fs::read(&times).unwrap()).unwrap();
+    let adamw = rows.as_array().unwrap().iter().find(|row| row["name"] == "adamw_f32").unwrap();
+    assert_eq!(adamw["launches"], 2, "{rows}");
 }

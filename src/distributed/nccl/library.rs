@@ -1,41 +1,13 @@
-//! Where NCCL's library is. Like NVIDIA's other libraries it may be anywhere where the dynamic linker looks; Python packages put it beside
-//! those, where the linker does not.
+//! NCCL's library: like NVIDIA's others it may come from a Python package.
 
 use super::abi::{Api, HINT};
 use crate::runtime::error::{Exit, Failure, fail};
-use std::path::{Path, PathBuf};
-
-const NAME: &str = "libnccl.so.2";
-
-/// Where it is below a folder `nvidia` of Python packages.
-const IN_PACKAGES: &str = "nccl/lib/libnccl.so.2";
+use crate::runtime::nvidia;
+use std::path::PathBuf;
 
 /// Files to try, best first; the name alone is left to the dynamic linker.
 pub(super) fn candidates() -> Vec<PathBuf> {
-    let opened = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    let environments = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
-    candidates_beside(&opened, environments)
-}
-
-/// `opened` has the libraries that this process has opened, at the ends of its lines.
-fn candidates_beside(opened: &str, environments: impl Iterator<Item = PathBuf>) -> Vec<PathBuf> {
-    let beside = opened.lines().filter_map(|line| {
-        let file = &line[line.find('/')?..];
-        // CUDA's own libraries come from the same packages.
-        let (packages, _) = file.split_once("/nvidia/").filter(|_| file.contains(".so"))?;
-        Some(Path::new(packages).join("nvidia").join(IN_PACKAGES))
-    });
-    let of_python = environments.flat_map(|environment| {
-        let pattern = environment.join("lib/python3*/site-packages/nvidia").join(IN_PACKAGES);
-        glob::glob(&pattern.to_string_lossy()).into_iter().flatten().flatten()
-    });
-    let mut found = vec![PathBuf::from(NAME)];
-    for file in beside.chain(of_python) {
-        if !found.contains(&file) {
-            found.push(file);
-        }
-    }
-    found
+    nvidia::candidates("libnccl.so.2", &["nccl"])
 }
 
 /// Opens the first of `candidates` that is there.
@@ -63,19 +35,6 @@ pub(super) fn open(candidates: &[PathBuf]) -> Result<Api, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn it_is_looked_for_beside_cudas_libraries_and_in_python() {
-        let dir = tempfile::tempdir().unwrap();
-        let of_python = dir.path().join("lib/python3.12/site-packages/nvidia/nccl/lib/libnccl.so.2");
-        std::fs::create_dir_all(of_python.parent().unwrap()).unwrap();
-        std::fs::write(&of_python, "").unwrap();
-        let opened = "7f0-7f1 r-xp 00000000 08:01 42      /opt/venv/nvidia/cu13/lib/libcublas.so.13\n\
-                      7f1-7f2 r-xp 00000000 08:01 42      /opt/venv/nvidia/cu13/lib/libcublas.so.13\n\
-                      7f2-7f3 r-xp 00000000 08:01 43      /usr/lib/libc.so.6\n7f3-7f4 rw-p 00000000 00:00 0\n";
-        let found = candidates_beside(opened, [dir.path().to_owned(), "/no/such".into()].into_iter());
-        assert_eq!(found, [NAME.into(), "/opt/venv/nvidia/nccl/lib/libnccl.so.2".into(), of_python]);
-    }
 
     #[test]
     fn a_missing_library_is_named_with_every_place_and_a_package() {

@@ -2,6 +2,7 @@
 
 use super::gpu::{Arg, Grid, empty, int, launch, list, pointer, pointer_or_null, suffix};
 use crate::ops::flat::{Flat, GPU_NORM_PIECE, LastUpdate, Range, Squares};
+use crate::ops::transfer::to_host;
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 const THREADS: usize = 256;
@@ -63,12 +64,12 @@ fn norm_of_partials(partials: &Tensor) -> Result<f64> {
     let total = empty(&[1], DType::F64, partials.device())?;
     let args = [pointer(partials)?, pointer(&total)?, int(partials.elem_count())?];
     launch(partials.device(), "sum_of_partials", Grid::linear(1, 1024), &args)?;
-    Ok(total.to_vec1::<f64>()?[0].sqrt())
+    Ok(to_host(&total)?.to_vec1::<f64>()?[0].sqrt())
 }
 
 /// See [`squares_of_pieces`](crate::ops::adamw::squares_of_pieces).
 pub(in crate::ops) fn squares_of_pieces(grad: &Tensor) -> Result<Vec<f64>> {
-    piece_sums(grad)?.to_vec1::<f64>()
+    to_host(&piece_sums(grad)?)?.to_vec1::<f64>()
 }
 
 fn piece_sums(grad: &Tensor) -> Result<Tensor> {
@@ -91,7 +92,7 @@ pub(in crate::ops) fn squares(flats: [&Tensor; 4], pieces: &[Range], rule: &Last
     let mut args = flats.iter().map(|flat| pointer(flat)).collect::<Result<Vec<_>>>()?;
     args.extend([pointer(&bounds)?, pointer(&rule)?, pointer(&sums)?]);
     launch(device, &format!("squares_{}", suffix(flats[2])?), Grid::linear(pieces.len(), THREADS), &args)?;
-    let sums = sums.to_vec2::<f64>()?;
+    let sums = to_host(&sums)?.to_vec2::<f64>()?;
     let squares = sums.iter().zip(pieces).map(|(sum, piece)| Squares {
         grad: sum[0],
         weight: sum[1],

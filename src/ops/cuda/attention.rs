@@ -6,6 +6,7 @@ use super::gpu::{Arg, Grid, empty, int, launch, list, pointer, pointer_or_null, 
 use crate::ops::heads::{GPU_BF16_DIMS, Heads};
 use crate::ops::positions::DocumentStarts;
 use crate::ops::prefix_tree::{Node, PrefixTree};
+use crate::ops::transfer::to_host;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use std::sync::LazyLock;
 
@@ -118,7 +119,7 @@ pub(in crate::ops) fn max_logit(qkv: &Tensor, heads: Heads, documents: Option<&D
     let (b, t, _) = qkv.dims3()?;
     let tops = empty(&[b, heads.q, t], DType::F32, qkv.device())?;
     forward(qkv, heads, documents, Some(&tops))?;
-    Ok(tops.flatten_all()?.to_vec1::<f32>()?.into_iter().fold(f32::NEG_INFINITY, f32::max))
+    Ok(to_host(&tops)?.flatten_all()?.to_vec1::<f32>()?.into_iter().fold(f32::NEG_INFINITY, f32::max))
 }
 
 /// A prefix tree as its kernels take it: tiles of up to `rows` queries of one node, and for each tile the keys along its path, in steps of

@@ -177,6 +177,7 @@ fn link_stand_ins(nvcc: &Path, version: &str, out: &Path) -> Result<(), String> 
     println!("cargo:rustc-link-search=native={}", out.display());
     println!("cargo:rustc-link-lib=static:+whole-archive=llama_lite_cuda");
     println!("cargo:rustc-cfg=cuda_stand_ins");
+    println!("cargo:rustc-env=LLAMA_LITE_CUDA_MAJOR={major}");
     link_runtime(nvcc, out)
 }
 

@@ -2,6 +2,7 @@
 
 use super::gpu::{Arg, Grid, Matrix, empty, int, launch, list, pointer, pointer_or_null, product, suffix};
 use crate::ops::targets::Scored;
+use crate::ops::transfer::to_host;
 use candle_core::{DType, Result, Tensor};
 
 const THREADS: usize = 512;
@@ -120,8 +121,8 @@ pub(in crate::ops) fn score(x_nc: &Tensor, w_vc: &Tensor, targets: &[u32]) -> Re
     for part in chunks.each() {
         all.run(part, None)?;
     }
-    let best = all.best.map_or(Ok(Vec::new()), |best| best.to_vec1::<u32>())?;
-    let pairs = all.losses.to_vec1::<f32>()?.into_iter().zip(best);
+    let best = all.best.map_or(Ok(Vec::new()), |best| to_host(&best)?.to_vec1::<u32>())?;
+    let pairs = to_host(&all.losses)?.to_vec1::<f32>()?.into_iter().zip(best);
     Ok(pairs.map(|(loss, best)| Scored { loss, best: best != 0 }).collect())
 }
 
@@ -133,7 +134,7 @@ pub(in crate::ops) fn logit_squares(x_nc: &Tensor, w_vc: &Tensor) -> Result<f64>
         chunks.fill((from, n))?;
         chunks.launch("logit_squares", n, &[pointer(&sums.narrow(0, from, n)?)?, int(chunks.vocab)?])?;
     }
-    Ok(sums.to_vec1::<f32>()?.into_iter().map(f64::from).sum())
+    Ok(to_host(&sums)?.to_vec1::<f32>()?.into_iter().map(f64::from).sum())
 }
 
 /// See [`cross_entropy_and_backward`](crate::ops::cross_entropy::cross_entropy_and_backward).

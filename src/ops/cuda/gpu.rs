@@ -3,6 +3,8 @@
 //! Everything is queued on the device's one stream, in the order of the calls; the memory of a dropped tensor is freed in the
 //! same order, so a queued launch may outlive its arguments.
 
+#[cfg(feature = "cuda")]
+use crate::runtime::error::note;
 use candle_core::{DType, Device, Result, Storage, Tensor, WithDType, bail};
 use std::ffi::c_void;
 
@@ -14,6 +16,18 @@ pub(super) enum Arg {
     U64(u64),
     F32(f32),
     F32s([f32; 9]),
+}
+
+impl std::fmt::Display for Arg {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Pointer(x) => write!(f, "{x:#x}"),
+            Self::I32(x) => write!(f, "{x}"),
+            Self::U64(x) => write!(f, "{x}"),
+            Self::F32(x) => write!(f, "{x:?}"),
+            Self::F32s(x) => write!(f, "{x:?}"),
+        }
+    }
 }
 
 impl Arg {
@@ -105,12 +119,43 @@ pub(super) fn launch(device: &Device, kernel: &str, grid: Grid, args: &[Arg]) ->
         return Ok(());
     }
     let mut values: Vec<*mut c_void> = args.iter().map(Arg::value).collect();
-    match device {
+    let queued = match device {
         #[cfg(feature = "cuda")]
         Device::Cuda(device) => device::launch(device, kernel, grid, &mut values),
         #[cfg(test)]
         Device::Cpu => emulated::launch(kernel, grid, &mut values),
-        _ => bail!("{kernel}: no GPU"),
+        _ => Err(candle_core::Error::Msg("no GPU".into())),
+    };
+    queued.map_err(|error| launch_error(kernel, grid, args, &error))
+}
+
+/// What the driver says of a launch, with what was launched: its own errors name nothing.
+fn launch_error(kernel: &str, grid: Grid, args: &[Arg], error: &candle_core::Error) -> candle_core::Error {
+    let Grid { blocks: [x, y, z], threads, shared } = grid;
+    let args: Vec<String> = args.iter().map(ToString::to_string).collect();
+    candle_core::Error::Msg(format!(
+        "launch of {kernel}, {x} x {y} x {z} blocks of {threads} threads, {shared} bytes of shared memory, arguments ({}): {error}",
+        args.join(", ")
+    ))
+}
+
+/// Queues that every byte of `t` becomes 0.
+pub(in crate::ops) fn zero(t: &Tensor) -> Result<()> {
+    let at = address(t)?;
+    let bytes = t.elem_count() * t.dtype().size_in_bytes();
+    // CUDA refuses to set nothing.
+    if bytes == 0 {
+        return Ok(());
+    }
+    match t.device() {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => device::zero(device, at, bytes),
+        #[cfg(test)]
+        Device::Cpu => {
+            emulated::zero(at, bytes);
+            Ok(())
+        }
+        _ => bail!("zero: no GPU"),
     }
 }
 
@@ -171,13 +216,14 @@ pub(super) fn scaled_product(
     if k != kb || out.size() != (m, n) || out.transposed || a.dtype != b.dtype {
         bail!("product: {a:?} and {b:?} do not make {out:?}");
     }
-    match device {
+    let queued: Result<()> = match device {
         #[cfg(feature = "cuda")]
         Device::Cuda(device) => device::product(device, out, accumulate, factor, a, b),
         #[cfg(test)]
         Device::Cpu => emulated::product(out, accumulate, factor, a, b),
-        _ => bail!("product: no GPU"),
-    }
+        _ => Err(candle_core::Error::Msg("no GPU".into())),
+    };
+    queued.map_err(|error| candle_core::Error::Msg(format!("product of {a:?} and {b:?} into {out:?}: {error}")))
 }
 
 /// Launches that are the same every time: run the first time, recorded the second, replayed from then on.
@@ -209,8 +255,9 @@ impl Replay {
                     *self = Self::Recorded(recording);
                     done
                 }
-                Err(_) => {
+                Err(error) => {
                     // What cannot be recorded here is launched one by one.
+                    note_unrecorded(&error);
                     *self = Self::Never;
                     work()
                 }
@@ -222,15 +269,60 @@ impl Replay {
     }
 }
 
+/// Why launches are not recorded as a CUDA graph: once, however many recorders there are.
+#[cfg(feature = "cuda")]
+fn note_unrecorded(error: &candle_core::Error) {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    let reason = error.to_string();
+    let reason = reason.lines().next().unwrap_or_default();
+    ONCE.call_once(|| note(&format!("note: tokens are computed without a CUDA graph, which is slower: {reason}")));
+}
+
 #[cfg(feature = "cudnn")]
 pub(super) mod cudnn;
 #[cfg(feature = "cuda")]
 pub(super) mod device;
 #[cfg(test)]
 pub(super) mod emulated;
+#[cfg(any(test, feature = "cuda"))]
+mod libraries;
 #[cfg(feature = "cuda")]
 pub(super) mod stream;
-#[cfg(feature = "cuda")]
 pub(super) mod times;
 #[cfg(feature = "cuda")]
 mod upload;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_launch_that_fails_says_what_was_launched() {
+        let args = [Arg::Pointer(0x1f0), int(17).unwrap(), Arg::F32(0.5)];
+        let grid = Grid { blocks: [3, 2, 1], threads: 64, shared: 128 };
+        let error = launch(&Device::Cpu, "no_such_kernel_f32", grid, &args).unwrap_err().to_string();
+        let expected = "launch of no_such_kernel_f32, 3 x 2 x 1 blocks of 64 threads, 128 bytes of shared memory, arguments (0x1f0, 17, 0.5): ";
+        assert!(error.starts_with(expected), "{error}");
+        let wide = Grid { threads: 4096, ..Grid::linear(1, 1) };
+        let x = Tensor::zeros(8, DType::F32, &Device::Cpu).unwrap();
+        let args = [pointer(&x).unwrap(), pointer(&x).unwrap(), Arg::U64(8), Arg::U64(8)];
+        let error = launch(&Device::Cpu, "sum_of_squares", wide, &args).unwrap_err().to_string();
+        assert!(
+            error.contains("sum_of_squares, 1 x 1 x 1 blocks of 4096 threads") && error.contains("more than a block"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn zero_sets_the_bytes_of_a_view_and_no_others() {
+        for dtype in [DType::F32, DType::BF16] {
+            let all = Tensor::ones(12, DType::F32, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+            zero(&all.narrow(0, 3, 7).unwrap()).unwrap();
+            zero(&all.narrow(0, 1, 0).unwrap()).unwrap();
+            let values = all.to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap();
+            assert_eq!(values, [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0], "{dtype:?}");
+        }
+        let transposed = Tensor::ones((2, 3), DType::F32, &Device::Cpu).unwrap().t().unwrap();
+        assert!(zero(&transposed).is_err(), "bytes between its elements are not its own");
+    }
+}

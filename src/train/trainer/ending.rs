@@ -2,13 +2,23 @@
 
 use super::Trainer;
 use crate::metrics::{ascii_plot, thousands};
+use crate::ops::device;
 use crate::runtime::error::{Exit, fail, note};
 use crate::runtime::shell::quoted;
 use anyhow::Result;
 use serde_json::json;
 
+/// Writes what LLAMA_LITE_OP_TIMES asks for. Before the last checkpoint: that takes long where it is large, and whoever measures may not wait.
+pub(super) fn write_op_times() {
+    // The end of the command writes them again, and reports what fails then.
+    if let Err(error) = device::write_op_times() {
+        note(&format!("note: {error:#}"));
+    }
+}
+
 impl Trainer {
     pub(super) fn stop_early(&mut self) -> Result<()> {
+        write_op_times();
         self.save_now()?;
         let step = self.state.run.step;
         self.logs.events.append("stop", json!({"step": step}))?;

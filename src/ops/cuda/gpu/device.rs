@@ -1,6 +1,7 @@
 //! The driver and cuBLAS, through candle's cudarc.
 
-use super::times::timed;
+use super::libraries::open_libraries;
+use super::times::{timed, variable_that_waits};
 use super::{Grid, Matrix};
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cuda_backend::cudarc::cublas::{result::CublasError, result::gemm_ex, sys as blas};
@@ -24,6 +25,10 @@ static FUNCTIONS: LazyLock<Mutex<BTreeMap<(usize, String), CudaFunction>>> = Laz
 
 /// The GPU `number`, with a stream of its own, and memory that stays with the process between uses.
 pub(in crate::ops) fn open(number: usize) -> Result<Device, String> {
+    // Linked libraries are open; and without a GPU none is needed.
+    if let Some(major) = option_env!("LLAMA_LITE_CUDA_MAJOR").filter(|_| count().is_ok_and(|count| count > 0)) {
+        open_libraries(major);
+    }
     let device = CudaDevice::new_with_stream(number).map_err(|error| plain(&error.to_string()))?;
     // SAFETY: all work of this process goes through the device's one stream.
     unsafe { device.disable_event_tracking() };
@@ -95,7 +100,9 @@ pub(in crate::ops) fn describe(device: &CudaDevice) -> (String, String) {
 /// The driver's error without names of constants and backtraces.
 fn plain(error: &str) -> String {
     match missing().filter(|words| !words.contains("libcuda.so")) {
-        Some(words) => format!("{words}; LD_LIBRARY_PATH must have the folder of NVIDIA's libraries"),
+        Some(words) => format!(
+            "{words}; NVIDIA's libraries are looked for in LD_LIBRARY_PATH, and in the Python environments of VIRTUAL_ENV, CONDA_PREFIX and this program"
+        ),
         None if ["NO_DEVICE", "NOT_INITIALIZED"].iter().any(|name| error.contains(name)) => {
             "no GPU or no NVIDIA driver was found".into()
         }
@@ -181,6 +188,18 @@ pub(super) fn launch(device: &CudaDevice, kernel: &str, grid: Grid, values: &mut
     )
 }
 
+/// Queues a memset: it counts bytes in 64 bits, where candle's fill counts elements in 32 and never ends if there are more.
+pub(super) fn zero(device: &CudaDevice, at: u64, bytes: usize) -> CandleResult<()> {
+    let stream = device.cuda_stream();
+    stream.context().bind_to_thread().w()?;
+    timed(
+        device,
+        || ("zero".to_owned(), 0.0),
+        // SAFETY: the bytes are those of a tensor that lives until the stream has passed this call; 0 is an element of every type.
+        || unsafe { result::memset_d8_async(at, 0, bytes, stream.cu_stream()) }.w(),
+    )
+}
+
 pub(in crate::ops::cuda) struct Recording(CudaGraph);
 
 impl Recording {
@@ -191,6 +210,9 @@ impl Recording {
 
 /// Records what `work` queues without running it. `work` must not allocate, and its kernels must have been loaded before.
 pub(super) fn record(device: &CudaDevice, work: impl Fn() -> CandleResult<()>) -> CandleResult<Recording> {
+    if let Some(variable) = variable_that_waits() {
+        bail!("{variable} waits for every launch");
+    }
     let stream = device.cuda_stream();
     stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED).w()?;
     let queued = work();

@@ -1,6 +1,6 @@
 //! A GPU for tests: kernels compiled by the machine's C++ compiler (see `emulated.h`), on tensors of the CPU.
 
-use super::{Grid, Matrix};
+use super::{Grid, Matrix, times};
 use candle_core::{CpuStorage, DType, Result, bail};
 use half::bf16;
 use libloading::{Library, Symbol};
@@ -9,6 +9,7 @@ use std::ffi::{c_int, c_uint, c_void};
 use std::path::Path;
 use std::process::Command;
 use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::Instant;
 
 const SOURCES: [&str; 9] = [
     "adamw",
@@ -80,14 +81,26 @@ pub(super) fn launch(kernel: &str, grid: Grid, values: &mut [*mut c_void]) -> Re
     // SAFETY: every exported name is a function of this type.
     let found: Option<Symbol<Kernel>> =
         libraries.iter().find_map(|library| unsafe { library.get(symbol.as_bytes()).ok() });
-    let Some(run) = found else { bail!("{kernel}: no such kernel") };
+    let Some(run) = found else { bail!("no such kernel") };
     let blocks = grid.blocks.map(|n| n as c_uint);
     let threads = [grid.threads as c_uint, 1, 1];
+    let started = Instant::now();
     // SAFETY: the arguments are those that the kernel's source has.
     match unsafe { run(blocks.as_ptr(), threads.as_ptr(), grid.shared as c_uint, values.as_mut_ptr()) } {
-        0 => Ok(()),
-        _ => bail!("{kernel}: {grid:?} is more than a block can have"),
+        0 => {
+            if times::are_wanted() {
+                times::add(kernel.to_owned(), 0.0, started.elapsed().as_secs_f32());
+            }
+            Ok(())
+        }
+        _ => bail!("this is more than a block can have"),
     }
+}
+
+/// Sets `bytes` of a tensor to 0.
+pub(super) fn zero(at: u64, bytes: usize) {
+    // SAFETY: within the tensor that the address is of (the caller's part).
+    unsafe { std::ptr::write_bytes(at as *mut u8, 0, bytes) };
 }
 
 /// A matrix product, term by term.

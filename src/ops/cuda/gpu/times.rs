@@ -1,12 +1,15 @@
-//! The time of every launch on a GPU, measured if LLAMA_LITE_OP_TIMES names a file. The program then waits for every launch, so a run is
-//! slower than without.
+//! The time of every launch on a GPU, measured if LLAMA_LITE_OP_TIMES names a file; or, with LLAMA_LITE_SYNC_LAUNCHES=1, only the wait for
+//! every launch, so that an error is that of the launch it is reported for. Either makes a run slower.
 
-use candle_core::Result;
-use candle_core::cuda_backend::{CudaDevice, WrapErr, cudarc::driver::sys::CUevent_flags};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{LazyLock, Mutex, PoisonError};
+#[cfg(feature = "cuda")]
+use {
+    candle_core::Result,
+    candle_core::cuda_backend::{CudaDevice, WrapErr, cudarc::driver::sys::CUevent_flags},
+};
 
 /// Seconds of each launch of one name, and the operations of one if it is a product.
 #[derive(Default)]
@@ -18,27 +21,51 @@ struct Launches {
 static FILE: LazyLock<Option<PathBuf>> =
     LazyLock::new(|| std::env::var_os("LLAMA_LITE_OP_TIMES").filter(|path| !path.is_empty()).map(PathBuf::from));
 
+#[cfg(feature = "cuda")]
+static SYNC: LazyLock<bool> = LazyLock::new(|| {
+    std::env::var_os("LLAMA_LITE_SYNC_LAUNCHES").is_some_and(|value| !value.is_empty() && value != "0")
+});
+
 static TIMES: Mutex<BTreeMap<String, Launches>> = Mutex::new(BTreeMap::new());
 
+/// Whether launches are to be measured.
+pub(super) fn are_wanted() -> bool {
+    FILE.is_some()
+}
+
+/// The variable because of which the program waits for every launch, if one does.
+#[cfg(feature = "cuda")]
+pub(super) fn variable_that_waits() -> Option<&'static str> {
+    let sync = SYNC.then_some("LLAMA_LITE_SYNC_LAUNCHES");
+    are_wanted().then_some("LLAMA_LITE_OP_TIMES").or(sync)
+}
+
+/// Adds a launch of `name`, of so many operations.
+pub(super) fn add(name: String, flops: f64, seconds: f32) {
+    let mut times = TIMES.lock().unwrap_or_else(PoisonError::into_inner);
+    let launches = times.entry(name).or_default();
+    launches.seconds.push(seconds);
+    launches.flops = flops;
+}
+
 /// Runs `work`, which queues launches on the device's stream, and measures their time. `what` returns a name and the number of operations.
+#[cfg(feature = "cuda")]
 pub(super) fn timed(
     device: &CudaDevice,
     what: impl FnOnce() -> (String, f64),
     work: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
-    if FILE.is_none() {
-        return work();
-    }
     let stream = device.cuda_stream();
+    if !are_wanted() {
+        work()?;
+        return if *SYNC { stream.synchronize().w() } else { Ok(()) };
+    }
     let before = stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).w()?;
     work()?;
     let after = stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).w()?;
     after.synchronize().w()?;
     let (name, flops) = what();
-    let mut times = TIMES.lock().unwrap_or_else(PoisonError::into_inner);
-    let launches = times.entry(name).or_default();
-    launches.seconds.push(before.elapsed_ms(&after).w()? / 1e3);
-    launches.flops = flops;
+    add(name, flops, before.elapsed_ms(&after).w()? / 1e3);
     Ok(())
 }
 
