@@ -28,7 +28,8 @@ pub struct Retention {
 }
 
 impl Retention {
-    fn for_good(&self, step: u64) -> bool {
+    /// Whether the checkpoint of `step` is never deleted.
+    pub fn keeps_for_good(&self, step: u64) -> bool {
         (self.keep_every > 0 && step.is_multiple_of(self.keep_every)) || (self.log_spaced && step.is_power_of_two())
     }
 }
@@ -44,7 +45,7 @@ pub fn prune(run_dir: &Path, retention: Retention, fresh: &Path) -> Result<Vec<P
     let mut kept = 0;
     let mut to_delete = Vec::new();
     for valid in valid_ones {
-        let for_good = retention.for_good(valid.manifest.step);
+        let for_good = retention.keeps_for_good(valid.manifest.step);
         let enough = kept >= retention.keep.max(1);
         if enough && (for_good || valid.dir == fresh) {
             continue;

@@ -20,7 +20,7 @@ use crate::runtime::files::{self, Digest, DirTxn, io_context};
 /// Above this size the weights are split into shards; 5 GB is what the Hugging Face libraries use.
 pub const SHARD_BYTES: usize = 5_000_000_000;
 
-/// Room for the small files of checkpoints in the check of free space: far more than one has, so that it does for some.
+/// Room for the small files of checkpoints in the check of free space: far more than those of one take, and enough for several.
 const SMALL_FILES: u64 = 16 << 20;
 
 #[derive(Debug)]

@@ -151,12 +151,14 @@ fn work(config: &Config, on_gpus: bool) -> String {
         thousands(tokens),
         tokens as f64 / config.model.n_params() as f64,
     );
-    out.push_str(&format!(
-        "checkpoints       {} each; at most {} of them, {}\n",
-        bytes(checkpoint_bytes(config)),
-        kept_checkpoints(config),
-        bytes(kept_bytes(config))
-    ));
+    let checkpoints = match kept_checkpoints(config) {
+        0 => "none".to_owned(),
+        most => {
+            let one = bytes(checkpoint_bytes(config));
+            format!("{one} each; at most {most} of them, {}", bytes(kept_bytes(config)))
+        }
+    };
+    out.push_str(&format!("checkpoints       {checkpoints}\n"));
     out.push_str(&format!("FLOPs             {:.3e}\n", config.flops_after(0)));
     for GpuModel { name, peak_flops, .. } in GPUS.iter().filter(|_| on_gpus) {
         let times =

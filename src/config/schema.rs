@@ -276,7 +276,7 @@ section! {
         keep_every: u64 = Value(0), Any;
         /// Whether the steps 1, 2, 4, 8... are saved as well and kept for good: early training in close-up.
         log_spaced: bool = Value(false), Any;
-        /// Whether the last step is saved. Without it a run that is only measured needs no disk; a request to stop saves all the same.
+        /// Whether the last step is saved. A run that is only measured can do without; a request to stop saves all the same.
         last: bool = Value(true), Any;
         /// Whether training goes on while a checkpoint is written; takes memory for a copy of weights and moments.
         background: bool = Value(true), Any;

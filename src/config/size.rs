@@ -23,6 +23,11 @@ impl TrainConfig {
         self.lanes.unwrap_or(1)
     }
 
+    /// Forward and backward passes of a step with `size` sequences in a micro-batch: a pass stays within a lane.
+    pub fn passes_per_step(&self, size: usize) -> usize {
+        self.lanes() * (self.sequences_per_step() / self.lanes()).div_ceil(size)
+    }
+
     /// Sequences in one forward and backward pass: a pass stays within a lane.
     pub fn sequences_per_pass(&self) -> usize {
         self.micro_batch_size.min(self.sequences_per_step() / self.lanes()).max(1)

@@ -229,8 +229,8 @@ mod tests {
         let devices = tempfile::tempdir().unwrap();
         assert_eq!(fallback_in(devices.path(), "libcublas.so.13 is missing"), None);
         std::fs::write(devices.path().join("nvidiactl"), "").unwrap();
-        let told = fallback_in(devices.path(), "libcublas.so.13 is missing").unwrap();
-        assert_eq!(told, "this machine seems to have a GPU, but the CPU computes: libcublas.so.13 is missing");
+        let why = fallback_in(devices.path(), "libcublas.so.13 is missing").unwrap();
+        assert_eq!(why, "this machine seems to have a GPU, but the CPU computes: libcublas.so.13 is missing");
     }
 
     #[test]

@@ -36,7 +36,7 @@ const NAMES: [(&str, SimdLevel); 5] = [
 ];
 
 impl SimdLevel {
-    /// The level in use: the fastest one of the processor, or the one up to which [`VARIABLE`] permits it.
+    /// The level in use: the fastest that the processor has, or a lower one that [`VARIABLE`] names.
     pub fn in_use() -> Self {
         static LEVEL: OnceLock<SimdLevel> = OnceLock::new();
         // The processor is asked last: permission to use tiles is requested only where they may be used.

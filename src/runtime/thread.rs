@@ -36,7 +36,7 @@ pub fn dead() -> Option<Failure> {
 pub fn on_temporary_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
     match rayon::ThreadPoolBuilder::new().num_threads(rayon::current_num_threads()).build() {
         Ok(pool) => pool.install(work),
-        // A system that gives no more threads has those that compute.
+        // Where the system gives no more threads, those that compute do it.
         Err(_) => work(),
     }
 }

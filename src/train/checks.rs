@@ -1,7 +1,7 @@
 //! What is checked before a run creates anything: the machine, and the weights that it starts from.
 
-use super::footprint::{Fit, Hardware, RanksHere, largest_fits};
-use super::identity::precision;
+use super::footprint::{Fit, Hardware, RanksHere, largest_fits, what_to_shrink};
+use super::identity::precision_on;
 use super::session::Session;
 use crate::checkpoint::Opened;
 use crate::config::Config;
@@ -10,7 +10,6 @@ use crate::ops::precision::Precision;
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::memory;
 use anyhow::Result;
-use candle_core::Device;
 
 /// Refuses what this machine cannot do, with the numbers.
 ///
@@ -19,7 +18,7 @@ use candle_core::Device;
 pub fn check_machine(config: &Config, session: &Session) -> Result<()> {
     let device = &session.device;
     if !device.is_cpu() {
-        return check_gpu(config, device);
+        return check_gpu(config);
     }
     let ranks = RanksHere::in_group(&session.group);
     let hardware = Hardware::here(device, ranks);
@@ -34,20 +33,21 @@ pub fn check_machine(config: &Config, session: &Session) -> Result<()> {
 
 /// What would fit into the memory that this machine can give.
 fn remedy(config: &Config, hardware: &Hardware) -> String {
-    let Some(bytes) = memory::usable() else { return "choose a smaller [model]".to_owned() };
+    let hardware = memory::usable().map_or(*hardware, |bytes| hardware.with_room(bytes));
     let fewer = if hardware.ranks.here > 1 { "start fewer ranks on this machine, or " } else { "" };
-    match largest_fits(config, &hardware.with_room(bytes)).first() {
+    match largest_fits(config, &hardware).first() {
         Some(fit) => format!("{fewer}--set train.micro_batch_size={} fits", fit.micro_batch_size),
-        None => format!(
-            "{fewer}choose a smaller [model]: not even one sequence of train.sequence_length tokens at a time fits"
-        ),
+        None => format!("{fewer}{}", what_to_shrink(config, &hardware)),
     }
 }
 
-/// Refuses what the GPU has no kernels for. Its memory is not checked: the micro-batch is halved when it runs out.
-fn check_gpu(config: &Config, device: &Device) -> Result<()> {
+/// Refuses what there are no kernels for on a GPU. Its memory is not checked: a step that has no room for itself is taken again with less.
+///
+/// # Errors
+/// [`Exit::Config`].
+pub fn check_gpu(config: &Config) -> Result<()> {
     let model = &config.model;
-    let bf16 = precision(&config.train, device) == Precision::Bf16;
+    let bf16 = precision_on(&config.train, true) == Precision::Bf16;
     let missing = if bf16 && !GPU_BF16_DIMS.contains(&model.head_dim) {
         format!("bf16 with model.head_dim = {}", model.head_dim)
     } else if !model.hidden_size.is_multiple_of(8) {

@@ -1,10 +1,16 @@
 //! The room that a run's checkpoints take on its disk.
 
 use super::footprint::checkpoint_bytes;
-use crate::checkpoint;
-use crate::config::Config;
+use crate::checkpoint::{self, Retention};
+use crate::config::{CheckpointConfig, Config};
 use anyhow::Result;
 use std::path::Path;
+
+/// Which checkpoints `config` keeps.
+pub fn retention(config: &CheckpointConfig) -> Retention {
+    let CheckpointConfig { keep, keep_every, log_spaced, .. } = *config;
+    Retention { keep, keep_every, log_spaced }
+}
 
 /// Powers of two up to `step`.
 fn powers_of_two(step: u64) -> u64 {
@@ -41,9 +47,11 @@ pub fn kept_bytes(config: &Config) -> u64 {
 /// # Errors
 /// [`Exit::Io`](crate::runtime::error::Exit::Io).
 pub fn check_disk(config: &Config, run_dir: &Path, step: u64) -> Result<()> {
-    let existing = checkpoint::list_valid(run_dir)?.len() as u64;
+    let retention = retention(&config.checkpoint);
+    let valid = checkpoint::list_valid(run_dir)?;
+    let existing = valid.iter().filter(|found| !retention.keeps_for_good(found.manifest.step)).count() as u64;
     // One more than is kept: the new one is written before the oldest is deleted.
-    let kept = (config.checkpoint.keep as u64).saturating_add(1).saturating_sub(existing);
+    let kept = (retention.keep as u64).saturating_add(1).saturating_sub(existing);
     let more = kept.min(saves_after(config, step));
     checkpoint::ensure_space(run_dir, checkpoint::space_for(checkpoint_bytes(config), more))
 }

@@ -10,7 +10,7 @@ use crate::config::{Config, ModelConfig};
 use crate::distributed::tree::CHUNK;
 use crate::model::{Recompute, lora};
 use crate::ops::precision::Precision;
-pub use fit::{Fit, largest_fits, micro_batches, recompute};
+pub use fit::{Fit, largest_fits, micro_batches, recompute, what_to_shrink};
 pub use hardware::Hardware;
 pub use host::{HostFootprint, RanksHere};
 

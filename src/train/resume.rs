@@ -54,6 +54,15 @@ pub fn resume(ckpt: &Path, requested: &RequestedChanges, session: &Session) -> R
         session
             .note(&format!("note: {}/config.toml is missing: {name} holds the configuration, too", run_dir.display()));
     }
+    if named.is_none()
+        && requested.sets.is_empty()
+        && !requested.alter_state()
+        && let Some(step) = group.on_first("the end of the run", || end_without_checkpoint(&run_dir))?
+    {
+        let dir = run_dir.display();
+        session.note(&format!("{dir}: done: {step} steps; the last one was not saved (checkpoint.last = false)"));
+        return Ok(());
+    }
     let run = StoppedRun { dir: run_dir, lock, requests, session };
     match source {
         Some(source) => run.resume_from(&source, requested),
@@ -64,6 +73,17 @@ pub fn resume(ckpt: &Path, requested: &RequestedChanges, session: &Session) -> R
         }
         None => run.restart(&requested.sets),
     }
+}
+
+/// The last step of a run that has finished without saving it, as its configuration says: to train it again would replace its logs.
+fn end_without_checkpoint(run_dir: &Path) -> Result<Option<u64>> {
+    // Whatever is wrong with it is told where it is needed.
+    let Ok(config) = Config::load(&run_dir.join("config.toml"), &[]) else { return Ok(None) };
+    if config.checkpoint.last {
+        return Ok(None);
+    }
+    let finished = StartHistory::read(run_dir)?.finished;
+    Ok(finished.filter(|step| *step == config.train.steps))
 }
 
 /// The newest good checkpoint of the run in `run_dir`; none if there is none.

@@ -111,6 +111,8 @@ pub struct StartHistory {
     pub attempt: u64,
     /// Where its first weights came from.
     pub init_from: Option<PathBuf>,
+    /// The last step, if the last attempt has reached it.
+    pub finished: Option<u64>,
 }
 
 impl StartHistory {
@@ -120,8 +122,14 @@ impl StartHistory {
         let mut history = Self::default();
         for event in read_events(run_dir)? {
             history.attempt = history.attempt.max(event["attempt"].as_u64().unwrap_or(0));
-            if event["kind"] == "start" {
-                history.init_from = event["init_from"].as_str().map(PathBuf::from);
+            match event["kind"].as_str() {
+                Some("start") => {
+                    history.init_from = event["init_from"].as_str().map(PathBuf::from);
+                    history.finished = None;
+                }
+                Some("resume") => history.finished = None,
+                Some("finish") => history.finished = event["step"].as_u64(),
+                _ => {}
             }
         }
         Ok(history)

@@ -178,10 +178,10 @@ impl Trainer {
                 self.between_steps()?;
             }
             ending::write_op_times();
+            if self.stop_asked()? && !self.is_saved()? {
+                return self.stop_early();
+            }
             if self.config.checkpoint.last {
-                if self.stop_asked()? && !self.is_saved()? {
-                    return self.stop_early();
-                }
                 self.save_now()?;
             } else {
                 self.settle_save()?;
@@ -334,8 +334,8 @@ impl Trainer {
         let log_spaced = self.config.checkpoint.log_spaced && step.is_power_of_two();
         let asked = self.group.any("a request to save", self.context.requests.save_asked())?;
         let save = asked || log_spaced || self.due(self.config.checkpoint.every);
-        // `train` sees to the last step.
-        if save && step < self.config.train.steps {
+        // `train` sees to the last step, unless that is not to be saved.
+        if save && (step < self.config.train.steps || (asked && !self.config.checkpoint.last)) {
             self.save_in_background()?;
         }
         Ok(())

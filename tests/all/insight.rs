@@ -433,9 +433,13 @@ fn a_plan_for_a_gpu_needs_none() {
     assert!(two.contains("on 2 GPUs") && (hours(&two) / hours(&said) - 1.0).abs() < 0.1, "{two}");
     let none = fails(&plan("4090", &[]), 71);
     assert!(
-        none.contains("not even a micro-batch of one sequence fits") && none.contains("moments alone take 31.9 GB")
+        none.contains("not even a micro-batch of one sequence fits")
+            && none.contains("does not depend on the micro-batch takes 31.9 GB")
     );
     assert!(fails(&plan("h200", &["--set", "train.precision=f32"]), 78).contains("train.precision=auto"));
+    let narrow =
+        ["--set", "model.num_attention_heads=64", "--set", "model.head_dim=32", "--set", "model.num_key_value_heads=8"];
+    assert!(fails(&plan("h200", &narrow), 78).contains("model.head_dim = 32 does not work on a GPU yet"));
     let unknown = stderr(&program(&plan("h300", &[])).output().unwrap());
     assert!(unknown.contains("a100-40, a100-80, h100, h200, a6000, 4090"), "{unknown}");
 }

@@ -9,12 +9,12 @@ use crate::model::Recompute;
 use crate::ops::device::GpuModel;
 use crate::ops::precision::Precision;
 use crate::runtime::error::{Exit, fail};
+use crate::train::checks::check_gpu;
 use crate::train::footprint::{Hardware, RanksHere, bytes, micro_batches};
 use crate::train::identity::precision_on;
 use anyhow::Result;
 
-/// Micro-batches that are shown.
-const SHOWN: usize = 6;
+const MICRO_BATCHES_SHOWN: usize = 6;
 
 /// The fastest micro-batches that fit on `gpu`, the memory of the best of them, and the time of the run.
 pub(super) fn plan(config: &Config, gpu: &GpuModel, ranks: RanksHere) -> Result<String> {
@@ -22,8 +22,9 @@ pub(super) fn plan(config: &Config, gpu: &GpuModel, ranks: RanksHere) -> Result<
         let message = "--gpu predicts runs in bf16, and train.precision is \"f32\"";
         return Err(fail(Exit::Config, message).hint("--set train.precision=auto").into());
     }
+    check_gpu(config)?;
     let hardware = Hardware::of_gpu(gpu, ranks);
-    let room = bytes(hardware.room.unwrap_or(gpu.memory));
+    let room = hardware.room.map_or_else(String::new, bytes);
     let fitting = micro_batches(config, &hardware).filter(|fit| hardware.fits(fit.footprint.needed()));
     let mut speeds: Vec<Speed> = fitting.map(|fit| Speed::predict(config, fit, gpu, ranks.ranks)).collect();
     speeds.sort_by(|a, b| b.tokens_per_second.total_cmp(&a.tokens_per_second));
@@ -31,9 +32,9 @@ pub(super) fn plan(config: &Config, gpu: &GpuModel, ranks: RanksHere) -> Result<
         let room = format!("{room}, which a run may take of the memory of one {}", gpu.name);
         return Err(nothing_fits(config, &hardware, &room).into());
     };
-    let mut out = describe(config, &best.fit, &hardware, &format!("of {room} on one {}", gpu.name));
+    let mut out = describe(config, &best.fit, &hardware, &format!(" of {room} on one {}", gpu.name));
     out.push_str(&format!("\n{:<17} predicted for bf16 and cuDNN; no speed was measured on a GPU yet\n", gpu.name));
-    for speed in speeds.iter().take(SHOWN) {
+    for speed in speeds.iter().take(MICRO_BATCHES_SHOWN) {
         out.push_str(&line(speed));
     }
     out.push_str(&format!("proposed          {}\n", settings(config, &best.fit, &hardware)));

@@ -5,15 +5,18 @@ use crate::model::Recompute;
 use crate::ops::device;
 use crate::runtime::error::{Exit, Failure, fail};
 use crate::runtime::memory;
-use crate::train::footprint::{Fit, Hardware, HostFootprint, bytes, checkpoint_bytes, largest_fits, micro_batches};
+use crate::train::disk::kept_checkpoints;
+use crate::train::footprint::{
+    Fit, Hardware, HostFootprint, bytes, checkpoint_bytes, largest_fits, micro_batches, what_to_shrink,
+};
 use anyhow::Result;
 
-/// The memory of the run on `hardware`, or on such that has `limit` bytes; then also the micro-batch that is proposed for these.
+/// The memory of the run on `hardware`. With a `limit` it is as if the hardware had so many bytes, and a micro-batch is proposed for them.
 pub(super) fn plan(config: &Config, limit: Option<u64>, hardware: &Hardware) -> Result<String> {
     let hardware = limit.map_or(*hardware, |bytes| hardware.with_room(bytes));
     let place = match (limit, device::memory().or_else(memory::usable)) {
-        (Some(limit), _) => format!("of {}", bytes(limit)),
-        (None, Some(total)) => format!("of {} here", bytes(total)),
+        (Some(limit), _) => format!(" of {}", bytes(limit)),
+        (None, Some(total)) => format!(" of {} here", bytes(total)),
         (None, None) => String::new(),
     };
     let mut out = describe(config, &Fit::of_config(config, &hardware), &hardware, &place);
@@ -40,10 +43,11 @@ pub(super) fn describe(config: &Config, fit: &Fit, hardware: &Hardware, place: &
     }
     let comma = if copy.is_empty() { "" } else { "," };
     let device = if hardware.is_gpu { "GPU" } else { "CPU" };
-    let mut out =
-        format!("\nmemory            {total}{comma} {place} ({device}; {again} computed again in backward)\n");
+    let mut out = format!("\nmemory            {total}{comma}{place} ({device}; {again} computed again in backward)\n");
     out.push_str(&classes(&fit.footprint, hardware.ranks.ranks > 1));
-    if hardware.is_gpu && config.checkpoint.background {
+    // Several ranks always save from a copy: that is where their parts come together.
+    let is_copied = config.checkpoint.background || hardware.ranks.ranks > 1;
+    if hardware.is_gpu && is_copied && kept_checkpoints(config) > 0 {
         let copy = bytes(checkpoint_bytes(config));
         out.push_str(&format!("  main memory     {copy:>15} for the copy that a checkpoint is written from\n"));
     }
@@ -109,23 +113,15 @@ fn proposal(config: &Config, limit: u64, hardware: &Hardware) -> Result<String> 
 
 /// That no micro-batch fits into the room of `hardware`, which `room` describes.
 pub(super) fn nothing_fits(config: &Config, hardware: &Hardware, room: &str) -> Failure {
-    let smallest = HostFootprint::with(config, Recompute::Full, hardware).first;
-    let state = smallest.needed() - smallest.activations - smallest.workspace;
-    let hint = if hardware.fits(state) {
-        "shorten train.sequence_length or choose a smaller [model]".to_owned()
-    } else {
-        format!("choose a smaller [model]: weights, gradients and moments alone take {}", bytes(state))
-    };
-    fail(Exit::Memory, format!("not even a micro-batch of one sequence fits into {room}")).hint(hint)
+    fail(Exit::Memory, format!("not even a micro-batch of one sequence fits into {room}"))
+        .hint(what_to_shrink(config, hardware))
 }
 
 /// The settings of `fit`, and how often its micro-batch is in a step.
 pub(super) fn settings(config: &Config, fit: &Fit, hardware: &Hardware) -> String {
-    let lanes = config.train.lanes();
     let ranks = hardware.ranks.ranks;
     let micro = fit.micro_batch_size;
-    // A pass stays within a lane.
-    let per_step = lanes / ranks as usize * (config.train.sequences_per_step() / lanes).div_ceil(micro);
+    let per_step = config.train.passes_per_step(micro) / ranks as usize;
     let on_rank = if ranks > 1 { " on a rank" } else { "" };
     let again = if fit.recompute == Recompute::Full { ", train.recompute = \"full\"" } else { "" };
     format!("train.micro_batch_size = {micro}, {per_step} of them for each step{on_rank}{again}")

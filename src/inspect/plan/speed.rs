@@ -31,7 +31,7 @@ impl Speed {
     pub fn predict(config: &Config, fit: Fit, gpu: &GpuModel, ranks: u64) -> Self {
         let train = &config.train;
         let tokens = train.tokens_per_step as f64;
-        let passes = (train.sequences_per_step() / fit.micro_batch_size) as f64;
+        let passes = train.passes_per_step(fit.micro_batch_size) as f64;
         let computing = seconds_per_token(config, fit.recompute, gpu) * tokens / passes;
         let launching = config.model.num_hidden_layers as f64 * LAUNCHES * SECONDS_PER_LAUNCH;
         let seconds_of_pass = computing.max(launching) + accumulation_seconds(config, gpu);
@@ -104,7 +104,7 @@ mod tests {
     /// The parts that were added up by hand for the paper's model on an H200: 158.6 TFLOP of products and 127 GB for 16 sequences, which
     /// take 226 to 240, 26 to 38 and 30 to 35 ms, and 15 to 16 ms for a step.
     #[test]
-    fn the_paper_s_model_takes_what_its_parts_take() {
+    fn the_1_7b_model_takes_what_its_parts_take() {
         let h200 = GPUS.iter().find(|gpu| gpu.key == "h200").unwrap();
         let config = paper("");
         let selective = seconds_per_token(&config, Recompute::Selective, h200) * 16384.0;

@@ -332,7 +332,7 @@ mod tests {
         let slice = |setting| sequences_of_slice(setting, 16).ok();
         assert_eq!([None, Some("1"), Some("4"), Some("99")].map(slice), [16, 1, 4, 16].map(Some));
         assert_eq!([Some("0"), Some("-1"), Some("four")].map(slice), [None; 3]);
-        let told = sequences_of_slice(Some("four"), 16).unwrap_err().to_string();
-        assert!(told.contains("LLAMA_LITE_ATTENTION_SLICE=four"), "{told}");
+        let error = sequences_of_slice(Some("four"), 16).unwrap_err().to_string();
+        assert!(error.contains("LLAMA_LITE_ATTENTION_SLICE=four"), "{error}");
     }
 }

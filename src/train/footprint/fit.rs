@@ -1,6 +1,6 @@
 //! Which micro-batches fit, and what they compute again: the one answer for `plan`, the run's own check, and its hints.
 
-use super::{Hardware, HostFootprint};
+use super::{Hardware, HostFootprint, bytes};
 use crate::config::{Config, RecomputeSetting};
 use crate::model::Recompute;
 
@@ -72,6 +72,15 @@ pub fn largest_fits(config: &Config, hardware: &Hardware) -> Vec<Fit> {
         None
     };
     [largest].into_iter().chain(lighter).collect()
+}
+
+/// What to do where not even a micro-batch of one sequence fits.
+pub fn what_to_shrink(config: &Config, hardware: &Hardware) -> String {
+    let state = HostFootprint::with(config, Recompute::Full, hardware).without_passes();
+    if hardware.fits(state) {
+        return "shorten train.sequence_length or choose a smaller [model]".to_owned();
+    }
+    format!("choose a smaller [model]: what does not depend on the micro-batch takes {}", bytes(state))
 }
 
 #[cfg(test)]

@@ -64,6 +64,11 @@ impl HostFootprint {
         self.joint(Footprint::needed)
     }
 
+    /// What training needs without its passes: weights, gradients, moments, the program, and what ranks keep for each other.
+    pub fn without_passes(&self) -> u64 {
+        self.joint(|of| of.needed().saturating_sub(of.activations).saturating_sub(of.workspace))
+    }
+
     /// With the copy that a checkpoint is written from.
     pub fn peak(&self) -> u64 {
         self.joint(Footprint::peak)

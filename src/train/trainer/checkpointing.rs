@@ -9,6 +9,7 @@ use crate::config::DiskFullPolicy;
 use crate::runtime::error::{Exit, fail, failure_in};
 use crate::runtime::files::Syncer;
 use crate::runtime::{memory, thread};
+use crate::train::disk::retention;
 use crate::train::footprint::checkpoint_bytes;
 use crate::train::saver::{Done, Job, Saver, write};
 use crate::train::snapshot::{Snapshot, send_shards, with_contents};
@@ -256,7 +257,7 @@ impl Trainer {
         let _ = self.logs.events.append("save_failed", event);
         let present = self.state.run.step;
         let ending = present == self.config.train.steps || self.stopping || self.context.requests.stop_asked();
-        // An older state that was refused while the run ends does not matter: the present one is about to be tried.
+        // An older state that was refused while the run ends does not matter where the present one is about to be tried.
         let needed = failed >= MOST_FAILED || (ending && step == present);
         match (needed, self.config.checkpoint.on_full) {
             (false, _) => Ok(Finding::Fine),
@@ -302,9 +303,9 @@ impl Trainer {
 
     /// A run whose last updates were refused deletes nothing: any of its checkpoints may be the one to go back to.
     pub(super) fn retention(&self) -> Retention {
-        let c = &self.config.checkpoint;
-        let keep = if self.state.run.guard.last_was_refused() { usize::MAX } else { c.keep };
-        Retention { keep, keep_every: c.keep_every, log_spaced: c.log_spaced }
+        let retention = retention(&self.config.checkpoint);
+        let keep = if self.state.run.guard.last_was_refused() { usize::MAX } else { retention.keep };
+        Retention { keep, ..retention }
     }
 
     /// Whether a copy of weights and moments fits into memory beside what is there.

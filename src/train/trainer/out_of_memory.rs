@@ -24,23 +24,13 @@ impl Trainer {
         // A device's errors may come with backtraces.
         let text = format!("{error:#}");
         let error = text.lines().next().unwrap_or_default();
-        let lighter = self.lighter_recompute();
+        let train = &self.config.train;
+        let lighter = next_recompute(train.recompute, self.state.model.recompute, train.sequences_per_pass());
         // Every rank has room for its own; none halves the micro-batch of all while another one can do without.
         if self.group.any("less memory", lighter.is_some())? {
             return lighter.map_or(Ok(()), |lighter| self.recompute_more(lighter, error));
         }
         self.halve_micro_batch(error)
-    }
-
-    fn lighter_recompute(&self) -> Option<Recompute> {
-        if self.config.train.recompute != RecomputeSetting::Auto {
-            return None;
-        }
-        match self.state.model.recompute {
-            Recompute::None => Some(Recompute::Selective),
-            Recompute::Selective if self.config.train.sequences_per_pass() == 1 => Some(Recompute::Full),
-            Recompute::Selective | Recompute::Full => None,
-        }
     }
 
     fn recompute_more(&mut self, lighter: Recompute, error: &str) -> Result<()> {
@@ -64,8 +54,12 @@ impl Trainer {
         let sequences = self.config.train.sequences_per_step();
         let new = (1..=old / 2).rev().find(|n| sequences.is_multiple_of(*n)).unwrap_or(1);
         self.config.train.micro_batch_size = new;
-        // Decided anew: a smaller micro-batch may leave room to keep activations.
-        self.state.model.recompute = recompute(&self.config, &self.hardware());
+        // Decided anew: a smaller micro-batch may spare whole blocks. That all activations fit was wrong once and is not tried again.
+        let kept_all = self.state.model.recompute == Recompute::None;
+        self.state.model.recompute = match recompute(&self.config, &self.hardware()) {
+            Recompute::None if !kept_all => Recompute::Selective,
+            decided => decided,
+        };
         self.report(error, "train.micro_batch_size", &json!(old), &json!(new))
     }
 
@@ -77,11 +71,37 @@ impl Trainer {
     }
 }
 
+/// What is computed again after `now` was too much for micro-batches of `size` sequences; none if that is not to be changed.
+fn next_recompute(setting: RecomputeSetting, now: Recompute, size: usize) -> Option<Recompute> {
+    match (setting, now) {
+        (RecomputeSetting::Auto, Recompute::None) => Some(Recompute::Selective),
+        (RecomputeSetting::Auto, Recompute::Selective) if size == 1 => Some(Recompute::Full),
+        _ => None,
+    }
+}
+
 /// The setting that stands for `recompute`.
 fn setting(recompute: Recompute) -> &'static str {
     match recompute {
         Recompute::None => "none",
         Recompute::Selective => "selective",
         Recompute::Full => "full",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ladder_ends_and_keeps_to_the_setting() {
+        let next = |now, size| next_recompute(RecomputeSetting::Auto, now, size);
+        assert_eq!(next(Recompute::None, 16), Some(Recompute::Selective));
+        assert_eq!(next(Recompute::Selective, 16), None, "half the micro-batch costs less than whole blocks");
+        assert_eq!(next(Recompute::Selective, 1), Some(Recompute::Full));
+        assert_eq!(next(Recompute::Full, 1), None);
+        for fixed in [RecomputeSetting::None, RecomputeSetting::Selective, RecomputeSetting::Full] {
+            assert_eq!(next_recompute(fixed, Recompute::None, 1), None);
+        }
     }
 }

@@ -167,4 +167,8 @@ fn room_is_asked_for_what_will_be_written() {
     let (ended, out) = run(&disk, &["checkpoint.every=0", "checkpoint.last=false"]);
     assert!(ended.status.success() && ended.stderr.contains("Nothing was saved"), "{}", ended.stderr);
     assert!(trained(&out) == (1..=12).collect::<Vec<_>>() && saved(&out).is_empty());
+    // It is over: its logs stay.
+    let again = Running::start(&mut resume(&out)).end();
+    assert!(again.status.success() && again.stderr.contains("done: 12 steps"), "{}", again.stderr);
+    assert_eq!(trained(&out), (1..=12).collect::<Vec<_>>());
 }
