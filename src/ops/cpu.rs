@@ -357,7 +357,7 @@ mod tests {
 
     #[test]
     fn an_update_through_a_view_is_seen_by_the_whole() {
-        let flat = tensor(vec![0.0; 6], 6).unwrap();
+        let flat = tensor(vec![0f32; 6], 6).unwrap();
         let view = flat.narrow(0, 2, 3).unwrap();
         update("test", &view, |x| {
             x[0] = 7.0;
