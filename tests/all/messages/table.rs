@@ -40,6 +40,7 @@ const TABLE: &[Row] = &[
     row("a step that was not logged", "why {dir}/run --step 9", 78, "9", ""),
     row("a report of nothing", "report {dir}/empty", 74, "empty", "runs/quickstart"),
     row("a branch without a name", "fork {dir}/run --branch 'optimizer.lr=1' --steps 2", 78, "--branch", "llama-lite fork --help"),
-    row("a plan that nothing fits", "plan --config configs/llama-1.7b.toml --fit 1GB", 71, "1.0 GB", "train.sequence_length"),
+    row("a plan without room for the weights", "plan --device cpu --config configs/llama-1.7b.toml --fit 1GB", 71, "1.0 GB", "choose a smaller [model]: what"),
+    row("a plan without room for a sequence", "plan --device cpu --config configs/llama-1.7b.toml --fit 27.7GB", 71, "27.7 GB", "train.sequence_length"),
     row("a device that this build lacks", "doctor --device cuda", 78, "cuda", ""),
 ];
