@@ -58,9 +58,11 @@ fn gpu() -> String {
             let free = device::memory().map_or_else(String::new, |free| format!(", {} free", bytes(free)));
             format!("{name}{free}, driver for {driver}, cuBLAS {}", device::blas_version(device::used()))
         }
-        None if device::fallback().is_some() => format!("none: {}", device::fallback().unwrap_or_default()),
-        None if cfg!(feature = "cuda") => "none: no GPU or no driver was found, or --device cpu was given".into(),
-        None => "not in this build".into(),
+        None => match device::fallback() {
+            Some(why) => format!("none: {why}"),
+            None if cfg!(feature = "cuda") => "none: no GPU or no driver was found, or --device cpu was given".into(),
+            None => "not in this build".into(),
+        },
     }
 }
 

@@ -97,7 +97,7 @@ struct DevicePolicy {
     program: u64,
     gpu: bool,
     /// Whether attention's gradient takes the workspace of cuDNN.
-    library_workspace: bool,
+    cudnn_workspace: bool,
 }
 
 impl DevicePolicy {
@@ -108,8 +108,8 @@ impl DevicePolicy {
         }
         let is_rounded = precision == Precision::Bf16 && config.lora.is_absent();
         let rounded = if is_rounded { 2 } else { 4 };
-        let library_workspace = false;
-        Self { element: 4, rounded, copy: 0, logits: LOGITS, program: PROGRAM, gpu: false, library_workspace }
+        let cudnn_workspace = false;
+        Self { element: 4, rounded, copy: 0, logits: LOGITS, program: PROGRAM, gpu: false, cudnn_workspace }
     }
 
     fn gpu(precision: Precision, has_cudnn: bool) -> Self {
@@ -122,7 +122,7 @@ impl DevicePolicy {
             logits: GPU_LOGITS * element,
             program: GPU_PROGRAM,
             gpu: true,
-            library_workspace: has_cudnn && is_bf16,
+            cudnn_workspace: has_cudnn && is_bf16,
         }
     }
 
@@ -144,7 +144,7 @@ fn workspace(config: &Config, recompute: Recompute, policy: DevicePolicy, tokens
     let quarters = if recompute == Recompute::Full { 9 } else { 10 };
     let at_work = made.saturating_mul(quarters).saturating_div(4);
     // Of cuDNN's gradient of attention with a fixed order of sums.
-    let library = if policy.library_workspace {
+    let library = if policy.cudnn_workspace {
         tokens.saturating_mul(2 * (m.num_attention_heads * config.train.sequence_length) as u64)
     } else {
         0

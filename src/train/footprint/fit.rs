@@ -18,10 +18,7 @@ pub struct Fit {
 impl Fit {
     /// The micro-batch of `config`, whether it fits or not.
     pub fn of_config(config: &Config, hardware: &Hardware) -> Self {
-        Self::computing(config, recompute(config, hardware), hardware)
-    }
-
-    fn computing(config: &Config, recompute: Recompute, hardware: &Hardware) -> Self {
+        let recompute = recompute(config, hardware);
         let footprint = HostFootprint::with(config, recompute, hardware);
         let with_copy = hardware.fits(footprint.peak());
         Self { micro_batch_size: config.train.sequences_per_pass(), recompute, footprint, with_copy }
@@ -123,6 +120,15 @@ mod tests {
         let one = with(1, Recompute::Full, false).needed();
         assert_eq!(largest(one).unwrap().0, 1);
         assert_eq!(largest(one - 1), None);
+        for limit in (0..all.peak()).step_by(100_000) {
+            let hardware = hardware(false).with_room(limit);
+            for found in largest_fits(&config(), &hardware) {
+                let mut other = config();
+                other.train.micro_batch_size = found.micro_batch_size;
+                let needed = Fit::of_config(&other, &hardware).footprint.needed();
+                assert!(needed <= limit, "the run itself refuses {found:?} in {limit}");
+            }
+        }
     }
 
     /// The largest comes first, whatever it computes again; the largest that need not, second.
