@@ -4,6 +4,7 @@
 //! derived defaults, rules across keys) -> [`Config`]. Everything wrong is collected on the way and reported at once,
 //! with exit code 78. A resolved configuration has no open choices left: its TOML loads back to an equal one.
 
+mod architecture;
 mod choices;
 mod field;
 mod nearest;
@@ -13,6 +14,7 @@ mod record_shapes;
 mod reference;
 mod renamed;
 mod resolve;
+mod rope_scaling;
 mod schema;
 mod shapes;
 mod size;
@@ -25,12 +27,14 @@ use std::path::Path;
 use anyhow::Result;
 
 pub use choices::{
-    BuiltinCorpus, Choice, DiskFullPolicy, LoraTarget, MomentsDtype, NameOrPath, OptimizerKind, PrecisionSetting,
-    Preset, RecomputeSetting, RecordFormat, Role, ScheduleKind, SpikePolicy, TemplateName, TokenizerName, TrainOn,
+    Architecture, BuiltinCorpus, Choice, DiskFullPolicy, LoraTarget, MomentsDtype, NameOrPath, OptimizerKind,
+    PrecisionSetting, Preset, RecomputeSetting, RecordFormat, Role, RopeType, ScheduleKind, SpikePolicy, TemplateName,
+    TokenizerName, TrainOn,
 };
 pub use record_shapes::{Meaning, plain_role, record_shapes_text, usual_role};
 pub use reference::{reference, reference_text};
 pub use renamed::{current_key, silence_renamed_keys};
+pub use rope_scaling::{Llama3Scaling, RopeScaling, YarnScaling};
 pub use schema::{
     CheckpointConfig, Config, DataConfig, EvalConfig, GuardConfig, LogConfig, LoraConfig, ModelConfig, OptimizerConfig,
     SampleConfig, ScheduleConfig, SftConfig, TrainConfig,

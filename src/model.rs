@@ -5,6 +5,7 @@
 //! | `block.rs` | one layer: its weights, forward for every use, backward |
 //! | `params.rs` | where each named parameter lies in the flat buffer; names and shapes are those of `config/shapes.rs` |
 //! | `weights.rs` | the views of the whole model |
+//! | `rope.rs` | RoPE by the configuration |
 //! | `init.rs` | every initialisation rule |
 //! | `generation.rs` | the pass over a cache: next tokens |
 //! | `layer_cache.rs`, `kv_cache.rs` | keys and values of one layer, of all layers |
@@ -26,6 +27,7 @@ pub mod lora;
 pub mod noise;
 pub mod params;
 pub mod prefix_tree;
+pub mod rope;
 pub mod weights;
 
 use crate::config::ModelConfig;
@@ -59,7 +61,7 @@ pub struct Llama {
     blocks: Vec<Block>,
     rope: Rope,
     precision: Precision,
-    /// The weights rounded to bf16 for a GPU's products in that precision; norms use the exact weights.
+    /// The weights rounded to bf16 for a GPU's products in that precision; norms and biases are used as they are.
     copy: Option<Tensor>,
     /// Adapters, which are trained instead of the weights.
     pub adapters: Option<Adapters>,
@@ -155,10 +157,10 @@ impl Llama {
         Self::with_weights(config, flat, weights)
     }
 
-    /// A model for reading alone, on the CPU, over weights that are held in bf16: `flat`, as in [`new`](Self::new). `norms` are the exact
-    /// weights of the norms, in the order of the layout.
-    pub fn held_in_bf16(config: &ModelConfig, flat: Tensor, norms: Vec<Tensor>) -> Result<Self> {
-        let weights = Weights::views(&flat, config, &Layout::new(config))?.with_norms(norms)?;
+    /// A model for reading alone, on the CPU, over weights that are held in bf16: `flat`, as in [`new`](Self::new). `vectors` are the exact
+    /// norms and biases, in the order of the layout.
+    pub fn held_in_bf16(config: &ModelConfig, flat: Tensor, vectors: Vec<Tensor>) -> Result<Self> {
+        let weights = Weights::views(&flat, config, &Layout::new(config))?.with_vectors(vectors)?;
         Self::with_weights(config, flat, weights)?.with_precision(Precision::Bf16)
     }
 
@@ -171,10 +173,12 @@ impl Llama {
             eps: config.rms_norm_eps,
             precision: Precision::F32,
             index,
+            rotates: config.layer_rotates(index),
+            window: config.layer_window(index),
             adapters: None,
         });
         let blocks = blocks.collect();
-        let rope = Rope::new(config.head_dim, config.rope_theta, config.max_position_embeddings).on(flat.device());
+        let rope = rope::rope(config).on(flat.device());
         Ok(Self {
             config: config.clone(),
             layout,
@@ -200,9 +204,9 @@ impl Llama {
         self.precision = precision;
         self.blocks.iter_mut().for_each(|block| block.precision = precision);
         if precision == Precision::Bf16 && is_on_gpu(&self.flat) {
-            // Norms included, though their exact weights are used: every tensor keeps its offset.
+            // Norms and biases included, though their exact values are used: every tensor keeps its offset.
             let copy = Tensor::zeros(self.layout.total, DType::BF16, self.flat.device())?;
-            self.weights = Weights::views(&copy, &self.config, &self.layout)?.with_norms(self.weights.norms())?;
+            self.weights = Weights::views(&copy, &self.config, &self.layout)?.with_vectors(self.weights.vectors())?;
             for (block, weights) in self.blocks.iter_mut().zip(&self.weights.blocks) {
                 block.weights = weights.clone();
             }

@@ -4,9 +4,11 @@
 //! |---|---|---|
 //! | [`embedding`] | gather rows | scatter-add, by columns so that the order of additions is fixed |
 //! | [`linear`] | `y = x Wᵀ` | `dx = dy W`, `dW += dyᵀ x` |
+//! | [`bias`] | `y += b` in place | `db += Σ dy` |
 //! | [`lora`] | `y += s (x Aᵀ) Bᵀ` beside a frozen layer | `dA`, `dB`, and its share of `dx` |
 //! | [`noise`] | LoRA's dropout, NEFTune's noise: drawn by position | the same draws |
 //! | [`rms_norm`] | residual add + RMSNorm in one pass | input gradient joins the residual's; weight gradient in two stages |
+//! | [`qk_norm`] | RMSNorm of each query and key head, in place on packed QKV | statistics computed again |
 //! | [`rope`] | rotation in place on packed QKV | the inverse rotation |
 //! | [`swiglu`] | `silu(gate) · up` on packed gate-up | both halves in one pass |
 //! | [`attention`] | causal, block by block, keeps only log-sum-exp | scores recomputed block by block |
@@ -29,6 +31,7 @@ use candle_core::Tensor;
 pub mod adamw;
 pub(crate) mod adapter;
 pub mod attention;
+pub mod bias;
 pub(crate) mod cpu;
 pub mod cross_entropy;
 #[cfg(any(test, feature = "cuda"))]
@@ -47,6 +50,7 @@ pub mod positions;
 pub mod precision;
 pub mod prefix_tree;
 pub mod product_rate;
+pub mod qk_norm;
 pub mod rms_norm;
 pub mod rope;
 pub mod selftest;

@@ -53,6 +53,29 @@ choice! {
         Llama124M = "124m",
     }
 
+    /// `model.architecture`: a family of models, by its `model_type` in Hugging Face's files.
+    Architecture {
+        #[default]
+        Llama = "llama",
+        Mistral = "mistral",
+        /// Biases on q, k and v.
+        Qwen2 = "qwen2",
+        /// Norms of each head's query and key.
+        Qwen3 = "qwen3",
+        /// Some layers do not rotate.
+        SmolLm3 = "smollm3",
+    }
+
+    /// `model.rope_scaling.rope_type`: how RoPE's frequencies are changed for texts longer than those of the first training.
+    RopeType {
+        #[default]
+        Default = "default",
+        Linear = "linear",
+        Dynamic = "dynamic",
+        Llama3 = "llama3",
+        Yarn = "yarn",
+    }
+
     /// `data.source`: a corpus that is built in.
     BuiltinCorpus {
         #[default]
@@ -246,6 +269,8 @@ mod tests {
     #[test]
     fn names_and_variants_agree() {
         check_names::<Preset>();
+        check_names::<Architecture>();
+        check_names::<RopeType>();
         check_names::<ScheduleKind>();
         check_names::<TemplateName>();
         check_names::<Role>();

@@ -82,8 +82,13 @@ impl Check {
     }
 }
 
-/// The type of keys with names below them: `section.key.NAME = value`.
-pub(super) const TABLE: &str = "table of strings";
+/// The types of keys with names below them: `section.key.NAME = value`.
+pub(super) const TABLES: [&str; 2] = [TABLE, SETTINGS];
+
+const TABLE: &str = "table of strings";
+
+/// The type of keys with settings of several types below them.
+pub(super) const SETTINGS: &str = "table";
 
 /// A type a key can have. Reading never converts: "False" is no boolean and 1e3 no integer; only an integer is also a
 /// number, because it stands for exactly that number.
@@ -99,6 +104,12 @@ pub(super) trait Field: std::default::Default + Clone + Debug {
     /// Whether `value` is of this type, also if it is none of the names.
     fn has_type(value: &Raw) -> bool {
         Self::read(value).is_some()
+    }
+
+    /// What is wrong with `value`, and what to do about it, where that is more than its type or range.
+    fn problem(value: &Raw) -> Option<(String, String)> {
+        let _ = value;
+        None
     }
 
     /// The value as TOML; `None` if it is absent.
@@ -220,6 +231,18 @@ impl Field for Vec<f64> {
     }
 }
 
+impl Field for Vec<usize> {
+    const TYPE: &'static str = "list of integers";
+
+    fn read(value: &Raw) -> Option<Self> {
+        if let Raw::List(items) = value { list(items) } else { None }
+    }
+
+    fn write(&self) -> Option<String> {
+        Some(format!("{self:?}"))
+    }
+}
+
 impl Field for Vec<String> {
     const TYPE: &'static str = "list of strings";
 
@@ -279,6 +302,10 @@ impl<T: Field> Field for Option<T> {
 
     fn has_type(value: &Raw) -> bool {
         T::has_type(value)
+    }
+
+    fn problem(value: &Raw) -> Option<(String, String)> {
+        T::problem(value)
     }
 
     fn write(&self) -> Option<String> {

@@ -38,6 +38,10 @@ impl Visitor for KeyReader<'_> {
             };
         };
         let value = &entry.value;
+        if let Some((what, hint)) = T::problem(value) {
+            self.problems.add(&entry.origin, key, what, hint);
+            return T::default();
+        }
         match T::read(value) {
             Some(read) if check.accepts(value) => read,
             _ if T::has_type(value) => {
@@ -88,6 +92,8 @@ fn rewrite(expected: &str, value: &Raw) -> String {
         ("number", Raw::Float(_)) => "only finite numbers make sense here".into(),
         ("number", _) => "write a number such as 0.1 or 6e-4, without quotes".into(),
         ("list of 2 numbers", _) => "write for example [0.9, 0.95]".into(),
+        ("list of integers", _) => "write for example [1, 1, 1, 0]".into(),
+        ("table", _) => "write a table of settings, such as { rope_type = \"linear\", factor = 2.0 }".into(),
         ("list of strings", Raw::String(text)) => format!("write [{text:?}]"),
         ("list of strings", _) => "write for example [\"one\", \"two\"]".into(),
         _ => "put the value in quotes".into(),

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::field::{Default, Field, Section, Spec, TABLE, Visitor};
+use super::field::{Default, Field, Section, Spec, TABLES, Visitor};
 use super::schema::{self, Config};
 
 /// One key of the reference.
@@ -35,9 +35,9 @@ pub(super) fn keys() -> Vec<&'static str> {
     groups().iter().flat_map(|group| &group.rows).map(|row| row.key).collect()
 }
 
-/// The keys that hold a table of names, such as sft.roles.
+/// The keys that hold a table of names, such as sft.roles and model.rope_scaling.
 pub(super) fn tables() -> Vec<&'static str> {
-    groups().iter().flat_map(|group| &group.rows).filter(|row| row.kind == TABLE).map(|row| row.key).collect()
+    groups().iter().flat_map(|group| &group.rows).filter(|row| TABLES.contains(&row.kind)).map(|row| row.key).collect()
 }
 
 /// The reference of all keys as Markdown: a table of key, type, default and meaning for each section.

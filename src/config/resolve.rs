@@ -3,6 +3,7 @@
 //! Every rule names the keys it speaks of and is skipped when one of them has no usable value, so that one mistake is
 //! one message.
 
+mod architecture;
 mod lanes;
 mod sft;
 
@@ -25,8 +26,10 @@ pub(super) fn resolve(mut entries: Entries, mut problems: Problems) -> Result<Co
     let mut config = Config::visit(&mut KeyReader { entries: &entries, problems: &mut problems });
     let mut rules = Rules { entries: &entries, problems: &mut problems };
     rules.derive(&mut config);
+    architecture::derive(&mut rules, &mut config);
     sft::derive(&mut rules, &mut config);
     rules.model(&config);
+    architecture::rules(&mut rules, &config);
     rules.data(&config);
     rules.train(&config);
     rules.schedule(&config);
@@ -202,9 +205,11 @@ impl Rules<'_> {
         });
         self.rule(&[LENGTH, "model.max_position_embeddings"], || {
             let length = config.train.sequence_length;
-            let longest = model.max_position_embeddings;
+            let longest = model.context_length();
             (length > longest).then(|| {
-                let what = format!("{length} is more than model.max_position_embeddings {longest}");
+                let key = "model.max_position_embeddings";
+                let scaled = if longest > model.max_position_embeddings { " with its model.rope_scaling" } else { "" };
+                let what = format!("{length} is more than {key} {longest}{scaled}");
                 broken(what, format!("set model.max_position_embeddings to {length} or train on shorter sequences"))
             })
         });

@@ -8,12 +8,13 @@
 use serde::Serialize;
 
 use super::choices::{
-    BuiltinCorpus, DiskFullPolicy, MomentsDtype, NameOrPath, OptimizerKind, PrecisionSetting, Preset, RecomputeSetting,
-    ScheduleKind, SpikePolicy, TokenizerName,
+    Architecture, BuiltinCorpus, DiskFullPolicy, MomentsDtype, NameOrPath, OptimizerKind, PrecisionSetting, Preset,
+    RecomputeSetting, ScheduleKind, SpikePolicy, TokenizerName,
 };
 use super::field::Check::{Any, AtLeast, LeftOpen, RightOpen, Within};
 use super::field::Default::{Derived, Required, Value};
 use super::field::{Field, Section, Spec, Visitor};
+use super::rope_scaling::RopeScaling;
 
 /// Stories are held in memory as tokens, some 200 each: 4 GB.
 const MOST_STORIES: f64 = 5_000_000.0;
@@ -131,6 +132,8 @@ pub(super) fn preset() -> Spec<Option<Preset>> {
 section! {
     /// The network, under Hugging Face's names.
     ModelConfig = "model" {
+        /// The family: Llama, or one that differs from it by a little. Its name is that of Hugging Face's `model_type`.
+        architecture: Architecture = Value(Architecture::Llama), Any;
         /// Width of the residual stream.
         hidden_size: usize = Required, Within(1.0, 1_048_576.0);
         /// Width of the SwiGLU feed-forward layer.
@@ -151,6 +154,19 @@ section! {
         rms_norm_eps: f64 = Value(1e-5), LeftOpen(0.0, 0.1);
         /// Base of the RoPE frequencies.
         rope_theta: f64 = Value(500_000.0), AtLeast(1.0);
+        /// RoPE's frequencies for texts longer than those of the first training, as Hugging Face's `rope_scaling`: rope_type
+        /// ("linear", "dynamic", "llama3" or "yarn"), factor, and what else that type takes.
+        rope_scaling: Option<RopeScaling> = Derived("none"), Any;
+        /// For smollm3: a number for each layer, 1 if it rotates queries and keys, 0 if it does not.
+        no_rope_layers: Option<Vec<usize>> = Derived("for smollm3 every fourth is 0, else none"), Within(0.0, 1.0);
+        /// For mistral, qwen2 and qwen3: how many positions back, its own included, a token sees.
+        sliding_window: Option<usize> = Derived("none"), Within(1.0, 1_073_741_823.0);
+        /// For qwen2 and qwen3: the first layers that see everything although there is a sliding_window.
+        max_window_layers: usize = Value(0), Within(0.0, 1024.0);
+        /// For llama, qwen3 and smollm3: whether q, k, v and o have biases. Those of q, k and v are a part of qwen2.
+        attention_bias: bool = Value(false), Any;
+        /// For llama and smollm3: whether gate, up and down have biases.
+        mlp_bias: bool = Value(false), Any;
         /// Whether the output head is the embedding matrix.
         tie_word_embeddings: bool = Value(false), Any;
         /// Standard deviation of the initial linear and embedding weights.

@@ -1,9 +1,10 @@
-//! Every parameter of a Llama: Hugging Face's name, shape and role, in the one order of flat buffers and files.
+//! Every parameter of a model: Hugging Face's name, shape and role, in the one order of flat buffers and files.
 //!
 //! Sizes, plans, initialisation, adapters and files are computed from this table. The views of `model/block.rs` take its rows in order,
 //! so a new row needs its view there, too. The projections of one [`Product`] stand side by side, so that each product is also ONE matrix of a flat buffer: the packed
 //! projections of `model/block.rs` are views, not copies.
 
+use super::choices::Architecture;
 use super::schema::ModelConfig;
 
 /// The matrix products of a layer, in the order of the forward pass.
@@ -33,6 +34,8 @@ pub enum ParameterRole {
     Norm,
     /// A linear weight of a layer, (out, in): part of this product.
     Projection(Product),
+    /// What is added to the results of a projection of this product, (out).
+    Bias(Product),
     Head,
 }
 
@@ -65,14 +68,15 @@ impl Parameter {
         self.shape.iter().map(|&n| n as u64).product()
     }
 
-    /// The module that it is the weight of, such as `self_attn.q_proj`.
+    /// The module that it is the weight or bias of, such as `self_attn.q_proj`.
     pub fn module(&self) -> &'static str {
-        self.name.strip_suffix(".weight").unwrap_or(self.name)
+        self.name.rsplit_once('.').map_or(self.name, |(module, _)| module)
     }
 
     pub fn init(&self) -> Init {
         match self.role {
             ParameterRole::Norm => Init::Constant(1.0),
+            ParameterRole::Bias(_) => Init::Constant(0.0),
             ParameterRole::Projection(Product::O | Product::Down) => Init::ResidualNormal,
             ParameterRole::Projection(Product::Qkv | Product::GateUp)
             | ParameterRole::Embedding
@@ -84,8 +88,10 @@ impl Parameter {
     pub fn class(&self) -> &'static str {
         match self.role {
             ParameterRole::Embedding => "embedding",
-            ParameterRole::Projection(Product::Qkv | Product::O) => "attention",
-            ParameterRole::Projection(Product::GateUp | Product::Down) => "feed-forward",
+            ParameterRole::Projection(product) | ParameterRole::Bias(product) => match product {
+                Product::Qkv | Product::O => "attention",
+                Product::GateUp | Product::Down => "feed-forward",
+            },
             ParameterRole::Norm => "norms",
             ParameterRole::Head => "head",
         }
@@ -95,6 +101,7 @@ impl Parameter {
 impl ModelConfig {
     /// The smallest model, with every option off: what a fixed shape in the code does not name.
     pub const MINIMAL: Self = Self {
+        architecture: Architecture::Llama,
         hidden_size: 2,
         intermediate_size: 1,
         num_hidden_layers: 1,
@@ -105,30 +112,56 @@ impl ModelConfig {
         max_position_embeddings: 1,
         rms_norm_eps: 1e-5,
         rope_theta: 10_000.0,
+        rope_scaling: None,
+        no_rope_layers: None,
+        sliding_window: None,
+        max_window_layers: 0,
+        attention_bias: false,
+        mlp_bias: false,
         tie_word_embeddings: false,
         initializer_range: 0.02,
         residual_scaling: false,
     };
 
-    /// The parameters of each layer.
+    /// The parameters of each layer. Weights of a product stand side by side, and so do its biases.
     pub fn layer_parameters(&self) -> Vec<Parameter> {
-        use ParameterRole::{Norm, Projection};
+        use ParameterRole::{Bias, Norm, Projection};
         use Product::{Down, GateUp, O, Qkv};
         let hidden = self.hidden_size;
         let ffn = self.intermediate_size;
         let query_width = self.num_attention_heads * self.head_dim;
         let key_width = self.num_key_value_heads * self.head_dim;
-        vec![
+        let mut layer = vec![
             Parameter::new("input_layernorm.weight", [hidden], Norm),
             Parameter::new("self_attn.q_proj.weight", [query_width, hidden], Projection(Qkv)),
             Parameter::new("self_attn.k_proj.weight", [key_width, hidden], Projection(Qkv)),
             Parameter::new("self_attn.v_proj.weight", [key_width, hidden], Projection(Qkv)),
-            Parameter::new("self_attn.o_proj.weight", [hidden, query_width], Projection(O)),
-            Parameter::new("post_attention_layernorm.weight", [hidden], Norm),
-            Parameter::new("mlp.gate_proj.weight", [ffn, hidden], Projection(GateUp)),
-            Parameter::new("mlp.up_proj.weight", [ffn, hidden], Projection(GateUp)),
-            Parameter::new("mlp.down_proj.weight", [hidden, ffn], Projection(Down)),
-        ]
+        ];
+        if self.has_qkv_bias() {
+            layer.push(Parameter::new("self_attn.q_proj.bias", [query_width], Bias(Qkv)));
+            layer.push(Parameter::new("self_attn.k_proj.bias", [key_width], Bias(Qkv)));
+            layer.push(Parameter::new("self_attn.v_proj.bias", [key_width], Bias(Qkv)));
+        }
+        if self.has_qk_norm() {
+            layer.push(Parameter::new("self_attn.q_norm.weight", [self.head_dim], Norm));
+            layer.push(Parameter::new("self_attn.k_norm.weight", [self.head_dim], Norm));
+        }
+        layer.push(Parameter::new("self_attn.o_proj.weight", [hidden, query_width], Projection(O)));
+        if self.attention_bias {
+            layer.push(Parameter::new("self_attn.o_proj.bias", [hidden], Bias(O)));
+        }
+        layer.push(Parameter::new("post_attention_layernorm.weight", [hidden], Norm));
+        layer.push(Parameter::new("mlp.gate_proj.weight", [ffn, hidden], Projection(GateUp)));
+        layer.push(Parameter::new("mlp.up_proj.weight", [ffn, hidden], Projection(GateUp)));
+        if self.mlp_bias {
+            layer.push(Parameter::new("mlp.gate_proj.bias", [ffn], Bias(GateUp)));
+            layer.push(Parameter::new("mlp.up_proj.bias", [ffn], Bias(GateUp)));
+        }
+        layer.push(Parameter::new("mlp.down_proj.weight", [hidden, ffn], Projection(Down)));
+        if self.mlp_bias {
+            layer.push(Parameter::new("mlp.down_proj.bias", [hidden], Bias(Down)));
+        }
+        layer
     }
 
     fn embedding_parameter(&self) -> Parameter {
@@ -166,7 +199,7 @@ impl ModelConfig {
         match parameter.role {
             ParameterRole::Projection(_) | ParameterRole::Head => true,
             ParameterRole::Embedding => self.tie_word_embeddings,
-            ParameterRole::Norm => false,
+            ParameterRole::Norm | ParameterRole::Bias(_) => false,
         }
     }
 

@@ -192,7 +192,7 @@ fn prints_size_and_cost_below_the_resolved_keys() {
     assert!(
         printed.contains("\n# parameters: 1,716,144,128\n# flops_per_token: 10,583,801,856\n# tokens: 9,999,745,024\n")
     );
-    assert!(printed.starts_with("[model]\nhidden_size = 2048\n"), "{printed}");
+    assert!(printed.starts_with("[model]\narchitecture = \"llama\"\nhidden_size = 2048\n"), "{printed}");
     assert!(Config::from_toml_str(&printed, "printed").is_ok());
 }
 

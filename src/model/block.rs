@@ -4,6 +4,7 @@
 //! x  = x + pending (of the block below)  n1 = RMSNorm(x)  qkv = n1 Wqkvᵀ, rotated  a = attention(qkv)  o = a Woᵀ
 //! h  = x + o                             n2 = RMSNorm(h)  gu = n2 Wguᵀ             s = swiglu(gu)      out = s Wdᵀ
 //! ```
+//! Architectures differ by little: biases on products, a norm of each query and key head before rotation, blocks without rotation, a window.
 //! The residual stream travels as a pair (h, pending = out), so that each addition happens inside the next norm's pass. Training,
 //! evaluation over prefix trees and generation over a cache share this forward pass; [`Attend`] is all that differs. What backward finds
 //! saved and what it computes again, to the same bits, is [`Recompute`]'s choice. Letters of shapes are those of `ops.rs`, but H and K
@@ -14,13 +15,17 @@ use super::lora::BlockAdapters;
 use super::noise::Noise;
 use super::params::Cursor;
 use crate::config::{ModelConfig, Product};
-use crate::ops::attention::{Heads, attention, attention_backward, attention_cached, attention_prefix_tree, max_logit};
+use crate::ops::attention::{
+    Heads, Mask, attention, attention_backward, attention_cached, attention_prefix_tree, max_logit,
+};
+use crate::ops::bias::{add_bias, bias_backward};
 use crate::ops::linear::{linear, linear_backward, linear_backward_input, linear_saved};
 use crate::ops::lora::{LoraAdapter, lora, lora_backward};
 use crate::ops::noise::Dropout;
 use crate::ops::positions::{DocumentStarts, Positions};
 use crate::ops::precision::Precision;
 use crate::ops::prefix_tree::PrefixTree;
+use crate::ops::qk_norm::{QkNorm, qk_norm, qk_norm_backward};
 use crate::ops::rms_norm::{Normed, add_rms_norm, rms_norm_backward, rms_norm_recompute};
 use crate::ops::rope::{Rope, rope, rope_backward};
 use crate::ops::swiglu::{swiglu, swiglu_backward};
@@ -33,6 +38,8 @@ pub struct BlockWeights {
     pub input_layernorm: Tensor,
     /// q ‖ k ‖ v, ((H + 2K)·d, c)
     pub qkv_proj: Tensor,
+    /// Norms of each query and of each key head, (d) each.
+    pub qk_norm: Option<[Tensor; 2]>,
     /// (c, H·d)
     pub o_proj: Tensor,
     /// (c)
@@ -41,30 +48,59 @@ pub struct BlockWeights {
     pub gate_up_proj: Tensor,
     /// (c, f)
     pub down_proj: Tensor,
+    /// Those of the products, each as long as its weight has rows.
+    pub biases: [Option<Tensor>; 4],
 }
 
 impl BlockWeights {
     /// The next block's views of a flat buffer, in the order of `ModelConfig::layer_parameters`.
     pub(super) fn views(cursor: &mut Cursor, config: &ModelConfig) -> Result<Self> {
         let qkv_width = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim;
+        let input_layernorm = cursor.take_vector()?;
+        let qkv_proj = cursor.take(3)?.reshape((qkv_width, config.hidden_size))?;
+        let qkv_bias = config.has_qkv_bias().then(|| cursor.take_vectors(3)).transpose()?;
+        let has_qk_norm = config.has_qk_norm();
+        let qk_norm = if has_qk_norm { Some([cursor.take_vector()?, cursor.take_vector()?]) } else { None };
+        let o_proj = cursor.take(1)?;
+        let o_bias = config.attention_bias.then(|| cursor.take_vector()).transpose()?;
+        let post_attention_layernorm = cursor.take_vector()?;
+        let gate_up_proj = cursor.take(2)?;
+        let gate_up_bias = config.mlp_bias.then(|| cursor.take_vectors(2)).transpose()?;
+        let down_proj = cursor.take(1)?;
+        let down_bias = config.mlp_bias.then(|| cursor.take_vector()).transpose()?;
         Ok(Self {
-            input_layernorm: cursor.take_vector()?,
-            qkv_proj: cursor.take(3)?.reshape((qkv_width, config.hidden_size))?,
-            o_proj: cursor.take(1)?,
-            post_attention_layernorm: cursor.take_vector()?,
-            gate_up_proj: cursor.take(2)?,
-            down_proj: cursor.take(1)?,
+            input_layernorm,
+            qkv_proj,
+            qk_norm,
+            o_proj,
+            post_attention_layernorm,
+            gate_up_proj,
+            down_proj,
+            biases: [qkv_bias, o_bias, gate_up_bias, down_bias],
         })
     }
 
-    /// The weights of the norms, in the order of the flat buffer.
-    pub(super) fn norms(&self) -> [&Tensor; 2] {
-        [&self.input_layernorm, &self.post_attention_layernorm]
+    /// The places of norms and biases: what ops take in f32 whatever the type of the matrices.
+    pub(super) fn vectors_mut(&mut self) -> Vec<&mut Tensor> {
+        let Self { input_layernorm, qk_norm, post_attention_layernorm, biases, .. } = self;
+        let [qkv, o, gate_up, down] = biases;
+        let mut vectors = vec![input_layernorm];
+        vectors.extend(qkv);
+        vectors.extend(qk_norm.iter_mut().flatten());
+        vectors.extend(o);
+        vectors.push(post_attention_layernorm);
+        vectors.extend(gate_up);
+        vectors.extend(down);
+        vectors
     }
 
-    /// The places of [`norms`](Self::norms).
-    pub(super) fn norms_mut(&mut self) -> [&mut Tensor; 2] {
-        [&mut self.input_layernorm, &mut self.post_attention_layernorm]
+    /// The weights of the norms of heads.
+    fn qk_norm(&self) -> Option<QkNorm<'_>> {
+        self.qk_norm.as_ref().map(|[q_norm, k_norm]| QkNorm { q_norm, k_norm })
+    }
+
+    fn bias(&self, product: Product) -> Option<&Tensor> {
+        self.biases[product as usize].as_ref()
     }
 
     /// The weight of a product, or the gradient of it.
@@ -88,6 +124,10 @@ pub struct Block {
     pub precision: Precision,
     /// Which block it is, from the bottom.
     pub index: usize,
+    /// Whether queries and keys are rotated.
+    pub rotates: bool,
+    /// How many keys, its own included, a query sees; none: all.
+    pub window: Option<usize>,
     /// LoRA's matrices beside the products, and the factor on what they add.
     pub adapters: Option<(BlockAdapters, f64)>,
 }
@@ -148,6 +188,8 @@ pub struct Activations {
     x: Tensor,
     rstd1: Tensor,
     n1: Option<Tensor>,
+    /// Queries and keys before their norms, if there are such norms.
+    qk: Option<Tensor>,
     qkv: Tensor,
     attn: Tensor,
     /// Log-sum-exp of attention; only with [`Attend::Batch`].
@@ -189,7 +231,8 @@ impl Block {
     /// Whether the fused kernels of `decode.rs` compute this block; every addition to its forward pass must be excluded here.
     #[cfg(any(test, feature = "cuda"))]
     pub(super) fn has_fused_decode(&self) -> bool {
-        self.adapters.is_none()
+        let has_additions = self.weights.qk_norm.is_some() || self.weights.biases.iter().any(Option::is_some);
+        self.adapters.is_none() && self.rotates && self.window.is_none() && !has_additions
     }
 
     /// Heads that RoPE turns: those of queries and keys.
@@ -202,6 +245,11 @@ impl Block {
         if self.adapters.is_some() { Precision::F32 } else { self.precision }
     }
 
+    /// What hides keys from the queries of a batch.
+    fn mask<'a>(&self, cx: Context<'a>) -> Mask<'a> {
+        Mask { documents: cx.documents, window: self.window }
+    }
+
     fn adapter(&self, product: Product) -> Option<(&LoraAdapter, f64)> {
         let (adapters, scale) = self.adapters.as_ref()?;
         adapters[product as usize].as_ref().map(|adapter| (adapter, *scale))
@@ -211,13 +259,17 @@ impl Block {
         noise?.dropout(self.index, product as usize, x)
     }
 
-    /// One of the block's products of `x`, adapters included.
+    /// One of the block's products of `x`, bias and adapters included.
     fn project(&self, product: Product, x: &Tensor, noise: Option<&Noise>) -> Result<Tensor> {
-        if product == Product::GateUp && self.adapters.is_none() {
+        let bias = self.weights.bias(product);
+        if product == Product::GateUp && self.adapters.is_none() && bias.is_none() {
             // The largest of what forward saves.
             return linear_saved(x, self.weights.product(product), self.precision);
         }
         let y = linear(x, self.weights.product(product), self.precision)?;
+        if let Some(bias) = bias {
+            add_bias(&y, bias)?;
+        }
         if let Some((adapter, scale)) = self.adapter(product) {
             lora(&y, x, adapter, scale, self.dropout(product, x, noise).as_ref(), self.precision)?;
         }
@@ -235,6 +287,9 @@ impl Block {
     ) -> Result<Tensor> {
         let adapters = match grads {
             BlockGrads::Weights(grads) => {
+                if let Some(dbias) = grads.bias(product) {
+                    bias_backward(dy, dbias)?;
+                }
                 return linear_backward(dy, x, self.weights.product(product), grads.product(product), self.precision);
             }
             BlockGrads::Adapters(grads) => grads,
@@ -263,8 +318,12 @@ impl Block {
     fn up_to_activation(&self, normed: Normed, cx: Context, attend: Attend) -> Result<(Activations, Tensor)> {
         let Normed { h: x, y: n1, rstd: rstd1 } = normed;
         let qkv = self.project(Product::Qkv, &n1, cx.noise)?;
+        let weights = self.weights.qk_norm();
+        let qk = weights.map(|weights| qk_norm(&qkv, weights, self.heads, self.eps)).transpose()?;
         // Saved as rotated: attention's backward pass needs it so, and the gradient is turned back after it.
-        rope(&qkv, cx.rope, self.rotated(), attend.positions(cx))?;
+        if self.rotates {
+            rope(&qkv, cx.rope, self.rotated(), attend.positions(cx))?;
+        }
         let (attn, lse) = self.attention(&qkv, cx, attend)?;
         let o = self.project(Product::O, &attn, cx.noise)?;
         let Normed { h, y: n2, rstd: rstd2 } =
@@ -273,17 +332,19 @@ impl Block {
         let act = swiglu(&gate_up, self.stored())?;
         let n1 = Some(n1);
         let n2 = Some(n2);
-        Ok((Activations { x, rstd1, n1, qkv, attn, lse, h, rstd2, n2, gate_up, act: None }, act))
+        Ok((Activations { x, rstd1, n1, qk, qkv, attn, lse, h, rstd2, n2, gate_up, act: None }, act))
     }
 
     /// Output (b, t, H·d) of attention from rotated `qkv`, and the log-sum-exp where there is a backward pass.
     fn attention(&self, qkv: &Tensor, cx: Context, attend: Attend) -> Result<(Tensor, Option<Tensor>)> {
         match attend {
             Attend::Batch => {
-                let (out, lse) = attention(qkv, self.heads, cx.documents, self.precision)?;
+                let (out, lse) = attention(qkv, self.heads, self.mask(cx), self.precision)?;
                 Ok((out, Some(lse)))
             }
-            Attend::Tree(tree) => Ok((attention_prefix_tree(qkv, tree, self.heads, self.precision)?, None)),
+            Attend::Tree(tree) => {
+                Ok((attention_prefix_tree(qkv, tree, self.heads, self.window, self.precision)?, None))
+            }
             Attend::Cache(cache) => {
                 let q_width = self.heads.out();
                 let kv_width = self.heads.kv * self.heads.dim;
@@ -291,7 +352,7 @@ impl Block {
                 let start = cache.len();
                 cache.append(&qkv.narrow(2, q_width, kv_width)?, &qkv.narrow(2, q_width + kv_width, kv_width)?)?;
                 let q = qkv.narrow(2, 0, q_width)?;
-                Ok((attention_cached(&q, cache.keys(), cache.values(), self.heads, start)?, None))
+                Ok((attention_cached(&q, cache.keys(), cache.values(), self.heads, start, self.window)?, None))
             }
         }
     }
@@ -307,9 +368,22 @@ impl Block {
     /// The largest logit of the attention that left `saved`.
     pub fn max_logit(&self, saved: &SavedForward, cx: Context) -> Result<f32> {
         match saved {
-            SavedForward::Activations(a) => max_logit(&a.qkv, self.heads, cx.documents),
-            SavedForward::Input(x) => max_logit(&self.activations_again(x, cx)?.qkv, self.heads, cx.documents),
+            SavedForward::Activations(a) => max_logit(&a.qkv, self.heads, self.mask(cx)),
+            SavedForward::Input(x) => max_logit(&self.activations_again(x, cx)?.qkv, self.heads, self.mask(cx)),
         }
+    }
+
+    /// From the gradient of what attention took, in place, to that of the product before: back through rotation and norms of heads.
+    fn qk_backward(&self, dqkv: &Tensor, qk: Option<Tensor>, cx: Context, grads: BlockGrads) -> Result<()> {
+        if self.rotates {
+            rope_backward(dqkv, cx.rope, self.rotated(), Positions::of_documents(cx.documents))?;
+        }
+        let (Some(weights), Some(before)) = (self.weights.qk_norm(), qk) else { return Ok(()) };
+        let grads = match grads {
+            BlockGrads::Weights(grads) => grads.qk_norm(),
+            BlockGrads::Adapters(_) => None,
+        };
+        qk_norm_backward(dqkv, &before, weights, self.heads, self.eps, grads)
     }
 
     /// From the gradient of the stream above to that of the stream below; accumulates what is trained into `grads`.
@@ -319,7 +393,7 @@ impl Block {
             SavedForward::Activations(activations) => activations,
             SavedForward::Input(x) => self.activations_again(&x, cx)?,
         };
-        let Activations { x, rstd1, n1, qkv, attn, lse, h, rstd2, n2, gate_up, act } = activations;
+        let Activations { x, rstd1, n1, qk, qkv, attn, lse, h, rstd2, n2, gate_up, act } = activations;
         let Some(lse) = lse else { bail!("there is no backward pass of attention over a cache or a prefix tree") };
         let norms = match grads {
             BlockGrads::Weights(grads) => Some((&grads.input_layernorm, &grads.post_attention_layernorm)),
@@ -341,9 +415,9 @@ impl Block {
         drop((dn2, h, dy));
 
         let dattn = self.project_backward(Product::O, &dh, &attn, cx.noise, grads)?;
-        let dqkv = attention_backward(&qkv, &attn, &lse, &dattn, self.heads, cx.documents, self.precision)?;
+        let dqkv = attention_backward(&qkv, &attn, &lse, &dattn, self.heads, self.mask(cx), self.precision)?;
         drop((qkv, attn, dattn));
-        rope_backward(&dqkv, cx.rope, self.rotated(), Positions::of_documents(cx.documents))?;
+        self.qk_backward(&dqkv, qk, cx, grads)?;
         let n1 = n1.map_or_else(|| rms_norm_recompute(&x, &rstd1, &w.input_layernorm, self.stored()), Ok)?;
         let dn1 = self.project_backward(Product::Qkv, &dqkv, &n1, cx.noise, grads)?;
         rms_norm_backward(&dn1, &x, &rstd1, &w.input_layernorm, Some(&dh), norms.map(|(input, _)| input))

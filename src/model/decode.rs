@@ -47,6 +47,8 @@ impl Decoder {
         let widths = [m.hidden_size, m.num_attention_heads * m.head_dim, m.intermediate_size];
         !model.blocks.is_empty()
             && model.blocks.iter().all(Block::has_fused_decode)
+            // What is recorded reads one table for all tokens.
+            && model.rope.is_fixed()
             && can_decode(rows, widths, m.head_dim, model.weights.embed_tokens.dtype())
     }
 

@@ -63,7 +63,7 @@ impl Layout {
         Tensor::from_vec(large_pages::filled(bf16::ZERO, self.total), self.total, &Device::Cpu)
     }
 
-    /// The ranges of the optimizer: weight decay on tensors with two dimensions, none on norms.
+    /// The ranges of the optimizer: weight decay on tensors with two dimensions, none on norms and biases.
     pub fn decay_ranges(&self) -> Vec<Range> {
         self.specs.iter().map(|s| Range { start: s.start, len: s.len, decay: s.shape.len() >= 2 }).collect()
     }
@@ -103,7 +103,14 @@ impl<'a> Cursor<'a> {
 
     /// The next tensor, of one dimension.
     pub(super) fn take_vector(&mut self) -> Result<Tensor> {
-        self.take(1)?.flatten_all()
+        self.take_vectors(1)
+    }
+
+    /// The next `n` adjacent tensors, of one dimension each, as one.
+    pub(super) fn take_vectors(&mut self, n: usize) -> Result<Tensor> {
+        let group: Vec<&ParamSpec> = self.specs.by_ref().take(n).collect();
+        let Some(first) = group.first() else { bail!("the layout has too few tensors") };
+        self.flat.narrow(0, first.start, group.iter().map(|s| s.len).sum())
     }
 }
 

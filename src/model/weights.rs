@@ -33,20 +33,38 @@ impl Weights {
         Ok(Self { embed_tokens, blocks, norm, lm_head })
     }
 
-    /// The weights of all norms, in the order of the flat buffer.
-    pub fn norms(&self) -> Vec<Tensor> {
-        let all = self.blocks.iter().flat_map(BlockWeights::norms).chain([&self.norm]);
-        all.cloned().collect()
+    /// Norms and biases: what ops take in f32 whatever the type of the matrices. In the order of the flat buffer.
+    pub fn vectors(&self) -> Vec<Tensor> {
+        let mut copy = self.clone();
+        copy.vectors_mut().into_iter().map(|vector| vector.clone()).collect()
     }
 
-    /// The same with these [`norms`](Self::norms).
-    pub fn with_norms(mut self, norms: Vec<Tensor>) -> Result<Self> {
-        let places: Vec<&mut Tensor> =
-            self.blocks.iter_mut().flat_map(BlockWeights::norms_mut).chain([&mut self.norm]).collect();
-        if norms.len() != places.len() || norms.iter().zip(&places).any(|(norm, place)| norm.dims() != place.dims()) {
-            bail!("{} weights of norms for a model of {}, or other shapes", norms.len(), places.len());
+    /// The places of [`vectors`](Self::vectors).
+    fn vectors_mut(&mut self) -> Vec<&mut Tensor> {
+        self.blocks.iter_mut().flat_map(BlockWeights::vectors_mut).chain([&mut self.norm]).collect()
+    }
+
+    /// The same with these [`vectors`](Self::vectors), each whole or in consecutive parts: a packed bias is one of several named ones.
+    pub fn with_vectors(mut self, vectors: Vec<Tensor>) -> Result<Self> {
+        let mut vectors = vectors.into_iter();
+        for place in self.vectors_mut() {
+            let mut parts: Vec<Tensor> = Vec::new();
+            let mut len = 0;
+            while len < place.elem_count() {
+                let Some(part) = vectors.next() else { bail!("too few vectors for this model") };
+                len += part.dims1()?;
+                parts.push(part);
+            }
+            // A single one stays a view of the buffer that it belongs to: updates of that reach it.
+            let vector = if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(&parts, 0)? };
+            if vector.dims() != place.dims() {
+                bail!("vectors of {:?} where {:?} belong", vector.shape(), place.shape());
+            }
+            *place = vector;
         }
-        places.into_iter().zip(norms).for_each(|(place, norm)| *place = norm);
+        if vectors.next().is_some() {
+            bail!("too many vectors for this model");
+        }
         Ok(self)
     }
 }

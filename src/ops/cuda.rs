@@ -16,6 +16,7 @@
 
 mod adamw;
 mod attention;
+mod bias;
 mod cross_entropy;
 pub(crate) mod decode;
 mod elementwise;
@@ -24,6 +25,7 @@ mod gpu;
 mod linear;
 mod lora;
 mod noise;
+mod qk_norm;
 mod rms_norm;
 pub(crate) mod selftest;
 #[cfg(test)]
@@ -43,6 +45,7 @@ pub(super) use gpu::zero;
 
 pub(super) use adamw::{adamw, global_norm, norm_of_pieces, squares, squares_of_pieces};
 pub(super) use attention::{attention, attention_backward, attention_cached, attention_prefix_tree, max_logit};
+pub(super) use bias::{add_bias, bias_backward};
 pub(super) use cross_entropy::{cross_entropy, cross_entropy_and_backward, logit_squares, score};
 pub(crate) use elementwise::round_to_bf16;
 pub(super) use elementwise::{add_assign, rope, swiglu, swiglu_backward};
@@ -50,4 +53,5 @@ pub(super) use embedding::{embedding, embedding_backward};
 pub(super) use linear::{linear, linear_backward_input, linear_backward_weight};
 pub(super) use lora::{lora, lora_backward};
 pub(super) use noise::add_noise;
+pub(super) use qk_norm::{qk_norm, qk_norm_backward};
 pub(super) use rms_norm::{add_rms_norm, rms_norm_backward, rms_norm_recompute};

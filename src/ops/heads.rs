@@ -26,6 +26,11 @@ impl Heads {
         self.q * self.dim
     }
 
+    /// Width of the query and key heads of a packed row: those that are rotated, or normed.
+    pub fn normed(&self) -> usize {
+        (self.q + self.kv) * self.dim
+    }
+
     /// Query heads that share one key and value head.
     pub(super) fn group(&self) -> usize {
         self.q / self.kv

@@ -37,7 +37,7 @@ fn channels(op: &str, x: &Tensor, w: &Tensor) -> Result<usize> {
 }
 
 #[inline(always)]
-fn reciprocal_rms(h: &[f32], eps: f32) -> f32 {
+pub(super) fn reciprocal_rms(h: &[f32], eps: f32) -> f32 {
     1.0 / (cpu::dot(h, h) / h.len() as f32 + eps).sqrt()
 }
 

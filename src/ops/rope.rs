@@ -2,11 +2,15 @@
 //!
 //! For every query and key head and `i < d/2`, with the angle `θᵢ = position · base^(-2i/d)`:
 //! `x'ᵢ = xᵢ cos θᵢ - xᵢ₊d/₂ sin θᵢ`, `x'ᵢ₊d/₂ = xᵢ₊d/₂ cos θᵢ + xᵢ sin θᵢ`. A rotation's backward is the rotation by `-θ`.
+//! `base^(-2i/d)` is the plain frequency; [`Frequencies`] has the others, and a factor on cosines and sines.
 //! Packed rows are (h query heads ‖ k key heads ‖ k value heads), each d wide; the value heads stay as they are.
+
+mod frequencies;
 
 use super::{cpu, on_gpu};
 use crate::ops::positions::Positions;
 use candle_core::{Device, Result, Tensor, bail};
+pub use frequencies::{Frequencies, Yarn};
 use rayon::prelude::*;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -15,8 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Tables grow with use: a `config.json` may declare a billion positions, which must not decide how much memory is taken.
 #[derive(Clone, Debug)]
 pub struct Rope {
-    /// One frequency for each pair of a head's channels.
-    frequencies: Vec<f32>,
+    frequencies: Frequencies,
     positions: usize,
     device: Device,
     tables: Arc<Mutex<Arc<Tables>>>,
@@ -29,14 +32,23 @@ pub struct Tables {
     sin: Vec<f32>,
     /// Both as tensors on the model's device, if that is a GPU.
     on_device: Option<(Tensor, Tensor)>,
+    /// The length that decided the frequencies, if one did.
+    deciding_length: Option<usize>,
 }
 
 impl Tables {
     /// The angles are computed in f32 step by step as transformers does, so that both see the same rounded frequencies.
-    fn new(frequencies: &[f32], positions: usize, device: &Device) -> Result<Self> {
+    fn new(frequencies: &Frequencies, positions: usize, device: &Device) -> Result<Self> {
+        let deciding_length = frequencies.deciding_length(positions);
+        let factor = frequencies.attention_factor();
+        let frequencies = frequencies.at(positions);
         let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
-        let (sin, cos) = angles.map(f32::sin_cos).unzip();
-        let mut tables = Self { cos, sin, on_device: None };
+        let scaled = angles.map(|angle| {
+            let (sin, cos) = angle.sin_cos();
+            (sin * factor, cos * factor)
+        });
+        let (sin, cos) = scaled.unzip();
+        let mut tables = Self { cos, sin, on_device: None, deciding_length };
         let (cos, sin) = tables.tensors(frequencies.len())?;
         if super::is_on_gpu(&cos) || !device.is_cpu() {
             tables.on_device = Some((cos.to_device(device)?, sin.to_device(device)?));
@@ -59,11 +71,14 @@ impl Tables {
 }
 
 impl Rope {
-    /// For a model of `positions` positions.
+    /// Plain RoPE for a model of `positions` positions.
     pub fn new(head_dim: usize, theta: f64, positions: usize) -> Self {
-        let frequencies =
-            (0..head_dim / 2).map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / head_dim as f32)).collect();
-        let none = Tables { cos: Vec::new(), sin: Vec::new(), on_device: None };
+        Self::with_frequencies(Frequencies::plain(head_dim, theta), positions)
+    }
+
+    /// For a model of `positions` positions.
+    pub fn with_frequencies(frequencies: Frequencies, positions: usize) -> Self {
+        let none = Tables { cos: Vec::new(), sin: Vec::new(), on_device: None, deciding_length: None };
         Self { frequencies, positions, device: Device::Cpu, tables: Arc::new(Mutex::new(Arc::new(none))) }
     }
 
@@ -71,6 +86,12 @@ impl Rope {
     pub fn on(mut self, device: &Device) -> Self {
         self.device = device.clone();
         self
+    }
+
+    /// Whether tables of other lengths have the same angles.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(crate) fn is_fixed(&self) -> bool {
+        matches!(self.frequencies, Frequencies::Fixed { .. })
     }
 
     /// Number of positions that the model declares.
@@ -83,7 +104,7 @@ impl Rope {
         self.tables(self.positions)?.tensors(self.frequencies.len())
     }
 
-    /// Tables of at least the first `n` positions.
+    /// Tables of at least the first `n` positions, for contexts of which the longest has `n`.
     pub(crate) fn tables(&self, n: usize) -> Result<Arc<Tables>> {
         if n > self.positions {
             bail!("position {} is beyond the model's {}", n - 1, self.positions);
@@ -91,10 +112,12 @@ impl Rope {
         let half = self.frequencies.len();
         // A poisoned lock is harmless: tables are replaced whole, so a panic elsewhere leaves no half of one.
         let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
-        if tables.cos.len() < n * half {
+        let deciding_length = self.frequencies.deciding_length(n);
+        if tables.cos.len() < n * half || tables.deciding_length != deciding_length {
             // At least twice as many each time, so that the work stays proportional to the length of a text that grows token by token.
-            let longer = n.next_power_of_two().min(self.positions);
-            *tables = Arc::new(Tables::new(&self.frequencies, longer, &self.device)?);
+            let longer = n.next_power_of_two().min(self.positions).min(self.frequencies.longest_undecided());
+            let positions = deciding_length.unwrap_or(longer);
+            *tables = Arc::new(Tables::new(&self.frequencies, positions, &self.device)?);
         }
         Ok(tables.clone())
     }
@@ -199,5 +222,49 @@ mod tests {
         assert_eq!(declared.tables(1).unwrap().cos.len(), 64 * dim / 2);
         let row = Tensor::zeros((1, 2, 4), candle_core::DType::F32, &Device::Cpu).unwrap();
         assert!(rope(&row, &small, heads, Positions::From(39)).is_err(), "beyond the model's positions");
+    }
+
+    #[test]
+    fn dynamic_frequencies_are_those_of_the_longest_context_of_the_pass() {
+        let dynamic = Frequencies::Dynamic { head_dim: 8, theta: 100.0, factor: 2.0, original: 16 };
+        let of_length = |length: usize| {
+            Rope::with_frequencies(
+                Frequencies::Fixed { frequencies: dynamic.at(length), attention_factor: 1.0 },
+                length,
+            )
+        };
+        let rotated = |tables: &Rope, start: usize| {
+            let row = Tensor::arange(0f32, 16.0, &Device::Cpu).unwrap().reshape((1, 2, 8)).unwrap();
+            rope(&row, tables, 1, Positions::From(start)).unwrap();
+            row.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        let declared = Rope::with_frequencies(dynamic.clone(), 32);
+        // Back and forth over the original length: what an earlier pass has left must not matter.
+        for start in [0, 20, 14, 15, 9, 30, 20, 0] {
+            let length = (start + 2).max(16);
+            assert_eq!(rotated(&declared, start), rotated(&of_length(length), start), "from {start}");
+        }
+        assert_ne!(dynamic.at(17), dynamic.at(16));
+        assert_eq!(dynamic.at(3), Frequencies::plain(8, 100.0).at(0));
+        assert!(!declared.is_fixed() && of_length(16).is_fixed());
+    }
+
+    #[test]
+    fn cosines_and_sines_are_multiplied_by_the_attention_factor() {
+        let yarn = Yarn {
+            factor: 4.0,
+            original: 16,
+            attention_factor: Some(0.5),
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            mscale: None,
+            mscale_all_dim: None,
+            truncate: true,
+        };
+        let tables = Rope::with_frequencies(yarn.frequencies(8, 100.0), 64);
+        let row = Tensor::ones((1, 1, 8), candle_core::DType::F32, &Device::Cpu).unwrap();
+        rope(&row, &tables, 1, Positions::From(0)).unwrap();
+        // Position 0 is not turned at all.
+        assert_eq!(row.flatten_all().unwrap().to_vec1::<f32>().unwrap(), [0.5; 8]);
     }
 }

@@ -3,30 +3,31 @@
 //! `cargo test` and `llama-lite doctor` run the same checks. The reference is candle's autograd. An op passes if its results
 //! differ by at most [`TOLERANCE`] of the reference's largest element.
 
+mod heads;
 mod outcome;
 
 pub use outcome::{Outcome, TOLERANCE};
 
-use super::attention::Heads;
 use super::noise::Dropout;
 use super::precision::Precision::{Bf16, F32};
-use super::rope::Rope;
-use super::{adamw, attention, cross_entropy, embedding, linear, lora, rms_norm, rope, swiglu};
-use crate::ops::positions::{DocumentStarts, Positions};
+use super::{adamw, bias, cross_entropy, embedding, linear, lora, rms_norm, swiglu};
+use crate::ops::positions::DocumentStarts;
 use candle_core::{DType, Device, Result, Tensor, Var};
 
 type Check = fn(&mut Inputs) -> Result<f64>;
 
 /// Every op of the training path with its check; a new op without an entry fails `tests/all/tidy.rs`.
-const CHECKS: [(&str, Check); 10] = [
+const CHECKS: [(&str, Check); 12] = [
     ("embedding", check_embedding),
     ("linear", check_linear),
     ("linear in bf16", check_linear_in_bf16),
+    ("bias", check_bias),
     ("lora", check_lora),
     ("rms_norm", check_rms_norm),
-    ("rope", check_rope),
+    ("qk_norm", heads::check_qk_norm),
+    ("rope", heads::check_rope),
     ("swiglu", check_swiglu),
-    ("attention", check_attention),
+    ("attention", heads::check_attention),
     ("cross_entropy", check_cross_entropy),
     ("adamw", check_adamw),
 ];
@@ -247,22 +248,19 @@ fn check_rms_norm(inputs: &mut Inputs) -> Result<f64> {
     Ok(found)
 }
 
-fn check_rope(inputs: &mut Inputs) -> Result<f64> {
+fn check_bias(inputs: &mut Inputs) -> Result<f64> {
     let mut found = 0.0f64;
-    for (b, t, heads, rotated, d) in [(1, 1, 3, 2, 2), (2, 7, 5, 4, 6), (3, 33, 6, 5, 64)] {
-        let tables = Rope::new(d, 10_000.0, 40);
-        let qkv = Var::from_tensor(&inputs.tensor(&[b, t, heads * d])?)?;
-        let dy = inputs.tensor(&[b, t, heads * d])?;
-        let documents = inputs.documents(b, t)?;
-        for positions in [Positions::From(0), Positions::From(3), Positions::Documents(&documents)] {
-            let want = rope::reference(&qkv, &tables, rotated, positions)?;
-            let expected = autograd(&want, &dy, &[&qkv])?;
-            let got = qkv.as_tensor().copy()?;
-            let dqkv = dy.copy()?;
-            rope::rope(&got, &tables, rotated, positions)?;
-            rope::rope_backward(&dqkv, &tables, rotated, positions)?;
-            found = found.max(worst(&[(&got, &want), (&dqkv, &expected[0])])?);
-        }
+    for (n, c) in [(1, 1), (7, 13), (130, 600)] {
+        let y = Var::from_tensor(&inputs.tensor(&[n, c])?)?;
+        let b = Var::from_tensor(&inputs.tensor(&[c])?)?;
+        let dy = inputs.tensor(&[n, c])?;
+        let want = bias::reference(&y, &b)?;
+        let expected = autograd(&want, &dy, &[&b])?;
+        let got = y.as_tensor().copy()?;
+        bias::add_bias(&got, &b)?;
+        let db = Tensor::ones_like(&b)?;
+        bias::bias_backward(&dy, &db)?;
+        found = found.max(worst(&[(&got, &want), (&(db - 1.0)?, &expected[0])])?);
     }
     Ok(found)
 }
@@ -278,44 +276,6 @@ fn check_swiglu(inputs: &mut Inputs) -> Result<f64> {
         let got = swiglu::swiglu(&packed, F32)?;
         let grad = swiglu::swiglu_backward(&packed, &dy, F32)?;
         found = found.max(worst(&[(&got, &want), (&grad, &expected[0])])?);
-    }
-    Ok(found)
-}
-
-fn check_attention(inputs: &mut Inputs) -> Result<f64> {
-    let mut found = 0.0f64;
-    let shapes = [(1, 1, 1, 1, 2), (2, 5, 4, 2, 6), (1, 64, 2, 1, 8), (2, 131, 6, 3, 16), (1, 200, 3, 3, 64)];
-    for (b, t, q, kv, dim) in shapes {
-        let heads = Heads { q, kv, dim };
-        let qkv = Var::from_tensor(&(inputs.tensor(&[b, t, heads.packed()])? * 2.0)?)?;
-        let dy = inputs.tensor(&[b, t, heads.out()])?;
-        let documents = inputs.documents(b, t)?;
-        let masked = attention::reference(&qkv, heads, Some(&documents))?;
-        let expected = autograd(&masked, &dy, &[&qkv])?;
-        let (out, lse) = attention::attention(&qkv, heads, Some(&documents), F32)?;
-        let dqkv = attention::attention_backward(&qkv, &out, &lse, &dy, heads, Some(&documents), F32)?;
-        found = found.max(worst(&[(&out, &masked), (&dqkv, &expected[0])])?);
-        // Short documents hide most logits, the largest among them, so a wrong mask shows.
-        let alone = DocumentStarts::new((0..b * t).map(|i| (i % t) as u32).collect(), t)?;
-        for documents in [Some(&documents), Some(&alone), None] {
-            let (scores, _) = attention::reference_scores(&qkv, heads, documents)?;
-            let top = Tensor::new(attention::max_logit(&qkv, heads, documents)?, &Device::Cpu)?;
-            found = found.max(difference(&top, &scores.max_all()?)?);
-        }
-
-        let want = attention::reference(&qkv, heads, None)?;
-        let expected = autograd(&want, &dy, &[&qkv])?;
-        let (out, lse) = attention::attention(&qkv, heads, None, F32)?;
-        let dqkv = attention::attention_backward(&qkv, &out, &lse, &dy, heads, None, F32)?;
-        let k_from = heads.out();
-        let k_width = kv * dim;
-        let k = qkv.narrow(2, k_from, k_width)?;
-        let v = qkv.narrow(2, k_from + k_width, k_width)?;
-        let start = t / 2;
-        let late = qkv.narrow(2, 0, heads.out())?.narrow(1, start, t - start)?;
-        let cached = attention::attention_cached(&late, &k, &v, heads, start)?;
-        let want_late = want.narrow(1, start, t - start)?;
-        found = found.max(worst(&[(&out, &want), (&dqkv, &expected[0]), (&cached, &want_late)])?);
     }
     Ok(found)
 }

@@ -10,21 +10,23 @@ use crate::ops::transfer::to_host;
 use candle_core::{Device, Result, Tensor};
 
 /// Odd sizes, so that the ends of vectors and tiles are part of it.
-const MODEL: ModelConfig = ModelConfig {
-    hidden_size: 72,
-    intermediate_size: 200,
-    num_hidden_layers: 2,
-    num_attention_heads: 6,
-    num_key_value_heads: 2,
-    head_dim: 12,
-    vocab_size: 331,
-    max_position_embeddings: 77,
-    rms_norm_eps: 1e-5,
-    rope_theta: 10_000.0,
-    tie_word_embeddings: false,
-    initializer_range: 0.1,
-    ..ModelConfig::MINIMAL
-};
+fn model() -> ModelConfig {
+    ModelConfig {
+        hidden_size: 72,
+        intermediate_size: 200,
+        num_hidden_layers: 2,
+        num_attention_heads: 6,
+        num_key_value_heads: 2,
+        head_dim: 12,
+        vocab_size: 331,
+        max_position_embeddings: 77,
+        rms_norm_eps: 1e-5,
+        rope_theta: 10_000.0,
+        tie_word_embeddings: false,
+        initializer_range: 0.1,
+        ..ModelConfig::MINIMAL
+    }
+}
 
 /// The first 16 hex digits of the hash of losses and gradients in f32, and in bf16 for runs in bf16 and on a GPU; empty if they cannot be
 /// computed here.
@@ -34,10 +36,10 @@ pub fn fingerprint(precision: Precision, device: &Device) -> String {
 
 fn compute(precision: Precision, device: &Device) -> Result<String> {
     let mut hasher = blake3::Hasher::new_derive_key("llama-lite numerics v1");
-    add_pass(&mut hasher, &MODEL, Precision::F32, device)?;
+    add_pass(&mut hasher, &model(), Precision::F32, device)?;
     // bf16 products have kernels of their own. A GPU's are in use for evaluation even where a run trains in f32.
     if precision == Precision::Bf16 || !device.is_cpu() {
-        add_pass(&mut hasher, &ModelConfig { head_dim: 64, ..MODEL }, Precision::Bf16, device)?;
+        add_pass(&mut hasher, &ModelConfig { head_dim: 64, ..model() }, Precision::Bf16, device)?;
     }
     Ok(hasher.finalize().to_hex()[..16].to_owned())
 }

@@ -246,14 +246,14 @@ pub fn load_model(source: &Opened, device: &Device, precision: PrecisionSetting)
 /// The model with its weights rounded to bf16 while they are read: at no time are all of them in memory in f32.
 fn load_in_bf16(source: &Opened, layout: &Layout) -> Result<Llama> {
     let flat = layout.zeros_bf16()?;
-    let mut norms = Vec::new();
+    let mut vectors = Vec::new();
     read_into(&flat, layout, "", 0..layout.total, |sink| {
         source.read_weights(&mut |name, shape, values| {
             if let [n] = *shape {
-                norms.push(Tensor::from_vec(values.clone(), n, &Device::Cpu)?);
+                vectors.push(Tensor::from_vec(values.clone(), n, &Device::Cpu)?);
             }
             sink(name, shape, values)
         })
     })?;
-    Ok(Llama::held_in_bf16(&source.model, flat, norms)?)
+    Ok(Llama::held_in_bf16(&source.model, flat, vectors)?)
 }

@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use llama_lite::config::ModelConfig;
 use llama_lite::model::params::Layout;
 use llama_lite::model::{Llama, TrainInput, init::init};
-use llama_lite::ops::attention::{self, Heads};
+use llama_lite::ops::attention::{self, Heads, Mask};
 use llama_lite::ops::positions::Positions;
 use llama_lite::ops::rope::{self, Rope};
 use llama_lite::ops::selftest::difference;
@@ -66,7 +66,7 @@ fn reference_losses(p: &Named, c: &ModelConfig, inputs: &Tensor, targets: &Tenso
         let a = attention::reference(
             &rope::reference(&qkv, &tables, heads.q + heads.kv, Positions::From(0))?,
             heads,
-            None,
+            Mask::default(),
         )?;
         x = (x + linear::reference(&a, w("self_attn.o_proj"))?)?;
         let n = rms_norm::reference(&x, w("post_attention_layernorm"), c.rms_norm_eps)?;

@@ -1,19 +1,41 @@
-//! Directories written by transformers (`scripts/fixtures/llama.py` made them): logits, loss, gradients, greedy text, refusals.
+//! Directories written by transformers (`scripts/fixtures/llama.py` and `families.py` made them): logits, loss, gradients, greedy text,
+//! refusals.
 
 use crate::support::root;
 use candle_core::{DType, Device, Tensor, safetensors};
 use llama_lite::checkpoint::Opened;
-use llama_lite::config::PrecisionSetting;
+use llama_lite::config::{ModelConfig, PrecisionSetting};
 use llama_lite::model::TrainInput;
 use llama_lite::ops::selftest::difference;
 use llama_lite::train::model_state::load_model;
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-const ALL: [&str; 5] = ["gqa", "untied", "untied-bf16", "untied-f16", "tied"];
+const LLAMA: [&str; 5] = ["gqa", "untied", "untied-bf16", "untied-f16", "tied"];
+
+/// Models of every architecture and type of RoPE.
+const FAMILIES: [&str; 12] = [
+    "llama-biases",
+    "llama3",
+    "linear",
+    "dynamic",
+    "qwen2",
+    "qwen2-yarn",
+    "qwen3",
+    "qwen3-window",
+    "mistral",
+    "mistral-window",
+    "smollm3",
+    "smollm3-list",
+];
+
+fn all() -> impl Iterator<Item = &'static str> {
+    LLAMA.into_iter().chain(FAMILIES)
+}
 
 fn fixture(name: &str) -> PathBuf {
-    root().join("tests/fixtures/llama").join(name)
+    let folder = if FAMILIES.contains(&name) { "families" } else { "llama" };
+    root().join("tests/fixtures").join(folder).join(name)
 }
 
 fn expected(name: &str) -> HashMap<String, Tensor> {
@@ -26,7 +48,7 @@ fn ids(t: &Tensor) -> Tensor {
 
 #[test]
 fn logits_and_loss_equal_transformers() {
-    for name in ALL {
+    for name in all() {
         let model = load_model(&Opened::open(&fixture(name)).unwrap(), &Device::Cpu, PrecisionSetting::Auto).unwrap();
         let want = expected(name);
         let inputs = ids(&want["input_ids"]);
@@ -43,7 +65,7 @@ fn logits_and_loss_equal_transformers() {
 
 #[test]
 fn every_gradient_equals_torch() {
-    for name in ["gqa", "untied", "tied"] {
+    for name in ["gqa", "untied", "tied"].into_iter().chain(FAMILIES) {
         let model = load_model(&Opened::open(&fixture(name)).unwrap(), &Device::Cpu, PrecisionSetting::Auto).unwrap();
         let want = expected(name);
         let (inputs, targets) = (ids(&want["input_ids"]), ids(&want["target_ids"]).flatten_all().unwrap());
@@ -55,14 +77,25 @@ fn every_gradient_equals_torch() {
             let theirs = want.get(&format!("grad.{}", spec.name)).unwrap_or_else(|| panic!("{name}: no {}", spec.name));
             let ours = flat.narrow(0, spec.start, spec.len).unwrap().reshape(spec.shape.as_slice()).unwrap();
             let d = difference(&ours, theirs).unwrap();
+            if is_without_effect(&model.config, &spec.name) {
+                let largest = [&ours, theirs].map(|g| g.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap());
+                assert!(largest.iter().all(|g| *g < 1e-7), "{name}: gradients of {} are {largest:?}, not 0", spec.name);
+                continue;
+            }
             assert!(d < 1e-4, "{name}: gradient of {} differs by {d:.1e}", spec.name);
         }
     }
 }
 
+/// Whether it is the bias of keys that are not rotated: it adds the same to all scores of a query, which softmax takes away.
+fn is_without_effect(config: &ModelConfig, parameter: &str) -> bool {
+    let layer = parameter.strip_prefix("model.layers.").and_then(|rest| rest.strip_suffix(".self_attn.k_proj.bias"));
+    layer.is_some_and(|layer| !config.layer_rotates(layer.parse().unwrap()))
+}
+
 #[test]
 fn greedy_continuations_equal_generate() {
-    for name in ALL {
+    for name in all() {
         let model = load_model(&Opened::open(&fixture(name)).unwrap(), &Device::Cpu, PrecisionSetting::Auto).unwrap();
         let want = expected(name);
         let theirs = ids(&want["greedy_ids"]).to_vec1::<u32>().unwrap();
@@ -83,7 +116,7 @@ fn greedy_continuations_equal_generate() {
 /// What is stored in bf16 is held as it is; other weights are rounded to the nearest, and those of norms stay exact.
 #[test]
 fn weights_can_be_held_in_bf16() {
-    for name in ALL {
+    for name in all() {
         let open = |precision| load_model(&Opened::open(&fixture(name)).unwrap(), &Device::Cpu, precision).unwrap();
         let (exact, held) = (open(PrecisionSetting::F32), open(PrecisionSetting::Bf16));
         assert!(held.is_in_bf16() && !exact.is_in_bf16() && !open(PrecisionSetting::Auto).is_in_bf16());
@@ -94,7 +127,8 @@ fn weights_can_be_held_in_bf16() {
         assert_eq!(bits(&held.flat) == bits(&exact.flat), name == "untied-bf16", "{name}");
         let inputs = ids(&expected(name)["input_ids"]);
         let d = difference(&held.logits(&inputs).unwrap(), &exact.logits(&inputs).unwrap()).unwrap();
-        assert!(d > 0.0 && d < 0.08, "{name}: logits differ by {d:.1e}");
+        let limit = if LLAMA.contains(&name) { 0.08 } else { 0.15 };
+        assert!(d > 0.0 && d < limit, "{name}: logits differ by {d:.1e}");
     }
 }
 
@@ -107,8 +141,10 @@ fn what_the_model_would_compute_differently_is_refused_by_name() {
     }
     let good = std::fs::read_to_string(dir.path().join("config.json")).unwrap();
     let cases = [
-        ("attention_bias", serde_json::json!(true)),
-        ("mlp_bias", serde_json::json!(true)),
+        ("model_type", serde_json::json!("gemma2")),
+        ("partial_rotary_factor", serde_json::json!(0.5)),
+        ("quantization_config", serde_json::json!({"quant_method": "gptq"})),
+        ("use_sliding_window", serde_json::json!(true)),
         ("hidden_act", serde_json::json!("gelu")),
         ("model_type", serde_json::json!("mistral")),
         ("rope_scaling", serde_json::json!({"rope_type": "llama3", "factor": 8.0})),

@@ -15,7 +15,7 @@ use llama_lite::config::ModelConfig;
 use llama_lite::model::params::Layout;
 use llama_lite::model::{Llama, TrainInput, init};
 use llama_lite::ops::adamw::{Flat, Hyper, adamw, global_norm, zero};
-use llama_lite::ops::attention::{Heads, attention, attention_backward};
+use llama_lite::ops::attention::{Heads, Mask, attention, attention_backward};
 use llama_lite::ops::cross_entropy::cross_entropy_and_backward;
 use llama_lite::ops::embedding::{embedding, embedding_backward};
 use llama_lite::ops::linear::{linear, linear_backward_input, linear_backward_weight};
@@ -98,14 +98,14 @@ impl Bench {
         self.linears(["down forward", "down dx", "down dW"], c, f)?;
         let (b, t, p) = (TOKENS / self.sequence, self.sequence, self.precision);
         let qkv = self.random(&[b, t, heads.packed()])?;
-        let (out, lse) = attention(&qkv, heads, None, p)?;
+        let (out, lse) = attention(&qkv, heads, Mask::default(), p)?;
         let gflop = 2e-9 * (TOKENS * t * heads.out()) as f64; // both products, keys counted by half
         let (n, width) = (TOKENS, heads.packed());
         self.time("attention forward", layers, gflop, n * (width + heads.out()), || {
-            attention(&qkv, heads, None, p).map(drop)
+            attention(&qkv, heads, Mask::default(), p).map(drop)
         })?;
         self.time("attention backward", layers, 2.5 * gflop, n * 2 * (width + heads.out()), || {
-            attention_backward(&qkv, &out, &lse, &out, heads, None, p).map(drop)
+            attention_backward(&qkv, &out, &lse, &out, heads, Mask::default(), p).map(drop)
         })?;
         let tables = Rope::new(64, 500_000.0, t);
         let turned = heads.q + heads.kv;

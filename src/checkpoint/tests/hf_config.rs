@@ -2,6 +2,7 @@
 
 use super::super::tests::toy_model;
 use super::*;
+use crate::config::RopeScaling;
 use crate::runtime::error::Failure;
 
 /// The keys of Llama 2 era files, written by transformers 4.
@@ -76,17 +77,27 @@ fn absent_keys_mean_what_transformers_takes_them_for() {
 #[test]
 fn unsupported_keys_are_refused_by_name_and_value() {
     let cases = [
-        ("model_type", json!("mistral"), "mistral"),
+        ("model_type", json!("gemma2"), "gemma2"),
+        ("model_type", json!("mistral"), "MistralForCausalLM"),
         ("architectures", json!(["LlamaForSequenceClassification"]), "LlamaForSequenceClassification"),
         ("architectures", json!(["LlamaModel"]), "LlamaModel"),
         ("hidden_act", json!("gelu"), "gelu"),
-        ("attention_bias", json!(true), "true"),
-        ("mlp_bias", json!(true), "true"),
+        ("attention_bias", json!("yes"), "yes"),
+        ("mlp_bias", json!(1), "1"),
+        ("use_sliding_window", json!(true), "true"),
+        ("layer_types", json!(["full_attention", "sliding_attention"]), "sliding_attention"),
         ("quantization_config", json!({ "quant_method": "gptq" }), "gptq"),
         ("rope_scaling", json!({ "rope_type": "llama3", "factor": 8.0 }), "llama3"),
-        ("rope_scaling", json!({ "type": "linear", "factor": 2.0 }), "linear"),
+        ("rope_scaling", json!({ "type": "linear", "factor": 0.5 }), "linear"),
+        (
+            "rope_scaling",
+            json!({ "type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 9 }),
+            "original",
+        ),
+        ("rope_scaling", json!({ "rope_type": "longrope", "factor": 2.0 }), "longrope"),
+        ("rope_scaling", json!({ "rope_type": "default", "factor": 2.0 }), "factor"),
         ("rope_scaling", json!("yarn"), "yarn"),
-        ("rope_parameters", json!({ "rope_type": "yarn", "rope_theta": 500000.0 }), "yarn"),
+        ("rope_parameters", json!({ "rope_type": "yarn", "factor": 4.0, "beta_fats": 3.0 }), "beta_fats"),
         ("rope_parameters", json!({ "rope_type": "default", "rope_theta": 10000.0 }), "contradicts"),
         ("rope_parameters", json!({ "rope_type": "default", "rope_theta": -1 }), "positive"),
         ("rope_parameters", json!({ "rope_type": "default", "partial_rotary_factor": 0.5 }), "0.5"),
@@ -118,12 +129,117 @@ fn unsupported_keys_are_refused_by_name_and_value() {
     }
     // Several at once are all reported.
     let mut config = version_4();
-    config["mlp_bias"] = json!(true);
+    config["mlp_bias"] = json!("no");
     config.as_object_mut().unwrap().remove("vocab_size");
     let message = parse_config(&config, "c").unwrap_err().to_string();
-    assert!(message.contains("mlp_bias = true") && message.contains("vocab_size is missing"), "{message}");
+    assert!(message.contains("mlp_bias = \"no\"") && message.contains("vocab_size is missing"), "{message}");
     assert!(parse_config(&json!([]), "c").is_err());
     assert!(parse_config(&json!({}), "c").unwrap_err().to_string().contains("model_type"));
+}
+
+/// Both spellings of scaled RoPE, with what transformers puts in for absent settings.
+#[test]
+fn scaled_rope_is_read_from_either_place() {
+    let scaling = |key: &str, value: Value| {
+        let mut config = version_4();
+        config[key] = value;
+        parse(&config).model.rope_scaling
+    };
+    let linear = Some(RopeScaling::Linear { factor: 2.0 });
+    assert_eq!(scaling("rope_scaling", json!({ "type": "linear", "factor": 2.0 })), linear);
+    assert_eq!(scaling("rope_parameters", json!({ "rope_type": "linear", "factor": 2 })), linear);
+    let same = json!({ "type": "dynamic", "factor": 3.0, "original_max_position_embeddings": 4096 });
+    assert_eq!(scaling("rope_scaling", same), Some(RopeScaling::Dynamic { factor: 3.0 }));
+    let llama3 = json!({ "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0 });
+    let Some(RopeScaling::Llama3(llama3)) = scaling("rope_scaling", llama3) else { panic!("no llama3") };
+    assert_eq!(llama3.original_max_position_embeddings, 4096);
+    let yarn = json!({ "rope_type": "yarn", "factor": null, "original_max_position_embeddings": 1024 });
+    let Some(RopeScaling::Yarn(yarn)) = scaling("rope_scaling", yarn) else { panic!("no yarn") };
+    assert_eq!((yarn.factor, yarn.beta_fast, yarn.truncate), (4.0, 32.0, true));
+    let mut both = version_4();
+    both["rope_scaling"] = json!({ "type": "linear", "factor": 2.0 });
+    both["rope_parameters"] = json!({ "rope_type": "linear", "factor": 4.0 });
+    assert!(parse_config(&both, "c").unwrap_err().to_string().contains("contradicts"));
+}
+
+/// The smallest file of an architecture: every other key is absent.
+fn bare(architecture: Architecture) -> Value {
+    json!({
+        "architectures": [architecture.class_name()], "model_type": architecture.name(), "hidden_size": 4096,
+        "intermediate_size": 64, "num_hidden_layers": 30, "num_attention_heads": 32, "vocab_size": 320,
+        "hidden_act": "silu"
+    })
+}
+
+#[test]
+fn absent_keys_are_those_of_the_architecture() {
+    let read = |architecture| parse(&bare(architecture)).model;
+    let mistral = read(Architecture::Mistral);
+    assert_eq!((mistral.num_key_value_heads, mistral.sliding_window, mistral.head_dim), (8, Some(4096), 128));
+    let mut no_window = bare(Architecture::Mistral);
+    no_window["sliding_window"] = Value::Null;
+    assert_eq!(parse(&no_window).model.sliding_window, None);
+    let qwen3 = read(Architecture::Qwen3);
+    assert_eq!((qwen3.head_dim, qwen3.sliding_window, qwen3.tie_word_embeddings), (128, None, false));
+    let mut window = bare(Architecture::Qwen2);
+    window["use_sliding_window"] = true.into();
+    let qwen2 = parse(&window).model;
+    assert_eq!((qwen2.sliding_window, qwen2.max_window_layers), (Some(4096), 28));
+    assert_eq!((qwen2.layer_window(27), qwen2.layer_window(28)), (None, Some(4096)));
+    window["max_window_layers"] = 0.into();
+    window["sliding_window"] = 7.into();
+    assert_eq!(parse(&window).model.layer_window(0), Some(7));
+    let smollm3 = read(Architecture::SmolLm3);
+    assert_eq!((smollm3.rope_theta, smollm3.tie_word_embeddings, smollm3.num_key_value_heads), (2e6, true, 4));
+    assert_eq!(smollm3.no_rope_layers.unwrap()[..5], [1, 1, 1, 0, 1]);
+    let mut list = bare(Architecture::SmolLm3);
+    // One more than layers, as transformers takes it.
+    list["no_rope_layers"] = vec![0; 31].into();
+    assert_eq!(parse(&list).model.no_rope_layers, Some(vec![0; 30]));
+    list["no_rope_layers"] = vec![1; 29].into();
+    assert!(parse_config(&list, "c").unwrap_err().to_string().contains("no_rope_layers"));
+    let mut class_alone = bare(Architecture::Qwen3);
+    class_alone.as_object_mut().unwrap().remove("model_type");
+    assert_eq!(parse(&class_alone).model.architecture, Architecture::Qwen3);
+    class_alone["architectures"] = json!(["Qwen3Model"]);
+    let error = parse_config(&class_alone, "c").unwrap_err();
+    assert!(error.downcast_ref::<Failure>().unwrap().hint.as_ref().unwrap().contains("Qwen3ForCausalLM"));
+}
+
+#[test]
+fn every_architecture_is_written_and_read_back() {
+    let yarn = json!({ "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "mscale": 0.5 });
+    let yarn = parse(&{
+        let mut config = version_4();
+        config["rope_scaling"] = yarn;
+        config
+    });
+    let base = ModelConfig { num_hidden_layers: 3, rope_scaling: yarn.model.rope_scaling, ..toy_model(true) };
+    let models = [
+        ModelConfig { attention_bias: true, mlp_bias: true, ..base.clone() },
+        ModelConfig { architecture: Architecture::Mistral, sliding_window: Some(5), ..base.clone() },
+        ModelConfig { architecture: Architecture::Mistral, ..base.clone() },
+        ModelConfig { architecture: Architecture::Qwen2, ..base.clone() },
+        ModelConfig {
+            architecture: Architecture::Qwen3,
+            sliding_window: Some(5),
+            max_window_layers: 1,
+            attention_bias: true,
+            ..base.clone()
+        },
+        ModelConfig {
+            architecture: Architecture::SmolLm3,
+            no_rope_layers: Some(vec![1, 0, 1]),
+            mlp_bias: true,
+            ..base
+        },
+    ];
+    for model in models {
+        let written = config_json(&model, None, &[], Dtype::F32);
+        assert_eq!(parse(&written).model, model, "{written}");
+        // As transformers 4 reads it.
+        assert_eq!(written["rope_scaling"]["factor"], 4.0);
+    }
 }
 
 #[test]

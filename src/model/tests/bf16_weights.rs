@@ -16,7 +16,7 @@ fn weights(config: &ModelConfig) -> (Tensor, Vec<Tensor>) {
         let values: Vec<f32> = (0..spec.len).map(|i| 1.0 + (i as f32 * 0.37).sin() / 3.0).collect();
         flat.slice_set(&Tensor::from_vec(values, spec.len, &Device::Cpu).unwrap(), 0, spec.start).unwrap();
     }
-    let norms = Weights::views(&flat, config, &layout).unwrap().norms();
+    let norms = Weights::views(&flat, config, &layout).unwrap().vectors();
     (flat, norms)
 }
 

@@ -108,26 +108,26 @@ pub(super) fn few_queries(
     q: Rows,
     keys: Rows,
     values: Rows,
-    (queries, offset, scale): (usize, usize, f32),
+    (queries, offset, scale, starts): (usize, usize, f32, Option<&[u32]>),
     out: SharedMut,
     (out_from, out_stride): (usize, usize),
 ) {
     let mut p = cpu::output(offset + queries);
     for i in 0..queries {
-        let p = &mut p[..offset + i + 1];
+        let first = starts.map_or(0, |starts| starts[i] as usize);
+        let p = &mut p[..offset + i + 1 - first];
         // SAFETY: this task alone writes these columns of the output.
         let out = unsafe { out.range(out_from + i * out_stride, q.dim) };
         cpu::simd!({
             for (j, p) in p.iter_mut().enumerate() {
-                *p = cpu::dot(q.row(i), keys.row(j)) * scale;
+                *p = cpu::dot(q.row(i), keys.row(first + j)) * scale;
             }
-            // Every query sees all keys up to its own: a cache and a path of a prefix tree hold one context.
             let top = cpu::max(p);
             let inverse = 1.0 / cpu::exp_and_sum(p, top);
             out.fill(0.0);
             for (j, p) in p.iter().enumerate() {
                 let weight = p * inverse;
-                out.iter_mut().zip(values.row(j)).for_each(|(out, v)| *out += weight * v);
+                out.iter_mut().zip(values.row(first + j)).for_each(|(out, v)| *out += weight * v);
             }
         });
     }

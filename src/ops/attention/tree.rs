@@ -2,6 +2,7 @@
 
 use super::Heads;
 use super::forward::{FEW, KeysAndValues, few_queries, forward_head};
+use super::mask::window_first_keys;
 use super::span::Rows;
 use crate::ops::cpu::{self, SharedMut};
 use crate::ops::on_gpu;
@@ -10,18 +11,24 @@ use crate::ops::prefix_tree::{Node, PrefixTree};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-/// Packed `qkv` (1, t, (h + 2k)·d), already rotated → output (1, t, h·d).
-pub fn attention_prefix_tree(qkv: &Tensor, tree: &PrefixTree, heads: Heads, precision: Precision) -> Result<Tensor> {
+/// Packed `qkv` (1, t, (h + 2k)·d), already rotated → output (1, t, h·d). `window` is that of a [`Mask`](super::Mask).
+pub fn attention_prefix_tree(
+    qkv: &Tensor,
+    tree: &PrefixTree,
+    heads: Heads,
+    window: Option<usize>,
+    precision: Precision,
+) -> Result<Tensor> {
     let (b, t) = heads.check("attention_prefix_tree", qkv)?;
     if b != 1 || tree.len() != t {
         bail!("attention_prefix_tree: {b} rows of {t} for a prefix tree of {} tokens", tree.len());
     }
-    on_gpu!(qkv, crate::ops::cuda::attention_prefix_tree(qkv, tree, heads));
+    on_gpu!(qkv, crate::ops::cuda::attention_prefix_tree(qkv, tree, heads, window));
     let out = cpu::read("attention_prefix_tree", [qkv], |[qkv]| {
         let mut out = cpu::output(t * heads.out());
         let shared = SharedMut::new(&mut out);
         (0..tree.nodes().len() * heads.kv).into_par_iter().for_each(|task| {
-            attend(qkv, &tree.path(task / heads.kv), heads, task % heads.kv, precision, shared);
+            attend(qkv, &tree.path(task / heads.kv), heads, task % heads.kv, window, precision, shared);
         });
         Ok(out)
     })?;
@@ -29,7 +36,15 @@ pub fn attention_prefix_tree(qkv: &Tensor, tree: &PrefixTree, heads: Heads, prec
 }
 
 /// The queries of the last node of `path` against the keys and values of all of it, for key/value head `kv` and its query heads.
-fn attend(qkv: &[f32], path: &[Node], heads: Heads, kv: usize, precision: Precision, out: SharedMut) {
+fn attend(
+    qkv: &[f32],
+    path: &[Node],
+    heads: Heads,
+    kv: usize,
+    window: Option<usize>,
+    precision: Precision,
+    out: SharedMut,
+) {
     let Some(node) = path.last() else { return };
     let d = heads.dim;
     let n = node.position + node.len;
@@ -44,6 +59,8 @@ fn attend(qkv: &[f32], path: &[Node], heads: Heads, kv: usize, precision: Precis
             (Rows { data: keys, from: 0, stride: d, dim: d }, Rows { data: values, from: 0, stride: d, dim: d })
         }
     };
+    let first_keys = window_first_keys(window, node.position, node.len);
+    let starts = first_keys.as_deref();
     let packed = (node.len >= FEW).then(|| KeysAndValues::pack(keys, values, n, precision));
     let mut lse = vec![0.0; node.len];
     for head in kv * heads.group()..(kv + 1) * heads.group() {
@@ -51,9 +68,9 @@ fn attend(qkv: &[f32], path: &[Node], heads: Heads, kv: usize, precision: Precis
         let place = (node.start * heads.out() + head * d, heads.out());
         match &packed {
             Some(packed) => {
-                forward_head(q, packed, (node.len, node.position, heads.scale(), None), out, place, &mut lse)
+                forward_head(q, packed, (node.len, node.position, heads.scale(), starts), out, place, &mut lse)
             }
-            None => few_queries(q, keys, values, (node.len, node.position, heads.scale()), out, place),
+            None => few_queries(q, keys, values, (node.len, node.position, heads.scale(), starts), out, place),
         }
     }
 }

@@ -3,6 +3,7 @@
 //! bf16 with heads of 64 or 128 goes through the tensor cores; f32, of any width up to 256, is plain: for comparisons.
 
 use super::gpu::{Arg, Grid, empty, int, launch, list, pointer, pointer_or_null, suffix};
+use crate::ops::attention::Mask;
 use crate::ops::heads::{GPU_BF16_DIMS, Heads};
 use crate::ops::positions::DocumentStarts;
 use crate::ops::prefix_tree::{Node, PrefixTree};
@@ -45,14 +46,14 @@ struct Call {
 }
 
 impl Call {
-    fn new(qkv: &Tensor, heads: Heads, documents: Option<&DocumentStarts>) -> Result<Self> {
+    fn new(qkv: &Tensor, heads: Heads, mask: Mask) -> Result<Self> {
         let (b, t, _) = qkv.dims3()?;
         let known =
             if qkv.dtype() == DType::BF16 { GPU_BF16_DIMS.contains(&heads.dim) } else { heads.dim <= MOST_DIMS };
         if !known {
             bail!("attention on a GPU: no kernel for heads of {} in {:?}", heads.dim, qkv.dtype());
         }
-        let starts = documents.map(|s| list(s.starts(), qkv.device())).transpose()?;
+        let starts = mask.all_first_keys(b, t).map(|first| list(&first, qkv.device())).transpose()?;
         Ok(Self { b, t, heads, starts })
     }
 
@@ -84,18 +85,13 @@ impl Call {
 }
 
 /// Output and log-sum-exp. Also fills `tops`, if there is one, with the largest logit of each query.
-fn forward(
-    qkv: &Tensor,
-    heads: Heads,
-    documents: Option<&DocumentStarts>,
-    tops: Option<&Tensor>,
-) -> Result<(Tensor, Tensor)> {
-    let call = Call::new(qkv, heads, documents)?;
+fn forward(qkv: &Tensor, heads: Heads, mask: Mask, tops: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
+    let call = Call::new(qkv, heads, mask)?;
     let device = qkv.device();
     let out = empty(&[call.b, call.t, heads.out()], qkv.dtype(), device)?;
     let lse = empty(&[call.b, heads.q, call.t], DType::F32, device)?;
     #[cfg(feature = "cudnn")]
-    if documents.is_none() && tops.is_none() && super::gpu::cudnn::forward(qkv, heads, &out, &lse)? {
+    if call.starts.is_none() && tops.is_none() && super::gpu::cudnn::forward(qkv, heads, &out, &lse)? {
         return Ok((out, lse));
     }
     let tensors =
@@ -106,19 +102,15 @@ fn forward(
 }
 
 /// See [`attention`](crate::ops::attention::attention).
-pub(in crate::ops) fn attention(
-    qkv: &Tensor,
-    heads: Heads,
-    documents: Option<&DocumentStarts>,
-) -> Result<(Tensor, Tensor)> {
-    forward(qkv, heads, documents, None)
+pub(in crate::ops) fn attention(qkv: &Tensor, heads: Heads, mask: Mask) -> Result<(Tensor, Tensor)> {
+    forward(qkv, heads, mask, None)
 }
 
 /// See [`max_logit`](crate::ops::attention::max_logit). Runs forward once more and ignores its other results.
-pub(in crate::ops) fn max_logit(qkv: &Tensor, heads: Heads, documents: Option<&DocumentStarts>) -> Result<f32> {
+pub(in crate::ops) fn max_logit(qkv: &Tensor, heads: Heads, mask: Mask) -> Result<f32> {
     let (b, t, _) = qkv.dims3()?;
     let tops = empty(&[b, heads.q, t], DType::F32, qkv.device())?;
-    forward(qkv, heads, documents, Some(&tops))?;
+    forward(qkv, heads, mask, Some(&tops))?;
     Ok(to_host(&tops)?.flatten_all()?.to_vec1::<f32>()?.into_iter().fold(f32::NEG_INFINITY, f32::max))
 }
 
@@ -149,18 +141,48 @@ impl Paths {
         Self { tiles, steps }
     }
 
+    /// The same where a query sees the last `window` keys of its path alone: a tile for each query, because each sees other keys.
+    fn within_window(tree: &PrefixTree, window: usize, keys: usize) -> Self {
+        let mut tiles = Vec::new();
+        let mut steps = Vec::new();
+        for (number, node) in tree.nodes().iter().enumerate() {
+            let path = tree.path(number);
+            for i in 0..node.len {
+                let query = node.start + i;
+                // Position of the first key that it sees.
+                let first = (node.position + i + 1).saturating_sub(window);
+                let from = steps.len() / 2;
+                for Node { start, len, position, .. } in &path {
+                    let end = start + len;
+                    let seen = (start + first.saturating_sub(*position)..end).step_by(keys);
+                    steps.extend(seen.take_while(|&key| key <= query).flat_map(|key| [key as u32, end as u32]));
+                }
+                tiles.extend([query, query + 1, from, steps.len() / 2].map(|n| n as u32));
+            }
+        }
+        Self { tiles, steps }
+    }
+
     fn on(&self, device: &Device) -> Result<[Tensor; 2]> {
         Ok([list(&self.tiles, device)?, list(&self.steps, device)?])
     }
 }
 
 /// See [`attention_prefix_tree`](crate::ops::attention::attention_prefix_tree).
-pub(in crate::ops) fn attention_prefix_tree(qkv: &Tensor, tree: &PrefixTree, heads: Heads) -> Result<Tensor> {
-    let call = Call::new(qkv, heads, None)?;
+pub(in crate::ops) fn attention_prefix_tree(
+    qkv: &Tensor,
+    tree: &PrefixTree,
+    heads: Heads,
+    window: Option<usize>,
+) -> Result<Tensor> {
+    let call = Call::new(qkv, heads, Mask::default())?;
     let device = qkv.device();
     let rounded = qkv.dtype() == DType::BF16;
-    let paths =
-        if rounded { Paths::new(tree, PREFIX_TREE[0].rows, STEP_KEYS) } else { Paths::new(tree, 1, usize::MAX) };
+    let (rows, keys) = if rounded { (PREFIX_TREE[0].rows, STEP_KEYS) } else { (1, usize::MAX) };
+    let paths = match window.filter(|window| *window <= tree.longest()) {
+        Some(window) => Paths::within_window(tree, window, keys),
+        None => Paths::new(tree, rows, keys),
+    };
     let [tiles, steps] = paths.on(device)?;
     let out = empty(&[1, call.t, heads.out()], qkv.dtype(), device)?;
     let mut args = vec![
@@ -208,52 +230,43 @@ pub(in crate::ops) fn attention_backward(
     lse: &Tensor,
     dout: &Tensor,
     heads: Heads,
-    documents: Option<&DocumentStarts>,
+    mask: Mask,
 ) -> Result<Tensor> {
     static SETTING: LazyLock<Option<String>> =
         LazyLock::new(|| std::env::var(SLICE).ok().filter(|text| !text.is_empty()));
     let slice = sequences_of_slice(SETTING.as_deref(), qkv.dim(0)?)?;
-    backward_in_slices(slice, qkv, [out, lse, dout], heads, documents)
+    backward_in_slices(slice, qkv, [out, lse, dout], heads, mask)
 }
 
 /// The gradient of packed QKV, of `slice` sequences at a time. Sequences do not know of each other, so our own kernels give the same bits
 /// whatever the slice.
-fn backward_in_slices(
-    slice: usize,
-    qkv: &Tensor,
-    saved: [&Tensor; 3],
-    heads: Heads,
-    documents: Option<&DocumentStarts>,
-) -> Result<Tensor> {
+fn backward_in_slices(slice: usize, qkv: &Tensor, saved: [&Tensor; 3], heads: Heads, mask: Mask) -> Result<Tensor> {
     let (b, t, _) = qkv.dims3()?;
     let dqkv = empty(qkv.dims(), qkv.dtype(), qkv.device())?;
     if slice >= b {
-        backward(qkv, saved, heads, documents, &dqkv)?;
+        backward(qkv, saved, heads, mask, &dqkv)?;
         return Ok(dqkv);
     }
     for first in (0..b).step_by(slice) {
         let n = slice.min(b - first);
         let part = |t: &Tensor| t.narrow(0, first, n);
         let [out, lse, dout] = saved;
-        let starts =
-            documents.map(|all| DocumentStarts::new(all.starts()[first * t..][..n * t].to_vec(), t)).transpose()?;
-        backward(&part(qkv)?, [&part(out)?, &part(lse)?, &part(dout)?], heads, starts.as_ref(), &part(&dqkv)?)?;
+        let starts = mask
+            .documents
+            .map(|all| DocumentStarts::new(all.starts()[first * t..][..n * t].to_vec(), t))
+            .transpose()?;
+        let mask = Mask { documents: starts.as_ref(), ..mask };
+        backward(&part(qkv)?, [&part(out)?, &part(lse)?, &part(dout)?], heads, mask, &part(&dqkv)?)?;
     }
     Ok(dqkv)
 }
 
 /// Fills `dqkv` from forward's input, its saved `out` and `lse`, and the gradient `dout`.
-fn backward(
-    qkv: &Tensor,
-    [out, lse, dout]: [&Tensor; 3],
-    heads: Heads,
-    documents: Option<&DocumentStarts>,
-    dqkv: &Tensor,
-) -> Result<()> {
-    let call = Call::new(qkv, heads, documents)?;
+fn backward(qkv: &Tensor, [out, lse, dout]: [&Tensor; 3], heads: Heads, mask: Mask, dqkv: &Tensor) -> Result<()> {
+    let call = Call::new(qkv, heads, mask)?;
     let device = qkv.device();
     #[cfg(feature = "cudnn")]
-    if documents.is_none() && super::gpu::cudnn::backward(qkv, heads, (out, lse, dout), dqkv)? {
+    if call.starts.is_none() && super::gpu::cudnn::backward(qkv, heads, (out, lse, dout), dqkv)? {
         return Ok(());
     }
     // Row sums of dO · O, which both kernels below need.
@@ -275,6 +288,7 @@ pub(in crate::ops) fn attention_cached(
     v: &Tensor,
     heads: Heads,
     start: usize,
+    window: Option<usize>,
 ) -> Result<Tensor> {
     let (b, t, _) = q.dims3()?;
     let capacity = k.dim(1)?;
@@ -285,7 +299,9 @@ pub(in crate::ops) fn attention_cached(
     let q = &q.contiguous()?;
     let out = empty(q.dims(), q.dtype(), q.device())?;
     let tensors = [pointer(q)?, pointer(k)?, pointer(v)?, pointer(&out)?];
-    let sizes = [t, start, capacity, heads.q, heads.kv, d].map(int);
+    // Of a window that hides nothing, the length of everything.
+    let window = window.map_or(start + t, |window| window.min(start + t));
+    let sizes = [t, start, window, capacity, heads.q, heads.kv, d].map(int);
     let mut args = tensors.to_vec();
     for size in sizes {
         args.push(size?);
@@ -311,17 +327,20 @@ mod tests {
         for dtype in [DType::F32, DType::BF16] {
             let qkv = numbers((b, t, heads.packed()), 1, dtype);
             let dout = numbers((b, t, heads.out()), 2, dtype);
-            for documents in [None, Some(&documents)] {
-                let (out, lse) = attention(&qkv, heads, documents).unwrap();
+            for (documents, window) in
+                [(None, None), (Some(&documents), None), (Some(&documents), Some(2)), (None, Some(9))]
+            {
+                let mask = Mask { documents, window };
+                let (out, lse) = attention(&qkv, heads, mask).unwrap();
                 let of_slices = |slice: usize| {
-                    let dqkv = backward_in_slices(slice, &qkv, [&out, &lse, &dout], heads, documents).unwrap();
+                    let dqkv = backward_in_slices(slice, &qkv, [&out, &lse, &dout], heads, mask).unwrap();
                     assert_eq!(dqkv.dims(), qkv.dims());
                     bits(&dqkv)
                 };
                 let whole = of_slices(b);
                 assert!(whole.iter().all(|&bits| f32::from_bits(bits).is_finite()));
                 for slice in [1, 2] {
-                    assert!(of_slices(slice) == whole, "slices of {slice}, {dtype:?}, {documents:?}");
+                    assert!(of_slices(slice) == whole, "slices of {slice}, {dtype:?}, {mask:?}");
                 }
             }
         }

@@ -31,27 +31,29 @@ EXPORT(attention_prefix_tree_f32)
 
 // Grid t, h, b; block 32 w for any number w of warps up to 32 (4, or 8 for long caches); shared (d + w (d + 2)) · 4; d <= 256.
 // Queries stand at positions start..start + t; keys and values (b, capacity, k d) hold at least start + t rows of each sequence, un-repeated.
-// Arguments: const bf16 *q, const bf16 *keys, const bf16 *values, bf16 *out, i32 t, i32 start, i32 capacity, i32 h, i32 k, i32 d, f32 scale.
+// Arguments: const bf16 *q, const bf16 *keys, const bf16 *values, bf16 *out, i32 t, i32 start, i32 window (the last keys that a
+// query sees), i32 capacity, i32 h, i32 k, i32 d, f32 scale.
 template <class T>
-__device__ inline void cached(const T *q, const T *keys, const T *values, T *out, int t, int start, int capacity, int h, int k, int d,
-                              float scale) {
+__device__ inline void cached(const T *q, const T *keys, const T *values, T *out, int t, int start, int window, int capacity, int h, int k,
+                              int d, float scale) {
   const int head = blockIdx.y;
   const size_t sequence = blockIdx.z, stride = size_t(k) * d, place = ((sequence * t + blockIdx.x) * h + head) * d;
   const size_t from = sequence * capacity * stride + size_t(head / (h / k)) * d;
-  const Run all = {0, start + int(blockIdx.x) + 1};
+  const int end = start + int(blockIdx.x) + 1;
+  const Run all = {max(0, end - window), end};
   const Rows<T> rows = {keys + from, values + from, stride};
   attend(q + place, rows, 1, [&](int) { return all; }, d, scale, out + place, nullptr, nullptr);
 }
-extern "C" __global__ void attention_cached_bf16(const bf16 *q, const bf16 *keys, const bf16 *values, bf16 *out, int t, int start, int capacity,
-                                                 int h, int k, int d, float scale) {
-  cached(q, keys, values, out, t, start, capacity, h, k, d, scale);
+extern "C" __global__ void attention_cached_bf16(const bf16 *q, const bf16 *keys, const bf16 *values, bf16 *out, int t, int start, int window,
+                                                 int capacity, int h, int k, int d, float scale) {
+  cached(q, keys, values, out, t, start, window, capacity, h, k, d, scale);
 }
 EXPORT(attention_cached_bf16)
 
 // Same launch; const f32 *q, const f32 *keys, const f32 *values, f32 *out.
 extern "C" __global__ void attention_cached_f32(const float *q, const float *keys, const float *values, float *out, int t, int start,
-                                                int capacity, int h, int k, int d, float scale) {
-  cached(q, keys, values, out, t, start, capacity, h, k, d, scale);
+                                                int window, int capacity, int h, int k, int d, float scale) {
+  cached(q, keys, values, out, t, start, window, capacity, h, k, d, scale);
 }
 EXPORT(attention_cached_f32)
 

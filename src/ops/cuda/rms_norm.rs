@@ -83,8 +83,14 @@ pub(in crate::ops) fn rms_norm_backward(
     let grid = Grid { shared: 4 * c, ..Grid::linear(blocks, THREADS) };
     launch(device, &format!("rms_norm_backward_{}", suffix(h)?), grid, &args)?;
     if let (Some(dw), Some(partials)) = (dw_c, &partials) {
-        let args = [pointer(partials)?, pointer(dw)?, int(blocks)?, int(c)?];
-        launch(device, "add_columns", Grid::linear(c.div_ceil(THREADS), THREADS), &args)?;
+        add_columns(partials, dw)?;
     }
     Ok(dh)
+}
+
+/// `sum` (c) += the rows of `partials` (rows, c), in their order.
+pub(super) fn add_columns(partials: &Tensor, sum_c: &Tensor) -> Result<()> {
+    let (rows, c) = partials.dims2()?;
+    let args = [pointer(partials)?, pointer(sum_c)?, int(rows)?, int(c)?];
+    launch(sum_c.device(), "add_columns", Grid::linear(c.div_ceil(THREADS), THREADS), &args)
 }

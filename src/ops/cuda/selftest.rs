@@ -13,6 +13,7 @@ mod update;
 
 use super::*;
 use crate::ops::attention::Heads;
+use crate::ops::attention::Mask;
 use crate::ops::positions::DocumentStarts;
 use crate::ops::precision::Precision;
 use crate::ops::prefix_tree::PrefixTree;
@@ -37,7 +38,7 @@ type Check = fn(&mut Bench) -> Result<()>;
 
 const CHECKS: [(&str, Check); 13] = [
     ("rms_norm", norms),
-    ("rope and swiglu", elements::rope_and_swiglu),
+    ("rope and swiglu", elements::rope_swiglu_and_bias),
     ("linear", products),
     ("embedding", embeddings),
     ("cross_entropy", cross_entropies),
@@ -302,21 +303,24 @@ fn compare_attentions(bench: &mut Bench, name: &str) -> Result<()> {
         let dout = bench.tensor(&[b, t, heads.out()])?;
         let starts = (0..b * t).map(|i| (i % t / 23 * 23) as u32).collect();
         let documents = DocumentStarts::new(starts, t)?;
-        for documents in [None, Some(&documents)] {
-            let (out, lse) = attention(&qkv, heads, documents)?;
-            let (want, want_lse) = cpu_attention::attention(&wide(&qkv)?, heads, documents, Precision::F32)?;
+        for (documents, window) in
+            [(None, None), (Some(&documents), None), (None, Some(40)), (Some(&documents), Some(11))]
+        {
+            let mask = Mask { documents, window };
+            let (out, lse) = attention(&qkv, heads, mask)?;
+            let (want, want_lse) = cpu_attention::attention(&wide(&qkv)?, heads, mask, Precision::F32)?;
             bench.near(&format!("{name} out"), &out, &want)?;
             bench.near(&format!("{name} lse"), &lse, &want_lse)?;
-            let tops = [max_logit(&qkv, heads, documents)?, cpu_attention::max_logit(&wide(&qkv)?, heads, documents)?];
+            let tops = [max_logit(&qkv, heads, mask)?, cpu_attention::max_logit(&wide(&qkv)?, heads, mask)?];
             bench.numbers(bench.f32(), &format!("{name} max logit"), tops.map(f64::from))?;
-            let got = attention_backward(&qkv, &out, &lse, &dout, heads, documents)?;
+            let got = attention_backward(&qkv, &out, &lse, &dout, heads, mask)?;
             let want = cpu_attention::attention_backward(
                 &wide(&qkv)?,
                 &want,
                 &want_lse,
                 &wide(&dout)?,
                 heads,
-                documents,
+                mask,
                 Precision::F32,
             )?;
             bench.within(bench.twice(), &format!("{name} dqkv"), &got, &want)?;
@@ -332,9 +336,11 @@ fn attention_over_a_cache(bench: &mut Bench) -> Result<()> {
         let rows = [2, capacity, heads.kv * heads.dim];
         let k = bench.tensor(&rows)?;
         let v = bench.tensor(&rows)?;
-        let got = attention_cached(&q, &k, &v, heads, start)?;
-        let want = cpu_attention::attention_cached(&wide(&q)?, &wide(&k)?, &wide(&v)?, heads, start)?;
-        bench.near("attention over a cache", &got, &want)?;
+        for window in [None, Some(1), Some(37), Some(200)] {
+            let got = attention_cached(&q, &k, &v, heads, start, window)?;
+            let want = cpu_attention::attention_cached(&wide(&q)?, &wide(&k)?, &wide(&v)?, heads, start, window)?;
+            bench.near("attention over a cache", &got, &want)?;
+        }
     }
     Ok(())
 }
@@ -351,9 +357,11 @@ fn attention_over_a_prefix_tree(bench: &mut Bench) -> Result<()> {
     for (q, kv, dim) in [(4, 2, 64), (2, 1, 128)] {
         let heads = Heads { q, kv, dim };
         let qkv = bench.tensor(&[1, tree.len(), heads.packed()])?;
-        let got = attention_prefix_tree(&qkv, &tree, heads)?;
-        let want = cpu_attention::attention_prefix_tree(&wide(&qkv)?, &tree, heads, Precision::F32)?;
-        bench.near("attention over a prefix tree", &got, &want)?;
+        for window in [None, Some(1), Some(72), Some(100), Some(1000)] {
+            let got = attention_prefix_tree(&qkv, &tree, heads, window)?;
+            let want = cpu_attention::attention_prefix_tree(&wide(&qkv)?, &tree, heads, window, Precision::F32)?;
+            bench.near("attention over a prefix tree", &got, &want)?;
+        }
     }
     Ok(())
 }

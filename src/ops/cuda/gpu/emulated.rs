@@ -11,15 +11,17 @@ use std::process::Command;
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Instant;
 
-const SOURCES: [&str; 9] = [
+const SOURCES: [&str; 11] = [
     "adamw",
     "attention",
     "attention_plain",
+    "bias",
     "cross_entropy",
     "decode",
     "elementwise",
     "embedding",
     "noise",
+    "qk_norm",
     "rms_norm",
 ];
 

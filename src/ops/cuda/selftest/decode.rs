@@ -73,7 +73,7 @@ pub(super) fn attention(bench: &mut Bench) -> Result<()> {
         want_keys.slice_set(&row.narrow(2, q, kv)?.contiguous()?, 1, position)?;
         want_values.slice_set(&row.narrow(2, q + kv, kv)?.contiguous()?, 1, position)?;
         let queries = row.narrow(2, 0, q)?.contiguous()?;
-        let want = attention::attention_cached(&queries, &want_keys, &want_values, heads, position)?;
+        let want = attention::attention_cached(&queries, &want_keys, &want_values, heads, position, None)?;
         bench.near("decoding: attention", &out, &want.squeeze(1)?)?;
     }
     bench.near("decoding: keys", &keys, &want_keys)?;

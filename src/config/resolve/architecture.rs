@@ -1,0 +1,57 @@
+//! Rules between `model.architecture` and the keys that only some architectures have.
+
+use super::{Rules, broken};
+use crate::config::choices::{Architecture, Choice};
+use crate::config::rope_scaling::RopeScaling;
+use crate::config::schema::{Config, ModelConfig};
+
+const ARCHITECTURE: &str = "model.architecture";
+const LAYERS: &str = "model.num_hidden_layers";
+
+/// The layer that SmolLM3 does not rotate, where nothing is said: every fourth.
+const NO_ROPE_INTERVAL: usize = 4;
+
+pub(super) fn derive(rules: &mut Rules, config: &mut Config) {
+    let model = &mut config.model;
+    let layers = model.num_hidden_layers;
+    let has_unrotated = model.architecture == Architecture::SmolLm3;
+    rules.default("model.no_rope_layers", &[ARCHITECTURE, LAYERS], &mut model.no_rope_layers, || {
+        Ok(has_unrotated.then(|| ModelConfig::every_nth_without_rope(layers, NO_ROPE_INTERVAL)))
+    });
+}
+
+pub(super) fn rules(rules: &mut Rules, config: &Config) {
+    let model = &config.model;
+    let architecture = model.architecture;
+    let others = [
+        ("model.attention_bias", model.attention_bias && !architecture.takes_attention_bias()),
+        ("model.mlp_bias", model.mlp_bias && !architecture.takes_mlp_bias()),
+        ("model.sliding_window", model.sliding_window.is_some() && !architecture.takes_sliding_window()),
+        ("model.max_window_layers", model.max_window_layers > 0 && !architecture.takes_max_window_layers()),
+        ("model.no_rope_layers", model.no_rope_layers.is_some() && architecture != Architecture::SmolLm3),
+    ];
+    for (key, is_of_another) in others {
+        rules.rule(&[key, ARCHITECTURE], || {
+            is_of_another.then(|| {
+                let what = format!("is no setting of model.architecture {:?}", architecture.name());
+                broken(what, "remove it, or choose an architecture that has it (its meaning names them)")
+            })
+        });
+    }
+    rules.rule(&["model.no_rope_layers", LAYERS], || {
+        let given = model.no_rope_layers.as_ref().map_or(model.num_hidden_layers, Vec::len);
+        let layers = model.num_hidden_layers;
+        (given != layers).then(|| {
+            broken(format!("has {given} numbers for {layers} layers"), "give each layer a 1 or a 0, from the first on")
+        })
+    });
+    rules.rule(&["model.max_window_layers", "model.sliding_window"], || {
+        (model.max_window_layers > 0 && model.sliding_window.is_none())
+            .then(|| broken("has no effect without model.sliding_window", "remove it, or set model.sliding_window"))
+    });
+    rules.rule(&["model.rope_scaling", "model.head_dim"], || {
+        let is_dynamic = matches!(model.rope_scaling, Some(RopeScaling::Dynamic { .. }));
+        (is_dynamic && model.head_dim == 2)
+            .then(|| broken("rope_type \"dynamic\" cannot scale the one frequency of heads of 2", "choose \"linear\""))
+    });
+}
