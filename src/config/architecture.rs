@@ -1,7 +1,7 @@
 //! In what the families of models differ: facts of each architecture, as the code of transformers has them.
 
 use super::choices::Architecture;
-use super::rope_scaling::RopeScaling;
+use super::rope_scaling::{MOST_POSITIONS, RopeScaling};
 use super::schema::ModelConfig;
 
 impl Architecture {
@@ -75,6 +75,3 @@ impl ModelConfig {
         longest.max((scaled as usize).min(MOST_POSITIONS))
     }
 }
-
-/// The largest `model.max_position_embeddings`.
-pub(super) const MOST_POSITIONS: usize = 1_073_741_823;

@@ -3,8 +3,8 @@
 //! Every rule names the keys it speaks of and is skipped when one of them has no usable value, so that one mistake is
 //! one message.
 
-mod architecture;
 mod lanes;
+mod model;
 mod sft;
 
 use super::choices::{Choice, NameOrPath, Preset, ScheduleKind, TokenizerName};
@@ -26,10 +26,9 @@ pub(super) fn resolve(mut entries: Entries, mut problems: Problems) -> Result<Co
     let mut config = Config::visit(&mut KeyReader { entries: &entries, problems: &mut problems });
     let mut rules = Rules { entries: &entries, problems: &mut problems };
     rules.derive(&mut config);
-    architecture::derive(&mut rules, &mut config);
+    model::derive(&mut rules, &mut config);
     sft::derive(&mut rules, &mut config);
-    rules.model(&config);
-    architecture::rules(&mut rules, &config);
+    model::rules(&mut rules, &config);
     rules.data(&config);
     rules.train(&config);
     rules.schedule(&config);
@@ -182,36 +181,6 @@ impl Rules<'_> {
         let total = schedule.total_steps.unwrap_or(length);
         self.default("schedule.decay_steps", &[STEPS, "schedule.kind"], &mut schedule.decay_steps, || {
             Ok(Some(if wsd { (total / 5).max(1) } else { steps }))
-        });
-    }
-
-    fn model(&mut self, config: &Config) {
-        let model = &config.model;
-        let heads = model.num_attention_heads;
-        let key_value_heads = model.num_key_value_heads;
-        self.rule(&["model.num_key_value_heads", HEADS], || {
-            (!heads.is_multiple_of(key_value_heads)).then(|| {
-                let what = format!("{key_value_heads} does not divide num_attention_heads {heads}");
-                let divisors: Vec<_> =
-                    (1..=heads).filter(|n| heads.is_multiple_of(*n)).map(|n| n.to_string()).collect();
-                broken(what, format!("choose one of {}", divisors.join(", ")))
-            })
-        });
-        self.rule(&["model.head_dim"], || {
-            (!model.head_dim.is_multiple_of(2)).then(|| {
-                let what = format!("{} is odd, but RoPE turns pairs", model.head_dim);
-                broken(what, format!("{} would do", model.head_dim + 1))
-            })
-        });
-        self.rule(&[LENGTH, "model.max_position_embeddings"], || {
-            let length = config.train.sequence_length;
-            let longest = model.context_length();
-            (length > longest).then(|| {
-                let key = "model.max_position_embeddings";
-                let scaled = if longest > model.max_position_embeddings { " with its model.rope_scaling" } else { "" };
-                let what = format!("{length} is more than {key} {longest}{scaled}");
-                broken(what, format!("set model.max_position_embeddings to {length} or train on shorter sequences"))
-            })
         });
     }
 

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::architecture::MOST_POSITIONS;
 use super::choices::{Choice, RopeType};
 use super::field::{Field, SETTINGS};
 use super::nearest::nearest;
@@ -44,6 +43,9 @@ pub struct YarnScaling {
     /// Whether the bounds of the ramp are rounded to whole channels.
     pub truncate: bool,
 }
+
+/// The largest `model.max_position_embeddings`.
+pub(super) const MOST_POSITIONS: usize = 1_073_741_823;
 
 const FACTOR: &str = "factor";
 const ORIGINAL: &str = "original_max_position_embeddings";

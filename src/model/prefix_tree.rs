@@ -42,18 +42,22 @@ impl Llama {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::tiny;
+    use super::super::tests::{families, model};
     use super::*;
-    use crate::model::init::init;
-    use crate::model::params::Layout;
 
     /// Every token of every sequence of a prefix tree has the loss that it has in a row of its own.
     #[test]
     fn a_prefix_tree_is_its_sequences() {
-        let mut config = tiny(false);
-        config.max_position_embeddings = 64;
-        config.initializer_range = 0.3;
-        let model = Llama::new(&config, init(&config, &Layout::new(&config), 5).unwrap()).unwrap();
+        // With dynamic RoPE the longest sequence of a tree decides how all of it is rotated.
+        for mut config in families().into_iter().filter(|config| config.rope_scaling.is_none()) {
+            config.max_position_embeddings = 64;
+            a_tree_is_its_sequences(&model(&config));
+            config.head_dim = 64;
+            crate::ops::cuda::emulated(|| a_tree_is_its_sequences(&model(&config)));
+        }
+    }
+
+    fn a_tree_is_its_sequences(model: &Llama) {
         let token = |i: usize| (i * i * 7 + i * 3 + 1) as u32 % 33;
         // Two branches of different lengths under a root, one of them with two leaves; and another tree.
         let mut tree = PrefixTree::default();
@@ -76,7 +80,7 @@ mod tests {
             let losses = model.losses(&inputs, &targets, None).unwrap().to_vec1::<f32>().unwrap();
             let logits = model.logits(&inputs).unwrap().squeeze(0).unwrap().to_vec2::<f32>().unwrap();
             for (i, scored) in scored.iter().enumerate() {
-                assert!((scored.loss - losses[i]).abs() < 1e-5, "{leaf} {i}: {} {}", scored.loss, losses[i]);
+                assert!((scored.loss - losses[i]).abs() < 2e-5, "{leaf} {i}: {} {}", scored.loss, losses[i]);
                 let best = (0..33).max_by(|&x, &y| logits[i][x].total_cmp(&logits[i][y])).unwrap();
                 assert_eq!(scored.best, best as u32 == sequence[i + 1]);
             }

@@ -10,7 +10,6 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `mask.rs` | what hides earlier keys: documents, a window |
 //! | `span.rs` | which queries see which keys; a head's rows in memory |
 //! | `forward.rs` | one head forward, block by block; few queries over a cache without packing |
 //! | `backward.rs` | one key/value head backward |
@@ -18,19 +17,18 @@
 
 mod backward;
 mod forward;
-mod mask;
 mod span;
 mod tree;
 
 use super::cpu::{self, SharedMut};
 pub use super::heads::{GPU_BF16_DIMS, Heads};
+pub use super::mask::Mask;
+use super::mask::window_first_keys;
 use super::on_gpu;
 use super::precision::Precision;
 use backward::backward_kv_head;
 use candle_core::{D, Result, Tensor, bail};
 use forward::{FEW, KeysAndValues, few_queries, forward_head, head_max_logit};
-pub use mask::Mask;
-use mask::window_first_keys;
 use rayon::prelude::*;
 use span::Rows;
 pub use tree::attention_prefix_tree;

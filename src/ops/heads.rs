@@ -53,3 +53,10 @@ impl Heads {
         Ok((b, t))
     }
 }
+
+/// The weights of the norms of query and of key heads, or their gradients, (d) each.
+#[derive(Clone, Copy, Debug)]
+pub struct QkNorm<'a> {
+    pub q_norm: &'a Tensor,
+    pub k_norm: &'a Tensor,
+}

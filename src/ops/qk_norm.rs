@@ -5,17 +5,11 @@
 //! compute again. Backward, with `r = 1 / sqrt(mean(x²) + eps)`, `g = dy · w`: `dx = r (g - x r² mean(g · x))`, `dw += Σ dy · x r`.
 
 use super::heads::Heads;
+pub use super::heads::QkNorm;
 use super::rms_norm::{self, reciprocal_rms};
 use super::{cpu, on_gpu};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
-
-/// The weights of both norms, or their gradients, (d) each.
-#[derive(Clone, Copy, Debug)]
-pub struct QkNorm<'a> {
-    pub q_norm: &'a Tensor,
-    pub k_norm: &'a Tensor,
-}
 
 /// The same in candle's differentiable primitives, for packed (b, t, (h + 2k)·d).
 pub fn reference(qkv: &Tensor, weights: QkNorm, heads: Heads, eps: f64) -> Result<Tensor> {

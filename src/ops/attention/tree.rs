@@ -2,16 +2,16 @@
 
 use super::Heads;
 use super::forward::{FEW, KeysAndValues, few_queries, forward_head};
-use super::mask::window_first_keys;
 use super::span::Rows;
 use crate::ops::cpu::{self, SharedMut};
+use crate::ops::mask::window_first_keys;
 use crate::ops::on_gpu;
 use crate::ops::precision::Precision;
 use crate::ops::prefix_tree::{Node, PrefixTree};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-/// Packed `qkv` (1, t, (h + 2k)·d), already rotated → output (1, t, h·d). `window` is that of a [`Mask`](super::Mask).
+/// Packed `qkv` (1, t, (h + 2k)·d), already rotated → output (1, t, h·d). `window` is that of a [`Mask`](crate::ops::mask::Mask).
 pub fn attention_prefix_tree(
     qkv: &Tensor,
     tree: &PrefixTree,

@@ -3,8 +3,8 @@
 //! bf16 with heads of 64 or 128 goes through the tensor cores; f32, of any width up to 256, is plain: for comparisons.
 
 use super::gpu::{Arg, Grid, empty, int, launch, list, pointer, pointer_or_null, suffix};
-use crate::ops::attention::Mask;
 use crate::ops::heads::{GPU_BF16_DIMS, Heads};
+use crate::ops::mask::Mask;
 use crate::ops::positions::DocumentStarts;
 use crate::ops::prefix_tree::{Node, PrefixTree};
 use crate::ops::transfer::to_host;

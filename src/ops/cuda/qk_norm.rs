@@ -2,8 +2,7 @@
 
 use super::gpu::{Arg, Grid, empty, int, launch, pointer, pointer_or_null, suffix};
 use super::rms_norm::add_columns;
-use crate::ops::heads::Heads;
-use crate::ops::qk_norm::QkNorm;
+use crate::ops::heads::{Heads, QkNorm};
 use candle_core::{DType, Result, Tensor};
 
 const WARPS: usize = 4;

@@ -1,6 +1,6 @@
-//! Rules between `model.architecture` and the keys that only some architectures have.
+//! Rules of the keys of `[model]`: shapes, and what only some architectures have.
 
-use super::{Rules, broken};
+use super::{HEADS, LENGTH, Rules, broken};
 use crate::config::choices::{Architecture, Choice};
 use crate::config::rope_scaling::RopeScaling;
 use crate::config::schema::{Config, ModelConfig};
@@ -21,7 +21,40 @@ pub(super) fn derive(rules: &mut Rules, config: &mut Config) {
 }
 
 pub(super) fn rules(rules: &mut Rules, config: &Config) {
+    shape_rules(rules, config);
+    architecture_rules(rules, &config.model);
+}
+
+fn shape_rules(rules: &mut Rules, config: &Config) {
     let model = &config.model;
+    let heads = model.num_attention_heads;
+    let key_value_heads = model.num_key_value_heads;
+    rules.rule(&["model.num_key_value_heads", HEADS], || {
+        (!heads.is_multiple_of(key_value_heads)).then(|| {
+            let what = format!("{key_value_heads} does not divide num_attention_heads {heads}");
+            let divisors: Vec<_> = (1..=heads).filter(|n| heads.is_multiple_of(*n)).map(|n| n.to_string()).collect();
+            broken(what, format!("choose one of {}", divisors.join(", ")))
+        })
+    });
+    rules.rule(&["model.head_dim"], || {
+        (!model.head_dim.is_multiple_of(2)).then(|| {
+            let what = format!("{} is odd, but RoPE turns pairs", model.head_dim);
+            broken(what, format!("{} would do", model.head_dim + 1))
+        })
+    });
+    rules.rule(&[LENGTH, "model.max_position_embeddings"], || {
+        let length = config.train.sequence_length;
+        let longest = model.context_length();
+        (length > longest).then(|| {
+            let key = "model.max_position_embeddings";
+            let scaled = if longest > model.max_position_embeddings { " with its model.rope_scaling" } else { "" };
+            let what = format!("{length} is more than {key} {longest}{scaled}");
+            broken(what, format!("set model.max_position_embeddings to {length} or train on shorter sequences"))
+        })
+    });
+}
+
+fn architecture_rules(rules: &mut Rules, model: &ModelConfig) {
     let architecture = model.architecture;
     let others = [
         ("model.attention_bias", model.attention_bias && !architecture.takes_attention_bias()),

@@ -57,7 +57,7 @@ impl<'a> Mask<'a> {
 }
 
 /// The first key that each of `queries` at positions from `start` on sees; none if `window` hides nothing from them.
-pub(super) fn window_first_keys(window: Option<usize>, start: usize, queries: usize) -> Option<Vec<u32>> {
+pub(in crate::ops) fn window_first_keys(window: Option<usize>, start: usize, queries: usize) -> Option<Vec<u32>> {
     let window = window.filter(|window| *window < start + queries)?;
     Some((start..start + queries).map(|query| (query + 1).saturating_sub(window) as u32).collect())
 }
