@@ -2,7 +2,8 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `block.rs` | one layer: its weights, forward for every use, backward |
+//! | `block.rs` | one layer: forward for every use, backward |
+//! | `block_weights.rs` | its weights: views of the flat buffer |
 //! | `params.rs` | where each named parameter lies in the flat buffer; names and shapes are those of `config/shapes.rs` |
 //! | `weights.rs` | the views of the whole model |
 //! | `rope.rs` | RoPE by the configuration |
@@ -17,6 +18,7 @@
 //! The model does no I/O and knows no optimizer.
 
 pub mod block;
+mod block_weights;
 #[cfg(any(test, feature = "cuda"))]
 mod decode;
 mod generation;

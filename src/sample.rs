@@ -1,6 +1,6 @@
 //! Generation: prompt in, text out token by token, over a preallocated cache of keys and values.
 //!
-//! Context rule: the model's `max_position_embeddings` bounds prompt and continuation together. A prompt that is too long keeps
+//! Context rule: the model's context length (`max_position_embeddings`, longer with scaled RoPE) bounds prompt and continuation together. A prompt that is too long keeps
 //! its end; generation stops with `length` when the context is full.
 
 pub mod sampler;
@@ -129,7 +129,7 @@ pub fn generate(
     mut on_text: impl FnMut(usize, &str) -> Result<()>,
 ) -> Result<Vec<Generated>> {
     let started = Instant::now();
-    let context = model.config.max_position_embeddings;
+    let context = model.config.context_length();
     // The end of it, which the text continues.
     let prompt = &prompt[prompt.len().saturating_sub(context)..];
     // The last token of the continuation is never fed back.

@@ -128,8 +128,8 @@ fn continue_prompt(
 ) -> Result<()> {
     let Loaded { tokenizer, model, .. } = loaded;
     let ids = encode_prompt(tokenizer, prompt)?;
-    if ids.len() > model.config.max_position_embeddings && !console.quiet {
-        let context = model.config.max_position_embeddings;
+    let context = model.config.context_length();
+    if ids.len() > context && !console.quiet {
         note(&format!("note: the prompt has {} tokens, the context {context}: only its end is used", ids.len()));
     }
     let limits =

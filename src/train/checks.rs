@@ -4,7 +4,7 @@ use super::footprint::{Fit, Hardware, RanksHere, largest_fits, what_to_shrink};
 use super::identity::precision_on;
 use super::session::Session;
 use crate::checkpoint::Opened;
-use crate::config::Config;
+use crate::config::{Config, RopeScaling};
 use crate::ops::attention::GPU_BF16_DIMS;
 use crate::ops::precision::Precision;
 use crate::runtime::error::{Exit, fail};
@@ -71,7 +71,10 @@ pub fn check_same_model(config: &Config, source: &Opened) -> Result<()> {
         // These do not touch the shapes of weights.
         model.initializer_range = 0.02;
         model.residual_scaling = false;
-        model.max_position_embeddings = 1;
+        // Of dynamic RoPE it decides the frequencies.
+        if !matches!(model.rope_scaling, Some(RopeScaling::Dynamic { .. })) {
+            model.max_position_embeddings = 1;
+        }
     }
     if ours == theirs {
         return Ok(());

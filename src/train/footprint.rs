@@ -66,7 +66,7 @@ pub fn checkpoint_bytes(config: &Config) -> u64 {
 }
 
 /// Bytes of one token that a block keeps for backward, and those that it makes, as `model/block.rs` has it: x; h; qkv; attention's output
-/// and log-sum; gate and up; and what is computed again otherwise, n1, n2 and the activation.
+/// and log-sum; gate and up; heads before their norms; and what is computed again otherwise, n1, n2 and the activation.
 fn per_token(m: &ModelConfig, recompute: Recompute, policy: DevicePolicy) -> (u64, u64) {
     let DevicePolicy { element, rounded, .. } = policy;
     let c = m.hidden_size as u64;
@@ -74,7 +74,10 @@ fn per_token(m: &ModelConfig, recompute: Recompute, policy: DevicePolicy) -> (u6
     let heads = m.num_attention_heads as u64;
     let head_dim = m.head_dim as u64;
     let qkv = (heads + 2 * m.num_key_value_heads as u64) * head_dim;
-    let made = element * (2 * c + qkv + heads * head_dim) + rounded * 2 * f + 4 * heads;
+    let before_norms = if m.has_qk_norm() { (heads + m.num_key_value_heads as u64) * head_dim } else { 0 };
+    // Biases are added before anything could be rounded.
+    let gate_up = if m.mlp_bias { element } else { rounded };
+    let made = element * (2 * c + qkv + heads * head_dim + before_norms) + gate_up * 2 * f + 4 * heads;
     let kept = match recompute {
         Recompute::None => made + rounded * (2 * c + f),
         Recompute::Selective => made,

@@ -41,6 +41,7 @@ mod damaged_data;
 mod data;
 mod docs;
 mod exactly_once;
+mod families;
 mod generation;
 mod hints;
 #[cfg(target_os = "linux")]

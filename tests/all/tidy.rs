@@ -153,6 +153,7 @@ fn every_op_is_in_the_gradient_tests() {
                     "gemm",
                     "heads",
                     "large_pages",
+                    "mask",
                     "noise",
                     "positions",
                     "precision",

@@ -166,7 +166,7 @@ impl Chat<'_> {
 
     /// The ids of the conversation: as much of its end as leaves room for an answer, and the instructions.
     fn prompt(&self) -> Result<Vec<u32>> {
-        let context = self.loaded.model.config.max_position_embeddings;
+        let context = self.loaded.model.config.context_length();
         let room = context.saturating_sub(self.args.max_tokens.min(context / 2));
         let mut messages = self.messages.clone();
         let ids = loop {

@@ -36,6 +36,49 @@ fn refuses_unknown_keys_and_sections() {
 }
 
 #[test]
+fn refuses_settings_of_other_architectures() {
+    let qwen3 = "model.architecture=\"qwen3\"";
+    let smollm3 = "model.architecture=\"smollm3\"";
+    let of_another = "is no setting of model.architecture";
+    for (sets, key, what, hint) in [
+        (&["model.architecture=\"qwen4\""][..], "model.architecture", "must be \"llama\"", "did you mean \"qwen"),
+        (&["model.sliding_window=8"], "model.sliding_window", of_another, "choose an architecture"),
+        (&[qwen3, "model.mlp_bias=true"], "model.mlp_bias", of_another, "remove it"),
+        (&[smollm3, "model.sliding_window=8"], "model.sliding_window", of_another, "remove it"),
+        (&[qwen3, "model.no_rope_layers=[1, 0]"], "model.no_rope_layers", of_another, "remove it"),
+        (&[qwen3, "model.max_window_layers=1"], "model.max_window_layers", "no effect", "set model.sliding_window"),
+        (&[smollm3, "model.no_rope_layers=[1]"], "model.no_rope_layers", "1 numbers for 2 layers", "each layer"),
+        (&[smollm3, "model.no_rope_layers=[1, 2]"], "model.no_rope_layers", "0 to 1", "range"),
+        (&[smollm3, "model.no_rope_layers=1"], "model.no_rope_layers", "expected a list of integers", "[1, 1, 1, 0]"),
+        (&["model.rope_scaling=4"], "model.rope_scaling", "expected a table", "rope_type"),
+        (&["model.rope_scaling.factor=4"], "model.rope_scaling", "rope_type is missing", "yarn"),
+        (
+            &["model.rope_scaling.rope_type=\"linear\"", "model.rope_scaling.factr=4"],
+            "model.rope_scaling",
+            "has no setting factr",
+            "did you mean factor?",
+        ),
+        (
+            &["model.head_dim=2", "model.rope_scaling={ rope_type = \"dynamic\", factor = 2 }"],
+            "model.rope_scaling",
+            "heads of 2",
+            "linear",
+        ),
+    ] {
+        refuses(sets, key, what, hint);
+    }
+}
+
+#[test]
+fn scaled_rope_lengthens_what_can_be_trained_on() {
+    let scaled = ["model.max_position_embeddings=16", "model.rope_scaling={ rope_type = \"linear\", factor = 2.0 }"];
+    let config = load(BASE, &scaled).unwrap();
+    assert_eq!((config.model.context_length(), config.train.sequence_length), (32, 32));
+    let sets = [&scaled[..], &["train.sequence_length=33"]].concat();
+    refuses(&sets, "train.sequence_length", "33 is more than model.max_position_embeddings 32", "shorter");
+}
+
+#[test]
 fn refuses_wrong_types() {
     for (set, key, what, hint) in [
         ("train.steps=1e3", "train.steps", "expected an integer, found 1000.0", "write 1000 without point or exponent"),

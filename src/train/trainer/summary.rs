@@ -136,7 +136,7 @@ impl Trainer {
     /// Warnings about benchmark texts and prompts that are longer than the model's context.
     fn truncated(&self) -> String {
         let mut lines: Vec<String> = self.benchmarks.iter().filter_map(Prepared::warning).collect();
-        let context = self.config.model.max_position_embeddings;
+        let context = self.config.model.context_length();
         for (i, text) in self.config.sample.prompts.iter().enumerate().filter(|_| self.config.sample.every > 0) {
             let tokens = self.prompt(text).map_or(0, |ids| ids.len());
             if tokens > context {
