@@ -11,7 +11,8 @@
 //! [`manifest`] is the record of a checkpoint, [`save`] writes one, [`find`] lists and verifies those of a run, [`retain`]
 //! deletes old ones, [`open`] reads whole models and, with [`adapter`], LoRA adapters; [`recognize`] distinguishes a
 //! checkpoint from a plain directory, [`fit`] compares weights with a configuration, [`advice`] says what else a path
-//! holds; [`hf`] translates the configuration, [`tensors`] and [`dtype`] are the file format.
+//! holds; [`hf`] translates the configuration, [`tensors`] and [`dtype`] are the file format. [`export`](mod@export) writes plain directories, which
+//! it reads back and compares with their model.
 
 pub mod adapter;
 mod advice;
@@ -32,6 +33,7 @@ pub mod tensors;
 pub(crate) mod tests;
 
 pub use dtype::Dtype;
+pub use export::certificate::Certificate;
 pub use export::export;
 pub use find::{NewestValid, Valid, list_valid, newest_valid, newest_valid_until, quarantine, resolve, supersede};
 pub use manifest::{Manifest, verify};

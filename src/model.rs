@@ -12,6 +12,7 @@
 //! | `layer_cache.rs`, `kv_cache.rs` | keys and values of one layer, of all layers |
 //! | `decode.rs` | one token per sequence on a GPU, recorded |
 //! | `prefix_tree.rs` | the pass of evaluation |
+//! | `streamed.rs` | the pass over weights that are never in memory together |
 //! | `lora.rs` | adapters beside frozen weights |
 //! | `noise.rs` | dropout, noise on embeddings |
 //!
@@ -30,10 +31,10 @@ pub mod noise;
 pub mod params;
 pub mod prefix_tree;
 pub mod rope;
+pub mod streamed;
 pub mod weights;
 
 use crate::config::ModelConfig;
-use crate::ops::attention::Heads;
 use crate::ops::cpu::on_first_pool_thread;
 use crate::ops::cross_entropy::{cross_entropy, cross_entropy_and_backward, logit_squares};
 use crate::ops::embedding::{embedding, embedding_backward};
@@ -168,18 +169,8 @@ impl Llama {
 
     fn with_weights(config: &ModelConfig, flat: Tensor, weights: Weights) -> Result<Self> {
         let layout = Layout::new(config);
-        let heads = Heads { q: config.num_attention_heads, kv: config.num_key_value_heads, dim: config.head_dim };
-        let blocks = weights.blocks.iter().enumerate().map(|(index, weights)| Block {
-            weights: weights.clone(),
-            heads,
-            eps: config.rms_norm_eps,
-            precision: Precision::F32,
-            index,
-            rotates: config.layer_rotates(index),
-            window: config.layer_window(index),
-            adapters: None,
-        });
-        let blocks = blocks.collect();
+        let blocks = weights.blocks.iter().enumerate();
+        let blocks = blocks.map(|(index, weights)| Block::new(config, index, weights.clone())).collect();
         let rope = rope::rope(config).on(flat.device());
         Ok(Self {
             config: config.clone(),

@@ -65,6 +65,14 @@ impl Adapter {
         Ok(())
     }
 
+    /// The values of the matrix with this name of PEFT's.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub(super) fn matrix(&self, name: &str) -> Result<Vec<f32>> {
+        Ok(self.file.read(name)?.1)
+    }
+
     /// The model's weight `name`, whose values are `weight`, with its adapter merged into it if it has one.
     ///
     /// # Errors
@@ -75,8 +83,8 @@ impl Adapter {
         if self.file.shape(&a_name).is_none() {
             return Ok(weight);
         }
-        let (_, a) = self.file.read(&a_name)?;
-        let (_, b) = self.file.read(&format!("{module}{B}"))?;
+        let a = self.matrix(&a_name)?;
+        let b = self.matrix(&format!("{module}{B}"))?;
         Ok(lora::merged(&weight, &a, &b, self.config.rank, lora::scale(&self.config)))
     }
 }

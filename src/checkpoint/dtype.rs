@@ -18,6 +18,9 @@ pub enum Dtype {
     F16,
 }
 
+/// Values that [`Dtype::round`] converts at a time.
+const ROUNDED_AT_ONCE: usize = 1 << 16;
+
 impl Dtype {
     pub fn size(self) -> usize {
         match self {
@@ -32,6 +35,23 @@ impl Dtype {
             Dtype::F32 => "float32",
             Dtype::Bf16 => "bfloat16",
             Dtype::F16 => "float16",
+        }
+    }
+
+    /// Makes `values` what a file of this type gives back of them.
+    pub fn round(self, values: &mut [f32]) {
+        if self == Dtype::F32 {
+            return;
+        }
+        let mut bytes = Vec::new();
+        let mut stored = Vec::new();
+        // A piece at a time: the values may be most of a model.
+        for piece in values.chunks_mut(ROUNDED_AT_ONCE) {
+            bytes.clear();
+            stored.clear();
+            self.encode(piece, &mut bytes);
+            self.decode(&bytes, &mut stored);
+            piece.copy_from_slice(&stored);
         }
     }
 

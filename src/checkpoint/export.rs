@@ -1,9 +1,14 @@
-//! `export`: a plain Hugging Face directory in another dtype, with the vocabulary's padding rows cut if asked.
+//! `export`: a plain Hugging Face directory in another dtype, with the vocabulary's padding rows cut if asked. It appears only after its files
+//! were read back and found to be the model ([`certificate`]).
+
+pub mod certificate;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::dtype::Dtype;
 use super::hf::{self, EMBED, LM_HEAD};
@@ -11,9 +16,11 @@ use super::names;
 use super::open::Opened;
 use super::save::{SHARD_BYTES, Writer, ensure_space};
 use super::tensors::{ShapeRef, data_size};
+use crate::config::ModelConfig;
 use crate::runtime::error::{Exit, fail};
 use crate::runtime::files::{self, io_context};
 use crate::tokenizer::portable_config;
+use certificate::{Certificate, certify};
 
 /// What belongs to a tokenizer, in any of the forms that Hugging Face uses.
 const TOKENIZER_FILES: [&str; 9] = [
@@ -31,43 +38,66 @@ const TOKENIZER_FILES: [&str; 9] = [
 /// Settings of a tokenizer are text.
 const MAX_SETTINGS: u64 = 64 << 20;
 
-/// Writes the model `source` to the new directory `out` in `dtype`, rounding to nearest even.
+/// Writes the model `source` to the new directory `out` in `dtype`, rounding to nearest even, and reads it back.
 /// With `trim_vocab`, the size of the tokenizer, the rows of embedding and head beyond it are left out. The directory
 /// appears whole or not at all; one that exists and is not empty is refused (exit 78).
-pub fn export(source: &Opened, out: &Path, dtype: Dtype, trim_vocab: Option<usize>) -> Result<()> {
+pub fn export(source: &Opened, out: &Path, dtype: Dtype, trim_vocab: Option<usize>) -> Result<Certificate> {
     refuse_taken(out)?;
     // Before the directory is made: nothing wrong is to be published.
     source.check_tied()?;
     source.check_base()?;
-    let mut model = source.model.clone();
-    if let Some(rows) = trim_vocab {
-        if !(1..=model.vocab_size).contains(&rows) {
-            let message = format!("cannot trim a vocabulary of {} rows to {rows}", model.vocab_size);
-            return Err(fail(Exit::Config, message)
-                .hint("the tokenizer does not fit the model: check the directory")
-                .into());
-        }
-        model.vocab_size = rows;
+    let model = exported_shape(&source.model, trim_vocab)?;
+    let writer = write(source, &model, out, dtype)?;
+    publish(writer, source, &model, dtype)
+}
+
+/// The shape of `model` with as many rows of the vocabulary.
+fn exported_shape(model: &ModelConfig, trim_vocab: Option<usize>) -> Result<ModelConfig> {
+    let vocab_size = trim_vocab.unwrap_or(model.vocab_size);
+    if !(1..=model.vocab_size).contains(&vocab_size) {
+        let message = format!("cannot trim a vocabulary of {} rows to {vocab_size}", model.vocab_size);
+        return Err(fail(Exit::Config, message)
+            .hint("the tokenizer does not fit the model: check the directory")
+            .into());
     }
+    Ok(ModelConfig { vocab_size, ..model.clone() })
+}
+
+/// Writes all files under a temporary name beside `out`; they are removed when the writer is dropped.
+fn write(source: &Opened, model: &ModelConfig, out: &Path, dtype: Dtype) -> Result<Writer> {
     let specs = model.tensor_shapes();
     let sizes: Result<Vec<usize>> = specs.iter().map(|(_, shape)| data_size(shape, dtype)).collect();
     let parent = out.parent().unwrap_or(Path::new("."));
     files::create_dirs(parent)?;
     ensure_space(parent, sizes?.iter().map(|&size| size as u64).sum())?;
     let mut writer = Writer::create(out, &std::process::id().to_string())?;
-    writer.json(names::CONFIG, &hf::config_json(&model, source.bos, &source.eos, dtype))?;
+    writer.json(names::CONFIG, &hf::config_json(model, source.bos, &source.eos, dtype))?;
     copy_small(source, &mut writer)?;
     let views: Vec<ShapeRef<'_>> = specs.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
     let mut next = specs.iter();
     writer.weights(&views, dtype, SHARD_BYTES, &mut |sink| {
         let Some((name, shape)) = next.next() else { return Ok(()) };
-        let (_, values) = source.weight(name)?;
-        // Rows beyond the tokenizer's ids are padding and come last, so a shorter slice is the trimmed tensor.
-        let rows_cut = name == EMBED || name == LM_HEAD;
-        let kept = if rows_cut { shape.iter().product() } else { values.len() };
-        sink(&values[..kept])
+        sink(&weight(source, name, shape)?)
     })?;
-    writer.txn.commit()
+    Ok(writer)
+}
+
+/// The weight `name` of `source` in the shape that it is exported in.
+fn weight(source: &Opened, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+    let (_, mut values) = source.weight(name)?;
+    // Rows beyond the tokenizer's ids are padding and come last, so the shorter list is the trimmed tensor.
+    if name == EMBED || name == LM_HEAD {
+        values.truncate(shape.iter().product());
+    }
+    Ok(values)
+}
+
+/// Gives the files their name if they are the model `source` in this shape and format.
+fn publish(writer: Writer, source: &Opened, model: &ModelConfig, dtype: Dtype) -> Result<Certificate> {
+    let written = Opened::open(writer.txn.path()).context("reading the export back")?;
+    let certificate = certify(source, model, &written, dtype)?;
+    writer.txn.commit()?;
+    Ok(certificate)
 }
 
 fn refuse_taken(out: &Path) -> Result<()> {

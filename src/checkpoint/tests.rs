@@ -17,7 +17,7 @@ use super::{Contents, Opened, Retention, TensorRef, save_sharded};
 use crate::config::ModelConfig;
 use crate::runtime::error::{Exit, Failure};
 
-pub(super) fn toy_model(tied: bool) -> ModelConfig {
+pub(crate) fn toy_model(tied: bool) -> ModelConfig {
     ModelConfig {
         hidden_size: 8,
         intermediate_size: 12,
@@ -50,7 +50,8 @@ impl Toy {
         Toy::of(toy_model(false), step)
     }
 
-    fn of(model: ModelConfig, step: u64) -> Toy {
+    /// One of this shape.
+    pub(crate) fn of(model: ModelConfig, step: u64) -> Toy {
         Toy::drawn(model, step, step)
     }
 

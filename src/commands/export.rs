@@ -11,7 +11,10 @@ use std::path::PathBuf;
 
 #[derive(Args, Clone, Debug)]
 #[command(
-    after_help = "Example: llama-lite export --ckpt runs/llama-124m --out llama-124m-hf --dtype bf16 --trim-vocab"
+    after_help = "Example: llama-lite export --ckpt runs/llama-124m --out llama-124m-hf --dtype bf16 --trim-vocab
+
+The directory appears only after its files were read back and gave the logits of the model, rounded to DTYPE, bit for bit. That reads the
+model up to three times, a layer at a time: it takes no memory for a copy of the weights."
 )]
 pub struct ExportArgs {
     /// Checkpoint, run directory (its newest valid checkpoint) or Hugging Face Llama directory
@@ -38,8 +41,9 @@ pub(crate) fn run(args: &ExportArgs, console: Console) -> Result<()> {
     let source = Opened::open_beside(&args.ckpt, args.base.as_deref())?;
     refuse_unmerged(args, &source)?;
     let trim = if args.trim_vocab { Some(Tokenizer::from_dir(source.tokenizer_dir())?.vocab_size()) } else { None };
-    checkpoint::export(&source, &args.out, args.dtype, trim)?;
+    let certificate = checkpoint::export(&source, &args.out, args.dtype, trim)?;
     if !console.quiet {
+        note(&certificate.to_string());
         note(&format!("exported to {}", args.out.display()));
     }
     Ok(())

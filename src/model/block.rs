@@ -145,6 +145,21 @@ pub struct Residual {
 }
 
 impl Block {
+    /// Block `index` of a model, counted from the bottom, with products in f32 and without adapters.
+    pub(super) fn new(config: &ModelConfig, index: usize, weights: BlockWeights) -> Self {
+        let heads = Heads { q: config.num_attention_heads, kv: config.num_key_value_heads, dim: config.head_dim };
+        Self {
+            weights,
+            heads,
+            eps: config.rms_norm_eps,
+            precision: Precision::F32,
+            index,
+            rotates: config.layer_rotates(index),
+            window: config.layer_window(index),
+            adapters: None,
+        }
+    }
+
     /// Whether the fused kernels of `decode.rs` compute this block; every addition to its forward pass must be excluded here.
     #[cfg(any(test, feature = "cuda"))]
     pub(super) fn has_fused_decode(&self) -> bool {

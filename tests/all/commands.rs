@@ -178,7 +178,8 @@ fn raw_text_trains_with_gpt2s_tokenizer_and_an_export_trims_the_padding() {
     let (path, out) = (config(dir.path(), &text), dir.path().join("run"));
     ok(&["pretrain", "--config", arg(&path), "--out", arg(&out)]);
     let exported = dir.path().join("exported");
-    ok(&["export", "--ckpt", arg(&out), "--out", arg(&exported), "--dtype", "bf16", "--trim-vocab"]);
+    let told = ok(&["export", "--ckpt", arg(&out), "--out", arg(&exported), "--dtype", "bf16", "--trim-vocab"]);
+    assert!(stderr(&told).contains("have the logits of the model in bfloat16 bit for bit"), "{}", stderr(&told));
     let json = |path: &std::path::Path| -> Value { serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap() };
     let shape = json(&exported.join("config.json"));
     assert_eq!(shape["vocab_size"], 50257);

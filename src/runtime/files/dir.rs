@@ -46,9 +46,14 @@ impl DirTxn {
         Ok(DirTxn { temp: Some(temp), target: target.to_owned() })
     }
 
+    /// Where its files are until it is committed.
+    pub fn path(&self) -> &Path {
+        self.temp.as_deref().unwrap_or(&self.target)
+    }
+
     /// Begins the file `name` (one plain path component).
     pub fn file(&self, name: &str) -> Result<TxnFile> {
-        let path = self.temp.as_deref().unwrap_or(&self.target).join(name);
+        let path = self.path().join(name);
         let file = create_new(&path).map_err(|e| io_failure("create", &path, &e))?;
         Ok(TxnFile { out: BufWriter::with_capacity(1 << 20, file), hasher: blake3::Hasher::new(), path })
     }
