@@ -7,6 +7,7 @@ pub(crate) mod doctor;
 pub(crate) mod eval;
 pub(crate) mod export;
 pub(crate) mod fork;
+mod models;
 pub(crate) mod plan;
 pub(crate) mod prepare;
 pub(crate) mod pretrain;
@@ -30,6 +31,7 @@ use crate::tokenizer::Tokenizer;
 use crate::train::model_state::load_model;
 use crate::train::session::Session;
 use anyhow::Result;
+use models::{model_dir, optional_model_dir};
 use ranks::Voice;
 pub use ranks::panicked;
 use std::io::Write;
@@ -89,9 +91,15 @@ struct Loaded {
     model: Llama,
 }
 
-/// The model of `ckpt`; adapters beside the model in `base`, if that is given.
-fn load(ckpt: &Path, base: Option<&Path>, precision: PrecisionSetting) -> Result<Loaded> {
-    let source = Opened::open_beside(ckpt, base)?;
+/// What `ckpt` names, opened; adapters beside the model in `base`, if that is given.
+fn open_model(ckpt: &Path, base: Option<&Path>, console: Console) -> Result<Opened> {
+    let dir = model_dir(ckpt, console)?;
+    Opened::open_beside(&dir, optional_model_dir(base, console)?.as_deref())
+}
+
+/// The model of `ckpt` and `base`, as in [`open_model`].
+fn load(ckpt: &Path, base: Option<&Path>, precision: PrecisionSetting, console: Console) -> Result<Loaded> {
+    let source = open_model(ckpt, base, console)?;
     let tokenizer = Tokenizer::from_dir(source.tokenizer_dir())?;
     let ids = tokenizer.vocab_size();
     let rows = source.model.vocab_size;

@@ -1,4 +1,4 @@
-//! Data sets of the Hugging Face Hub: the only code of the program that uses the internet.
+//! Data sets and models of the Hugging Face Hub: the only code of the program that uses the internet.
 //!
 //! A thin client over `ureq`. Why not the `hf-hub` crate: its version 1 brings an asynchronous runtime and a storage
 //! protocol of its own, and starts an interrupted download from the beginning. 0.5 does resume, but appends a whole file to
@@ -8,6 +8,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `name.rs` | `hub:OWNER/NAME…` |
+//! | `model.rs` | the files of a model |
 //! | `settings.rs` | the environment variables of Hugging Face's programs |
 //! | `client.rs`, `address.rs`, `refusal.rs` | requests, redirects, retries; URLs; what failures mean |
 //! | `card.rs`, `select.rs` | subsets and splits, to files |
@@ -22,6 +23,7 @@ mod cache;
 mod card;
 mod client;
 mod download;
+mod model;
 mod name;
 mod refusal;
 mod select;
@@ -30,7 +32,9 @@ pub mod splits;
 #[cfg(test)]
 mod tests;
 
-pub use name::HubName;
+pub use cache::repository_of;
+pub use model::ModelRepo;
+pub use name::{HubName, ModelName, RepoKind};
 pub use settings::{Settings, Token};
 
 use std::path::PathBuf;
@@ -44,10 +48,12 @@ use crate::runtime::files::read_bounded;
 use address::encode;
 use cache::{RepoCache, Tree, TreeEntry, length};
 use client::Client;
-use name::is_commit;
+use name::{Repo, is_commit};
 use refusal::Subject;
 
 const OFFICIAL: &str = "https://huggingface.co";
+/// The revision that is meant when none is named.
+const MAIN: &str = "main";
 /// The split that is meant when none is named.
 const TRAIN: &str = "train";
 /// Largest card read; the longest known ones have some MB.
@@ -55,9 +61,11 @@ const CARD_MAX: u64 = 64 << 20;
 /// More files than any repository may have.
 const FILES_MAX: usize = 4_000_000;
 
-/// A file of a data set at a commit: the same bytes for ever.
+/// A file of a repository at a commit: the same bytes for ever.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemoteFile {
+    #[serde(default)]
+    pub kind: RepoKind,
     /// `OWNER/NAME`.
     pub repo: String,
     pub commit: String,
@@ -92,31 +100,25 @@ impl Hub {
     /// [`Exit::Config`]: there is no such data set, revision, subset, split or file. [`Exit::Io`]: no access, no
     /// network, or offline and not in the cache. [`Exit::Data`]: the server names paths outside of its repository.
     pub fn resolve(&self, name: &HubName) -> Result<Vec<RemoteFile>> {
-        let cache = RepoCache::new(&self.settings.cache, &name.repo)?;
-        let commit = self.commit(name, &cache)?;
-        let tree = match (cache.tree(&commit), self.settings.offline) {
-            (Some(tree), _) => tree,
-            (None, false) => self.list(&name.repo, &commit, &cache)?,
-            (None, true) => {
-                // A single file does not need the list; anything else could be incomplete.
-                let cached =
-                    name.path.as_ref().and_then(|path| Some((path, length(&cache.pointer(&commit, path).ok()?)?)));
-                return match cached {
-                    Some((path, size)) => Ok(vec![RemoteFile::new(&cache, name, &commit, path, size)?]),
-                    None => Err(self.offline(&format!("{name}: its list of files")).into()),
-                };
-            }
+        let repo = Repo { kind: RepoKind::Dataset, name: &name.repo };
+        let cache = RepoCache::new(&self.settings.cache, repo)?;
+        let commit = self.commit(repo, name.revision.as_deref(), &cache)?;
+        let Some(tree) = self.tree(repo, &commit, &cache)? else {
+            // A single file does not need the list; anything else could be incomplete.
+            let cached = name.path.as_ref().and_then(|path| Some((path, length(&cache.pointer(&commit, path).ok()?)?)));
+            return match cached {
+                Some((path, size)) => Ok(vec![RemoteFile::new(&cache, repo, &commit, path, size)?]),
+                None => Err(self.offline(&format!("{name}: its list of files")).into()),
+            };
         };
         let tree = without_odd_names(tree, &name.repo);
-        if let Some(revision) = name.revision.as_deref().or(Some("main")).filter(|_| !self.settings.offline) {
-            cache.write_reference(revision, &commit)?;
-        }
+        self.record_revision(name.revision.as_deref(), &commit, &cache)?;
         let chosen = match &name.path {
             Some(path) => select::by_path(&tree, name, path)?,
             None => {
                 let subsets = match tree.get(CARD) {
                     Some(card) => {
-                        let readme = RemoteFile::new(&cache, name, &commit, CARD, card.size)?;
+                        let readme = RemoteFile::new(&cache, repo, &commit, CARD, card.size)?;
                         self.subsets(name, &readme, &cache)?
                     }
                     None => Vec::new(),
@@ -126,7 +128,7 @@ impl Hub {
         };
         let files = chosen.into_iter().map(|path| {
             let size = tree.get(path).map_or(0, |entry| entry.size);
-            RemoteFile::new(&cache, name, &commit, path, size)
+            RemoteFile::new(&cache, repo, &commit, path, size)
         });
         files.collect()
     }
@@ -147,34 +149,49 @@ impl Hub {
         fail(Exit::Io, message).hint("unset HF_HUB_OFFLINE, or set HF_HUB_CACHE to the cache that holds it")
     }
 
-    /// The commit of the name's revision.
-    fn commit(&self, name: &HubName, cache: &RepoCache) -> Result<String> {
-        let revision = name.revision.as_deref().unwrap_or("main");
+    /// Remembers the commit of a revision, for a time without network.
+    fn record_revision(&self, revision: Option<&str>, commit: &str, cache: &RepoCache) -> Result<()> {
+        if self.settings.offline {
+            return Ok(());
+        }
+        cache.write_reference(revision.unwrap_or(MAIN), commit)
+    }
+
+    /// The commit of a revision.
+    fn commit(&self, repo: Repo, revision: Option<&str>, cache: &RepoCache) -> Result<String> {
+        let revision = revision.unwrap_or(MAIN);
         if is_commit(revision) {
             return Ok(revision.to_owned());
         }
         if self.settings.offline {
-            return cache.commit(revision).ok_or_else(|| self.offline(&format!("{}@{revision}", name.repo)).into());
+            return cache.commit(revision).ok_or_else(|| self.offline(&format!("{repo}@{revision}")).into());
         }
         #[derive(Deserialize)]
         struct Info {
             sha: String,
         }
-        let subject = Subject::Revision { repo: &name.repo, revision };
-        let endpoint = &self.client.endpoint;
-        let revision = encode(revision, false);
+        let subject = Subject::Revision { repo, revision };
         // Without `expand` the answer holds the whole list of files.
-        let url = format!("{endpoint}/api/datasets/{}/revision/{revision}?expand=sha", name.repo);
+        let url = format!("{}/revision/{}?expand=sha", repo.api(&self.client.endpoint), encode(revision, false));
         let (info, _): (Info, _) = self.client.json(&url, &subject)?;
         // Checks that it is a commit hash.
         cache.pointer(&info.sha, CARD)?;
         Ok(info.sha)
     }
 
+    /// The files of a commit; none if they are not in the cache and there is no network.
+    fn tree(&self, repo: Repo, commit: &str, cache: &RepoCache) -> Result<Option<Tree>> {
+        match (cache.tree(commit), self.settings.offline) {
+            (Some(tree), _) => Ok(Some(tree)),
+            (None, false) => self.list(repo, commit, cache).map(Some),
+            (None, true) => Ok(None),
+        }
+    }
+
     /// Lists the files of a commit, page by page, and stores the list in the cache.
-    fn list(&self, repo: &str, commit: &str, cache: &RepoCache) -> Result<Tree> {
+    fn list(&self, repo: Repo, commit: &str, cache: &RepoCache) -> Result<Tree> {
         let subject = Subject::Listing { repo, commit };
-        let mut page = Some(format!("{}/api/datasets/{repo}/tree/{commit}?recursive=true", self.client.endpoint));
+        let mut page = Some(format!("{}/tree/{commit}?recursive=true", repo.api(&self.client.endpoint)));
         let mut tree = Tree::new();
         let mut before = None;
         while let Some(url) = page {
@@ -225,13 +242,14 @@ impl Hub {
             #[serde(default)]
             configs: Value,
         }
-        let RemoteFile { repo, commit, .. } = readme;
+        let repo = readme.repository();
+        let commit = readme.commit.as_str();
         let cached = cache.configs(commit);
         if cached.is_some() || self.settings.offline {
             return Ok(cached);
         }
         let subject = Subject::Revision { repo, revision: commit };
-        let url = format!("{}/api/datasets/{repo}/revision/{commit}?expand=cardData", self.client.endpoint);
+        let url = format!("{}/revision/{commit}?expand=cardData", repo.api(&self.client.endpoint));
         let (info, _): (Info, _) = self.client.json(&url, &subject)?;
         // Not stored: the Hub may be able to read the card later, and a stored null would mean that there are no subsets.
         let Some(card) = info.card_data else { return Ok(None) };
@@ -245,9 +263,14 @@ impl RemoteFile {
     ///
     /// # Errors
     /// [`Exit::Data`]: they cannot be those of a file in the repository.
-    fn new(cache: &RepoCache, name: &HubName, commit: &str, path: &str, size: u64) -> Result<Self> {
+    fn new(cache: &RepoCache, repo: Repo, commit: &str, path: &str, size: u64) -> Result<Self> {
         cache.pointer(commit, path)?;
-        Ok(Self { repo: name.repo.clone(), commit: commit.to_owned(), path: path.to_owned(), size })
+        let path = path.to_owned();
+        Ok(Self { kind: repo.kind, repo: repo.name.to_owned(), commit: commit.to_owned(), path, size })
+    }
+
+    fn repository(&self) -> Repo<'_> {
+        Repo { kind: self.kind, name: &self.repo }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::tensors::{TensorFile, TensorSink};
 use crate::config::{Choice as _, LoraConfig, LoraTarget, ModelConfig};
-use crate::hub::Settings;
+use crate::hub::{ModelName, RepoKind, Settings, repository_of};
 use crate::model::lora::{self, A, B, PREFIX};
 use crate::runtime::error::{Exit, Failure, fail};
 use anyhow::{Context, Result};
@@ -105,10 +105,26 @@ pub(super) fn base_dir(dir: &Path, json: &Value, given: Option<&Path>) -> Result
     let name = given.map_or(written.into(), Path::to_string_lossy);
     let found = places.into_iter().find(|path| !name.is_empty() && path.is_dir());
     found.ok_or_else(|| {
+        let download = name_on_hub(&name, json["revision"].as_str());
+        let download = download.map_or_else(String::new, |name| format!("; from the Hub: --base {name}"));
         fail(Exit::Io, format!("{}: its model {name:?} is not a directory here", dir.display()))
-            .hint(format!("say where the model is{}: {BASE_HINT}", cached(&name)))
+            .hint(format!("say where the model is{}: {BASE_HINT}{download}", cached(&name)))
             .into()
     })
+}
+
+/// The name on the Hub of the model that adapters call `written`: `OWNER/NAME`, or a directory of the Hub's cache that is gone.
+fn name_on_hub(written: &str, revision: Option<&str>) -> Option<String> {
+    let parts: Vec<&str> = written.rsplit('/').collect();
+    let name = match parts.as_slice() {
+        [commit, "snapshots", ..] => {
+            let (_, repo) = repository_of(Path::new(written)).filter(|(kind, _)| *kind == RepoKind::Model)?;
+            format!("hub:{repo}@{commit}")
+        }
+        [_, _] => format!("hub:{written}{}", revision.map_or_else(String::new, |revision| format!("@{revision}"))),
+        _ => return None,
+    };
+    name.parse::<ModelName>().is_ok().then_some(name)
 }
 
 /// How a user names the model of adapters.
@@ -214,4 +230,25 @@ pub fn hash_weights(hasher: &mut blake3::Hasher, values: &[f32]) {
 pub fn other_base(dir: &Path) -> Failure {
     let message = format!("{}: the weights are not those that the adapters were trained with", dir.display());
     fail(Exit::Data, message).hint(format!("give the model that `sft` was started from: {BASE_HINT}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hub_is_named_where_it_has_the_model() {
+        let commit = "0123456789abcdef0123456789abcdef01234567";
+        for (written, revision, expected) in [
+            ("owner/name", None, Some("hub:owner/name".to_owned())),
+            ("owner/name", Some("v1"), Some("hub:owner/name@v1".to_owned())),
+            (&format!("/c/hub/models--owner--name/snapshots/{commit}"), None, Some(format!("hub:owner/name@{commit}"))),
+            ("/models/base", None, None),
+            ("../base", None, None),
+            ("base", None, None),
+            ("", None, None),
+        ] {
+            assert_eq!(name_on_hub(written, revision), expected, "{written}");
+        }
+    }
 }

@@ -23,7 +23,7 @@ use crate::tokenizer::portable_config;
 use certificate::{Certificate, certify};
 
 /// What belongs to a tokenizer, in any of the forms that Hugging Face uses.
-const TOKENIZER_FILES: [&str; 9] = [
+pub(super) const TOKENIZER_FILES: [&str; 9] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",

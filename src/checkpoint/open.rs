@@ -23,7 +23,7 @@ use crate::runtime::shell::quoted;
 
 /// Bounds on what is read whole.
 const MAX_CONFIG: u64 = 1 << 20;
-const MAX_INDEX: u64 = 16 << 20;
+pub(super) const MAX_INDEX: u64 = 16 << 20;
 const MAX_TRAINER: u64 = 256 << 20;
 
 /// A model directory opened for reading. Its configuration and the names, shapes and dtypes of its weights have been
@@ -353,7 +353,7 @@ fn malformed(path: &Path, what: &str) -> Failure {
 }
 
 /// The distinct files of a weight index, in name order.
-fn shard_names(index: &Value, path: &Path) -> Result<Vec<String>> {
+pub(super) fn shard_names(index: &Value, path: &Path) -> Result<Vec<String>> {
     let map = index["weight_map"].as_object().ok_or_else(|| malformed(path, "it has no weight_map"))?;
     let mut shards = Vec::new();
     for (tensor, file) in map {

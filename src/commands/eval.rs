@@ -32,10 +32,10 @@ use std::time::Instant;
   llama-lite eval --ckpt runs/llama-124m --tasks hellaswag,piqa --data-dir benchmarks --limit 500
   llama-lite eval --run runs/llama-124m --tasks arc_easy --download")]
 pub struct EvalArgs {
-    /// Checkpoint, run directory (its newest valid checkpoint) or Hugging Face Llama directory
+    /// Checkpoint, run directory (its newest valid checkpoint), Hugging Face Llama directory, or hub:OWNER/NAME[@REVISION]
     #[arg(long, value_name = "DIR", required_unless_present = "run", value_parser = path())]
     pub ckpt: Option<PathBuf>,
-    /// For adapters: the directory of their model, if it is no longer where they were trained
+    /// For adapters: their model, a directory or hub:OWNER/NAME[@REVISION], if it is no longer where they were trained
     #[arg(long, value_name = "DIR", value_parser = path())]
     pub base: Option<PathBuf>,
     /// Type of the weights: auto is f32 on a CPU, bf16 on a GPU; bf16 on a CPU takes half the memory and rounds the operands of products
@@ -129,7 +129,7 @@ fn kept_checkpoints(run: &Path) -> Result<Vec<(u64, PathBuf)>> {
 
 /// The results file of one model, and what is printed.
 fn evaluate_model(args: &EvalArgs, ckpt: &Path, session: &Session) -> Result<(Value, String)> {
-    let loaded = load(ckpt, args.base.as_deref(), args.precision)?;
+    let loaded = load(ckpt, args.base.as_deref(), args.precision, session.console)?;
     session.group.ensure_same("model", || fingerprint_of(&loaded))?;
     let (mut report, mut text) = if args.tasks.is_empty() {
         (json!({"results": {}, "config": {}}), String::new())

@@ -1,6 +1,7 @@
 //! `export`: a plain Hugging Face directory in another number format, optionally without the padding rows of the vocabulary.
 
 use super::arguments::path;
+use super::open_model;
 use crate::checkpoint::{self, Dtype, Opened};
 use crate::metrics::Console;
 use crate::runtime::error::{Exit, fail, note};
@@ -17,10 +18,10 @@ The directory appears only after its files were read back and gave the logits of
 model up to three times, a layer at a time: it takes no memory for a copy of the weights."
 )]
 pub struct ExportArgs {
-    /// Checkpoint, run directory (its newest valid checkpoint) or Hugging Face Llama directory
+    /// Checkpoint, run directory (its newest valid checkpoint), Hugging Face Llama directory, or hub:OWNER/NAME[@REVISION]
     #[arg(long, value_name = "DIR", value_parser = path())]
     pub ckpt: PathBuf,
-    /// For adapters: the directory of their model, if it is no longer where they were trained
+    /// For adapters: their model, a directory or hub:OWNER/NAME[@REVISION], if it is no longer where they were trained
     #[arg(long, value_name = "DIR", value_parser = path())]
     pub base: Option<PathBuf>,
     /// Directory to write; it must not exist or be empty
@@ -38,7 +39,7 @@ pub struct ExportArgs {
 }
 
 pub(crate) fn run(args: &ExportArgs, console: Console) -> Result<()> {
-    let source = Opened::open_beside(&args.ckpt, args.base.as_deref())?;
+    let source = open_model(&args.ckpt, args.base.as_deref(), console)?;
     refuse_unmerged(args, &source)?;
     let trim = if args.trim_vocab { Some(Tokenizer::from_dir(source.tokenizer_dir())?.vocab_size()) } else { None };
     let certificate = checkpoint::export(&source, &args.out, args.dtype, trim)?;

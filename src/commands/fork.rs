@@ -1,6 +1,7 @@
 //! `fork`: branches from a checkpoint.
 
 use super::arguments::path;
+use super::models::with_local_base;
 use super::resume::ResetOption;
 use super::session;
 use crate::metrics::Console;
@@ -37,7 +38,10 @@ pub struct ForkArgs {
 }
 
 pub(crate) fn run(args: &ForkArgs, console: Console) -> Result<()> {
-    let branches = args.branch.iter().map(|text| parse_branch(text)).collect::<Result<Vec<_>>>()?;
+    let mut branches = args.branch.iter().map(|text| parse_branch(text)).collect::<Result<Vec<_>>>()?;
+    for branch in &mut branches {
+        branch.changes.sets = with_local_base(std::mem::take(&mut branch.changes.sets), console)?;
+    }
     let out = match &args.out {
         Some(out) => out.clone(),
         None => {

@@ -2,7 +2,7 @@
 
 use super::arguments::{path, run_dir};
 use super::ranks::RanksArgs;
-use super::{print, session};
+use super::{optional_model_dir, print, session};
 use crate::checkpoint;
 use crate::config::{Config, print_config};
 use crate::metrics::Console;
@@ -33,7 +33,7 @@ pub struct PretrainArgs {
     /// Directory of the run [default: runs/ and the configuration's name]
     #[arg(long, value_name = "RUN_DIR", value_parser = path())]
     pub out: Option<PathBuf>,
-    /// Start from the weights of a checkpoint or a Hugging Face Llama directory
+    /// Start from the weights of a checkpoint, a Hugging Face Llama directory, or hub:OWNER/NAME[@REVISION]
     #[arg(long, value_name = "HF_DIR", value_parser = path())]
     pub init_from: Option<PathBuf>,
     /// Print the resolved configuration, parameter count and FLOPs per token, and stop
@@ -50,7 +50,8 @@ impl PretrainArgs {
 }
 
 pub(crate) fn run(args: &PretrainArgs, console: Console) -> Result<()> {
-    let config = match &args.init_from {
+    let init_from = optional_model_dir(args.init_from.as_deref(), console)?;
+    let config = match &init_from {
         Some(model) => config_for_model(args, model)?,
         None => Config::load(&args.config, &args.set)?,
     };
@@ -59,7 +60,7 @@ pub(crate) fn run(args: &PretrainArgs, console: Console) -> Result<()> {
         let remark = remark(&config, 0)?.map_or_else(String::new, |remark| format!("# {}\n", remark.text));
         return print(&(print_config(&config) + &remark));
     }
-    pretrain(config, &args.run_dir(), args.init_from.as_deref(), &session(console))
+    pretrain(config, &args.run_dir(), init_from.as_deref(), &session(console))
 }
 
 /// The configuration of a run that starts from the weights of `model`, and from its tokenizer unless another is named.

@@ -1,8 +1,9 @@
 //! `resume`: continues a run, or repeats some of its steps and compares them with its log.
 
 use super::arguments::path;
+use super::models::with_local_base;
 use super::ranks::RanksArgs;
-use super::{print, session};
+use super::{optional_model_dir, print, session};
 use crate::inspect::verify::{Verification, verify};
 use crate::metrics::Console;
 use crate::runtime::error::{Exit, fail};
@@ -29,7 +30,7 @@ pub struct ResumeArgs {
     /// Run directory (its newest valid checkpoint) or one checkpoint of a run
     #[arg(long, value_name = "CKPT_OR_RUN_DIR", value_parser = path())]
     pub ckpt: PathBuf,
-    /// For adapters: the directory of their model, if it is no longer where they were trained
+    /// For adapters: their model, a directory or hub:OWNER/NAME[@REVISION], if it is no longer where they were trained
     #[arg(long, value_name = "DIR", value_parser = path())]
     pub base: Option<PathBuf>,
     /// Change one configuration key of the run; may be repeated, later ones win
@@ -93,14 +94,15 @@ pub(crate) fn run(args: &ResumeArgs, console: Console) -> Result<()> {
         return replay(args, steps.get(), console);
     }
     let pieces: BTreeSet<Piece> = args.reset.iter().flat_map(|option| option.pieces).copied().collect();
-    let base = args.base.as_deref().map(std::path::absolute).transpose()?;
+    let base = optional_model_dir(args.base.as_deref(), console)?.map(std::path::absolute).transpose()?;
     let base = base.map(|dir| format!("sft.base={}", dir.display()));
-    let sets = args.set.iter().cloned().chain(base).collect();
+    let sets = with_local_base(args.set.iter().cloned().chain(base).collect(), console)?;
     resume(&args.ckpt, &RequestedChanges { sets, pieces, skip: args.skip }, &session(console))
 }
 
 fn replay(args: &ResumeArgs, steps: u64, console: Console) -> Result<()> {
-    let (place, outcome) = verify(&args.ckpt, steps, args.base.as_deref(), &session(console))?;
+    let base = optional_model_dir(args.base.as_deref(), console)?;
+    let (place, outcome) = verify(&args.ckpt, steps, base.as_deref(), &session(console))?;
     let place = place.display();
     match outcome {
         Verification::Pass(steps, records) => print(&format!(

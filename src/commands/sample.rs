@@ -26,10 +26,10 @@ use std::path::{Path, PathBuf};
 
 Without --prompt and --prompt-file the prompt is read from standard input; if that is a terminal, it is empty.")]
 pub struct SampleArgs {
-    /// Checkpoint, run directory (its newest valid checkpoint) or Hugging Face Llama directory
+    /// Checkpoint, run directory (its newest valid checkpoint), Hugging Face Llama directory, or hub:OWNER/NAME[@REVISION]
     #[arg(long, value_name = "DIR", value_parser = path())]
     pub ckpt: PathBuf,
-    /// For adapters: the directory of their model, if it is no longer where they were trained
+    /// For adapters: their model, a directory or hub:OWNER/NAME[@REVISION], if it is no longer where they were trained
     #[arg(long, value_name = "DIR", value_parser = path())]
     pub base: Option<PathBuf>,
     /// Type of the weights: auto is f32 on a CPU, bf16 on a GPU; bf16 on a CPU takes half the memory, and a token half the time
@@ -108,7 +108,7 @@ pub(crate) fn run(args: &SampleArgs, console: Console) -> Result<()> {
         return chat::run(args, rule, seed, console);
     }
     let prompts = prompts(args)?;
-    let loaded = load(&args.ckpt, args.base.as_deref(), args.precision)?;
+    let loaded = load(&args.ckpt, args.base.as_deref(), args.precision, console)?;
     for (i, prompt) in prompts.iter().enumerate() {
         if i > 0 && !args.json {
             write_now("\n")?;

@@ -2,7 +2,7 @@
 
 use super::arguments::{path, path_or_name, run_dir};
 use super::ranks::RanksArgs;
-use super::{print, session};
+use super::{model_dir, print, session};
 use crate::hub::{Hub, HubName};
 use crate::metrics::Console;
 use crate::runtime::error::note;
@@ -32,7 +32,7 @@ pub struct SftArgs {
     /// Configuration, TOML or JSON
     #[arg(long, value_name = "FILE", value_parser = path())]
     pub config: PathBuf,
-    /// Model: checkpoint, run directory (its newest valid checkpoint) or Hugging Face Llama directory
+    /// Model: checkpoint, run directory (its newest valid checkpoint), Hugging Face Llama directory, or hub:OWNER/NAME[@REVISION]
     #[arg(long, value_name = "DIR", value_parser = path())]
     pub ckpt: PathBuf,
     /// Records: .json, .jsonl or .parquet files, globs, directories, or hub:OWNER/NAME
@@ -61,8 +61,9 @@ impl SftArgs {
 const LISTED: usize = 20;
 
 pub(crate) fn run(args: &SftArgs, console: Console) -> Result<()> {
+    let ckpt = model_dir(&args.ckpt, console)?;
     let data = local(&args.data, console)?;
-    let request = SftRequest { config: &args.config, sets: &args.set, ckpt: &args.ckpt, data: &data };
+    let request = SftRequest { config: &args.config, sets: &args.set, ckpt: &ckpt, data: &data };
     let Some(n) = args.show_data else {
         return SftRun::open(&request, &session(console))?.train(&args.run_dir());
     };

@@ -1,7 +1,7 @@
 //! `why`: the documents of a step.
 
 use super::arguments::path;
-use super::{print, session};
+use super::{optional_model_dir, print, session};
 use crate::inspect::why::why;
 use crate::metrics::{Console, fixed};
 use crate::runtime::format::escape_control;
@@ -18,7 +18,7 @@ pub struct WhyArgs {
     /// The step to explain; steps that are still to come can be asked for as well
     #[arg(long, value_name = "N")]
     pub step: u64,
-    /// For adapters: the directory of their model, if it is no longer where they were trained
+    /// For adapters: their model, a directory or hub:OWNER/NAME[@REVISION], if it is no longer where they were trained
     #[arg(long, value_name = "DIR", value_parser = path())]
     pub base: Option<PathBuf>,
     /// Show all of every sequence
@@ -30,7 +30,8 @@ pub struct WhyArgs {
 const SHOWN: usize = 300;
 
 pub(crate) fn run(args: &WhyArgs, console: Console) -> Result<()> {
-    let found = why(&args.run, args.step, args.base.as_deref(), &session(console))?;
+    let base = optional_model_dir(args.base.as_deref(), console)?;
+    let found = why(&args.run, args.step, base.as_deref(), &session(console))?;
     let logged = found.logged.map_or_else(String::new, |loss| format!(", logged loss {}", fixed(loss, 4)));
     let mut out = format!(
         "step {}: {} sequences{logged}; {}\n",

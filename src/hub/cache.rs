@@ -9,6 +9,7 @@
 //!                             configs/<commit>.json        the subsets that its card names; only this program's
 //! CACHE/.locks/datasets--OWNER--NAME/<etag>.lock           held during a download
 //! ```
+//! A model's folder is called `models--OWNER--NAME`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::name::{is_commit, is_repo, is_revision, is_safe_path};
+use super::name::{Repo, RepoKind, is_commit, is_repo, is_revision, is_safe_path};
 use crate::runtime::error::{Exit, Failure, fail, note};
 use crate::runtime::files::{Lock, create_dirs, link, lock, read_bounded, write_atomic};
 
@@ -29,7 +30,7 @@ const CONFIGS_MAX: u64 = 512 << 20;
 /// Largest listing read; a million files have less.
 const TREE_MAX: u64 = 512 << 20;
 
-/// The part of the cache that belongs to one data set.
+/// The part of the cache that belongs to one repository.
 pub(super) struct RepoCache {
     root: PathBuf,
     locks: PathBuf,
@@ -69,12 +70,12 @@ impl RepoCache {
     /// The part of `cache` that belongs to `repo`.
     ///
     /// # Errors
-    /// [`Exit::Data`] if `repo` is no name of a data set.
-    pub(super) fn new(cache: &Path, repo: &str) -> Result<Self> {
-        if !is_repo(repo) {
-            return Err(untrusted("name of a data set", repo).into());
+    /// [`Exit::Data`] if `repo` has no name that a repository can have.
+    pub(super) fn new(cache: &Path, repo: Repo) -> Result<Self> {
+        if !is_repo(repo.name) {
+            return Err(untrusted("repository", repo.name).into());
         }
-        let folder = format!("datasets--{}", repo.replace('/', "--"));
+        let folder = format!("{}--{}", repo.kind.plural(), repo.name.replace('/', "--"));
         Ok(Self { root: cache.join(&folder), locks: cache.join(".locks").join(folder) })
     }
 
@@ -83,13 +84,22 @@ impl RepoCache {
     /// # Errors
     /// [`Exit::Data`] if `commit` is no commit hash or `path` leads out of the repository.
     pub(super) fn pointer(&self, commit: &str, path: &str) -> Result<PathBuf> {
-        if !is_commit(commit) {
-            return Err(untrusted("commit", commit).into());
-        }
+        let snapshot = self.snapshot(commit)?;
         if !is_safe_path(path) {
             return Err(untrusted("path of a file", path).into());
         }
-        Ok(self.root.join("snapshots").join(commit).join(path))
+        Ok(snapshot.join(path))
+    }
+
+    /// The directory of the files of `commit`.
+    ///
+    /// # Errors
+    /// [`Exit::Data`] if `commit` is no commit hash.
+    pub(super) fn snapshot(&self, commit: &str) -> Result<PathBuf> {
+        if !is_commit(commit) {
+            return Err(untrusted("commit", commit).into());
+        }
+        Ok(self.root.join("snapshots").join(commit))
     }
 
     /// The path of the content `etag`, which need not exist.
@@ -196,6 +206,16 @@ impl RepoCache {
     }
 }
 
+/// The repository whose part of a cache, this one or any other, `path` lies in.
+pub fn repository_of(path: &Path) -> Option<(RepoKind, String)> {
+    path.iter().rev().find_map(|part| {
+        let (plural, name) = part.to_str()?.split_once("--")?;
+        let kind = [RepoKind::Dataset, RepoKind::Model].into_iter().find(|kind| kind.plural() == plural)?;
+        let name = name.replacen("--", "/", 1);
+        is_repo(&name).then_some((kind, name))
+    })
+}
+
 /// Size of the regular file that `path` is or leads to by links, if there is one.
 pub(super) fn length(path: &Path) -> Option<u64> {
     path.metadata().ok().filter(std::fs::Metadata::is_file).map(|meta| meta.len())
@@ -205,5 +225,5 @@ pub(super) fn length(path: &Path) -> Option<u64> {
 fn untrusted(what: &str, text: &str) -> Failure {
     let shown: String = text.chars().take(100).collect();
     fail(Exit::Data, format!("the Hub names the {what} `{}`, which is refused", shown.escape_debug()))
-        .hint("do not use this data set, or check that HF_ENDPOINT is a server you trust")
+        .hint("do not use this repository, or check that HF_ENDPOINT is a server you trust")
 }

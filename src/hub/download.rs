@@ -46,19 +46,19 @@ enum Outcome {
 }
 
 pub(super) fn fetch(hub: &Hub, file: &RemoteFile, progress: &(dyn Fn(u64) + Sync)) -> Result<PathBuf> {
-    let cache = RepoCache::new(&hub.settings.cache, &file.repo)?;
+    let repo = file.repository();
+    let cache = RepoCache::new(&hub.settings.cache, repo)?;
     let pointer = cache.pointer(&file.commit, &file.path)?;
     // A link is made only to complete content, so its size is enough.
     if length(&pointer) == Some(file.size) {
         progress(file.size);
         return Ok(pointer);
     }
-    let subject = Subject::File { repo: &file.repo, commit: &file.commit, path: &file.path };
+    let subject = Subject::File { repo, commit: &file.commit, path: &file.path };
     if hub.settings.offline {
         return Err(hub.offline(&subject.to_string()).into());
     }
-    let url =
-        format!("{}/datasets/{}/resolve/{}/{}", hub.client.endpoint, file.repo, file.commit, encode(&file.path, true));
+    let url = format!("{}/resolve/{}/{}", repo.page(&hub.client.endpoint), file.commit, encode(&file.path, true));
     for _ in 0..CHANGES {
         let content = describe(hub, file, &subject, &url)?;
         let blob = cache.blob(&content.etag)?;

@@ -1,7 +1,9 @@
-//! How a user names data of the Hub.
+//! How a user names data sets and models of the Hub.
 
 use std::fmt;
 use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
 
 use crate::runtime::error::{Exit, Failure, fail};
 
@@ -10,6 +12,86 @@ const PREFIX: &str = "hub:";
 
 /// Beginnings of revisions that contain slashes: these do not start a path.
 const SPECIAL: [&str; 2] = ["refs/convert/", "refs/pr/"];
+
+/// What a repository of the Hub holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RepoKind {
+    #[default]
+    Dataset,
+    Model,
+}
+
+impl RepoKind {
+    /// As messages call it.
+    pub(super) fn noun(self) -> &'static str {
+        match self {
+            Self::Dataset => "data set",
+            Self::Model => "model",
+        }
+    }
+
+    /// As the programming interface, the list of all of them and the cache call it.
+    pub(super) fn plural(self) -> &'static str {
+        match self {
+            Self::Dataset => "datasets",
+            Self::Model => "models",
+        }
+    }
+}
+
+/// A repository, which may not exist. Displayed as `OWNER/NAME`.
+#[derive(Clone, Copy)]
+pub(super) struct Repo<'a> {
+    pub(super) kind: RepoKind,
+    /// `OWNER/NAME`.
+    pub(super) name: &'a str,
+}
+
+impl Repo<'_> {
+    /// The address of its page, below which its files are.
+    pub(super) fn page(self, endpoint: &str) -> String {
+        match self.kind {
+            RepoKind::Dataset => format!("{endpoint}/datasets/{self}"),
+            RepoKind::Model => format!("{endpoint}/{self}"),
+        }
+    }
+
+    /// Its address in the programming interface.
+    pub(super) fn api(self, endpoint: &str) -> String {
+        format!("{endpoint}/api/{}/{self}", self.kind.plural())
+    }
+}
+
+impl fmt::Display for Repo<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+/// `hub:OWNER/NAME[@REVISION]`, a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelName {
+    /// `OWNER/NAME`.
+    pub repo: String,
+    /// Branch, tag or commit; the branch `main` if none.
+    pub revision: Option<String>,
+}
+
+impl FromStr for ModelName {
+    type Err = Failure;
+
+    fn from_str(text: &str) -> Result<Self, Failure> {
+        let parsed = HubName::parse(text).and_then(|name| match (&name.subset, &name.split, &name.path) {
+            (None, None, None) => Ok(Self { repo: name.repo, revision: name.revision }),
+            _ => Err("a model is named by its repository alone, without subset, split or file"),
+        });
+        parsed.map_err(|what| {
+            fail(Exit::Config, format!("`{}`: {what}", text.escape_debug())).hint(
+                "write hub:OWNER/NAME[@REVISION], for example hub:HuggingFaceTB/SmolLM-135M; a directory of such a name is ./hub:...",
+            )
+        })
+    }
+}
 
 /// `hub:OWNER/NAME[@REVISION][:SUBSET[:SPLIT]]` or `hub:OWNER/NAME[@REVISION]/PATH-OR-GLOB`.
 ///
@@ -53,11 +135,11 @@ impl FromStr for HubName {
 impl HubName {
     /// `Err` says what is wrong with `text`.
     fn parse(text: &str) -> Result<Self, &'static str> {
-        let rest = text.strip_prefix(PREFIX).ok_or("a data set of the Hub begins with `hub:`")?;
+        let rest = text.strip_prefix(PREFIX).ok_or("a name of the Hub begins with `hub:`")?;
         let (owner, rest) = rest.split_once('/').ok_or("OWNER/NAME is missing")?;
         let (name, mut rest) = split_before(rest, "@:/");
         if !is_repo_part(owner) || !is_repo_part(name) {
-            return Err("this is not the OWNER/NAME of a data set");
+            return Err("this is not an OWNER/NAME of the Hub");
         }
         let mut parsed =
             Self { repo: format!("{owner}/{name}"), revision: None, subset: None, split: None, path: None };
@@ -207,6 +289,18 @@ mod tests {
             let failure = text.parse::<HubName>().unwrap_err();
             assert_eq!(failure.exit, Exit::Config, "{text}");
             assert!(failure.hint.unwrap().contains("hub:OWNER/NAME"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_model_is_a_repository_at_a_revision() {
+        let read = |text: &str| text.parse::<ModelName>().map(|name| (name.repo, name.revision));
+        assert_eq!(read("hub:a/b").unwrap(), ("a/b".to_owned(), None));
+        assert_eq!(read("hub:a/b@refs/pr/7").unwrap(), ("a/b".to_owned(), Some("refs/pr/7".to_owned())));
+        for text in ["hub:a", "hub:a/b:x", "hub:a/b::x", "hub:a/b/model.safetensors", "hub:a/b@", "a/b"] {
+            let failure = read(text).unwrap_err();
+            assert_eq!(failure.exit, Exit::Config, "{text}");
+            assert!(failure.hint.unwrap().contains("hub:OWNER/NAME[@REVISION]"), "{text}");
         }
     }
 

@@ -6,32 +6,33 @@ use ureq::Body;
 use ureq::http::Response;
 
 use super::address::{header, host};
+use super::name::Repo;
 use crate::runtime::error::{Exit, Failure, fail};
 
 /// What a request is about.
 #[derive(Clone, Copy)]
 pub(super) enum Subject<'a> {
-    /// A branch, tag or commit of a data set.
+    /// A branch, tag or commit of a repository.
     Revision {
-        repo: &'a str,
+        repo: Repo<'a>,
         revision: &'a str,
     },
     /// The list of its files.
     Listing {
-        repo: &'a str,
+        repo: Repo<'a>,
         commit: &'a str,
     },
     File {
-        repo: &'a str,
+        repo: Repo<'a>,
         commit: &'a str,
         path: &'a str,
     },
 }
 
 impl Subject<'_> {
-    fn repo(&self) -> &str {
+    fn repo(&self) -> Repo<'_> {
         match self {
-            Self::Revision { repo, .. } | Self::Listing { repo, .. } | Self::File { repo, .. } => repo,
+            Self::Revision { repo, .. } | Self::Listing { repo, .. } | Self::File { repo, .. } => *repo,
         }
     }
 }
@@ -132,17 +133,18 @@ impl Refusal<'_> {
     fn gated(&self) -> Failure {
         let endpoint = self.requester.endpoint;
         let repo = self.subject.repo();
+        let page = repo.page(endpoint);
         let hint = match self.requester.has_token {
             true => format!(
-                "accept its terms at {endpoint}/datasets/{repo}; if that is done, check that the token in HF_TOKEN \
+                "accept its terms at {page}; if that is done, check that the token in HF_TOKEN \
                  may read it"
             ),
             false => format!(
-                "accept its terms at {endpoint}/datasets/{repo}, then set HF_TOKEN to a token of that account \
+                "accept its terms at {page}, then set HF_TOKEN to a token of that account \
                  (made at {endpoint}/settings/tokens)"
             ),
         };
-        self.failure(Exit::Io, "access to this data set is restricted", hint)
+        self.failure(Exit::Io, &format!("access to this {} is restricted", repo.kind.noun()), hint)
     }
 
     fn unauthorized(&self) -> Failure {
@@ -155,34 +157,33 @@ impl Refusal<'_> {
             );
             return self.failure(Exit::Io, "the token is not accepted", hint);
         }
-        // Without a token the Hub does not say whether a private data set exists.
+        // Without a token the Hub does not say whether a private repository exists.
         let hint =
             format!("check the name `{repo}`; if it is private or gated, set HF_TOKEN ({endpoint}/settings/tokens)");
-        self.failure(Exit::Io, "no such public data set, and no token was given", hint)
+        self.failure(Exit::Io, &format!("no such public {}, and no token was given", repo.kind.noun()), hint)
     }
 
     /// `code` is the Hub's own code of the error.
     fn missing(&self, code: &str) -> Failure {
         let endpoint = self.requester.endpoint;
         let repo = self.subject.repo();
+        let noun = repo.kind.noun();
+        let page = repo.page(endpoint);
         let (what, hint) = match (code, self.subject) {
             ("RepoNotFound", _) | ("", Subject::Revision { revision: "main", .. }) => (
-                format!("there is no data set {repo}"),
-                format!("check OWNER/NAME at {endpoint}/datasets; a private one needs HF_TOKEN"),
+                format!("there is no {noun} {repo}"),
+                format!("check OWNER/NAME at {endpoint}/{}; a private one needs HF_TOKEN", repo.kind.plural()),
             ),
             (_, Subject::File { .. }) if code != "RevisionNotFound" => (
                 "there is no such file".to_owned(),
-                format!(
-                    "see the files at {endpoint}/datasets/{repo}/tree/main, or check HF_ENDPOINT if it is a mirror"
-                ),
+                format!("see the files at {page}/tree/main, or check HF_ENDPOINT if it is a mirror"),
             ),
-            ("RevisionNotFound", _) => (
-                "there is no such branch, tag or commit".to_owned(),
-                format!("see the branches at {endpoint}/datasets/{repo}/tree/main"),
-            ),
+            ("RevisionNotFound", _) => {
+                ("there is no such branch, tag or commit".to_owned(), format!("see the branches at {page}/tree/main"))
+            }
             _ => (
-                "there is no such data set, or no such revision of it".to_owned(),
-                format!("check the name and the revision at {endpoint}/datasets/{repo}"),
+                format!("there is no such {noun}, or no such revision of it"),
+                format!("check the name and the revision at {page}"),
             ),
         };
         self.failure(Exit::Config, &what, hint)

@@ -1,6 +1,7 @@
 //! The real client against a Hub on this machine: what names mean, and how refusals are told.
 
 mod fetch;
+mod models;
 mod server;
 
 use std::path::Path;
@@ -79,8 +80,13 @@ fn subsets_come_from_the_card_and_lists_page_by_page() {
     assert_eq!(asked.iter().filter(|a| a.path.contains("/tree/")).count(), 3, "three pages");
     assert!(asked.iter().all(|a| a.header("authorization") == Some("Bearer hf_secret") && !a.storage));
     let sample = hub.resolve(&"hub:owner/name:sample-10BT".parse().unwrap()).unwrap();
-    let expected =
-        RemoteFile { repo: REPO.into(), commit: COMMIT.into(), path: "sample/10BT/000.parquet".into(), size: 6 };
+    let expected = RemoteFile {
+        kind: RepoKind::Dataset,
+        repo: REPO.into(),
+        commit: COMMIT.into(),
+        path: "sample/10BT/000.parquet".into(),
+        size: 6,
+    };
     assert_eq!(sample, [expected]);
     assert_eq!(paths(&hub, "hub:owner/name/data/*/002.parquet").unwrap(), train[2..]);
     assert!(failure(paths(&hub, "hub:owner/name:other")).hint.unwrap().contains("`default`, `sample-10BT`"));
@@ -232,7 +238,13 @@ fn one_odd_name_does_not_refuse_the_others() {
     for _ in 0..2 {
         assert_eq!(paths(&hub, "hub:owner/name").unwrap(), ["a.jsonl"]);
     }
-    let file = RemoteFile { repo: REPO.into(), commit: COMMIT.into(), path: "bell\u{7}.jsonl".into(), size: 2 };
+    let file = RemoteFile {
+        kind: RepoKind::Dataset,
+        repo: REPO.into(),
+        commit: COMMIT.into(),
+        path: "bell\u{7}.jsonl".into(),
+        size: 2,
+    };
     assert_eq!(failure(hub.fetch(&file, &|_| {})).exit, Exit::Data);
 }
 
@@ -246,7 +258,13 @@ fn what_a_server_says_is_not_believed() {
         let hub = client(&fake, &cache);
         let told = failure(hub.resolve(&"hub:owner/name/**".parse().unwrap()));
         assert!(told.exit == Exit::Data && told.message.contains("refused"), "{hostile}: {}", told.message);
-        let file = RemoteFile { repo: REPO.into(), commit: COMMIT.into(), path: hostile.into(), size: 4 };
+        let file = RemoteFile {
+            kind: RepoKind::Dataset,
+            repo: REPO.into(),
+            commit: COMMIT.into(),
+            path: hostile.into(),
+            size: 4,
+        };
         assert_eq!(failure(hub.fetch(&file, &|_| {})).exit, Exit::Data, "{hostile}");
     }
     let fake = fineweb();

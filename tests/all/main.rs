@@ -12,6 +12,7 @@
 //! | `training.rs` | micro-batches, schedule horizon, validation, refused updates |
 //! | `generation.rs` | `sample`: texts, prompts, conversations |
 //! | `insight.rs` | `plan`, `report`, event files |
+//! | `hub_models.rs` | models of the Hub: downloads, refusals, the commit that a run remembers |
 //! | `sft.rs` | fine-tuning: proof, adapters, resume to the bit, formats |
 //! | `benchmarks.rs` | benchmark tasks against the harness's numbers |
 //! | `torture.rs` | the promises of reliability, each broken on purpose many times |
@@ -46,6 +47,7 @@ mod generation;
 mod hints;
 #[cfg(target_os = "linux")]
 mod hostile_names;
+mod hub_models;
 mod huggingface;
 mod insight;
 mod launcher;

@@ -36,7 +36,7 @@ struct Chat<'a> {
 }
 
 pub(super) fn run(args: &SampleArgs, rule: SamplerConfig, seed: u64, console: Console) -> Result<()> {
-    let mut loaded = load(&args.ckpt, args.base.as_deref(), args.precision)?;
+    let mut loaded = load(&args.ckpt, args.base.as_deref(), args.precision, console)?;
     let template = ChatTemplate::from_dir(loaded.source.tokenizer_dir(), &loaded.tokenizer)?.ok_or_else(|| {
         fail(
             Exit::Config,

@@ -15,7 +15,13 @@ fn one_file(large: bool) -> (FakeHub, RemoteFile) {
     let fake = FakeHub::start();
     let path = if large { LARGE } else { "data/small.txt" };
     fake.file(path, bytes(), large);
-    let file = RemoteFile { repo: REPO.into(), commit: COMMIT.into(), path: path.into(), size: bytes().len() as u64 };
+    let file = RemoteFile {
+        kind: RepoKind::Dataset,
+        repo: REPO.into(),
+        commit: COMMIT.into(),
+        path: path.into(),
+        size: bytes().len() as u64,
+    };
     (fake, file)
 }
 

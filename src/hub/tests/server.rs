@@ -210,6 +210,12 @@ fn answer(state: &State, asked: &Asked) -> Reply {
         let found = state.files.iter().find(|(_, file)| path[1..] == sha256(&file.content));
         return found.map_or(Reply::new(404), |(_, file)| ranged(&file.content, "\"the-storage's-own\"", asked));
     }
+    // The same repository stands here as a data set and as a model.
+    let path = match path.strip_prefix(&format!("/{REPO}/")) {
+        Some(file) => format!("/datasets/{REPO}/{file}"),
+        None => path.replacen("/api/models/", "/api/datasets/", 1),
+    };
+    let path = path.as_str();
     if let Some(revision) = path.strip_prefix(&format!("/api/datasets/{REPO}/revision/")) {
         return match revision {
             COMMIT if query == "expand=cardData" => Reply::new(200).body(json!({ "cardData": state.card }).to_string()),
