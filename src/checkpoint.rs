@@ -35,7 +35,7 @@ pub(crate) mod tests;
 
 pub use dtype::Dtype;
 pub use export::certificate::Certificate;
-pub use export::export;
+pub use export::{TextFile, export, export_with};
 pub use find::{NewestValid, Valid, list_valid, newest_valid, newest_valid_until, quarantine, resolve, supersede};
 pub use from_hub::model_files;
 pub use manifest::{Manifest, verify};

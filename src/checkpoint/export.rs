@@ -42,13 +42,27 @@ const MAX_SETTINGS: u64 = 64 << 20;
 /// With `trim_vocab`, the size of the tokenizer, the rows of embedding and head beyond it are left out. The directory
 /// appears whole or not at all; one that exists and is not empty is refused (exit 78).
 pub fn export(source: &Opened, out: &Path, dtype: Dtype, trim_vocab: Option<usize>) -> Result<Certificate> {
+    export_with(source, out, dtype, trim_vocab, |_| Vec::new())
+}
+
+/// A file of text, by its name in the directory.
+pub type TextFile = (&'static str, String);
+
+/// [`export`] with the files that `describe` makes of its certificate.
+pub fn export_with(
+    source: &Opened,
+    out: &Path,
+    dtype: Dtype,
+    trim_vocab: Option<usize>,
+    describe: impl FnOnce(&Certificate) -> Vec<TextFile>,
+) -> Result<Certificate> {
     refuse_taken(out)?;
     // Before the directory is made: nothing wrong is to be published.
     source.check_tied()?;
     source.check_base()?;
     let model = exported_shape(&source.model, trim_vocab)?;
     let writer = write(source, &model, out, dtype)?;
-    publish(writer, source, &model, dtype)
+    publish(writer, source, &model, dtype, describe)
 }
 
 /// The shape of `model` with as many rows of the vocabulary.
@@ -92,10 +106,19 @@ fn weight(source: &Opened, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
     Ok(values)
 }
 
-/// Gives the files their name if they are the model `source` in this shape and format.
-fn publish(writer: Writer, source: &Opened, model: &ModelConfig, dtype: Dtype) -> Result<Certificate> {
+/// Gives the files, and those that `describe` adds, their name if they are the model `source` in this shape and format.
+fn publish(
+    mut writer: Writer,
+    source: &Opened,
+    model: &ModelConfig,
+    dtype: Dtype,
+    describe: impl FnOnce(&Certificate) -> Vec<TextFile>,
+) -> Result<Certificate> {
     let written = Opened::open(writer.txn.path()).context("reading the export back")?;
     let certificate = certify(source, model, &written, dtype)?;
+    for (name, text) in describe(&certificate) {
+        writer.bytes(name, text.as_bytes())?;
+    }
     writer.txn.commit()?;
     Ok(certificate)
 }

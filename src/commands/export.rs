@@ -2,13 +2,15 @@
 
 use super::arguments::path;
 use super::open_model;
-use crate::checkpoint::{self, Dtype, Opened};
+use crate::checkpoint::{self, Certificate, Dtype, Opened};
+use crate::config::ModelConfig;
+use crate::inspect::card::{Facts, card};
 use crate::metrics::Console;
 use crate::runtime::error::{Exit, fail, note};
 use crate::tokenizer::Tokenizer;
 use anyhow::Result;
 use clap::Args;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Args, Clone, Debug)]
 #[command(
@@ -36,18 +38,29 @@ pub struct ExportArgs {
     /// For adapters: write their model with the adapters merged into its weights
     #[arg(long)]
     pub merge_lora: bool,
+    /// Write a model card, README.md: metadata for the Hub, and what the run's logs tell of training, losses, scores and samples
+    #[arg(long)]
+    pub card: bool,
 }
 
 pub(crate) fn run(args: &ExportArgs, console: Console) -> Result<()> {
     let source = open_model(&args.ckpt, args.base.as_deref(), console)?;
     refuse_unmerged(args, &source)?;
     let trim = if args.trim_vocab { Some(Tokenizer::from_dir(source.tokenizer_dir())?.vocab_size()) } else { None };
-    let certificate = checkpoint::export(&source, &args.out, args.dtype, trim)?;
+    let facts = if args.card { Some(gather_facts(&source, trim, &args.out)?) } else { None };
+    let describe = |certificate: &Certificate| facts.map_or_else(Vec::new, |facts| card(&facts, certificate));
+    let certificate = checkpoint::export_with(&source, &args.out, args.dtype, trim, describe)?;
     if !console.quiet {
         note(&certificate.to_string());
         note(&format!("exported to {}", args.out.display()));
     }
     Ok(())
+}
+
+/// What a card tells. Read before anything is written: a damaged log is no reason to export twice.
+fn gather_facts(source: &Opened, trim: Option<usize>, out: &Path) -> Result<Facts> {
+    let vocab_size = trim.unwrap_or(source.model.vocab_size);
+    Facts::gather(source, ModelConfig { vocab_size, ..source.model.clone() }, out)
 }
 
 /// Adapters are no model, and a model has none: neither is guessed.

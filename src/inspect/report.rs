@@ -13,6 +13,6 @@ mod collect;
 mod page;
 mod text;
 
-pub use collect::{RunReport, collect};
+pub use collect::{ReportedRun, RunReport, collect};
 pub use page::page;
 pub use text::text;

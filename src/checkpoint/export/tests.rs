@@ -56,7 +56,7 @@ fn refused(dtype: Dtype, damage: impl Fn(&Path)) -> anyhow::Error {
     let source = source(dir.path(), false);
     let writer = write(&source, &source.model, &dir.path().join("out"), dtype).unwrap();
     damage(writer.txn.path());
-    let error = publish(writer, &source, &source.model, dtype).unwrap_err();
+    let error = publish(writer, &source, &source.model, dtype, |_| Vec::new()).unwrap_err();
     assert_eq!(listing(dir.path()), ["run"], "{error}");
     error
 }
