@@ -12,7 +12,7 @@
 //! deletes old ones, [`open`] reads whole models and, with [`adapter`], LoRA adapters; [`recognize`] distinguishes a
 //! checkpoint from a plain directory, [`fit`] compares weights with a configuration, [`advice`] says what else a path
 //! holds; [`hf`] translates the configuration, [`tensors`] and [`dtype`] are the file format. [`export`](mod@export) writes plain directories, which
-//! it reads back and compares with their model.
+//! it reads back and compares with their model, and [`gguf`] the file that llama.cpp and Ollama read.
 
 pub mod adapter;
 mod advice;
@@ -21,6 +21,7 @@ pub mod export;
 pub mod find;
 mod fit;
 mod from_hub;
+pub mod gguf;
 pub mod hf;
 pub mod manifest;
 pub mod open;
@@ -33,11 +34,12 @@ pub mod tensors;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use dtype::Dtype;
+pub use dtype::{Dtype, ExportDtype};
 pub use export::certificate::Certificate;
 pub use export::{TextFile, export, export_with};
 pub use find::{NewestValid, Valid, list_valid, newest_valid, newest_valid_until, quarantine, resolve, supersede};
 pub use from_hub::model_files;
+pub use gguf::{GgufExport, export_gguf};
 pub use manifest::{Manifest, verify};
 pub use open::Opened;
 pub use recognize::is_checkpoint;

@@ -19,6 +19,7 @@ mod hf;
 mod merges;
 mod pretokenize;
 mod special_tokens;
+mod splits;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -41,6 +42,7 @@ use decoder::Leading;
 use hf::HfTokenizer;
 use special_tokens::SpecialTokens;
 pub(crate) use special_tokens::portable_config;
+pub(crate) use splits::KnownSplit;
 pub use stream::DecodeStream;
 
 /// Largest tokenizer file accepted, in bytes; ten times the largest known.
@@ -305,7 +307,8 @@ impl Tokenizer {
                 && self.encode_ordinary(PROBE).ok() == other.encode_ordinary(PROBE).ok()
     }
 
-    fn json(&self) -> &[u8] {
+    /// The bytes of its tokenizer.json.
+    pub(crate) fn json(&self) -> &[u8] {
         match &*self.inner.engine {
             Engine::Hf(engine) => &engine.json,
             Engine::Byte(engine) => self.inner.json.get_or_init(|| engine.to_json()),

@@ -20,6 +20,31 @@ pub enum Dtype {
 
 /// Values that [`Dtype::round`] converts at a time.
 const ROUNDED_AT_ONCE: usize = 1 << 16;
+/// Element type of an exported model: one of [`Dtype`], or blocks of integers, which GGUF files can hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExportDtype {
+    /// 32 bits: the weights as trained.
+    F32,
+    /// 16 bits with f32's range.
+    Bf16,
+    /// 16 bits, IEEE half.
+    F16,
+    /// 8.5 bits: 32 integers of 8 bits share a scale; of GGUF files alone.
+    #[value(name = "q8_0")]
+    Q8_0,
+}
+
+impl ExportDtype {
+    /// The element type of weight files, if it is one.
+    pub fn of_weight_files(self) -> Option<Dtype> {
+        match self {
+            ExportDtype::F32 => Some(Dtype::F32),
+            ExportDtype::Bf16 => Some(Dtype::Bf16),
+            ExportDtype::F16 => Some(Dtype::F16),
+            ExportDtype::Q8_0 => None,
+        }
+    }
+}
 
 impl Dtype {
     pub fn size(self) -> usize {

@@ -60,21 +60,9 @@ pub fn export_with(
     // Before the directory is made: nothing wrong is to be published.
     source.check_tied()?;
     source.check_base()?;
-    let model = exported_shape(&source.model, trim_vocab)?;
+    let model = trimmed(&source.model, trim_vocab)?;
     let writer = write(source, &model, out, dtype)?;
     publish(writer, source, &model, dtype, describe)
-}
-
-/// The shape of `model` with as many rows of the vocabulary.
-fn exported_shape(model: &ModelConfig, trim_vocab: Option<usize>) -> Result<ModelConfig> {
-    let vocab_size = trim_vocab.unwrap_or(model.vocab_size);
-    if !(1..=model.vocab_size).contains(&vocab_size) {
-        let message = format!("cannot trim a vocabulary of {} rows to {vocab_size}", model.vocab_size);
-        return Err(fail(Exit::Config, message)
-            .hint("the tokenizer does not fit the model: check the directory")
-            .into());
-    }
-    Ok(ModelConfig { vocab_size, ..model.clone() })
 }
 
 /// Writes all files under a temporary name beside `out`; they are removed when the writer is dropped.
@@ -121,6 +109,18 @@ fn publish(
     }
     writer.txn.commit()?;
     Ok(certificate)
+}
+
+/// `model` with the first `rows` rows of its vocabulary, if that is given.
+pub(super) fn trimmed(model: &ModelConfig, rows: Option<usize>) -> Result<ModelConfig> {
+    let vocab_size = rows.unwrap_or(model.vocab_size);
+    if !(1..=model.vocab_size).contains(&vocab_size) {
+        let message = format!("cannot trim a vocabulary of {} rows to {vocab_size}", model.vocab_size);
+        return Err(fail(Exit::Config, message)
+            .hint("the tokenizer does not fit the model: check the directory")
+            .into());
+    }
+    Ok(ModelConfig { vocab_size, ..model.clone() })
 }
 
 fn refuse_taken(out: &Path) -> Result<()> {

@@ -74,12 +74,7 @@ pub fn header(tensors: &[ShapeRef<'_>], dtype: Dtype) -> Result<Vec<u8>> {
 pub fn write_values(out: &mut impl Write, path: &Path, name: &str, values: &[f32], dtype: Dtype) -> Result<()> {
     let mut bytes = Vec::with_capacity(CHUNK.min(values.len()) * dtype.size());
     for (n, chunk) in values.chunks(CHUNK).enumerate() {
-        if let Some(at) = chunk.iter().position(|v| !v.is_finite()) {
-            let message = format!("{name} holds {} at element {}: it was not written", chunk[at], n * CHUNK + at);
-            return Err(fail(Exit::Diverged, message)
-                .hint("go back to an earlier checkpoint; try a lower learning rate")
-                .into());
-        }
+        refuse_non_finite(name, chunk, n * CHUNK)?;
         bytes.clear();
         dtype.encode(chunk, &mut bytes);
         if dtype != Dtype::F32 {
@@ -88,6 +83,13 @@ pub fn write_values(out: &mut impl Write, path: &Path, name: &str, values: &[f32
         out.write_all(&bytes).map_err(io_context("write", path))?;
     }
     Ok(())
+}
+
+/// Refuses a NaN or an infinity among `values`, which are those of the tensor `name` from the element `start` on.
+pub(super) fn refuse_non_finite(name: &str, values: &[f32], start: usize) -> Result<()> {
+    let Some(at) = values.iter().position(|v| !v.is_finite()) else { return Ok(()) };
+    let message = format!("{name} holds {} at element {}: it was not written", values[at], start + at);
+    Err(fail(Exit::Diverged, message).hint("go back to an earlier checkpoint; try a lower learning rate").into())
 }
 
 fn refuse_overflow(name: &str, values: &[f32], bytes: &[u8], dtype: Dtype) -> Result<()> {

@@ -2,6 +2,7 @@
 //! those share: a toy model whose values follow from the step.
 
 mod damage;
+mod gguf;
 mod hf_dirs;
 mod retention;
 mod roundtrip;

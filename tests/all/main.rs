@@ -11,6 +11,7 @@
 //! | `exactly_once.rs` | the data loader through 10,000 random histories |
 //! | `training.rs` | micro-batches, schedule horizon, validation, refused updates |
 //! | `generation.rs` | `sample`: texts, prompts, conversations |
+//! | `gguf.rs` | `export --format gguf` as its users meet it |
 //! | `insight.rs` | `plan`, `report`, event files |
 //! | `hub_models.rs` | models of the Hub: downloads, refusals, the commit that a run remembers |
 //! | `sft.rs` | fine-tuning: proof, adapters, resume to the bit, formats |
@@ -44,6 +45,7 @@ mod docs;
 mod exactly_once;
 mod families;
 mod generation;
+mod gguf;
 mod hints;
 #[cfg(target_os = "linux")]
 mod hostile_names;

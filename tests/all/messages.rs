@@ -46,6 +46,7 @@ fn make_files(dir: &Path) {
     text("broken.toml", "[model\n");
     text("missing.toml", &trains_on("no-such-file.txt"));
     text("hub.toml", &trains_on("hub:owner/name"));
+    text("taken.gguf", "GGUF");
     text("text.txt", "Once there was a cat.\n");
     text("prompts.jsonl", "{\"prompt\": \"a\"}\n{\"text\": \"b\"}\n");
     text("sft.toml", "[train]\nsequence_length = 32\nmicro_batch_size = 1\ntokens_per_step = 32\nsteps = 1\n");

@@ -160,6 +160,10 @@ fn adapters_are_a_model_for_every_command_and_merge_into_one() {
             .contains("no adapters")
     );
     ok(&["export", "--ckpt", arg(&tuned), "--merge-lora", "--out", arg(&merged), "--quiet"]);
+    let file = bench.path("merged.gguf");
+    let to_file = ["export", "--ckpt", arg(&tuned), "--format", "gguf", "--out", arg(&file)];
+    assert!(fails(&to_file, 78).contains("--merge-lora") && !file.exists());
+    ok(&[&to_file[..], &["--merge-lora"]].concat());
     // Adapters are merged before the sum is rounded.
     let in_bf16 = |ckpt: &Path| {
         let args = ["sample", "--ckpt", arg(ckpt), "--prompt", "a", "--max-tokens", "5", "--greedy", "--json"];

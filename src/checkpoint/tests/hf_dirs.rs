@@ -22,7 +22,7 @@ fn encode(tensors: &[Tensor], dtype: Dtype) -> Vec<u8> {
 }
 
 /// A plain Hugging Face directory of the toy, as others would write it.
-fn write_hf(dir: &Path, toy: &Toy, dtype: Dtype) {
+pub(super) fn write_hf(dir: &Path, toy: &Toy, dtype: Dtype) {
     std::fs::create_dir_all(dir).unwrap();
     let config = config_json(&toy.model, Some(1), &[2], dtype);
     std::fs::write(dir.join(names::CONFIG), config.to_string()).unwrap();

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::runtime::error::{Exit, Failure, fail};
 use crate::tokenizer::pretokenize::{CharClass, Pretokenizer};
+use crate::tokenizer::splits::KnownSplit;
 
 /// Parts are at most this long where the text can be cut.
 pub(super) const PART: usize = 64 << 10;
@@ -20,40 +21,6 @@ const LONGEST: usize = 16 << 20;
 
 /// Bytes of memory for each byte of a part.
 const MEMORY_PER_BYTE: usize = 163;
-
-/// GPT-2's split, which a ByteLevel step makes by itself.
-const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
-
-const CONTRACTION: &str = "(?i:'s|'t|'re|'ve|'m|'ll|'d)";
-
-/// Splits in which no match contains a letter or digit followed by a character of another class (other than an apostrophe or
-/// a mark), and no match depends on what stands before it: of GPT-2; GPT-4 and Llama 3; Qwen 2; GPT-4o; Mistral Nemo.
-static KNOWN: LazyLock<[String; 5]> = LazyLock::new(|| {
-    [
-        GPT2.to_owned(),
-        gpt4(r"\p{N}{1,3}"),
-        gpt4(r"\p{N}"),
-        gpt4o(&format!("{CONTRACTION}?"), r"\p{N}{1,3}"),
-        gpt4o("", r"\p{N}"),
-    ]
-});
-
-/// GPT-4's split, with `digits` for numbers.
-fn gpt4(digits: &str) -> String {
-    format!(
-        r"{CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
-}
-
-/// GPT-4o's split, with `suffix` behind a word and `digits` for numbers.
-fn gpt4o(suffix: &str, digits: &str) -> String {
-    let upper = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]";
-    let lower = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]";
-    let before = r"[^\r\n\p{L}\p{N}]?";
-    format!(
-        r"{before}{upper}*{lower}+{suffix}|{before}{upper}+{lower}*{suffix}|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
-}
 
 /// Where a tokenizer's texts can be cut.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -179,11 +146,7 @@ fn cut_rule(root: &Value) -> CutRule {
 
 /// Whether a step splits by a known rule.
 fn splits_words(step: &Value) -> bool {
-    let whole = (step["behavior"] == "Isolated" && step["invert"] == false)
-        || (step["behavior"] == "Removed" && step["invert"] == true);
-    let known = step["pattern"]["Regex"].as_str().is_some_and(|regex| KNOWN.iter().any(|known| known == regex));
-    let byte_level = step["type"] == "ByteLevel" && step["use_regex"] != false && step["add_prefix_space"] == false;
-    byte_level || (step["type"] == "Split" && whole && known)
+    KnownSplit::of_step(step).is_some()
 }
 
 /// Whether a step does nothing that depends on more than one character, or on two digits.

@@ -9,7 +9,7 @@ use serde_json::json;
 fn qwen() -> Value {
     let mut root = llama3();
     root["normalizer"] = json!({"type": "NFC"});
-    root["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = json!(KNOWN[2]);
+    root["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = json!(KnownSplit::Qwen2.regex());
     root["added_tokens"][2]["special"] = json!(false);
     root["added_tokens"][2]["content"] = json!("end tool_call, please");
     root
