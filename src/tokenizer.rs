@@ -17,9 +17,8 @@ mod decoder;
 mod encoder;
 mod hf;
 mod merges;
-mod pretokenize;
+pub(crate) mod pretokenize;
 mod special_tokens;
-mod splits;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -42,7 +41,6 @@ use decoder::Leading;
 use hf::HfTokenizer;
 use special_tokens::SpecialTokens;
 pub(crate) use special_tokens::portable_config;
-pub(crate) use splits::KnownSplit;
 pub use stream::DecodeStream;
 
 /// Largest tokenizer file accepted, in bytes; ten times the largest known.
@@ -307,7 +305,6 @@ impl Tokenizer {
                 && self.encode_ordinary(PROBE).ok() == other.encode_ordinary(PROBE).ok()
     }
 
-    /// The bytes of its tokenizer.json.
     pub(crate) fn json(&self) -> &[u8] {
         match &*self.inner.engine {
             Engine::Hf(engine) => &engine.json,

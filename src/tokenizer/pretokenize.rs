@@ -4,6 +4,8 @@
 //! one space before them; or white space, of which the last character is left to the word that follows. As a regex:
 //! `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`.
 
+pub(crate) mod splits;
+
 use anyhow::Result;
 use regex_syntax::hir::{Class as Ranges, HirKind};
 

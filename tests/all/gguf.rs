@@ -36,7 +36,7 @@ fn a_run_becomes_one_file() {
 #[test]
 fn a_chat_template_is_in_the_file() {
     let dir = tempfile::tempdir().unwrap();
-    let run = pretrain(dir.path(), "run", &["train.steps=2"]);
+    let run = pretrain(dir.path(), "run", &["train.steps=4"]);
     let plain = dir.path().join("plain");
     ok(&["export", "--ckpt", arg(&run), "--out", arg(&plain)]);
     let template = "{% for message in messages %}{{ message['content'] }}{% endfor %}";

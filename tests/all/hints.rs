@@ -35,7 +35,8 @@ const NO_KEYS: [&str; 10] = [
 ];
 
 /// What is a file's name and no key.
-const EXTENSIONS: [&str; 9] = [".npy", ".pkl", ".json", ".jsonl", ".toml", ".safetensors", ".parquet", ".md", ".rs"];
+const EXTENSIONS: [&str; 10] =
+    [".gguf", ".npy", ".pkl", ".json", ".jsonl", ".toml", ".safetensors", ".parquet", ".md", ".rs"];
 
 /// String literals of Rust source, each with its line.
 fn literals(source: &str) -> Vec<(usize, String)> {

@@ -5,7 +5,7 @@ use anyhow::Result;
 use serde_json::Value;
 
 use super::refusal;
-use crate::tokenizer::KnownSplit;
+use crate::tokenizer::pretokenize::splits::KnownSplit;
 
 /// What llama.cpp does under a name of `tokenizer.ggml.pre`.
 struct NamedSplit {

@@ -8,8 +8,8 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use serde_json::Value;
 
 use crate::runtime::error::{Exit, Failure, fail};
+use crate::tokenizer::pretokenize::splits::KnownSplit;
 use crate::tokenizer::pretokenize::{CharClass, Pretokenizer};
-use crate::tokenizer::splits::KnownSplit;
 
 /// Parts are at most this long where the text can be cut.
 pub(super) const PART: usize = 64 << 10;

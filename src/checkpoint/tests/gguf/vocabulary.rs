@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 use super::{Example, ROWS, model, trained_tokenizer};
 use crate::checkpoint::{ExportDtype, names};
 use crate::config::ModelConfig;
-use crate::tokenizer::{KnownSplit, Tokenizer};
+use crate::tokenizer::Tokenizer;
+use crate::tokenizer::pretokenize::splits::KnownSplit;
 
 #[test]
 fn tokens_have_types_and_padding_has_names() {
