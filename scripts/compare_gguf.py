@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Exports three small models as GGUF files, and compares what two other programs make of them with what llama-lite makes of the models.
+"""Exports small models as GGUF files, and compares what two other programs make of them with what llama-lite makes of the models.
 
   python3 -m venv target/gguf-venv
   target/gguf-venv/bin/pip install gguf llama-cpp-python sentencepiece tokenizers      # compiles llama.cpp: many minutes
   target/gguf-venv/bin/python scripts/compare_gguf.py [--binary target/release/llama-lite] [--work DIR]
 
 The models: `random` (weights as drawn, heads of an unusual width), `stories` (trained for a few hundred steps with a tokenizer of its own,
-tied) and `gpt2` (GPT-2's tokens, rows of padding). Of each:
+tied) and `gpt2` (GPT-2's tokens, rows of padding); then one of each other architecture and of each scaling of RoPE. Of each:
 
 file      Every tensor that the package `gguf` reads from the f32 file is the checkpoint's, bit for bit, with the rows of q and k in
           llama.cpp's order; the other files have the types that were asked for.
@@ -62,6 +62,8 @@ NAMES = {
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
@@ -101,6 +103,19 @@ RANDOM = RANDOM.replace("initializer_range = 0.06", "initializer_range = 0.2")
 GPT2 = STORIES.replace('source = "stories"\ntokenizer = "train"\nstories = 2000\nval_stories = 20', 'train = ["BOOK"]\ntokenizer = "gpt2"\nval_fraction = 0.1')
 GPT2 = GPT2.replace("vocab_size = 512", "vocab_size = 50304").replace("steps = 300", "steps = 60")
 
+
+# Positions beyond the original 32 are compared as well.
+SHORT = "original_max_position_embeddings = 32"
+VARIANTS = {
+    "biases": "attention_bias = true\nmlp_bias = true",
+    "mistral": 'architecture = "mistral"',
+    "qwen2": 'architecture = "qwen2"',
+    "qwen3": 'architecture = "qwen3"\nhead_dim = 32',
+    "smollm3": 'architecture = "smollm3"',
+    "linear": 'rope_scaling = { rope_type = "linear", factor = 2.0 }',
+    "llama3": f'rope_scaling = {{ rope_type = "llama3", factor = 8.0, low_freq_factor = 1.0, high_freq_factor = 4.0, {SHORT} }}',
+    "yarn": f'rope_scaling = {{ rope_type = "yarn", factor = 4.0, {SHORT} }}',
+}
 
 GPT4 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
@@ -180,12 +195,14 @@ def name_in_gguf(name: str) -> str:
 def compare_file(model: Model, checks: Checks) -> None:
     config = model.config()
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    if config["model_type"].startswith("qwen"):
+        heads = {}
     expected = {}
     for name, values in model.tensors().items():
         module = name.split(".")[-2]
         if module in heads:
             # Heads, halves, pairs: a pair's two rows become neighbours.
-            values = values.reshape(heads[module], 2, -1, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
+            values = values.reshape(heads[module], 2, -1, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
         expected[name_in_gguf(name)] = values
     found = {t.name: t.data.reshape(expected[t.name].shape) for t in GGUFReader(model.export("f32")).tensors if t.name in expected}
     same = found.keys() == expected.keys() and all(np.array_equal(found[n], v) for n, v in expected.items())
@@ -351,6 +368,9 @@ def main() -> int:
         compare(model, checks)
         if name == "stories":
             compare_tokenizers(model, book, checks)
+    for name, settings in VARIANTS.items():
+        config = STORIES.replace("[model]", f"[model]\n{settings}").replace("steps = 300", "steps = 100")
+        compare(Model(args.binary, work, name, config.replace("num_hidden_layers = 2", "num_hidden_layers = 4")), checks)
     return 1 if checks.failed else 0
 
 

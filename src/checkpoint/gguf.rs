@@ -1,11 +1,12 @@
 //! A model as one GGUF file, which llama.cpp, Ollama and the programs that build on them read: `export --format gguf`.
 //!
-//! [`header`] is the format, [`model`] the keys and tensors of an architecture, [`vocabulary`] the tokenizer with its two kinds
+//! [`header`] is the format, [`model`] the keys and tensors of an architecture ([`rope`] its scaled frequencies), [`vocabulary`] the tokenizer with its two kinds
 //! ([`split_name`], [`sentencepiece`]), [`values`] what the tensors hold. What a reader would silently do in another way is refused by
 //! name: neither a wrong split of text nor a wrong rotation would ever be an error, only worse text.
 
 mod header;
 mod model;
+mod rope;
 mod sentencepiece;
 mod split_name;
 mod values;
@@ -25,7 +26,7 @@ use crate::runtime::files::{self, AtomicFile, io_context};
 use crate::runtime::shell::quoted;
 use crate::tokenizer::Tokenizer;
 use header::GgufHeader;
-use model::{Dialect, PlannedTensor, pair_rows};
+use model::{Dialect, PlannedTensor, PlannedValues, pair_rows};
 
 /// The extension of the files, by which programs know them.
 pub const EXTENSION: &str = "gguf";
@@ -53,11 +54,11 @@ pub fn export_gguf(source: &Opened, out: &Path, export: &GgufExport<'_>) -> Resu
     source.check_base()?;
     let rows = export.trim_vocab.then(|| export.tokenizer.vocab_size());
     let model = trimmed(&source.model, rows)?;
-    let dialect = Dialect::of(&model);
+    let dialect = Dialect::of(model.architecture);
     let tensors = dialect.tensors(&model, export.dtype)?;
     let mut header = GgufHeader::default();
     let title = out.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-    dialect.describe(&mut header, &model, &title, export.dtype);
+    dialect.describe(&mut header, &model, &title, export.dtype)?;
     let remark = vocabulary::describe(&mut header, export.tokenizer, export.chat_template, model.vocab_size)?;
     for tensor in &tensors {
         header.tensor(&tensor.name, &tensor.shape, tensor.storage)?;
@@ -77,14 +78,19 @@ pub fn export_gguf(source: &Opened, out: &Path, export: &GgufExport<'_>) -> Resu
 }
 
 fn write_tensor(source: &Opened, tensor: &PlannedTensor, file: &mut AtomicFile, out: &Path) -> Result<()> {
-    let (_, mut values) = source.weight(&tensor.source)?;
-    // Only embedding and head can be shorter than what was read: their last rows are padding.
-    values.truncate(tensor.shape.iter().product());
-    if let Some(heads) = tensor.reordered_heads {
-        let row = tensor.shape[1..].iter().product();
-        values = pair_rows(&values, heads, row);
-    }
-    values::write_tensor(file, out, &tensor.source, &values, tensor.storage)
+    let (name, values) = match &tensor.values {
+        PlannedValues::Given(values) => (&tensor.name, values.clone()),
+        PlannedValues::Weight { source: name, reordered_heads } => {
+            let (_, mut values) = source.weight(name)?;
+            // Only embedding and head can be shorter than what was read: their last rows are padding.
+            values.truncate(tensor.shape.iter().product());
+            if let Some(heads) = reordered_heads {
+                values = pair_rows(&values, *heads, tensor.shape[1..].iter().product());
+            }
+            (name, values)
+        }
+    };
+    values::write_tensor(file, out, name, &values, tensor.storage)
 }
 
 fn refuse_name(out: &Path) -> Result<()> {
@@ -104,6 +110,13 @@ fn refuse_name(out: &Path) -> Result<()> {
             .into());
     }
     Ok(())
+}
+
+/// The failure of a model that a GGUF file cannot describe, because of `what`.
+fn model_refusal(what: &str) -> anyhow::Error {
+    fail(Exit::Config, format!("the model cannot be written to a GGUF file: {what}"))
+        .hint("export with --format hf, which writes it as it is")
+        .into()
 }
 
 /// The failure of a tokenizer that a GGUF file cannot describe, because of `what`, which begins with "it" or "its".

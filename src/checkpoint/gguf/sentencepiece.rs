@@ -117,10 +117,8 @@ fn spaces(root: &Value) -> Result<Spaces> {
     let pre = &root["pre_tokenizer"];
     let steps = normalizer["normalizers"].as_array().map_or(std::slice::from_ref(normalizer), Vec::as_slice);
     match steps {
-        [prepend, replace] if pre.is_null() && replaces_spaces(replace) && prepend["type"] == "Prepend" => {
-            if prepend["prepend"] == SPACE {
-                return Ok(Spaces { begins: Begins::Always, split: false });
-            }
+        [prepend, replace] if pre.is_null() && prepends_space(prepend) && replaces_spaces(replace) => {
+            return Ok(Spaces { begins: Begins::Always, split: false });
         }
         [replace] if pre.is_null() && replaces_spaces(replace) => {
             return Ok(Spaces { begins: Begins::Never, split: false });
@@ -138,6 +136,10 @@ fn spaces(root: &Value) -> Result<Spaces> {
         _ => {}
     }
     Err(refusal("it treats spaces as llama.cpp cannot: see its normalizer and pre_tokenizer"))
+}
+
+fn prepends_space(step: &Value) -> bool {
+    step["type"] == "Prepend" && step["prepend"] == SPACE
 }
 
 fn replaces_spaces(step: &Value) -> bool {

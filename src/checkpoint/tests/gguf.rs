@@ -1,5 +1,6 @@
 //! GGUF files, read again by candle's reader, which shares no code with what writes them.
 
+mod architectures;
 mod vocabulary;
 
 use std::fs::File;
