@@ -60,10 +60,10 @@ impl Example {
         let tokenizer = Tokenizer::from_dir(&source.dir).unwrap();
         let export = GgufExport { dtype, tokenizer: &tokenizer, chat_template: Some("{{ messages }}"), trim_vocab };
         let path = self.dir.path().join(format!("{dtype:?}-{trim_vocab}.gguf"));
-        export_gguf(&source, &path, &export)?;
+        let remark = export_gguf(&source, &path, &export)?;
         let mut file = File::open(&path).unwrap();
         let content = Content::read(&mut file).unwrap();
-        Ok(Read { content, file })
+        Ok(Read { content, file, remark })
     }
 
     fn refusal(&self) -> String {
@@ -82,6 +82,8 @@ impl Example {
 struct Read {
     content: Content,
     file: File,
+    /// What the export said of texts that get other tokens.
+    remark: Option<&'static str>,
 }
 
 impl Read {

@@ -199,3 +199,28 @@ fn ranks_become_scores_where_they_come_from_scores() {
     assert!(refused("/model/merges", missing).contains("does not merge"));
     assert!(refused("/normalizer/normalizers/0/prepend", json!("_")).contains("spaces"));
 }
+
+#[test]
+fn spaces_before_a_text_are_told_and_remarked_on() {
+    let metaspace = |scheme: &str| {
+        let mut root = sentencepiece();
+        root["normalizer"] = Value::Null;
+        root["pre_tokenizer"] =
+            json!({"type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": scheme, "split": true});
+        root
+    };
+    for (scheme, begins, is_remarked) in [("always", true, false), ("first", true, true), ("never", false, false)] {
+        let read = Example::new(model(), &metaspace(scheme), &json!({})).export(ExportDtype::F16, false).unwrap();
+        assert_eq!(read.entry("tokenizer.ggml.add_space_prefix").to_bool().unwrap(), begins, "{scheme}");
+        assert_eq!(read.remark.is_some(), is_remarked, "{scheme}");
+    }
+    // A merge across a space, which the split never lets happen and llama.cpp would make.
+    let mut root = metaspace("always");
+    root["model"]["vocab"]["b\u{2581}"] = json!(290);
+    root["model"]["merges"].as_array_mut().unwrap().push(json!("b \u{2581}"));
+    assert!(Example::new(model(), &root, &json!({})).refusal().contains("splits texts at spaces"));
+    let mut root = trained_tokenizer();
+    root["normalizer"] = json!({"type": "NFC"});
+    let read = Example::new(model(), &root, &json!({})).export(ExportDtype::F16, false).unwrap();
+    assert!(read.remark.is_some_and(|remark| remark.contains("NFC")));
+}
