@@ -25,14 +25,12 @@ pub enum ExportFormat {
 }
 
 #[derive(Args, Clone, Debug)]
-#[command(
-    after_help = "Examples:
+#[command(after_help = "Examples:
   llama-lite export --ckpt runs/llama-124m --out llama-124m-hf --dtype bf16 --trim-vocab
   llama-lite export --ckpt runs/llama-124m --out llama-124m.gguf --format gguf --dtype q8_0
 
 A directory appears only after its files were read back and gave the logits of the model, rounded to DTYPE, bit for bit. That reads the
-model up to three times, a layer at a time: it takes no memory for a copy of the weights."
-)]
+model up to three times, a layer at a time: it takes no memory for a copy of the weights.")]
 pub struct ExportArgs {
     /// Checkpoint, run directory (its newest valid checkpoint), Hugging Face Llama directory, or hub:OWNER/NAME[@REVISION]
     #[arg(long, value_name = "DIR", value_parser = path())]

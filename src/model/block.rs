@@ -14,7 +14,7 @@ pub use super::block_weights::BlockWeights;
 use super::layer_cache::LayerCache;
 use super::lora::BlockAdapters;
 use super::noise::Noise;
-use crate::config::Product;
+use crate::config::{ModelConfig, Product};
 use crate::ops::attention::{
     Heads, Mask, attention, attention_backward, attention_cached, attention_prefix_tree, max_logit,
 };
