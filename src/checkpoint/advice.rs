@@ -43,7 +43,7 @@ pub(super) fn no_model(dir: &Path) -> Failure {
         return fail(Exit::Io, format!("{shown} holds no model that can be read")).hint(GGUF);
     }
     fail(Exit::Io, format!("{shown} holds neither a model (config.json) nor a run's checkpoints"))
-        .hint("give a checkpoint directory, a run directory that has saved, or a Hugging Face Llama directory")
+        .hint("give a checkpoint directory, a run directory that has saved, or a Hugging Face model directory")
 }
 
 fn is_model(dir: &Path) -> bool {

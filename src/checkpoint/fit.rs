@@ -71,7 +71,7 @@ fn hint(dir: &Path, missing: &[String], extra: &[String]) -> String {
             .to_owned();
     }
     if extra.iter().any(|name| name.ends_with(".bias")) {
-        return "models with biases are not supported".to_owned();
+        return "the weights have biases that config.json does not name: copy the config.json that they were saved with".to_owned();
     }
     if extra.is_empty() && *missing == [LM_HEAD] {
         return "if the model's head is its embedding, set tie_word_embeddings to true in config.json; if not, get the \

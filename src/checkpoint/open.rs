@@ -1,4 +1,4 @@
-//! Reading a model: a checkpoint of ours, verified, or any Hugging Face Llama directory, checked for what it can be.
+//! Reading a model: a checkpoint of ours, verified, or any Hugging Face model directory, checked for what it can be.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

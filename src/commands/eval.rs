@@ -32,7 +32,7 @@ use std::time::Instant;
   llama-lite eval --ckpt runs/llama-124m --tasks hellaswag,piqa --data-dir benchmarks --limit 500
   llama-lite eval --run runs/llama-124m --tasks arc_easy --download")]
 pub struct EvalArgs {
-    /// Checkpoint, run directory (its newest valid checkpoint), Hugging Face Llama directory, or hub:OWNER/NAME[@REVISION]
+    /// Checkpoint, run directory (its newest valid checkpoint), Hugging Face model directory, or hub:OWNER/NAME[@REVISION]
     #[arg(long, value_name = "DIR", required_unless_present = "run", value_parser = path())]
     pub ckpt: Option<PathBuf>,
     /// For adapters: their model, a directory or hub:OWNER/NAME[@REVISION], if it is no longer where they were trained

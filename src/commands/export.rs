@@ -32,7 +32,7 @@ pub enum ExportFormat {
 A directory appears only after its files were read back and gave the logits of the model, rounded to DTYPE, bit for bit. That reads the
 model up to three times, a layer at a time: it takes no memory for a copy of the weights.")]
 pub struct ExportArgs {
-    /// Checkpoint, run directory (its newest valid checkpoint), Hugging Face Llama directory, or hub:OWNER/NAME[@REVISION]
+    /// Checkpoint, run directory (its newest valid checkpoint), Hugging Face model directory, or hub:OWNER/NAME[@REVISION]
     #[arg(long, value_name = "DIR", value_parser = path())]
     pub ckpt: PathBuf,
     /// For adapters: their model, a directory or hub:OWNER/NAME[@REVISION], if it is no longer where they were trained

@@ -33,7 +33,7 @@ pub struct PretrainArgs {
     /// Directory of the run [default: runs/ and the configuration's name]
     #[arg(long, value_name = "RUN_DIR", value_parser = path())]
     pub out: Option<PathBuf>,
-    /// Start from the weights of a checkpoint, a Hugging Face Llama directory, or hub:OWNER/NAME[@REVISION]
+    /// Start from the weights of a checkpoint, a Hugging Face model directory, or hub:OWNER/NAME[@REVISION]
     #[arg(long, value_name = "HF_DIR", value_parser = path())]
     pub init_from: Option<PathBuf>,
     /// Print the resolved configuration, parameter count and FLOPs per token, and stop

@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 
 Without --prompt and --prompt-file the prompt is read from standard input; if that is a terminal, it is empty.")]
 pub struct SampleArgs {
-    /// Checkpoint, run directory (its newest valid checkpoint), Hugging Face Llama directory, or hub:OWNER/NAME[@REVISION]
+    /// Checkpoint, run directory (its newest valid checkpoint), Hugging Face model directory, or hub:OWNER/NAME[@REVISION]
     #[arg(long, value_name = "DIR", value_parser = path())]
     pub ckpt: PathBuf,
     /// For adapters: their model, a directory or hub:OWNER/NAME[@REVISION], if it is no longer where they were trained

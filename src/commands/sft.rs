@@ -32,7 +32,7 @@ pub struct SftArgs {
     /// Configuration, TOML or JSON
     #[arg(long, value_name = "FILE", value_parser = path())]
     pub config: PathBuf,
-    /// Model: checkpoint, run directory (its newest valid checkpoint), Hugging Face Llama directory, or hub:OWNER/NAME[@REVISION]
+    /// Model: checkpoint, run directory (its newest valid checkpoint), Hugging Face model directory, or hub:OWNER/NAME[@REVISION]
     #[arg(long, value_name = "DIR", value_parser = path())]
     pub ckpt: PathBuf,
     /// Records: .json, .jsonl or .parquet files, globs, directories, or hub:OWNER/NAME
