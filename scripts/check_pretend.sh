@@ -63,9 +63,58 @@ near "$(losses one)" "$(losses on-cpu)" 0.002 || fail "losses are not those of t
 for file in model optimizer; do same "one/$last/$file.safetensors" "two/$last/$file.safetensors"; done
 grep -q '"graph"' launches.json || fail "no token was replayed"
 rm -r two/$last
-gpu resume --ckpt two
+# By the algorithms that the run has chosen, although another one would be chosen now.
+LLAMA_LITE_PRETEND_FASTEST=3 gpu resume --ckpt two
 for file in model optimizer; do same "one/$last/$file.safetensors" "two/$last/$file.safetensors"; done
 echo "training: like the CPU, the same bits twice and over a resume; tokens are replayed"
+
+# Algorithms of products: chosen by their times before the first step, kept with the run, those of one card and one version of cuBLASLt.
+weights() { cat "$1/$last/model.safetensors" "$1/$last/optimizer.safetensors"; }
+differ() { cmp -s <(weights "$1") <(weights "$2") && fail "$1 and $2 have the same bits" || true; }
+equal() { cmp -s <(weights "$1") <(weights "$2") || fail "$1 and $2 differ"; }
+event() { grep "\"kind\":\"$2\"" "$1/events.jsonl"; }
+grep -q '"product by 1"' launches.json && ! grep -q '"product by 9"' launches.json || fail "products by the wrong algorithms: $(cat launches.json)"
+[[ $(event one products | wc -l) == 1 && $(event two products | wc -l) == 1 ]] || fail "algorithms were chosen again by a resume"
+grep -q '"cluster_shape": 3' one/products.json && grep -q '"products": {' one/$last/trainer_state.json || fail "no choice was kept"
+LLAMA_LITE_PRETEND_FASTEST=3 gpu pretrain --config run.toml --out third
+differ one third
+LLAMA_LITE_PRODUCTS=$work/one/products.json LLAMA_LITE_PRETEND_FASTEST=3 gpu pretrain --config run.toml --out as-one
+equal one as-one
+LLAMA_LITE_PRODUCTS=default gpu pretrain --config run.toml --out default
+LLAMA_LITE_PRETEND_FASTEST=0 gpu pretrain --config run.toml --out by-cublas
+equal default by-cublas
+differ one default
+[[ ! -e default/products.json && -z $(event default products) ]] || fail "LLAMA_LITE_PRODUCTS=default chooses"
+near "$(losses one)" "$(losses default)" 0.002 || fail "losses by other algorithms: $(losses one) $(losses default)"
+half() { cp -r one "$1" && rm -r "$1/$last"; }
+half card && LLAMA_LITE_PRETEND_NAME="another GPU" LLAMA_LITE_PRETEND_FASTEST=3 gpu resume --ckpt card
+half version && LLAMA_LITE_PRETEND_CUBLASLT=130200 LLAMA_LITE_PRETEND_FASTEST=3 gpu resume --ckpt version
+half off && LLAMA_LITE_PRODUCTS=default gpu resume --ckpt off
+for run in card version off; do
+  differ one $run
+  event $run hardware | grep -q '"key":"products".*"affects":"bits","same_arithmetic":false' || fail "$run: nothing is said: $(event $run hardware)"
+done
+# Without a checkpoint, from the file; and from one that is damaged.
+for run in unsaved damaged; do cp -r one $run && rm -r $run/checkpoints; done
+echo "{}" >damaged/products.json
+for run in unsaved damaged; do LLAMA_LITE_PRETEND_FASTEST=3 "$here/scripts/pretend_gpu.sh" "$program" resume --ckpt $run --device cuda 2>$run.said || { cat $run.said >&2; fail "$run"; }; done
+equal one unsaved
+equal third damaged
+[[ $(grep -c 'products.json: missing field' damaged.said) == 1 ]] || fail "damaged: $(cat damaged.said)"
+# Algorithms that the card has not, and one that adds as it comes: left to cuBLAS, and said; a file that is none is an error.
+sed 's/"id": 1,/"id": 77,/' one/products.json >unknown.json
+sed 's/"id": 1,/"id": 9,/; s/"reduction": 0/"reduction": 1/' one/products.json >forbidden.json
+for kind in unknown forbidden; do
+  LLAMA_LITE_PRODUCTS=$kind.json "$here/scripts/pretend_gpu.sh" "$program" pretrain --config run.toml --out $kind --device cuda 2>said || { cat said >&2; fail "$kind"; }
+  grep -q 'note: cuBLAS chooses the algorithm of .*this card has no such algorithm' said || fail "$kind: $(cat said)"
+  equal default $kind
+done
+status=0
+LLAMA_LITE_PRODUCTS=run.toml gpu pretrain --config run.toml --out none 2>said || status=$?
+[[ $status == 78 && ! -e none ]] && grep -q 'run.toml: not the products.json of a run' said || fail "exit code $status: $(cat said)"
+# The steps of a checkpoint again, by its algorithms.
+LLAMA_LITE_PRETEND_FASTEST=3 "$here/scripts/pretend_gpu.sh" "$program" resume --verify 2 --ckpt one/checkpoints/step-00000002 --device cuda >said 2>&1 || fail "verify: $(cat said)"
+echo "products: algorithms are chosen once, kept by a resume to the same bits, left on another card or version, and left out where they cannot be had"
 
 for recompute in none selective full; do
   gpu pretrain --config run.toml --out $recompute --set train.recompute=$recompute

@@ -16,14 +16,16 @@ The sections:
 
   kernels  llama-lite doctor: every kernel's values and gradients against the CPU's, in f32 and bf16
   losses   200 steps of a small model: CPU f32, GPU f32, GPU bf16, and PyTorch in f32 and bf16 from the same weights and data
-  exact    the same run twice has the same bits, and so has one that was stopped and resumed
+  exact    the same run twice has the same bits (by the same algorithms of products, which each run measures for itself), and so has one that was
+           stopped and resumed
   bench    the 1.7B model at several micro-batches, llama-lite and PyTorch in turns on the same card, with peak memory; MFU by the convention
            6 N + 12 L T d of the parameters in products, of the card's dense bf16 peak. Then the fastest of each with 8 micro-batches a step: what
            a step of the recipe's 32 takes follows, as t(1) + 31 (t(8) - t(1)) / 7
-  parts    the same model: time of every kernel and product of a step, against the least that its operations and bytes can take; tokens/s of
-           validation and of decoding
-  arms     the same again with our own attention instead of cuDNN's, with attention's gradient of 1, 2 and 4 sequences at a time, with activations all
-           kept or blocks computed again, and with PyTorch compiled in one piece or with separate products for q, k, v, gate and up
+  parts    the same model: time of every kernel and product of a step, against the least that its operations and bytes can take; of every product by
+           the measured algorithm and by cuBLAS's choice; tokens/s of validation and of decoding
+  arms     the same again with the algorithms that cuBLAS itself chooses for products instead of the measured ones, with our own attention instead of
+           cuDNN's, with attention's gradient of 1, 2 and 4 sequences at a time, with activations all kept or blocks computed again, and with
+           PyTorch compiled in one piece or with separate products for q, k, v, gate and up
 
 A micro-batch that does not fit is a row of the table, and so is what the time did not suffice for: what matters most comes first. PyTorch runs
 both with autocast, whose residual stream is f32, and in bf16 throughout, as llama-lite does; its fastest arm is what llama-lite is compared with.
@@ -180,9 +182,9 @@ def run_command(command: list[str], check: bool = True, timeout: float | None = 
     return done
 
 
-def run(args: argparse.Namespace, *command: str, device: str | None = None, check: bool = True) -> subprocess.CompletedProcess:
+def run(args: argparse.Namespace, *command: str, device: str | None = None, check: bool = True, environment: dict | None = None) -> subprocess.CompletedProcess:
     """llama-lite to its end."""
-    return run_command([str(args.binary), *map(str, command), "--device", device or args.device], check)
+    return run_command([str(args.binary), *map(str, command), "--device", device or args.device], check, environment=environment)
 
 
 def machine(args: argparse.Namespace) -> dict:
@@ -321,8 +323,10 @@ def exact(args: argparse.Namespace, tmp: Path) -> dict:
         return [(r["loss"], r["grad_norm"], r["chain"]) for r in read_steps(out)], weights, moments
 
     common = ["pretrain", "--config", path, "--init-from", tmp / "model", "--quiet"]
-    for name in ["one", "two"]:
-        run(args, *common, "--out", tmp / name)
+    run(args, *common, "--out", tmp / "one")
+    chosen = tmp / "one" / "products.json"
+    # A run measures algorithms, and close ones may win by turns: the second run takes those of the first.
+    run(args, *common, "--out", tmp / "two", environment={"LLAMA_LITE_PRODUCTS": str(chosen)} if chosen.exists() else None)
     one, two = outcome(tmp / "one"), outcome(tmp / "two")
     found = {"ok": False, "twice": one == two, "steps": len(one[0])}
     args.save(found)
@@ -412,7 +416,7 @@ def arms(args: argparse.Namespace, tmp: Path) -> dict:
     if args.quick:
         return measure_arms(args, tmp, [(2, kinds.ALL_KEPT)], 0)
     whole = [(micro, kinds.TORCH_WHOLE) for micro in micro_batches(args)]
-    ours = [(16, arm) for arm in [kinds.OWN_ATTENTION, kinds.ALL_KEPT, *kinds.SLICES]]
+    ours = [(16, arm) for arm in [kinds.DEFAULT_PRODUCTS, kinds.OWN_ATTENTION, kinds.ALL_KEPT, *kinds.SLICES]]
     return measure_arms(args, tmp, [*ours, *whole, (16, kinds.TORCH_UNPACKED), (8, kinds.BLOCKS_AGAIN), (32, kinds.OWN_ATTENTION)], 0)
 
 
@@ -557,8 +561,15 @@ def measure_launches(args: argparse.Namespace, tmp: Path, values: dict, micro: i
         floor = row["flops"] / peak if peak and row["flops"] else data / bandwidth if bandwidth and data else None
         found["launches"].append(row | {"seconds_per_step": row["launches"] * row["median"] / steps, "floor_per_launch": floor})
     found["launches"].sort(key=lambda r: -r["seconds_per_step"])
+    found["products"] = read_products(tmp / "run" / "events.jsonl")
     if done.returncode != 0:
         raise RuntimeError(f"exit {done.returncode}: {done.stderr[-600:]}")
+
+
+def read_products(events: Path) -> list[dict]:
+    """What a run has measured of the algorithms of its products: microseconds by the one that it took and by that of cuBLAS's choice."""
+    lines = events.read_text().splitlines() if events.exists() else []
+    return [product for line in lines if '"kind":"products"' in line for product in json.loads(line)["chosen"]]
 
 
 def measure_decoding(args: argparse.Namespace, tmp: Path, values: dict, _: int, found: dict) -> None:
@@ -613,6 +624,8 @@ def print_table(result: dict) -> None:
             print(f"  {row['system']:<25} micro-batch {row['micro_batch']:<3} {row['error']}")
     for row in result.get("bench", {}).get("recipe", []) + result.get("arms", {}).get("recipe", []):
         print(f"  {kinds.describe(row)}")
+    for row in result.get("parts", {}).get("products", []):
+        print(f"  product {row['product']:<48} {row['microseconds']:>9.1f} us, {row['default_microseconds']:.1f} by cuBLAS's choice, {row['tried']} tried")
     for row in result.get("parts", {}).get("launches", [])[:16]:
         floor = f"{100 * row['floor_per_launch'] / row['median']:>4.0f} % of its floor" if row["floor_per_launch"] and row["median"] else ""
         print(f"  {row['name']:<44} {1e3 * row['seconds_per_step']:>8.2f} ms a step {floor}")

@@ -23,7 +23,7 @@
 //! Every reduction runs in an order fixed by the shapes alone, matrix products included ([`gemm`]), so the bits do not depend on the
 //! number of threads. The code for a GPU is in `cuda/`: each op calls its CUDA twin first where its
 //! tensors are on a GPU. Most of what both need is in files that import neither
-//! (`heads`, `mask`, `flat`, `adapter`, `targets`, `positions`, `prefix_tree`). candle's
+//! (`heads`, `mask`, `flat`, `adapter`, `targets`, `positions`, `prefix_tree`, `product_algorithms`). candle's
 //! autograd appears only in [`selftest`], as the reference.
 
 use candle_core::Tensor;
@@ -50,7 +50,9 @@ pub mod noise;
 pub mod positions;
 pub mod precision;
 pub mod prefix_tree;
+pub mod product_algorithms;
 pub mod product_rate;
+pub mod products;
 pub mod qk_norm;
 pub mod rms_norm;
 pub mod rope;

@@ -19,6 +19,7 @@
 //! | `footprint.rs`, `disk.rs` | the memory and the disk that a run takes |
 //! | `optimizer.rs`, `schedule.rs`, `guard.rs` | AdamW's rules, the learning rate, the check of every step |
 //! | `remark.rs`, `precision_remark.rs` | what is said of a run before its first step; whether the other precision is faster here |
+//! | `products.rs` | the algorithms of a GPU's matrix products that a run had before |
 //! | `identity.rs`, `arithmetic_fingerprint.rs` | build and machine; whether they compute the same bits |
 //! | `requests.rs`, `watchdog.rs`, `crash_loop.rs`, `replay.rs` | signals; a run that is stuck; a checkpoint whose loading panics; repeated steps must give the same bits |
 //! | `session.rs`, `run_data.rs` | device and console; all that a run reads |
@@ -43,6 +44,7 @@ pub mod passes;
 pub mod paths;
 pub mod precision_remark;
 pub mod pretrain;
+pub mod products;
 pub mod ranks;
 pub mod remark;
 pub mod replay;

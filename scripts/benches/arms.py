@@ -19,6 +19,7 @@ class Arm(NamedTuple):
 
 LLAMA_LITE = Arm("llama-lite")
 OWN_ATTENTION = Arm("llama-lite, own attention", environment={"LLAMA_LITE_ATTENTION": "own"})
+DEFAULT_PRODUCTS = Arm("llama-lite, default products", environment={"LLAMA_LITE_PRODUCTS": "default"})
 ALL_KEPT = Arm("llama-lite, all kept", {"train": {"recompute": "none"}})
 # The workspace of attention's backward pass may stay in the card's cache if it is that of few sequences.
 SLICES = [Arm(f"llama-lite, attention of {n}", environment={"LLAMA_LITE_ATTENTION_SLICE": str(n)}) for n in (1, 2, 4)]

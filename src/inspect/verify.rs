@@ -8,6 +8,7 @@ use crate::metrics::{AlteredLog, Record, Train, altered_logs, read, read_events}
 use crate::train::hardware_change::HardwareChange;
 use crate::train::identity::identity;
 use crate::train::model_state::ModelState;
+use crate::train::products::use_stored_products;
 use crate::train::ranks::check_ranks;
 use crate::train::replay::{Mismatch, train_mismatch};
 use crate::train::run_data::RunData;
@@ -161,6 +162,7 @@ fn replay(
         return Ok(Verification::Unverified("the training or validation data are not those of the run".into()));
     }
     let loader = data.dataset.loader(&config)?;
+    use_stored_products(saved.products.as_ref(), session)?;
     let mut state = ModelState::resumed(&config, source, saved, &session.device, &session.group)?;
     let count = config.train.sequences_per_step();
     let mut compared = 0;

@@ -3,6 +3,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `gpu.rs` | addresses of tensors, launches, matrix products: only this file and `gpu/` call the driver |
+//! | `gpu/products.rs`, `gpu/cublaslt.rs` | which algorithm computes a product; cuBLASLt |
 //! | `gpu/cudnn.rs`, `cudnn.cpp` | attention by cuDNN, if built with the feature `cudnn` |
 //! | `gpu/stream.rs` | the stream, for libraries that queue work on it by themselves |
 //! | `gpu/emulated.rs`, `emulated.h` | the same kernels compiled for the CPU, for tests without a GPU |
@@ -38,6 +39,8 @@ pub(crate) use gpu::emulated::{emulated, is_emulated};
 pub(super) use gpu::cudnn::version as cudnn_version;
 #[cfg(feature = "cuda")]
 pub(super) use gpu::device::{blas_version, count, describe, free_memory, open, unique_name};
+#[cfg(feature = "cuda")]
+pub(super) use gpu::products::{algorithms_in_use, choose_algorithms, forget_algorithms, use_algorithms};
 #[cfg(feature = "cuda")]
 pub use gpu::stream::{Mark, Stream};
 pub(super) use gpu::times::report as op_times;

@@ -15,7 +15,8 @@ use serde_json::{Value, json};
 use std::path::Path;
 
 /// Keys of an identity whose change may change bits.
-const BITS: [&str; 10] = ["version", "arch", "os", "cpu", "simd", "device", "gpu", "attention", "dtype", "numerics"];
+const BITS: [&str; 11] =
+    ["version", "arch", "os", "cpu", "simd", "device", "gpu", "attention", "products", "dtype", "numerics"];
 
 /// Keys whose change affects the speed alone.
 const SPEED: [&str; 3] = ["threads", "ranks", "driver"];

@@ -3,6 +3,7 @@
 use super::desync::compare_at_start;
 use super::identity::identity;
 use super::logs::RunLogs;
+use super::products::use_stored_products;
 use super::requests::Requests;
 use super::session::Session;
 use super::setup::RunSetup;
@@ -34,6 +35,7 @@ impl NewRun {
         let Session { device, console, group } = setup.session.clone();
         // Before anything is created: a configuration that cannot be read back must not make a run.
         let config_text = setup.config.to_checked_toml()?;
+        use_stored_products(None, &setup.session)?;
         let build = identity(&setup.config.train, &device, &group);
         compare_at_start(&group, &setup.beginning(out, &config_text, &build))?;
         let init_from = source.map(|source| std::path::absolute(source.dir)).transpose()?;

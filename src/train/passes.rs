@@ -76,6 +76,22 @@ fn own_passes(state: &ModelState, config: &Config, batch: &Batch, times: &mut Pa
     passes.into_iter().map(|(output, length, targets)| finish(output, length, &targets, config, times)).collect()
 }
 
+/// How many sequences the passes of a step have: all of them as many, but for the last ones of lanes.
+pub fn sizes_of_passes(config: &Config) -> Vec<usize> {
+    let at_once = config.train.sequences_per_pass();
+    let rest = config.train.sequences_per_step() / config.train.lanes() % at_once;
+    [at_once, rest].into_iter().filter(|&size| size > 0).collect()
+}
+
+/// A pass of each size over `batch`, which has as many sequences as they have together. Their results are not read; what they add to the gradient
+/// is cleared by the next step.
+///
+/// # Errors
+/// Those of the device.
+pub fn one_pass_of_each_size(state: &ModelState, config: &Config, batch: &Batch) -> Result<()> {
+    lane_passes(state, config, batch, 0..batch.rows(), &mut Vec::new())
+}
+
 /// A micro-batch whose results may still be computed: its output, the length of its rows, its targets.
 type Queued = (TrainOutput, usize, Vec<u32>);
 

@@ -11,6 +11,7 @@ use super::hardware_change::{HardwareChange, rounding_of_loss};
 use super::identity::identity;
 use super::logs::{RunLogs, report_altered_logs};
 use super::model_state::ModelState;
+use super::products::{read_products, use_stored_products};
 use super::ranks::check_ranks;
 use super::requests::{RESUME_ME, Requests};
 use super::reset::reset_state;
@@ -130,6 +131,7 @@ impl StoppedRun<'_> {
         // Both, because an attempt may have left events and no checkpoint.
         let earlier = group.on_first("earlier attempts", || Ok(StartHistory::read(&self.dir)?.attempt))?;
         setup.state.run.attempt = saved.state.attempt.max(earlier).saturating_add(1);
+        use_stored_products(saved.products.as_ref(), self.session)?;
         let build = identity(&setup.config.train, &setup.session.device, group);
         let config_text = setup.config.to_checked_toml()?;
         compare_at_start(group, &setup.beginning(&self.dir, &config_text, &build))?;
@@ -266,6 +268,7 @@ impl StoppedRun<'_> {
         let attempt = history.attempt.saturating_add(1);
         setup.state.run.attempt = attempt;
         let config_text = setup.config.to_checked_toml()?;
+        use_stored_products(read_products(&self.dir, session)?.as_ref(), session)?;
         let build = identity(&setup.config.train, &session.device, group);
         compare_at_start(group, &setup.beginning(&self.dir, &config_text, &build))?;
         let init_from = source.map(|source| source.dir);

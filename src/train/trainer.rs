@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `summary.rs` | what is printed before the first step |
 //! | `catch_up.rs` | what belongs to the present step and is not in the logs |
+//! | `products.rs` | the algorithms of a GPU's matrix products |
 //! | `periodic.rs` | validation, benchmark tasks and samples |
 //! | `sft_eval.rs` | answers of a fine-tuned model, and what it forgets |
 //! | `checkpointing.rs` | saving, failed saves |
@@ -18,6 +19,7 @@ mod displaced;
 mod ending;
 mod out_of_memory;
 mod periodic;
+mod products;
 mod recovery;
 mod sft_eval;
 mod summary;
@@ -163,6 +165,8 @@ impl Trainer {
     pub fn train(mut self) -> Result<()> {
         self.print_summary()?;
         self.report_ranks()?;
+        // Before anything is computed that belongs to the run, a validation of step 0 for instance.
+        self.choose_products()?;
         // From here on a signal waits for the end of the step and saves; before, there was nothing new to save.
         self.context.requests.training_starts();
         self.catch_up()?;
@@ -241,7 +245,11 @@ impl Trainer {
         loop {
             match take_step(&mut self.state, &self.config, batch) {
                 // A step that fails in its passes, where the memory is needed, has changed nothing but gradients, which it clears itself.
-                Err(error) if is_out_of_memory(&error) => self.use_less_memory(&error)?,
+                Err(error) if is_out_of_memory(&error) => {
+                    self.use_less_memory(&error)?;
+                    // A smaller micro-batch has other products.
+                    self.choose_products()?;
+                }
                 result => return result,
             }
         }

@@ -10,6 +10,7 @@ use crate::checkpoint::Opened;
 use crate::config::Config;
 use crate::data::order::DataHash;
 use crate::metrics::LogDigests;
+use crate::ops::product_algorithms::ProductAlgorithms;
 use crate::runtime::error::{Exit, fail};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -68,6 +69,9 @@ pub struct TrainerStateFile {
     /// The resolved configuration, as TOML.
     pub config: String,
     pub build: serde_json::Value,
+    /// The algorithms of matrix products that were chosen on a GPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub products: Option<ProductAlgorithms>,
     /// Identifies the frozen weights beside adapters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<String>,

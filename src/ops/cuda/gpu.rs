@@ -197,6 +197,16 @@ impl Matrix {
     }
 }
 
+/// `out = factor a b`, or `out += factor a b`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Product {
+    pub(super) out: Matrix,
+    pub(super) accumulate: bool,
+    pub(super) factor: f32,
+    pub(super) a: Matrix,
+    pub(super) b: Matrix,
+}
+
 /// `out = a b`, or `out += a b`; sums in f32, whatever the type of the elements.
 pub(super) fn product(device: &Device, out: Matrix, accumulate: bool, a: Matrix, b: Matrix) -> Result<()> {
     scaled_product(device, out, accumulate, 1.0, a, b)
@@ -216,11 +226,12 @@ pub(super) fn scaled_product(
     if k != kb || out.size() != (m, n) || out.transposed || a.dtype != b.dtype {
         bail!("product: {a:?} and {b:?} do not make {out:?}");
     }
+    let product = Product { out, accumulate, factor, a, b };
     let queued: Result<()> = match device {
         #[cfg(feature = "cuda")]
-        Device::Cuda(device) => device::product(device, out, accumulate, factor, a, b),
+        Device::Cuda(device) => device::product(device, &product),
         #[cfg(test)]
-        Device::Cpu => emulated::product(out, accumulate, factor, a, b),
+        Device::Cpu => emulated::product(&product),
         _ => Err(candle_core::Error::Msg("no GPU".into())),
     };
     queued.map_err(|error| candle_core::Error::Msg(format!("product of {a:?} and {b:?} into {out:?}: {error}")))
@@ -278,6 +289,8 @@ fn note_unrecorded(error: &candle_core::Error) {
     ONCE.call_once(|| note(&format!("note: tokens are computed without a CUDA graph, which is slower: {reason}")));
 }
 
+#[cfg(feature = "cuda")]
+mod cublaslt;
 #[cfg(feature = "cudnn")]
 pub(super) mod cudnn;
 #[cfg(feature = "cuda")]
@@ -286,6 +299,8 @@ pub(super) mod device;
 pub(super) mod emulated;
 #[cfg(any(test, feature = "cuda"))]
 mod libraries;
+#[cfg(feature = "cuda")]
+pub(super) mod products;
 #[cfg(feature = "cuda")]
 pub(super) mod stream;
 pub(super) mod times;

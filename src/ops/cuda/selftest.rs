@@ -6,6 +6,7 @@
 mod agreement;
 mod decode;
 mod elements;
+mod products;
 #[cfg(test)]
 mod tests;
 mod tune;
@@ -20,7 +21,7 @@ use crate::ops::prefix_tree::PrefixTree;
 use crate::ops::selftest::difference;
 use crate::ops::transfer::to_host;
 use crate::ops::{attention as cpu_attention, cross_entropy as cpu_cross_entropy};
-use crate::ops::{embedding as cpu_embedding, linear as cpu_linear, rms_norm as cpu_rms_norm};
+use crate::ops::{embedding as cpu_embedding, rms_norm as cpu_rms_norm};
 use agreement::distance_from_best;
 use candle_core::{DType, Device, Result, Tensor};
 
@@ -36,10 +37,11 @@ const F32: f64 = 2e-6;
 
 type Check = fn(&mut Bench) -> Result<()>;
 
-const CHECKS: [(&str, Check); 13] = [
+const CHECKS: [(&str, Check); 14] = [
     ("rms_norm", norms),
     ("rope and swiglu", elements::rope_swiglu_and_bias),
-    ("linear", products),
+    ("linear", products::default_products),
+    ("linear by chosen algorithms", products::chosen_products),
     ("embedding", embeddings),
     ("cross_entropy", cross_entropies),
     ("updates", update::updates),
@@ -202,25 +204,6 @@ fn norms(bench: &mut Bench) -> Result<()> {
                 bench.within(1e-5, "rms_norm dw", &(wide(&dw)? - before)?, &want_dw)?;
             }
         }
-    }
-    Ok(())
-}
-
-fn products(bench: &mut Bench) -> Result<()> {
-    for (rows, o, i) in bench.shapes([(5, 9, 17), (64, 136, 72), (2048, 3072, 2048)]) {
-        let x = bench.tensor(&[rows, i])?;
-        let w = bench.tensor(&[o, i])?;
-        let dy = bench.tensor(&[rows, o])?;
-        let y = linear(&x, &w, &[rows, o])?;
-        bench.near("linear y", &y, &cpu_linear::linear(&wide(&x)?, &wide(&w)?, Precision::F32)?)?;
-        let dx = linear_backward_input(&dy, &w, &[rows, i])?;
-        let want = cpu_linear::linear_backward_input(&wide(&dy)?, &wide(&w)?, Precision::F32)?;
-        bench.near("linear dx", &dx, &want)?;
-        let dw = bench.exact(&[o, i])?;
-        let want = wide(&dw)?.copy()?;
-        linear_backward_weight(&dy, &x, &dw)?;
-        cpu_linear::linear_backward_weight(&wide(&dy)?, &wide(&x)?, &want, Precision::F32)?;
-        bench.within(bench.f32(), "linear dw", &dw, &want)?;
     }
     Ok(())
 }

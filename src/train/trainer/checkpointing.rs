@@ -6,6 +6,7 @@
 use super::Trainer;
 use crate::checkpoint::Retention;
 use crate::config::DiskFullPolicy;
+use crate::ops::products::algorithms_in_use;
 use crate::runtime::error::{Exit, fail, failure_in};
 use crate::runtime::files::Syncer;
 use crate::runtime::{memory, thread};
@@ -329,6 +330,7 @@ impl Trainer {
             data_fingerprint: self.data_fingerprint.clone(),
             config: self.config.to_checked_toml()?,
             build: self.context.build.clone(),
+            products: algorithms_in_use(&self.device),
             base: self.state.base.clone(),
             // Of this moment: by the time that the file is written, the logs have later lines.
             logs: self.logs.digests(),

@@ -59,6 +59,7 @@ fn details(kind: &str, mut fields: Map<String, Value>) -> String {
     match kind {
         "ranks" => rewrite_ranks(&mut fields),
         "hardware" => rewrite_hardware(&mut fields),
+        "products" => rewrite_products(&mut fields),
         _ => {}
     }
     let shown = fields.iter().filter(|(_, value)| !value.is_null() && **value != Value::Array(Vec::new()));
@@ -94,6 +95,14 @@ fn rewrite_hardware(fields: &mut Map<String, Value>) {
     }
 }
 
+/// How many products are computed by another algorithm than cuBLAS's choice, in place of a line for each.
+fn rewrite_products(fields: &mut Map<String, Value>) {
+    let chosen = fields.shift_remove("chosen").unwrap_or_default();
+    let all = chosen.as_array().map_or(&[][..], Vec::as_slice);
+    let others = all.iter().filter(|timing| timing["microseconds"] != timing["default_microseconds"]).count();
+    fields.insert("chosen".into(), format!("{others} of {} otherwise than by cuBLAS", all.len()).into());
+}
+
 /// A value as text: changes with arrows, strings without quotes.
 fn shown_value(value: &Value) -> String {
     match value {
@@ -122,5 +131,22 @@ pub(super) fn short(value: &Value) -> String {
         Some(x) if x != 0.0 => format!("{x:.3e}"),
         Some(_) if value.is_f64() => "0.0".into(),
         _ => value.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn choices_of_algorithms_are_counted() {
+        let timing =
+            |by: f64| json!({"product": "1 x 2 x 3", "tried": 8, "microseconds": by, "default_microseconds": 2.0});
+        let event = json!({"time": "t", "kind": "products", "step": 4, "pass": "bf16, 16 x 1024", "seconds": 1.25,
+            "chosen": [timing(2.0), timing(1.5), timing(1.75)]});
+        let shown = Event::new(&event, &[]);
+        assert_eq!(shown.text, "pass bf16, 16 x 1024, seconds 1.25, chosen 2 of 3 otherwise than by cuBLAS");
+        assert_eq!((shown.step, shown.marked), (4, false));
     }
 }

@@ -2,7 +2,7 @@
 
 use super::libraries::open_libraries;
 use super::times::{timed, variable_that_waits};
-use super::{Grid, Matrix};
+use super::{Grid, Matrix, Product, products};
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cuda_backend::cudarc::cublas::{result::CublasError, result::gemm_ex, sys as blas};
 use candle_core::cuda_backend::cudarc::driver::{
@@ -233,7 +233,7 @@ fn kind(dtype: DType) -> CandleResult<blas::cudaDataType> {
     }
 }
 
-fn operation(m: Matrix) -> blas::cublasOperation_t {
+fn operation(m: &Matrix) -> blas::cublasOperation_t {
     if m.transposed { blas::cublasOperation_t::CUBLAS_OP_T } else { blas::cublasOperation_t::CUBLAS_OP_N }
 }
 
@@ -242,58 +242,64 @@ fn factor_address(x: &f32) -> *const c_void {
     std::ptr::from_ref(x).cast()
 }
 
-/// One cuBLAS call. cuBLAS stores matrices by columns: the transposed product of the transposed matrices lies row by row in `out`.
-pub(super) fn product(
-    device: &CudaDevice,
-    out: Matrix,
-    accumulate: bool,
-    factor: f32,
-    a: Matrix,
-    b: Matrix,
-) -> CandleResult<()> {
-    let (rows, inner) = a.size();
-    let (_, columns) = b.size();
-    let [rows, columns, inner] = [rows, columns, inner].map(|n| n as c_int);
-    let alpha = factor;
-    let beta = if accumulate { 1.0f32 } else { 0.0 };
-    let cublas = device.cublas_handle();
+impl Product {
+    /// What the library multiplies the old elements by.
+    pub(super) fn beta(&self) -> f32 {
+        if self.accumulate { 1.0 } else { 0.0 }
+    }
+}
+
+/// Queues a product.
+pub(super) fn product(device: &CudaDevice, product: &Product) -> CandleResult<()> {
     device.cuda_stream().context().bind_to_thread().w()?;
-    let a_kind = kind(a.dtype)?;
-    let b_kind = kind(b.dtype)?;
-    let out_kind = kind(out.dtype)?;
-    let sums = if accumulate { " added" } else { "" };
+    let (rows, inner) = product.a.size();
+    let (_, columns) = product.b.size();
+    let sums = if product.accumulate { " added" } else { "" };
     timed(
         device,
         || {
             let name = format!("product {rows} x {inner} x {columns}{sums}");
-            (name, 2.0 * f64::from(rows) * f64::from(inner) * f64::from(columns))
+            (name, 2.0 * rows as f64 * inner as f64 * columns as f64)
         },
-        || {
-            // SAFETY: the matrices lie within their tensors, which live until the stream has passed this call.
-            let status = unsafe {
-                gemm_ex(
-                    *cublas.handle(),
-                    operation(b),
-                    operation(a),
-                    columns,
-                    rows,
-                    inner,
-                    factor_address(&alpha),
-                    b.at as *const c_void,
-                    b_kind,
-                    b.stride as c_int,
-                    a.at as *const c_void,
-                    a_kind,
-                    a.stride as c_int,
-                    factor_address(&beta),
-                    out.at as *mut c_void,
-                    out_kind,
-                    out.stride as c_int,
-                    blas::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-                    blas::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
-                )
-            };
-            status.w()
-        },
+        || products::queue(device, product),
     )
+}
+
+/// One cuBLAS call, by the algorithm of its choice. cuBLAS stores matrices by columns: the transposed product of the transposed matrices lies row
+/// by row in `out`.
+pub(super) fn default_product(device: &CudaDevice, product: &Product) -> CandleResult<()> {
+    let Product { out, factor, a, b, .. } = product;
+    let (rows, inner) = a.size();
+    let (_, columns) = b.size();
+    let [rows, columns, inner] = [rows, columns, inner].map(|n| n as c_int);
+    let beta = product.beta();
+    let cublas = device.cublas_handle();
+    let a_kind = kind(a.dtype)?;
+    let b_kind = kind(b.dtype)?;
+    let out_kind = kind(out.dtype)?;
+    // SAFETY: the matrices lie within their tensors, which live until the stream has passed this call.
+    let status = unsafe {
+        gemm_ex(
+            *cublas.handle(),
+            operation(b),
+            operation(a),
+            columns,
+            rows,
+            inner,
+            factor_address(factor),
+            b.at as *const c_void,
+            b_kind,
+            b.stride as c_int,
+            a.at as *const c_void,
+            a_kind,
+            a.stride as c_int,
+            factor_address(&beta),
+            out.at as *mut c_void,
+            out_kind,
+            out.stride as c_int,
+            blas::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+            blas::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+        )
+    };
+    status.w()
 }

@@ -1,6 +1,6 @@
 //! A GPU for tests: kernels compiled by the machine's C++ compiler (see `emulated.h`), on tensors of the CPU.
 
-use super::{Grid, Matrix, times};
+use super::{Grid, Matrix, Product, times};
 use candle_core::{CpuStorage, DType, Result, bail};
 use half::bf16;
 use libloading::{Library, Symbol};
@@ -106,7 +106,8 @@ pub(super) fn zero(at: u64, bytes: usize) {
 }
 
 /// A matrix product, term by term.
-pub(super) fn product(out: Matrix, accumulate: bool, factor: f32, a: Matrix, b: Matrix) -> Result<()> {
+pub(super) fn product(product: &Product) -> Result<()> {
+    let Product { out, accumulate, factor, a, b } = *product;
     let (m, k) = a.size();
     let (_, n) = b.size();
     for i in 0..m {

@@ -48,6 +48,12 @@ pub(super) fn add(name: String, flops: f64, seconds: f32) {
     launches.flops = flops;
 }
 
+/// Forgets what was measured until now.
+#[cfg(feature = "cuda")]
+pub(super) fn forget() {
+    TIMES.lock().unwrap_or_else(PoisonError::into_inner).clear();
+}
+
 /// Runs `work`, which queues launches on the device's stream, and measures their time. `what` returns a name and the number of operations.
 #[cfg(feature = "cuda")]
 pub(super) fn timed(

@@ -3,7 +3,8 @@
 // once, or recorded while a stream is captured; memory begins as NaNs, and what is written beyond an allocation ends the program.
 //
 // scripts/pretend_gpu.sh builds it as libcuda.so.1 and runs a program with it. LLAMA_LITE_PRETEND_REPORT=FILE gets the launches and the most
-// memory that was in use; LLAMA_LITE_PRETEND_BYTES is how much there is, LLAMA_LITE_PRETEND_GPUS how many GPUs (1).
+// memory that was in use; LLAMA_LITE_PRETEND_BYTES is how much there is, LLAMA_LITE_PRETEND_GPUS how many GPUs (1), LLAMA_LITE_PRETEND_NAME what
+// they are called. Events have a clock of their own, which products move on (blas.cpp): what is measured is the same every time.
 #include "pretend.h"
 #include <algorithm>
 #include <chrono>
@@ -56,6 +57,7 @@ std::mutex foreign_guard;
 std::deque<Foreign> foreign;
 size_t foreign_queued, foreign_done;
 int opened;  // the GPU of this process
+std::chrono::microseconds pretended;  // by which the clock of events is ahead
 
 int gpus() {
   const char *const said = std::getenv("LLAMA_LITE_PRETEND_GPUS");
@@ -179,6 +181,8 @@ extern "C" void pretend_follow(int (*go_on)(void *), void *what) {
   foreign.push_back({go_on, what}), foreign_queued++;
 }
 extern "C" int pretend_device() { return opened; }
+extern "C" void pretend_take(long microseconds) { pretended += std::chrono::microseconds(microseconds); }
+extern "C" int pretend_is_capturing() { return capturing != nullptr; }
 
 #define API extern "C" __attribute__((visibility("default"))) int
 using Pointer = unsigned long long;
@@ -192,7 +196,10 @@ API cuDeviceGetUuid_v2(void *uuid, int device) {
   std::memset(uuid, 0, 16);
   return static_cast<unsigned char *>(uuid)[15] = static_cast<unsigned char>(device), 0;
 }
-API cuDeviceGetName(char *name, int n, int) { return std::snprintf(name, n, "a pretended GPU"), 0; }
+API cuDeviceGetName(char *name, int n, int) {
+  const char *const said = std::getenv("LLAMA_LITE_PRETEND_NAME");
+  return std::snprintf(name, n, "%s", said ? said : "a pretended GPU"), 0;
+}
 API cuDeviceTotalMem_v2(size_t *bytes, int) { return *bytes = total(), 0; }
 // Of the attributes the program asks for the generation, and whether memory can be had in stream order.
 API cuDeviceGetAttribute(int *value, int attribute, int) { return *value = attribute == 75 ? 9 : attribute == 76 ? 0 : 1, 0; }
@@ -255,7 +262,7 @@ API cuMemcpyDtoDAsync_v2(Pointer to, Pointer from, size_t n, void *) {
 API cuEventCreate(void **event, unsigned) { return *event = new Event, 0; }
 API cuEventRecord(void *event, void *) {
   if (capturing) return 900;
-  static_cast<Event *>(event)->at = std::chrono::steady_clock::now();
+  static_cast<Event *>(event)->at = std::chrono::steady_clock::now() + pretended;
   return static_cast<Event *>(event)->after = foreign_queued, 0;
 }
 API cuEventSynchronize(void *event) { return settle(static_cast<Event *>(event)->after), 0; }

@@ -28,3 +28,6 @@ extern "C" void pretend_count(const char *name);
 extern "C" void pretend_follow(int (*go_on)(void *), void *what);
 // The number of the GPU of this process.
 extern "C" int pretend_device();
+// Moves the clock of events on, as if the stream had worked for so long.
+extern "C" void pretend_take(long microseconds);
+extern "C" int pretend_is_capturing();
