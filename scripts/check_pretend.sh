@@ -56,6 +56,12 @@ last=checkpoints/step-00000004
 gpu doctor >doctor.txt || { cat doctor.txt >&2; fail "doctor"; }
 echo "doctor: $(grep -c ' ok$' doctor.txt) comparisons hold"
 
+# A launch that fails is a line of the kernel's name, and the comparisons go on.
+status=0
+LLAMA_LITE_PRETEND_FAIL=swiglu_f32 gpu doctor >doctor.txt 2>&1 || status=$?
+[[ $status == 70 ]] && grep -q 'rope and swiglu, f32 .*FAILED: launch of swiglu_f32' doctor.txt && grep -q 'swiglu, bf16 .*ok$' doctor.txt ||
+  { cat doctor.txt >&2; fail "a failing launch: exit code $status"; }
+
 LLAMA_LITE_PRETEND_REPORT=$work/launches.json gpu pretrain --config run.toml --out one
 gpu pretrain --config run.toml --out two
 cpu pretrain --config run.toml --out on-cpu
@@ -155,7 +161,10 @@ assert len(pairs) > 4 and all(abs(a - b) < 0.02 * max(1, abs(b)) for a, b in pai
 P
 for where in gpu cpu; do $where sample --ckpt one --prompt Once --max-tokens 12 --greedy >$where.txt 2>/dev/null; done
 same gpu.txt cpu.txt
-echo "eval, tasks, sample: like the CPU"
+LLAMA_LITE_PRETEND_NO_GRAPHS=1 gpu sample --ckpt one --prompt Once --max-tokens 12 --greedy >plain.txt 2>said
+same gpu.txt plain.txt
+grep -q 'tokens are computed without a CUDA graph' said || fail "nothing is said of graphs: $(cat said)"
+echo "eval, tasks, sample: like the CPU, with and without CUDA graphs"
 
 cat >sft.toml <<'T'
 [sft]

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Proves on pretended GPUs (see pretend_gpu.sh) that the number of ranks does not change a bit of what a run writes: over NCCL, started by
+# Proves on pretended GPUs (see pretend_gpu.sh) that the number of ranks does not change a bit of what a run writes, although each GPU would
+# choose other algorithms of products: over NCCL, started by
 # the program itself, by the variables of torchrun and by mpiexec, and over MPI where two ranks share a GPU; over a save and a resume with
 # another number; and that ranks which cannot be joined, or lose one, end with a clear error. The library of NCCL is a pretended one
 # (src/ops/cuda/pretend/nccl.cpp): it shows that the program calls it rightly, and nothing of speed. Two to three minutes.
@@ -91,6 +92,8 @@ make bf16-1 gpu "${pretrain[@]}"
 make bf16-2 gpu "${pretrain[@]}" --ranks 2
 make bf16-4 gpu "${pretrain[@]}" --ranks auto
 for ranks in 2 4; do same bf16-1 bf16-$ranks; done
+# Each pretended GPU has a fastest algorithm of products of its own: all ranks compute by that of rank 0.
+[[ $(grep -c '"id": 1,' bf16-4/products.json) -gt 9 ]] && ! grep -q '"id": [234]' bf16-4/products.json || fail "not the algorithms of rank 0"
 [[ $(grep -c '"kind":"ranks"' bf16-4/events.jsonl) == 1 ]] || fail "no ranks"
 make f32-1 gpu "${exact[@]}"
 make f32-2 gpu "${exact[@]}" --ranks 2

@@ -4,7 +4,8 @@
 //
 // scripts/pretend_gpu.sh builds it as libcuda.so.1 and runs a program with it. LLAMA_LITE_PRETEND_REPORT=FILE gets the launches and the most
 // memory that was in use; LLAMA_LITE_PRETEND_BYTES is how much there is, LLAMA_LITE_PRETEND_GPUS how many GPUs (1), LLAMA_LITE_PRETEND_NAME what
-// they are called. Events have a clock of their own, which products move on (blas.cpp): what is measured is the same every time.
+// they are called. LLAMA_LITE_PRETEND_FAIL=KERNEL makes its launches fail, LLAMA_LITE_PRETEND_NO_GRAPHS=1 lets nothing be recorded. What is copied to the
+// host arrives when the stream is waited for: who reads it before finds NaNs. Events have a clock of their own, which products move on (blas.cpp): what is measured is the same every time.
 #include "pretend.h"
 #include <algorithm>
 #include <chrono>
@@ -42,6 +43,11 @@ struct Event {
   std::chrono::steady_clock::time_point at;
   size_t after = 0;  // what other libraries had queued
 };
+// What was copied to the host, which has not waited for it.
+struct Delayed {
+  void *to;
+  std::vector<unsigned char> bytes;
+};
 // What another library does by itself, when the stream has got there.
 struct Foreign {
   int (*go_on)(void *);
@@ -53,6 +59,7 @@ std::map<uintptr_t, size_t> blocks;
 size_t in_use, most_in_use;
 std::map<std::string, size_t> launches;
 Graph *capturing;
+std::vector<Delayed> delayed;
 std::mutex foreign_guard;
 std::deque<Foreign> foreign;
 size_t foreign_queued, foreign_done;
@@ -83,6 +90,14 @@ bool has_passed(size_t until) {
 // What is done at once here comes after them.
 void settle(size_t until = foreign_queued) {
   while (!has_passed(until)) usleep(20);
+}
+
+// The same, and the host has what was copied to it.
+void wait_for(size_t until = foreign_queued) {
+  settle(until);
+  const std::lock_guard<std::mutex> lock(guard);
+  for (const Delayed &copy : delayed) std::memcpy(copy.to, copy.bytes.data(), copy.bytes.size());
+  delayed.clear();
 }
 
 void report() {
@@ -208,13 +223,13 @@ API cuDevicePrimaryCtxRelease_v2(int) { return 0; }
 API cuCtxSetCurrent(void *) { return 0; }
 API cuCtxGetCurrent(void **context) { return *context = &guard, 0; }
 API cuCtxGetDevice(int *device) { return *device = opened, 0; }
-API cuCtxSynchronize() { return settle(), 0; }
+API cuCtxSynchronize() { return wait_for(), 0; }
 API cuCtxSetFlags(unsigned) { return 0; }
 API cuStreamCreate(void **stream, unsigned) { return *stream = &in_use, 0; }
 API cuStreamCreateWithPriority(void **stream, unsigned, int) { return *stream = &in_use, 0; }
 API cuStreamDestroy_v2(void *) { return 0; }
 API cuStreamSynchronize(void *) {
-  return capturing ? 900 : (settle(), 0);  // CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
+  return capturing ? 900 : (wait_for(), 0);  // CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
 }
 API cuStreamWaitEvent(void *, void *, unsigned) { return 0; }
 API cuGetErrorName(int error, const char **text) { return *text = error == 2 ? "CUDA_ERROR_OUT_OF_MEMORY" : "PRETENDED_ERROR", 0; }
@@ -249,9 +264,16 @@ API cuMemcpyHtoDAsync_v2(Pointer to, const void *from, size_t n, void *) {
 API cuMemcpyHtoD_v2(Pointer to, const void *from, size_t n) { return cuMemcpyHtoDAsync_v2(to, from, n, nullptr); }
 API cuMemcpyDtoHAsync_v2(void *to, Pointer from, size_t n, void *) {
   if (capturing) fail("memory is copied while a stream is captured");
-  return check(from, n, "copy from the GPU"), settle(), std::memcpy(to, reinterpret_cast<void *>(from), n), 0;
+  check(from, n, "copy from the GPU"), settle();
+  const unsigned char *const bytes = reinterpret_cast<unsigned char *>(from);
+  const std::lock_guard<std::mutex> lock(guard);
+  delayed.push_back({to, {bytes, bytes + n}});
+  return std::memset(to, 0xff, n), 0;
 }
-API cuMemcpyDtoH_v2(void *to, Pointer from, size_t n) { return cuMemcpyDtoHAsync_v2(to, from, n, nullptr); }
+API cuMemcpyDtoH_v2(void *to, Pointer from, size_t n) {
+  const int status = cuMemcpyDtoHAsync_v2(to, from, n, nullptr);
+  return wait_for(), status;
+}
 API cuMemcpyDtoDAsync_v2(Pointer to, Pointer from, size_t n, void *) {
   if (capturing) fail("memory is copied while a stream is captured");
   check(from, n, "copy"), check(to, n, "copy"), settle();
@@ -265,8 +287,11 @@ API cuEventRecord(void *event, void *) {
   static_cast<Event *>(event)->at = std::chrono::steady_clock::now() + pretended;
   return static_cast<Event *>(event)->after = foreign_queued, 0;
 }
-API cuEventSynchronize(void *event) { return settle(static_cast<Event *>(event)->after), 0; }
-API cuEventQuery(void *event) { return has_passed(static_cast<Event *>(event)->after) ? 0 : 600; }  // CUDA_ERROR_NOT_READY
+API cuEventSynchronize(void *event) { return wait_for(static_cast<Event *>(event)->after), 0; }
+API cuEventQuery(void *event) {
+  if (!has_passed(static_cast<Event *>(event)->after)) return 600;  // CUDA_ERROR_NOT_READY
+  return wait_for(static_cast<Event *>(event)->after), 0;
+}
 API cuEventDestroy_v2(void *event) { return delete static_cast<Event *>(event), 0; }
 API cuEventElapsedTime_v2(float *ms, void *from, void *to) {
   return *ms = std::chrono::duration<float, std::milli>(static_cast<Event *>(to)->at - static_cast<Event *>(from)->at).count(), 0;
@@ -294,6 +319,8 @@ API cuFuncSetAttribute(void *function, int attribute, int value) {
 API cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void *,
                    void **arguments, void **) {
   const Kernel *const kernel = static_cast<Kernel *>(function);
+  static const char *const failing = std::getenv("LLAMA_LITE_PRETEND_FAIL");
+  if (failing && kernel->name == failing) return 719;  // CUDA_ERROR_LAUNCH_FAILED
   if (int(shared) > kernel->shared || gx == 0 || gy == 0 || gz == 0) return 1;  // CUDA_ERROR_INVALID_VALUE
   pretend_count(kernel->name.c_str());
   // Arguments are the caller's only until it returns.
@@ -314,7 +341,10 @@ API cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsign
 }
 
 // ---- Graphs ----------------------------------------------------------------------------------------------------------------------------
-API cuStreamBeginCapture_v2(void *, int) { return capturing ? 901 : (capturing = new Graph, 0); }
+API cuStreamBeginCapture_v2(void *, int) {
+  if (std::getenv("LLAMA_LITE_PRETEND_NO_GRAPHS")) return 801;  // CUDA_ERROR_NOT_SUPPORTED
+  return capturing ? 901 : (capturing = new Graph, 0);
+}
 API cuStreamEndCapture(void *, void **graph) { return *graph = std::exchange(capturing, nullptr), 0; }
 API cuStreamIsCapturing(void *, int *status) { return *status = capturing ? 1 : 0, 0; }
 API cuGraphInstantiateWithFlags(void **executable, void *graph, unsigned long long) { return *executable = new Graph(*static_cast<Graph *>(graph)), 0; }
