@@ -229,7 +229,7 @@ pub(super) fn scaled_product(
     let product = Product { out, accumulate, factor, a, b };
     let queued: Result<()> = match device {
         #[cfg(feature = "cuda")]
-        Device::Cuda(device) => device::product(device, &product),
+        Device::Cuda(device) => products::product(device, &product),
         #[cfg(test)]
         Device::Cpu => emulated::product(&product),
         _ => Err(candle_core::Error::Msg("no GPU".into())),

@@ -2,7 +2,7 @@
 
 use super::libraries::open_libraries;
 use super::times::{timed, variable_that_waits};
-use super::{Grid, Matrix, Product, products};
+use super::{Grid, Matrix, Product};
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cuda_backend::cudarc::cublas::{result::CublasError, result::gemm_ex, sys as blas};
 use candle_core::cuda_backend::cudarc::driver::{
@@ -247,22 +247,6 @@ impl Product {
     pub(super) fn beta(&self) -> f32 {
         if self.accumulate { 1.0 } else { 0.0 }
     }
-}
-
-/// Queues a product.
-pub(super) fn product(device: &CudaDevice, product: &Product) -> CandleResult<()> {
-    device.cuda_stream().context().bind_to_thread().w()?;
-    let (rows, inner) = product.a.size();
-    let (_, columns) = product.b.size();
-    let sums = if product.accumulate { " added" } else { "" };
-    timed(
-        device,
-        || {
-            let name = format!("product {rows} x {inner} x {columns}{sums}");
-            (name, 2.0 * rows as f64 * inner as f64 * columns as f64)
-        },
-        || products::queue(device, product),
-    )
 }
 
 /// One cuBLAS call, by the algorithm of its choice. cuBLAS stores matrices by columns: the transposed product of the transposed matrices lies row

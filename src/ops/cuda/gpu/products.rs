@@ -5,7 +5,8 @@
 
 use super::cublaslt::{self, Accepted, MOST_WORKSPACE, Problem, Workspace};
 use super::device::{default_product, describe};
-use super::{Matrix, Product, address, empty, times};
+use super::times::{self, timed};
+use super::{Matrix, Product, address, empty};
 use crate::ops::product_algorithms::{ProductAlgorithms, ProductChoice, ProductKey, ProductTiming, fastest, median};
 use crate::runtime::error::note;
 use candle_core::cuda_backend::cudarc::driver::sys::{CUevent_flags, CUstreamCaptureStatus};
@@ -39,8 +40,24 @@ fn state() -> MutexGuard<'static, State> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Queues `product` by its algorithm.
-pub(super) fn queue(device: &CudaDevice, product: &Product) -> Result<()> {
+/// Queues a product.
+pub(super) fn product(device: &CudaDevice, product: &Product) -> Result<()> {
+    device.cuda_stream().context().bind_to_thread().w()?;
+    let (rows, inner) = product.a.size();
+    let (_, columns) = product.b.size();
+    let sums = if product.accumulate { " added" } else { "" };
+    timed(
+        device,
+        || {
+            let name = format!("product {rows} x {inner} x {columns}{sums}");
+            (name, 2.0 * rows as f64 * inner as f64 * columns as f64)
+        },
+        || queue(device, product),
+    )
+}
+
+/// The same without measuring it.
+fn queue(device: &CudaDevice, product: &Product) -> Result<()> {
     let mut state = state();
     if state.choices.is_empty() && !state.choosing {
         return default_product(device, product);
