@@ -37,7 +37,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
 TOLERANCE = 1e-4
 
@@ -70,6 +70,13 @@ def load_model(directory: Path, check: Checks):
         found = sorted(map(str, info[problem]))
         check(not found, problem.replace("_", " "), ", ".join(found) or "none")
     return model.eval()
+
+
+def load_tokenizer(directory: Path):
+    """Of a qwen2 model, AutoTokenizer of transformers 5 builds Qwen2's own (NFC, its split) whatever tokenizer.json says; llama-lite notes it."""
+    config = directory / "config.json"
+    is_qwen2 = config.exists() and json.loads(config.read_text()).get("model_type") == "qwen2"
+    return (PreTrainedTokenizerFast if is_qwen2 else AutoTokenizer).from_pretrained(directory)
 
 
 def check_config(directory: Path, model, check: Checks) -> None:
@@ -246,7 +253,7 @@ def check_variants(args, check: Checks) -> None:
         is_adapter = name.startswith("lora_")
         model = AutoModelForCausalLM.from_pretrained(args.ckpt if is_adapter else directory, dtype=torch.float32)
         model = (PeftModel.from_pretrained(model, directory) if is_adapter else model).eval()
-        tokenizer = AutoTokenizer.from_pretrained(args.ckpt if is_adapter else directory)
+        tokenizer = load_tokenizer(args.ckpt if is_adapter else directory)
         tokens = json.loads(run.stdout)["token_ids"]
         fine, detail = on_path(first_difference(model, prompt_ids(tokenizer, args.prompt), tokens), len(tokens))
         check(fine, f"{name}: continuation", detail)
@@ -277,7 +284,7 @@ def main() -> int:
     model = load_model(args.ckpt, check)
     check_config(args.ckpt, model, check)
     if not args.no_tokenizer:
-        tokenizer = AutoTokenizer.from_pretrained(args.ckpt)
+        tokenizer = load_tokenizer(args.ckpt)
         check_end_of_text(args.ckpt, model, tokenizer, check)
         check_round_trips(tokenizer, check)
         check_generate(model, tokenizer, args.prompt, args.max_tokens, check)

@@ -6,11 +6,12 @@ use super::open_model;
 use crate::chat::ChatTemplate;
 use crate::checkpoint::gguf::EXTENSION;
 use crate::checkpoint::{self, Certificate, Dtype, ExportDtype, GgufExport, Opened};
-use crate::config::ModelConfig;
+use crate::config::{Architecture, ModelConfig};
 use crate::inspect::card::{Facts, card};
 use crate::metrics::Console;
 use crate::runtime::error::{Exit, fail, note};
 use crate::tokenizer::Tokenizer;
+use crate::tokenizer::pretokenize::splits::KnownSplit;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
@@ -79,8 +80,31 @@ fn write_directory(args: &ExportArgs, source: &Opened, console: Console) -> Resu
     let certificate = checkpoint::export_with(source, &args.out, dtype, trim, describe)?;
     if !console.quiet {
         note(&certificate.to_string());
+        note_replaced_tokenizer(source);
     }
     Ok(())
+}
+
+/// Says so where transformers 5 gives the directory another tokenizer than its files have: `AutoTokenizer` builds that of Qwen2 for every
+/// model of the type, from the vocabulary and the merges alone.
+fn note_replaced_tokenizer(source: &Opened) {
+    if source.model.architecture != Architecture::Qwen2 {
+        return;
+    }
+    let Ok(tokenizer) = Tokenizer::from_dir(source.tokenizer_dir()) else { return };
+    if !is_tokenizer_of_qwen2(tokenizer.json()) {
+        note(
+            "note: transformers 5 takes the tokenizer of every qwen2 model for Qwen2's own, which this one is not: \
+             load it with PreTrainedTokenizerFast instead of AutoTokenizer",
+        );
+    }
+}
+
+fn is_tokenizer_of_qwen2(json: &[u8]) -> bool {
+    let Ok(root) = serde_json::from_slice::<serde_json::Value>(json) else { return false };
+    let pre = &root["pre_tokenizer"];
+    let first = pre["pretokenizers"].get(0).unwrap_or(pre);
+    root["normalizer"]["type"] == "NFC" && KnownSplit::of_step(first) == Some(KnownSplit::Qwen2)
 }
 
 /// What a card tells. Read before anything is written: a damaged log is no reason to export twice.
