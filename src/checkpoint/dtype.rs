@@ -14,7 +14,7 @@ pub enum Dtype {
     F32,
     /// 16 bits with f32's range.
     Bf16,
-    /// 16 bits, IEEE half.
+    /// 16 bits with more precision and less range, IEEE half.
     F16,
 }
 
@@ -27,7 +27,7 @@ pub enum ExportDtype {
     F32,
     /// 16 bits with f32's range.
     Bf16,
-    /// 16 bits, IEEE half.
+    /// 16 bits with more precision and less range, IEEE half.
     F16,
     /// 8.5 bits: 32 integers of 8 bits share a scale; of GGUF files alone.
     #[value(name = "q8_0")]

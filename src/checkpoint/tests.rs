@@ -51,7 +51,6 @@ impl Toy {
         Toy::of(toy_model(false), step)
     }
 
-    /// One of this shape.
     pub(crate) fn of(model: ModelConfig, step: u64) -> Toy {
         Toy::drawn(model, step, step)
     }

@@ -16,7 +16,6 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
 
-/// What `export` writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ExportFormat {
     /// A Hugging Face model directory.
@@ -42,7 +41,7 @@ pub struct ExportArgs {
     /// Directory to write, which must not exist or be empty; with --format gguf, a new file NAME.gguf
     #[arg(long, value_name = "PATH", value_parser = path())]
     pub out: PathBuf,
-    /// What to write
+    /// A Hugging Face directory (hf), or one file for llama.cpp and Ollama (gguf)
     #[arg(long, value_name = "FORMAT", default_value = "hf")]
     pub format: ExportFormat,
     /// Number format of the weights

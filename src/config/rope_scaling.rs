@@ -44,7 +44,6 @@ pub struct YarnScaling {
     pub truncate: bool,
 }
 
-/// The largest `model.max_position_embeddings`.
 pub(super) const MOST_POSITIONS: usize = 1_073_741_823;
 
 const FACTOR: &str = "factor";
@@ -119,7 +118,6 @@ impl RopeScaling {
     }
 }
 
-/// Reads settings by name.
 struct Settings<'a> {
     settings: &'a BTreeMap<String, Value>,
 }

@@ -14,7 +14,7 @@ use crate::runtime::error::Failure;
 /// A model's repository at a commit. Displayed as `hub:OWNER/NAME@COMMIT`, which names the same files for ever.
 #[derive(Clone, Debug)]
 pub struct ModelRepo {
-    /// `OWNER/NAME`.
+    /// `OWNER/NAME`, as addresses of the Hub have it.
     pub repo: String,
     pub commit: String,
     /// The directory that the files are in once they are fetched.

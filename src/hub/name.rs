@@ -22,7 +22,6 @@ pub enum RepoKind {
 }
 
 impl RepoKind {
-    /// As messages call it.
     pub(super) fn noun(self) -> &'static str {
         match self {
             Self::Dataset => "data set",
@@ -43,7 +42,7 @@ impl RepoKind {
 #[derive(Clone, Copy)]
 pub(super) struct Repo<'a> {
     pub(super) kind: RepoKind,
-    /// `OWNER/NAME`.
+    /// `OWNER/NAME`, as addresses of the Hub have it.
     pub(super) name: &'a str,
 }
 
@@ -71,7 +70,7 @@ impl fmt::Display for Repo<'_> {
 /// `hub:OWNER/NAME[@REVISION]`, a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelName {
-    /// `OWNER/NAME`.
+    /// `OWNER/NAME`, as addresses of the Hub have it.
     pub repo: String,
     /// Branch, tag or commit; the branch `main` if none.
     pub revision: Option<String>,
@@ -100,7 +99,7 @@ impl FromStr for ModelName {
 /// all files in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HubName {
-    /// `OWNER/NAME`.
+    /// `OWNER/NAME`, as addresses of the Hub have it.
     pub repo: String,
     /// Branch, tag or commit; the branch `main` if none.
     pub revision: Option<String>,

@@ -39,7 +39,6 @@ impl Weights {
         copy.vectors_mut().into_iter().map(|vector| vector.clone()).collect()
     }
 
-    /// The places of [`vectors`](Self::vectors).
     fn vectors_mut(&mut self) -> Vec<&mut Tensor> {
         self.blocks.iter_mut().flat_map(BlockWeights::vectors_mut).chain([&mut self.norm]).collect()
     }

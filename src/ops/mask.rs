@@ -14,7 +14,6 @@ pub struct Mask<'a> {
 }
 
 impl<'a> Mask<'a> {
-    /// Documents alone.
     pub fn of_documents(documents: Option<&'a DocumentStarts>) -> Self {
         Self { documents, window: None }
     }

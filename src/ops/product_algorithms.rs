@@ -88,7 +88,6 @@ pub struct ProductTiming {
     /// Algorithms that were tried beside cuBLAS's own choice.
     pub tried: usize,
     pub microseconds: f64,
-    /// By cuBLAS's own choice.
     pub default_microseconds: f64,
 }
 

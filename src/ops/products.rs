@@ -8,12 +8,10 @@ use std::path::PathBuf;
 /// How products that cuBLAS chooses the algorithms of are described.
 pub const DEFAULT_PRODUCTS: &str = "default";
 
-/// What LLAMA_LITE_PRODUCTS asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ProductSetting {
     /// The variable is not set: a run measures several algorithms before its first step.
     Choose,
-    /// `default`: cuBLAS chooses.
     Default,
     /// The algorithms of another run, whose `products.json` this is.
     File(PathBuf),
@@ -49,7 +47,6 @@ pub fn algorithms_in_use(device: &Device) -> Option<ProductAlgorithms> {
     }
 }
 
-/// Lets cuBLAS choose again.
 pub fn forget_algorithms() {
     #[cfg(feature = "cuda")]
     super::cuda::forget_algorithms();

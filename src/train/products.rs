@@ -10,7 +10,6 @@ use crate::runtime::files::read_bounded;
 use anyhow::Result;
 use std::path::Path;
 
-/// In a run directory.
 pub const PRODUCTS: &str = "products.json";
 
 /// The largest such file that is read, in bytes.

@@ -87,7 +87,6 @@ pub(super) struct PlannedTensor {
 /// Where a tensor's values come from.
 pub(super) enum PlannedValues {
     Weight {
-        /// Hugging Face's name.
         source: String,
         /// Number of heads whose rows the file has in another order; none if it has them as they are.
         reordered_heads: Option<usize>,

@@ -10,7 +10,6 @@ const RIGHT: f64 = 16.0;
 const TOP: f64 = 34.0;
 const BOTTOM: f64 = 44.0;
 
-/// Points (step, loss).
 pub(super) type Points = [(f64, f64)];
 
 /// Training and validation loss against steps; none where there are not two points to join.

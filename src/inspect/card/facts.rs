@@ -9,7 +9,6 @@ use crate::metrics::{Eval, SampleRecord, Val, read_events};
 use anyhow::Result;
 use std::path::{Path, PathBuf};
 
-/// What a card tells.
 pub struct Facts {
     /// The name of the exported directory.
     pub(super) name: String,

@@ -15,7 +15,7 @@ pub enum Frequencies {
 }
 
 impl Frequencies {
-    /// `θᵢ`.
+    /// The frequencies `θᵢ` as they are, without scaling.
     pub fn plain(head_dim: usize, theta: f64) -> Self {
         Self::fixed(powers(head_dim, theta as f32))
     }

@@ -14,7 +14,7 @@ const CONTRACTION: &str = "(?i:'s|'t|'re|'ve|'m|'ll|'d)";
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum KnownSplit {
     Gpt2,
-    /// Also Llama 3's.
+    /// The split of GPT-4, which Llama 3 has as well.
     Gpt4,
     Qwen2,
     Gpt4o,

@@ -22,7 +22,6 @@ const MOST_ALIGNMENT: u64 = 256;
 const SUMS: sys::cublasComputeType_t = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
 const FACTORS: sys::cudaDataType = sys::cudaDataType::CUDA_R_32F;
 
-/// The library's version.
 pub(super) fn version() -> String {
     // SAFETY: it has no conditions.
     let version = unsafe { sys::cublasLtGetVersion() };
@@ -96,11 +95,9 @@ unsafe impl Send for Problem {}
 pub(super) struct Accepted {
     pub(super) attributes: ProductAlgorithm,
     algorithm: sys::cublasLtMatmulAlgo_t,
-    /// Bytes that it needs.
     pub(super) workspace: usize,
 }
 
-/// Memory for algorithms.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Workspace {
     pub(super) at: u64,

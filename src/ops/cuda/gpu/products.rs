@@ -40,7 +40,6 @@ fn state() -> MutexGuard<'static, State> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Queues a product.
 pub(super) fn product(device: &CudaDevice, product: &Product) -> Result<()> {
     device.cuda_stream().context().bind_to_thread().w()?;
     let (rows, inner) = product.a.size();
@@ -149,7 +148,6 @@ impl State {
         Ok(ways[best].map(|accepted| (problem, accepted)))
     }
 
-    /// What a run keeps.
     fn table(&self, device: &CudaDevice) -> ProductAlgorithms {
         let choices = self.choices.iter();
         let products = choices.map(|(key, choice)| ProductChoice {
