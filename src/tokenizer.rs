@@ -15,8 +15,10 @@ mod cache;
 mod control;
 mod decoder;
 mod encoder;
+mod engine;
 mod hf;
 mod merges;
+mod new_tokens;
 pub(crate) mod pretokenize;
 mod special_tokens;
 mod stream;
@@ -135,19 +137,20 @@ impl Tokenizer {
         let bytes = read_capped(path)?;
         Kind::of_head(&bytes).refuse_unless(Kind::Json, path)?;
         let root: Value = serde_json::from_slice(&bytes).map_err(|error| wrong_file(path, error))?;
-        let mut engine = match ByteBpe::from_json(&root) {
-            Some(engine) => Engine::Byte(Box::new(engine)),
-            None => Engine::Hf(Box::new(HfTokenizer::new(bytes, &root).map_err(|why| wrong_file(path, why))?)),
-        };
+        let engine = Engine::from_json(bytes, &root).map_err(|why| wrong_file(path, why))?;
         // The settings in the directory belong to its tokenizer.json, not to a file of another name.
         let special = match path.parent() {
             Some(dir) if path.ends_with("tokenizer.json") => SpecialTokens::read(dir, of_model, &engine)?,
             _ => SpecialTokens::usual(&engine),
         };
+        Ok(Self::from_parts(engine, special))
+    }
+
+    fn from_parts(mut engine: Engine, special: SpecialTokens) -> Self {
         if let Engine::Hf(hf) = &mut engine {
             hf.add_control(special.eos.into_iter().chain(special.bos).chain(special.stops.iter().copied()));
         }
-        Ok(Self { inner: Inner::new(engine.into(), special) })
+        Self { inner: Inner::new(engine.into(), special) }
     }
 
     /// Encodes a prompt: special tokens' strings give their ids, and what the file says to add (a beginning of text)
@@ -345,37 +348,6 @@ impl Tokenizer {
         match &*self.inner.engine {
             Engine::Byte(_) => Ok(String::new()),
             Engine::Hf(engine) => engine.decode(ids, skip_special),
-        }
-    }
-}
-
-impl Engine {
-    fn vocab_size(&self) -> usize {
-        match self {
-            Engine::Byte(engine) => engine.tokens().len(),
-            Engine::Hf(engine) => engine.vocab_size(),
-        }
-    }
-
-    fn id_of(&self, token: &str) -> Option<u32> {
-        match self {
-            Engine::Byte(engine) => engine.id_of(token),
-            Engine::Hf(engine) => engine.id_of(token),
-        }
-    }
-
-    /// The token `id` as tokenizer.json writes it.
-    fn name_of(&self, id: u32) -> Option<String> {
-        match self {
-            Engine::Byte(engine) => engine.name_of(id),
-            Engine::Hf(engine) => engine.name_of(id),
-        }
-    }
-
-    fn is_special(&self, id: u32) -> bool {
-        match self {
-            Engine::Byte(engine) => engine.is_special(id),
-            Engine::Hf(engine) => engine.is_special(id),
         }
     }
 }

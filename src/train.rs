@@ -39,6 +39,7 @@ pub mod indicators;
 pub mod logs;
 pub mod model_state;
 pub mod new_run;
+pub mod new_tokens;
 pub mod optimizer;
 pub mod passes;
 pub mod paths;

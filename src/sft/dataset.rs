@@ -22,7 +22,7 @@ pub fn open(config: &Config, resumed: Option<Tokenizer>) -> Result<(Dataset, Sft
     let mut sft = open_sft(config, resumed)?;
     let tokenizer = sft.tokenizer.clone();
     let dataset = Dataset {
-        base_val: base_val(config, &tokenizer)?,
+        base_val: base_val(config, &document_tokenizer(config, &tokenizer))?,
         val: sft.val.take().map(EvalSet::examples),
         conversations: Some(Conversations { rows: sft.train.clone(), tokens: sft.mask_report.tokens }),
         tokenizer,
@@ -55,6 +55,13 @@ fn base_val(config: &Config, tokenizer: &Tokenizer) -> Result<Option<EvalSet>> {
     }
     // The base model's data may be gone. That is no reason to refuse the run.
     Ok(Dataset::open(&base, Some(tokenizer.clone())).ok().and_then(|dataset| dataset.val))
+}
+
+/// The tokenizer of the base model's documents: without new tokens, because shards name the tokenizer that made them. It gives a document
+/// the same ids as `tokenizer`, which stands for it where the base model is gone.
+fn document_tokenizer(config: &Config, tokenizer: &Tokenizer) -> Tokenizer {
+    let base = config.sft.base.as_deref().filter(|_| !config.sft.new_tokens.is_empty());
+    base.and_then(|base| Tokenizer::from_dir(Path::new(base)).ok()).unwrap_or_else(|| tokenizer.clone())
 }
 
 /// The configuration of the run of which `dir` is a checkpoint.

@@ -46,7 +46,11 @@ pub struct SftData {
 /// Those of the files; [`Exit::Data`] if no record can be trained on.
 pub fn open(config: &Config, resumed: Option<Tokenizer>) -> Result<SftData> {
     let base = Path::new(config.sft.base.as_deref().unwrap_or_default());
-    let tokenizer = resumed.clone().map_or_else(|| Tokenizer::from_dir(base), Ok)?;
+    let (tokenizer, new_tokens_note) = match &resumed {
+        // It has the new tokens already.
+        Some(tokenizer) => (tokenizer.clone(), None),
+        None => with_new_tokens(&Tokenizer::from_dir(base)?, &config.sft.new_tokens)?,
+    };
     let (template, template_note) = match resumed.as_ref().and_then(Tokenizer::chat_template) {
         Some(source) => (ChatTemplate::new(source.to_owned(), &tokenizer)?, None),
         None => choose(&config.sft, base, &tokenizer)?,
@@ -69,7 +73,7 @@ pub fn open(config: &Config, resumed: Option<Tokenizer>) -> Result<SftData> {
     let eval_prompts = eval_prompts(config, &encoder, &split.held_out);
     let examples = tally.encode(&encoder, split.train);
     let val = tally.encode(&encoder, split.held_out);
-    let notes = template_note.into_iter().chain(split.note).collect();
+    let notes = new_tokens_note.into_iter().chain(template_note).chain(split.note).collect();
     let mut mask_report = MaskReport::new(config, notes, &tally, &examples, tokenizer.eos_id().is_some());
     let examples = with_trained_tokens(examples);
     let val = limit_tokens(with_trained_tokens(val), config.eval.val_tokens);
@@ -86,6 +90,22 @@ pub fn open(config: &Config, resumed: Option<Tokenizer>) -> Result<SftData> {
     let tokenizer = tokenizer.for_chat(template.source(), mask_report.end_of_turn());
     let markers = markers(&template, &tokenizer);
     Ok(SftData { train: Arc::new(train), val, mask_report, bad: tally.bad, eval_prompts, template, markers, tokenizer })
+}
+
+/// `base` with `tokens`, and a note that says which of them are new.
+fn with_new_tokens(base: &Tokenizer, tokens: &[String]) -> Result<(Tokenizer, Option<String>)> {
+    let tokenizer = base.with_new_tokens(tokens)?;
+    let described = tokens.iter().filter_map(|token| {
+        let id = tokenizer.id_of(token)?;
+        Some(match base.id_of(token) {
+            None => format!("{token} is new (id {id})"),
+            Some(_) if base.is_special(id) => format!("{token} is there already (id {id})"),
+            Some(_) => format!("{token} is there already, as a token of ordinary text (id {id})"),
+        })
+    });
+    let described: Vec<String> = described.collect();
+    let note = (!described.is_empty()).then(|| format!("note: sft.new_tokens: {}", described.join(", ")));
+    Ok((tokenizer, note))
 }
 
 fn with_trained_tokens(examples: Vec<EncodedExample>) -> Vec<Example> {

@@ -78,6 +78,7 @@ fn config(template: &str) -> SftConfig {
         fields: Default::default(),
         max_bad: 0.0,
         template: template.into(),
+        new_tokens: vec![],
         train_on: TrainOn::Answers,
         epochs: 1.0,
         packing: true,

@@ -104,14 +104,7 @@ impl SpecialTokens {
     pub(super) fn config_json(&self, max_length: usize, engine: &Engine) -> Result<Vec<u8>> {
         let mut config = match &self.config {
             Some(config) => config.clone(),
-            None => {
-                let bos = self.bos.and_then(|id| engine.name_of(id));
-                let eos = self.eos.and_then(|id| engine.name_of(id));
-                // The class that takes tokenizer.json as it is, in transformers 4 and 5 alike.
-                let fresh = json!({"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": bos, "eos_token": eos,
-                    "unk_token": eos, "clean_up_tokenization_spaces": false});
-                fresh.as_object().cloned().unwrap_or_default()
-            }
+            None => self.fresh_config(engine),
         };
         make_portable(&mut config);
         config.insert("model_max_length".into(), max_length.into());
@@ -119,6 +112,16 @@ impl SpecialTokens {
             config.insert("chat_template".into(), template.as_str().into());
         }
         Ok(serde_json::to_vec_pretty(&config)?)
+    }
+
+    /// The settings of a tokenizer that came without any.
+    pub(super) fn fresh_config(&self, engine: &Engine) -> Map<String, Value> {
+        let bos = self.bos.and_then(|id| engine.name_of(id));
+        let eos = self.eos.and_then(|id| engine.name_of(id));
+        // The class that takes tokenizer.json as it is, in transformers 4 and 5 alike.
+        let fresh = json!({"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": bos, "eos_token": eos,
+            "unk_token": eos, "clean_up_tokenization_spaces": false});
+        fresh.as_object().cloned().unwrap_or_default()
     }
 }
 

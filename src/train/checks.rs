@@ -67,6 +67,10 @@ pub fn check_gpu(config: &Config) -> Result<()> {
 pub fn check_same_model(config: &Config, source: &Opened) -> Result<()> {
     let mut ours = config.model.clone();
     let mut theirs = source.model.clone();
+    // The rows of new tokens are added to those of the weights.
+    if !config.sft.new_tokens.is_empty() && theirs.vocab_size < ours.vocab_size {
+        theirs.vocab_size = ours.vocab_size;
+    }
     for model in [&mut ours, &mut theirs] {
         // These do not touch the shapes of weights.
         model.initializer_range = 0.02;

@@ -2,6 +2,7 @@
 
 use super::footprint::{Hardware, RanksHere, recompute};
 use super::identity::precision;
+use super::new_tokens::NewRows;
 use super::optimizer::Optimizer;
 use super::schedule::Schedule;
 use super::trainer_state::{TrainerState, TrainerStateFile};
@@ -50,7 +51,10 @@ impl ModelState {
         let layout = Layout::new(&config.model);
         let flat = match init_from {
             None => init(&config.model, &layout, config.train.seed)?,
-            Some(source) => read_flat(&layout, "", |sink| source.read_weights(sink))?,
+            Some(source) => read_flat(&layout, "", |sink| match NewRows::of(config, source)? {
+                None => source.read_weights(sink),
+                Some(new) => new.read_weights(source, config.model.vocab_size, sink),
+            })?,
         };
         let model = model(config, flat, device, group)?;
         // A resume compares it: adapters are of use only beside the weights that they were trained with.

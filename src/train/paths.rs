@@ -49,7 +49,7 @@ mod tests {
     use crate::config::SftInputs;
 
     /// Keys that hold text but no path. A new key belongs here or in `make_paths_absolute`.
-    const NO_PATHS: [&str; 18] = [
+    const NO_PATHS: [&str; 19] = [
         "data.source",
         "data.text_field",
         "data.text_separator",
@@ -63,6 +63,7 @@ mod tests {
         "eval.tasks",
         "sample.prompts",
         "sft.format",
+        "sft.new_tokens",
         "sft.train_on",
         "lora.targets",
         "data.weights",

@@ -3,6 +3,7 @@
 use super::checks::{check_machine, check_same_model};
 use super::disk::check_disk;
 use super::new_run::NewRun;
+use super::new_tokens::NewRows;
 use super::paths::make_paths_absolute;
 use super::ranks::settle_lanes;
 use super::requests::{NOTHING_TO_RESUME, Requests};
@@ -60,7 +61,9 @@ impl SftRun {
         let data = request.data.iter().map(|path| Ok(std::path::absolute(path)?.to_string_lossy().into_owned()));
         let data: Vec<String> = data.collect::<Result<_>>()?;
         let mut tuned = SftInputs { base: &base, model: &source.model, data: &data, steps: None };
-        let config = load_config(request, &tuned)?;
+        let mut config = load_config(request, &tuned)?;
+        let new_rows = NewRows::of(&config, &source)?;
+        new_rows.inspect(|rows| rows.grow(&mut config));
         check_same_model(&config, &source)?;
         session.note("preparing the data ...");
         // One rank after the other: what the first one caches or downloads, the others find.
@@ -68,6 +71,7 @@ impl SftRun {
         // The length of a run may follow from its number of rows, which is known only now.
         tuned.steps = Some(steps(&config, &data));
         let mut config = load_config(request, &tuned)?;
+        new_rows.inspect(|rows| rows.grow(&mut config));
         settle_lanes(&mut config, session.group.ranks())?;
         Ok(Self { config, data, source, session: session.clone() })
     }

@@ -15,6 +15,7 @@
 //! | `insight.rs` | `plan`, `report`, event files |
 //! | `hub_models.rs` | models of the Hub: downloads, refusals, the commit that a run remembers |
 //! | `sft.rs` | fine-tuning: proof, adapters, resume to the bit, formats |
+//! | `new_tokens.rs` | fine-tuning with new special tokens: rows, resume, export |
 //! | `benchmarks.rs` | benchmark tasks against the harness's numbers |
 //! | `torture.rs` | the promises of reliability, each broken on purpose many times |
 //! | `ranks.rs` | several processes as the ranks of one run |
@@ -54,6 +55,7 @@ mod huggingface;
 mod insight;
 mod launcher;
 mod messages;
+mod new_tokens;
 mod ranks;
 mod replay;
 mod resume;

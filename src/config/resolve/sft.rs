@@ -39,6 +39,23 @@ pub(super) fn rules(rules: &mut Rules, config: &Config) {
             given.then(|| broken("has no meaning in fine-tuning", "remove it: conversations come from --data"))
         });
     }
+    rules.rule(&["sft.new_tokens"], || {
+        let tokens = &config.sft.new_tokens;
+        let wrong =
+            tokens.iter().enumerate().find(|(i, token)| token.trim().is_empty() || tokens[..*i].contains(token));
+        wrong.map(|(_, token)| {
+            let what = if token.trim().is_empty() { "holds a token without text" } else { "holds a token twice" };
+            broken(format!("{what} ({token:?})"), "remove it")
+        })
+    });
+    rules.rule(&["sft.new_tokens", "lora.rank"], || {
+        (!config.sft.new_tokens.is_empty() && !config.lora.is_absent()).then(|| {
+            broken(
+                "is not supported with LoRA: the embedding is frozen, and the rows of new tokens would not be trained",
+                "train all weights: remove [lora], or set lora.rank to 0",
+            )
+        })
+    });
     rules.rule(&["lora.targets", "lora.rank"], || {
         (!config.lora.is_absent() && config.lora.targets.is_empty())
             .then(|| broken("is empty: nothing would be trained", "name layers, or leave it out for all of them"))

@@ -28,6 +28,8 @@ section! {
         /// How a conversation is written: "vicuna", "alpaca", "chatml", "llama2", "zephyr", "model" (the template in the
         /// model's directory) or the path of a Jinja chat_template.
         template: NameOrPath<TemplateName> = Value(NameOrPath::Name(TemplateName::Vicuna)), Any;
+        /// Special tokens that the tokenizer gets if it lacks them, such as ["<|im_start|>", "<|im_end|>"] for "chatml".
+        new_tokens: Vec<String> = Value(Vec::new()), Any;
         /// What is trained: every answer, the last answer of a conversation, or its whole text.
         train_on: TrainOn = Value(TrainOn::Answers), Any;
         /// Passes over the data when train.steps is not given.
