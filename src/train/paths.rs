@@ -49,7 +49,7 @@ mod tests {
     use crate::config::SftInputs;
 
     /// Keys that hold text but no path. A new key belongs here or in `make_paths_absolute`.
-    const NO_PATHS: [&str; 19] = [
+    const NO_PATHS: [&str; 20] = [
         "data.source",
         "data.text_field",
         "data.text_separator",
@@ -68,6 +68,7 @@ mod tests {
         "lora.targets",
         "data.weights",
         "optimizer.betas",
+        "model.architecture",
         "model.preset",
     ];
 
