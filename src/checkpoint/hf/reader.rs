@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::defaults::Defaults;
 use super::eos_ids;
-use crate::config::{Architecture, Choice, ModelConfig};
+use crate::config::{Architecture, Choice, ModelConfig, RopeScaling};
 
 pub(super) struct Reader<'a> {
     object: &'a Map<String, Value>,
@@ -181,6 +181,16 @@ impl<'a> Reader<'a> {
         }
         if !model.head_dim.is_multiple_of(2) {
             self.problem("head_dim", &json!(model.head_dim), "RoPE needs an even one");
+        }
+        match model.rope_scaling {
+            Some(RopeScaling::Dynamic { .. }) if model.head_dim == 2 => {
+                self.problem("head_dim", &json!(2), "dynamic RoPE needs more than one frequency");
+            }
+            // Its ramp divides by the logarithm.
+            Some(RopeScaling::Yarn(_)) if model.rope_theta <= 1.0 => {
+                self.problem("rope_theta", &json!(model.rope_theta), "yarn needs one above 1");
+            }
+            _ => {}
         }
         if model.num_hidden_layers > MOST_LAYERS {
             self.problem("num_hidden_layers", &json!(model.num_hidden_layers), "more than 10,000");

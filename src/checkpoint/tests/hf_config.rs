@@ -156,6 +156,14 @@ fn scaled_rope_is_read_from_either_place() {
     let yarn = json!({ "rope_type": "yarn", "factor": null, "original_max_position_embeddings": 1024 });
     let Some(RopeScaling::Yarn(yarn)) = scaling("rope_scaling", yarn) else { panic!("no yarn") };
     assert_eq!((yarn.factor, yarn.beta_fast, yarn.truncate), (4.0, 32.0, true));
+    let mut flat = version_4();
+    flat["rope_scaling"] = json!({ "rope_type": "yarn", "factor": 4.0 });
+    flat["rope_theta"] = json!(1.0);
+    assert!(parse_config(&flat, "c").unwrap_err().to_string().contains("above 1"));
+    let mut narrow = version_4();
+    narrow["rope_scaling"] = json!({ "type": "dynamic", "factor": 4.0 });
+    narrow["head_dim"] = json!(2);
+    assert!(parse_config(&narrow, "c").unwrap_err().to_string().contains("more than one frequency"));
     let mut both = version_4();
     both["rope_scaling"] = json!({ "type": "linear", "factor": 2.0 });
     both["rope_parameters"] = json!({ "rope_type": "linear", "factor": 4.0 });

@@ -82,6 +82,15 @@ fn architecture_rules(rules: &mut Rules, model: &ModelConfig) {
         (model.max_window_layers > 0 && model.sliding_window.is_none())
             .then(|| broken("has no effect without model.sliding_window", "remove it, or set model.sliding_window"))
     });
+    rules.rule(&["model.rope_scaling", "model.rope_theta"], || {
+        let is_yarn = matches!(model.rope_scaling, Some(RopeScaling::Yarn(_)));
+        (is_yarn && model.rope_theta <= 1.0).then(|| {
+            broken(
+                "rope_type \"yarn\" needs a model.rope_theta above 1",
+                "set model.rope_theta to 10000.0, for example",
+            )
+        })
+    });
     rules.rule(&["model.rope_scaling", "model.head_dim"], || {
         let is_dynamic = matches!(model.rope_scaling, Some(RopeScaling::Dynamic { .. }));
         (is_dynamic && model.head_dim == 2)

@@ -59,6 +59,15 @@ fn refuses_settings_of_other_architectures() {
             "did you mean factor?",
         ),
         (
+            &[
+                "model.rope_theta=1.0",
+                "model.rope_scaling={ rope_type = \"yarn\", factor = 2, original_max_position_embeddings = 8 }",
+            ],
+            "model.rope_scaling",
+            "model.rope_theta above 1",
+            "10000.0",
+        ),
+        (
             &["model.head_dim=2", "model.rope_scaling={ rope_type = \"dynamic\", factor = 2 }"],
             "model.rope_scaling",
             "heads of 2",
