@@ -17,6 +17,13 @@ fn megabytes(text: &str, word: &str) -> f64 {
     before.rsplit(' ').next().unwrap().parse().unwrap()
 }
 
+/// The peak of a probe in MB, and what was predicted for it.
+fn probed_memory(config: &Path) -> (f64, f64) {
+    let said = stdout(&ok(&["plan", "--config", arg(config), "--probe", "--quiet"]));
+    let line = said.lines().find(|line| line.starts_with("peak memory")).unwrap();
+    (megabytes(line, " measured"), megabytes(line, " predicted"))
+}
+
 #[test]
 fn predicted_memory_is_near_the_measured() {
     let dir = tempfile::tempdir().unwrap();
@@ -32,11 +39,13 @@ fn predicted_memory_is_near_the_measured() {
              num_key_value_heads = 4\nvocab_size = {vocab}\n[data]\nsource = \"stories\"\nstories = 2000\nval_stories = 2\n\
              tokenizer = \"train\"\n[train]\nsequence_length = {length}\nmicro_batch_size = {micro}\nsteps = 100\nrecompute = \"{recompute}\"\n"
         );
-        let said = stdout(&ok(&["plan", "--config", arg(&config(dir.path(), &text)), "--probe", "--quiet"]));
-        let line = said.lines().find(|line| line.starts_with("peak memory")).unwrap();
-        let (measured, predicted) = (megabytes(line, " measured"), megabytes(line, " predicted"));
+        let config = config(dir.path(), &text);
+        // Threads that other tests hold up free in another order, and each one's allocator keeps some of it: the middle of three is the run's.
+        let mut measured: Vec<(f64, f64)> = (0..3).map(|_| probed_memory(&config)).collect();
+        measured.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let (peak, predicted) = measured[1];
         let limit = if recompute == "selective" { 0.1 } else { 0.13 };
-        assert!((predicted / measured - 1.0).abs() < limit, "{hidden} {recompute}: {line}");
+        assert!((predicted / peak - 1.0).abs() < limit, "{hidden} {recompute}: {measured:?} MB");
     }
 }
 
