@@ -53,6 +53,9 @@ use anyhow::Result;
 
 use crate::runtime::files::io_failure;
 
+/// Characters of a value from a file in a message.
+const MOST_SHOWN: usize = 80;
+
 /// Names of the files of a checkpoint.
 pub mod names {
     pub const CONFIG: &str = "config.json";

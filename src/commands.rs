@@ -11,6 +11,7 @@ mod models;
 pub(crate) mod plan;
 pub(crate) mod prepare;
 pub(crate) mod pretrain;
+mod progress_bar;
 pub(crate) mod ranks;
 pub(crate) mod report;
 pub(crate) mod resume;

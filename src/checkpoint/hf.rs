@@ -133,16 +133,11 @@ fn unsupported_hint(object: &Map<String, Value>) -> String {
     let class = object.get("architectures").and_then(|list| list.get(0)).and_then(Value::as_str).unwrap_or_default();
     if let Some(body) = class.strip_suffix("Model") {
         let whole = format!("{body}ForCausalLM");
-        if Architecture::NAMES.iter().filter_map(|name| Architecture::from_name(name)).any(|a| a.class_name() == whole)
-        {
+        if Architecture::ALL.iter().any(|architecture| architecture.class_name() == whole) {
             return format!("{class} is the body of a model, without its head: save the {whole} that it belongs to");
         }
     }
-    let classes: Vec<_> = Architecture::NAMES
-        .iter()
-        .filter_map(|name| Architecture::from_name(name))
-        .map(Architecture::class_name)
-        .collect();
+    let classes = Architecture::ALL.map(Architecture::class_name);
     format!("what can be loaded: {}, with silu and not quantised", classes.join(", "))
 }
 

@@ -4,7 +4,9 @@
 use anyhow::Result;
 use serde_json::{Map, Value};
 
+use super::MOST_SHOWN;
 use crate::runtime::error::{Exit, fail};
+use crate::runtime::format::shortened;
 
 /// Keys that describe an adapter's origin, or choose the layers that its tensors name anyway, or tune an initialisation that is over.
 const NO_EFFECT: [&str; 12] = [
@@ -60,10 +62,7 @@ pub(super) fn refuse_other_kinds(json: &Value) -> Result<()> {
     }
     // Unknown keys count too: a newer kind of adapter must not be read as plain LoRA.
     let Some((key, value)) = config.iter().find(|(key, value)| !is_plain(key, value)) else { return Ok(()) };
-    let mut shown: String = value.to_string().chars().take(80).collect();
-    if shown.len() < value.to_string().len() {
-        shown.push('…');
-    }
+    let shown = shortened(&value.to_string(), MOST_SHOWN);
     let hint = match MERGEABLE.contains(&key.as_str()) {
         true => {
             "adapters that are plain LoRA on the linear layers of all blocks are read; merge others into their model with \

@@ -1,6 +1,7 @@
 //! `eval`: loss, bits per byte and perplexity of a model on text or shards; benchmark tasks as the lm-evaluation-harness scores them.
 
 use super::arguments::{path, positive, precision};
+use super::progress_bar::progress_bar;
 use super::ranks::RanksArgs;
 use super::{Loaded, load, print, session};
 
@@ -21,7 +22,7 @@ use crate::runtime::files::write_atomic;
 use crate::train::session::Session;
 use anyhow::Result;
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -247,13 +248,7 @@ fn prepare_tasks(args: &EvalArgs, loaded: &Loaded) -> Result<Vec<Prepared>> {
     Ok(prepared)
 }
 
+/// The progress of `length` things, which are called `what`.
 fn bar(length: usize, what: &str, console: Console) -> ProgressBar {
-    if !console.terminal || console.quiet {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new(length as u64);
-    if let Ok(style) = ProgressStyle::with_template(&format!("{{bar:30}} {{pos}}/{{len}} {what}  {{eta}} left")) {
-        bar.set_style(style);
-    }
-    bar
+    progress_bar(length as u64, &format!("{{bar:30}} {{pos}}/{{len}} {what}  {{eta}} left"), console)
 }

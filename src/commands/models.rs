@@ -1,12 +1,12 @@
 //! Models as arguments: a directory, or `hub:OWNER/NAME[@REVISION]`, which is downloaded into the cache of the Hub first.
 
+use super::progress_bar::progress_bar;
 use super::ranks;
 use crate::checkpoint::model_files;
 use crate::hub::{Hub, HubName, ModelName};
 use crate::metrics::Console;
 use crate::runtime::error::{Exit, fail, note};
 use anyhow::Result;
-use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
 
 /// The key of a configuration that holds a model.
@@ -51,7 +51,8 @@ fn download(name: &ModelName, console: Console) -> Result<PathBuf> {
     if !missing.is_empty() && !console.quiet {
         note(&format!("getting {repo}: {} files, {:.1} MB ...", missing.len(), bytes as f64 / 1e6));
     }
-    let bar = bar(bytes, console);
+    let template = "download {bytes}/{total_bytes}  {binary_bytes_per_sec}  {eta} left";
+    let bar = progress_bar(bytes, template, console);
     let mut done = 0;
     for file in missing {
         hub.fetch(file, &|received| bar.set_position(done + received))?;
@@ -59,15 +60,4 @@ fn download(name: &ModelName, console: Console) -> Result<PathBuf> {
     }
     bar.finish_and_clear();
     Ok(repo.dir)
-}
-
-fn bar(bytes: u64, console: Console) -> ProgressBar {
-    if !console.terminal || console.quiet {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new(bytes);
-    match ProgressStyle::with_template("download {bytes}/{total_bytes}  {binary_bytes_per_sec}  {eta} left") {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
 }

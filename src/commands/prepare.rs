@@ -1,6 +1,7 @@
 //! `data prepare`: inputs on this machine and on the Hub, a tokenizer, and a progress bar around the job.
 
 use super::arguments::{fraction, path, path_or_name};
+use super::progress_bar::styled_bar;
 use crate::corpus::shards::manifest::{Eot, ValSplit};
 use crate::corpus::source::ReadOptions;
 use crate::corpus::{Encode, InputFile, Inputs, PrepareOptions, PrepareProgress, Summary, left_out, prepare};
@@ -12,7 +13,7 @@ use crate::runtime::thread::spawn;
 use crate::tokenizer::Tokenizer;
 use anyhow::Result;
 use clap::Args;
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
@@ -229,8 +230,8 @@ impl Bars {
         let visible = console.terminal && !console.quiet;
         let target = if visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let all = MultiProgress::with_draw_target(target);
-        let job = styled_bar("{bar:30} {bytes}/{total_bytes} read  {msg}  {eta} left");
-        let download = styled_bar("download {bytes}/{total_bytes}  {binary_bytes_per_sec}  {msg}");
+        let job = styled_bar(0, "{bar:30} {bytes}/{total_bytes} read  {msg}  {eta} left");
+        let download = styled_bar(0, "download {bytes}/{total_bytes}  {binary_bytes_per_sec}  {msg}");
         Self { job: all.add(job), download: all.add(download), all }
     }
 
@@ -244,14 +245,6 @@ impl Bars {
             metrics::thousands(p.tokens),
             p.text_bytes as f64 / 1e6 / seconds,
         ));
-    }
-}
-
-fn styled_bar(template: &str) -> ProgressBar {
-    let bar = ProgressBar::new(0);
-    match ProgressStyle::with_template(template) {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
     }
 }
 

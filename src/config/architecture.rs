@@ -5,6 +5,8 @@ use super::rope_scaling::{MOST_POSITIONS, RopeScaling};
 use super::schema::ModelConfig;
 
 impl Architecture {
+    pub const ALL: [Self; 5] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3, Self::SmolLm3];
+
     /// The class of the whole model in transformers.
     pub fn class_name(self) -> &'static str {
         match self {

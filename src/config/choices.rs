@@ -276,6 +276,7 @@ mod tests {
         check_names::<Role>();
         check_names::<super::super::Meaning>();
         assert_eq!(LoraTarget::ALL.map(LoraTarget::name), LoraTarget::NAMES);
+        assert_eq!(Architecture::ALL.map(Architecture::name), Architecture::NAMES);
         assert_eq!(serde_json::to_string(&TrainOn::Last).unwrap(), "\"last_answer\"");
         assert_eq!(serde_json::from_str::<ScheduleKind>("\"wsd\"").unwrap(), ScheduleKind::Wsd);
     }

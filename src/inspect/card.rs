@@ -20,6 +20,7 @@ pub use facts::Facts;
 
 use crate::checkpoint::{Certificate, TextFile};
 use crate::metrics::{duration, fixed, thousands};
+use crate::runtime::format::shortened;
 use crate::runtime::shell::quoted;
 use markdown::{fenced, inline, table};
 use std::path::Path;
@@ -180,9 +181,7 @@ fn evaluation(facts: &Facts) -> String {
 fn samples(facts: &Facts) -> String {
     let shown = facts.samples().into_iter().take(SAMPLES).map(|sample| {
         let text = format!("{}{}", sample.prompt, sample.text);
-        let cut: String = text.chars().take(SAMPLE_LENGTH).collect();
-        let more = if cut.len() < text.len() { "…" } else { "" };
-        fenced("text", &format!("{cut}{more}"))
+        fenced("text", &shortened(&text, SAMPLE_LENGTH))
     });
     shown.collect::<Vec<_>>().join("\n")
 }

@@ -8,7 +8,8 @@ pub fn rope(config: &ModelConfig) -> Rope {
     Rope::with_frequencies(frequencies(config), config.context_length())
 }
 
-fn frequencies(config: &ModelConfig) -> Frequencies {
+/// The frequencies of a model of `config`.
+pub fn frequencies(config: &ModelConfig) -> Frequencies {
     let head_dim = config.head_dim;
     let theta = config.rope_theta;
     match config.rope_scaling {

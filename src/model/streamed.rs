@@ -28,8 +28,8 @@ pub fn streamed_logits(
     ids: &[u32],
     read: &mut ReadTensor<'_>,
 ) -> Result<Tensor> {
-    let (layers, outer): (Vec<_>, Vec<_>) =
-        config.tensor_shapes().into_iter().partition(|(name, _)| name.starts_with("model.layers."));
+    let mut outer = config.tensor_shapes();
+    outer.retain(|(name, _)| !name.starts_with("model.layers."));
     let [embed, norm, head @ ..] = outer.as_slice() else { bail!("a model has an embedding and a norm") };
     // Read again rather than kept: the embedding is the largest tensor of a small model.
     let head = head.first().unwrap_or(embed);
@@ -38,7 +38,7 @@ pub fn streamed_logits(
     let cx = Context { rope: &rope, documents: None, noise: None };
     let mut residual = Residual { h: embedding(&inputs, &read_one(embed, read)?)?, pending: None };
     for index in 0..config.num_hidden_layers {
-        let mut block = Block::new(config, index, read_layer(config, index, &layers, read)?);
+        let mut block = Block::new(config, index, read_layer(config, index, read)?);
         block.adapters = lora.map(|lora| read_adapters(config, lora, index, read)).transpose()?;
         residual = block.forward(residual, cx, Attend::Batch)?.0;
     }
@@ -60,15 +60,9 @@ fn read_flat(layout: &Layout, read: &mut ReadTensor<'_>) -> Result<Tensor> {
     Ok(Tensor::from_vec(flat, layout.total, &Device::Cpu)?)
 }
 
-/// The weights of the layer `index`, which are among `layers`.
-fn read_layer(
-    config: &ModelConfig,
-    index: usize,
-    layers: &[(String, Vec<usize>)],
-    read: &mut ReadTensor<'_>,
-) -> Result<BlockWeights> {
-    let prefix = format!("model.layers.{index}.");
-    let own = layers.iter().filter(|(name, _)| name.starts_with(&prefix)).cloned();
+/// The weights of the layer `index`.
+fn read_layer(config: &ModelConfig, index: usize, read: &mut ReadTensor<'_>) -> Result<BlockWeights> {
+    let own = config.layer_parameters().into_iter().map(|p| (format!("model.layers.{index}.{}", p.name), p.shape));
     let layout = Layout::from_shapes(own.collect());
     let flat = read_flat(&layout, read)?;
     Ok(BlockWeights::views(&mut Cursor::new(&flat, &layout)?, config)?)

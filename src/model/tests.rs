@@ -32,12 +32,12 @@ pub(crate) fn families() -> Vec<ModelConfig> {
         ModelConfig { sliding_window: Some(3), ..of(Architecture::Mistral) },
         of(Architecture::Qwen2),
         ModelConfig { attention_bias: true, sliding_window: Some(4), max_window_layers: 1, ..of(Architecture::Qwen3) },
-        ModelConfig { no_rope_layers: Some(vec![1, 0]), mlp_bias: true, ..of(Architecture::SmolLm3) },
+        ModelConfig { no_rope_layers: Some(vec![1, 0]), ..of(Architecture::SmolLm3) },
         // Shorter than the texts of the tests.
         ModelConfig {
             rope_scaling: Some(RopeScaling::Dynamic { factor: 8.0 }),
             max_position_embeddings: 4,
-            ..of(Architecture::Qwen3)
+            ..of(Architecture::Llama)
         },
     ]
 }

@@ -46,12 +46,11 @@ impl<'a> Mask<'a> {
     /// [`first_keys`](Self::first_keys) of all `b` sequences, one after the other.
     #[cfg(any(test, feature = "cuda"))]
     pub(in crate::ops) fn all_first_keys(&self, b: usize, t: usize) -> Option<Cow<'a, [u32]>> {
-        let Some(first) = window_first_keys(self.window, 0, t) else {
+        if self.window.is_none_or(|window| window >= t) {
             return self.documents.map(|documents| Cow::Borrowed(documents.starts()));
-        };
-        let Some(documents) = self.documents else { return Some(Cow::Owned(first.repeat(b))) };
-        let starts = documents.starts().iter().zip(first.iter().cycle());
-        Some(Cow::Owned(starts.map(|(start, first)| *start.max(first)).collect()))
+        }
+        let rows: Option<Vec<_>> = (0..b).map(|i| self.first_keys(i, t)).collect();
+        rows.map(|rows| Cow::Owned(rows.concat()))
     }
 }
 

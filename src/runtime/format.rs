@@ -79,9 +79,23 @@ pub fn escape_control(text: &str) -> String {
     out
 }
 
+/// The first `most` characters of `text`, with a sign of what is left out.
+pub fn shortened(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        None => text.to_owned(),
+        Some((end, _)) => format!("{}…", &text[..end]),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_left_out_is_shown() {
+        assert_eq!([0, 2, 3, 9].map(|most| shortened("aé🙂", most)), ["…", "aé…", "aé🙂", "aé🙂"]);
+        assert_eq!(shortened("", 0), "");
+    }
 
     #[test]
     fn numbers_read_at_a_glance() {

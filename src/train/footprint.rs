@@ -251,6 +251,23 @@ mod tests {
         assert_eq!((part.gradients, part.moments, part.snapshot), (4 * adapters, 8 * adapters, 12 * adapters));
     }
 
+    /// Heads before their norms are kept beside those after them; gate and up with a bias are not rounded on a CPU.
+    #[test]
+    fn what_architectures_keep_besides() {
+        let text = "[model]\nhidden_size = 64\nintermediate_size = 128\nnum_hidden_layers = 2\nnum_attention_heads = 4\nnum_key_value_heads = 2\n\
+                    vocab_size = 512\n[data]\nsource = \"stories\"\ntokenizer = \"train\"\n[train]\nsequence_length = 64\nmicro_batch_size = 2\n\
+                    steps = 9\nprecision = \"bf16\"\n";
+        let activations = |sets: &str| {
+            let config = Config::from_toml_str(&text.replace("[data]", &format!("{sets}\n[data]")), "a.toml").unwrap();
+            alone(&config, Recompute::Selective, DevicePolicy::new(&config, &CPU)).activations
+        };
+        let tokens_and_layers = 2 * 64 * 2;
+        let plain = activations("");
+        assert_eq!(activations("architecture = \"qwen3\"") - plain, tokens_and_layers * 4 * (4 + 2) * 16);
+        assert_eq!(activations("mlp_bias = true") - plain, tokens_and_layers * (4 - 2) * 2 * 128);
+        assert_eq!(activations("architecture = \"qwen2\""), plain);
+    }
+
     /// The paper's model on a GPU in bf16: 18 bytes of state a parameter, 1.41 MB of activations a token, and what the card must have.
     #[test]
     fn the_large_model_is_known_to_fit() {

@@ -5,6 +5,7 @@ use anyhow::Result;
 use super::header::GgufHeader;
 use super::model_refusal;
 use crate::config::{ModelConfig, RopeScaling, YarnScaling};
+use crate::model::rope::frequencies;
 use crate::ops::rope::Frequencies;
 
 /// The name of the tensor.
@@ -50,10 +51,10 @@ fn usual_yarn(yarn: &YarnScaling) -> Result<&YarnScaling> {
 
 /// What each frequency is divided by, if the model's scaling is one that is written so.
 pub(super) fn factors(model: &ModelConfig) -> Option<Vec<f32>> {
-    let Some(RopeScaling::Llama3(scaling)) = model.rope_scaling else { return None };
-    let bounds = [scaling.low_freq_factor, scaling.high_freq_factor];
-    let original = scaling.original_max_position_embeddings;
-    let scaled = Frequencies::llama3(model.head_dim, model.rope_theta, scaling.factor, bounds, original);
+    if !matches!(model.rope_scaling, Some(RopeScaling::Llama3(_))) {
+        return None;
+    }
+    let scaled = frequencies(model);
     let plain = Frequencies::plain(model.head_dim, model.rope_theta);
     Some(plain.at(0).into_iter().zip(scaled.at(0)).map(|(plain, scaled)| plain / scaled).collect())
 }

@@ -5,6 +5,7 @@ use anyhow::Result;
 use serde_json::Value;
 
 use super::refusal;
+use crate::runtime::format::shortened;
 use crate::tokenizer::pretokenize::splits::KnownSplit;
 
 /// What llama.cpp does under a name of `tokenizer.ggml.pre`.
@@ -73,11 +74,5 @@ fn only_maps_bytes(step: &Value) -> bool {
 
 /// A part of a `tokenizer.json` for a message of one line.
 fn shown(part: &Value) -> String {
-    const LONGEST: usize = 120;
-    let text = part.to_string();
-    let mut shown: String = text.chars().take(LONGEST).collect();
-    if shown.len() < text.len() {
-        shown.push('…');
-    }
-    shown
+    shortened(&part.to_string(), 120)
 }

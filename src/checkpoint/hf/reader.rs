@@ -4,7 +4,9 @@ use serde_json::{Map, Value, json};
 
 use super::defaults::Defaults;
 use super::eos_ids;
+use crate::checkpoint::MOST_SHOWN;
 use crate::config::{Architecture, Choice, ModelConfig, RopeScaling};
+use crate::runtime::format::shortened;
 
 pub(super) struct Reader<'a> {
     object: &'a Map<String, Value>,
@@ -22,11 +24,7 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn problem(&mut self, key: &str, value: &Value, why: &str) {
-        let mut shown: String = value.to_string().chars().take(80).collect();
-        if shown.len() < value.to_string().len() {
-            shown.push('…');
-        }
-        self.problems.push(format!("{key} = {shown} ({why})"));
+        self.problems.push(format!("{key} = {} ({why})", shortened(&value.to_string(), MOST_SHOWN)));
     }
 
     /// Refuses `key` unless it is absent or one of `allowed`.
@@ -47,8 +45,9 @@ impl<'a> Reader<'a> {
         if even_split.is_none() && absent.head_dim.is_none() && self.get("head_dim").is_none() {
             self.problems.push("hidden_size is no multiple of num_attention_heads and head_dim is missing".to_owned());
         }
-        let is_null = self.object.contains_key("num_key_value_heads");
-        let key_value_heads = absent.num_key_value_heads.filter(|_| !is_null).unwrap_or(num_attention_heads);
+        // Null is as many as query heads, whatever an absent key is.
+        let is_absent = !self.object.contains_key("num_key_value_heads");
+        let key_value_heads = absent.num_key_value_heads.filter(|_| is_absent).unwrap_or(num_attention_heads);
         let num_hidden_layers = self.size("num_hidden_layers", None);
         let max_position_embeddings = self.size("max_position_embeddings", Some(absent.max_position_embeddings));
         let (sliding_window, max_window_layers) = self.window(architecture, &absent);
@@ -82,15 +81,13 @@ impl<'a> Reader<'a> {
 
     /// The architecture that `model_type` and `architectures` name; Llama where they name none that is supported.
     fn architecture(&mut self) -> Architecture {
-        let supported: Vec<Architecture> =
-            Architecture::NAMES.iter().filter_map(|name| Architecture::from_name(name)).collect();
         if self.get("model_type").is_none() && self.get("architectures").is_none() {
             self.problems.push(format!("model_type is missing (one of {} is needed)", Architecture::NAMES.join(", ")));
         }
         let types: Vec<Value> = Architecture::NAMES.iter().map(|name| json!(name)).collect();
         self.only("model_type", &types, &format!("only {} are", Architecture::NAMES.join(", ")));
         let by_type = self.get("model_type").and_then(Value::as_str).and_then(Architecture::from_name);
-        let by_class = |value: &Value| supported.iter().copied().find(|a| *value == json!([a.class_name()]));
+        let by_class = |value: &Value| Architecture::ALL.into_iter().find(|a| *value == json!([a.class_name()]));
         let Some(classes) = self.get("architectures").cloned() else { return by_type.unwrap_or_default() };
         match (by_type, by_class(&classes)) {
             (Some(by_type), by_class) => {
